@@ -1,0 +1,56 @@
+# make demo    sets up .venv and runs the main job: teacher, plain student, DRKD student, side by side
+# make test    sets up .venv and runs the tests
+# make check   format, lint, types, import floors, tests
+# Another Python: make test PYTHON=python3.12      Another folder: make demo WORKDIR=somewhere
+
+PYTHON ?= python3
+DETECTOR ?= retinanet
+WORKDIR ?= demo/$(DETECTOR)
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The environment is made again only when one of these changed.
+KEY := $(shell { cat pyproject.toml constraints.txt; $(PYTHON) -c 'import sys; print(sys.executable, sys.version)'; } | sha256sum | cut -c1-16)
+
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: help env demo test check format lint types floors clean
+
+help:
+	@sed -n '1,4s/^# //p' Makefile
+
+env:
+	@if [ "$$(cat $(VENV)/.made-from 2>/dev/null)" != "$(KEY)" ]; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "drkd-jax needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }; \
+	  echo "Setting up $(VENV) with $$($(PYTHON) --version) (once; about two minutes)"; \
+	  rm -rf $(VENV); \
+	  $(PYTHON) -m venv $(VENV) \
+	    || { echo "no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }; \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' && echo "$(KEY)" > $(VENV)/.made-from; \
+	fi
+
+demo: env
+	$(BIN)/python -m drkd_jax demo --detector=$(DETECTOR) --workdir=$(WORKDIR)
+
+test: env
+	$(BIN)/python -m pytest
+
+check: env lint types floors test
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: env
+	$(BIN)/mypy
+
+floors: env
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

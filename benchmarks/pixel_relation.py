@@ -1,0 +1,148 @@
+"""The pixel relation, plain against Gram form, a level at a time: time, memory, FLOPs, error.
+
+    python benchmarks/pixel_relation.py [--levels P2,P3] [--dtype float32|bfloat16] [--json FILE]
+
+Maps of an 800x1344 canvas, 256 channels, 64/64/256/256/256 nodes, forward and backward with
+respect to the student's map and the student's modules (the teacher's are frozen, the default).
+Memory is what the compiled program holds beside its arguments and results. The error is that of
+each form against the plain form in float64, in relative norm; it is left out with --no-error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from drkd_jax.distill.config import PixelRelationConfig
+from drkd_jax.distill.pairing import LevelPair
+from drkd_jax.distill.pixel_relation import PixelRelation
+from drkd_jax.types import FeatureSpec
+
+CANVAS = 800, 1344
+NODES = {"P2": 64, "P3": 64, "P4": 256, "P5": 256, "P6": 256}
+STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32, "P6": 64}
+
+
+def make(level: str, arithmetic: str, channels: int) -> PixelRelation:
+    stride = STRIDES[level]
+    spec = FeatureSpec((channels,), (stride,), ("lateral",))
+    config = PixelRelationConfig(nodes=(NODES[level],), arithmetic=arithmetic)
+    pairs = (LevelPair(0, 0, stride),)
+    return PixelRelation(config, pairs, spec, spec, rngs=nnx.Rngs(0))
+
+
+def step(term: PixelRelation, dtype: Any) -> tuple[Callable[..., Any], tuple[Any, Any]]:
+    """A jitted value-and-gradient, and the module's own state in `dtype`."""
+    trained = nnx.All(nnx.Param, lambda path, _: path[0] != "teacher")
+    graph, params, rest = nnx.split(term, trained, ...)
+    params, rest = jax.tree.map(lambda x: x.astype(dtype), (params, rest))
+
+    def loss(params: Any, rest: Any, s: jax.Array, t: jax.Array, mask: jax.Array) -> jax.Array:
+        module = nnx.merge(graph, params, rest, copy=True)
+        return module((s,), (t,), (mask,))[0]
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 2))), (params, rest)
+
+
+def relative(found: Any, wanted: Any) -> float:
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    off = size = 0.0
+    for a, b in pairs:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        off, size = off + ((a - b) ** 2).sum(), size + (b**2).sum()
+    return float(np.sqrt(off / max(size, 1e-300)))
+
+
+def measure(level: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    stride = STRIDES[level]
+    shape = (arguments.batch, -(-CANVAS[0] // stride), -(-CANVAS[1] // stride), arguments.channels)
+    random = np.random.default_rng(0)
+    s, t = (random.standard_normal(shape, np.float32) for _ in range(2))
+    mask = np.ones(shape[:3], bool)
+    mask[:, :, int(0.9 * shape[2]) :] = False  # a picture seldom fills its canvas
+    s, t = (jnp.asarray(x).astype(arguments.dtype) for x in (s, t))
+    row: dict[str, Any] = {"level": level, "pixels": shape[1] * shape[2]}
+    answers: dict[str, Any] = {}
+    for form in ("plain", "gram"):
+        function, state = step(make(level, form, arguments.channels), jnp.float32)
+        compiled = function.lower(*state, s, t, mask).compile()
+        row[f"{form}_mib"] = compiled.memory_analysis().temp_size_in_bytes / 2**20
+        cost = compiled.cost_analysis()
+        row[f"{form}_gflop"] = (cost[0] if isinstance(cost, list) else cost)["flops"] / 1e9
+        jax.block_until_ready(compiled(*state, s, t, mask))
+        times = []
+        for _ in range(arguments.repeat):
+            start = time.perf_counter()
+            answer = jax.block_until_ready(compiled(*state, s, t, mask))
+            times.append(time.perf_counter() - start)
+        row[f"{form}_ms"] = 1e3 * min(times)
+        answers[form] = jax.tree.map(np.asarray, answer)
+    if not arguments.no_error:
+        with jax.enable_x64(True):
+            function, state = step(make(level, "plain", arguments.channels), jnp.float64)
+            state = jax.tree.map(  # the same starting numbers, whatever the precision
+                lambda wide, narrow: jnp.asarray(np.asarray(narrow), wide.dtype),
+                state,
+                arguments.start[level],
+            )
+            maps = (jnp.asarray(np.asarray(x, np.float64)) for x in (s, t))
+            exact = jax.tree.map(np.asarray, function(*state, *maps, mask))
+        for form, answer in answers.items():
+            row[f"{form}_loss_error"] = relative(answer[0], exact[0])
+            row[f"{form}_gradient_error"] = relative(answer[1][1], exact[1][1])
+            row[f"{form}_parameter_error"] = relative(answer[1][0], exact[1][0])
+    for what in ("ms", "mib", "gflop"):
+        row[f"{what}_ratio"] = row[f"plain_{what}"] / row[f"gram_{what}"]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--levels", default="P2,P3,P4,P5,P6")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--no-error", action="store_true", help="skip the float64 comparison")
+    parser.add_argument("--json", help="write the rows to this file as well")
+    arguments = parser.parse_args()
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({os.cpu_count()} CPU cores), {arguments.dtype}")
+    arguments.start = {}
+    rows = []
+    print("level pixels | ms plain  gram ratio | MiB plain  gram ratio | GFLOP plain gram ratio")
+    for level in arguments.levels.split(","):
+        arguments.start[level] = step(make(level, "plain", arguments.channels), jnp.float32)[1]
+        row = measure(level, arguments)
+        rows.append(row)
+        print(
+            f"{level:5} {row['pixels']:6} | {row['plain_ms']:8.1f} {row['gram_ms']:5.1f} "
+            f"{row['ms_ratio']:5.2f} | {row['plain_mib']:9.1f} {row['gram_mib']:5.1f} "
+            f"{row['mib_ratio']:5.2f} | {row['plain_gflop']:11.2f} {row['gram_gflop']:4.2f} "
+            f"{row['gflop_ratio']:5.2f}",
+            flush=True,
+        )
+        if not arguments.no_error:
+            for form in ("plain", "gram"):
+                print(
+                    f"      {form:5} error in loss {row[f'{form}_loss_error']:.1e}, map gradient "
+                    f"{row[f'{form}_gradient_error']:.1e}, parameter gradient "
+                    f"{row[f'{form}_parameter_error']:.1e}",
+                    flush=True,
+                )
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"device": device.device_kind, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Recipes: one run a file, and what they share in `common`."""

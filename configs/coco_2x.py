@@ -1,0 +1,64 @@
+"""The paper's training on COCO 2017: what its four recipes share.
+
+24 epochs, pictures of 800 x 1333, 16 pictures a step, SGD, warm-up over 500 steps, learning rate
+divided by 10 after epochs 16 and 22, stem and first stage frozen, everything trained decays.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+BACKBONE_INIT = "weights/resnet50_imagenet"
+TEACHERS = {
+    "faster_rcnn": "weights/faster_rcnn_x101_64x4d_fpn_1x_coco",
+    "retinanet": "weights/retinanet_x101_64x4d_fpn_1x_coco",
+}
+
+
+def recipe(student: ConfigDict, learning_rate: float) -> ConfigDict:
+    """A plain student in the paper's schedule, from ImageNet weights."""
+    config = common.base()
+    config.data.train = "tfds:coco/2017:train"
+    config.data.val = "tfds:coco/2017:validation"
+    config.student.update(student)
+    config.student.init = BACKBONE_INIT
+    config.train.epochs = 24.0
+    config.train.learning_rate = learning_rate
+    config.train.checkpoint_every = 2000
+    config.train.eval_every = 7330  # an epoch
+    return config
+
+
+def distilled(
+    config: ConfigDict, *, pixel_relation: float, instance_relation: float, instance_feature: float
+) -> ConfigDict:
+    """The same student beside the paper's frozen teacher, in the official form of every term.
+
+    The weights belong to plain norms over two pictures a device, as the author trained; they mean
+    nothing for the default form.
+    """
+    common.with_teacher(config, TEACHERS[config.student.detector])
+    model = config.student.to_dict()
+    del model["init"]
+    model["backbone"] |= {"depth": 101, "groups": 64, "group_width": 4}
+    config.teacher.update(ConfigDict(model))
+    config.distill = ConfigDict(
+        {
+            "pixel_relation": {"form": "official", "weight": pixel_relation},
+            "instance_relation": {"form": "official", "weight": instance_relation},
+            "instance_feature": {"form": "official", "weight": instance_feature},
+            "pictures_per_device": 2,
+        }
+    )
+    return config
+
+
+def named(config: ConfigDict, name: str | None) -> ConfigDict:
+    """The recipe under the name that follows the colon of ``--config=FILE.py:NAME``."""
+    if name in (None, ""):
+        return config
+    if name == "tiny":
+        return common.tiny(config)
+    raise ValueError(f"unknown form '{name}' of this recipe; there is only 'tiny'")

@@ -1,0 +1,154 @@
+"""What the recipes share: every key a run knows, with its default, and the ``:tiny`` form.
+
+A recipe is a file with ``get_config(name=None) -> ConfigDict``. It starts from ``base()`` and
+changes what is its own. ``--config=FILE.py:NAME`` passes NAME; every recipe knows ``tiny``.
+Any key can be set from the command line: ``--config.train.learning_rate=0.005``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def base() -> ConfigDict:
+    """Every key of a run. ``student`` still needs its model settings."""
+    config = ConfigDict()
+    config.seed = 0
+
+    data = config.data = ConfigDict()
+    # shapes:N[:SEED] | coco:IMAGES_DIR:INSTANCES_JSON | tfds:coco/2017:SPLIT[@DATA_DIR]
+    data.train = "shapes:1024"
+    data.val = "shapes:200:1"
+    data.canvases = ((800, 1344), (1344, 800))  # height, width; multiples of the coarsest stride
+    data.shorter = 800  # pixels of the shorter side after resizing ...
+    data.longer = 1333  # ... unless the longer side would pass this
+    data.max_boxes = 100  # rows for ground truth in a batch
+    data.flip = 0.5  # probability of a mirrored training picture
+    data.drop_empty = True  # leave training pictures without a box, or under 32 pixels, out
+    data.num_threads = 4
+    data.num_workers = 0  # worker processes; 0 reads in threads
+    data.prefetch = 4  # batches
+    data.mean = IMAGENET_MEAN
+    data.std = IMAGENET_STD
+
+    config.student = ConfigDict()
+    config.student.init = ""  # "" from scratch, or a work folder to start from
+
+    config.teacher = placeholder(ConfigDict)  # None: no teacher
+    config.distill = placeholder(ConfigDict)  # None: plain training
+
+    train = config.train = ConfigDict()
+    train.batch_size = 16  # pictures a step over all devices
+    train.epochs = 0.0  # length of the run; 0 where ``steps`` gives it
+    train.steps = 0
+    train.learning_rate = 0.02
+    train.momentum = 0.9
+    train.weight_decay = 1e-4
+    train.weight_decay_mask = "all"  # all | kernels (no decay on biases and norms)
+    train.warmup_steps = 500
+    train.warmup_factor = 0.001  # the first step's share of the learning rate
+    train.decay_at = (16.0, 22.0)  # in epochs where ``epochs`` is set, else in steps
+    train.decay_factor = 0.1
+    train.clip_norm = 0.0  # largest global gradient norm; 0 for none
+    train.precision = "float32"  # float32 | bfloat16: what the networks compute in
+    train.parallel = "jit"
+    train.log_every = 50  # steps
+    train.checkpoint_every = 1000  # steps
+    train.eval_every = 0  # steps; 0 evaluates at the end only
+    train.keep = 2  # checkpoints kept beside the best one
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 16
+    return config
+
+
+def with_teacher(config: ConfigDict, checkpoint: str, **settings: Any) -> ConfigDict:
+    """Adds a teacher. Without ``settings`` its model is read from the checkpoint's own config."""
+    config.teacher = ConfigDict(
+        {
+            "checkpoint": checkpoint,  # a work folder of this program
+            "init": "",  # "random" lets an untrained teacher through, by name
+            "evaluate": False,  # measure the teacher's AP on ``data.val`` at the start
+            "dtype": "bfloat16",
+            **settings,
+        }
+    )
+    return config
+
+
+def retinanet(depth: int = 50, **backbone: Any) -> ConfigDict:
+    """RetinaNet on ResNet-FPN, P3..P7, in mmdetection's conventions."""
+    return ConfigDict(
+        {
+            "detector": "retinanet",
+            "backbone": {"depth": depth, "norm": "frozen_bn", "frozen_stages": 1, **backbone},
+            "channels": 256,
+            "extra": "conv_c5",
+        }
+    )
+
+
+def faster_rcnn(depth: int = 50, **backbone: Any) -> ConfigDict:
+    """Faster R-CNN on ResNet-FPN, P2..P6, in mmdetection's conventions."""
+    return ConfigDict(
+        {
+            "detector": "faster_rcnn",
+            "backbone": {"depth": depth, "norm": "frozen_bn", "frozen_stages": 1, **backbone},
+            "channels": 256,
+            "extra": "pool",
+        }
+    )
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+    """The same recipe made small enough to run two steps on drawn pictures in a test.
+
+    Models keep their class, their pyramid and their losses; pictures, widths and counts shrink.
+    Weights that would have to be loaded are drawn at random, by name.
+    """
+    config.data.train, config.data.val = "shapes:8", "shapes:4:1"
+    config.data.canvases = ((96, 96),)
+    config.data.shorter, config.data.longer = 64, 96
+    config.data.max_boxes = 10
+    config.train.update(
+        batch_size=2,
+        epochs=0.0,
+        steps=2,
+        warmup_steps=1,
+        decay_at=(),
+        log_every=1,
+        checkpoint_every=2,
+        eval_every=0,
+    )
+    config.eval.batch_size = 2
+    _shrink(config.student)
+    config.student.init = ""
+    if config.teacher is not None:
+        _shrink(config.teacher)
+        config.teacher.checkpoint, config.teacher.init = "", "random"
+    if config.distill is not None and config.distill.get("pixel_relation"):
+        config.distill.pixel_relation.nodes = (8,)
+    return config
+
+
+def _shrink(model: ConfigDict) -> None:
+    small = {
+        "backbone": {"depth": 18, "width": 8, "groups": 1, "norm": "gn", "frozen_stages": 0},
+        "channels": 16,
+        "test": {"pre_nms": 50, "max_out": 20},
+    }
+    if model.detector == "retinanet":
+        small |= {"head_convs": 1}
+    else:
+        small |= {
+            "fc": 32,
+            "proposals": {"pre_nms": 50, "max_out": 30, "pre_nms_test": 50, "max_out_test": 30},
+            "sampler": {"rpn": 32, "roi": 16},
+        }
+    model.update(ConfigDict(small))

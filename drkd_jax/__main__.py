@@ -1,0 +1,70 @@
+"""``python -m drkd_jax COMMAND``: one file a command, loaded when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from absl import flags, logging
+
+from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
+from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
+
+COMMANDS = {
+    "evaluate": ("drkd_jax.cli.evaluate", "COCO's 12 numbers of a trained detector"),
+    "predict": ("drkd_jax.cli.predict", "a trained detector on your own pictures"),
+    "prepare": ("drkd_jax.cli.prepare", "unzipped COCO to a TFDS data folder"),
+    "crosscheck": ("drkd_jax.cli.crosscheck", "compare with the PyTorch reference"),
+    "demo": ("drkd_jax.cli.demo", "the main job, small, end to end"),
+}
+
+
+def commands() -> dict[str, tuple[str, str]]:
+    """The commands of this installation."""
+    return {name: entry for name, entry in COMMANDS.items() if find_spec(entry[0]) is not None}
+
+
+def usage() -> str:
+    """What there is to call."""
+    lines = [f"  {name:11s} {what}" for name, (_, what) in commands().items()]
+    return "\n".join(
+        ["usage: python -m drkd_jax COMMAND [--help]", *lines, "Training: python train.py --help"]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        its exit code: 2 where the user can mend what went wrong, 75 where the same command goes on
+        from a checkpoint, 1 for anything else that went wrong.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else EXIT_USER
+    name, *rest = arguments
+    known = commands()
+    if name not in known:
+        print(f"error: no command '{name}'; there are {', '.join(known)}", file=sys.stderr)
+        return EXIT_USER
+    logging.set_verbosity(logging.WARNING)
+    if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
+        flags.FLAGS.mark_as_parsed()
+    try:
+        return import_module(known[name][0]).main(rest)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAULT
+    except InterruptedRunError as error:
+        print(error, file=sys.stderr)
+        return EXIT_TRY_AGAIN
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Boxes: areas, overlaps, the regression code, clipping, mirroring.
+
+Letters: B pictures, N M boxes. Boxes are ``xyxy``, absolute pixels, float32: left, top, right,
+bottom, with no added pixel (a box from 0 to 1 has side 1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from drkd_jax.types import Array
+
+#: Upper limit of a log side ratio: a box grows at most by 1000 / 16 in one regression.
+MAX_LOG_RATIO = math.log(1000.0 / 16.0)
+
+# Shorter sides than this (pixels) are no box to regress from or to.
+_SMALLEST_SIDE = 1e-6
+
+
+def area(boxes: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
+    """Area of each box.
+
+    Args:
+        boxes: ``[..., 4]`` xyxy, pixels.
+
+    Returns:
+        ``[...]`` square pixels; 0 where a side is not positive.
+    """
+    sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def pairwise_iou(a: Float[Array, "*L N 4"], b: Float[Array, "*L M 4"]) -> Float[Array, "*L N M"]:
+    """Intersection over union of every box of ``a`` with every box of ``b``.
+
+    Args:
+        a: ``[..., N, 4]`` xyxy, pixels.
+        b: ``[..., M, 4]`` xyxy, pixels, with the same leading axes.
+
+    Returns:
+        ``[..., N, M]`` in 0..1; 0 where the union is 0, so padding rows of zeros overlap nothing.
+    """
+    left_top = jnp.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    right_bottom = jnp.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    sides = jnp.maximum(right_bottom - left_top, 0.0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
+    return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
+
+
+def _is_proper(boxes: Float[Array, "*N 4"]) -> Array:
+    """Which boxes are finite and have two positive sides, as ``[..., 1]`` bool."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    sound = jnp.all(sides > _SMALLEST_SIDE, axis=-1) & jnp.all(jnp.isfinite(boxes), axis=-1)
+    return sound[..., None]
+
+
+def encode(
+    anchors: Float[Array, "*N 4"],
+    boxes: Float[Array, "*N 4"],
+    stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+) -> Float[Array, "*N 4"]:
+    """The regression target that turns each anchor into its box.
+
+    Args:
+        anchors: ``[..., 4]`` xyxy, pixels.
+        boxes: ``[..., 4]`` xyxy, pixels, row for row.
+        stds: What each delta is divided by (0.1, 0.1, 0.2, 0.2 in a RoI head).
+
+    Returns:
+        ``[..., 4]`` (dx, dy, dw, dh): centre shift in anchor sides, log ratio of the sides. Rows in
+        which either box is degenerate or not finite give 0 and no gradient, so that padding rows
+        need no care from the caller.
+
+    Source: Girshick et al., R-CNN, appendix C; mmdetection
+        ``models/task_modules/coders/delta_xywh_bbox_coder.py``.
+    """
+    proper = _is_proper(anchors) & _is_proper(boxes)
+    unit = jnp.asarray([0.0, 0.0, 1.0, 1.0], anchors.dtype)
+    anchors = jnp.where(proper, anchors, unit)
+    boxes = jnp.where(proper, boxes, unit)
+    anchor_sides = anchors[..., 2:] - anchors[..., :2]
+    box_sides = boxes[..., 2:] - boxes[..., :2]
+    anchor_centres = (anchors[..., 2:] + anchors[..., :2]) * 0.5
+    box_centres = (boxes[..., 2:] + boxes[..., :2]) * 0.5
+    shifts = (box_centres - anchor_centres) / anchor_sides
+    ratios = jnp.log(box_sides / anchor_sides)
+    return jnp.concatenate([shifts, ratios], axis=-1) / jnp.asarray(stds, anchors.dtype)
+
+
+def decode(
+    anchors: Float[Array, "*N 4"],
+    deltas: Float[Array, "*N 4"],
+    stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+    max_log: float = MAX_LOG_RATIO,
+    clamp_below: bool = True,
+) -> Float[Array, "*N 4"]:
+    """The boxes that regression deltas make of the anchors; the inverse of ``encode``.
+
+    Args:
+        anchors: ``[..., 4]`` xyxy, pixels.
+        deltas: ``[..., 4]`` (dx, dy, dw, dh), as ``encode`` gives them.
+        stds: As in ``encode``.
+        max_log: Limit of dw and dh after the multiplication by ``stds``.
+        clamp_below: Whether ``-max_log`` is a limit too (mmdetection) or not (torchvision).
+
+    Returns:
+        ``[..., 4]`` xyxy, pixels, not clipped to any picture.
+
+    Source: mmdetection ``models/task_modules/coders/delta_xywh_bbox_coder.py``; torchvision
+        ``models/detection/_utils.py``.
+    """
+    deltas = deltas.astype(anchors.dtype) * jnp.asarray(stds, anchors.dtype)
+    log_ratios = jnp.minimum(deltas[..., 2:], max_log)
+    if clamp_below:
+        log_ratios = jnp.maximum(log_ratios, -max_log)
+    anchor_sides = anchors[..., 2:] - anchors[..., :2]
+    centres = (anchors[..., 2:] + anchors[..., :2]) * 0.5 + deltas[..., :2] * anchor_sides
+    half_sides = jnp.exp(log_ratios) * anchor_sides * 0.5
+    return jnp.concatenate([centres - half_sides, centres + half_sides], axis=-1)
+
+
+def clip(boxes: Float[Array, "B N 4"], sizes: Int[Array, "B 2"]) -> Float[Array, "B N 4"]:
+    """Cuts boxes off at the edges of their picture (not of the canvas).
+
+    Args:
+        boxes: ``[B, N, 4]`` xyxy, pixels.
+        sizes: ``[B, 2]`` height and width of each picture, pixels.
+
+    Returns:
+        ``[B, N, 4]`` with x in 0..width and y in 0..height.
+    """
+    limits = jnp.asarray(sizes)[:, jnp.asarray([1, 0, 1, 0])].astype(boxes.dtype)
+    return jnp.clip(boxes, 0.0, limits[:, None, :])
+
+
+def flip(
+    boxes: Float[Array, "*N 4"], width: int | float | Float[Array, "..."] | Int[Array, "..."]
+) -> Float[Array, "*N 4"]:
+    """Mirrors boxes left to right inside a picture.
+
+    Args:
+        boxes: ``[..., 4]`` xyxy, pixels.
+        width: Width of the picture, pixels; a number, or an array that broadcasts to ``[...]``.
+
+    Returns:
+        ``[..., 4]`` xyxy, pixels. Every row is mirrored, padding rows too.
+    """
+    x0, y0, x1, y1 = jnp.moveaxis(jnp.asarray(boxes), -1, 0)
+    width = jnp.asarray(width, x0.dtype)
+    return jnp.stack([width - x1, y0, width - x0, y1], axis=-1)

@@ -1,0 +1,349 @@
+"""Our side of `crosscheck`: the same components as drkd_jax/reference/components.py, in JAX.
+
+Each takes plain settings and arrays (differentiable inputs `x`, parameters `p`, constants `c`) and
+gives named outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from drkd_jax import anchors as anchor_grid
+from drkd_jax import boxes as coding
+from drkd_jax import losses
+from drkd_jax.distill.config import DistillConfig, InstanceRelationConfig, distill_config
+from drkd_jax.distill.distiller import Distiller
+from drkd_jax.distill.graph_unit import GraphUnit
+from drkd_jax.distill.instance_relation import RANDOM_FILTER_ROWS, RelationUnit
+from drkd_jax.distill.official import convert, load_official, relation_entries, unit_entries
+from drkd_jax.distill.relation_filter import Fixed, LearnedFilter, RandomFilter
+from drkd_jax.ops.roi_align import roi_align
+from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
+from drkd_jax.types import Features, FeatureSpec, Targets
+
+Arrays = Mapping[str, jax.Array]
+Settings = Mapping[str, Any]
+M = TypeVar("M", bound=nnx.Module)
+
+# Every case is compiled for one call: the compiler takes longer than the numbers.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+NUMBERS = nnx.Any(nnx.Param, Fixed)  # what the reference gets as parameters
+
+
+def shapes(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a module by flat name, "student.0.state.kernel"."""
+    flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(make), NUMBERS))
+    return {_name(path): tuple(slot.shape) for path, slot in flat}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def build(make: Callable[[], M], values: Arrays) -> M:
+    """A module with numbers by flat name, which may be traced; the others 0, variances 1."""
+    graph, state = nnx.split(nnx.eval_shape(make))
+    filled = []
+    for path, slot in nnx.to_flat_state(state):
+        rest = jnp.ones if path[-1] == "variance" else jnp.zeros
+        name = _name(path)
+        value = values[name] if name in values else rest(slot.shape, slot.dtype)
+        filled.append((path, slot.replace(value)))
+    return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def make_unit(settings: Settings, channels: int) -> GraphUnit:
+    """The graph unit of a case."""
+    return GraphUnit(channels, settings["nodes"], normalize=settings["normalize"], rngs=nnx.Rngs(0))
+
+
+def unit(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """The graph unit with batch statistics or running ones."""
+    running = {"norm.mean": c["running_mean"], "norm.variance": c["running_variance"]}
+    module = build(partial(make_unit, settings, x["x"].shape[-1]), {**p, **running})
+    maps = x["x"]
+    pixels = maps.reshape(maps.shape[0], -1, maps.shape[-1])
+    mask = c["mask"].reshape(maps.shape[0], -1)
+    phi = module(pixels, mask, groups=settings["groups"], train=settings["train"])
+    return {
+        "phi": jnp.where(mask[..., None], phi, 0),
+        "running_mean": module.norm.mean[...],
+        "running_variance": module.norm.variance[...],
+    }
+
+
+def make_filter(settings: Settings, inputs: int) -> LearnedFilter | RandomFilter:
+    """The relation filter of a case."""
+    if settings["filter"] == "random":
+        return RandomFilter(inputs, 16, rngs=nnx.Rngs(0))
+    return LearnedFilter(inputs, settings["rank"], rngs=nnx.Rngs(0))
+
+
+def filter_(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """The relation filter of one picture's boxes."""
+    boxes = x["x"]
+    module = build(partial(make_filter, settings, boxes.shape[1]), p)
+    return {"w": module(boxes[None], jnp.ones((1, len(boxes)), bool))[0]}
+
+
+def make_relation(settings: Settings, inputs: int) -> RelationUnit:
+    """The relation unit of a case."""
+    config = InstanceRelationConfig(filter=settings["filter"], filter_rank=settings["rank"])
+    return RelationUnit(inputs, config, rngs=nnx.Rngs(0))
+
+
+def matrix(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """The relation matrix of one picture's boxes."""
+    boxes = x["x"]
+    module = build(partial(make_relation, settings, boxes.shape[1]), p)
+    return {"psi": module.relation(boxes[None], jnp.ones((1, len(boxes)), bool))[0]}
+
+
+def regions(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """Boxes cut out of a map."""
+    maps, boxes = x["x"], c["boxes"]
+    stride, bins, aligned = settings["stride"], settings["bins"], settings["aligned"]
+    if not settings["samples"]:
+        return {"regions": roi_align_adaptive(maps, boxes, stride, bins, aligned)}
+    levels = jnp.zeros(boxes.shape[:2], jnp.int32)
+    samples = settings["samples"]
+    return {"regions": roi_align((maps,), boxes, levels, (stride,), bins, samples, aligned)}
+
+
+def config_of(settings: Settings) -> DistillConfig:
+    """Distiller settings of a case, with teacher modules that are trained."""
+    form = settings["form"]
+    common = {"form": form, "teacher_modules": "trained"}
+    values: dict[str, Any] = dict.fromkeys(
+        ("pixel_relation", "instance_relation", "instance_feature")
+    )
+    if "pixel_relation" in settings["terms"]:
+        values["pixel_relation"] = {
+            **common,
+            "nodes": settings["nodes"],
+            "normalize": settings["normalize"],
+            "arithmetic": settings["arithmetic"],
+        }
+    if "instance_relation" in settings["terms"]:
+        values["instance_relation"] = {
+            **common,
+            "filter": settings["filter"],
+            "filter_rank": settings["rank"],
+        }
+    if "instance_feature" in settings["terms"]:
+        values["instance_feature"] = {"form": form}
+    return distill_config(values)
+
+
+def specs(settings: Settings, channels: tuple[int, int]) -> tuple[FeatureSpec, FeatureSpec]:
+    """Both pyramids of a case."""
+    strides = tuple(settings["strides"])
+    kinds = ("lateral",) * len(strides)
+    student, teacher = (FeatureSpec((n,) * len(strides), strides, kinds) for n in channels)
+    return student, teacher
+
+
+def make_distiller(settings: Settings, channels: tuple[int, int], dtype: Any) -> Distiller:
+    """The distiller of a case."""
+    both = specs(settings, channels)
+    return Distiller(config_of(settings), *both, rngs=nnx.Rngs(0), dtype=dtype)
+
+
+def _compare(distiller: Distiller, settings: Settings, x: Arrays, c: Arrays) -> dict[str, Any]:
+    count = len(settings["strides"])
+    maps = [tuple(x[f"{side}{i}"] for i in range(count)) for side in "st"]
+    both = specs(settings, (maps[0][0].shape[-1], maps[1][0].shape[-1]))
+    boxes, valid = c["boxes"], c["valid"]
+    sizes, there = c["sizes"], c["picture_valid"]
+    targets = Targets(sizes, boxes, jnp.zeros(valid.shape, jnp.int32), valid, there)
+    student, teacher = (Features(m, spec) for m, spec in zip(maps, both, strict=True))
+    return distiller(student, teacher, targets).losses
+
+
+def terms(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """The losses of a distiller, whichever the settings ask for."""
+    channels = x["s0"].shape[-1], x["t0"].shape[-1]
+    distiller = build(partial(make_distiller, settings, channels, x["s0"].dtype), p)
+    return _compare(distiller, settings, x, c)
+
+
+def detection_losses(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """Focal loss, cross-entropies, L1 and smooth L1."""
+    hot = jax.nn.one_hot(c["labels"], x["logits"].shape[1], dtype=bool)
+    return {
+        "focal": losses.focal(x["logits"], hot),
+        "binary_cross_entropy": losses.binary_cross_entropy(x["logits"], hot),
+        "cross_entropy": losses.cross_entropy(x["logits"], c["labels"]),
+        "l1": losses.l1(x["boxes"], c["boxes"]),
+    }
+
+
+def box_coding(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """Deltas of boxes, and boxes of deltas."""
+    stds = tuple(settings["stds"])
+    limits = settings["max_log"], settings["clamp_below"]
+    return {
+        "encode": coding.encode(c["anchors"], x["boxes"], stds),
+        "decode": coding.decode(c["anchors"], x["deltas"], stds, *limits),
+    }
+
+
+def anchors(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """All anchors of a map."""
+    base = anchor_grid.base_anchors(settings["size"], settings["ratios"], settings["scales"])
+    grid = anchor_grid.grid(base, tuple(settings["shape"]), settings["stride"])
+    return {"anchors": jnp.asarray(grid)}
+
+
+def student_maps(p: Arrays, images: jax.Array) -> list[jax.Array]:
+    """Maps of stride 4 and 8: three convolutions, as in reference/steps.py."""
+    x, maps = images, []
+    for i in range(3):
+        x = jax.lax.conv_general_dilated(
+            x,
+            p[f"student.conv{i}.kernel"],
+            (2, 2),
+            ((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        x = x + p[f"student.conv{i}.bias"]
+        maps.append(x)
+        x = jax.nn.relu(x)
+    return maps[1:]
+
+
+def optimiser_steps(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """Total loss at each step and all parameters after the last."""
+    channels = p["student.head"].shape[0], c["t0"].shape[-1]
+    make = partial(make_distiller, settings, channels, c["images"].dtype)
+    optimiser = optax.chain(
+        optax.add_decayed_weights(settings["weight_decay"]),
+        optax.trace(settings["momentum"]),
+        optax.scale_by_learning_rate(settings["learning_rate"]),
+    )
+
+    def total(p: Arrays, step: jax.Array) -> jax.Array:
+        module = build(make, {name.removeprefix("distiller."): value for name, value in p.items()})
+        maps = student_maps(p, c["images"][step])
+        given = {f"s{i}": value for i, value in enumerate(maps)}
+        given |= {f"t{i}": c[f"t{i}"][step] for i in range(2)}
+        found = _compare(module, settings, given, c)
+        logits = jnp.matmul(maps[0], p["student.head"], precision=jax.lax.Precision.HIGHEST)
+        loss = ((jax.nn.sigmoid(logits) - c["positive"]) ** 2).mean()
+        return loss + sum(w * found[name] for name, w in settings["weights"].items())
+
+    def one(carry: Any, step: jax.Array) -> tuple[Any, jax.Array]:
+        p, moments = carry
+        loss, gradient = jax.value_and_grad(total)(p, step)
+        updates, moments = optimiser.update(gradient, moments, p)
+        return (optax.apply_updates(p, updates), moments), loss
+
+    steps = jnp.arange(settings["steps"])
+    (p, _), found = jax.lax.scan(one, (dict(p), optimiser.init(dict(p))), steps)
+    out = {f"loss {i + 1}": found[i] for i in range(settings["steps"])}
+    return out | {f"after {name}": value for name, value in p.items()}
+
+
+def _convert_all(entries: Any, p: Arrays) -> dict[str, jax.Array]:
+    """Parameters by the author's names, as flat names of ours (running statistics aside)."""
+    return {
+        ".".join(map(str, here)): convert(p[there], layout, 3)
+        for there, here, layout in entries
+        if there in p
+    }
+
+
+def official_unit(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """The author's GloRe unit."""
+    values = _convert_all(unit_entries("unit", ()), p)
+    module = build(partial(make_unit, settings, x["x"].shape[-1]), values)
+    maps = x["x"]
+    pixels = maps.reshape(maps.shape[0], -1, maps.shape[-1])
+    phi = module(pixels, jnp.ones(pixels.shape[:2], bool), train=settings["train"])
+    return {"phi": phi.reshape(maps.shape)}
+
+
+def _padded_filter(weight: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The author's filter layer as our fixed one, its unused outputs left at 0."""
+    rest = RANDOM_FILTER_ROWS - len(weight)
+    kernel = convert(weight, "from regions", 3)
+    return jnp.pad(kernel, ((0, 0), (0, rest))), jnp.pad(bias, (0, rest))
+
+
+def official_relation(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """The author's relation class with a filter that is given."""
+    flat = x["x"].reshape(len(x["x"]), -1)
+    config = InstanceRelationConfig(form="official")
+    values = _convert_all(relation_entries("relation", ()), p)
+    layer = c["relation.filter.weight"], c["relation.filter.bias"]
+    values["filter.kernel"], values["filter.bias"] = _padded_filter(*layer)
+    inputs = flat.shape[1]
+    module = build(lambda: RelationUnit(inputs, config, rngs=nnx.Rngs(0)), values)
+    psi = module.relation(flat[None], jnp.ones((1, len(flat)), bool))
+    z = module.enhance(flat[None], psi)
+    return {"z": z[0].reshape(x["x"].shape), "psi": psi[0]}
+
+
+def official_losses(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
+    """The author's three sums, by `load_official` and our distiller."""
+    channels = x["s0"].shape[-1], x["t0"].shape[-1]
+    values = {}
+    for side in ("student", "teacher"):
+        for i in range(2):
+            name = f"{side}_relation.{i}.filter"
+            layer = c[f"{name}.weight"], c[f"{name}.bias"]
+            ours = f"instance_relation.{side}.{i}.filter"
+            values[f"{ours}.kernel"], values[f"{ours}.bias"] = _padded_filter(*layer)
+    distiller = build(partial(make_distiller, settings, channels, x["s0"].dtype), values)
+    load_official(distiller, {**p, **c})
+    return _compare(distiller, settings, x, c)
+
+
+OURS: dict[str, Callable[..., dict[str, jax.Array]]] = {
+    "unit": unit,
+    "filter": filter_,
+    "matrix": matrix,
+    "regions": regions,
+    "terms": terms,
+    "detection_losses": detection_losses,
+    "box_coding": box_coding,
+    "anchors": anchors,
+    "optimiser_steps": optimiser_steps,
+    "official_unit": official_unit,
+    "official_relation": official_relation,
+    "official_losses": official_losses,
+}
+
+
+def answer(
+    component: str, settings: Settings, arrays: Mapping[str, Arrays]
+) -> dict[str, np.ndarray]:
+    """Outputs of one case, and the gradient of their sum weighted by the arrays "w"."""
+    function = OURS[component]
+    x, p, c, w = (dict(arrays.get(kind, {})) for kind in "xpcw")
+
+    def total(leaves: tuple[Arrays, Arrays]) -> tuple[jax.Array, Any]:
+        outputs = function(settings, *leaves, c)
+        weighted = [(outputs[name] * weight).sum() for name, weight in w.items()]
+        return jnp.stack(weighted).sum(), outputs
+
+    if w:
+        gradient = jax.value_and_grad(total, has_aux=True)
+        (_, outputs), (dx, dp) = jax.jit(gradient, compiler_options=FAST_COMPILE)((x, p))
+    else:
+        call = partial(function, settings, x, p, c)
+        outputs = jax.jit(call, compiler_options=FAST_COMPILE)()
+        dx, dp = {}, {}
+    found = {f"out|{name}": value for name, value in outputs.items()}
+    found |= {f"dx|{name}": value for name, value in dx.items()}
+    found |= {f"dp|{name}": value for name, value in dp.items()}
+    return {name: np.asarray(value) for name, value in found.items()}

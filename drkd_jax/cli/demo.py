@@ -1,0 +1,93 @@
+"""``python -m drkd_jax demo``: the main job on drawn pictures, with tables and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from drkd_jax.cli.arguments import Parser
+from drkd_jax.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the demo.
+
+    Args:
+        argv: The arguments after ``demo``.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: An argument or the work folder is at fault.
+        InterruptedRunError: A signal ended it; the same command goes on.
+        NonFiniteError: A loss stopped being finite.
+    """
+    options = _parser().parse_args(list(argv))
+    from drkd_jax.report.demo import Recipes, demo
+    from drkd_jax.report.tables import scores_table
+
+    configs = [_config(kind, options) for kind in ("teacher", "student", "drkd")]
+    command = shlex.join(["python", "-m", "drkd_jax", "demo", *argv])
+    recipes = Recipes(*(config.to_dict() for config in configs))
+    results = demo(options.workdir, recipes, seeds=options.seeds, command=command)
+    print()
+    print(scores_table(results["runs"]))
+    for paragraph in results["verdict"]:
+        print(f"\n{paragraph.replace('**', '')}")
+    print(f"\n{options.workdir}/results.md holds the report, {results['seconds']:.0f} s in all")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        "demo",
+        "Trains a teacher, a plain student and a DRKD student on drawn pictures, compares them and "
+        "draws what they see. Run again, it goes on where it stopped.",
+    )
+    parser.add_argument("--workdir", default="demo", help="folder for everything (default: demo)")
+    parser.add_argument("--detector", default="retinanet", choices=("retinanet", "faster_rcnn"))
+    parser.add_argument("--steps", type=_positive, help="steps of each student")
+    parser.add_argument("--teacher-steps", type=_positive, help="steps of the teacher")
+    parser.add_argument(
+        "--seeds", type=_positive, default=1, help="pairs of students, each with its own seed"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a few steps: only shows that it runs")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _config(kind: str, options: argparse.Namespace) -> ConfigDict:
+    from configs import common
+    from configs import demo as recipe
+
+    config = recipe.get_config(f"{kind}:{options.detector}")
+    if options.tiny:
+        teacher, config.teacher = config.teacher, None
+        config = common.tiny(config)
+        config.teacher = teacher
+    steps = options.teacher_steps if kind == "teacher" else options.steps
+    if steps:
+        _shorten(config.train, steps)
+    return config
+
+
+def _shorten(settings: Any, steps: int) -> None:
+    """Another length of the run: what is counted in steps keeps its place in it."""
+    if settings.steps < 1:
+        raise UserError("--steps needs a recipe that counts in steps, not in epochs")
+    factor = steps / settings.steps
+    settings.decay_at = tuple(v if v < 1 else v * factor for v in settings.decay_at)
+    settings.warmup_steps = max(1, round(settings.warmup_steps * factor))
+    settings.eval_every = max(1, round(settings.eval_every * factor)) if settings.eval_every else 0
+    settings.steps = steps

@@ -1,0 +1,1 @@
+"""Pictures and boxes: three sources, one record, batches that are planned by number."""

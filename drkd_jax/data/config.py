@@ -1,0 +1,54 @@
+"""The settings of the input path."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from drkd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """How pictures become batches.
+
+    Attributes:
+        batch_size: pictures of a batch over all hosts.
+        canvases: (height, width) in pixels; a batch is of one of them.
+        shorter: pixels of the shorter side after resizing...
+        longer: ...unless the longer side would pass this.
+        max_boxes: rows G for ground truth; boxes past them are left out, counted, and told.
+        flip: probability that a training picture is mirrored.
+        seed: of everything random.
+        num_threads: reading threads of each process; 0 reads in the caller's.
+        num_workers: reading processes; 0 reads in this one.
+        prefetch: batches read ahead.
+        drop_empty: leave out training pictures without a box, or with a side under 32 pixels.
+    """
+
+    batch_size: int
+    canvases: tuple[tuple[int, int], ...]
+    shorter: int
+    longer: int
+    max_boxes: int = 100
+    flip: float = 0.5
+    seed: int = 0
+    num_threads: int = 4
+    num_workers: int = 0
+    prefetch: int = 4
+    drop_empty: bool = True
+
+    def __post_init__(self):
+        for field in ("batch_size", "shorter", "longer", "max_boxes", "prefetch"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field} = {getattr(self, field)}: must be at least 1")
+        for field in ("num_threads", "num_workers", "seed"):
+            if getattr(self, field) < 0:
+                raise UserError(f"{field} = {getattr(self, field)}: must not be negative")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"flip = {self.flip}: a probability lies between 0 and 1")
+        if self.longer < self.shorter:
+            raise UserError(f"longer = {self.longer} is less than shorter = {self.shorter}")
+        # Tuples of tuples, whatever a config file held: the config is hashed and pickled.
+        object.__setattr__(self, "canvases", tuple((int(h), int(w)) for h, w in self.canvases))
+        if not self.canvases or min(min(canvas) for canvas in self.canvases) < 1:
+            raise UserError(f"canvases = {self.canvases}: wanted (height, width) pairs")

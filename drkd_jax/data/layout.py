@@ -1,0 +1,183 @@
+"""Where the outlines of a drawn picture lie, and the tight boxes of what stays visible of them.
+
+Laying out is apart from painting, so that boxes are known without pixels. Letters: n boxes,
+h w pixels of a patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from drkd_jax.data.outlines import CLASSES, Outline, clutter, placed
+
+_SIZES = (6.5, 80.0)  # pixels of the longer side, drawn evenly over the logarithm
+_TURN = 0.4  # radians to either side
+_MIN_SIDE = 6  # pixels that must be visible along both axes
+_MIN_VISIBLE = 0.6  # share of an object that must stay visible
+_TRIES = 6  # places tried for an object before it is given up
+_SUBPIXEL = 4  # bits
+_FINER = 4  # sub-pixels along each axis of a pixel
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """An outline on the picture: coverage 0..255 over a patch."""
+
+    rows: slice
+    columns: slice
+    alpha: UInt8[np.ndarray, "h w"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A picture before it is painted; later objects lie on top of earlier ones."""
+
+    size: tuple[int, int]  # height, width
+    clutter: list[Coverage]
+    objects: list[Coverage]
+    boxes: Float32[np.ndarray, "n 4"]  # xyxy, whole pixels
+    labels: Int32[np.ndarray, "n"]
+
+
+def lay_out(seed: int, index: int) -> Layout:
+    """Places clutter and 0 to 8 objects.
+
+    A box is tight around the pixels that its object covers by half at least and that no later
+    object covers. An object is only put where it and all the others stay visible to 60 %.
+    """
+    rng = np.random.default_rng([seed, index, 0])
+    longer, shorter = int(rng.integers(168, 193)), int(rng.integers(112, 129))
+    size = (longer, shorter) if rng.random() < 0.4 else (shorter, longer)
+    things = [_scatter(size, rng) for _ in range(rng.integers(0, 4))]
+    wanted = 0 if rng.random() < 0.06 else int(rng.integers(1, 9))
+
+    owner = np.zeros(size, np.uint8)  # 1 + the object seen at each pixel
+    objects: list[Coverage] = []
+    labels: list[int] = []
+    full = np.zeros(0)  # pixels of each object before others covered it
+    seen = np.zeros(0)
+    makers = list(CLASSES.values())
+    for _ in range(wanted):
+        label = int(rng.integers(len(makers)))
+        outline = makers[label](rng)
+        extent = float(np.exp(rng.uniform(*np.log(_SIZES))))
+        for _ in range(_TRIES):
+            shape = placed(outline, extent, rng.uniform(-_TURN, _TURN), _somewhere(size, rng))
+            found = _try(size, shape, owner, full, seen)
+            if found is None:
+                continue
+            coverage, pixels, hidden = found
+            owner[coverage.rows, coverage.columns][coverage.alpha >= 128] = len(objects) + 1
+            seen = np.append(seen - hidden, pixels)
+            full = np.append(full, outline_area(shape))
+            objects.append(coverage)
+            labels.append(label)
+            break
+    boxes = [_visible_box(owner, i + 1, c) for i, c in enumerate(objects)]
+    kept = [i for i, box in enumerate(boxes) if min(box[2] - box[0], box[3] - box[1]) >= _MIN_SIDE]
+    if len(kept) < len(boxes):
+        # A later object cut one below the smallest side: it goes, which uncovers others.
+        return _rebuild(size, things, [objects[i] for i in kept], [labels[i] for i in kept])
+    return _layout(size, things, objects, boxes, labels)
+
+
+def _rebuild(
+    size: tuple[int, int], things: list[Coverage], objects: list[Coverage], labels: list[int]
+) -> Layout:
+    owner = np.zeros(size, np.uint8)
+    for i, coverage in enumerate(objects):
+        owner[coverage.rows, coverage.columns][coverage.alpha >= 128] = i + 1
+    boxes = [_visible_box(owner, i + 1, c) for i, c in enumerate(objects)]
+    return _layout(size, things, objects, boxes, labels)
+
+
+def _layout(
+    size: tuple[int, int],
+    things: list[Coverage],
+    objects: list[Coverage],
+    boxes: list[tuple[int, int, int, int]],
+    labels: list[int],
+) -> Layout:
+    return Layout(
+        size,
+        things,
+        objects,
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(labels, np.int32),
+    )
+
+
+def _somewhere(size: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:
+    return float(rng.uniform(0, size[1])), float(rng.uniform(0, size[0]))
+
+
+def _scatter(size: tuple[int, int], rng: np.random.Generator) -> Coverage:
+    extent = float(np.exp(rng.uniform(np.log(6), np.log(80))))
+    shape = placed(clutter(rng), extent, rng.uniform(0, 2 * np.pi), _somewhere(size, rng))
+    return cover(size, shape)
+
+
+def _try(
+    size: tuple[int, int], shape: Outline, owner: np.ndarray, full: np.ndarray, seen: np.ndarray
+) -> tuple[Coverage, int, np.ndarray] | None:
+    """Coverage, visible pixels and what it would hide of each earlier object; None if too much."""
+    coverage = cover(size, shape)
+    mask = coverage.alpha >= 128
+    pixels = int(np.count_nonzero(mask))
+    if pixels < max(_MIN_SIDE, _MIN_VISIBLE * outline_area(shape)):
+        return None
+    below = owner[coverage.rows, coverage.columns]
+    hidden = np.bincount(below[mask], minlength=len(seen) + 1)[1:]
+    if np.any(seen - hidden < _MIN_VISIBLE * full):
+        return None
+    if min(_extent(mask, 0), _extent(mask, 1)) < _MIN_SIDE:
+        return None
+    return coverage, pixels, hidden
+
+
+def outline_area(shape: Outline) -> float:
+    """Area of an outline, holes left out, on the canvas or off it."""
+    areas = [abs(cv2.contourArea(contour.astype(np.float32))) for contour in shape]
+    return areas[0] - sum(areas[1:])
+
+
+def cover(size: tuple[int, int], shape: Outline) -> Coverage:
+    """Draws an outline, smooth at its edges, onto the patch of the picture that it touches."""
+    height, width = size
+    left, top = shape[0].min(axis=0).tolist()
+    right, bottom = shape[0].max(axis=0).tolist()
+    x1, y1 = min(max(int(left) - 1, 0), width - 1), min(max(int(top) - 1, 0), height - 1)
+    x2, y2 = min(max(int(right) + 2, x1 + 1), width), min(max(int(bottom) + 2, y1 + 1), height)
+    # Filled on a finer grid and averaged: OpenCV's own smooth filling is half a pixel too fat,
+    # which closes the holes of small rings. Its whole coordinates are pixel centres.
+    fine = np.zeros(((y2 - y1) * _FINER, (x2 - x1) * _FINER), np.uint8)
+    points = [
+        np.round(((contour - (x1, y1)) * _FINER - 0.5) * (1 << _SUBPIXEL)).astype(np.int32)
+        for contour in shape
+    ]
+    cv2.fillPoly(fine, points, 255, cv2.LINE_8, _SUBPIXEL)
+    alpha = cv2.resize(fine, (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA)
+    return Coverage(slice(y1, y2), slice(x1, x2), alpha)
+
+
+def _extent(mask: np.ndarray, axis: int) -> int:
+    at = np.flatnonzero(mask.any(axis=axis))
+    return int(at[-1] - at[0] + 1) if len(at) else 0
+
+
+def _visible_box(owner: np.ndarray, number: int, coverage: Coverage) -> tuple[int, int, int, int]:
+    mask = owner[coverage.rows, coverage.columns] == number
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    x, y = coverage.columns.start, coverage.rows.start
+    return (
+        int(x + columns[0]),
+        int(y + rows[0]),
+        int(x + columns[-1] + 1),
+        int(y + rows[-1] + 1),
+    )

@@ -1,0 +1,55 @@
+"""One batch from its number: read, resize, pad.
+
+Letters: B pictures of a batch, H W canvas pixels, G padded ground truths.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from drkd_jax.data.config import PipelineConfig
+from drkd_jax.data.plan import BatchPlan
+from drkd_jax.data.records import Source
+from drkd_jax.data.transforms import fit, place, scale_boxes
+from drkd_jax.types import Batch
+
+
+class BatchReader:
+    """Batch number to ``Batch``: a pure function, picklable for worker processes."""
+
+    def __init__(self, source: Source, config: PipelineConfig, plan: BatchPlan, rows: slice):
+        self._source, self._config, self._plan, self._rows = source, config, plan, rows
+
+    def __call__(self, number: int) -> Batch:
+        """Reads, resizes and pads this host's pictures of a batch."""
+        config, planned = self._config, self._plan.batch(int(number))
+        height, width = config.canvases[planned.canvas]
+        indices, flip = planned.indices[self._rows], planned.flip[self._rows]
+        B, G = len(indices), config.max_boxes
+        batch = Batch(
+            images=np.zeros((B, height, width, 3), np.uint8),
+            sizes=np.zeros((B, 2), np.int32),
+            flip=flip.copy(),
+            boxes=np.zeros((B, G, 4), np.float32),
+            labels=np.zeros((B, G), np.int32),
+            valid=np.zeros((B, G), bool),
+            picture_valid=indices >= 0,
+            index=indices.astype(np.int32),
+            scale=np.ones((B, 2), np.float32),
+        )
+        for row in np.flatnonzero(batch.picture_valid):
+            self._fill(batch, int(row), int(indices[row]))
+        return batch
+
+    def _fill(self, batch: Batch, row: int, index: int) -> None:
+        config, record = self._config, self._source.record(index)
+        height, width = record.image.shape[:2]
+        _, size = fit(height, width, config.shorter, config.longer, config.canvases)
+        scale = np.array([size[1] / width, size[0] / height], np.float32)
+        place(np.asarray(batch.images)[row], record.image, size)
+        batch.sizes[row], batch.scale[row] = size, scale
+        trained = np.flatnonzero(~record.crowd)[: config.max_boxes]
+        n = len(trained)
+        batch.boxes[row, :n] = scale_boxes(record.boxes[trained], scale, size)
+        batch.labels[row, :n] = record.labels[trained]
+        batch.valid[row, :n] = True

@@ -1,0 +1,182 @@
+"""Settings of the distillation, as frozen dataclasses, and how to make them from a plain dict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from drkd_jax.errors import UserError
+
+FORMS = ("paper", "official")
+TEACHER_MODULES = ("trained", "frozen", "shared", "average")
+ARITHMETICS = ("auto", "plain", "gram")
+FILTERS = ("learned", "random", "none")
+
+# Measured in docs/method.md: the two that do not collapse on noise are "frozen" and "average";
+# "frozen" also serves a teacher of other widths than the student's.
+_TEACHER_DEFAULT = {"paper": "frozen", "official": "trained"}
+_FILTER_DEFAULT = {"paper": "learned", "official": "random"}
+
+
+def _choice(term: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        names = ", ".join(repr(name) for name in allowed)
+        raise UserError(f"distill.{term}.{key} = {value!r} is unknown: choose one of {names}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelRelationConfig:
+    """L_PR: the pixels of a map, related through a small graph.
+
+    Attributes:
+        weight: what the loss is multiplied by in the total.
+        form: "paper" (mean square, padding masked) or "official" (plain norm of the batch).
+        nodes: graph nodes m of each paired level, finest first; the last value serves the rest.
+        normalize: divide the node sums by the number of pixels, so that they do not grow with
+            the picture. None: yes in the paper form, no in the official one.
+        teacher_modules: "trained", "frozen" (random for ever), "shared" with the student's, or
+            "average" of the student's over time. None: "frozen" in the paper form, "trained" in
+            the official one. The last two ask for equal channels on both sides.
+        momentum: of the running average, a step, for "average".
+        arithmetic: "plain" (pixel by pixel), "gram" (by the Gram matrix of the features), or
+            "auto": Gram on maps of at least `gram_from_pixels` pixels.
+        gram_from_pixels: see above.
+        gram_guard: share of the teacher's energy under which the Gram form's loss is recomputed
+            pixel by pixel, since the difference of large numbers has lost its digits. 0: never.
+    """
+
+    weight: float = 1.0
+    form: str = "paper"
+    nodes: tuple[int, ...] = (64, 64, 256)
+    normalize: bool | None = None
+    teacher_modules: str | None = None
+    momentum: float = 0.999
+    arithmetic: str = "auto"
+    gram_from_pixels: int = 300
+    gram_guard: float = 0.01
+
+    def __post_init__(self) -> None:
+        _choice("pixel_relation", "form", self.form, FORMS)
+        object.__setattr__(self, "nodes", tuple(int(m) for m in self.nodes))
+        if not self.nodes or min(self.nodes) < 1:
+            raise UserError("distill.pixel_relation.nodes wants at least one number, all above 0.")
+        if self.normalize is None:
+            object.__setattr__(self, "normalize", self.form == "paper")
+        if self.teacher_modules is None:
+            object.__setattr__(self, "teacher_modules", _TEACHER_DEFAULT[self.form])
+        _choice("pixel_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
+        _choice("pixel_relation", "arithmetic", self.arithmetic, ARITHMETICS)
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceRelationConfig:
+    """L_IR: how much each box of a picture looks at each other one.
+
+    Attributes:
+        weight: what the loss is multiplied by in the total.
+        form: "paper" (relation matrices compared) or "official" (enhanced instances compared).
+        embedding: width of the embeddings; None: half of the region's numbers, D/2.
+        filter: "learned" (any number of boxes, in any order), "random" (the author's: a linear
+            layer that nothing trains) or "none". None: "learned" in the paper form, "random" in
+            the official one.
+        filter_rank: inner width of the learned filter.
+        teacher_modules: as in `PixelRelationConfig`.
+        momentum: as in `PixelRelationConfig`.
+    """
+
+    weight: float = 1.0
+    form: str = "paper"
+    embedding: int | None = None
+    filter: str | None = None
+    filter_rank: int = 64
+    teacher_modules: str | None = None
+    momentum: float = 0.999
+
+    def __post_init__(self) -> None:
+        _choice("instance_relation", "form", self.form, FORMS)
+        if self.filter is None:
+            object.__setattr__(self, "filter", _FILTER_DEFAULT[self.form])
+        _choice("instance_relation", "filter", str(self.filter), FILTERS)
+        if self.teacher_modules is None:
+            object.__setattr__(self, "teacher_modules", _TEACHER_DEFAULT[self.form])
+        _choice("instance_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceFeatureConfig:
+    """L_INS: the features inside the boxes.
+
+    Attributes:
+        weight: what the loss is multiplied by in the total.
+        form: "paper" (mean square) or "official" (plain norm, summed over pictures and levels).
+    """
+
+    weight: float = 1.0
+    form: str = "paper"
+
+    def __post_init__(self) -> None:
+        _choice("instance_feature", "form", self.form, FORMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """All terms of the distillation; a term that is None is left out.
+
+    Attributes:
+        pixel_relation: L_PR.
+        instance_relation: L_IR.
+        instance_feature: L_INS.
+        region_size: bins of a region along each side.
+        region_levels: how many of the finest common levels the regions are cut from.
+        max_boxes: boxes of a picture that the instance terms look at (the first valid ones); None:
+            all that the batch holds. What is left out is counted in the diagnostics.
+        pictures_per_device: the official form only: its norms and statistics are over this many
+            pictures, as on one of the author's devices, and the mean is taken over such groups.
+    """
+
+    pixel_relation: PixelRelationConfig | None = PixelRelationConfig()
+    instance_relation: InstanceRelationConfig | None = InstanceRelationConfig()
+    instance_feature: InstanceFeatureConfig | None = InstanceFeatureConfig()
+    region_size: int = 3
+    region_levels: int = 2
+    max_boxes: int | None = None
+    pictures_per_device: int = 2
+
+
+_TERMS = {
+    "pixel_relation": PixelRelationConfig,
+    "instance_relation": InstanceRelationConfig,
+    "instance_feature": InstanceFeatureConfig,
+}
+
+
+def _build(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"unknown key {where}.{key}: known are {', '.join(sorted(known))}.")
+    return kind(**settings)
+
+
+def distill_config(settings: Mapping[str, Any]) -> DistillConfig:
+    """Makes the settings from a plain nested dict, as a config file holds it.
+
+    Args:
+        settings: keys of `DistillConfig`; each term a dict with keys of its own class, or None.
+            A term that is not named has its defaults.
+
+    Returns:
+        The frozen settings.
+
+    Raises:
+        UserError: a key or a choice is unknown; the message names it.
+    """
+    values = dict(settings)
+    for name, kind in _TERMS.items():
+        value = values.get(name)
+        if isinstance(value, Mapping):
+            values[name] = _build(kind, value, f"distill.{name}")
+        elif value is not None and not isinstance(value, kind):
+            raise UserError(f"distill.{name} = {value!r}: wants a table of settings, or None.")
+    return _build(DistillConfig, values, "distill")

@@ -1,0 +1,157 @@
+"""The GloRe unit: gather the pixels into a few nodes, let the nodes talk, spread the answer.
+
+Letters: B pictures, P pixels of a map, C channels, S states (2m), M nodes (m), N groups of
+pictures whose statistics are shared.
+
+Source: the paper's section 3.1 and mmdet/models/detectors/GloRe.py of the author's release, from
+whose formulas the parameter layout follows (kernels here are inputs x outputs).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float
+
+from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio, uniform
+from drkd_jax.types import Array
+
+BN_EPS = 1e-4
+BN_MOMENTUM = 0.1
+
+
+class Moments(NamedTuple):
+    """Mean and (biased) variance of each channel, one row a group, and the pixels counted."""
+
+    mean: Float[Array, "N C"]
+    variance: Float[Array, "N C"]
+    count: Float[Array, "N"]
+
+
+def grouped(values: Float[Array, "B ..."], groups: int) -> Float[Array, "N K ..."]:
+    """Splits the leading axis into groups of pictures that follow each other."""
+    return values.reshape(groups, values.shape[0] // groups, *values.shape[1:])
+
+
+class BatchNorm(nnx.Module):
+    """Scale, bias and running statistics; the statistics themselves are handed in.
+
+    Both the plain and the Gram form use it, each with its own way to find the moments.
+    """
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.variance = nnx.BatchStat(jnp.ones(channels))
+
+    def running(self) -> Moments:
+        """The running statistics, as one group."""
+        return Moments(self.mean[...][None], self.variance[...][None], jnp.ones(1))
+
+    def remember(self, moments: Moments) -> None:
+        """Moves the running statistics a tenth towards these (averaged over groups).
+
+        PyTorch keeps the unbiased variance. Groups without any valid pixel do not count, and
+        where there is none at all nothing moves.
+        """
+        moments = jax.lax.stop_gradient(moments)
+        seen = (moments.count > 0)[:, None]
+        unbiased = moments.variance * (moments.count / jnp.maximum(moments.count - 1, 1))[:, None]
+        num_groups = seen.sum()
+        step = jnp.where(num_groups > 0, BN_MOMENTUM, 0.0)
+        for running, fresh in ((self.mean, moments.mean), (self.variance, unbiased)):
+            old = running[...]
+            target = jnp.where(seen, fresh, 0).sum(0) / jnp.maximum(num_groups, 1)
+            running[...] = (old + step * (target - old)).astype(old.dtype)
+
+    def affine(self, moments: Moments) -> tuple[Float[Array, "N C"], Float[Array, "N C"]]:
+        """Gain and shift a group: normalised y = gain * y + shift."""
+        gain = self.scale[...] * jax.lax.rsqrt(moments.variance + BN_EPS)
+        return gain, self.bias[...] - moments.mean * gain
+
+
+class GraphUnit(nnx.Module):
+    """phi(x) = x + BN(extend(graph(x))) over one map.
+
+    Attributes:
+        state: W_s, channels to states.
+        projection: W_b, channels to nodes; used for the way in and the way back.
+        adjacency: A of the graph convolution, a linear map over the nodes (with its bias a).
+        mix: W_g, a linear map over the states, no bias.
+        extend: W_e, states back to channels, no bias.
+        norm: the batch normalisation of the branch.
+    """
+
+    def __init__(self, channels: int, nodes: int, *, normalize: bool, rngs: nnx.Rngs):
+        states = 2 * nodes
+        self.normalize = normalize
+        self.state = Linear(channels, states, rngs=rngs)
+        self.projection = Linear(channels, nodes, rngs=rngs)
+        self.adjacency = Linear(nodes, nodes, rngs=rngs)
+        self.mix = nnx.Param(uniform(rngs.params(), (states, states), states))
+        self.extend = Linear(states, channels, bias=False, rngs=rngs)
+        self.norm = BatchNorm(channels)
+
+    def reason(
+        self, nodes: Float[Array, "B S M"], count: Float[Array, "B"]
+    ) -> Float[Array, "B S M"]:
+        """The graph convolution on the node matrix V: W_g ReLU(V + V A^T + a).
+
+        Args:
+            nodes: V, sums over the pixels.
+            count: pixels that were summed, a picture.
+        """
+        if self.normalize:
+            nodes = nodes / jnp.maximum(count, 1)[:, None, None]
+        dtype = nodes.dtype
+        talked = nodes + product("bsm,mk->bsk", nodes, self.adjacency.kernel[...].astype(dtype))
+        talked = talked + self.adjacency.bias[...].astype(dtype)
+        return product("bsm,st->btm", jax.nn.relu(talked), self.mix[...].astype(dtype))
+
+    def branch(self, x: Float[Array, "B P C"], mask: Bool[Array, "B P"]) -> Float[Array, "B P C"]:
+        """The branch before its normalisation: gather, reason, spread, extend."""
+        state, way = self.state(x), self.projection(x)
+        count = mask.sum(1).astype(accumulator(x))
+        nodes = product("bps,bpm->bsm", jnp.where(mask[:, :, None], state, 0), way)
+        answer = self.reason(nodes, count).astype(x.dtype)
+        return self.extend(product("bpm,bsm->bps", way, answer).astype(x.dtype))
+
+    def moments(
+        self, branch: Float[Array, "B P C"], mask: Bool[Array, "B P"], groups: int
+    ) -> Moments:
+        """Mean and variance of the branch over the valid pixels of each group."""
+        wide = grouped(branch.astype(accumulator(branch)), groups)
+        inside = grouped(mask, groups)[..., None]
+        count = inside.sum((1, 2, 3)).astype(wide.dtype)
+        mean = safe_ratio(jnp.where(inside, wide, 0).sum((1, 2)), count[:, None])
+        off = jnp.where(inside, wide - mean[:, None, None], 0)
+        return Moments(mean, safe_ratio((off * off).sum((1, 2)), count[:, None]), count)
+
+    def __call__(
+        self, x: Float[Array, "B P C"], mask: Bool[Array, "B P"], *, groups: int = 1, train: bool
+    ) -> Float[Array, "B P C"]:
+        """The relation features of one map.
+
+        Args:
+            x: the map, its pixels in one axis.
+            mask: pixels that count in nodes and statistics.
+            groups: the batch is so many groups, each with statistics of its own.
+            train: batch statistics, which move the running ones; else the running ones.
+
+        Returns:
+            phi(x), in x's dtype. Pixels outside of the mask hold numbers without meaning.
+        """
+        branch = self.branch(x, mask)
+        moments = self.moments(branch, mask, groups) if train else self.norm.running()
+        if train:
+            self.norm.remember(moments)
+        gain, shift = self.norm.affine(moments)
+        each = x.shape[0] // gain.shape[0]
+        gain, shift = (
+            jnp.repeat(row, each, axis=0)[:, None].astype(x.dtype) for row in (gain, shift)
+        )
+        return x + branch * gain + shift

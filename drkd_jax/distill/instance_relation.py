@@ -1,0 +1,189 @@
+"""L_IR: the boxes of a picture should look at each other as the teacher's do.
+
+    psi_ij = softmax_j( w_ij <g1(x_i), g2(x_j)> )           w: relation_filter.py
+    paper:     mean over levels, pictures with n >= 2, boxes i  of  sum_j (psi_t - psi_s)^2
+    official:  sum over levels and pictures of || z_t - f(z_s) ||_2,   z = x + W(psi g(x))
+
+Letters: B pictures, n boxes, S bins, C channels (student Cs, teacher Ct), D = S S C, E embedding.
+
+Source: the paper's section 3.2; mmdet/models/detectors/two_stage.py of the author's release.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float
+
+from drkd_jax.distill.config import InstanceRelationConfig
+from drkd_jax.distill.layers import Linear, product, safe_ratio, safe_sqrt
+from drkd_jax.distill.pairing import LevelPair
+from drkd_jax.distill.relation_filter import LearnedFilter, RandomFilter, masked_softmax
+from drkd_jax.distill.teacher_side import average_towards, copy_parameters
+from drkd_jax.errors import UserError
+from drkd_jax.types import Array, FeatureSpec
+
+RANDOM_FILTER_ROWS = 256  # boxes of one picture that the random filter has outputs for
+
+
+def _make_filter(
+    inputs: int, config: InstanceRelationConfig, rngs: nnx.Rngs
+) -> LearnedFilter | RandomFilter | None:
+    if config.filter == "learned":
+        return LearnedFilter(inputs, config.filter_rank, rngs=rngs)
+    if config.filter == "random":
+        return RandomFilter(inputs, RANDOM_FILTER_ROWS, rngs=rngs)
+    return None
+
+
+class RelationUnit(nnx.Module):
+    """Relates the boxes of one picture.
+
+    Attributes:
+        first, second: g1 and g2, the embeddings.
+        filter: w, or None.
+        value, back: g and W of the official form; None in the paper's.
+    """
+
+    def __init__(self, inputs: int, config: InstanceRelationConfig, *, rngs: nnx.Rngs):
+        width = config.embedding or inputs // 2
+        self.first = Linear(inputs, width, rngs=rngs)
+        self.second = Linear(inputs, width, rngs=rngs)
+        self.filter = _make_filter(inputs, config, rngs)
+        official = config.form == "official"
+        self.value = Linear(inputs, width, rngs=rngs) if official else None
+        self.back = Linear(width, inputs, rngs=rngs) if official else None
+
+    def relation(
+        self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
+    ) -> Float[Array, "B n n"]:
+        """psi: rows of valid boxes sum to 1; 0 in rows and columns of the others."""
+        logits = product("bie,bje->bij", self.first(x), self.second(x))
+        if self.filter is not None:
+            logits = logits * self.filter(x, valid)
+        return masked_softmax(logits, valid)
+
+    def enhance(
+        self, x: Float[Array, "B n D"], psi: Float[Array, "B n n"]
+    ) -> Float[Array, "B n D"]:
+        """Adds W(psi g(x)) to x: the enhanced instances z, official form only."""
+        assert self.value is not None
+        assert self.back is not None
+        mixed = product("bij,bje->bie", psi.astype(x.dtype), self.value(x)).astype(x.dtype)
+        return x + self.back(mixed)
+
+
+def flat(regions: Float[Array, "B n S S C"]) -> Float[Array, "B n D"]:
+    """The numbers of a region in one row: bins along y, along x, channels."""
+    return regions.reshape(*regions.shape[:2], -1)
+
+
+def row_entropy(psi: Float[Array, "B n n"], valid: Bool[Array, "B n"]) -> Float[Array, ""]:
+    """Mean entropy of the rows over log n, over pictures with at least two boxes: 1 is uniform."""
+    number = valid.sum(1)
+    entropy = -(psi * jnp.log(jnp.where(psi > 0, psi, 1))).sum(2)
+    rows = valid & (number >= 2)[:, None]
+    share = entropy / jnp.log(jnp.maximum(number, 2))[:, None]
+    return safe_ratio(jnp.where(rows, share, 0).sum(), rows.sum())
+
+
+class InstanceRelation(nnx.Module):
+    """The term over the finest common levels.
+
+    Attributes:
+        student, teacher: one relation unit a level; no `teacher` where the student's are shared.
+        adaptation: f, a 1x1 convolution a level; official form only.
+    """
+
+    def __init__(
+        self,
+        config: InstanceRelationConfig,
+        pairs: tuple[LevelPair, ...],
+        student: FeatureSpec,
+        teacher: FeatureSpec,
+        size: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.pairs = pairs
+        sides: tuple[list[RelationUnit], list[RelationUnit]] = ([], [])
+        adaptation = []
+        for pair in pairs:
+            widths = student.channels[pair.student], teacher.channels[pair.teacher]
+            if config.teacher_modules in ("shared", "average") and widths[0] != widths[1]:
+                raise UserError(
+                    f"distill.instance_relation.teacher_modules = {config.teacher_modules!r} wants "
+                    f"as many channels on both sides, but {pair.name} has {widths[0]} in the "
+                    f"student and {widths[1]} in the teacher: use 'frozen' or 'trained'."
+                )
+            for side, width in zip(sides, widths, strict=True):
+                side.append(RelationUnit(size * size * width, config, rngs=rngs))
+            adaptation.append(Linear(*widths, rngs=rngs))
+        self.student = nnx.List(sides[0])
+        if config.teacher_modules != "shared":
+            self.teacher = nnx.List(sides[1])
+            if config.teacher_modules == "average":
+                copy_parameters(self.teacher, self.student)
+        if config.form == "official":
+            self.adaptation = nnx.List(adaptation)
+
+    def teacher_unit(self, level: int) -> RelationUnit:
+        """The unit that relates the teacher's boxes on a level."""
+        shared = self.config.teacher_modules == "shared"
+        return self.student[level] if shared else self.teacher[level]
+
+    def __call__(
+        self,
+        student: tuple[Float[Array, "B n S S _C"], ...],
+        teacher: tuple[Float[Array, "B n S S _C"], ...],
+        valid: Bool[Array, "B n"],
+        *,
+        groups: int = 1,
+        train: bool = True,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The loss without its weight, and what the monitor watches.
+
+        Args:
+            student: the boxes' regions on each level.
+            teacher: likewise.
+            valid: boxes that are there.
+            groups: official form: the sum over pictures is divided by so many groups.
+            train: an average of the student's modules moves on.
+
+        Returns:
+            The loss and the diagnostics, named by level.
+        """
+        losses = []
+        diagnostics: dict[str, jax.Array] = {}
+        for level, pair in enumerate(self.pairs):
+            x_s, x_t = flat(student[level]), flat(teacher[level])
+            units = self.student[level], self.teacher_unit(level)
+            psi_s, psi_t = units[0].relation(x_s, valid), units[1].relation(x_t, valid)
+            name = f"instance_relation/{pair.name}"
+            if self.config.form == "official":
+                z_s, z_t = units[0].enhance(x_s, psi_s), units[1].enhance(x_t, psi_t)
+                mapped = flat(self.adaptation[level](z_s.reshape(student[level].shape)))
+                difference = jnp.where(valid[:, :, None], z_t - mapped, 0)
+                norms = safe_sqrt((difference.astype(psi_s.dtype) ** 2).sum((1, 2)))
+                losses.append(norms.sum() / groups)
+                over, under = (
+                    jnp.where(valid[:, :, None], value, 0).astype(psi_s.dtype)
+                    for value in (z_t, x_t)
+                )
+                ratio = safe_sqrt(safe_ratio((over**2).sum(), (under**2).sum()))
+                diagnostics[f"{name}/teacher_norm"] = ratio
+            else:
+                number = valid.sum(1)
+                rows = ((psi_t - psi_s) ** 2).sum(2)
+                pictures = jnp.where(number >= 2, safe_ratio(rows.sum(1), number), 0)
+                losses.append(safe_ratio(pictures.sum(), (number >= 2).sum()))
+            diagnostics[f"{name}/loss"] = losses[-1]
+            diagnostics[f"{name}/teacher_entropy"] = row_entropy(psi_t, valid)
+            diagnostics[f"{name}/student_entropy"] = row_entropy(psi_s, valid)
+        total = jnp.stack(losses).sum()
+        loss = total if self.config.form == "official" else total / len(losses)
+        if train and self.config.teacher_modules == "average":
+            average_towards(self.teacher, self.student, self.config.momentum)
+        return loss, jax.lax.stop_gradient(diagnostics)

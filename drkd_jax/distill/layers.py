@@ -1,0 +1,82 @@
+"""The few layers that the relation modules are made of, and sums that skip padding.
+
+Letters: B pictures, P pixels of a map (h * w), C channels.
+
+Weights start as PyTorch starts them (uniform within 1/sqrt(inputs), biases too), since the
+author's modules do. Products accumulate in float32 at least, whatever the features are in.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float, Int, Shaped
+
+from drkd_jax.types import Array
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
+    """Uniform numbers within 1/sqrt(inputs). Source: PyTorch, torch/nn/modules/linear.py."""
+    bound = inputs**-0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def accumulator(*arrays: Shaped[Array, "..."]) -> jnp.dtype:
+    """The type that sums of these arrays are kept in: float32, or float64 where one is."""
+    return jnp.result_type(jnp.float32, *(array.dtype for array in arrays))
+
+
+def product(
+    subscripts: str, left: Float[Array, "..."], right: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """An einsum at full precision, accumulated and returned in float32 at least."""
+    return jnp.einsum(
+        subscripts, left, right, precision=HIGHEST, preferred_element_type=accumulator(left, right)
+    )
+
+
+class Linear(nnx.Module):
+    """x W + b over the last axis: a linear layer, or a 1x1 convolution of maps."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(uniform(rngs.params(), (inputs, outputs), inputs))
+        self.bias = nnx.Param(uniform(rngs.params(), (outputs,), inputs)) if bias else None
+
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... E"]:
+        """Args: x [..., C]. Returns: [..., E] in x's own dtype."""
+        y = jnp.einsum("...c,ce->...e", x, self.kernel[...].astype(x.dtype), precision=HIGHEST)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def pixel_mask(
+    sizes: Int[Array, "B 2"], picture_valid: Bool[Array, "B"], stride: int, shape: tuple[int, ...]
+) -> Bool[Array, "B h w"]:
+    """The pixels of a map that lie on the picture and not on the padding of its canvas.
+
+    Args:
+        sizes: height and width of each picture on the canvas, pixels.
+        picture_valid: False for pictures that only fill the batch up: none of their pixels count.
+        stride: canvas pixels per map pixel.
+        shape: height and width of the map.
+
+    Returns:
+        True where any part of the map pixel's cell belongs to the picture.
+    """
+    rows = jnp.arange(shape[0])[None, :] * stride < sizes[:, :1]
+    columns = jnp.arange(shape[1])[None, :] * stride < sizes[:, 1:]
+    return rows[:, :, None] & columns[:, None, :] & picture_valid[:, None, None]
+
+
+def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Square root with gradient 0 at 0, as `torch.dist` has it (JAX's own gives NaN)."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def safe_ratio(sums: Float[Array, "..."], counts: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    """Quotient of sums and counts, 0 with gradient 0 where the count is 0."""
+    positive = counts > 0
+    return jnp.where(positive, sums / jnp.where(positive, counts, 1), 0)

@@ -1,0 +1,62 @@
+"""Which student level meets which teacher level.
+
+Two maps belong together where a pixel of each covers the same place (same stride) and where both
+were made in the same way: stride 64 is "every second pixel of P5" in one pyramid and a convolution
+of C5 in another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from drkd_jax.errors import UserError
+from drkd_jax.types import FeatureSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelPair:
+    """One level that both pyramids have: its place in each, and its stride in pixels."""
+
+    student: int
+    teacher: int
+    stride: int
+
+    @property
+    def name(self) -> str:
+        """P2 for stride 4, P3 for stride 8 and so on: the usual name of the level."""
+        return f"P{math.log2(self.stride):g}"
+
+
+def _listed(spec: FeatureSpec) -> str:
+    return ", ".join(
+        f"stride {stride} ({kind})" for stride, kind in zip(spec.strides, spec.kinds, strict=True)
+    )
+
+
+def pair_levels(student: FeatureSpec, teacher: FeatureSpec) -> tuple[LevelPair, ...]:
+    """Pairs the levels of two pyramids by stride and kind, finest first.
+
+    Args:
+        student: the student's pyramid.
+        teacher: the teacher's pyramid.
+
+    Returns:
+        The levels that both have.
+
+    Raises:
+        UserError: they have none in common; the message lists both pyramids.
+    """
+    place = {key: i for i, key in enumerate(zip(teacher.strides, teacher.kinds, strict=True))}
+    pairs = [
+        LevelPair(i, place[key], key[0])
+        for i, key in enumerate(zip(student.strides, student.kinds, strict=True))
+        if key in place
+    ]
+    if not pairs:
+        raise UserError(
+            "student and teacher have no feature level in common. "
+            f"Student: {_listed(student)}. Teacher: {_listed(teacher)}. "
+            "Choose detectors that share at least one stride made in the same way."
+        )
+    return tuple(sorted(pairs, key=lambda pair: pair.stride))

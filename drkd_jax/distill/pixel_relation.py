@@ -1,0 +1,174 @@
+"""L_PR: student pixels should relate to each other as the teacher's do.
+
+    paper:     1/k sum_i  mean |phi_t(t_i) - f(phi_s(s_i))|^2     valid pixels, pictures, channels
+    official:      sum_i  ||phi_t(t_i) - f(phi_s(s_i))||_2        the whole tensor, padding too
+
+Letters: B pictures, h w a map, P its pixels, C channels (student Cs, teacher Ct).
+
+Source: the paper's section 3.1; mmdet/models/detectors/two_stage.py of the author's release.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float
+
+from drkd_jax.distill.config import PixelRelationConfig
+from drkd_jax.distill.distance import Distance, energies
+from drkd_jax.distill.gram import gram_distance
+from drkd_jax.distill.graph_unit import GraphUnit, grouped
+from drkd_jax.distill.layers import Linear, accumulator, safe_ratio, safe_sqrt
+from drkd_jax.distill.pairing import LevelPair
+from drkd_jax.distill.teacher_side import average_towards, copy_parameters
+from drkd_jax.errors import UserError
+from drkd_jax.types import Array, FeatureSpec
+
+
+def plain_distance(
+    student: GraphUnit,
+    teacher: GraphUnit,
+    adaptation: Linear,
+    s: Float[Array, "B P Cs"],
+    t: Float[Array, "B P Ct"],
+    mask: Bool[Array, "B P"],
+    *,
+    groups: int,
+    train: bool,
+) -> Distance:
+    """The distance of one level, pixel by pixel."""
+    student_phi = adaptation(student(s, mask, groups=groups, train=train))
+    teacher_phi = teacher(t, mask, groups=groups, train=train)
+    wide = accumulator(s, t)
+    difference = teacher_phi.astype(wide) - student_phi.astype(wide)
+    difference = jnp.where(mask[:, :, None], difference, 0)
+    energy, spread = energies(jax.lax.stop_gradient(teacher_phi), mask)
+    input_energy, input_spread = energies(jax.lax.stop_gradient(t), mask)
+    return Distance(
+        (difference * difference).sum((1, 2)),
+        energy,
+        spread,
+        input_energy,
+        input_spread,
+        mask.sum(1).astype(wide),
+    )
+
+
+class PixelRelation(nnx.Module):
+    """The term over all paired levels.
+
+    Attributes:
+        student, teacher: one graph unit a level; no `teacher` where the student's are shared.
+        adaptation: f, a 1x1 convolution a level, student's channels to the teacher's.
+    """
+
+    def __init__(
+        self,
+        config: PixelRelationConfig,
+        pairs: tuple[LevelPair, ...],
+        student: FeatureSpec,
+        teacher: FeatureSpec,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.pairs = pairs
+        sides: tuple[list[GraphUnit], list[GraphUnit]] = ([], [])
+        adaptation = []
+        for i, pair in enumerate(pairs):
+            nodes = config.nodes[min(i, len(config.nodes) - 1)]
+            widths = student.channels[pair.student], teacher.channels[pair.teacher]
+            if config.teacher_modules in ("shared", "average") and widths[0] != widths[1]:
+                raise UserError(
+                    f"distill.pixel_relation.teacher_modules = {config.teacher_modules!r} wants as "
+                    f"many channels on both sides, but {pair.name} has {widths[0]} in the student "
+                    f"and {widths[1]} in the teacher: use 'frozen' or 'trained'."
+                )
+            for side, width in zip(sides, widths, strict=True):
+                side.append(GraphUnit(width, nodes, normalize=bool(config.normalize), rngs=rngs))
+            adaptation.append(Linear(*widths, rngs=rngs))
+        self.student = nnx.List(sides[0])
+        if config.teacher_modules != "shared":
+            self.teacher = nnx.List(sides[1])
+            if config.teacher_modules == "average":
+                copy_parameters(self.teacher, self.student)
+        self.adaptation = nnx.List(adaptation)
+
+    def teacher_unit(self, level: int) -> GraphUnit:
+        """The unit that embeds the teacher's map of a paired level."""
+        shared = self.config.teacher_modules == "shared"
+        return self.student[level] if shared else self.teacher[level]
+
+    def uses_gram(self, pixels: int) -> bool:
+        """Whether a map of so many pixels goes by its Gram matrix."""
+        if self.config.arithmetic == "auto":
+            return pixels >= self.config.gram_from_pixels
+        return self.config.arithmetic == "gram"
+
+    def distance(
+        self,
+        level: int,
+        s: Float[Array, "B h w Cs"],
+        t: Float[Array, "B h w Ct"],
+        mask: Bool[Array, "B h w"],
+        *,
+        groups: int = 1,
+        train: bool = True,
+    ) -> Distance:
+        """The sums of one paired level, a picture each."""
+        height, width = s.shape[1:3]
+        units = self.student[level], self.teacher_unit(level), self.adaptation[level]
+        if self.uses_gram(height * width):
+            guard = self.config.gram_guard
+            return gram_distance(*units, s, t, mask, groups=groups, train=train, guard=guard)
+        flat = (x.reshape(x.shape[0], height * width, -1) for x in (s, t))
+        return plain_distance(
+            *units, *flat, mask.reshape(mask.shape[0], -1), groups=groups, train=train
+        )
+
+    def __call__(
+        self,
+        student: tuple[Float[Array, "B _h _w _C"], ...],
+        teacher: tuple[Float[Array, "B _h _w _C"], ...],
+        masks: tuple[Bool[Array, "B _h _w"], ...],
+        *,
+        groups: int = 1,
+        train: bool = True,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The loss without its weight, and what the monitor watches.
+
+        Args:
+            student: one map a paired level, finest first.
+            teacher: likewise.
+            masks: pixels that count.
+            groups: official form: the batch is so many groups with norms of their own.
+            train: batch statistics, and running ones that move; else the running ones.
+
+        Returns:
+            The loss and the diagnostics, named by level.
+        """
+        config = self.config
+        losses = []
+        diagnostics: dict[str, jax.Array] = {}
+        for level, pair in enumerate(self.pairs):
+            maps = student[level], teacher[level], masks[level]
+            sums = self.distance(level, *maps, groups=groups, train=train)
+            if config.form == "official":
+                losses.append(safe_sqrt(grouped(sums.squares, groups).sum(1)).mean())
+            else:
+                channels = teacher[level].shape[-1]
+                losses.append(safe_ratio(sums.squares.sum(), sums.count.sum() * channels))
+            name = f"pixel_relation/{pair.name}"
+            diagnostics[f"{name}/loss"] = losses[-1]
+            for what, over, under in (
+                ("teacher_norm", sums.energy, sums.input_energy),
+                ("teacher_variance", sums.spread, sums.input_spread),
+            ):
+                ratio = safe_ratio(over.sum(), under.sum())
+                diagnostics[f"{name}/{what}"] = safe_sqrt(ratio) if "norm" in what else ratio
+        total = jnp.stack(losses).sum()
+        loss = total if config.form == "official" else total / len(losses)
+        if train and config.teacher_modules == "average":
+            average_towards(self.teacher, self.student, config.momentum)
+        return loss, jax.lax.stop_gradient(diagnostics)

@@ -1,0 +1,85 @@
+"""From settings to a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from drkd_jax.errors import UserError
+from drkd_jax.models.detector import Detector
+from drkd_jax.models.faster_rcnn import FasterRCNN
+from drkd_jax.models.retinanet import RetinaNet
+from drkd_jax.models.settings import (
+    FasterRCNNSettings,
+    PyramidSettings,
+    RetinaNetSettings,
+    from_dict,
+)
+
+DETECTORS: Mapping[str, tuple[type[Detector], PyramidSettings]] = MappingProxyType(
+    {
+        "retinanet": (RetinaNet, RetinaNetSettings()),
+        "faster_rcnn": (FasterRCNN, FasterRCNNSettings()),
+    }
+)
+
+
+def build_detector(
+    settings: Mapping[str, Any], num_classes: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+) -> Detector:
+    """Build a detector.
+
+    Call it outside of `jax.jit`: initial values are drawn on the host (`models.initializers`).
+
+    Args:
+        settings: plain nested values; ``detector`` names the class, every other key is one of its
+            settings dataclass (`drkd_jax.models.settings`), which holds the defaults.
+        num_classes: classes without the background.
+        rngs: where the initial values come from.
+        dtype: of the computation; parameters are float32.
+
+    Raises:
+        UserError: for an unknown detector or key, or a value out of range, with its name.
+    """
+    values = dict(settings)
+    name = values.pop("detector", None)
+    if name not in DETECTORS:
+        raise UserError(f"detector is {name!r}; known: {', '.join(DETECTORS)}")
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; a detector needs at least one class")
+    make, default = DETECTORS[name]
+    return make(from_dict(default, values), num_classes, rngs=rngs, dtype=jnp.dtype(dtype))
+
+
+def abstract_detector(
+    settings: Mapping[str, Any], num_classes: int, *, dtype: Any = jnp.float32
+) -> Detector:
+    """Build a detector whose variables have shapes and dtypes and no values: nothing is computed.
+
+    Raises:
+        UserError: as `build_detector`.
+    """
+    return nnx.eval_shape(
+        lambda: build_detector(settings, num_classes, rngs=nnx.Rngs(0), dtype=dtype)
+    )
+
+
+def init_detector(
+    settings: Mapping[str, Any], num_classes: int, seed: int, dtype: Any = jnp.float32
+) -> Detector:
+    """Build a detector from a seed alone.
+
+    Args:
+        settings: see `build_detector`.
+        num_classes: classes without the background.
+        seed: every initial value is a function of it, on every backend.
+        dtype: of the computation; parameters are float32.
+
+    Raises:
+        UserError: as `build_detector`.
+    """
+    return build_detector(settings, num_classes, rngs=nnx.Rngs(seed), dtype=dtype)

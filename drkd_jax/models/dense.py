@@ -1,0 +1,105 @@
+"""What the RPN and RetinaNet share: anchors of all levels, and their targets.
+
+Letters: B pictures, A anchors of all levels, G padded ground truths, h w one feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from drkd_jax import anchors as anchor_ops
+from drkd_jax import boxes as box_ops
+from drkd_jax.models.conventions import Conventions, Matching
+from drkd_jax.models.settings import AnchorSettings
+from drkd_jax.ops.matching import match
+from drkd_jax.types import Array, Features, Targets
+
+
+class Assigned(NamedTuple):
+    """What each anchor of each picture is to learn."""
+
+    truth: Int[Array, "B A"]  # its ground truth; of no meaning where not positive
+    positive: Bool[Array, "B A"]
+    negative: Bool[Array, "B A"]
+
+
+def level_anchors(
+    settings: AnchorSettings,
+    strides: Sequence[int],
+    shapes: Sequence[tuple[int, int]],
+    convention: Conventions,
+) -> tuple[Float[np.ndarray, "_A 4"], ...]:
+    """Anchors of each level as NumPy constants.
+
+    Args:
+        settings: sizes and ratios.
+        strides: pixels a cell of each level.
+        shapes: rows and columns of each level's map.
+        convention: whether to round.
+
+    Returns:
+        One array a level; boxes in pixels, by row, column, ratio, size.
+    """
+    return tuple(
+        anchor_ops.grid(
+            anchor_ops.base_anchors(
+                stride, settings.ratios, settings.scales, rounded=convention.round_anchors
+            ),
+            shape,
+            stride,
+        )
+        for stride, shape in zip(strides, shapes, strict=True)
+    )
+
+
+def assign(
+    anchors: Float[Array, "A 4"], targets: Targets, matching: Matching, convention: Conventions
+) -> Assigned:
+    """Match the anchors with the ground truths of every picture.
+
+    An anchor whose cell lies past the picture's own padding is neither positive nor negative, and
+    so is every anchor of a picture that is not valid.
+
+    Args:
+        anchors: anchors of all levels.
+        targets: sizes, boxes and flags of the batch.
+        matching: overlaps to match by.
+        convention: the padding that counts.
+    """
+    multiple = convention.padding
+    padded = -(-jnp.asarray(targets.sizes) // multiple) * multiple
+    eligible = anchor_ops.inside(anchors, padded) & targets.picture_valid[:, None]
+
+    def one(boxes: Array, valid: Array, eligible: Array) -> Assigned:
+        found = match(
+            box_ops.pairwise_iou(anchors, boxes),
+            valid,
+            matching.positive,
+            matching.negative,
+            matching.low_quality,
+            eligible,
+        )
+        return Assigned(found.index, found.positive, found.negative)
+
+    return jax.vmap(one)(targets.boxes, targets.valid, eligible)
+
+
+def device_maps(features: Features) -> tuple[jax.Array, ...]:
+    """The maps of a pyramid as JAX arrays, whatever they came as."""
+    return tuple(jnp.asarray(m) for m in features.maps)
+
+
+def take_rows(values: Float[Array, "B N D"], rows: Int[Array, "B M"]) -> Float[Array, "B M D"]:
+    """Row ``rows[b, m]`` of ``values[b]``."""
+    return jnp.take_along_axis(jnp.asarray(values), rows[..., None], axis=1)
+
+
+def sizable(boxes: Float[Array, "B N 4"]) -> Bool[Array, "B N"]:
+    """Whether a box has both width and height."""
+    return jnp.all(boxes[..., 2:] > boxes[..., :2], axis=-1)

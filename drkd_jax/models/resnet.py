@@ -1,0 +1,179 @@
+"""ResNet and ResNeXt, with the stride in the 3x3 convolution.
+
+Letters: B pictures, H W pixels, h w C one feature map.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float
+
+from drkd_jax.models.initializers import Initializer, constant, kaiming_normal
+from drkd_jax.models.norm import NORM_CLASSES, Norm
+from drkd_jax.models.settings import BackboneSettings
+
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+EXPANSION = 4  # of a bottleneck block, from 50 layers on
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    kernel_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+) -> nnx.Conv:
+    """A square convolution, padded by half its size on every side (as PyTorch models are)."""
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=((size // 2, size // 2),) * 2,
+        feature_group_count=groups,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=kernel_init or kaiming_normal(),
+        bias_init=bias_init or constant(0.0),
+        rngs=rngs,
+    )
+
+
+class Stem(nnx.Module):
+    """7x7 convolution of stride 2, norm, ReLU, 3x3 max pool of stride 2."""
+
+    def __init__(self, width: int, norm: type[Norm], *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self.conv = conv(3, width, 7, stride=2, rngs=rngs, dtype=dtype)
+        self.norm = norm(width)
+
+    def __call__(
+        self, images: Float[jax.Array, "B H W 3"], picture_valid: Bool[jax.Array, "B"] | None
+    ) -> Float[jax.Array, "B h w C"]:
+        """Map pictures to the first features, stride 4."""
+        x = jax.nn.relu(self.norm(self.conv(images), picture_valid))
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+class Block(nnx.Module):
+    """A residual block: two 3x3 convolutions, or 1x1, 3x3 (with the stride), 1x1.
+
+    The last norm starts with scale 0, so that a fresh network begins as its shortcuts.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        stride: int,
+        settings: BackboneSettings,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+    ):
+        norm = NORM_CLASSES[settings.norm]
+        bottleneck = settings.depth >= 50
+        if bottleneck:
+            inner = planes
+            if settings.groups > 1:
+                inner = max(planes * settings.group_width // 64, 1) * settings.groups
+            outputs = planes * EXPANSION
+            shapes = [(inputs, inner, 1, 1, 1), (inner, inner, 3, stride, settings.groups)]
+            shapes.append((inner, outputs, 1, 1, 1))
+        else:
+            outputs = planes
+            shapes = [(inputs, planes, 3, stride, 1), (planes, planes, 3, 1, 1)]
+        self.convs = nnx.List(
+            conv(a, b, size, stride=s, groups=g, rngs=rngs, dtype=dtype)
+            for a, b, size, s, g in shapes
+        )
+        self.norms = nnx.List(
+            norm(shape[1], zero_scale=i == len(shapes) - 1) for i, shape in enumerate(shapes)
+        )
+        projects = stride != 1 or inputs != outputs
+        self.shortcut = (
+            conv(inputs, outputs, 1, stride=stride, rngs=rngs, dtype=dtype) if projects else None
+        )
+        self.shortcut_norm = norm(outputs) if projects else None
+
+    def __call__(
+        self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
+    ) -> Float[jax.Array, "B p q D"]:
+        """Add the residual branch to the shortcut."""
+        short = x
+        if self.shortcut is not None and self.shortcut_norm is not None:
+            short = self.shortcut_norm(self.shortcut(x), picture_valid)
+        last = len(self.convs) - 1
+        for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(layer(x), picture_valid)
+            if i < last:
+                x = jax.nn.relu(x)
+        return jax.nn.relu(x + short)
+
+
+class ResNet(nnx.Module):
+    """The four stages C2..C5, strides 4 to 32.
+
+    Source: kaiming initialisation and the residual's zero start as in open-mmlab/mmdetection
+    mmdet/models/backbones/resnet.py; ResNeXt's inner width as in resnext.py beside it.
+    """
+
+    def __init__(self, settings: BackboneSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self.num_frozen = settings.num_frozen
+        self.stem = Stem(settings.width, NORM_CLASSES[settings.norm], rngs=rngs, dtype=dtype)
+        stages, channels, inputs = [], [], settings.width
+        for i, num_blocks in enumerate(BLOCKS[settings.depth]):
+            planes = settings.width * 2**i
+            outputs = planes * (EXPANSION if settings.depth >= 50 else 1)
+            blocks = []
+            for j in range(num_blocks):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(Block(inputs, planes, stride, settings, rngs=rngs, dtype=dtype))
+                inputs = outputs
+            stages.append(nnx.List(blocks))
+            channels.append(outputs)
+        self.stages = nnx.List(stages)
+        self.channels = tuple(channels)
+
+    def __call__(
+        self, images: Float[jax.Array, "B H W 3"], picture_valid: Bool[jax.Array, "B"] | None
+    ) -> tuple[Float[jax.Array, "B _h _w _C"], ...]:
+        """Compute C2..C5; nothing is differentiated through the frozen stages.
+
+        Args:
+            images: normalised pictures.
+            picture_valid: the pictures that count in batch statistics, or None in evaluation.
+                A frozen stage always normalises as in evaluation.
+        """
+        frozen_mode = None if self.num_frozen else picture_valid
+        x = self.stem(images, frozen_mode)
+        maps = []
+        for number, stage in enumerate(self.stages, start=1):
+            if number == self.num_frozen + 1 and self.num_frozen:
+                x = jax.lax.stop_gradient(x)  # no backward pass is computed below this
+            mode = None if number <= self.num_frozen else picture_valid
+            for block in stage:
+                x = block(x, mode)
+            maps.append(x)
+        if self.num_frozen:
+            maps[: self.num_frozen] = [jax.lax.stop_gradient(m) for m in maps[: self.num_frozen]]
+        return tuple(maps)
+
+    def is_frozen(self, path: tuple[str | int, ...]) -> bool:
+        """Whether the variable at this path (from the backbone on) lies in a frozen stage."""
+        if not self.num_frozen:
+            return False
+        return path[0] == "stem" or (path[0] == "stages" and int(path[1]) < self.num_frozen)

@@ -1,0 +1,64 @@
+"""RetinaNet.
+
+Letters: B pictures, A anchors of all levels.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int, Key
+
+from drkd_jax.models.dense import assign, device_maps, level_anchors
+from drkd_jax.models.detector import Detector
+from drkd_jax.models.retina_head import RetinaHead, retina_detections, retina_losses
+from drkd_jax.models.settings import RetinaNetSettings
+from drkd_jax.types import Array, Detections, Features, Targets
+
+
+class RetinaNet(Detector):
+    """One-stage detector with focal loss.
+
+    Source: Lin et al. 2017, "Focal Loss for Dense Object Detection".
+    """
+
+    settings: RetinaNetSettings
+
+    def __init__(
+        self,
+        settings: RetinaNetSettings,
+        num_classes: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+    ):
+        super().__init__(settings, num_classes, rngs=rngs, dtype=dtype)
+        self.head = RetinaHead(settings, num_classes, self.convention, rngs=rngs, dtype=dtype)
+
+    def losses(
+        self, features: Features, targets: Targets, keys: Key[Array, "B"]
+    ) -> dict[str, Float[Array, ""]]:
+        """``cls_loss`` and ``box_loss``; draws nothing, so ``keys`` changes nothing."""
+        logits, deltas = self.head(device_maps(features))
+        anchors = np.concatenate(self._anchors(features))
+        assigned = assign(anchors, targets, self.convention.dense, self.convention)
+        return retina_losses(
+            jnp.concatenate(logits, axis=1),
+            jnp.concatenate(deltas, axis=1),
+            anchors,
+            assigned,
+            targets,
+            self.convention,
+        )
+
+    def predict(self, features: Features, sizes: Int[Array, "B 2"]) -> Detections:
+        """See `Detector.predict`."""
+        logits, deltas = self.head(device_maps(features))
+        return retina_detections(
+            logits, deltas, self._anchors(features), sizes, self.settings.test, self.convention
+        )
+
+    def _anchors(self, features: Features) -> tuple[Float[np.ndarray, "_A 4"], ...]:
+        shapes = [(m.shape[1], m.shape[2]) for m in features.maps]
+        return level_anchors(self.settings.anchors, self.spec.strides, shapes, self.convention)

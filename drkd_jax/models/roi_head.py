@@ -1,0 +1,202 @@
+"""The second stage of Faster R-CNN: regions, their targets, their classes and boxes.
+
+Letters: B pictures, R regions, S bins a side, G padded ground truths, K classes (the background
+is one more, the last), C channels, h w one feature map.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float, Int, Key
+
+from drkd_jax import boxes as box_ops
+from drkd_jax import losses as loss_ops
+from drkd_jax.models.conventions import Conventions
+from drkd_jax.models.dense import take_rows
+from drkd_jax.models.initializers import Initializer, constant, normal, xavier_uniform
+from drkd_jax.models.retina_head import best_detections
+from drkd_jax.models.rpn import Proposals
+from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings, TestSettings
+from drkd_jax.ops.matching import match
+from drkd_jax.ops.roi_align import region_levels, roi_align
+from drkd_jax.ops.sampling import sample
+from drkd_jax.types import Array, Detections, FeatureSpec, Targets
+
+
+class Regions(NamedTuple):
+    """Sampled regions and what each is to learn."""
+
+    boxes: Float[Array, "B R 4"]
+    labels: Int[Array, "B R"]  # K for background
+    truth: Float[Array, "B R 4"]  # the ground truth's box; of no meaning where not positive
+    positive: Bool[Array, "B R"]
+    valid: Bool[Array, "B R"]
+
+
+class RoIHead(nnx.Module):
+    """RoIAlign, two fully connected layers, class logits, and a box for every class.
+
+    Source: open-mmlab/mmdetection mmdet/models/roi_heads/bbox_heads/convfc_bbox_head.py.
+    """
+
+    def __init__(
+        self,
+        settings: FasterRCNNSettings,
+        num_classes: int,
+        convention: Conventions,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+    ):
+        def layer(a: int, b: int, kernel_init: Initializer) -> nnx.Linear:
+            return nnx.Linear(
+                a, b, kernel_init=kernel_init, bias_init=constant(0.0), dtype=dtype, rngs=rngs
+            )
+
+        self.num_classes = num_classes
+        self.convention = convention
+        self.min_level = settings.min_level
+        inputs = settings.channels * convention.roi_size**2
+        self.fc1 = layer(inputs, settings.fc, xavier_uniform())
+        self.fc2 = layer(settings.fc, settings.fc, xavier_uniform())
+        self.cls = layer(settings.fc, num_classes + 1, normal(0.01))
+        self.box = layer(settings.fc, num_classes * 4, normal(0.001))
+
+    def __call__(
+        self,
+        maps: tuple[Float[jax.Array, "B _h _w C"], ...],
+        spec: FeatureSpec,
+        boxes: Float[Array, "B R 4"],
+    ) -> tuple[Float[Array, "B R K1"], Float[Array, "B R K 4"]]:
+        """Class logits (background last) and deltas of every class, float32."""
+        rule = self.convention
+        used = rule.roi_max_level - self.min_level + 1
+        levels = region_levels(
+            boxes,
+            self.min_level,
+            rule.roi_max_level,
+            canonical=14.0 * spec.strides[0],
+            convention=rule.region_level_rule,
+        )
+        pooled = roi_align(
+            maps[:used],
+            boxes,
+            levels,
+            spec.strides[:used],
+            output_size=rule.roi_size,
+            sampling_ratio=rule.roi_sampling,
+            aligned=rule.roi_aligned,
+        )
+        B, R = boxes.shape[:2]
+        x = jnp.asarray(pooled).reshape(B, R, -1)
+        x = jax.nn.relu(self.fc1(x))
+        x = jax.nn.relu(self.fc2(x))
+        logits = self.cls(x).astype(jnp.float32)
+        return logits, self.box(x).reshape(B, R, self.num_classes, 4).astype(jnp.float32)
+
+
+def sample_regions(
+    proposals: Proposals,
+    targets: Targets,
+    keys: Key[Array, "B"],
+    num_classes: int,
+    settings: SamplerSettings,
+    convention: Conventions,
+) -> Regions:
+    """Match proposals with ground truths, add the ground truths, and draw some of both kinds.
+
+    The ground truths stand behind the proposals, so that more padding rows of boxes leave every
+    row's random number as it was.
+    """
+    most = int(settings.roi * settings.roi_positive)
+    rule = convention.roi
+
+    def one(key, proposed, proposed_valid, boxes, labels, valid, picture_valid):  # type: ignore[no-untyped-def]
+        found = match(
+            box_ops.pairwise_iou(proposed, boxes),
+            valid,
+            rule.positive,
+            rule.negative,
+            rule.low_quality,
+            proposed_valid & picture_valid,
+        )
+        own = valid & picture_valid
+        index = jnp.concatenate([found.index, jnp.arange(len(valid), dtype=found.index.dtype)])
+        chosen = sample(
+            key,
+            jnp.concatenate([found.positive, own]),
+            jnp.concatenate([found.negative, jnp.zeros_like(own)]),
+            settings.roi,
+            most,
+        )
+        positive = chosen.positive & chosen.valid
+        truth = index[chosen.indices]
+        return Regions(
+            jnp.concatenate([proposed, boxes])[chosen.indices],
+            jnp.where(positive, labels[truth], num_classes),
+            boxes[truth],
+            positive,
+            chosen.valid,
+        )
+
+    boxes, labels, valid, picture_valid = map(jnp.asarray, targets[1:])
+    return jax.vmap(one)(
+        keys, proposals.boxes, proposals.valid, boxes, labels, valid, picture_valid
+    )
+
+
+def roi_losses(
+    logits: Float[Array, "B R K1"],
+    deltas: Float[Array, "B R K 4"],
+    regions: Regions,
+    convention: Conventions,
+) -> dict[str, Float[Array, ""]]:
+    """Cross-entropy over the sampled regions, L1 on the true class's box of the positives.
+
+    Both are divided by the number of sampled regions of the batch, positive or not.
+
+    Returns:
+        ``roi_cls_loss`` and ``roi_box_loss``, float32.
+    """
+    normaliser = jnp.maximum(regions.valid.sum(), 1).astype(jnp.float32)
+    cls = loss_ops.cross_entropy(logits, regions.labels)
+    own = jnp.minimum(regions.labels, deltas.shape[2] - 1)
+    picked = jnp.take_along_axis(deltas, own[..., None, None], axis=2)[:, :, 0]
+    wanted = box_ops.encode(regions.boxes, regions.truth, convention.roi_stds)
+    box = loss_ops.l1(picked, wanted)
+    return {
+        "roi_cls_loss": jnp.where(regions.valid, cls, 0.0).sum() / normaliser,
+        "roi_box_loss": jnp.where(regions.positive, box, 0.0).sum() / normaliser,
+    }
+
+
+def roi_detections(
+    logits: Float[Array, "B R K1"],
+    deltas: Float[Array, "B R K 4"],
+    proposals: Proposals,
+    sizes: Int[Array, "B 2"],
+    settings: TestSettings,
+    convention: Conventions,
+) -> Detections:
+    """The best (region, class) pairs, then NMS class by class.
+
+    Source: open-mmlab/mmdetection v3.3.0 mmdet/models/layers/bbox_nms.py.
+    """
+    B, R, K, _ = deltas.shape
+    probability = jax.nn.softmax(logits, axis=-1)[..., :K]
+    probability = jnp.where(proposals.valid[..., None], probability, 0.0).reshape(B, R * K)
+    scores, pair = jax.lax.top_k(probability, min(settings.pre_nms, R * K))
+    decoded = box_ops.decode(
+        take_rows(proposals.boxes, pair // K),
+        take_rows(deltas.reshape(B, R * K, 4), pair),
+        convention.roi_stds,
+        convention.max_log,
+        convention.clamp_below,
+    )
+    return best_detections(
+        box_ops.clip(decoded, sizes), scores, pair % K, settings, drop_empty=False
+    )

@@ -1,0 +1,152 @@
+"""Region proposal network: its head, its losses, its proposals.
+
+Letters: B pictures, A anchors (of all levels, or of one where said), R regions, C channels,
+h w one feature map.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float, Int, Key
+
+from drkd_jax import boxes as box_ops
+from drkd_jax import losses as loss_ops
+from drkd_jax.models.conventions import Conventions
+from drkd_jax.models.dense import Assigned, sizable, take_rows
+from drkd_jax.models.initializers import normal
+from drkd_jax.models.resnet import conv
+from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings
+from drkd_jax.ops.nms import nms
+from drkd_jax.ops.sampling import sample
+from drkd_jax.types import Array, Targets
+
+
+class Proposals(NamedTuple):
+    """Regions of each picture by falling score; rows past the last are not valid."""
+
+    boxes: Float[Array, "B R 4"]
+    scores: Float[Array, "B R"]
+    valid: Bool[Array, "B R"]
+
+
+class RPNHead(nnx.Module):
+    """One 3x3 convolution, then an objectness logit and deltas for every anchor.
+
+    Source: open-mmlab/mmdetection mmdet/models/dense_heads/rpn_head.py.
+    """
+
+    def __init__(self, settings: FasterRCNNSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        C, per_cell = settings.channels, settings.anchors.num_per_cell
+        init = normal(settings.head_std)
+
+        def layer(outputs: int, size: int) -> nnx.Conv:
+            return conv(C, outputs, size, bias=True, kernel_init=init, rngs=rngs, dtype=dtype)
+
+        self.conv = layer(C, 3)
+        self.cls = layer(per_cell, 1)
+        self.box = layer(per_cell * 4, 1)
+
+    def __call__(
+        self, maps: tuple[Float[jax.Array, "B _h _w C"], ...]
+    ) -> tuple[tuple[Float[Array, "B _A"], ...], tuple[Float[Array, "B _A 4"], ...]]:
+        """Logits and deltas of each level, float32, anchors in `level_anchors`' order."""
+        logits, deltas = [], []
+        for x in maps:
+            B = x.shape[0]
+            hidden = jax.nn.relu(self.conv(x))
+            logits.append(self.cls(hidden).reshape(B, -1).astype(jnp.float32))
+            deltas.append(self.box(hidden).reshape(B, -1, 4).astype(jnp.float32))
+        return tuple(logits), tuple(deltas)
+
+
+def rpn_losses(
+    logits: Float[Array, "B A"],
+    deltas: Float[Array, "B A 4"],
+    anchors: Float[Array, "A 4"],
+    assigned: Assigned,
+    targets: Targets,
+    keys: Key[Array, "B"],
+    settings: SamplerSettings,
+    convention: Conventions,
+) -> dict[str, Float[Array, ""]]:
+    """Binary cross-entropy and L1 over sampled anchors.
+
+    Both are divided by the sum over pictures of max(positives, 1) + max(negatives, 1).
+
+    Returns:
+        ``rpn_cls_loss`` and ``rpn_box_loss``, float32.
+    """
+    most = int(settings.rpn * settings.rpn_positive)
+    chosen = jax.vmap(lambda key, p, n: sample(key, p, n, settings.rpn, most))(
+        keys, assigned.positive, assigned.negative
+    )
+    positive = chosen.positive & chosen.valid
+    num_positive = jnp.maximum(positive.sum(axis=1), 1)
+    num_negative = jnp.maximum((chosen.valid & ~positive).sum(axis=1), 1)
+    total = ((num_positive + num_negative) * targets.picture_valid).sum()
+    normaliser = jnp.maximum(total, 1).astype(jnp.float32)
+
+    picked = jnp.take_along_axis(logits, chosen.indices, axis=1)
+    cls = loss_ops.binary_cross_entropy(picked, positive)
+
+    index = jnp.take_along_axis(assigned.truth, chosen.indices, axis=1)
+    boxes = take_rows(targets.boxes, index)
+    wanted = box_ops.encode(jnp.asarray(anchors)[chosen.indices], boxes, convention.rpn_stds)
+    box = loss_ops.l1(take_rows(deltas, chosen.indices), wanted)
+    return {
+        "rpn_cls_loss": jnp.where(chosen.valid, cls, 0.0).sum() / normaliser,
+        "rpn_box_loss": jnp.where(positive, box, 0.0).sum() / normaliser,
+    }
+
+
+def propose(
+    logits: tuple[Float[Array, "B _A"], ...],
+    deltas: tuple[Float[Array, "B _A 4"], ...],
+    anchors: tuple[Float[Array, "_A 4"], ...],
+    sizes: Int[Array, "B 2"],
+    *,
+    pre_nms: int,
+    max_out: int,
+    nms_threshold: float,
+    convention: Conventions,
+) -> Proposals:
+    """The best anchors of each level, NMS level by level, the best of all levels together.
+
+    Nothing is differentiated through the proposals.
+
+    Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/rpn_head.py.
+    """
+    most = min(pre_nms, max(level.shape[1] for level in logits))
+    boxes, scores, valid = [], [], []
+    for level_logits, level_deltas, level in zip(logits, deltas, anchors, strict=True):
+        best, row = jax.lax.top_k(
+            jax.lax.stop_gradient(level_logits), min(most, level_logits.shape[1])
+        )
+        decoded = box_ops.decode(
+            jnp.asarray(level)[row],
+            take_rows(jax.lax.stop_gradient(level_deltas), row),
+            convention.rpn_stds,
+            convention.max_log,
+            convention.clamp_below,
+        )
+        clipped = box_ops.clip(decoded, sizes)
+        flag = sizable(clipped) if convention.drop_empty else jnp.ones(row.shape, bool)
+        # Coarse levels are padded, so that one NMS runs over all levels and pictures at once.
+        missing = ((0, 0), (0, most - row.shape[1]))
+        boxes.append(jnp.pad(clipped, (*missing, (0, 0))))
+        scores.append(jnp.pad(jax.nn.sigmoid(best), missing))
+        valid.append(jnp.pad(flag, missing))
+    all_boxes, all_scores, all_valid = (jnp.stack(x, axis=1) for x in (boxes, scores, valid))
+    kept = jax.vmap(jax.vmap(lambda b, s, v: nms(b, s, v, None, nms_threshold)))(
+        all_boxes, all_scores, all_valid
+    )
+    B = kept.shape[0]
+    flat_scores = jnp.where(kept, all_scores, -1.0).reshape(B, -1)
+    best, row = jax.lax.top_k(flat_scores, min(max_out, flat_scores.shape[1]))
+    return Proposals(
+        take_rows(all_boxes.reshape(B, -1, 4), row), jnp.maximum(best, 0.0), best >= 0.0
+    )

@@ -1,0 +1,298 @@
+"""What a user may set on a detector: frozen dataclasses, filled from a plain nested dict.
+
+The defaults are the full-size models of mmdetection. A small model is the same class with small
+numbers, and on small pictures smaller anchors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from drkd_jax.errors import UserError
+
+T = TypeVar("T")
+
+DEPTHS = (18, 34, 50, 101, 152)
+NORMS = ("frozen_bn", "bn", "gn")
+EXTRAS = ("pool", "conv_c5", "conv_p5")
+
+
+def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{name} is {value!r}; known: {', '.join(map(str, known))}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} is {value}; it must be at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSettings:
+    """A ResNet or ResNeXt.
+
+    Attributes:
+        depth: 18, 34, 50, 101 or 152 layers.
+        width: channels of the stem; stage i works with ``width * 2**i``.
+        groups: groups of the 3x3 convolution (ResNeXt; bottleneck depths only).
+        group_width: base width of a group at stage 0 for ``width`` 64: the "4" of 32x4d. Counts
+            only where ``groups`` is more than 1.
+        norm: "frozen_bn" (constant statistics, scale and bias trained; for pretrained weights),
+            "bn" (statistics over the global batch) or "gn" (the two ways from scratch).
+        frozen_stages: 0 trains everything; n >= 1 freezes the stem and the first n stages. None:
+            1 with "frozen_bn", else 0, since an untrained frozen stem is never wanted.
+    """
+
+    depth: int = 50
+    width: int = 64
+    groups: int = 1
+    group_width: int = 64
+    norm: str = "frozen_bn"
+    frozen_stages: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("backbone.depth", self.depth, DEPTHS)
+        _one_of("backbone.norm", self.norm, NORMS)
+        _at_least("backbone.width", self.width, 1)
+        _at_least("backbone.groups", self.groups, 1)
+        _at_least("backbone.group_width", self.group_width, 1)
+        if self.groups > 1 and self.depth < 50:
+            raise UserError("backbone.groups: more than 1 needs backbone.depth of 50 or more")
+        if self.frozen_stages is not None and not 0 <= self.frozen_stages <= 4:
+            raise UserError(f"backbone.frozen_stages is {self.frozen_stages}; it must be 0 to 4")
+
+    @property
+    def num_frozen(self) -> int:
+        """How many stages are frozen, with the default filled in."""
+        if self.frozen_stages is None:
+            return 1 if self.norm == "frozen_bn" else 0
+        return self.frozen_stages
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorSettings:
+    """Anchors of one level: sides ``scale * stride * 2**(k / octaves)``, each at every ratio.
+
+    Attributes:
+        scale: side of the smallest anchor in strides of its level.
+        ratios: height over width.
+        octaves: sizes a level.
+    """
+
+    scale: float
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    octaves: int = 1
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0 or not self.ratios or min(self.ratios) <= 0:
+            raise UserError("anchors.scale and anchors.ratios must be above 0")
+        _at_least("anchors.octaves", self.octaves, 1)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Sides in strides, by rising size."""
+        return tuple(self.scale * 2 ** (k / self.octaves) for k in range(self.octaves))
+
+    @property
+    def num_per_cell(self) -> int:
+        """Anchors at one cell of the map."""
+        return len(self.ratios) * self.octaves
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSettings:
+    """From raw outputs to detections.
+
+    Attributes:
+        score: pairs of (box, class) at or below this score are dropped.
+        nms: overlap above which the lower of two boxes of a class is dropped.
+        max_out: detections a picture at most.
+        pre_nms: best pairs that enter NMS; a level (RetinaNet) or a picture (Faster R-CNN).
+    """
+
+    __test__ = False  # a setting, not a test class for pytest
+
+    score: float = 0.05
+    nms: float = 0.5
+    max_out: int = 100
+    pre_nms: int = 1000
+
+    def __post_init__(self) -> None:
+        _at_least("test.max_out", self.max_out, 1)
+        _at_least("test.pre_nms", self.pre_nms, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposalSettings:
+    """From the RPN's outputs to regions; in training and in test.
+
+    Attributes:
+        pre_nms: best anchors a level before NMS, in training.
+        max_out: regions a picture, in training.
+        pre_nms_test: best anchors a level before NMS, in test.
+        max_out_test: regions a picture, in test.
+        nms: overlap above which the lower of two regions of a level is dropped.
+    """
+
+    pre_nms: int = 2000
+    max_out: int = 1000
+    pre_nms_test: int = 1000
+    max_out_test: int = 1000
+    nms: float = 0.7
+
+    def __post_init__(self) -> None:
+        for name in ("pre_nms", "max_out", "pre_nms_test", "max_out_test"):
+            _at_least(f"proposals.{name}", getattr(self, name), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """How many anchors and regions of a picture the losses see.
+
+    Attributes:
+        rpn: anchors a picture.
+        rpn_positive: positives among them at most, as a fraction.
+        roi: regions a picture.
+        roi_positive: positives among them at most, as a fraction.
+    """
+
+    rpn: int = 256
+    rpn_positive: float = 0.5
+    roi: int = 512
+    roi_positive: float = 0.25
+
+    def __post_init__(self) -> None:
+        _at_least("sampler.rpn", self.rpn, 1)
+        _at_least("sampler.roi", self.roi, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PyramidSettings:
+    """What every detector with a ResNet and an FPN has.
+
+    Attributes:
+        backbone: the ResNet.
+        channels: channels of every pyramid level.
+        extra: how levels above P5 are made: "pool" (every second pixel), "conv_c5" (from C5) or
+            "conv_p5" (from P5), both by 3x3 convolutions of stride 2.
+        extra_relu: whether a ReLU goes before P7.
+        min_level: finest level; its stride is ``2**min_level``.
+        max_level: coarsest level.
+        head_std: standard deviation of the dense head's convolutions at the start.
+        convention: the library whose numbers are used.
+    """
+
+    backbone: BackboneSettings = BackboneSettings()
+    channels: int = 256
+    extra: str = "pool"
+    extra_relu: bool = False
+    min_level: int = 2
+    max_level: int = 6
+    head_std: float = 0.01
+    convention: str = "mmdet"
+
+    def __post_init__(self) -> None:
+        _at_least("channels", self.channels, 1)
+        _one_of("extra", self.extra, EXTRAS)
+        if not 2 <= self.min_level <= 5 <= self.max_level <= 8:
+            raise UserError(
+                f"min_level {self.min_level} and max_level {self.max_level}: "
+                "must hold 2 <= min_level <= 5 <= max_level <= 8"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RetinaNetSettings(PyramidSettings):
+    """RetinaNet: P3..P7, two towers of convolutions, 9 anchors a cell.
+
+    Attributes:
+        anchors: see `AnchorSettings`.
+        head_convs: convolutions of each tower.
+        test: see `TestSettings`; ``pre_nms`` counts a level.
+    """
+
+    extra: str = "conv_c5"
+    min_level: int = 3
+    max_level: int = 7
+    anchors: AnchorSettings = AnchorSettings(scale=4.0, octaves=3)
+    head_convs: int = 4
+    test: TestSettings = TestSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("head_convs", self.head_convs, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FasterRCNNSettings(PyramidSettings):
+    """Faster R-CNN: P2..P6, an RPN, and two fully connected layers on the regions.
+
+    Attributes:
+        anchors: see `AnchorSettings`.
+        fc: width of the two fully connected layers.
+        proposals: see `ProposalSettings`.
+        sampler: see `SamplerSettings`.
+        test: see `TestSettings`; ``pre_nms`` counts a picture. The result is that of no limit
+            wherever ``max_out`` boxes are kept or fewer than ``pre_nms`` pairs pass the score.
+    """
+
+    anchors: AnchorSettings = AnchorSettings(scale=8.0)
+    fc: int = 1024
+    proposals: ProposalSettings = ProposalSettings()
+    sampler: SamplerSettings = SamplerSettings()
+    test: TestSettings = TestSettings(pre_nms=2000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("fc", self.fc, 1)
+
+
+def from_dict(default: T, values: Mapping[str, Any], where: str = "") -> T:
+    """Lay a plain nested dict over a settings dataclass.
+
+    Args:
+        default: the settings that hold for every key not named.
+        values: plain values; a nested settings class takes a mapping, or None for its default.
+        where: dotted name of the place, for messages.
+
+    Returns:
+        A new object of ``default``'s class.
+
+    Raises:
+        UserError: for an unknown key or a value of the wrong type, with the key named.
+    """
+    fields = {field.name: field for field in dataclasses.fields(default)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(type(default))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if key not in fields:
+            raise UserError(f"unknown setting {name!r}; known here: {', '.join(sorted(fields))}")
+        current = getattr(default, key)
+        if dataclasses.is_dataclass(current):
+            if value is None:
+                continue
+            if not isinstance(value, Mapping):
+                raise UserError(f"{name} must hold settings, not {value!r}")
+            changes[key] = from_dict(current, value, f"{name}.")
+        else:
+            changes[key] = _plain(name, value, hints[key])
+    return dataclasses.replace(default, **changes)  # type: ignore[type-var]
+
+
+def _plain(name: str, value: Any, hint: Any) -> Any:
+    """A number, a string or a tuple of the type that the field wants."""
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{name} must be a list of numbers, not {value!r}")
+        return tuple(_plain(name, item, float) for item in value)
+    wanted = typing.get_args(hint) or (hint,)
+    if float in wanted and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if (isinstance(value, bool) and bool not in wanted) or not isinstance(value, wanted):
+        names = " or ".join("None" if w is type(None) else w.__name__ for w in wanted)
+        raise UserError(f"{name} must be {names}, not {value!r}")
+    return value

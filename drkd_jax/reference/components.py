@@ -1,0 +1,114 @@
+"""What `crosscheck` asks the reference for: one function a component.
+
+Each takes plain settings and tensors (differentiable inputs `x`, parameters `p`, constants `c`)
+and gives named outputs. The JAX side has functions of the same names (cli/crosscheck_ours.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from drkd_jax.reference import detection
+from drkd_jax.reference.distiller import distill
+from drkd_jax.reference.graph_unit import graph_unit
+from drkd_jax.reference.instance_relation import relation
+from drkd_jax.reference.relation_filter import relation_filter
+from drkd_jax.reference.roi_align_adaptive import roi_align
+from drkd_jax.reference.steps import optimiser_steps
+
+Tensors = dict[str, Tensor]
+Component = Callable[[dict[str, Any], Tensors, Tensors, Tensors], Tensors]
+
+
+def unit(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
+    """The graph unit with batch statistics or running ones."""
+    running = c["running_mean"], c["running_variance"]
+    phi, moved = graph_unit(
+        p,
+        x["x"].flatten(1, 2),
+        c["mask"].flatten(1),
+        normalize=settings["normalize"],
+        train=settings["train"],
+        groups=settings["groups"],
+        running=running,
+    )
+    assert moved is not None
+    phi = torch.where(c["mask"].flatten(1)[..., None], phi, 0)
+    return {"phi": phi, "running_mean": moved[0], "running_variance": moved[1]}
+
+
+def filter_(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
+    """The relation filter of one picture's boxes."""
+    return {"w": relation_filter(p, x["x"], settings["filter"])}
+
+
+def matrix(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
+    """The relation matrix of one picture's boxes."""
+    return {"psi": relation(p, x["x"], settings["filter"])}
+
+
+def regions(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
+    """Boxes cut out of a map."""
+    cut = [
+        roi_align(
+            picture,
+            boxes,
+            1 / settings["stride"],
+            settings["bins"],
+            samples=settings["samples"],
+            aligned=settings["aligned"],
+        )
+        for picture, boxes in zip(x["x"], c["boxes"], strict=True)
+    ]
+    return {"regions": torch.stack(cut)}
+
+
+def terms(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
+    """The losses of a distiller, whichever the settings ask for."""
+    return distill(settings, x, p, c)
+
+
+def detection_losses(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
+    """Focal loss, cross-entropies, L1 and smooth L1."""
+    hot = functional.one_hot(c["labels"], x["logits"].shape[1]).bool()
+    return {
+        "focal": detection.focal(x["logits"], hot),
+        "binary_cross_entropy": functional.binary_cross_entropy_with_logits(
+            x["logits"], hot.to(x["logits"].dtype), reduction="none"
+        ),
+        "cross_entropy": functional.cross_entropy(x["logits"], c["labels"], reduction="none"),
+        "l1": functional.l1_loss(x["boxes"], c["boxes"], reduction="none").sum(1),
+    }
+
+
+def box_coding(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
+    """Deltas of boxes, and boxes of deltas."""
+    stds = x["boxes"].new_tensor(settings["stds"])
+    limits = settings["max_log"], settings["clamp_below"]
+    return {
+        "encode": detection.encode(c["anchors"], x["boxes"], stds),
+        "decode": detection.decode(c["anchors"], x["deltas"], stds, *limits),
+    }
+
+
+def anchors(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
+    """All anchors of a map."""
+    return {"anchors": detection.anchors(**settings)}
+
+
+COMPONENTS: dict[str, Component] = {
+    "unit": unit,
+    "filter": filter_,
+    "matrix": matrix,
+    "regions": regions,
+    "terms": terms,
+    "detection_losses": detection_losses,
+    "box_coding": box_coding,
+    "anchors": anchors,
+    "optimiser_steps": optimiser_steps,
+}

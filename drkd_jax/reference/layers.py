@@ -1,0 +1,31 @@
+"""The counterpart of distill/layers.py: linear maps by name, masks, safe quotients.
+
+Parameters come as a flat dict, "student.0.state.kernel" and so on, kernels inputs x outputs, as
+the JAX side stores them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+
+
+def sub(parameters: Parameters, prefix: str) -> Parameters:
+    """The parameters below a prefix, without it."""
+    start = prefix + "."
+    return {name[len(start) :]: p for name, p in parameters.items() if name.startswith(start)}
+
+
+def linear(parameters: Parameters, x: Tensor) -> Tensor:
+    """The map x W + b over the last axis."""
+    y = x @ parameters["kernel"]
+    return y + parameters["bias"] if "bias" in parameters else y
+
+
+def pixel_mask(sizes: Tensor, valid: Tensor, stride: int, shape: tuple[int, int]) -> Tensor:
+    """[B, h, w]: map pixels whose first canvas pixel lies on the picture."""
+    rows = torch.arange(shape[0])[None] * stride < sizes[:, :1]
+    columns = torch.arange(shape[1])[None] * stride < sizes[:, 1:]
+    return rows[:, :, None] & columns[:, None, :] & valid[:, None, None]

@@ -1,0 +1,37 @@
+"""The counterpart of distill/pixel_relation.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from drkd_jax.reference.graph_unit import graph_unit
+from drkd_jax.reference.layers import Parameters, linear, sub
+
+
+def pixel_relation(
+    parameters: Parameters,
+    student: list[Tensor],
+    teacher: list[Tensor],
+    masks: list[Tensor],
+    *,
+    form: str,
+    normalize: bool,
+    groups: int = 1,
+) -> Tensor:
+    """L_PR of maps [B, h, w, C], batch statistics, the teacher's unit its own."""
+    total = torch.zeros((), dtype=student[0].dtype)
+    for level, (s, t, mask) in enumerate(zip(student, teacher, masks, strict=True)):
+        inside = mask.flatten(1)
+        unit = {"normalize": normalize, "train": True, "groups": groups}
+        phi_s, _ = graph_unit(sub(parameters, f"student.{level}"), s.flatten(1, 2), inside, **unit)
+        phi_t, _ = graph_unit(sub(parameters, f"teacher.{level}"), t.flatten(1, 2), inside, **unit)
+        difference = phi_t - linear(sub(parameters, f"adaptation.{level}"), phi_s)
+        if form == "paper":
+            total = total + (difference[inside] ** 2).mean() / len(student)
+        else:
+            each = len(s) // groups
+            for first in range(0, len(s), each):
+                part = slice(first, first + each)
+                total = total + torch.linalg.norm(difference[part][inside[part]]) / groups
+    return total

@@ -1,0 +1,272 @@
+"""The main job in one call: a teacher, a plain student, a DRKD student, and what came of it.
+
+Every run has a folder of its own in the work folder and is trained, evaluated and resumed by
+``training.loop.train``; nothing here trains. A finished run is not trained again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import drkd_jax
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
+from drkd_jax.report import tables
+from drkd_jax.report.bootstrap import Interval, ap_difference
+from drkd_jax.report.pictures import DISTILLED, KINDS, PLAIN, TEACHER, draw_pictures
+from drkd_jax.report.progress import Progress, RunLog
+from drkd_jax.training.checkpoint import differing_keys
+from drkd_jax.training.loop import train
+
+_RESAMPLES = 400
+
+
+class Recipes(NamedTuple):
+    """The configs of the three runs, as plain nested dicts.
+
+    ``distilled`` is ``student`` with a teacher and a distillation added; the teacher's checkpoint
+    is filled in here.
+    """
+
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    distilled: dict[str, Any]
+
+
+class Job(NamedTuple):
+    """One run of the demo."""
+
+    kind: str  # TEACHER, PLAIN or DISTILLED
+    name: str  # as it stands in the tables
+    folder: Path
+    config: dict[str, Any]
+
+
+def demo(
+    workdir: str | Path, recipes: Recipes, *, seeds: int = 1, command: str = ""
+) -> dict[str, Any]:
+    """Trains what is not trained yet, and writes tables and pictures.
+
+    Args:
+        workdir: Holds, afterwards, ``results.json``, ``results.md``, the pictures, and a folder
+            for each run. Where a part of it is there already, it goes on from there.
+        recipes: The three configs.
+        seeds: Pairs of students, each with a seed of its own, from the recipes' one upwards.
+        command: How the program was called, for the report.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        UserError: The recipes are not comparable, or the folder holds a demo of other settings.
+    """
+    began = time.perf_counter()
+    workdir = Path(workdir)
+    jobs = _jobs(workdir, recipes, seeds)
+    for job in jobs:
+        _check_folder(job)
+    progress = Progress(sum(int(job.config["train"]["steps"]) for job in jobs))
+    try:
+        progress.say(f"demo: {len(jobs)} runs into {workdir}/: {', '.join(j.name for j in jobs)}")
+        summaries = [_train(job, progress) for job in jobs]
+        progress.stage("report")
+        progress.say("report: comparing, drawing")
+        results = _compare(recipes, jobs, summaries, command)
+        first = {kind: next(j for j in jobs if j.kind == kind) for kind in KINDS}
+        results["pictures"] = draw_pictures(
+            workdir,
+            open_source(recipes.student["data"]["val"]),
+            {kind: job.folder for kind, job in first.items()},
+            first[DISTILLED].config,
+        )
+        here = time.perf_counter() - began
+        trained = sum(run["seconds"] for run in results["runs"])
+        now = sum(summary["seconds_now"] for summary in summaries)
+        results["seconds"] = trained + max(0.0, here - now)
+        (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (workdir / "results.md").write_text(tables.results_markdown(results))
+    finally:
+        progress.close()
+    return results
+
+
+def _jobs(workdir: Path, recipes: Recipes, seeds: int) -> list[Job]:
+    """All runs, the teacher first.
+
+    Raises:
+        UserError: The two students would differ in more than the distillation.
+    """
+    differing = [
+        key
+        for key in differing_keys(recipes.student, recipes.distilled)
+        if key.split(".")[0] not in ("teacher", "distill")
+    ]
+    if differing:
+        raise UserError(
+            f"the plain and the distilled recipe differ in {', '.join(differing)}: they would not "
+            "be the same student"
+        )
+    if not 1 <= seeds <= tables.MAX_SEEDS:
+        raise UserError(f"--seeds={seeds}: 1 to {tables.MAX_SEEDS}")
+    jobs = [Job(TEACHER, TEACHER, workdir / "teacher", copy.deepcopy(recipes.teacher))]
+    for i in range(seeds):
+        seed = int(recipes.student["seed"]) + i
+        mark, where = (f", seed {seed}", f"_seed{seed}") if seeds > 1 else ("", "")
+        for kind, folder, recipe in (
+            (PLAIN, f"student{where}", recipes.student),
+            (DISTILLED, f"drkd{where}", recipes.distilled),
+        ):
+            config = {**copy.deepcopy(recipe), "seed": seed}
+            if kind == DISTILLED:
+                config["teacher"] = {**config["teacher"], "checkpoint": str(jobs[0].folder)}
+            jobs.append(Job(kind, kind + mark, workdir / folder, config))
+    return jobs
+
+
+def _check_folder(job: Job) -> None:
+    """Refuses to mix two demos.
+
+    Raises:
+        UserError: The folder was begun with other settings; they are named.
+    """
+    begun = _read_json(job.folder / "stage.json")
+    if begun is None:
+        return
+    differing = [
+        key for key in differing_keys(begun["config"], job.config) if key != "teacher.checkpoint"
+    ]
+    if differing:
+        raise UserError(
+            f"{job.folder} was begun with other settings ({', '.join(differing)}); use another "
+            "--workdir, or remove this one"
+        )
+
+
+def _train(job: Job, progress: Progress) -> dict[str, Any]:
+    """One run to its end; ``stage.json`` keeps the wall clock over all sittings.
+
+    Returns:
+        What training returned, with ``stage_seconds`` (all of this run's time: building,
+        compiling, training, evaluating) and ``seconds_now`` (of it, in this sitting).
+    """
+    steps = int(job.config["train"]["steps"])
+    progress.stage(job.name)
+    stage = _read_json(job.folder / "stage.json") or {"config": job.config, "seconds": 0.0}
+    summary = _read_json(job.folder / "summary.json")
+    if summary is not None and stage.get("done"):
+        progress.at(steps, skipped=True)
+        progress.say(f"{job.name}: was finished, AP {tables.points(summary['final']['AP'])}")
+        return {**summary, "stage_seconds": stage["seconds"], "seconds_now": 0.0}
+    again = ", going on" if stage["seconds"] else ""
+    progress.say(f"{job.name}: {steps} steps{again}")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    before = time.perf_counter()
+    log = RunLog(job.folder / "train.log", progress)
+    try:
+        _write_json(job.folder / "stage.json", stage)
+        with contextlib.redirect_stderr(log):
+            summary = train(job.config, job.folder)
+        stage["done"] = True
+    finally:
+        log.close()
+        now = time.perf_counter() - before
+        stage["seconds"] += now
+        _write_json(job.folder / "stage.json", stage)
+    progress.at(steps)
+    progress.say(
+        f"{job.name}: done, AP {tables.points(summary['final']['AP'])} after "
+        f"{stage['seconds']:.0f} s"
+    )
+    return {**summary, "stage_seconds": stage["seconds"], "seconds_now": now}
+
+
+def _compare(
+    recipes: Recipes, jobs: Sequence[Job], summaries: Sequence[Mapping[str, Any]], command: str
+) -> dict[str, Any]:
+    """Everything in ``results.json`` but the pictures and the seconds of the whole."""
+    data = recipes.student["data"]
+    val = open_source(data["val"])
+    counts, trained = val.describe(), open_source(data["train"]).describe()
+    found = [json.loads((job.folder / "detections.json").read_text()) for job in jobs]
+    truth = val.coco_ground_truth()
+
+    def gap(first: int, second: int) -> Interval:
+        return ap_difference(truth, found[first], found[second], resamples=_RESAMPLES)
+
+    plain = [i for i, job in enumerate(jobs) if job.kind == PLAIN]
+    teacher_gap, gains = gap(plain[0], 0), [gap(i, i + 1) for i in plain]
+    plain_ap = [float(summaries[i]["final"]["AP"]) for i in plain]
+    runs = [
+        {
+            "name": job.name,
+            "folder": job.folder.name,
+            "seed": job.config["seed"],
+            "scores": summary["final"],
+            "parameters": summary["parameters"]["student"],
+            "distiller_parameters": summary["parameters"]["distiller"],
+            "steps": summary["steps"],
+            "best_step": summary["best_step"],
+            "train_seconds": summary["seconds"],
+            "seconds": summary["stage_seconds"],
+            "warnings": summary["warnings"],
+        }
+        for job, summary in zip(jobs, summaries, strict=True)
+    ]
+    return {
+        "command": command,
+        "detector": recipes.student["student"]["detector"],
+        "data": {
+            "train": data["train"],
+            "val": data["val"],
+            "train_pictures": trained["pictures"],
+            "val_pictures": counts["pictures"],
+            "val_boxes": counts["boxes"],
+        },
+        "runs": runs,
+        "teacher_minus_plain": dataclasses.asdict(teacher_gap),
+        "drkd_minus_plain": [dataclasses.asdict(gain) for gain in gains],
+        "verdict": tables.verdict(teacher_gap, gains, plain_ap),
+        "machine": _machine(),
+        "versions": _versions(),
+    }
+
+
+def _machine() -> str:
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{jax.device_count()} x {device.device_kind} ({device.platform}), {cores} CPU cores"
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocotools")
+    return {
+        "drkd_jax": drkd_jax.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """In one move, so that a kill leaves the old or the new file."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)

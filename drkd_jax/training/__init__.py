@@ -1,0 +1,1 @@
+"""Training: state, step, schedule, checkpoints and the loop around them."""

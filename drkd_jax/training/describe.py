@@ -1,0 +1,71 @@
+"""What a run says before it starts: what will happen, on what, with which weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from drkd_jax.data.sources import Source
+from drkd_jax.training.setup import Run
+from drkd_jax.training.state import num_parameters
+
+
+def describe(run: Run, start: int) -> list[str]:
+    """The lines that open a run.
+
+    Args:
+        run: what was built.
+        start: the step it starts from; above 0 for a run that goes on.
+    """
+    device = jax.devices()[0]
+    settings = run.train
+    lines = [
+        f"devices    {run.mesh.size} x {device.device_kind} ({device.platform}), "
+        f"{jax.process_count()} process(es), computing in {settings.precision}",
+        f"train      {run.train_source.spec}: {_counts(run.train_source)}",
+        f"val        {run.val_source.spec}: {_counts(run.val_source)}",
+        f"student    {_model(run.config['student'])}, {_student_parameters(run)}; "
+        f"{run.student_origin}",
+    ]
+    if run.teacher is None:
+        lines.append("teacher    none: plain training")
+    else:
+        model = _millions(run.teacher.num_parameters)
+        lines.append(f"teacher    {model} parameters, frozen; {run.teacher.origin}")
+        terms = ", ".join(f"{weight:g} x {name}" for name, weight in run.weights.items())
+        distiller = _millions(num_parameters(run.state.params["distiller"]))
+        lines.append(f"loss       detection + {terms}; the distiller trains {distiller} parameters")
+    lines += [
+        f"steps      {run.steps} of {settings.batch_size} pictures "
+        f"({run.steps / run.steps_per_epoch:.1f} epochs of {run.steps_per_epoch} steps)"
+        + (f", going on from step {start}" if start else ""),
+        f"optimiser  SGD, learning rate {settings.learning_rate:g} after {settings.warmup_steps} "
+        f"steps of warm-up, times {settings.decay_factor:g} at {list(run.decays) or 'no step'}, "
+        f"momentum {settings.momentum:g}, weight decay {settings.weight_decay:g} "
+        f"({settings.weight_decay_mask}), "
+        + (f"gradient clipped at {settings.clip_norm:g}" if settings.clip_norm else "no clipping"),
+    ]
+    return lines
+
+
+def _counts(source: Source) -> str:
+    counts = source.describe()
+    classes = counts["classes"]
+    classes = classes if isinstance(classes, int) else len(classes)
+    return f"{counts['pictures']} pictures, {counts['boxes']} boxes, {classes} classes"
+
+
+def _model(settings: dict[str, Any]) -> str:
+    backbone = settings.get("backbone") or {}
+    return f"{settings['detector']} on ResNet-{backbone.get('depth', 50)}-FPN"
+
+
+def _student_parameters(run: Run) -> str:
+    trained = num_parameters(run.state.params["student"])
+    rest = num_parameters(run.state.rest["student"])
+    return f"{_millions(trained + rest)} parameters, {_millions(trained)} of them trained"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 10_000 else str(count)

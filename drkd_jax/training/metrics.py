@@ -1,0 +1,137 @@
+"""Where numbers and words of a run go: metrics.jsonl, TensorBoard, the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class Metrics:
+    """Writes what a run measures and says what it should say.
+
+    `metrics.jsonl` has one JSON object a line: {"kind": "train" | "eval" | "warning", "step": ...,
+    values}. Numbers that are not finite are written as null, since JSON knows none.
+
+    Args:
+        workdir: the run's folder.
+        start: the step the run starts from; lines of later steps, left by a killed run, are cut
+            off, since they come again.
+        steps: length of the run.
+    """
+
+    def __init__(self, workdir: Path, start: int, steps: int):
+        path = workdir / METRICS_FILE
+        if path.exists():
+            kept = [line for line in read_metrics(path) if line["step"] <= start]
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1 if start else None
+        )
+        self._terminal = sys.stderr
+        self._lines = not self._terminal.isatty()
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            file=self._terminal,
+            disable=self._lines,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+        self.warnings: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal."""
+        if self._lines:
+            print(text, file=self._terminal, flush=True)
+        else:
+            self._bar.write(text, file=self._terminal)
+
+    def warn(self, step: int, text: str) -> None:
+        """A warning: on the terminal and in `metrics.jsonl`."""
+        self.warnings.append(text)
+        self.say(f"warning: step {step}: {text}")
+        self._write({"kind": "warning", "step": step, "warning": text})
+
+    def train(self, step: int, values: Mapping[str, float], progress: Mapping[str, str]) -> None:
+        """A log step.
+
+        Args:
+            step: steps done.
+            values: what goes into the files.
+            progress: what is shown beside the bar.
+        """
+        self._write({"kind": "train", "step": step, **values})
+        for name, value in values.items():
+            self._board.add_scalar(f"train/{name}", value, step)
+        self._bar.set_postfix(progress, refresh=False)
+        if self._lines:
+            words = "  ".join(f"{name} {value}" for name, value in progress.items())
+            self.say(f"step {step}/{self._bar.total}  {words}")
+
+    def step(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def evaluation(self, step: int, numbers: Mapping[str, float]) -> None:
+        """The COCO numbers after a step."""
+        self._write({"kind": "eval", "step": step, **numbers})
+        for name, value in numbers.items():
+            self._board.add_scalar(f"eval/{name}", value, step)
+        words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self.say(f"evaluation at step {step}: {words}")
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()
+        }
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that a kill has cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+class CompilationCounter:
+    """Counts the programs that XLA compiles (or takes from its cache) while it is active."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> CompilationCounter:
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILE_EVENT:
+            self.count += 1

@@ -1,0 +1,161 @@
+"""The `train` and `eval` parts of a config as frozen dataclasses, every key checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from drkd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How long, how fast and how carefully a run trains.
+
+    Attributes:
+        batch_size: pictures a step, over all devices and hosts.
+        steps: length of the run; or 0, and `epochs` says it.
+        epochs: passes over the training pictures; 0 where `steps` is given.
+        learning_rate: the rate between warm-up and the first decay.
+        momentum: torch's SGD momentum (no dampening, no Nesterov).
+        weight_decay: added to the gradient, before momentum.
+        weight_decay_mask: "all" decays every trained parameter, "kernels" those with more than
+            one axis only.
+        warmup_steps: the rate rises linearly over so many steps ...
+        warmup_factor: ... from this share of it.
+        decay_at: when the rate falls: values under 1 are shares of the run, others epochs where
+            `epochs` is set, else steps.
+        decay_factor: what the rate is multiplied by at each of them.
+        clip_norm: largest global norm of the gradient; 0 clips nothing.
+        log_every: steps between two lines of metrics.
+        checkpoint_every: steps between two checkpoints; the last step always writes one.
+        eval_every: steps between two evaluations; 0 evaluates at the end only.
+        keep: checkpoints kept, apart from the best one.
+        precision: "float32" or "bfloat16", what the networks compute in.
+        parallel: "jit", one program over all devices.
+        silence_steps: a term has to be silent for so many steps before a warning names it.
+        silence_share: a weighted term under this share of the total loss counts as silent.
+    """
+
+    batch_size: int
+    learning_rate: float
+    steps: int = 0
+    epochs: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    weight_decay_mask: str = "all"
+    warmup_steps: int = 500
+    warmup_factor: float = 0.001
+    decay_at: tuple[float, ...] = ()
+    decay_factor: float = 0.1
+    clip_norm: float = 0.0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    eval_every: int = 0
+    keep: int = 2
+    precision: str = "float32"
+    parallel: str = "jit"
+    silence_steps: int = 200
+    silence_share: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            UserError: a value that cannot train.
+        """
+        _choice("train.weight_decay_mask", self.weight_decay_mask, ("all", "kernels"))
+        _choice("train.precision", self.precision, ("float32", "bfloat16"))
+        _choice("train.parallel", self.parallel, ("jit",))
+        if (self.steps > 0) == (self.epochs > 0):
+            raise UserError(
+                f"config.train: steps = {self.steps} and epochs = {self.epochs}; give one of the "
+                "two and leave the other 0"
+            )
+        for name in ("batch_size", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"config.train.{name} = {getattr(self, name)}: must be 1 or more")
+        for name in ("steps", "epochs", "warmup_steps", "eval_every", "clip_norm", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.train.{name} = {getattr(self, name)}: cannot be negative")
+        if not self.learning_rate > 0:
+            raise UserError(
+                f"config.train.learning_rate = {self.learning_rate}: nothing would be learned; "
+                "it must be above 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """How an evaluation runs.
+
+    Attributes:
+        batch_size: pictures a step; rounded up to a multiple of the devices.
+        max_pictures: only the first so many pictures are scored; 0 scores all.
+    """
+
+    batch_size: int = 1
+    max_pictures: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            UserError: a value that cannot evaluate.
+        """
+        if self.batch_size < 1:
+            raise UserError(f"config.eval.batch_size = {self.batch_size}: must be 1 or more")
+        if self.max_pictures < 0:
+            raise UserError(f"config.eval.max_pictures = {self.max_pictures}: 0 scores all")
+
+
+def train_settings(values: Mapping[str, Any]) -> TrainSettings:
+    """Reads `config.train`.
+
+    Raises:
+        UserError: an unknown or a missing key, or a value that cannot train.
+    """
+    return read(TrainSettings, "train", values)
+
+
+def eval_settings(values: Mapping[str, Any]) -> EvalSettings:
+    """Reads `config.eval`.
+
+    Raises:
+        UserError: an unknown key, or a value that cannot evaluate.
+    """
+    return read(EvalSettings, "eval", values)
+
+
+def read(kind: type, where: str, values: Mapping[str, Any]) -> Any:
+    """Fills one settings dataclass from a plain dict; lists become tuples.
+
+    Raises:
+        UserError: an unknown or a missing key, by name.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            raise UserError(f"config.{where}.{key}: no such key; there are {', '.join(fields)}")
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in values:
+            raise UserError(f"config.{where}.{name} is missing")
+    return kind(**{key: as_tuples(value) for key, value in values.items()})
+
+
+def as_tuples(value: Any) -> Any:
+    """JSON's lists as tuples again, at every depth."""
+    if isinstance(value, (list, tuple)):
+        return tuple(as_tuples(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: as_tuples(item) for key, item in value.items()}
+    return value
+
+
+def _choice(where: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"config.{where} = {value!r}: one of {', '.join(choices)}")

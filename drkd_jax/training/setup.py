@@ -1,0 +1,252 @@
+"""From a plain config to all that a run needs: sources, modules, optimiser, compiled functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from drkd_jax import distill, models
+from drkd_jax.data.pipeline import PipelineConfig, steps_per_epoch
+from drkd_jax.data.sources import Source, open_source
+from drkd_jax.errors import UserError
+from drkd_jax.training import schedule
+from drkd_jax.training.checkpoint import load_arrays
+from drkd_jax.training.evaluate import Predict, predictor
+from drkd_jax.training.settings import (
+    EvalSettings,
+    TrainSettings,
+    as_tuples,
+    eval_settings,
+    train_settings,
+)
+from drkd_jax.training.sharding import check_batch_size, data_mesh, put_everywhere
+from drkd_jax.training.state import (
+    Arrays,
+    Filter,
+    TrainState,
+    flatten,
+    new_state,
+    take_apart,
+    unflatten,
+)
+from drkd_jax.training.step import Pixels, Recipe, TrainStep, train_step
+from drkd_jax.training.teacher import Teacher, load_teacher
+
+SECTIONS = ("seed", "data", "student", "teacher", "distill", "train", "eval")
+_NOT_PIPELINE = ("train", "val", "mean", "std")
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything built, nothing started."""
+
+    config: dict[str, Any]
+    train: TrainSettings
+    eval: EvalSettings
+    mesh: Mesh
+    train_source: Source
+    val_source: Source
+    pipeline: PipelineConfig
+    pixels: Pixels
+    student_origin: str
+    teacher: Teacher | None
+    teacher_arrays: Arrays  # on the devices; None without a teacher
+    weights: dict[str, float]  # of the distillation terms
+    steps: int
+    steps_per_epoch: int
+    decays: tuple[int, ...]
+    recipe: Recipe
+    state: TrainState
+    step: TrainStep
+    predict: Predict
+    warnings: list[str]
+
+    @property
+    def categories(self) -> list[list[Any]]:
+        """[id, name] of each class, by label."""
+        return [list(category) for category in self.train_source.categories]
+
+
+def build_run(values: Mapping[str, Any]) -> Run:
+    """Builds a run from its config (the keys of `configs/common.py`, as plain nested dicts).
+
+    Raises:
+        UserError: whatever in the config, the data or the teacher cannot be used.
+    """
+    config: dict[str, Any] = as_tuples(dict(values))
+    for key in config:
+        if key not in SECTIONS:
+            raise UserError(f"config.{key}: no such part; there are {', '.join(SECTIONS)}")
+    settings, evaluation = train_settings(config["train"]), eval_settings(config.get("eval") or {})
+    mesh = data_mesh()
+    check_batch_size(settings.batch_size, mesh.size)
+    pixels = read_pixels(config, settings.precision)
+    pipeline = read_pipeline(config, settings.batch_size)
+    train_source, val_source = (
+        open_source(config["data"]["train"]),
+        open_source(config["data"]["val"]),
+    )
+    if train_source.categories != val_source.categories:
+        raise UserError(
+            f"config.data.train has the classes {_names(train_source)}, config.data.val "
+            f"{_names(val_source)}; they must be the same"
+        )
+    per_epoch = steps_per_epoch(train_source, pipeline)
+    steps = schedule.run_steps(settings, per_epoch)
+    decays = schedule.decay_steps(settings, per_epoch)
+    warnings = schedule.check(settings, steps, decays) + machine_warnings()
+    rate = schedule.learning_rate(settings, decays)
+    tx = schedule.optimiser(settings, rate)
+
+    num_classes = len(train_source.categories)
+    student, origin = build_student(config, num_classes, pixels.dtype)
+    check_canvases(pipeline, student.stride, "student")
+    parts = {"student": take_apart(student, student.is_trained)}
+    filters: dict[str, Filter] = {"student": student.is_trained}
+    graphs = {"student": parts["student"].graph}
+    teacher, weights = None, {}
+    if config.get("distill") is not None:
+        if config.get("teacher") is None:
+            raise UserError("config.distill is set and config.teacher is not: nobody teaches")
+        teacher = load_teacher(config["teacher"], num_classes, config["seed"])
+        check_canvases(pipeline, teacher.detector.stride, "teacher")
+        distiller = _build_distiller(config, student, teacher)
+        parts["distiller"] = take_apart(distiller, distiller.is_trained)
+        filters["distiller"] = distiller.is_trained
+        graphs |= {"distiller": parts["distiller"].graph, "teacher": teacher.graph}
+        weights = {name: float(weight) for name, weight in distiller.weights.items()}
+    recipe = Recipe(graphs, filters, weights, tx, rate, pixels, config["seed"])
+    return Run(
+        config=config,
+        train=settings,
+        eval=evaluation,
+        mesh=mesh,
+        train_source=train_source,
+        val_source=val_source,
+        pipeline=pipeline,
+        pixels=pixels,
+        student_origin=origin,
+        teacher=teacher,
+        teacher_arrays=put_everywhere(teacher.arrays, mesh) if teacher else None,
+        weights=weights,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        decays=decays,
+        recipe=recipe,
+        state=put_everywhere(new_state(parts, tx), mesh),
+        step=train_step(recipe, mesh),
+        predict=predictor(parts["student"].graph, pixels, mesh),
+        warnings=warnings,
+    )
+
+
+def read_pixels(config: Mapping[str, Any], precision: str) -> Pixels:
+    """The networks' input, from `config.data.mean` and `.std`."""
+    data = config["data"]
+    return Pixels(tuple(data["mean"]), tuple(data["std"]), jnp.dtype(precision))
+
+
+def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
+    """The loader's settings, from `config.data` and `config.seed`.
+
+    Raises:
+        UserError: an unknown key, or a value that cannot be used.
+    """
+    data = {key: value for key, value in config["data"].items() if key not in _NOT_PIPELINE}
+    known = {field.name for field in dataclasses.fields(PipelineConfig)} - {"batch_size", "seed"}
+    for key in data:
+        if key not in known:
+            raise UserError(
+                f"config.data.{key}: no such key; there are "
+                f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
+            )
+    return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)
+
+
+def build_student(
+    config: Mapping[str, Any], num_classes: int, dtype: Any
+) -> tuple[models.Detector, str]:
+    """The student with its starting weights, and one line that says where they came from.
+
+    Raises:
+        UserError: unknown model settings, or starting weights that are not there or do not fit.
+    """
+    settings = {key: value for key, value in config["student"].items() if key != "init"}
+    init, seed = config["student"].get("init", ""), config["seed"]
+    student = models.init_detector(settings, num_classes, seed, dtype)
+    if not init:
+        return student, f"random weights of seed {seed}"
+    if not Path(init).exists():
+        raise UserError(
+            f"config.student.init = {init}: not there. This config starts from those weights: put "
+            "them there, name another work folder, or train from scratch with "
+            "--config.student.init="
+        )
+    arrays, _, step = load_arrays(init)
+    return _start_from(student, arrays, f"{init}, step {step}")
+
+
+def check_canvases(pipeline: PipelineConfig, stride: int, who: str) -> None:
+    """Refuses canvases that the pyramid would not halve evenly.
+
+    Raises:
+        UserError: names the canvas and the nearest size that fits.
+    """
+    for canvas in pipeline.canvases:
+        if any(side % stride for side in canvas):
+            fit = tuple(-(-side // stride) * stride for side in canvas)
+            raise UserError(
+                f"config.data.canvases: {canvas} is not a multiple of the {who}'s stride {stride}; "
+                f"use {fit}"
+            )
+
+
+def machine_warnings() -> list[str]:
+    """Known troubles of this machine's software."""
+    version = tuple(int(part) for part in jax.lib.__version__.split(".")[:3])
+    if jax.default_backend() == "gpu" and (0, 10, 2) <= version <= (0, 11, 0):
+        return [
+            f"jaxlib {jax.lib.__version__} compiles RoIAlign's backward pass (float32 scatter-add) "
+            "to a slow loop on GPUs; take Python 3.12 and jaxlib 0.11.1 or newer"
+        ]
+    return []
+
+
+def _build_distiller(
+    config: Mapping[str, Any], student: models.Detector, teacher: Teacher
+) -> distill.Distiller:
+    settings = distill.distill_config(config["distill"])
+    # A key of its own: the student starts the same with and without a distiller.
+    key = jax.random.fold_in(jax.random.key(config["seed"]), 1)
+    # Not under jit: compiling its many small draws takes longer than making them one by one.
+    return distill.Distiller(settings, student.spec, teacher.detector.spec, rngs=nnx.Rngs(key))
+
+
+def _start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any, str]:
+    graph, state = nnx.split(module)
+    pure = nnx.as_pure(state)
+    own = flatten(pure)
+    fit = {name for name in own if name in arrays and np.shape(arrays[name]) == own[name].shape}
+    if not fit:
+        raise UserError(f"config.student.init = {where}: none of its arrays fits this student")
+    flat = {
+        name: jnp.asarray(arrays[name], leaf.dtype) if name in fit else leaf
+        for name, leaf in own.items()
+    }
+    origin = f"{where}: {len(fit)} of {len(own)} arrays"
+    if len(fit) < len(own):
+        left = sorted(set(own) - fit)
+        origin += f" (random: {', '.join(left[:4])}{', ...' if len(left) > 4 else ''})"
+    return nnx.merge(graph, unflatten(flat, pure)), origin
+
+
+def _names(source: Source) -> str:
+    return ", ".join(category.name for category in source.categories[:8])

@@ -1,0 +1,54 @@
+"""One mesh axis, "data": pictures are spread over the devices, everything else is everywhere."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from drkd_jax.errors import UserError
+from drkd_jax.types import Batch
+
+Tree = TypeVar("Tree")
+
+
+def data_mesh() -> Mesh:
+    """All devices along one axis, "data"; the compiler places what is not said."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """The first axis spread over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(batch_size: int, devices: int, key: str = "config.train.batch_size") -> None:
+    """Refuses a batch that does not spread evenly.
+
+    Raises:
+        UserError: names the nearest sizes that do.
+    """
+    if batch_size % devices:
+        lower, upper = batch_size // devices * devices, -(-batch_size // devices) * devices
+        near = f"{lower} or {upper}" if lower else f"{upper}"
+        raise UserError(f"{key} = {batch_size} does not divide over {devices} devices; use {near}")
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """This host's share of a batch onto its devices."""
+    sharding = split(mesh)
+    return Batch(
+        *(jax.make_array_from_process_local_data(sharding, np.asarray(leaf)) for leaf in batch)
+    )
+
+
+def put_everywhere(tree: Tree, mesh: Mesh) -> Tree:
+    """A pytree of arrays, whole, on every device of the mesh; always a copy of its own."""
+    return jax.device_put(tree, replicated(mesh), may_alias=False)

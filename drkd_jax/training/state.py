@@ -1,0 +1,89 @@
+"""What a run carries from step to step, and how a module becomes plain arrays.
+
+A module is built once, split into its graph (static) and its arrays (nested states of plain
+arrays, no Variable objects), and put together again inside the jitted step. Splitting outside
+keeps Python's walk over the module out of every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Int
+
+from drkd_jax.types import Array
+
+Arrays = Any  # a pytree of arrays: nnx.State holding bare arrays
+Filter = Callable[[Any, Any], bool]
+
+
+class Parts(NamedTuple):
+    """A module taken apart: `graph` is static, the two others are pytrees of bare arrays."""
+
+    graph: nnx.GraphDef
+    params: Arrays  # what the optimiser changes
+    rest: Arrays  # frozen parameters, running statistics
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes. `params` and `rest` have the keys "student", "distiller"."""
+
+    step: Int[Array, ""]  # steps done
+    params: dict[str, Arrays]
+    rest: dict[str, Arrays]
+    opt_state: optax.OptState
+
+
+def take_apart(module: nnx.Module, is_trained: Filter) -> Parts:
+    """Splits a module by `is_trained(path, variable)`."""
+    found: Any = nnx.split(module, is_trained, ...)
+    graph, params, rest = found
+    return Parts(graph, nnx.as_pure(params), nnx.as_pure(rest))
+
+
+def put_together(parts: Parts) -> Any:
+    """The module again, with Variables of its own: safe inside a gradient's trace."""
+    return nnx.merge(parts.graph, parts.params, parts.rest, copy=True)
+
+
+def new_state(parts: Mapping[str, Parts], tx: optax.GradientTransformation) -> TrainState:
+    """The state of step 0.
+
+    Args:
+        parts: "student" and, where something is distilled, "distiller".
+        tx: the optimiser.
+    """
+    params = {name: part.params for name, part in parts.items()}
+    rest = {name: part.rest for name, part in parts.items()}
+    return TrainState(jnp.zeros((), jnp.int32), params, rest, jax.jit(tx.init)(params))
+
+
+def num_parameters(tree: Arrays) -> int:
+    """Numbers in a pytree of arrays."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def flatten(tree: Arrays) -> dict[str, Any]:
+    """A pytree as one flat dict: "backbone.stem.kernel" -> array."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: Mapping[str, Any], like: Arrays) -> Arrays:
+    """The inverse of `flatten`, in the structure of `like`.
+
+    Raises:
+        KeyError: a leaf of `like` is not in `flat`.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])

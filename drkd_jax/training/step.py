@@ -1,0 +1,161 @@
+"""One training step: student forward, losses, distillation, gradient, update; one jitted function.
+
+Letters: B pictures, T values reported by a step.
+
+The teacher's arrays are an argument, never a constant of the compiled program. Random choices are
+keyed by (seed, step, picture), so the number of devices changes none of them. All sums run over
+the global batch: the batch is sharded, the program is written as if it was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, Key
+
+from drkd_jax.ops.pictures import prepare
+from drkd_jax.training.schedule import Schedule
+from drkd_jax.training.sharding import replicated
+from drkd_jax.training.state import Arrays, Filter, Parts, TrainState, put_together, take_apart
+from drkd_jax.types import Array, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """How uint8 pictures become the networks' input."""
+
+    mean: tuple[float, float, float]  # RGB, 0..255
+    std: tuple[float, float, float]
+    dtype: Any = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything static about a step.
+
+    Attributes:
+        graphs: module graphs by name: "student"; "distiller" and "teacher" where distilled.
+        is_trained: the filters that split "student" and "distiller".
+        weights: weight of each distillation term in the total.
+        tx: the optimiser.
+        schedule: learning rate by step, for the report.
+        pixels: the networks' input.
+        seed: of the run's random choices.
+    """
+
+    graphs: Mapping[str, nnx.GraphDef]
+    is_trained: Mapping[str, Filter]
+    weights: Mapping[str, float]
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    pixels: Pixels
+    seed: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepValues:
+    """A step's scalars in one array, so that reading them is one transfer."""
+
+    values: Float[Array, "T"]
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+
+    def to_dict(self) -> dict[str, float]:
+        """Waits for the step and reads its values."""
+        return dict(zip(self.names, map(float, jax.device_get(self.values)), strict=True))
+
+
+TrainStep = Callable[[TrainState, Arrays, Batch], tuple[TrainState, StepValues]]
+
+
+def picture_keys(seed: int, step: Int[Array, ""], index: Int[Array, "B"]) -> Key[Array, "B"]:
+    """One key a picture, by (seed, step, position in the source); no device takes part."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index))
+
+
+def loss_terms(
+    recipe: Recipe,
+    params: Mapping[str, Arrays],
+    rest: Mapping[str, Arrays],
+    teacher: Arrays,
+    batch: Batch,
+    step: Int[Array, ""],
+) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict[str, Arrays]]]:
+    """The total loss of a batch.
+
+    Args:
+        recipe: what is static.
+        params: trained arrays of "student" and "distiller".
+        rest: their other arrays.
+        teacher: the teacher's arrays, or None.
+        batch: the global batch.
+        step: steps done so far.
+
+    Returns:
+        (total, (values by name, the other arrays after the forward pass)): detection terms under
+        their own names, distillation terms unweighted, diagnostics as "diag/NAME".
+    """
+    modules = {
+        name: put_together(Parts(recipe.graphs[name], params[name], rest[name])) for name in params
+    }
+    images, targets = prepare(batch, recipe.pixels.mean, recipe.pixels.std, recipe.pixels.dtype)
+    student = modules["student"]
+    features = student.features(images, targets.picture_valid)
+    values = dict(student.losses(features, targets, picture_keys(recipe.seed, step, batch.index)))
+    total = sum(values.values(), jnp.zeros((), jnp.float32))
+    if "distiller" in modules:
+        guide = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
+        teacher_features = jax.lax.stop_gradient(guide.features(images))
+        output = modules["distiller"](features, teacher_features, targets)
+        for name, loss in output.losses.items():
+            values[name] = loss
+            total = total + recipe.weights[name] * loss
+        values |= {f"diag/{name}": value for name, value in output.diagnostics.items()}
+    after = {
+        name: take_apart(module, recipe.is_trained[name]).rest for name, module in modules.items()
+    }
+    return total, (values, after)
+
+
+def train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
+    """The jitted step `(state, teacher arrays, batch) -> (state, values)`; the state is donated.
+
+    Besides the terms of `loss_terms` the values hold "total", "gradient_norm",
+    "parameter_norm" (after the update, running statistics included), "learning_rate" and
+    "finite": 1 where loss, gradient and the new state are finite numbers. It compiles once for
+    each canvas.
+    """
+
+    def step(state: TrainState, teacher: Arrays, batch: Batch) -> tuple[TrainState, StepValues]:
+        def loss(params: dict[str, Arrays]) -> tuple[Float[Array, ""], Any]:
+            return loss_terms(recipe, params, state.rest, teacher, batch, state.step)
+
+        (total, (terms, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = recipe.tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        gradient_norm = optax.tree.norm(gradient)
+        parameter_norm = optax.tree.norm((params, rest))
+        finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm) & jnp.isfinite(parameter_norm)
+        values = {
+            **terms,
+            "total": total,
+            "gradient_norm": gradient_norm,
+            "parameter_norm": parameter_norm,
+            "learning_rate": recipe.schedule(state.step),
+            "finite": finite,
+        }
+        stacked = jnp.stack([jnp.asarray(value, jnp.float32) for value in values.values()])
+        after = TrainState(state.step + 1, params, rest, opt_state)
+        return after, StepValues(stacked, tuple(values))
+
+    # The outputs' place is said, or the compiler may choose another and the next call compiles.
+    everywhere = replicated(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))

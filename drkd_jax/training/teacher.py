@@ -1,0 +1,110 @@
+"""The frozen teacher: where its weights come from, and when it may not teach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from drkd_jax import models
+from drkd_jax.errors import UserError
+from drkd_jax.training.checkpoint import load_detector
+from drkd_jax.training.settings import as_tuples
+from drkd_jax.training.state import Arrays, num_parameters
+
+_OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype")
+
+
+class Teacher(NamedTuple):
+    """A teacher ready to be an argument of the step."""
+
+    detector: Any
+    graph: nnx.GraphDef
+    arrays: Arrays  # bare arrays of the whole module
+    origin: str  # one line: where the weights came from
+    categories: tuple[str, ...]  # class names of its training; () where unknown
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in its arrays."""
+        return num_parameters(self.arrays)
+
+
+def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Teacher:
+    """Builds `config.teacher`.
+
+    With `checkpoint` (a work folder) the model is that of the checkpoint's own config and the
+    weights are its best ones; model settings that stand in `settings` as well have to agree.
+    Without one only `init = "random"` lets it through.
+
+    Args:
+        settings: model settings, `checkpoint`, `init`, `dtype` ("bfloat16" or "float32").
+        num_classes: of a teacher with random weights.
+        seed: of random weights.
+
+    Raises:
+        UserError: an untrained teacher that `init` does not name, or a checkpoint that is not
+            there or of another model.
+    """
+    init, checkpoint = settings.get("init", ""), settings.get("checkpoint", "")
+    name = settings.get("dtype", "bfloat16")
+    if name not in ("bfloat16", "float32"):
+        raise UserError(f"config.teacher.dtype = {name!r}: bfloat16 or float32")
+    if init not in ("", "random"):
+        raise UserError(f"config.teacher.init = {init!r}: 'random' or nothing")
+    dtype = jnp.dtype(name)
+    model = {key: value for key, value in settings.items() if key not in _OWN_KEYS}
+    if init == "random":
+        if not model:
+            raise UserError("config.teacher.init = 'random' needs the teacher's model settings")
+        detector = models.init_detector(model, num_classes, seed, dtype)
+        return _teacher(detector, "random weights, as config.teacher.init asks for", (), dtype)
+    if not checkpoint:
+        raise UserError(
+            "the teacher is untrained: config.teacher.checkpoint is empty. Give the work folder of "
+            "a trained teacher, or say config.teacher.init = 'random'"
+        )
+    detector, about, step = load_detector(checkpoint, "best", dtype)
+    if step == 0:
+        raise UserError(
+            f"the teacher is untrained: the checkpoint in {checkpoint} is one of step 0. "
+            "Give a trained one, or say config.teacher.init = 'random'"
+        )
+    own = about["config"]["student"]
+    wrong = [key for key in model if as_tuples(model[key]) != as_tuples(own.get(key))]
+    if wrong:
+        raise UserError(
+            f"config.teacher and the checkpoint in {checkpoint} differ in {', '.join(wrong)}; "
+            "leave the teacher's model settings out: they are read from the checkpoint"
+        )
+    origin = f"{checkpoint}, step {step}"
+    if about.get("numbers"):
+        origin += f", AP {about['numbers']['AP']:.4f} on {about['config']['data']['val']}"
+    return _teacher(detector, origin, tuple(item[1] for item in about["categories"]), dtype)
+
+
+def compare_classes(teacher: tuple[str, ...], student: tuple[str, ...]) -> str | None:
+    """A sentence where the classes of the two differ, else None."""
+    if not teacher or teacher == student:
+        return None
+    return (
+        f"the teacher knows {len(teacher)} classes ({_few(teacher)}), the student "
+        f"{len(student)} ({_few(student)}): its features come from other objects"
+    )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _teacher(detector: Any, origin: str, categories: tuple[str, ...], dtype: Any) -> Teacher:
+    graph, state = nnx.split(detector)
+    # Kernels are kept in what they are used in; vectors (norms, biases) stay exact.
+    arrays = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 and leaf.dtype == jnp.float32 else leaf,
+        nnx.as_pure(state),
+    )
+    return Teacher(detector, graph, arrays, origin, categories)

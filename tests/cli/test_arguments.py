@@ -1,0 +1,76 @@
+"""Bad arguments: one clear line, exit code 2."""
+
+import pytest
+
+from drkd_jax import __main__ as command_line
+from tests.training.tiny import python
+
+
+def run(*arguments):
+    process = python("train.py", *arguments)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+RECIPE = "--config=tests/training/recipe.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--config is missing"),
+        ([RECIPE], "--workdir is missing"),
+        (["--config=configs/none.py", "--workdir={}"], "configs/none.py"),
+        ([RECIPE, "--workdir={}", "--config.train.momentun=1"], "momentun"),
+        ([RECIPE, "--workdir={}", "--config.train.steps=many"], "many"),
+        ([RECIPE, "--workdir={}", "--steps=3"], "Unknown command line flag 'steps'"),
+        ([RECIPE, "--workdir={}", "more"], "what is more?"),
+        ([RECIPE, "--workdir={}", "--config.data.train=folder:x"], "unknown data source"),
+    ],
+)
+def test_train_refuses_with_one_line_and_exit_code_2(arguments, words, tmp_path):
+    folder = tmp_path / "run"
+    code, out, err = run(*(argument.format(folder) for argument in arguments))
+    assert code == 2, err
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert not folder.exists()
+
+
+def test_train_tells_its_flags():
+    code, out, _ = run("--help")
+    assert code == 1  # absl's own code for --help
+    assert "--workdir" in out
+    assert "--config" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluete"], "no command 'evaluete'; there are evaluate, predict"),
+        (["evaluate"], "required: --workdir"),
+        (["evaluate", "--workdir=nowhere"], "nowhere: no such folder"),
+        (["evaluate", "--workdir=x", "--which=worst"], "invalid choice: 'worst'"),
+        (["evaluate", "--workdir=x", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["predict", "--workdir=x", "--out=y"], "required: IMAGE"),
+        (["prepare", "tfds:voc", "--images=a", "--instances=b", "--split=c"], "only tfds:coco"),
+    ],
+)
+def test_a_command_refuses_with_one_line_and_exit_code_2(arguments, words, capsys):
+    assert command_line.main(arguments) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert printed.out == ""
+
+
+def test_the_commands_are_listed(capsys):
+    assert command_line.main(["--help"]) == 0
+    assert command_line.main([]) == 2
+    printed = capsys.readouterr().out
+    for name in command_line.commands():
+        assert printed.count(f"  {name} ") == 2
+    assert {"evaluate", "predict", "prepare"} <= command_line.commands().keys()

@@ -1,0 +1,43 @@
+"""Runs before any test: CPU, a persistent compilation cache, shape annotations switched on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+from absl import flags  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Grain's workers read absl flags, which nobody parses under pytest.
+flags.FLAGS.mark_as_parsed()
+
+# Every jaxtyping signature of the package becomes a run-time check of shapes and dtypes.
+install_import_hook("drkd_jax", "beartype.beartype")
+
+import pytest  # noqa: E402
+
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def coco_sample() -> Path:
+    """The folder of a small real COCO set, where it lies beside the project."""
+    folder = SHARED / "coco2017_sample"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data/coco2017_sample beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def deeppcb() -> Path:
+    """The folder of a real set of small defects, where it lies beside the project."""
+    folder = SHARED / "deeppcb"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data/deeppcb beside the project")
+    return folder

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from drkd_jax.data.pipeline import (
+    PipelineConfig,
+    boxes_left_out,
+    eval_batches,
+    steps_per_epoch,
+    train_loader,
+)
+from drkd_jax.data.sources import Source, open_source
+from drkd_jax.errors import UserError
+from drkd_jax.types import Batch
+
+CONFIG = PipelineConfig(
+    batch_size=4,
+    canvases=((64, 96), (96, 64)),
+    shorter=64,
+    longer=96,
+    max_boxes=8,
+    num_threads=2,
+    prefetch=2,
+)
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return open_source("shapes:30")
+
+
+def take(loader, count: int) -> list[Batch]:
+    return [next(loader) for _ in range(count)]
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_batch_holds_what_its_records_say(source):
+    batch = next(train_loader(source, CONFIG))
+    assert batch.images.shape[1:] in {(64, 96, 3), (96, 64, 3)}
+    for row in np.flatnonzero(batch.picture_valid):
+        record = source.record(int(batch.index[row]))
+        h, w = batch.sizes[row]
+        assert np.all(batch.images[row, h:] == 0)
+        assert np.all(batch.images[row, :, w:] == 0)
+        assert batch.images[row, :h, :w].any()
+        np.testing.assert_allclose(
+            batch.scale[row], [w / record.image.shape[1], h / record.image.shape[0]], rtol=1e-6
+        )
+        n = len(record.boxes)
+        assert batch.valid[row].tolist() == [i < n for i in range(8)]
+        expected = record.boxes * np.tile(batch.scale[row], 2)
+        np.testing.assert_allclose(batch.boxes[row, :n], expected, atol=1e-4)
+        np.testing.assert_array_equal(batch.labels[row, :n], record.labels)
+        assert not batch.boxes[row, n:].any()
+
+
+def test_dtypes(source):
+    batch = next(train_loader(source, CONFIG))
+    wanted = ("uint8", "int32", "bool", "float32", "int32", "bool", "bool", "int32", "float32")
+    assert tuple(str(part.dtype) for part in batch) == wanted
+
+
+def test_threads_and_workers_change_nothing(source):
+    alone = take(train_loader(source, dataclasses.replace(CONFIG, num_threads=0)), 6)
+    threads = take(train_loader(source, dataclasses.replace(CONFIG, num_threads=3)), 6)
+    assert all(map(same, alone, threads))
+    loader = train_loader(source, dataclasses.replace(CONFIG, num_workers=1))
+    # Batches of workers lie in shared memory, which goes with the loader.
+    assert all(same(a, next(loader)) for a in alone)
+    loader.close()
+
+
+def test_goes_on_from_a_saved_state(source):
+    n = steps_per_epoch(source, CONFIG)
+    loader = train_loader(source, CONFIG)
+    take(loader, n - 2)
+    state = json.loads(json.dumps(loader.get_state()))
+    expected = take(loader, 4)  # over the end of the epoch
+    fresh = train_loader(source, dataclasses.replace(CONFIG, num_threads=0))
+    fresh.set_state(state)
+    assert all(map(same, take(fresh, 4), expected))
+    loader.set_state(state)  # back, in the same loader
+    assert all(map(same, take(loader, 4), expected))
+
+
+def test_hosts_share_a_batch(source):
+    whole = take(train_loader(source, CONFIG), 5)
+    parts = [
+        take(train_loader(source, CONFIG, process_index=i, process_count=2), 5) for i in range(2)
+    ]
+    for one, *halves in zip(whole, *parts, strict=True):
+        joined = Batch(*(np.concatenate(pair) for pair in zip(*halves, strict=True)))
+        assert same(one, joined)
+
+
+@pytest.mark.parametrize(("count", "nearest"), [(3, "3 or 6"), (8, "take 8")])
+def test_a_batch_that_does_not_divide_is_refused(source, count, nearest):
+    with pytest.raises(UserError, match=nearest):
+        train_loader(source, CONFIG, process_count=count)
+
+
+def test_an_epoch_leaves_out_empty_pictures_only(source):
+    batches = take(train_loader(source, CONFIG), steps_per_epoch(source, CONFIG))
+    seen = sorted(int(i) for b in batches for i in b.index[b.picture_valid])
+    assert seen == [i for i in range(len(source)) if source.meta(i).num_boxes]
+    everything = dataclasses.replace(CONFIG, drop_empty=False)
+    batches = take(train_loader(source, everything), steps_per_epoch(source, everything))
+    assert sum(int(b.picture_valid.sum()) for b in batches) == len(source)
+
+
+def test_drop_empty_knows_crowd_and_small_pictures(coco_folder):
+    small = coco_folder.content["images"][0]
+    source = open_source(coco_folder.spec)
+    batch = next(train_loader(source, CONFIG))
+    later = next(iter(train_loader(source, CONFIG)))
+    assert {3, 7} >= {source.meta(int(i)).image_id for i in batch.index[batch.picture_valid]}
+    assert steps_per_epoch(source, CONFIG) == 2  # a landscape and a portrait picture are left
+    assert same(batch, later)
+    small["height"] = 31
+    coco_folder.write()
+    assert steps_per_epoch(open_source(coco_folder.spec), CONFIG) == 1
+
+
+def test_crowd_boxes_are_not_trained_on(coco_folder):
+    config = dataclasses.replace(CONFIG, batch_size=1)
+    source = open_source(coco_folder.spec)
+    for batch in eval_batches(source, config):
+        assert batch.valid.sum() == source.meta(int(batch.index[0])).num_boxes
+
+
+def test_boxes_past_the_rows_are_counted_and_told(coco_folder, caplog):
+    config = dataclasses.replace(CONFIG, batch_size=2, max_boxes=1)
+    source = open_source(coco_folder.spec)
+    assert boxes_left_out(source, config) == 2
+    assert boxes_left_out(source, CONFIG) == 0
+    with caplog.at_level(logging.WARNING):
+        loader = train_loader(source, config)
+    assert "2 boxes an epoch are left out" in caplog.text
+    for batch in take(loader, 2):
+        for row in np.flatnonzero(batch.picture_valid):
+            record = source.record(int(batch.index[row]))
+            first = record.boxes[0] * np.tile(batch.scale[row], 2)
+            np.testing.assert_allclose(batch.boxes[row, 0], first, rtol=1e-5)
+
+
+def test_nothing_left_to_train_on(coco_folder):
+    coco_folder.content["annotations"] = []
+    coco_folder.write()
+    with pytest.raises(UserError, match="no picture is left"):
+        train_loader(open_source(coco_folder.spec), CONFIG)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_bad_picture_stops_with_its_name(coco_folder, num_threads):
+    for path in coco_folder.images.iterdir():
+        path.write_bytes(b"no picture")
+    config = dataclasses.replace(CONFIG, num_threads=num_threads)
+    loader = train_loader(open_source(coco_folder.spec), config)
+    with pytest.raises(UserError, match=r"[ab]\.jpg: cannot be decoded"):
+        next(loader)
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_evaluation_sees_each_picture_once(source, process_count):
+    walks = [
+        list(eval_batches(source, CONFIG, process_index=i, process_count=process_count))
+        for i in range(process_count)
+    ]
+    assert len({len(walk) for walk in walks}) == 1
+    for same_step in zip(*walks, strict=True):  # every host is at the same canvas
+        assert len({batch.images.shape for batch in same_step}) == 1
+    batches = [batch for walk in walks for batch in walk]
+    seen = sorted(int(i) for b in batches for i in b.index[b.picture_valid])
+    assert seen == list(range(len(source)))
+    assert not any(b.flip.any() for b in batches)
+
+
+def test_filling_pictures_are_empty(source):
+    *_, last = eval_batches(source, dataclasses.replace(CONFIG, batch_size=19))
+    filling = ~last.picture_valid
+    assert filling.any()
+    assert np.all(last.index[filling] == -1)
+    for part in (last.images, last.sizes, last.boxes, last.valid):
+        assert not part[filling].any()
+
+
+def test_max_pictures(source):
+    batches = eval_batches(source, CONFIG, max_pictures=5)
+    assert batches.num_pictures == 5
+    assert batches.image_ids == tuple(source.meta(i).image_id for i in range(5))
+    for _ in range(2):  # can be walked again
+        seen = sorted(int(i) for b in batches for i in b.index[b.picture_valid])
+        assert seen == list(range(5))
+    assert len(list(batches)) == len(batches)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"flip": 1.5}, "flip = 1.5"),
+        ({"canvases": ()}, "canvases"),
+        ({"longer": 10}, "longer = 10"),
+        ({"num_threads": -1}, "num_threads = -1"),
+    ],
+)
+def test_settings_are_checked(changes, told):
+    with pytest.raises(UserError, match=told):
+        dataclasses.replace(CONFIG, **changes)

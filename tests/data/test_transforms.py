@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drkd_jax.data.transforms import fit, place, scale_boxes
+
+COCO = ((800, 1344), (1344, 800))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [  # by hand: scale = min(1333 / longer, 800 / shorter), then int(side * scale + 0.5)
+        (480, 640, (800, 1067)),
+        (427, 640, (800, 1199)),
+        (333, 640, (694, 1333)),
+        (640, 480, (1067, 800)),
+        (500, 500, (800, 800)),
+    ],
+)
+def test_resize_rule(height, width, size):
+    canvas, fitted = fit(height, width, 800, 1333, COCO)
+    assert fitted == size
+    assert canvas == (0 if width >= height else 1)
+
+
+def test_smallest_holding_canvas():
+    canvases = ((800, 1344), (800, 1088), (1344, 800))
+    assert fit(480, 640, 800, 1333, canvases)[0] == 1
+    assert fit(427, 640, 800, 1333, canvases)[0] == 0
+
+
+def test_no_canvas_holds_it():
+    canvas, size = fit(100, 200, 200, 400, ((64, 64), (96, 128), (128, 96)))
+    assert canvas == 1
+    assert size == (64, 128)
+
+
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=3),
+)
+@settings(max_examples=200, deadline=None)
+def test_always_on_its_canvas(height, width, canvases):
+    canvas, size = fit(height, width, 200, 333, canvases)
+    assert 1 <= size[0] <= canvases[canvas][0]
+    assert 1 <= size[1] <= canvases[canvas][1]
+
+
+def test_place_and_scale_boxes():
+    image = np.full((10, 20, 3), 200, np.uint8)
+    canvas = np.zeros((32, 48, 3), np.uint8)
+    place(canvas, image, (20, 40))
+    assert np.all(canvas[:20, :40] == 200)
+    assert not canvas[20:].any()
+    assert not canvas[:, 40:].any()
+    boxes = np.array([[1, 2, 20, 10]], np.float32)
+    scaled = scale_boxes(boxes, np.array([2.0, 2.0], np.float32), (20, 40))
+    np.testing.assert_array_equal(scaled, [[2, 4, 40, 20]])

@@ -1,0 +1,248 @@
+"""The whole distiller: masks, empty pictures, states, pairs of unlike detectors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from drkd_jax.distill import distill_config, relation_features, relation_matrix
+from drkd_jax.errors import UserError
+from drkd_jax.types import Features
+from tests.distill.common import Runner, make, pyramid, relative, settings, targets
+
+STUDENT, TEACHER = pyramid(0, 6), pyramid(1, 10)
+FORMS = ("paper", "official")
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def runner(request):
+    return Runner(settings(request.param), STUDENT, TEACHER)
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return Runner(settings("paper"), STUDENT, TEACHER)
+
+
+def test_all_terms_are_positive_and_named(runner):
+    losses = runner.losses(STUDENT, TEACHER, targets())
+    assert set(losses) == {"pixel_relation", "instance_relation", "instance_feature"}
+    assert all(value > 0 for value in losses.values())
+    assert set(runner.distiller.weights) == set(losses)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (0, 1), (1, 1)])
+def test_few_boxes_give_finite_gradients(runner, counts):
+    given = targets(counts)
+    (_, (output, rest)), gradients = runner.differentiate(
+        runner.params, runner.rest, STUDENT, TEACHER, given
+    )
+    for leaf in jax.tree.leaves((gradients, rest)):
+        assert np.isfinite(np.asarray(leaf)).all()
+    if counts == (0, 0):
+        assert float(output.losses["instance_feature"]) == 0
+        assert float(output.losses["instance_relation"]) == 0
+    if counts == (1, 1):
+        assert float(output.losses["instance_feature"]) > 0
+
+
+def test_one_box_has_no_relation_in_the_paper_form(paper):
+    losses = paper.losses(STUDENT, TEACHER, targets((1, 1)))
+    assert losses["instance_relation"] == 0
+
+
+def test_equal_sides_have_loss_0_and_finite_gradients():
+    """The plain norm at 0: torch.dist has gradient 0 there, a bare root has none."""
+    same = settings("official", teacher_modules="shared")
+    same["instance_relation"] = None
+    runner = Runner(same, TEACHER, TEACHER)
+    zero = jax.tree.map(jnp.zeros_like, TEACHER)
+    (_, (output, _)), gradients = runner.differentiate(
+        runner.params, runner.rest, zero, zero, targets((0, 0))
+    )
+    assert float(output.losses["instance_feature"]) == 0
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(gradients))
+
+
+def _padding(features: Features, value: float) -> Features:
+    """The same features with other numbers outside of the pictures of 32 x 44 pixels."""
+    maps = []
+    for x, stride in zip(features.maps, features.spec.strides, strict=True):
+        rows, columns = -(-32 // stride), -(-44 // stride)
+        inside = np.zeros(x.shape[1:3], bool)
+        inside[:rows, :columns] = True
+        maps.append(jnp.where(inside[None, :, :, None], x, value))
+    return Features(tuple(maps), features.spec)
+
+
+def test_padded_pixels_do_not_count_in_the_pixel_relation(paper):
+    """The instance terms sample up to the picture's edge, where a bin may lean on one pixel more."""
+    expected = paper.losses(STUDENT, TEACHER, targets())["pixel_relation"]
+    sides = _padding(STUDENT, 7.0), _padding(TEACHER, -5.0)
+    assert paper.losses(*sides, targets())["pixel_relation"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_padded_pixels_do_count_in_the_official_form():
+    runner = Runner(settings("official"), STUDENT, TEACHER)
+    expected = runner.losses(STUDENT, TEACHER, targets())["pixel_relation"]
+    sides = _padding(STUDENT, 7.0), _padding(TEACHER, -5.0)
+    assert abs(runner.losses(*sides, targets())["pixel_relation"] / expected - 1) > 0.1
+
+
+def test_padded_rows_and_filling_pictures_do_not_count(paper):
+    given = targets()
+    garbage = np.where(given.valid[..., None], given.boxes, (5.0, 900.0, -30.0, 1e4))
+    expected = paper.losses(STUDENT, TEACHER, given)
+    found = paper.losses(STUDENT, TEACHER, given._replace(boxes=jnp.asarray(garbage, jnp.float32)))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+    def alone(features: Features, fill: float) -> Features:
+        maps = tuple(x.at[1].set(fill) for x in features.maps)
+        return Features(maps, features.spec)
+
+    filling = given._replace(picture_valid=jnp.asarray([True, False]))
+    results = [paper.losses(alone(STUDENT, v), alone(TEACHER, -v), filling) for v in (1.0, 50.0)]
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    assert all(value > 0 for value in results[0].values())
+
+
+def test_no_valid_picture_at_all_is_0_and_keeps_the_running_statistics(runner):
+    none = targets()._replace(picture_valid=jnp.zeros(2, bool))
+    (total, (_, rest)), gradients = runner.differentiate(
+        runner.params, runner.rest, STUDENT, TEACHER, none
+    )
+    assert float(total) == 0
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(gradients))
+    for before, after in zip(jax.tree.leaves(runner.rest), jax.tree.leaves(rest), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_step_moves_the_running_statistics_only(paper):
+    _, rest = paper.run(paper.params, paper.rest, STUDENT, TEACHER, targets())
+    before, after = (dict(nnx.to_flat_state(state)) for state in (paper.rest, rest))
+    moved = {path for path in before if relative(after[path][...], before[path][...]) > 0}
+    assert {path[-1] for path in moved} == {"mean", "variance"}
+    assert {path[1] for path in moved} == {"student", "teacher"}
+
+
+def test_splitting_the_batch_changes_nothing_with_running_statistics(paper):
+    """Each part weighs by what it counts: pixels, pictures, boxes."""
+    given = targets((3, 2))
+    whole = paper.losses(STUDENT, TEACHER, given, train=False)
+
+    def part(i: int) -> dict[str, float]:
+        cut = (Features(tuple(x[i : i + 1] for x in f.maps), f.spec) for f in (STUDENT, TEACHER))
+        return paper.losses(*cut, jax.tree.map(lambda x: x[i : i + 1], given), train=False)
+
+    parts = part(0), part(1)
+    for name, shares in (
+        ("pixel_relation", (0.5, 0.5)),
+        ("instance_relation", (0.5, 0.5)),
+        ("instance_feature", (0.6, 0.4)),
+    ):
+        mean = sum(share * losses[name] for share, losses in zip(shares, parts, strict=True))
+        assert whole[name] == pytest.approx(mean, rel=1e-5)
+
+
+def test_official_groups_are_devices_of_their_own():
+    """Four pictures in groups of two: the mean of two batches of two."""
+    runner = Runner(settings("official"), STUDENT, TEACHER)
+    sides = pyramid(2, 6, pictures=4), pyramid(3, 10, pictures=4)
+    given = targets((3, 2, 4, 0))
+    whole = runner.losses(*sides, given)
+
+    def half(i: int) -> dict[str, float]:
+        cut = (Features(tuple(x[i : i + 2] for x in f.maps), f.spec) for f in sides)
+        return runner.losses(*cut, jax.tree.map(lambda x: x[i : i + 2], given))
+
+    first, last = half(0), half(2)
+    for name, value in whole.items():
+        assert value == pytest.approx((first[name] + last[name]) / 2, rel=1e-5)
+
+
+def test_an_official_batch_that_is_no_whole_number_of_groups_is_refused():
+    sides = pyramid(2, 6, pictures=3), pyramid(3, 10, pictures=3)
+    with pytest.raises(UserError, match="pictures_per_device"):
+        make(settings("official"), *sides)(*sides, targets((1, 1, 1)))
+
+
+def test_eager_equals_jit(paper):
+    module = nnx.merge(paper.graph, paper.params, paper.rest, copy=True)
+    eager = module(STUDENT, TEACHER, targets()).losses
+    expected = paper.losses(STUDENT, TEACHER, targets())
+    assert {name: float(value) for name, value in eager.items()} == pytest.approx(expected, 1e-5)
+
+
+def test_teacher_with_another_pyramid_is_cut_with_its_own_stride():
+    """A P2.. teacher beside a P3.. student: the levels of stride 8 and 16 meet."""
+    teacher = pyramid(1, 10, strides=(4, 8, 16))
+    same = Features(teacher.maps[1:], pyramid(1, 10).spec)
+    wide = Runner(settings(), STUDENT, teacher)
+    assert [pair.teacher for pair in wide.distiller.pairs] == [1, 2]
+    narrow = Runner(settings(), STUDENT, same)
+    found = wide.losses(STUDENT, teacher, targets())
+    assert found == pytest.approx(narrow.losses(STUDENT, same, targets()), rel=1e-6)
+
+
+def test_max_boxes_says_how_many_are_left_out():
+    runner = Runner({**settings(), "max_boxes": 2}, STUDENT, TEACHER)
+    output, _ = runner.run(runner.params, runner.rest, STUDENT, TEACHER, targets((4, 3)))
+    assert float(output.diagnostics["boxes"]) == 4
+    assert float(output.diagnostics["boxes_left_out"]) == 3
+
+
+@pytest.mark.parametrize("way", ["trained", "frozen", "shared", "average"])
+def test_which_parameters_the_optimiser_moves(way):
+    teacher = pyramid(1, 6)
+    values = settings(teacher_modules=way)
+    values["instance_relation"]["teacher_modules"] = way
+    runner = Runner(values, STUDENT, teacher)
+    sides = {path[1] for path, _ in nnx.to_flat_state(runner.params)}
+    assert ("teacher" in sides) == (way == "trained")
+    held = {path[1] for path, _ in nnx.to_flat_state(runner.rest)}
+    assert ("teacher" in held) == (way != "shared")
+
+
+def test_average_follows_the_student():
+    values = settings(teacher_modules="average", momentum=0.75)
+    values["instance_relation"]["teacher_modules"] = "average"
+    runner = Runner(values, STUDENT, pyramid(1, 6))
+    moved = jax.tree.map(lambda x: x + 1, runner.params)
+    _, rest = runner.run(moved, runner.rest, STUDENT, pyramid(1, 6), targets())
+    before, after = (dict(nnx.to_flat_state(state)) for state in (runner.rest, rest))
+    path = ("pixel_relation", "teacher", 0, "mix")
+    np.testing.assert_allclose(after[path][...], before[path][...] + 0.25, rtol=1e-5)
+
+
+def test_shared_modules_want_equal_channels():
+    with pytest.raises(UserError, match=r"P3 has 6 in the student and 10"):
+        make(settings(teacher_modules="shared"), STUDENT, TEACHER)
+
+
+def test_unknown_keys_and_choices_are_named():
+    with pytest.raises(UserError, match=r"distill\.pixel_relation\.node:"):
+        distill_config({"pixel_relation": {"node": 3}})
+    with pytest.raises(UserError, match=r"distill\.pixle_relation"):
+        distill_config({"pixle_relation": {}})
+    with pytest.raises(UserError, match=r"'papre' is unknown"):
+        distill_config({"instance_feature": {"form": "papre"}})
+
+
+def test_a_term_that_is_none_is_left_out():
+    runner = Runner({**settings(), "pixel_relation": None}, STUDENT, TEACHER)
+    assert set(runner.losses(STUDENT, TEACHER, targets())) == {
+        "instance_relation",
+        "instance_feature",
+    }
+
+
+def test_drawing_functions(paper):
+    module = nnx.merge(paper.graph, paper.params, paper.rest, copy=True)
+    x, phi = relation_features(module, TEACHER, "teacher", 1, targets())
+    assert x.shape == phi.shape == TEACHER.maps[1].shape
+    psi = relation_matrix(module, STUDENT, targets((3, 2)), "student", 0)
+    np.testing.assert_allclose(psi.sum((1, 2)), [3, 2], rtol=1e-5)
+    assert psi.shape == (2, 4, 4)

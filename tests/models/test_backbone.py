@@ -1,0 +1,158 @@
+"""Norms, ResNet and FPN: shapes, strides, statistics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from drkd_jax import models
+from drkd_jax.models.fpn import upsample_nearest
+from drkd_jax.models.norm import EPSILON, BatchNorm, FrozenBatchNorm, GroupNorm, group_count
+from tests.models import small
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(2.0, 3.0, (4, 5, 6, 8)).astype(np.float32)
+
+
+def randomise(norm):
+    norm.scale[...] = jnp.asarray(RNG.uniform(0.5, 2, 8), jnp.float32)
+    norm.bias[...] = jnp.asarray(RNG.normal(size=8), jnp.float32)
+    return norm
+
+
+def test_frozen_batch_norm_is_its_formula():
+    norm = randomise(FrozenBatchNorm(8))
+    norm.mean[...] = jnp.asarray(RNG.normal(size=8), jnp.float32)
+    norm.var[...] = jnp.asarray(RNG.uniform(0.1, 2, 8), jnp.float32)
+    wanted = (X - norm.mean[...]) / np.sqrt(norm.var[...] + EPSILON)
+    wanted = wanted * norm.scale[...] + norm.bias[...]
+    np.testing.assert_allclose(norm(jnp.asarray(X), None), wanted, atol=2e-5)
+
+
+def test_batch_norm_counts_valid_pictures_only_and_remembers():
+    norm = randomise(BatchNorm(8))
+    mask = np.array([True, False, True, True])
+    seen = X[mask].reshape(-1, 8)
+    wanted = (X - seen.mean(0)) / np.sqrt(seen.var(0) + EPSILON)
+    wanted = wanted * norm.scale[...] + norm.bias[...]
+    np.testing.assert_allclose(norm(jnp.asarray(X), jnp.asarray(mask)), wanted, atol=2e-5)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * seen.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * seen.var(0, ddof=1), rtol=1e-4)
+    before = np.asarray(norm.mean[...])
+    wanted = (X - norm.mean[...]) / np.sqrt(norm.var[...] + EPSILON)
+    wanted = wanted * norm.scale[...] + norm.bias[...]
+    np.testing.assert_allclose(norm(jnp.asarray(X), None), wanted, atol=2e-5)
+    np.testing.assert_array_equal(norm.mean[...], before)
+
+
+def test_group_norm_is_its_formula():
+    norm = randomise(GroupNorm(8))
+    assert norm.groups == 2
+    grouped = X.reshape(4, 30, 2, 4)
+    centred = grouped - grouped.mean((1, 3), keepdims=True)
+    wanted = (centred / np.sqrt(grouped.var((1, 3), keepdims=True) + EPSILON)).reshape(X.shape)
+    wanted = wanted * norm.scale[...] + norm.bias[...]
+    np.testing.assert_allclose(norm(jnp.asarray(X), None), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(256, 32), (64, 32), (32, 8), (16, 4), (8, 2), (3, 1), (72, 24)]
+)
+def test_group_counts_divide(channels, groups):
+    assert group_count(channels) == groups
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (4, 5), (3, 4)])
+def test_upsampling_takes_the_pixel_below(size):
+    x = RNG.normal(size=(1, 3, 4, 2)).astype(np.float32)
+    got = np.asarray(upsample_nearest(jnp.asarray(x), size))
+    for i in range(size[0]):
+        for j in range(size[1]):
+            assert (got[0, i, j] == x[0, int(i * 3 / size[0]), int(j * 4 / size[1])]).all()
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_every_depth_has_the_promised_pyramid(depth):
+    settings = {"detector": "retinanet", "backbone": {"depth": depth, "width": 8}, "channels": 16}
+    detector = models.abstract_detector(settings, 3)
+    graph, state = nnx.split(detector)
+    maps = jax.eval_shape(
+        lambda state, images: nnx.merge(graph, state, copy=True).features(images).maps,
+        state,
+        jax.ShapeDtypeStruct((2, 96, 160, 3), "float32"),
+    )
+    assert [m.shape for m in maps] == [
+        (2, 12, 20, 16),
+        (2, 6, 10, 16),
+        (2, 3, 5, 16),
+        (2, 2, 3, 16),
+        (2, 1, 2, 16),
+    ]
+    assert detector.spec.strides == (8, 16, 32, 64, 128)
+    blocks = sum(len(stage) for stage in detector.backbone.stages)
+    assert depth == blocks * (2 if depth < 50 else 3) + 2  # the stem and the old classifier
+
+
+def test_pooled_level_is_every_second_pixel():
+    detector = small.build("faster_rcnn", max_level=6)
+    assert detector.spec.strides == (4, 8, 16, 32, 64)
+    assert detector.spec.kinds == ("lateral",) * 4 + ("pool",)
+    maps = detector.neck(
+        tuple(
+            jnp.asarray(RNG.normal(size=(1, 16 // s, 24 // s, c)), jnp.float32)
+            for s, c in zip((1, 2, 4, 8), detector.backbone.channels, strict=True)
+        )
+    )
+    np.testing.assert_array_equal(maps[4], maps[3][:, ::2, ::2])
+
+
+@pytest.mark.parametrize(("extra", "source"), [("conv_c5", 64), ("conv_p5", 16)])
+def test_extra_levels_come_from_where_they_say(extra, source):
+    detector = models.abstract_detector(
+        {**small.SETTINGS["retinanet"], "max_level": 7, "extra": extra}, 3
+    )
+    assert detector.neck.extras[0].kernel.shape == (3, 3, source, 16)
+    assert detector.neck.extras[1].kernel.shape == (3, 3, 16, 16)
+    assert detector.spec.kinds[-2:] == (extra, extra)
+
+
+def test_the_relu_before_p7_is_a_choice():
+    maps = None
+    results = []
+    for relu in (False, True):
+        detector = small.build("retinanet", max_level=7, extra_relu=relu)
+        maps = maps or tuple(
+            jnp.asarray(RNG.normal(size=(1, 16 // s, 24 // s, c)), jnp.float32)
+            for s, c in zip((1, 2, 4, 8), detector.backbone.channels, strict=True)
+        )
+        results.append(detector.neck(maps))
+    plain, rectified = results
+    np.testing.assert_array_equal(plain[-2], rectified[-2])
+    assert not np.array_equal(plain[-1], rectified[-1])
+
+
+def test_residual_branches_start_at_zero():
+    detector = models.init_detector(small.SETTINGS["retinanet"], 3, 0)
+    for stage in detector.backbone.stages:
+        for block in stage:
+            assert not np.any(np.asarray(block.norms[-1].scale[...]))
+            assert np.all(np.asarray(block.norms[0].scale[...]) == 1)
+
+
+def test_no_gradient_reaches_a_frozen_stage():
+    backbone = {"depth": 18, "width": 4, "frozen_stages": 2}
+    graph, state = nnx.split(small.build("retinanet", backbone=backbone).backbone)
+    images = jnp.asarray(RNG.normal(size=(1, 32, 32, 3)), jnp.float32)
+
+    @jax.jit
+    @jax.grad
+    def gradient(state):
+        return sum(jnp.sum(m) for m in nnx.merge(graph, state, copy=True)(images, None))
+
+    for path, leaf in nnx.to_flat_state(gradient(state)):
+        below = path[0] == "stem" or path[1] < 2
+        if path[-1] in ("kernel", "bias"):
+            assert bool(jnp.any(leaf[...] != 0)) != below, path

@@ -1,0 +1,122 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drkd_jax import anchors as anchor_ops
+from drkd_jax import boxes as box_ops
+from drkd_jax.ops import matching
+from tests import oracles
+
+A, G = 40, 5
+SETTINGS = {"rpn": (0.7, 0.3, 0.3), "roi": (0.5, 0.5, None), "retina": (0.5, 0.4, 0.0)}
+run = jax.jit(matching.match, static_argnames=("positive", "negative", "low_quality", "overwrite"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    kind=st.sampled_from(sorted(SETTINGS)),
+    overwrite=st.booleans(),
+    share=st.sampled_from([0.0, 0.6, 1.0]),
+)
+def test_equals_the_loop(seed, kind, overwrite, share):
+    rng = np.random.default_rng(seed)
+    # Tenths: ties between anchors, between ground truths and with the thresholds are common.
+    iou = (rng.integers(0, 10, (A, G)) / 10).astype(np.float32)
+    iou *= rng.uniform(size=(A, G)) < 0.3
+    valid, eligible = rng.uniform(size=G) < share, rng.uniform(size=A) < 0.8
+    positive, negative, low = SETTINGS[kind]
+    # The program compares with float32 thresholds.
+    thresholds = [None if t is None else float(np.float32(t)) for t in (positive, negative, low)]
+    index, is_positive, is_negative = oracles.match(iou, valid, *thresholds, eligible, overwrite)
+    got = run(iou, valid, positive, negative, low, eligible, overwrite)
+    np.testing.assert_array_equal(got.positive, is_positive)
+    np.testing.assert_array_equal(got.negative, is_negative)
+    np.testing.assert_array_equal(got.index[is_positive], index[is_positive])
+
+
+def test_later_ground_truths_overwrite_an_even_better_match():
+    iou = np.asarray([[0.9, 0.8], [0.1, 0.0]], np.float32)
+    both = np.ones(2, bool)
+    assert matching.match(iou, both, 0.7, 0.3, 0.3).index[0] == 1
+    assert matching.match(iou, both, 0.7, 0.3, 0.3, overwrite=False).index[0] == 0
+
+
+def test_a_box_that_touches_no_anchor_claims_none():
+    iou = np.asarray([[0.9, 0.0], [0.0, 0.0]], np.float32)
+    got = matching.match(iou, np.ones(2, bool), 0.5, 0.4, 0.0)
+    assert got.positive.tolist() == [True, False]
+    assert got.negative.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("kind", sorted(SETTINGS))
+@pytest.mark.parametrize("columns", [0, 3])
+def test_without_ground_truths_every_eligible_anchor_is_negative(kind, columns):
+    eligible = np.arange(A) < 30
+    got = matching.match(
+        np.full((A, columns), 0.9, np.float32), np.zeros(columns, bool), *SETTINGS[kind], eligible
+    )
+    assert not got.positive.any()
+    np.testing.assert_array_equal(got.negative, eligible)
+
+
+@pytest.mark.parametrize("kind", sorted(SETTINGS))
+def test_padding_rows_and_columns_change_nothing(kind):
+    rng = np.random.default_rng(2)
+    iou = rng.uniform(0, 1, (A, G)).astype(np.float32)
+    short = matching.match(iou, np.ones(G, bool), *SETTINGS[kind])
+    wide = np.pad(iou, ((0, 7), (0, 3)), constant_values=1.0)
+    long = matching.match(wide, np.arange(G + 3) < G, *SETTINGS[kind], np.arange(A + 7) < A)
+    for a, b in zip(short, long, strict=True):
+        np.testing.assert_array_equal(a, b[:A])
+    assert not (long.positive | long.negative)[A:].any()
+
+
+def test_compiled_together_with_the_overlaps_every_truth_has_all_its_tied_anchors():
+    # Overlaps on whole pixels are exact, so the oracle can name every tie.
+    grid = anchor_ops.grid(anchor_ops.base_anchors(8, (1.0,), (2,)), (12, 12), 4)
+    rng = np.random.default_rng(5)
+    truths = oracles.random_boxes(rng, (8, G), side=48, smallest=4, whole=True)
+    valid = np.ones(G, bool)
+
+    @jax.jit
+    @jax.vmap
+    def together(truths):
+        return matching.match(box_ops.pairwise_iou(grid, truths), valid, 0.5, 0.4, 0.0)
+
+    got = together(truths)
+    for picture in range(8):
+        iou = oracles.pairwise_iou(grid, truths[picture]).astype(np.float32)
+        everything = np.ones(len(grid), bool)
+        index, positive, negative = oracles.match(iou, valid, 0.5, 0.4, 0.0, everything, True)
+        np.testing.assert_array_equal(got.positive[picture], positive)
+        np.testing.assert_array_equal(got.negative[picture], negative)
+        np.testing.assert_array_equal(got.index[picture][positive], index[positive])
+
+
+def test_compiled_together_no_truth_is_lost_to_rounding():
+    grid = anchor_ops.grid(anchor_ops.base_anchors(4, (0.5, 1.0, 2.0), (3.3,)), (16, 16), 4)
+    truths = oracles.random_boxes(np.random.default_rng(6), (16, G), smallest=3)
+
+    @jax.jit
+    @jax.vmap
+    def together(truths):
+        iou = box_ops.pairwise_iou(grid, truths)
+        return matching.match(iou, np.ones(G, bool), 2.0, 0.0, 0.0, overwrite=True)
+
+    got = together(truths)
+    for picture in range(16):
+        best = oracles.pairwise_iou(grid, truths[picture]).argmax(0)
+        # A later truth may have taken the anchor, but positive it is.
+        assert got.positive[picture][best].all()
+
+
+def test_no_gradient_flows_and_none_is_needed():
+    iou = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (A, G)), jnp.float32)
+    slope = jax.grad(
+        lambda x: jnp.sum(x[:, 0] * matching.match(x, jnp.ones(G, bool), 0.5, 0.4, 0.0).positive)
+    )(iou)
+    assert np.isfinite(slope).all()

@@ -1,0 +1,189 @@
+"""The demo's order of things, with a stand-in for the training that writes what training writes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
+from drkd_jax.evaluation import coco_numbers
+from drkd_jax.report import demo as room
+from drkd_jax.report import pictures
+from drkd_jax.report.demo import Recipes, demo
+from drkd_jax.report.relations import Relations
+
+VAL = "shapes:12:1"
+NOISE = {"teacher": 1.0, "student": 5.0, "drkd": 3.0}  # pixels that boxes are off by
+
+
+def recipes() -> Recipes:
+    student = {
+        "seed": 3,
+        "data": {"train": "shapes:8", "val": VAL},
+        "student": {"detector": "retinanet"},
+        "teacher": None,
+        "distill": None,
+        "train": {"steps": 20},
+    }
+    teacher = {**copy.deepcopy(student), "train": {"steps": 30}}
+    distilled = {
+        **copy.deepcopy(student),
+        "teacher": {"checkpoint": ""},
+        "distill": {"pixel_relation": {"weight": 1.0}},
+    }
+    return Recipes(teacher, student, distilled)
+
+
+class Training:
+    """Writes the files of a run; the DRKD student's detections are better than the plain one's."""
+
+    def __init__(self):
+        self.calls: list[str] = []
+        self.fail: str | None = None
+
+    def __call__(self, config: dict, workdir: Path) -> dict:
+        self.calls.append(workdir.name)
+        if workdir.name == self.fail:
+            raise KeyboardInterrupt
+        if config["teacher"]:
+            assert (Path(config["teacher"]["checkpoint"]) / "summary.json").exists()
+        kind = workdir.name.partition("_")[0]
+        source = open_source(config["data"]["val"])
+        truth = source.coco_ground_truth()
+        rng = np.random.default_rng(config["seed"])
+        found = [
+            {
+                "image_id": a["image_id"],
+                "category_id": a["category_id"],
+                "bbox": [float(v) for v in np.asarray(a["bbox"]) + rng.normal(0, NOISE[kind], 4)],
+                "score": 0.8,
+            }
+            for a in truth["annotations"]
+        ]
+        steps = config["train"]["steps"]
+        summary = {
+            "final": coco_numbers(truth, found),
+            "best_step": steps,
+            "steps": steps,
+            "seconds": 12.0,
+            "parameters": {"student": 1000, "distiller": 10, "teacher": 0},
+            "warnings": [],
+        }
+        (workdir / "detections.json").write_text(json.dumps(found))
+        (workdir / "summary.json").write_text(json.dumps(summary))
+        line = {"kind": "train", "step": steps, "cls_loss": 0.5, "share/pixel_relation": 0.1}
+        (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        return summary
+
+
+def fake_relations(config, workdir, index) -> Relations:
+    record = open_source(config["data"]["val"]).record(index)
+    n = len(record.boxes)
+    maps = np.random.default_rng(0).normal(size=(16, 24, 4)).astype(np.float32)
+    height, width = record.image.shape[:2]
+    sides = ("teacher", "student")
+    return Relations(
+        np.asarray(record.image),
+        record.boxes,
+        record.labels,
+        max(height, width) // 16,
+        dict.fromkeys(sides, (maps, maps)),
+        {side: np.full((n, n), 1 / n, np.float32) for side in sides},
+    )
+
+
+@pytest.fixture
+def training(monkeypatch) -> Training:
+    stand_in = Training()
+    monkeypatch.setattr(room, "train", stand_in)
+    monkeypatch.setattr(room, "draw_pictures", lambda *_: {})
+    monkeypatch.setattr(room, "_RESAMPLES", 20)
+    return stand_in
+
+
+def test_everything_is_left_behind(training, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "draw_pictures", pictures.draw_pictures)
+    monkeypatch.setattr(pictures, "relations", fake_relations)
+    results = demo(tmp_path, recipes(), command="the command")
+    assert training.calls == ["teacher", "student", "drkd"]
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert [run["steps"] for run in results["runs"]] == [30, 20, 20]
+    assert results["teacher_minus_plain"]["difference"] > 0
+    text = (tmp_path / "results.md").read_text()
+    for name in results["pictures"]:
+        assert (tmp_path / name).stat().st_size > 5000
+        assert f"({name})" in text
+    assert set(results["pictures"]) == {
+        "detections.png",
+        "pixel_relation.png",
+        "instance_relation.png",
+        "curves.png",
+    }
+    assert "the command" in text
+    assert "no claim of a gain rests on this run" in text
+
+
+def test_a_second_call_trains_nothing_and_says_the_same(training, tmp_path):
+    first = demo(tmp_path, recipes())
+    second = demo(tmp_path, recipes())
+    assert len(training.calls) == 3
+    assert [run["scores"] for run in second["runs"]] == [run["scores"] for run in first["runs"]]
+    assert second["drkd_minus_plain"] == first["drkd_minus_plain"]
+
+
+def test_a_call_that_was_stopped_goes_on(training, tmp_path):
+    training.fail = "drkd"
+    with pytest.raises(KeyboardInterrupt):
+        demo(tmp_path, recipes())
+    assert not (tmp_path / "results.json").exists()
+    training.fail = None
+    demo(tmp_path, recipes())
+    assert training.calls == ["teacher", "student", "drkd", "drkd"]
+
+
+def test_other_settings_are_refused_by_name(training, tmp_path):
+    demo(tmp_path, recipes())
+    other = recipes()
+    other.teacher["train"]["steps"] = 31
+    with pytest.raises(UserError, match=r"teacher.*train\.steps.*--workdir"):
+        demo(tmp_path, other)
+    assert len(training.calls) == 3
+
+
+def test_two_students_that_differ_are_refused(training, tmp_path):
+    unfair = recipes()
+    unfair.distilled["train"]["steps"] = 40
+    with pytest.raises(UserError, match=r"train\.steps"):
+        demo(tmp_path, unfair)
+    assert training.calls == []
+
+
+def test_pairs_of_students_by_seed(training, tmp_path):
+    results = demo(tmp_path, recipes(), seeds=2)
+    assert training.calls == [
+        "teacher",
+        "student_seed3",
+        "drkd_seed3",
+        "student_seed4",
+        "drkd_seed4",
+    ]
+    assert [run["seed"] for run in results["runs"]] == [3, 3, 3, 4, 4]
+    assert len(results["drkd_minus_plain"]) == 2
+    assert "Over 2 training seeds" in (tmp_path / "results.md").read_text()
+    with pytest.raises(UserError, match="--seeds=99"):
+        demo(tmp_path, recipes(), seeds=99)
+
+
+def test_pictures_are_chosen_by_their_objects_alone():
+    source = open_source(VAL)
+    chosen = pictures.choose_pictures(source, 3, 4)
+    assert len(chosen) == 3
+    assert all(source.meta(i).num_boxes >= 4 for i in chosen)
+    assert chosen == sorted(chosen)
+    fullest = pictures.choose_pictures(source, 2, 1000)
+    assert source.meta(fullest[0]).num_boxes == max(source.meta(i).num_boxes for i in range(12))

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from drkd_jax.data.pipeline import PipelineConfig, eval_batches
+from drkd_jax.data.sources import Source, open_source
+from drkd_jax.errors import UserError
+from drkd_jax.evaluation import NUMBERS, coco_numbers, coco_scores, to_coco
+from drkd_jax.types import Batch, Detections
+
+CONFIG = PipelineConfig(
+    batch_size=4, canvases=((96, 144), (144, 96)), shorter=96, longer=144, num_threads=0
+)
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return open_source("shapes:20")
+
+
+def perfect(batch: Batch) -> Detections:
+    """The batch's own ground truth as detections."""
+    boxes = batch.boxes.copy()
+    flipped = batch.flip[:, None]
+    width = batch.sizes[:, 1:].astype(np.float32)
+    boxes[..., 0] = np.where(flipped, width - batch.boxes[..., 2], boxes[..., 0])
+    boxes[..., 2] = np.where(flipped, width - batch.boxes[..., 0], boxes[..., 2])
+    scores = np.where(batch.valid, 0.9, 0).astype(np.float32)
+    return Detections(boxes, scores, batch.labels, batch.valid)
+
+
+def found(source: Source, change=lambda batch: batch) -> list[dict]:
+    batches = [change(batch) for batch in eval_batches(source, CONFIG)]
+    return [d for batch in batches for d in to_coco(perfect(batch), batch, source)]
+
+
+def test_perfect_detections_score_one(source):
+    numbers = coco_numbers(source.coco_ground_truth(), found(source))
+    assert tuple(numbers) == NUMBERS
+    for name in ("AP", "AP50", "AP75", "AP_S", "AP_M", "AR100"):
+        assert numbers[name] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_boxes_come_back_in_source_pixels(source):
+    truth = {a["id"]: a for a in source.coco_ground_truth()["annotations"]}
+    detections = found(source)
+    assert len(detections) == len(truth)
+    for mirrored in (False, True):
+        flip = found(source, lambda b, m=mirrored: b._replace(flip=np.full(len(b.flip), m)))
+        key = lambda d: (d["image_id"], d["category_id"], *np.round(d["bbox"], 2))  # noqa: E731
+        ours, theirs = sorted(flip, key=key), sorted(truth.values(), key=key)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a["bbox"], b["bbox"], atol=1e-3)
+            assert a["category_id"] == b["category_id"]
+
+
+def test_original_ids(coco_sample):
+    source = open_source(f"coco:{coco_sample / 'images'}:{coco_sample / 'instances_val.json'}")
+    batch = next(iter(eval_batches(source, CONFIG, max_pictures=4)))
+    ids = {d["category_id"] for d in to_coco(perfect(batch), batch, source)}
+    truth = source.coco_ground_truth()
+    wanted = {source.meta(int(i)).image_id for i in batch.index[batch.picture_valid]}
+    assert ids == {
+        a["category_id"]
+        for a in truth["annotations"]
+        if a["image_id"] in wanted and not a["iscrowd"]
+    }
+
+
+def _truth(boxes: list[list[float]], crowd: int = 0) -> dict:
+    return {
+        "images": [{"id": 5, "file_name": "x", "height": 100, "width": 100}],
+        "categories": [{"id": 2, "name": "a"}, {"id": 4, "name": "b"}],
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": 5,
+                "category_id": 2,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": crowd,
+            }
+            for i, box in enumerate(boxes)
+        ],
+    }
+
+
+def _detection(box: list[float], score: float = 0.5, image_id: int = 5) -> dict:
+    return {"image_id": image_id, "category_id": 2, "bbox": box, "score": score}
+
+
+def test_half_of_two_boxes():
+    truth = _truth([[0, 0, 50, 50], [60, 60, 30, 30]])
+    numbers = coco_numbers(truth, [_detection([0, 0, 50, 50])])
+    # Precision 1 up to recall 0.5: 51 of the 101 recall levels.
+    assert numbers["AP"] == pytest.approx(51 / 101)
+    assert numbers["AR100"] == pytest.approx(0.5)
+    assert numbers["AP_S"] == 0  # the 30 x 30 box is missed
+    assert numbers["AP_M"] == pytest.approx(1)
+    assert numbers["AP_L"] == -1
+
+
+def test_nothing_found():
+    numbers = coco_numbers(_truth([[0, 0, 50, 50]]), [])
+    assert numbers["AP"] == 0
+    assert numbers["AR100"] == 0
+
+
+@pytest.mark.parametrize("detections", [[], [_detection([0, 0, 9, 9])]])
+def test_nothing_to_find(detections):
+    numbers = coco_numbers(_truth([]), detections)
+    assert set(numbers.values()) == {-1.0}
+
+
+def test_no_picture():
+    empty = {"images": [], "categories": [], "annotations": []}
+    assert set(coco_numbers(empty, []).values()) == {-1.0}
+
+
+def test_crowd_regions_forgive():
+    truth = _truth([[0, 0, 50, 50]])
+    truth["annotations"] += _truth([[60, 60, 40, 40]], crowd=1)["annotations"]
+    truth["annotations"][1]["id"] = 2
+    inside_crowd = _detection([65, 65, 20, 20], score=0.9)
+    numbers = coco_numbers(truth, [inside_crowd, _detection([0, 0, 50, 50])])
+    assert numbers["AP"] == pytest.approx(1)
+
+
+def test_only_some_pictures(source):
+    truth, detections = source.coco_ground_truth(), found(source)
+    seen = [d for d in detections if d["image_id"] < 10]
+    assert coco_numbers(truth, seen, range(10))["AP"] == pytest.approx(1)
+    assert coco_numbers(truth, seen)["AP"] < 0.9
+
+
+def test_class_ap():
+    scores = coco_scores(_truth([[0, 0, 50, 50]]), [_detection([0, 0, 50, 50])])
+    assert scores.class_ap == {"a": pytest.approx(1.0), "b": -1.0}
+
+
+def test_silent_and_leaves_its_input_alone(capsys):
+    truth, detections = _truth([[0, 0, 50, 50]]), [_detection([0, 0, 50, 50])]
+    coco_numbers(truth, detections)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+    assert truth == _truth([[0, 0, 50, 50]])
+    assert detections == [_detection([0, 0, 50, 50])]
+
+
+def test_strange_picture():
+    with pytest.raises(UserError, match="id 6"):
+        coco_numbers(_truth([[0, 0, 50, 50]]), [_detection([0, 0, 9, 9], image_id=6)])

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drkd_jax import losses
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 3, (4, 5)).astype(np.float32)
+TRUTH = RNG.random((4, 5)) < 0.3
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (0.0, 0.5), (1.5, 0.9)])
+def test_focal_is_the_papers_formula(gamma, alpha):
+    got = losses.focal(LOGITS, TRUTH, gamma, alpha)
+    for at in np.ndindex(LOGITS.shape):
+        p = 1 / (1 + math.exp(-float(LOGITS[at])))
+        if TRUTH[at]:
+            wanted = -alpha * (1 - p) ** gamma * math.log(p)
+        else:
+            wanted = -(1 - alpha) * p**gamma * math.log(1 - p)
+        assert float(got[at]) == pytest.approx(wanted, rel=2e-5)
+
+
+@pytest.mark.parametrize("logit", [-1000.0, -50.0, 0.0, 50.0, 1000.0])
+@pytest.mark.parametrize("truth", [False, True])
+def test_sigmoid_losses_are_finite_for_extreme_logits(logit, truth):
+    for loss in (losses.focal, losses.binary_cross_entropy):
+        value, slope = jax.value_and_grad(lambda x, f=loss: f(x, jnp.asarray(truth)))(logit)
+        assert np.isfinite(value)
+        assert np.isfinite(slope)
+
+
+def test_binary_cross_entropy_is_its_formula():
+    p = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
+    wanted = -np.where(TRUTH, np.log(p), np.log(1 - p))
+    np.testing.assert_allclose(losses.binary_cross_entropy(LOGITS, TRUTH), wanted, rtol=1e-5)
+
+
+def test_cross_entropy_is_its_formula():
+    labels = np.array([0, 4, 2, 2], np.int32)
+    p = np.exp(LOGITS.astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    wanted = -np.log(p[np.arange(4), labels])
+    np.testing.assert_allclose(losses.cross_entropy(LOGITS, labels), wanted, rtol=1e-5)
+
+
+def test_l1_sums_a_row():
+    a, b = RNG.normal(size=(2, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(losses.l1(a, b), np.abs(a - b).sum(1), rtol=1e-6)
+
+
+def test_losses_are_float32_whatever_comes_in():
+    low = jnp.asarray(LOGITS, jnp.bfloat16)
+    rows = low[:, :4]
+    assert losses.focal(low, TRUTH).dtype == jnp.float32
+    assert losses.binary_cross_entropy(low, TRUTH).dtype == jnp.float32
+    assert losses.cross_entropy(low, np.zeros(4, np.int32)).dtype == jnp.float32
+    assert losses.l1(rows, rows).dtype == jnp.float32

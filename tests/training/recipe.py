@@ -1,0 +1,13 @@
+"""The tiny config as a config file for `train.py`."""
+
+from ml_collections import ConfigDict
+
+from tests.training import tiny
+
+
+def get_config(name: str | None = None) -> ConfigDict:
+    """One of the two canvases of the other tests: their compiled program serves here too."""
+    config = tiny.config(distilled=True)
+    config["data"]["canvases"] = config["data"]["canvases"][:1]
+    config["train"]["checkpoint_every"] = 4
+    return ConfigDict(config)

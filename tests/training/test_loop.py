@@ -1,0 +1,213 @@
+"""One distilled run over both canvases, looked at from many sides; two more on its programs."""
+
+import json
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
+from drkd_jax.training import loop
+from drkd_jax.training.checkpoint import load_arrays, load_detector
+from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
+from drkd_jax.training.metrics import CompilationCounter, read_metrics
+from drkd_jax.training.setup import build_run
+from drkd_jax.training.sharding import put_batch
+from tests.training import tiny
+
+TERMS = ("pixel_relation", "instance_relation", "instance_feature")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny.config(distilled=True)
+    return config, workdir, loop.train(config, workdir)
+
+
+def test_a_work_folder_holds_all_that_a_run_leaves(finished):
+    config, workdir, summary = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        "best",
+        "checkpoints",
+        "config.json",
+        "detections.json",
+        "eval.json",
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+    }
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert json.loads((workdir / "config.json").read_text())["seed"] == config["seed"]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["6", "8"]
+    assert summary["steps"] == 8
+    assert summary["best_step"] == 8
+    assert json.loads((workdir / "eval.json").read_text())["AP"] == summary["final"]["AP"]
+
+
+def test_every_term_its_weight_and_its_share_are_logged_at_every_log_step(finished):
+    _, workdir, _ = finished
+    lines = [line for line in read_metrics(workdir / "metrics.jsonl") if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    for line in lines:
+        weighted = [line[f"weight/{term}"] * line[f"distill/{term}"] for term in TERMS]
+        total = line["cls_loss"] + line["box_loss"] + sum(weighted)
+        np.testing.assert_allclose(line["total"], total, rtol=1e-6)
+        for term, part in zip(TERMS, weighted, strict=True):
+            assert part > 0
+            np.testing.assert_allclose(line[f"share/{term}"], part / line["total"], rtol=1e-9)
+    rates = [line["learning_rate"] for line in lines]
+    np.testing.assert_allclose(
+        rates, 0.01 * np.array([0.1, 0.4, 0.7, 1, 1, 1, 0.1, 0.1]), rtol=1e-5
+    )
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    config, workdir, summary = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    again = loop.train(config, workdir)
+    assert again["final"] == summary["final"]
+    assert again["seconds"] == pytest.approx(summary["seconds"], abs=2.0)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_changed_config_does_not_continue_it(finished):
+    config, workdir, _ = finished
+    with pytest.raises(UserError, match=r"train\.momentum"):
+        loop.train(tiny.config(distilled=True, momentum=0.5), workdir)
+    assert json.loads((workdir / "config.json").read_text())["train"] == json.loads(
+        json.dumps(config["train"])
+    )
+
+
+def test_the_student_alone_is_what_others_load(finished):
+    _, workdir, _ = finished
+    arrays, about, step = load_arrays(workdir, "last")
+    assert step == 8
+    assert not any("distiller" in name or "pixel_relation" in name for name in arrays)
+    detector, about, _ = load_detector(workdir, "best")
+    assert about["config"]["student"]["channels"] == 16
+    np.testing.assert_array_equal(
+        detector.neck.spec.channels, (16,) * len(detector.neck.spec.channels)
+    )
+
+
+def test_after_warm_up_nothing_compiles_again(finished):
+    config, _, _ = finished
+    run = build_run(config)
+    batches = _batches(run, 9)
+    canvases = {batch.images.shape for batch in batches}
+    assert len(canvases) == 2
+    state = run.state
+    first = {}
+    for batch in batches:
+        key = batch.images.shape
+        with CompilationCounter() as counter:
+            state, values = run.step(state, run.teacher_arrays, put_batch(batch, run.mesh))
+            values.to_dict()
+        first.setdefault(key, counter.count)
+        if key in first and first[key] != counter.count:
+            assert counter.count == 0
+    assert run.step._cache_size() == 2
+    # The teacher is an argument, and stays what it was.
+    untouched = build_run(config).teacher_arrays
+    for mine, theirs in zip(
+        jax.tree.leaves(run.teacher_arrays), jax.tree.leaves(untouched), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_pictures(
+    finished, tmp_path, monkeypatch
+):
+    config, _, _ = finished
+    seen = []
+
+    class Poisoned:
+        """The real loader; from the 5th batch on, a box is nowhere."""
+
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __next__(self):
+            batch = next(self.loader)
+            seen.append(batch)
+            if len(seen) >= 5:
+                batch.boxes[batch.valid] = np.nan
+            return batch
+
+        def get_state(self):
+            return self.loader.get_state()
+
+    real = loop.train_loader
+    monkeypatch.setattr(loop, "train_loader", lambda *a, **k: Poisoned(real(*a, **k)))
+    # Logged rarely: it must not need a log step to notice.
+    config = {**config, "train": {**config["train"], "log_every": 100}}
+    with pytest.raises(NonFiniteError) as error:
+        loop.train(config, tmp_path)
+    message = str(error.value)
+    source = open_source(config["data"]["train"])
+    ids = [source.meta(int(i)).image_id for i in seen[4].index if i >= 0]
+    assert "not finite at step 5: instance_feature, instance_relation; pictures [" in message
+    assert str(ids) in message
+    assert "the checkpoint of step 3 is good" in message
+    arrays, _, step = load_arrays(tmp_path, "last")
+    assert step == 3
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint_at_its_step(finished, tmp_path):
+    config, reference, _ = finished
+    metrics = tmp_path / "metrics.jsonl"
+
+    def interrupt():
+        while not (metrics.exists() and read_metrics(metrics)):
+            time.sleep(0.005)
+        signal.raise_signal(signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(InterruptedRunError, match=r"SIGTERM at step \d+ of 5000: a checkpoint"):
+        loop.train({**config, "train": {**config["train"], "steps": 5000}}, tmp_path)
+    thread.join()
+    arrays, _, step = load_arrays(tmp_path, "last")
+    assert 1 <= step < 5000
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if step <= 8:  # and the run that goes on ends as the one that was never interrupted
+        loop.train(config, tmp_path)
+        arrays, _, _ = load_arrays(tmp_path, "last")
+        for name, array in load_arrays(reference, "last")[0].items():
+            np.testing.assert_array_equal(array, arrays[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"teacher": None}, "nobody teaches"),
+        ({"extra": {}}, "config.extra: no such part"),
+        ({"data": {"canvases": ((64, 100),)}}, r"\(64, 100\) is not a multiple .* \(64, 128\)"),
+        ({"data": {"shuffle": True}}, "config.data.shuffle: no such key"),
+        ({"student": {"init": "nowhere"}}, "config.student.init = nowhere: not there"),
+        ({"student": {"depth": 3}}, "depth"),
+        ({"teacher": {"init": ""}}, "the teacher is untrained"),
+        ({"teacher": {"init": "xavier"}}, "config.teacher.init"),
+        ({"distill": {"pixels": {}}}, "distill.pixels"),
+    ],
+)
+def test_a_wrong_config_is_refused_before_anything_is_written(change, words, tmp_path):
+    config = tiny.config(distilled=True)
+    for part, values in change.items():
+        config[part] = {**(config.get(part) or {}), **values} if values is not None else None
+    with pytest.raises(UserError, match=words):
+        loop.train(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def _batches(run, count):
+    loader = loop.train_loader(run.train_source, run.pipeline)
+    return [next(loader) for _ in range(count)]

@@ -1,0 +1,88 @@
+"""The smallest run that has everything: two canvases, a student, a teacher, three terms."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from drkd_jax.training.state import flatten
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def config(detector: str = "retinanet", *, distilled: bool = False, **train: Any) -> dict[str, Any]:
+    """A config of plain values; `train` replaces keys of its part of that name."""
+    two_stage = detector == "faster_rcnn"
+    student: dict[str, Any] = {
+        "detector": detector,
+        "backbone": {"depth": 18, "width": 8, "norm": "gn"},
+        "channels": 16,
+        "extra": "pool" if two_stage else "conv_c5",
+    }
+    student |= {"fc": 16} if two_stage else {"head_convs": 1}
+    result: dict[str, Any] = {
+        "seed": 3,
+        "data": {
+            "train": "shapes:24",
+            "val": "shapes:6:1",
+            "canvases": ((64, 96), (96, 64)),
+            "shorter": 64,
+            "longer": 96,
+            "max_boxes": 16,
+            "flip": 0.5,
+            "drop_empty": True,
+            "num_threads": 1,
+            "num_workers": 0,
+            "prefetch": 2,
+            "mean": (120.0, 120.0, 120.0),
+            "std": (60.0, 60.0, 60.0),
+        },
+        "student": student | {"init": ""},
+        "teacher": None,
+        "distill": None,
+        "train": {
+            "batch_size": 4,
+            "steps": 8,
+            "learning_rate": 0.01,
+            "warmup_steps": 3,
+            "warmup_factor": 0.1,
+            "decay_at": (6.0,),
+            "log_every": 1,
+            "checkpoint_every": 3,
+            "eval_every": 0,
+            "keep": 2,
+        }
+        | train,
+        "eval": {"batch_size": 4},
+    }
+    if distilled:
+        teacher = copy.deepcopy(student)
+        teacher["backbone"]["width"] = 12
+        teacher["channels"] = 24
+        result["teacher"] = teacher | {"checkpoint": "", "init": "random", "dtype": "float32"}
+        result["distill"] = {
+            "pixel_relation": {"nodes": (4,)},
+            "instance_relation": {"embedding": 8, "filter_rank": 4},
+        }
+    return result
+
+
+def python(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Starts Python in the project's root; what it says can be read from its pipes."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def names(tree: Any) -> list[str]:
+    """The flat names of a pytree's arrays."""
+    return list(flatten(tree))

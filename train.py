@@ -1,0 +1,17 @@
+"""Trains a detector, with or without distillation.
+
+    python train.py --config=configs/NAME.py[:tiny] --workdir=DIR [--config.a.b=v]
+
+The same command goes on from the newest checkpoint in DIR. Exit code 0: trained to the end; 2: a
+fault in the arguments, the config or the data; 75: interrupted, with a checkpoint; 1: our fault,
+or a loss that stopped being finite.
+"""
+
+from absl import flags
+
+from drkd_jax.cli import train
+
+flags.adopt_module_key_flags(train)  # so that --help lists them
+
+if __name__ == "__main__":
+    train.main()
