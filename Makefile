@@ -1,10 +1,12 @@
 # make demo    sets up .venv and runs the main job: teacher, plain student, DRKD student, side by side
 # make test    sets up .venv and runs the tests
 # make check   format, lint, types, import floors, tests
-# Another Python: make test PYTHON=python3.12      Another folder: make demo WORKDIR=somewhere
+# make crosscheck  (TORCH_PYTHON=..., an interpreter with torch) holds the method against PyTorch
+# Another Python: make test PYTHON=python3.12   Another folder: make demo WORKDIR=somewhere
 
 PYTHON ?= python3
 DETECTOR ?= retinanet
+JOBS ?= 2
 WORKDIR ?= demo/$(DETECTOR)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ export JAX_PLATFORMS ?= cpu
 .PHONY: help env demo test check format lint types floors clean
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 env:
 	@if [ "$$(cat $(VENV)/.made-from 2>/dev/null)" != "$(KEY)" ]; then \
@@ -34,7 +36,7 @@ demo: env
 	$(BIN)/python -m drkd_jax demo --detector=$(DETECTOR) --workdir=$(WORKDIR)
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: env lint types floors test
 

@@ -106,6 +106,38 @@ def faster_rcnn(depth: int = 50, **backbone: Any) -> ConfigDict:
     )
 
 
+def small_detector(detector: str) -> ConfigDict:
+    """The same detectors with small numbers, to be trained from scratch on small pictures.
+
+    Anchors begin at 16 pixels. GroupNorm takes the place of pretrained statistics, and narrow
+    heads start wider than 0.01, which belongs to 256 channels.
+    """
+    settings = {"retinanet": retinanet, "faster_rcnn": faster_rcnn}[detector](18, width=16)
+    settings.backbone.update(norm="gn", frozen_stages=0)
+    settings.update(channels=32, head_std=0.03)
+    if detector == "retinanet":
+        settings.update(head_convs=1, anchors={"scale": 2.0, "octaves": 3})
+    else:
+        settings.update(
+            fc=128,
+            anchors={"scale": 4.0},
+            proposals={"pre_nms": 300, "max_out": 200, "pre_nms_test": 200, "max_out_test": 100},
+            sampler={"rpn": 128, "roi": 64},
+        )
+    return settings
+
+
+def small_distillation() -> ConfigDict:
+    """The default form of the three terms, for small models; weights from docs/results.md."""
+    return ConfigDict(
+        {
+            "pixel_relation": {"weight": 0.25, "nodes": (16,)},
+            "instance_relation": {"weight": 2.0},
+            "instance_feature": {"weight": 0.5},
+        }
+    )
+
+
 def tiny(config: ConfigDict) -> ConfigDict:
     """The same recipe made small enough to run two steps on drawn pictures in a test.
 
@@ -130,6 +162,9 @@ def tiny(config: ConfigDict) -> ConfigDict:
     _shrink(config.student)
     config.student.init = ""
     if config.teacher is not None:
+        if "detector" not in config.teacher:
+            config.teacher.update(config.student)
+            del config.teacher.init
         _shrink(config.teacher)
         config.teacher.checkpoint, config.teacher.init = "", "random"
     if config.distill is not None and config.distill.get("pixel_relation"):

@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-TRAIN, VAL = "shapes:1600:0", "shapes:240:1"
-STEPS = {"teacher": 900, "student": 450, "drkd": 450}
+TRAIN, VAL = "shapes:2400:0", "shapes:200:1"
+STEPS = {"teacher": 1000, "student": 800, "drkd": 800}
 # name: width of the backbone, channels of the pyramid
-SIZES = {"teacher": (32, 64), "student": (12, 32), "drkd": (12, 32)}
-DEPTHS = {"teacher": 34, "student": 18, "drkd": 18}
+SIZES = {"teacher": (24, 48), "student": (12, 32), "drkd": (12, 32)}
 
 
 def get_config(name: str | None = None) -> ConfigDict:
@@ -29,6 +28,7 @@ def get_config(name: str | None = None) -> ConfigDict:
         max_boxes=10,
     )
     config.student.update(model(detector, role))
+    config.eval.batch_size = 20
     config.train.update(
         batch_size=8,
         steps=STEPS[role],
@@ -36,37 +36,20 @@ def get_config(name: str | None = None) -> ConfigDict:
         warmup_steps=50,
         warmup_factor=0.01,
         decay_at=(0.7, 0.9),  # shares of the run
-        clip_norm=10.0,
+        clip_norm=1.0,  # from scratch, one picture can throw the heads off for good
         log_every=25,
-        checkpoint_every=150,
-        eval_every=0,
+        checkpoint_every=200,
+        eval_every=STEPS[role] // 4,
     )
     if role == "drkd":
         common.with_teacher(config, "")
         config.teacher.dtype = "float32"
-        config.distill = ConfigDict(
-            {
-                "pixel_relation": {"weight": 1.0, "nodes": (16,)},
-                "instance_relation": {"weight": 1.0},
-                "instance_feature": {"weight": 1.0},
-            }
-        )
+        config.distill = common.small_distillation()
     return config
 
 
 def model(detector: str, role: str) -> ConfigDict:
-    """Full detectors with small numbers; anchors start at 8 pixels, since boxes do at 6."""
-    width, channels = SIZES[role]
-    settings = common.retinanet() if detector == "retinanet" else common.faster_rcnn()
-    settings.backbone.update(depth=DEPTHS[role], width=width, norm="gn", frozen_stages=0)
-    settings.channels = channels
-    if detector == "retinanet":
-        settings.update(head_convs=2, anchors={"scale": 2.0, "octaves": 3})
-    else:
-        settings.update(
-            fc=128,
-            anchors={"scale": 4.0},
-            proposals={"pre_nms": 300, "max_out": 200, "pre_nms_test": 200, "max_out_test": 100},
-            sampler={"rpn": 128, "roi": 64},
-        )
+    """The detector of one of the three runs."""
+    settings = common.small_detector(detector)
+    settings.backbone.width, settings.channels = SIZES[role]
     return settings

@@ -14,7 +14,8 @@ from jaxtyping import Float32, Int32, UInt8
 
 from drkd_jax.data.outlines import CLASSES, Outline, clutter, placed
 
-_SIZES = (6.5, 80.0)  # pixels of the longer side, drawn evenly over the logarithm
+_SIZES = (6.5, 80.0)  # pixels of the longer side
+_TOWARDS_LARGE = 0.6  # power of the even draw over the logarithm; 1 would favour the tiniest
 _TURN = 0.4  # radians to either side
 _MIN_SIDE = 6  # pixels that must be visible along both axes
 _MIN_VISIBLE = 0.6  # share of an object that must stay visible
@@ -64,7 +65,7 @@ def lay_out(seed: int, index: int) -> Layout:
     for _ in range(wanted):
         label = int(rng.integers(len(makers)))
         outline = makers[label](rng)
-        extent = float(np.exp(rng.uniform(*np.log(_SIZES))))
+        extent = _SIZES[0] * (_SIZES[1] / _SIZES[0]) ** (rng.random() ** _TOWARDS_LARGE)
         for _ in range(_TRIES):
             shape = placed(outline, extent, rng.uniform(-_TURN, _TURN), _somewhere(size, rng))
             found = _try(size, shape, owner, full, seen)

@@ -1,7 +1,7 @@
 """The outlines of the drawn classes, and of the clutter that belongs to none.
 
-Some classes differ by a fine detail only: a disc from a bitten disc, a square from a frame, a
-disc from a ring. Units: an outline spans about -1..1 before it is turned and scaled.
+Some classes differ by a detail only, a disc from a ring by its hole. Units: an outline spans about
+-1..1 before it is turned and scaled.
 """
 
 from __future__ import annotations
@@ -28,22 +28,12 @@ def _disc(rng: np.random.Generator) -> Outline:
     return [_circle()]
 
 
-def _bitten(rng: np.random.Generator) -> Outline:
-    mouth = rng.uniform(0.35, 0.6)  # half of the missing angle
-    return [np.concatenate([[[0.0, 0.0]], _circle(1.0, mouth, 2 * np.pi - mouth)])]
-
-
 def _ring(rng: np.random.Generator) -> Outline:
     return [_circle(), _circle(rng.uniform(0.45, 0.65))]
 
 
 def _square(rng: np.random.Generator) -> Outline:
     return [_regular(4) * (1.0, rng.uniform(0.75, 1.0))]
-
-
-def _frame(rng: np.random.Generator) -> Outline:
-    outer = _regular(4) * (1.0, rng.uniform(0.75, 1.0))
-    return [outer, outer * rng.uniform(0.45, 0.62)]
 
 
 def _triangle(rng: np.random.Generator) -> Outline:
@@ -64,10 +54,8 @@ def _cross(rng: np.random.Generator) -> Outline:
 
 CLASSES: dict[str, Callable[[np.random.Generator], Outline]] = {
     "disc": _disc,
-    "bitten disc": _bitten,
     "ring": _ring,
     "square": _square,
-    "frame": _frame,
     "triangle": _triangle,
     "star": _star,
     "cross": _cross,

@@ -1,6 +1,6 @@
 """``shapes:N[:SEED]``: pictures drawn by the program, a pure function of (seed, index).
 
-Eight classes of small outlines over textured grounds with clutter, so that detectors can be
+Six classes of outlines over textured grounds with clutter, so that detectors can be
 trained and compared where no data set is at hand. Pictures are about 192x128 pixels, landscape or
 portrait, with no box or 1 to 8. Most boxes are small in COCO's sense (under 32 x 32 pixels).
 Letters: H W pixels.

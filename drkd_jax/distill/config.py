@@ -46,15 +46,15 @@ class PixelRelationConfig:
             pixel by pixel, since the difference of large numbers has lost its digits. 0: never.
     """
 
-    weight: float = 1.0
+    weight: float | int = 1.0
     form: str = "paper"
     nodes: tuple[int, ...] = (64, 64, 256)
     normalize: bool | None = None
     teacher_modules: str | None = None
-    momentum: float = 0.999
+    momentum: float | int = 0.999
     arithmetic: str = "auto"
     gram_from_pixels: int = 300
-    gram_guard: float = 0.01
+    gram_guard: float | int = 0.01
 
     def __post_init__(self) -> None:
         _choice("pixel_relation", "form", self.form, FORMS)
@@ -85,13 +85,13 @@ class InstanceRelationConfig:
         momentum: as in `PixelRelationConfig`.
     """
 
-    weight: float = 1.0
+    weight: float | int = 1.0
     form: str = "paper"
     embedding: int | None = None
     filter: str | None = None
     filter_rank: int = 64
     teacher_modules: str | None = None
-    momentum: float = 0.999
+    momentum: float | int = 0.999
 
     def __post_init__(self) -> None:
         _choice("instance_relation", "form", self.form, FORMS)
@@ -112,7 +112,7 @@ class InstanceFeatureConfig:
         form: "paper" (mean square) or "official" (plain norm, summed over pictures and levels).
     """
 
-    weight: float = 1.0
+    weight: float | int = 1.0
     form: str = "paper"
 
     def __post_init__(self) -> None:

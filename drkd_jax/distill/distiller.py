@@ -20,9 +20,9 @@ from drkd_jax.distill.instance_relation import InstanceRelation, flat
 from drkd_jax.distill.layers import pixel_mask
 from drkd_jax.distill.pairing import pair_levels
 from drkd_jax.distill.pixel_relation import PixelRelation
-from drkd_jax.distill.regions import choose_boxes, cut
+from drkd_jax.distill.regions import ChosenBoxes, choose_boxes, cut
 from drkd_jax.errors import UserError
-from drkd_jax.types import Features, FeatureSpec, Targets
+from drkd_jax.types import Array, Features, FeatureSpec, Targets
 
 Side = Literal["student", "teacher"]
 
@@ -157,32 +157,46 @@ class Distiller(nnx.Module):
             return DistillOutput(losses, diagnostics)
 
         chosen = choose_boxes(targets, self.config.max_boxes)
-        size = self.config.region_size
-        near = self.pairs[: self.config.region_levels]
-        strides = self.strides
-        regions = (
-            tuple(
-                cut(x, chosen, strides[0][pair.student], size)
-                for x, pair in zip(s, near, strict=False)
-            ),
-            tuple(
-                cut(x, chosen, strides[1][pair.teacher], size)
-                for x, pair in zip(t, near, strict=False)
-            ),
-        )
         diagnostics["boxes"] = chosen.valid.sum().astype(jnp.float32)
         diagnostics["boxes_left_out"] = chosen.left_out.astype(jnp.float32)
+        regions = {
+            form: self._regions(s, t, chosen, None if form == "official" else targets.sizes)
+            for form in {term.form for name, term in self.terms.items() if "instance" in name}
+        }
         if self.instance_relation is not None:
-            groups = self._groups(self.instance_relation.config.form, pictures)
-            loss, found = self.instance_relation(*regions, chosen.valid, groups=groups, train=train)
+            form = self.instance_relation.config.form
+            groups = self._groups(form, pictures)
+            loss, found = self.instance_relation(
+                *regions[form], chosen.valid, groups=groups, train=train
+            )
             losses["instance_relation"] = loss
             diagnostics |= found
         if self.instance_feature is not None:
-            groups = self._groups(self.instance_feature.config.form, pictures)
-            loss, found = self.instance_feature(*regions, chosen.valid, groups=groups)
+            form = self.instance_feature.config.form
+            groups = self._groups(form, pictures)
+            loss, found = self.instance_feature(*regions[form], chosen.valid, groups=groups)
             losses["instance_feature"] = loss
             diagnostics |= found
         return DistillOutput(losses, diagnostics)
+
+    def _regions(
+        self,
+        student: tuple[jax.Array, ...],
+        teacher: tuple[jax.Array, ...],
+        chosen: ChosenBoxes,
+        sizes: Array | None,
+    ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        """Both sides' regions on the finest paired levels, each with its own stride."""
+        near, size = self.pairs[: self.config.region_levels], self.config.region_size
+        of_student = tuple(
+            cut(x, chosen, self.strides[0][pair.student], size, sizes)
+            for x, pair in zip(student, near, strict=False)
+        )
+        of_teacher = tuple(
+            cut(x, chosen, self.strides[1][pair.teacher], size, sizes)
+            for x, pair in zip(teacher, near, strict=False)
+        )
+        return of_student, of_teacher
 
     def masks(self, student: Features, targets: Targets, form: str) -> tuple[jax.Array, ...]:
         """The pixels of each paired level that count.
@@ -262,6 +276,7 @@ def relation_matrix(
     )
     chosen = choose_boxes(targets, distiller.config.max_boxes)
     x = jnp.asarray(features.maps[place]).astype(distiller.dtype)
-    regions = cut(x, chosen, stride, distiller.config.region_size)
+    sizes = None if term.config.form == "official" else targets.sizes
+    regions = cut(x, chosen, stride, distiller.config.region_size, sizes)
     unit = term.student[level] if side == "student" else term.teacher_unit(level)
     return unit.relation(flat(regions), chosen.valid)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
-from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio, uniform
+from drkd_jax.distill.layers import Linear, LinearMap, accumulator, product, safe_ratio, uniform
 from drkd_jax.types import Array
 
 BN_EPS = 1e-4
@@ -31,7 +31,7 @@ class Moments(NamedTuple):
     count: Float[Array, "N"]
 
 
-def grouped(values: Float[Array, "B ..."], groups: int) -> Float[Array, "N K ..."]:
+def grouped(values: Shaped[Array, "B ..."], groups: int) -> Shaped[Array, "N K ..."]:
     """Splits the leading axis into groups of pictures that follow each other."""
     return values.reshape(groups, values.shape[0] // groups, *values.shape[1:])
 
@@ -93,7 +93,7 @@ class GraphUnit(nnx.Module):
         self.projection = Linear(channels, nodes, rngs=rngs)
         self.adjacency = Linear(nodes, nodes, rngs=rngs)
         self.mix = nnx.Param(uniform(rngs.params(), (states, states), states))
-        self.extend = Linear(states, channels, bias=False, rngs=rngs)
+        self.extend = LinearMap(states, channels, rngs=rngs)
         self.norm = BatchNorm(channels)
 
     def reason(
@@ -145,6 +145,7 @@ class GraphUnit(nnx.Module):
         Returns:
             phi(x), in x's dtype. Pixels outside of the mask hold numbers without meaning.
         """
+        mask = jnp.asarray(mask)
         branch = self.branch(x, mask)
         moments = self.moments(branch, mask, groups) if train else self.norm.running()
         if train:

@@ -62,6 +62,7 @@ class InstanceFeature(nnx.Module):
             valid: boxes that are there.
             groups: official form: the sum over pictures is divided by so many groups.
         """
+        valid = jnp.asarray(valid)
         losses = []
         diagnostics: dict[str, jax.Array] = {}
         for level, pair in enumerate(self.pairs):

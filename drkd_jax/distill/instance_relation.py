@@ -81,6 +81,7 @@ def flat(regions: Float[Array, "B n S S C"]) -> Float[Array, "B n D"]:
 
 def row_entropy(psi: Float[Array, "B n n"], valid: Bool[Array, "B n"]) -> Float[Array, ""]:
     """Mean entropy of the rows over log n, over pictures with at least two boxes: 1 is uniform."""
+    valid = jnp.asarray(valid)
     number = valid.sum(1)
     entropy = -(psi * jnp.log(jnp.where(psi > 0, psi, 1))).sum(2)
     rows = valid & (number >= 2)[:, None]
@@ -155,6 +156,7 @@ class InstanceRelation(nnx.Module):
         Returns:
             The loss and the diagnostics, named by level.
         """
+        valid = jnp.asarray(valid)
         losses = []
         diagnostics: dict[str, jax.Array] = {}
         for level, pair in enumerate(self.pairs):

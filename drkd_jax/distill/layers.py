@@ -38,17 +38,27 @@ def product(
     )
 
 
-class Linear(nnx.Module):
-    """x W + b over the last axis: a linear layer, or a 1x1 convolution of maps."""
+class LinearMap(nnx.Module):
+    """x W over the last axis, no bias."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(uniform(rngs.params(), (inputs, outputs), inputs))
-        self.bias = nnx.Param(uniform(rngs.params(), (outputs,), inputs)) if bias else None
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... E"]:
         """Args: x [..., C]. Returns: [..., E] in x's own dtype."""
-        y = jnp.einsum("...c,ce->...e", x, self.kernel[...].astype(x.dtype), precision=HIGHEST)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return jnp.einsum("...c,ce->...e", x, self.kernel[...].astype(x.dtype), precision=HIGHEST)
+
+
+class Linear(LinearMap):
+    """x W + b over the last axis: a linear layer, or a 1x1 convolution of maps."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        super().__init__(inputs, outputs, rngs=rngs)
+        self.bias = nnx.Param(uniform(rngs.params(), (outputs,), inputs))
+
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... E"]:
+        """Args: x [..., C]. Returns: [..., E] in x's own dtype."""
+        return super().__call__(x) + self.bias[...].astype(x.dtype)
 
 
 def pixel_mask(

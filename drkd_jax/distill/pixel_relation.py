@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from drkd_jax.distill.config import PixelRelationConfig
 from drkd_jax.distill.distance import Distance, energies
-from drkd_jax.distill.gram import gram_distance
+from drkd_jax.distill.gram_distance import gram_distance
 from drkd_jax.distill.graph_unit import GraphUnit, grouped
 from drkd_jax.distill.layers import Linear, accumulator, safe_ratio, safe_sqrt
 from drkd_jax.distill.pairing import LevelPair
@@ -118,14 +118,14 @@ class PixelRelation(nnx.Module):
     ) -> Distance:
         """The sums of one paired level, a picture each."""
         height, width = s.shape[1:3]
+        mask = jnp.asarray(mask)
         units = self.student[level], self.teacher_unit(level), self.adaptation[level]
         if self.uses_gram(height * width):
             guard = self.config.gram_guard
             return gram_distance(*units, s, t, mask, groups=groups, train=train, guard=guard)
-        flat = (x.reshape(x.shape[0], height * width, -1) for x in (s, t))
-        return plain_distance(
-            *units, *flat, mask.reshape(mask.shape[0], -1), groups=groups, train=train
-        )
+        flat_s, flat_t = (x.reshape(x.shape[0], height * width, x.shape[3]) for x in (s, t))
+        inside = mask.reshape(mask.shape[0], height * width)
+        return plain_distance(*units, flat_s, flat_t, inside, groups=groups, train=train)
 
     def __call__(
         self,

@@ -44,7 +44,20 @@ def choose_boxes(targets: Targets, most: int | None) -> ChosenBoxes:
 
 
 def cut(
-    features: Float[Array, "B h w C"], chosen: ChosenBoxes, stride: int, size: int
+    features: Float[Array, "B h w C"],
+    chosen: ChosenBoxes,
+    stride: int,
+    size: int,
+    sizes: Int[Array, "B 2"] | None,
 ) -> Float[Array, "B n S S C"]:
-    """The boxes' regions of one map, as the author cuts them: not aligned, adaptive samples."""
-    return roi_align_adaptive(features, chosen.boxes, stride, size, aligned=False)
+    """The boxes' regions of one map, as the author cuts them: not aligned, adaptive samples.
+
+    Args:
+        features: one side's map.
+        chosen: the boxes.
+        stride: that side's canvas pixels per map pixel.
+        size: S.
+        sizes: the pictures' own sizes, so that no bin leans on their padding; None in the official
+            form, where it does.
+    """
+    return roi_align_adaptive(features, chosen.boxes, stride, size, aligned=False, sizes=sizes)

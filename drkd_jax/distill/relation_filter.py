@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from drkd_jax.distill.layers import Linear, product, uniform
+from drkd_jax.distill.layers import Linear, LinearMap, product, uniform
 from drkd_jax.types import Array
 
 
@@ -42,7 +42,7 @@ class LearnedFilter(nnx.Module):
     def __init__(self, inputs: int, rank: int, *, rngs: nnx.Rngs):
         self.query = Linear(inputs, rank, rngs=rngs)
         self.key = Linear(inputs, rank, rngs=rngs)
-        self.offset = Linear(inputs, 1, bias=False, rngs=rngs)  # a bias would fall out
+        self.offset = LinearMap(inputs, 1, rngs=rngs)  # a bias would fall out
 
     def __call__(
         self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]

@@ -14,7 +14,7 @@ from flax import nnx
 M = TypeVar("M", bound=nnx.Module)
 
 
-def average_towards(average: nnx.Module, student: nnx.Module, momentum: float) -> None:
+def average_towards(average: nnx.Module, student: nnx.Module, momentum: float | int) -> None:
     """Moves the teacher's module a step towards the student's: momentum * old + rest * student.
 
     Gradients do not pass: the average is a state, like running statistics.

@@ -15,13 +15,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from drkd_jax.types import Array
 
 
 def _axis_weights(
-    low: Float[Array, "B R"], high: Float[Array, "B R"], size: int, bins: int, aligned: bool
+    low: Float[Array, "B R"],
+    high: Float[Array, "B R"],
+    size: int,
+    limit: Float[Array, "B"],
+    bins: int,
+    aligned: bool,
 ) -> Float[Array, "B R S n"]:
     """Weights of the map's rows (or columns) in each bin of each box.
 
@@ -29,6 +34,7 @@ def _axis_weights(
         low: first edge of the boxes, in map pixels.
         high: second edge.
         size: n, length of the map along this axis.
+        limit: length of each picture's own part of it.
         bins: S.
         aligned: boxes may be smaller than a map pixel (else they are widened to one).
     """
@@ -43,10 +49,11 @@ def _axis_weights(
     k = jnp.arange(most, dtype=low.dtype)
     place = (k + 0.5) * (bin_length / divisor)[..., None]  # B R K
     start = low[..., None] + jnp.arange(bins, dtype=low.dtype) * bin_length[..., None]  # B R S
+    limit = limit[:, None, None, None]
     at = start[..., None] + place[..., None, :]  # B R S K
     # Nothing further out than one pixel counts; up to there the edge pixel does.
-    counts = (k < samples[..., None])[..., None, :] & (at >= -1) & (at <= size)
-    at = jnp.clip(at, 0, size - 1)
+    counts = (k < samples[..., None])[..., None, :] & (at >= -1) & (at <= limit)
+    at = jnp.clip(at, 0, limit - 1)
     cell = jnp.arange(size, dtype=low.dtype)
     hat = jnp.maximum(1 - jnp.abs(at[..., None] - cell), 0)  # B R S K n
     return jnp.where(counts[..., None], hat, 0).sum(-2) / divisor[..., None, None]
@@ -55,9 +62,10 @@ def _axis_weights(
 def roi_align_adaptive(
     features: Float[Array, "B h w C"],
     boxes: Float[Array, "B R 4"],
-    stride: float,
+    stride: float | int,
     output_size: int,
     aligned: bool = False,
+    sizes: Int[Array, "B 2"] | None = None,
 ) -> Float[Array, "B R S S C"]:
     """Cuts boxes out of one map, each bin the mean of ceil(bin side) bilinear samples an axis.
 
@@ -68,6 +76,9 @@ def roi_align_adaptive(
         output_size: S, bins along each side.
         aligned: shift by half a map pixel, and leave boxes under a map pixel as they are.
 
+        sizes: height and width of the pictures, canvas pixels: each map then ends where its
+            picture does, and the padding beyond it is not read. None: the whole canvas.
+
     Returns:
         The regions, in the map's dtype. No gradient goes to the boxes.
 
@@ -76,8 +87,13 @@ def roi_align_adaptive(
     wide = jnp.result_type(jnp.float32, features.dtype)
     boxes = jax.lax.stop_gradient(jnp.asarray(boxes, wide)) / stride - (0.5 if aligned else 0.0)
     height, width = features.shape[1:3]
-    rows = _axis_weights(boxes[..., 1], boxes[..., 3], height, output_size, aligned)
-    columns = _axis_weights(boxes[..., 0], boxes[..., 2], width, output_size, aligned)
+    whole = jnp.asarray((height, width), wide)
+    limits = jnp.broadcast_to(whole, (features.shape[0], 2))
+    if sizes is not None:
+        limits = jnp.clip(jnp.ceil(jnp.asarray(sizes, wide) / stride), 1, whole)
+    how = output_size, aligned
+    rows = _axis_weights(boxes[..., 1], boxes[..., 3], height, limits[:, 0], *how)
+    columns = _axis_weights(boxes[..., 0], boxes[..., 2], width, limits[:, 1], *how)
     highest = jax.lax.Precision.HIGHEST
     strips = jnp.einsum("brsh,bhwc->brswc", rows, features.astype(wide), precision=highest)
     regions = jnp.einsum("brtw,brswc->brstc", columns, strips, precision=highest)

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             case, kind, name = key.split("|")
             tensor = torch.from_numpy(np.array(file[key]))
             arrays.setdefault(case, {}).setdefault(kind, {})[name] = tensor
-    answers = {}
+    answers: dict[str, Any] = {}
     for case in json.loads((folder / "cases.json").read_text()):
         name = case["name"]
         found = answer(components[case["component"]], case["settings"], arrays.get(name, {}))

@@ -1,7 +1,7 @@
 """What `crosscheck` asks the reference for: one function a component.
 
 Each takes plain settings and tensors (differentiable inputs `x`, parameters `p`, constants `c`)
-and gives named outputs. The JAX side has functions of the same names (cli/crosscheck_ours.py).
+and gives named outputs. The JAX side has functions of the same names (cli/crosscheck/ours.py).
 """
 
 from __future__ import annotations

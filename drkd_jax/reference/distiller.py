@@ -14,10 +14,13 @@ from drkd_jax.reference.pixel_relation import pixel_relation
 from drkd_jax.reference.roi_align_adaptive import roi_align
 
 
-def _regions(x: Tensor, boxes: Tensor, valid: Tensor, stride: int) -> Tensor:
-    """[B, G, 3, 3, C]; zeros for boxes that are not there."""
+def _regions(x: Tensor, boxes: Tensor, valid: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
+    """[B, G, 3, 3, C]; zeros for boxes that are not there. With sizes, maps without padding."""
     out = x.new_zeros(*boxes.shape[:2], 3, 3, x.shape[-1])
     for i, (picture, rows, there) in enumerate(zip(x, boxes, valid, strict=True)):
+        if sizes is not None:
+            height, width = (-(-int(side) // stride) for side in sizes[i])
+            picture = picture[:height, :width]
         out[i, there] = roi_align(picture, rows[there], 1 / stride, 3)
     return out
 
@@ -38,16 +41,18 @@ def distill(
         c: "sizes", "boxes", "valid", "picture_valid".
     """
     strides, form, groups = settings["strides"], settings["form"], settings["groups"]
-    maps = [[x[f"{side}{i}"] for i in range(len(strides))] for side in "st"]
+    levels = range(len(strides))
+    students, teachers = ([x[f"{side}{i}"] for i in levels] for side in "st")
     losses = {}
     if "pixel_relation" in settings["terms"]:
         masks = []
-        for stride, s in zip(strides, maps[0], strict=True):
+        for stride, s in zip(strides, students, strict=True):
             sizes = c["sizes"] if form == "paper" else torch.full_like(c["sizes"], 10**6)
             masks.append(pixel_mask(sizes, c["picture_valid"], stride, tuple(s.shape[1:3])))
         losses["pixel_relation"] = pixel_relation(
             sub(p, "pixel_relation"),
-            *maps,
+            students,
+            teachers,
             masks,
             form=form,
             normalize=settings["normalize"],
@@ -56,17 +61,19 @@ def distill(
     if not {"instance_relation", "instance_feature"} & set(settings["terms"]):
         return losses
     valid = c["valid"] & c["picture_valid"][:, None]
-    regions = [
+    sizes = c["sizes"] if form == "paper" else None
+    cut_s, cut_t = (
         [
-            _regions(level, c["boxes"], valid, stride)
+            _regions(level, c["boxes"], valid, stride, sizes)
             for level, stride in zip(side[:2], strides[:2], strict=True)
         ]
-        for side in maps
-    ]
+        for side in (students, teachers)
+    )
     if "instance_relation" in settings["terms"]:
         losses["instance_relation"] = instance_relation(
             sub(p, "instance_relation"),
-            *regions,
+            cut_s,
+            cut_t,
             valid,
             form=form,
             filter_kind=settings["filter"],
@@ -74,6 +81,6 @@ def distill(
         )
     if "instance_feature" in settings["terms"]:
         losses["instance_feature"] = instance_feature(
-            sub(p, "instance_feature"), *regions, valid, form=form, groups=groups
+            sub(p, "instance_feature"), cut_s, cut_t, valid, form=form, groups=groups
         )
     return losses

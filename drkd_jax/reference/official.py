@@ -33,7 +33,9 @@ def _graph_units(folder: Path) -> Any:
 def _relation_class(folder: Path) -> Any:
     path = folder / "mmdet/models/detectors/two_stage.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    wanted = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ObjectRelation_1"]
+    wanted: list[ast.stmt] = [
+        n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ObjectRelation_1"
+    ]
     space: dict[str, Any] = {"nn": nn, "torch": torch}
     exec(compile(ast.Module(wanted, []), str(path), "exec"), space)
 

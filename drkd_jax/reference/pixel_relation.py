@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,9 @@ def pixel_relation(
     total = torch.zeros((), dtype=student[0].dtype)
     for level, (s, t, mask) in enumerate(zip(student, teacher, masks, strict=True)):
         inside = mask.flatten(1)
-        unit = {"normalize": normalize, "train": True, "groups": groups}
-        phi_s, _ = graph_unit(sub(parameters, f"student.{level}"), s.flatten(1, 2), inside, **unit)
-        phi_t, _ = graph_unit(sub(parameters, f"teacher.{level}"), t.flatten(1, 2), inside, **unit)
+        unit = partial(graph_unit, normalize=normalize, train=True, groups=groups)
+        phi_s, _ = unit(sub(parameters, f"student.{level}"), s.flatten(1, 2), inside)
+        phi_t, _ = unit(sub(parameters, f"teacher.{level}"), t.flatten(1, 2), inside)
         difference = phi_t - linear(sub(parameters, f"adaptation.{level}"), phi_s)
         if form == "paper":
             total = total + (difference[inside] ** 2).mean() / len(student)

@@ -143,18 +143,15 @@ class Checkpoints:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), wanted
         )
         step = self.latest_step()
-        try:
-            restored = self._last.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
-                ),
-            )
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"{self._last.directory}/{step}: does not fit this config ({_first_line(error)}); "
-                "use another --workdir"
-            ) from error
+        folder = Path(self._last.directory) / str(step)
+        for name, item in wanted.items():
+            _check_fits(folder / name, flatten(item))
+        restored = self._last.restore(
+            step,
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+            ),
+        )
         student, rest = restored["student"], restored["training"]
         params, others = dict(like.params), dict(like.rest)
         params["student"] = unflatten(student, like.params["student"])
@@ -213,8 +210,7 @@ def load_arrays(workdir: str | Path, which: str = "best") -> tuple[dict[str, Any
             continue
         item = folder / str(step) / "student"
         with ocp.StandardCheckpointer() as checkpointer:
-            shapes = checkpointer.metadata(item).item_metadata
-            target = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+            target = {name: np.empty(*leaf) for name, leaf in _stored(item).items()}
             arrays = checkpointer.restore(item, target)
         about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
         manager.close()
@@ -301,6 +297,26 @@ def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
             max_to_keep=keep, create=True, cleanup_tmp_directories=True
         ),
     )
+
+
+def _stored(item: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of every array of an item, by flat name."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        leaves = flatten(checkpointer.metadata(item).item_metadata.tree)
+    return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
+
+
+def _check_fits(item: Path, wanted: Mapping[str, Any]) -> None:
+    stored = {name: shape for name, (shape, _) in _stored(item).items()}
+    asked = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    wrong = sorted(
+        name for name in stored.keys() | asked.keys() if stored.get(name) != asked.get(name)
+    )
+    if wrong:
+        raise UserError(
+            f"{item}: does not fit this config; {len(wrong)} arrays differ, the first is "
+            f"{wrong[0]}. Use another --workdir"
+        )
 
 
 def _student(state: TrainState) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         if key not in SECTIONS:
             raise UserError(f"config.{key}: no such part; there are {', '.join(SECTIONS)}")
     settings, evaluation = train_settings(config["train"]), eval_settings(config.get("eval") or {})
+    check_files(config)
     mesh = data_mesh()
     check_batch_size(settings.batch_size, mesh.size)
     pixels = read_pixels(config, settings.precision)
@@ -148,6 +149,26 @@ def build_run(values: Mapping[str, Any]) -> Run:
     )
 
 
+def check_files(config: Mapping[str, Any]) -> None:
+    """Looks for the starting weights of both sides before anything else is done.
+
+    Raises:
+        UserError: names all that are missing, and the keys that ask for them.
+    """
+    teacher = config.get("teacher") or {}
+    wanted = {
+        "config.student.init": config["student"].get("init", ""),
+        "config.teacher.checkpoint": "" if teacher.get("init") else teacher.get("checkpoint", ""),
+    }
+    missing = {key: path for key, path in wanted.items() if path and not Path(path).exists()}
+    if missing:
+        listed = " and ".join(f"{key} = {path}" for key, path in missing.items())
+        raise UserError(
+            f"{listed}: not there. Put the work folder of a trained detector there, or name "
+            "another one; --config.student.init= starts the student from random weights"
+        )
+
+
 def read_pixels(config: Mapping[str, Any], precision: str) -> Pixels:
     """The networks' input, from `config.data.mean` and `.std`."""
     data = config["data"]
@@ -184,12 +205,6 @@ def build_student(
     student = models.init_detector(settings, num_classes, seed, dtype)
     if not init:
         return student, f"random weights of seed {seed}"
-    if not Path(init).exists():
-        raise UserError(
-            f"config.student.init = {init}: not there. This config starts from those weights: put "
-            "them there, name another work folder, or train from scratch with "
-            "--config.student.init="
-        )
     arrays, _, step = load_arrays(init)
     return _start_from(student, arrays, f"{init}, step {step}")
 

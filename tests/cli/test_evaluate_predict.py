@@ -82,7 +82,7 @@ def test_predict_draws_and_writes_coco_json_in_the_pictures_own_pixels(workdir, 
     assert len(capsys.readouterr().out.splitlines()) == 2
     result = json.loads((out / "detections.json").read_text())
     assert [image["file_name"] for image in result["images"]] == paths
-    assert len(result["categories"]) == 8
+    assert len(result["categories"]) == 6
     assert len({item["id"] for item in result["annotations"]}) == len(result["annotations"]) == 10
     for image in result["images"]:
         name = image["file_name"].rsplit("/", 1)[1]

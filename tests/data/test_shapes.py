@@ -104,5 +104,5 @@ def test_ground_truth_counts(source):
     truth, counts = source.coco_ground_truth(), source.describe()
     assert len(truth["images"]) == counts["pictures"] == 300
     assert len(truth["annotations"]) == counts["boxes"]
-    assert [c["id"] for c in truth["categories"]] == list(range(1, 9))
+    assert [c["id"] for c in truth["categories"]] == list(range(1, 7))
     assert min(a["id"] for a in truth["annotations"]) == 1  # 0 means "no match" to pycocotools

@@ -13,7 +13,13 @@ ONE_STAGE = FeatureSpec((256,) * 5, (8, 16, 32, 64, 128), ("lateral",) * 3 + ("c
 
 
 def test_equal_pyramids_meet_everywhere():
-    assert [pair.name for pair in pair_levels(TWO_STAGE, TWO_STAGE)] == "P2 P3 P4 P5 P6".split()
+    assert [pair.name for pair in pair_levels(TWO_STAGE, TWO_STAGE)] == [
+        "P2",
+        "P3",
+        "P4",
+        "P5",
+        "P6",
+    ]
 
 
 def test_p6_of_two_kinds_does_not_meet():

@@ -17,7 +17,7 @@ from tests.training import tiny
 
 
 def main(detector: str) -> None:
-    run = build_run(tiny.config(detector, distilled=True))
+    run = build_run(tiny.config(detector, distilled=detector == "retinanet"))
     loader = train_loader(run.train_source, run.pipeline)
     batch = put_batch(next(loader), run.mesh)
     state, steps = run.state, []

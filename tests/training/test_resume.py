@@ -13,6 +13,8 @@ from drkd_jax.training.sharding import replicated
 from drkd_jax.training.state import flatten
 from tests.training import recipe, tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 STEPS = 14
 
 

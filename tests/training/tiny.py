@@ -23,7 +23,11 @@ def config(detector: str = "retinanet", *, distilled: bool = False, **train: Any
         "channels": 16,
         "extra": "pool" if two_stage else "conv_c5",
     }
-    student |= {"fc": 16} if two_stage else {"head_convs": 1}
+    if two_stage:
+        regions = {"pre_nms": 60, "max_out": 40, "pre_nms_test": 60, "max_out_test": 40}
+        student |= {"fc": 16, "proposals": regions, "sampler": {"rpn": 64, "roi": 32}}
+    else:
+        student |= {"head_convs": 1, "max_level": 6}
     result: dict[str, Any] = {
         "seed": 3,
         "data": {
@@ -76,7 +80,10 @@ def python(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        # As `quick_compile` does here, so that programs are found in the same cache.
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

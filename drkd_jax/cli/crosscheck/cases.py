@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from drkd_jax.cli import crosscheck_ours as ours
+from drkd_jax.cli.crosscheck import ours
 
 Arrays = dict[str, dict[str, np.ndarray]]
 
@@ -27,7 +27,7 @@ class Case:
 
     Attributes:
         name: unique, without "|".
-        component: a function of `crosscheck_ours` and of the reference.
+        component: a name in COMPONENTS of ours.py (official.py) and of the reference.
         settings: plain values, for JSON.
         arrays: by kind ("x" inputs, "p" parameters, "c" constants, "w" weights of the outputs in
             the sum that is differentiated) and name.
@@ -43,14 +43,15 @@ class Case:
     gradient: float
 
 
-class _Maker:
+class Maker:
     """Draws the numbers of one precision."""
 
     def __init__(self, dtype: str):
         self.dtype = dtype
         self.random = np.random.default_rng(0)
 
-    def normal(self, *shape: int, scale: float = 1.0) -> np.ndarray:
+    def normal(self, *shape: int, scale: float | int = 1.0) -> np.ndarray:
+        """Normal numbers of this precision."""
         return (scale * self.random.standard_normal(shape)).astype(self.dtype)
 
     def parameters(self, build: Callable[[], Any]) -> dict[str, np.ndarray]:
@@ -71,13 +72,14 @@ class _Maker:
         return (boxes * (width, height, width, height)).astype(np.float32)
 
     def case(self, name: str, component: str, settings: dict[str, Any], arrays: Arrays) -> Case:
+        """A case with the tolerances of this precision."""
         tolerances = FORWARD[self.dtype], GRADIENT[self.dtype]
         if component == "optimiser_steps":
             tolerances = (GRADIENT[self.dtype],) * 2
         return Case(f"{name} {self.dtype}", component, settings, arrays, *tolerances)
 
 
-def _unit_cases(make: _Maker) -> Iterator[Case]:
+def _unit_cases(make: Maker) -> Iterator[Case]:
     for train, normalize in ((True, False), (True, True), (False, True)):
         channels = 12
         settings = {"nodes": 6, "normalize": normalize, "train": train, "groups": 1}
@@ -101,7 +103,7 @@ def _unit_cases(make: _Maker) -> Iterator[Case]:
         )
 
 
-def _relation_cases(make: _Maker) -> Iterator[Case]:
+def _relation_cases(make: Maker) -> Iterator[Case]:
     n, inputs = 7, 36
     for kind in ("learned", "random", "none"):
         settings = {"filter": kind, "rank": 8}
@@ -129,7 +131,7 @@ def _relation_cases(make: _Maker) -> Iterator[Case]:
         )
 
 
-def _region_cases(make: _Maker) -> Iterator[Case]:
+def _region_cases(make: Maker) -> Iterator[Case]:
     for samples, bins, aligned in ((0, 3, False), (0, 7, True), (2, 7, True), (2, 3, False)):
         if samples and make.dtype == "float64":
             continue  # the detectors' own RoIAlign weighs in float32 whatever comes in
@@ -147,7 +149,8 @@ def _region_cases(make: _Maker) -> Iterator[Case]:
         )
 
 
-def _targets(make: _Maker, canvas: tuple[int, int], pictures: int, boxes: int) -> dict[str, Any]:
+def targets(make: Maker, canvas: tuple[int, int], pictures: int, boxes: int) -> dict[str, Any]:
+    """Sizes, boxes and validity of a batch: the first box of all and a few of the last are not."""
     valid = np.ones((pictures, boxes), bool)
     valid[-1, 2:] = False
     valid[0, 0] = False
@@ -161,9 +164,10 @@ def _targets(make: _Maker, canvas: tuple[int, int], pictures: int, boxes: int) -
     }
 
 
-def _maps(
-    make: _Maker, canvas: tuple[int, int], strides: tuple[int, ...], pictures: int, s: int, t: int
+def maps(
+    make: Maker, canvas: tuple[int, int], strides: tuple[int, ...], pictures: int, s: int, t: int
 ) -> dict[str, np.ndarray]:
+    """Maps "s0", "t0".. of both sides, with s and t channels."""
     return {
         f"{side}{i}": make.normal(pictures, -(-canvas[0] // k), -(-canvas[1] // k), channels)
         for i, k in enumerate(strides)
@@ -171,7 +175,7 @@ def _maps(
     }
 
 
-def _term_cases(make: _Maker) -> Iterator[Case]:
+def _term_cases(make: Maker) -> Iterator[Case]:
     canvas, pictures = (128, 192), 4
     for form in ("paper", "official"):
         for names, arithmetic in (
@@ -199,15 +203,15 @@ def _term_cases(make: _Maker) -> Iterator[Case]:
                 "terms",
                 settings,
                 {
-                    "x": _maps(make, canvas, strides, pictures, 8, 12),
+                    "x": maps(make, canvas, strides, pictures, 8, 12),
                     "p": make.parameters(build),
-                    "c": _targets(make, canvas, pictures, 4),
+                    "c": targets(make, canvas, pictures, 4),
                     "w": {name: np.ones((), make.dtype) for name in names},
                 },
             )
 
 
-def _detection_cases(make: _Maker) -> Iterator[Case]:
+def _detection_cases(make: Maker) -> Iterator[Case]:
     n, classes = 60, 8
     if make.dtype == "float32":  # the detectors' losses are in float32 whatever comes in
         yield make.case(
@@ -248,7 +252,7 @@ def _detection_cases(make: _Maker) -> Iterator[Case]:
         )
 
 
-def _step_cases(make: _Maker) -> Iterator[Case]:
+def _step_cases(make: Maker) -> Iterator[Case]:
     canvas, pictures, steps = (32, 48), 2, 5
     for form in ("paper", "official"):
         settings = {
@@ -271,20 +275,18 @@ def _step_cases(make: _Maker) -> Iterator[Case]:
                 "instance_feature": 1.0 if form == "paper" else 2.4e-3,
             },
         }
-        channels = 8, 12
+        channels = 4, 6
         build = partial(ours.make_distiller, settings, channels, make.dtype)
         p = {f"distiller.{name}": value for name, value in make.parameters(build).items()}
-        for i, inputs in enumerate((3, 8, 8)):
+        for i, inputs in enumerate((3, 4, 4)):
             scale = (2 / (9 * inputs)) ** 0.5
-            p[f"student.conv{i}.kernel"] = make.normal(3, 3, inputs, 8, scale=scale)
-            p[f"student.conv{i}.bias"] = make.normal(8, scale=0.1)
-        p["student.head"] = make.normal(8, 5, scale=0.3)
-        maps = _maps(make, canvas, (4, 8), steps * pictures, *channels)
-        c = _targets(make, canvas, pictures, 3)
-        c |= {
-            f"t{i}": maps[f"t{i}"].reshape(steps, pictures, *maps[f"t{i}"].shape[1:])
-            for i in (0, 1)
-        }
+            p[f"student.conv{i}.kernel"] = make.normal(3, 3, inputs, 4, scale=scale)
+            p[f"student.conv{i}.bias"] = make.normal(4, scale=0.1)
+        p["student.head"] = make.normal(4, 5, scale=0.3)
+        drawn = maps(make, canvas, (4, 8), steps * pictures, *channels)
+        c = targets(make, canvas, pictures, 3)
+        for name in ("t0", "t1"):
+            c[name] = drawn[name].reshape(steps, pictures, *drawn[name].shape[1:])
         c["images"] = make.normal(steps, pictures, *canvas, 3)
         c["positive"] = make.random.uniform(size=(pictures, 8, 12, 5)) < 0.1
         yield make.case(
@@ -295,120 +297,12 @@ def _step_cases(make: _Maker) -> Iterator[Case]:
         )
 
 
-def _official_parameters(make: _Maker, settings: dict[str, Any], width: int) -> dict[str, Any]:
-    """A weight set with the author's names and layouts."""
-    found: dict[str, np.ndarray] = {}
-
-    def layer(name: str, outputs: int, inputs: int, *rest: int, bias: bool = True) -> None:
-        found[f"{name}.weight"] = make.normal(outputs, inputs, *rest, scale=inputs**-0.5)
-        if bias:
-            found[f"{name}.bias"] = make.normal(outputs, scale=0.1)
-
-    def unit(name: str, nodes: int) -> None:
-        layer(f"{name}.conv_state", 2 * nodes, width, 1, 1)
-        layer(f"{name}.conv_proj", nodes, width, 1, 1)
-        layer(f"{name}.gcn.conv1", nodes, nodes, 1)
-        layer(f"{name}.gcn.conv2", 2 * nodes, 2 * nodes, 1, bias=False)
-        layer(f"{name}.conv_extend", width, 2 * nodes, 1, 1, bias=False)
-        found[f"{name}.blocker.weight"] = 1 + make.normal(width, scale=0.1)
-        found[f"{name}.blocker.bias"] = make.normal(width, scale=0.1)
-
-    def relation(name: str) -> None:
-        inputs = 9 * width
-        for part in ("theta.0", "phi.0", "g.0"):
-            layer(f"{name}.{part}", inputs // 2, inputs)
-        layer(f"{name}.W", inputs, inputs // 2)
-
-    if "unit" in settings:
-        unit("unit", settings["nodes"])
-    elif "relation" in settings:
-        relation("relation")
-    else:
-        for i, nodes in enumerate(settings["nodes"]):
-            for side in ("student", "teacher"):
-                unit(f"{side}_non_local.{i}", nodes)
-            layer(f"non_local_adaptation.{i}", width, width, 1, 1)
-        for i in range(2):
-            for side in ("student", "teacher"):
-                relation(f"{side}_relation.{i}")
-            layer(f"relation_adaptation.{i}", width, width, 1, 1)
-            layer(f"for_adaptation.{i}", width, width, 1, 1)
-    return found
-
-
-def _filter_layer(make: _Maker, name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-    return {
-        f"{name}.filter.weight": make.normal(outputs, inputs, scale=inputs**-0.5),
-        f"{name}.filter.bias": make.normal(outputs, scale=0.1),
-    }
-
-
-def official_cases(dtype: str) -> Iterator[Case]:
-    """The cases that run the author's own modules."""
-    make = _Maker(dtype)
-    width, n = 8, 5
-    settings: dict[str, Any] = {"unit": True, "nodes": 6, "normalize": False, "train": True}
-    yield make.case(
-        "author's GloRe unit",
-        "official_unit",
-        settings,
-        {
-            "x": {"x": make.normal(2, 16, 24, width)},
-            "p": _official_parameters(make, settings, width),
-            "w": {"phi": make.normal(2, 16, 24, width)},
-        },
-    )
-    settings = {"relation": True}
-    yield make.case(
-        "author's relation class",
-        "official_relation",
-        settings,
-        {
-            "x": {"x": make.normal(n, 3, 3, width)},
-            "p": _official_parameters(make, settings, width),
-            "c": _filter_layer(make, "relation", 9 * width, n),
-            "w": {"z": make.normal(n, 3, 3, width), "psi": make.normal(n, n)},
-        },
-    )
-    canvas, strides = (64, 96), (4, 8, 16)
-    settings = {
-        "form": "official",
-        "terms": ("pixel_relation", "instance_relation", "instance_feature"),
-        "strides": strides,
-        "nodes": (4, 4, 8),
-        "normalize": False,
-        "arithmetic": "plain",
-        "filter": "random",
-        "rank": 8,
-        "groups": 1,
-    }
-    c = _targets(make, canvas, 2, 4)
-    for side in ("student", "teacher"):
-        for i in range(2):
-            c |= _filter_layer(make, f"{side}_relation.{i}", 9 * width, 4)
-        for i in range(3):
-            for name, value in (("mean", np.zeros(width)), ("var", np.ones(width))):
-                c[f"{side}_non_local.{i}.blocker.running_{name}"] = value.astype(dtype)
-    yield make.case(
-        "author's three losses",
-        "official_losses",
-        settings,
-        {
-            "x": _maps(make, canvas, strides, 2, width, width),
-            "p": _official_parameters(make, settings, width),
-            "c": c,
-            "w": {name: np.ones((), dtype) for name in settings["terms"]},
-        },
-    )
-
-
 def all_cases(dtype: str) -> Iterator[Case]:
     """Every case that needs no checkout of the author's repository.
 
     Args:
         dtype: "float32" or "float64".
     """
-    make = _Maker(dtype)
     for cases in (
         _unit_cases,
         _relation_cases,
@@ -417,4 +311,4 @@ def all_cases(dtype: str) -> Iterator[Case]:
         _detection_cases,
         _step_cases,
     ):
-        yield from cases(make)
+        yield from cases(Maker(dtype))

@@ -1,4 +1,4 @@
-"""Our side of `crosscheck`: the same components as drkd_jax/reference/components.py, in JAX.
+"""Our side of `crosscheck`: the same components as drkd_jax/reference/components.py.
 
 Each takes plain settings and arrays (differentiable inputs `x`, parameters `p`, constants `c`) and
 gives named outputs.
@@ -22,8 +22,7 @@ from drkd_jax import losses
 from drkd_jax.distill.config import DistillConfig, InstanceRelationConfig, distill_config
 from drkd_jax.distill.distiller import Distiller
 from drkd_jax.distill.graph_unit import GraphUnit
-from drkd_jax.distill.instance_relation import RANDOM_FILTER_ROWS, RelationUnit
-from drkd_jax.distill.official import convert, load_official, relation_entries, unit_entries
+from drkd_jax.distill.instance_relation import RelationUnit
 from drkd_jax.distill.relation_filter import Fixed, LearnedFilter, RandomFilter
 from drkd_jax.ops.roi_align import roi_align
 from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
@@ -31,6 +30,7 @@ from drkd_jax.types import Features, FeatureSpec, Targets
 
 Arrays = Mapping[str, jax.Array]
 Settings = Mapping[str, Any]
+Component = Callable[[Settings, Arrays, Arrays, Arrays], dict[str, jax.Array]]
 M = TypeVar("M", bound=nnx.Module)
 
 # Every case is compiled for one call: the compiler takes longer than the numbers.
@@ -157,7 +157,8 @@ def make_distiller(settings: Settings, channels: tuple[int, int], dtype: Any) ->
     return Distiller(config_of(settings), *both, rngs=nnx.Rngs(0), dtype=dtype)
 
 
-def _compare(distiller: Distiller, settings: Settings, x: Arrays, c: Arrays) -> dict[str, Any]:
+def compare_maps(distiller: Distiller, settings: Settings, x: Arrays, c: Arrays) -> dict[str, Any]:
+    """The losses of a distiller on the maps "s0", "t0".. of a case."""
     count = len(settings["strides"])
     maps = [tuple(x[f"{side}{i}"] for i in range(count)) for side in "st"]
     both = specs(settings, (maps[0][0].shape[-1], maps[1][0].shape[-1]))
@@ -172,7 +173,7 @@ def terms(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.
     """The losses of a distiller, whichever the settings ask for."""
     channels = x["s0"].shape[-1], x["t0"].shape[-1]
     distiller = build(partial(make_distiller, settings, channels, x["s0"].dtype), p)
-    return _compare(distiller, settings, x, c)
+    return compare_maps(distiller, settings, x, c)
 
 
 def detection_losses(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
@@ -236,7 +237,7 @@ def optimiser_steps(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict
         maps = student_maps(p, c["images"][step])
         given = {f"s{i}": value for i, value in enumerate(maps)}
         given |= {f"t{i}": c[f"t{i}"][step] for i in range(2)}
-        found = _compare(module, settings, given, c)
+        found = compare_maps(module, settings, given, c)
         logits = jnp.matmul(maps[0], p["student.head"], precision=jax.lax.Precision.HIGHEST)
         loss = ((jax.nn.sigmoid(logits) - c["positive"]) ** 2).mean()
         return loss + sum(w * found[name] for name, w in settings["weights"].items())
@@ -253,62 +254,7 @@ def optimiser_steps(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict
     return out | {f"after {name}": value for name, value in p.items()}
 
 
-def _convert_all(entries: Any, p: Arrays) -> dict[str, jax.Array]:
-    """Parameters by the author's names, as flat names of ours (running statistics aside)."""
-    return {
-        ".".join(map(str, here)): convert(p[there], layout, 3)
-        for there, here, layout in entries
-        if there in p
-    }
-
-
-def official_unit(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """The author's GloRe unit."""
-    values = _convert_all(unit_entries("unit", ()), p)
-    module = build(partial(make_unit, settings, x["x"].shape[-1]), values)
-    maps = x["x"]
-    pixels = maps.reshape(maps.shape[0], -1, maps.shape[-1])
-    phi = module(pixels, jnp.ones(pixels.shape[:2], bool), train=settings["train"])
-    return {"phi": phi.reshape(maps.shape)}
-
-
-def _padded_filter(weight: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The author's filter layer as our fixed one, its unused outputs left at 0."""
-    rest = RANDOM_FILTER_ROWS - len(weight)
-    kernel = convert(weight, "from regions", 3)
-    return jnp.pad(kernel, ((0, 0), (0, rest))), jnp.pad(bias, (0, rest))
-
-
-def official_relation(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """The author's relation class with a filter that is given."""
-    flat = x["x"].reshape(len(x["x"]), -1)
-    config = InstanceRelationConfig(form="official")
-    values = _convert_all(relation_entries("relation", ()), p)
-    layer = c["relation.filter.weight"], c["relation.filter.bias"]
-    values["filter.kernel"], values["filter.bias"] = _padded_filter(*layer)
-    inputs = flat.shape[1]
-    module = build(lambda: RelationUnit(inputs, config, rngs=nnx.Rngs(0)), values)
-    psi = module.relation(flat[None], jnp.ones((1, len(flat)), bool))
-    z = module.enhance(flat[None], psi)
-    return {"z": z[0].reshape(x["x"].shape), "psi": psi[0]}
-
-
-def official_losses(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """The author's three sums, by `load_official` and our distiller."""
-    channels = x["s0"].shape[-1], x["t0"].shape[-1]
-    values = {}
-    for side in ("student", "teacher"):
-        for i in range(2):
-            name = f"{side}_relation.{i}.filter"
-            layer = c[f"{name}.weight"], c[f"{name}.bias"]
-            ours = f"instance_relation.{side}.{i}.filter"
-            values[f"{ours}.kernel"], values[f"{ours}.bias"] = _padded_filter(*layer)
-    distiller = build(partial(make_distiller, settings, channels, x["s0"].dtype), values)
-    load_official(distiller, {**p, **c})
-    return _compare(distiller, settings, x, c)
-
-
-OURS: dict[str, Callable[..., dict[str, jax.Array]]] = {
+COMPONENTS: dict[str, Component] = {
     "unit": unit,
     "filter": filter_,
     "matrix": matrix,
@@ -318,17 +264,13 @@ OURS: dict[str, Callable[..., dict[str, jax.Array]]] = {
     "box_coding": box_coding,
     "anchors": anchors,
     "optimiser_steps": optimiser_steps,
-    "official_unit": official_unit,
-    "official_relation": official_relation,
-    "official_losses": official_losses,
 }
 
 
 def answer(
-    component: str, settings: Settings, arrays: Mapping[str, Arrays]
+    function: Component, settings: Settings, arrays: Mapping[str, Arrays]
 ) -> dict[str, np.ndarray]:
     """Outputs of one case, and the gradient of their sum weighted by the arrays "w"."""
-    function = OURS[component]
     x, p, c, w = (dict(arrays.get(kind, {})) for kind in "xpcw")
 
     def total(leaves: tuple[Arrays, Arrays]) -> tuple[jax.Array, Any]:

@@ -1,0 +1,56 @@
+"""A folder of your own in COCO form, from scratch: ``teacher``, ``student`` or ``drkd``.
+
+Small pictures and small models, so that it also trains on a CPU; raise ``shorter``, ``longer``,
+``canvases``, the widths and ``steps`` for more. ``drkd`` is ``student`` beside a teacher: name its
+work folder in ``teacher.checkpoint``. The part after a second colon picks the detector:
+``drkd:faster_rcnn``; RetinaNet otherwise.
+
+docs/results.md has what this recipe reached on a set of circuit board defects, and its cost.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+SIDE = 256  # pixels
+ROLES = ("teacher", "student", "drkd")
+
+
+def get_config(name: str | None = None) -> ConfigDict:
+    role, _, detector = (name or "student").partition(":")
+    if role == "tiny":
+        return common.tiny(get_config("drkd"))
+    if role not in ROLES:
+        raise ValueError(f"unknown form '{role}'; there are {', '.join(ROLES)} and tiny")
+    config = common.base()
+    config.data.update(
+        canvases=((SIDE, SIDE),), shorter=SIDE, longer=SIDE, max_boxes=40, drop_empty=False
+    )
+    config.student.update(_model(detector or "retinanet", teacher=role == "teacher"))
+    config.eval.batch_size = 16
+    config.train.update(
+        batch_size=4,
+        steps=800 if role == "teacher" else 600,
+        learning_rate=0.015,
+        warmup_steps=50,
+        warmup_factor=0.01,
+        decay_at=(0.7, 0.9),  # shares of the run
+        clip_norm=1.0,
+        log_every=50,
+        checkpoint_every=300,
+        eval_every=300,
+    )
+    if role == "drkd":
+        common.with_teacher(config, "")
+        config.teacher.dtype = "float32"
+        config.distill = common.small_distillation()
+    return config
+
+
+def _model(detector: str, *, teacher: bool) -> ConfigDict:
+    settings = common.small_detector(detector)
+    settings.backbone.width = 16 if teacher else 8
+    settings.channels = 32 if teacher else 24
+    return settings

@@ -1,0 +1,48 @@
+"""`crosscheck`: its verdicts and its complaints, without torch."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from drkd_jax.cli.crosscheck import command
+from drkd_jax.cli.crosscheck.cases import Case
+from drkd_jax.cli.crosscheck.compare import compare
+from drkd_jax.errors import UserError
+
+CASE = Case("a case", "unit", {}, {}, 1e-5, 1e-4)
+
+
+def test_a_wrong_output_fails_and_a_right_one_passes():
+    theirs = {"out|y": np.ones(4), "dx|x": np.ones(4)}
+    right = compare(CASE, {"out|y": np.ones(4) + 1e-6, "dx|x": np.ones(4) + 5e-5}, theirs)
+    wrong = compare(CASE, {"out|y": np.ones(4) + 1e-4, "dx|x": np.ones(4) + 5e-4}, theirs)
+    assert [row.passes for row in right] == [True, True]
+    assert [row.passes for row in wrong] == [False, False]
+
+
+def test_not_a_number_fails():
+    rows = compare(CASE, {"out|y": np.full(2, np.nan)}, {"out|y": np.ones(2)})
+    assert not rows[0].passes
+
+
+def test_a_gradient_that_is_0_is_held_against_the_largest():
+    theirs = {"dx|x": np.full(4, 100.0), "dp|b": np.zeros(4)}
+    ours = {"dx|x": np.full(4, 100.0), "dp|b": np.full(4, 1e-6)}
+    assert all(row.passes for row in compare(CASE, ours, theirs))
+    ours["dp|b"] = np.full(4, 1e-3)
+    assert [row.passes for row in compare(CASE, ours, theirs)] == [True, False]
+
+
+def test_complaints_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--torch-python"):
+        command.main([])
+    with pytest.raises(UserError, match=r"GloRe\.py"):
+        command.main(["--torch-python", sys.executable, "--official", str(tmp_path)])
+    with pytest.raises(UserError, match="no case"):
+        command.main(["--torch-python", sys.executable, "--only", "nonsense"])
+    with pytest.raises(UserError, match="cannot be started"):
+        command.main(["--torch-python", str(tmp_path / "none"), "--only", "anchors"])

@@ -1,0 +1,76 @@
+"""Every recipe builds, and runs two steps in its tiny form."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from drkd_jax.errors import UserError
+from drkd_jax.training.loop import train
+
+RECIPES = sorted(
+    path.stem
+    for path in (Path(__file__).parents[1] / "configs").glob("*.py")
+    if path.stem not in ("__init__", "common", "coco_2x")
+)
+WITH_TINY = [name for name in RECIPES if name not in ("demo", "overfit")]
+PAPER = [name for name in RECIPES if "2x_coco" in name]
+
+
+def recipe(name, form=None):
+    return importlib.import_module(f"configs.{name}").get_config(form)
+
+
+def test_the_four_recipes_of_the_paper_are_there():
+    assert len(PAPER) == 4
+
+
+@pytest.mark.parametrize("name", WITH_TINY)
+def test_two_steps_in_the_tiny_form(name, tmp_path):
+    config = recipe(name, "tiny")
+    summary = train(config.to_dict(), tmp_path)
+    assert summary["steps"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if line["kind"] == "train"]
+    assert len(losses) == 2
+    assert all(line["total"] > 0 for line in losses)
+    terms = set(config.distill or ()) - {"pictures_per_device"}
+    assert {f"share/{term}" for term in terms} <= set(losses[0])
+    assert all(losses[0][f"share/{term}"] > 0 for term in terms)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_recipes_hold_the_paper_s_schedule(name):
+    config = recipe(name)
+    rate = 0.02 if name.startswith("faster_rcnn") else 0.01
+    assert config.train.learning_rate == rate
+    assert (config.train.epochs, config.train.decay_at) == (24.0, (16.0, 22.0))
+    assert (config.train.batch_size, config.train.warmup_steps) == (16, 500)
+    assert config.student.backbone.depth == 50
+    assert (config.data.shorter, config.data.longer) == (800, 1333)
+    doc = importlib.import_module(f"configs.{name}").__doc__
+    assert "not\nreproduced here" in doc or "not reproduced here" in doc
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_without_its_weights_a_recipe_names_them(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = recipe(name)
+    config.data.train, config.data.val = "shapes:4", "shapes:4:1"
+    with pytest.raises(UserError, match="weights/resnet50_imagenet") as failure:
+        train(config.to_dict(), tmp_path / "run")
+    if name.endswith("drkd"):
+        assert config.teacher.checkpoint in str(failure.value)
+
+
+@pytest.mark.parametrize("name", ["demo", "folder"])
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+def test_student_and_distilled_student_are_the_same(name, detector):
+    plain, distilled = (
+        recipe(name, f"{role}:{detector}").to_dict() for role in ("student", "drkd")
+    )
+    for part in ("seed", "data", "student", "train", "eval"):
+        assert plain[part] == distilled[part], part
+    assert plain["distill"] is None
+    assert distilled["distill"] is not None
