@@ -131,9 +131,9 @@ def small_distillation() -> ConfigDict:
     """The default form of the three terms, for small models; weights from docs/results.md."""
     return ConfigDict(
         {
-            "pixel_relation": {"weight": 0.25, "nodes": (16,)},
-            "instance_relation": {"weight": 2.0},
-            "instance_feature": {"weight": 0.5},
+            "pixel_relation": {"weight": 0.02, "nodes": (16,)},
+            "instance_relation": {"weight": 0.2},
+            "instance_feature": {"weight": 0.05},
         }
     )
 

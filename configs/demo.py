@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 TRAIN, VAL = "shapes:2400:0", "shapes:200:1"
-STEPS = {"teacher": 1000, "student": 800, "drkd": 800}
+STEPS = {"teacher": 900, "student": 600, "drkd": 600}
 # name: width of the backbone, channels of the pyramid
 SIZES = {"teacher": (24, 48), "student": (12, 32), "drkd": (12, 32)}
 
