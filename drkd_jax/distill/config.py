@@ -156,7 +156,8 @@ def _build(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
     for key in settings:
         if key not in known:
             raise UserError(f"unknown key {where}.{key}: known are {', '.join(sorted(known))}.")
-    return kind(**settings)
+    # A config read back from JSON has lists where it had tuples.
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
 
 def distill_config(settings: Mapping[str, Any]) -> DistillConfig:
