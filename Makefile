@@ -16,7 +16,7 @@ KEY := $(shell { cat pyproject.toml constraints.txt; $(PYTHON) -c 'import sys; p
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help env demo test check format lint types floors clean
+.PHONY: help env demo test crosscheck check format lint types floors clean
 
 help:
 	@sed -n '1,5s/^# //p' Makefile
@@ -37,6 +37,15 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+TORCH_PYTHON ?= .venv-torch/bin/python
+crosscheck: env
+	@if [ ! -x "$(TORCH_PYTHON)" ]; then \
+	  echo "Setting up .venv-torch with torch 2.13.0: a CPU build is about 200 MB to download, a CUDA"; \
+	  echo "build several GB. TORCH_PYTHON=... names an interpreter that has torch already."; \
+	  $(PYTHON) -m venv .venv-torch && .venv-torch/bin/pip install --quiet torch==2.13.0 numpy; \
+	fi
+	$(BIN)/python -m drkd_jax crosscheck --torch-python=$(TORCH_PYTHON)
 
 check: env lint types floors test
 

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from drkd_jax.data.pipeline import train_loader
+from drkd_jax.distill.monitor import CollapseMonitor
 from drkd_jax.errors import UserError
 from drkd_jax.training.checkpoint import Checkpoints, check_same_run
 from drkd_jax.training.describe import describe
@@ -94,6 +95,7 @@ class _Sitting:
         self._resume()
         self.metrics = Metrics(workdir, self.start, run.steps)
         self.silence: Silence | None = None
+        self.monitor = CollapseMonitor()  # a sitting's start is what it compares with
         self.pending: deque[Pending] = deque()
         self.window: list[dict[str, float]] = []  # values of the steps since the last log line
         self.took: list[float] = []  # seconds of each of them
@@ -238,6 +240,8 @@ class _Sitting:
         took = max(now - self.log_since, 1e-9)
         values = _means(self.window, self.run.weights)
         rate = len(self.window) * self.run.train.batch_size / took
+        for warning in self.monitor.observe(values):
+            self.metrics.warn(step, warning)
         values |= {"pictures_per_second": rate, "data_wait": self.waited / took}
         # The median leaves out the steps that compiled.
         left = (self.run.steps - step) * float(np.median(self.took))

@@ -170,10 +170,12 @@ def test_an_official_batch_that_is_no_whole_number_of_groups_is_refused():
         make(settings("official"), *sides)(*sides, targets((1, 1, 1)))
 
 
-def test_eager_equals_jit(paper):
-    module = nnx.merge(paper.graph, paper.params, paper.rest, copy=True)
-    eager = module(STUDENT, TEACHER, targets()).losses
-    expected = paper.losses(STUDENT, TEACHER, targets())
+def test_eager_equals_jit():
+    one = pyramid(0, 6, (8,)), pyramid(1, 10, (8,))
+    runner = Runner(settings(), *one)
+    module = nnx.merge(runner.graph, runner.params, runner.rest, copy=True)
+    eager = module(*one, targets()).losses
+    expected = runner.losses(*one, targets())
     assert {name: float(value) for name, value in eager.items()} == pytest.approx(expected, 1e-5)
 
 

@@ -44,8 +44,7 @@ def make_targets(boxes: np.ndarray, valid: np.ndarray, sizes=((48, 64), (48, 64)
     )
 
 
-@pytest.mark.parametrize("form", ["paper", "official"])
-@pytest.mark.parametrize("strides", [(8,), (4, 16)])
+@pytest.mark.parametrize(("form", "strides"), [("paper", (4, 16)), ("official", (8,))])
 @few
 @given(boxes, validity, picture_sizes)
 def test_always_finite(form, strides, boxes, valid, sizes):
