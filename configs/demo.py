@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 TRAIN, VAL = "shapes:2400:0", "shapes:160:1"
-STEPS = {"teacher": 700, "student": 500, "drkd": 500}
+STEPS = {"teacher": 650, "student": 450, "drkd": 450}
 # name: width of the backbone, channels of the pyramid
 SIZES = {"teacher": (24, 48), "student": (12, 32), "drkd": (12, 32)}
 
@@ -39,7 +39,7 @@ def get_config(name: str | None = None) -> ConfigDict:
         clip_norm=1.0,  # from scratch, one picture can throw the heads off for good
         log_every=25,
         checkpoint_every=200,
-        eval_every=STEPS[role] // 3,
+        eval_every=-(-STEPS[role] // 3),
     )
     if role == "drkd":
         common.with_teacher(config, "")
