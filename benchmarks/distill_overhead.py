@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--canvas", default="320,448", help="height,width in pixels")
     parser.add_argument("--student-depth", type=int, default=50)
     parser.add_argument("--teacher-depth", type=int, default=101)
+    parser.add_argument("--cases", default=";".join(CASES), help="of them, split by semicolons")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", help="write the rows to this file as well")
     arguments = parser.parse_args()
@@ -90,7 +91,9 @@ def main() -> None:
             distiller = Distiller(distill_config(settings), *specs, rngs=nnx.Rngs(0))
             held = nnx.split(distiller, distiller.is_trained, ...)
 
-        def loss(trained: Any, others: Any, teacher_state: Any) -> Any:
+        def loss(
+            trained: Any, others: Any, teacher_state: Any, images: jax.Array, targets: Targets
+        ) -> Any:
             module = nnx.merge(graph, trained[0], others[0], copy=True)
             guide = nnx.merge(teacher_graph, teacher_state, copy=True)
             features = module.features(images)
@@ -101,11 +104,12 @@ def main() -> None:
                 total = total + sum(extra(features, known, targets).losses.values())
             return total, sum(x.mean() for x in known.maps)
 
-        state = ((params, held[1]), (rest, held[2]), teacher_state)
+        state = ((params, held[1]), (rest, held[2]), teacher_state, images, targets)
         return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*state).compile(), state
 
-    compiled = {name: program(settings) for name, settings in CASES.items()}
-    times: dict[str, list[float]] = {name: [] for name in CASES}
+    chosen = {name: CASES[name] for name in arguments.cases.split(";")}
+    compiled = {name: program(settings) for name, settings in {"none": None, **chosen}.items()}
+    times: dict[str, list[float]] = {name: [] for name in compiled}
     for turn in range(arguments.rounds + 1):
         for name, (function, state) in compiled.items():
             start = time.perf_counter()
@@ -117,7 +121,7 @@ def main() -> None:
     rows = []
     print(f"{jax.devices()[0].device_kind}, {arguments.detector}, canvas {canvas}")
     print(f"{'added to student step + teacher forward':40} {'ms':>8} {'ratio':>6} {'MiB more':>9}")
-    for name in CASES:
+    for name in compiled:
         best = min(times[name])
         more = compiled[name][0].memory_analysis().temp_size_in_bytes / 2**20 - base_mib
         rows.append({"case": name, "ms": 1e3 * best, "ratio": best / base, "mib_more": more})

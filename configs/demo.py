@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 TRAIN, VAL = "shapes:2400:0", "shapes:160:1"
-STEPS = {"teacher": 650, "student": 450, "drkd": 450}
+STEPS = {"teacher": 520, "student": 360, "drkd": 360}
 # name: width of the backbone, channels of the pyramid
 SIZES = {"teacher": (24, 48), "student": (12, 32), "drkd": (12, 32)}
 
