@@ -17,6 +17,8 @@ SIZES = {"teacher": (24, 48), "student": (12, 32), "drkd": (12, 32)}
 
 
 def get_config(name: str | None = None) -> ConfigDict:
+    if name == "tiny":
+        return common.tiny(get_config("drkd:retinanet"))
     role, _, detector = (name or "student:retinanet").partition(":")
     config = common.base()
     config.data.update(

@@ -14,6 +14,8 @@ STEPS = 500
 
 
 def get_config(name: str | None = None) -> ConfigDict:
+    if name == "tiny":
+        return common.tiny(get_config("retinanet"))
     config = common.base()
     config.data.update(
         train="shapes:8",

@@ -14,7 +14,6 @@ RECIPES = sorted(
     for path in (Path(__file__).parents[1] / "configs").glob("*.py")
     if path.stem not in ("__init__", "common", "coco_2x")
 )
-WITH_TINY = [name for name in RECIPES if name not in ("demo", "overfit")]
 PAPER = [name for name in RECIPES if "2x_coco" in name]
 
 
@@ -26,7 +25,7 @@ def test_the_four_recipes_of_the_paper_are_there():
     assert len(PAPER) == 4
 
 
-@pytest.mark.parametrize("name", WITH_TINY)
+@pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_in_the_tiny_form(name, tmp_path):
     config = recipe(name, "tiny")
     summary = train(config.to_dict(), tmp_path)
