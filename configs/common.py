@@ -55,7 +55,7 @@ def base() -> ConfigDict:
     train.warmup_factor = 0.001  # the first step's share of the learning rate
     train.decay_at = (16.0, 22.0)  # in epochs where ``epochs`` is set, else in steps
     train.decay_factor = 0.1
-    train.clip_norm = 0.0  # largest global gradient norm; 0 for none
+    train.clip_norm = 0.0  # largest gradient norm, student and distiller each; 0 for none
     train.precision = "float32"  # float32 | bfloat16: what the networks compute in
     train.parallel = "jit"
     train.log_every = 50  # steps

@@ -64,3 +64,24 @@ def cross_entropy(logits: Float[Array, "*N K"], labels: Int[Array, "*N"]) -> Flo
 def l1(a: Float[Array, "*N 4"], b: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
     """Sum of the four absolute differences of each row."""
     return jnp.sum(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)), axis=-1)
+
+
+def smooth_l1(
+    a: Float[Array, "*N 4"], b: Float[Array, "*N 4"], beta: float | int
+) -> Float[Array, "*N"]:
+    """Sum of the four smooth absolute differences of each row.
+
+    A difference d costs ``d^2 / (2 beta)`` up to ``|d| = beta`` and ``|d| - beta / 2`` from there
+    on: as steep as `l1` away from 0, and round at it.
+
+    Args:
+        a: rows of four numbers.
+        b: rows of four numbers.
+        beta: where the parabola meets the line; 0 is `l1` itself.
+
+    Source: Girshick 2015, "Fast R-CNN", equation 3; ``beta`` as in pytorch/vision's detectors.
+    """
+    size = jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32))
+    if beta == 0:
+        return jnp.sum(size, axis=-1)
+    return jnp.sum(jnp.where(size < beta, size * size / (2 * beta), size - beta / 2), axis=-1)

@@ -54,6 +54,23 @@ def test_l1_sums_a_row():
     np.testing.assert_allclose(losses.l1(a, b), np.abs(a - b).sum(1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("beta", [1 / 9, 1.0])
+def test_smooth_l1_is_its_formula(beta):
+    a, b = RNG.normal(size=(2, 20, 4)).astype(np.float32)
+    d = np.abs(a - b).astype(np.float64)
+    assert (d < beta).any()
+    assert (d > beta).any()
+    wanted = np.where(d < beta, d**2 / (2 * beta), d - beta / 2).sum(1)
+    np.testing.assert_allclose(losses.smooth_l1(a, b, beta), wanted, rtol=1e-6)
+
+
+def test_smooth_l1_meets_l1_at_beta_0_and_is_flat_at_0():
+    a, b = RNG.normal(size=(2, 3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(losses.smooth_l1(a, b, 0), losses.l1(a, b))
+    slope = jax.grad(lambda x: losses.smooth_l1(x, x * 0 + a, 1 / 9).sum())(a)
+    np.testing.assert_array_equal(slope, 0)
+
+
 def test_losses_are_float32_whatever_comes_in():
     low = jnp.asarray(LOGITS, jnp.bfloat16)
     rows = low[:, :4]

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from drkd_jax.distill.layers import accumulator, product
 from drkd_jax.types import Array
 
-CPU_CHUNK = 8192  # pixels of the batch read at a time
+CPU_CHUNK = 1344  # pixels of the batch read at a time
 ACCELERATOR_CHUNK = 131072
 
 

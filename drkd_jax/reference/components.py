@@ -83,6 +83,12 @@ def detection_losses(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensor
         ),
         "cross_entropy": functional.cross_entropy(x["logits"], c["labels"], reduction="none"),
         "l1": functional.l1_loss(x["boxes"], c["boxes"], reduction="none").sum(1),
+        **{
+            f"smooth_l1_{i}": functional.smooth_l1_loss(
+                x["boxes"], c["boxes"], reduction="none", beta=beta
+            ).sum(1)
+            for i, beta in enumerate(settings["betas"])
+        },
     }
 
 

@@ -45,7 +45,7 @@ def learning_rate(settings: TrainSettings, decays: Sequence[int]) -> Schedule:
             warm = jnp.ones_like(warm)
         factor = settings.warmup_factor + (1.0 - settings.warmup_factor) * warm
         fallen = jnp.sum(jnp.asarray(step, jnp.int32)[..., None] >= falls, axis=-1)
-        return settings.learning_rate * factor * settings.decay_factor**fallen
+        return settings.rate * factor * settings.decay_factor**fallen
 
     return schedule
 
@@ -69,7 +69,7 @@ def check(settings: TrainSettings, steps: int, decays: Sequence[int]) -> list[st
     if settings.warmup_steps >= steps:
         warnings.append(
             f"the warm-up of {settings.warmup_steps} steps does not end within the run of "
-            f"{steps}: the rate reaches {rates.max():.3g} of {settings.learning_rate:.3g}"
+            f"{steps}: the rate reaches {rates.max():.3g} of {settings.rate:.3g}"
         )
     late = [step for step in decays if step >= steps]
     if late:
@@ -82,11 +82,12 @@ def optimiser(settings: TrainSettings, schedule: Schedule) -> optax.GradientTran
 
     buffer = momentum * buffer + (clipped gradient + decay * parameter);
     parameter = parameter - rate * buffer: the order of `torch.optim.SGD`, so that a change of the
-    rate acts at once and not through the buffer.
+    rate acts at once and not through the buffer. Parameters are a dict of parts ("student",
+    "distiller"); each is clipped by its own norm.
     """
     parts: list[optax.GradientTransformation] = []
     if settings.clip_norm:
-        parts.append(optax.clip_by_global_norm(settings.clip_norm))
+        parts.append(_clip_parts(settings.clip_norm))
     if settings.weight_decay:
         mask = None if settings.weight_decay_mask == "all" else _kernels
         parts.append(optax.add_decayed_weights(settings.weight_decay, mask=mask))
@@ -94,6 +95,20 @@ def optimiser(settings: TrainSettings, schedule: Schedule) -> optax.GradientTran
         parts.append(optax.trace(settings.momentum))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)
+
+
+def _clip_parts(largest: float) -> optax.GradientTransformation:
+    """Limits the norm of student and distiller each by itself.
+
+    Over both at once a distiller with a large gradient would shorten the student's step: it would
+    learn to detect the slower the more it is taught.
+    """
+    clip = optax.clip_by_global_norm(largest)
+
+    def update(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        return {name: clip.update(part, clip.init(part))[0] for name, part in updates.items()}
+
+    return optax.stateless(update)
 
 
 def _kernels(params: optax.Params) -> optax.Params:

@@ -61,15 +61,15 @@ def test_gram_equals_plain_in_float64(form, train, groups, chunk, monkeypatch):
             for how in ("plain", "gram")
         )
     for found, wanted in zip(gram, plain, strict=True):
-        assert relative(found, wanted) < 1e-6 if found is gram[2] else 1e-11
+        assert relative(found, wanted) < 4e-15  # measured: 4e-16
 
 
 def test_gram_equals_plain_in_float32():
     s, t = maps()
     plain, gram = (evaluate(build(how), s, t) for how in ("plain", "gram"))
-    assert float(gram[0]) == pytest.approx(float(plain[0]), rel=2e-6)
+    assert float(gram[0]) == pytest.approx(float(plain[0]), rel=1.5e-6)  # measured: 2e-7
     for found, wanted in zip(gram[1], plain[1], strict=True):
-        assert relative(found, wanted) < 1e-5
+        assert relative(found, wanted) < 1e-5  # measured: 1.4e-6
 
 
 def near(distance: float, arithmetic: str, **more):
@@ -87,13 +87,18 @@ def near(distance: float, arithmetic: str, **more):
 
 
 def test_the_guard_keeps_the_loss_where_sides_are_nearly_equal():
-    """At a relative distance of 1e-3 the bare difference has lost its digits."""
+    """At a relative distance of 1e-3 the bare difference has lost its digits.
+
+    Measured there: loss 3.5e-2 bare and 5.6e-5 guarded; gradient 1.0e-3 to the map and 4.3e-3 to
+    the parameters, which nothing guards.
+    """
     plain = near(1e-3, "plain")
     bare, guarded = near(1e-3, "gram", gram_guard=0.0), near(1e-3, "gram")
     errors = [abs(float(x[0]) / float(plain[0]) - 1) for x in (bare, guarded)]
     assert errors[0] > 1e-3
-    assert errors[1] < 1e-3
-    assert relative(guarded[1][1], plain[1][1]) < 2e-2
+    assert errors[1] < 5e-4
+    assert relative(guarded[1][1], plain[1][1]) < 1e-2
+    assert relative(guarded[1][0], plain[1][0]) < 4e-2
 
 
 def test_auto_chooses_by_the_number_of_pixels():
@@ -107,6 +112,8 @@ def test_bfloat16_maps_keep_three_digits():
     narrow = jnp.asarray(s, jnp.bfloat16), jnp.asarray(t, jnp.bfloat16)
     wide = tuple(np.asarray(x, np.float32) for x in narrow)
     exact, found = evaluate(build("plain"), *wide), evaluate(build("gram"), *narrow)
-    assert float(found[0]) == pytest.approx(float(exact[0]), rel=1e-5)
-    assert found[1][1].dtype == jnp.bfloat16
-    assert relative(found[1][1], exact[1][1]) < 4e-3
+    assert float(found[0]) == pytest.approx(float(exact[0]), rel=1.8e-6)  # measured: 1.9e-7
+    for i in (1, 2):
+        assert found[1][i].dtype == jnp.bfloat16
+        assert relative(found[1][i], exact[1][i]) < 8e-3  # measured: 1.7e-3, bfloat16's own step
+    assert relative(found[1][0], exact[1][0]) < 4e-6  # measured: 4.2e-7

@@ -73,11 +73,24 @@ def test_the_optimiser_is_torch_s_sgd(mask):
             np.testing.assert_allclose(mine[name], params[name], rtol=2e-6, atol=2e-7)
 
 
-def test_clipping_limits_the_global_norm():
+def test_clipping_limits_the_norm_of_student_and_distiller_each():
     settings = replace(clip_norm=1.0, weight_decay=0.0, momentum=0.0, warmup_steps=0)
     tx = schedule.optimiser(settings, lambda _: 1.0)
-    params = {"a": jnp.zeros(3), "b": jnp.zeros(2)}
-    gradient = {"a": jnp.full(3, 30.0), "b": jnp.full(2, -40.0)}
+    gradient = {
+        "student": {"a": jnp.full(3, 30.0), "b": jnp.full(2, -40.0)},
+        "distiller": {"c": jnp.full(2, 1e6)},
+    }
+    params = jax.tree.map(jnp.zeros_like, gradient)
     updates, _ = tx.update(gradient, tx.init(params), params)
-    np.testing.assert_allclose(optax.tree.norm(updates), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(updates["a"] / updates["b"][0], -0.75, rtol=1e-6)
+    for part in updates.values():
+        np.testing.assert_allclose(optax.tree.norm(part), 1.0, rtol=1e-6)
+    student = updates["student"]
+    np.testing.assert_allclose(student["a"] / student["b"][0], -0.75, rtol=1e-6)
+
+
+def test_a_gradient_under_the_limit_stays_as_it_is():
+    settings = replace(clip_norm=1.0, weight_decay=0.0, momentum=0.0, warmup_steps=0)
+    tx = schedule.optimiser(settings, lambda _: 1.0)
+    gradient = {"student": {"a": jnp.full(3, 0.1)}, "distiller": {"c": jnp.full(2, 5.0)}}
+    updates, _ = tx.update(gradient, tx.init(gradient), gradient)
+    np.testing.assert_allclose(updates["student"]["a"], -0.1, rtol=1e-6)

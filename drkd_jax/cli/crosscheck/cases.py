@@ -211,13 +211,47 @@ def _term_cases(make: Maker) -> Iterator[Case]:
             )
 
 
+def _large_cases(make: Maker) -> Iterator[Case]:
+    """A map of a real canvas: there PyTorch's own float32 sums are off, so it answers in float64."""
+    if make.dtype == "float64":
+        return
+    canvas, pictures, strides = (800, 1344), 1, (4,)
+    for form, arithmetic in (("paper", "gram"), ("official", "plain")):
+        settings = {
+            "form": form,
+            "terms": ("pixel_relation",),
+            "strides": strides,
+            "nodes": (8,),
+            "normalize": form == "paper",
+            "arithmetic": arithmetic,
+            "filter": "none",
+            "rank": 8,
+            "groups": 1,
+            "reference": "float64",
+        }
+        build = partial(ours.make_distiller, settings, (8, 12), make.dtype)
+        c = targets(make, canvas, pictures, 3)
+        c["sizes"] = np.asarray([[750, 1333]], np.int32)
+        yield make.case(
+            f"pixel relation, {form} form, 200x336 map,",
+            "terms",
+            settings,
+            {
+                "x": maps(make, canvas, strides, pictures, 8, 12),
+                "p": make.parameters(build),
+                "c": c,
+                "w": {"pixel_relation": np.ones((), make.dtype)},
+            },
+        )
+
+
 def _detection_cases(make: Maker) -> Iterator[Case]:
     n, classes = 60, 8
     if make.dtype == "float32":  # the detectors' losses are in float32 whatever comes in
         yield make.case(
-            "focal, cross-entropy, L1",
+            "focal, cross-entropy, L1, smooth L1",
             "detection_losses",
-            {},
+            {"betas": (1 / 9, 1.0)},
             {
                 "x": {"logits": make.normal(n, classes, scale=3), "boxes": make.normal(n, 4)},
                 "c": {"labels": make.random.integers(0, classes, n), "boxes": make.normal(n, 4)},
@@ -226,6 +260,8 @@ def _detection_cases(make: Maker) -> Iterator[Case]:
                     "binary_cross_entropy": make.normal(n, classes),
                     "cross_entropy": make.normal(n),
                     "l1": make.normal(n),
+                    "smooth_l1_0": make.normal(n),
+                    "smooth_l1_1": make.normal(n),
                 },
             },
         )
@@ -308,6 +344,7 @@ def all_cases(dtype: str) -> Iterator[Case]:
         _relation_cases,
         _region_cases,
         _term_cases,
+        _large_cases,
         _detection_cases,
         _step_cases,
     ):

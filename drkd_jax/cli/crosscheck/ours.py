@@ -184,6 +184,10 @@ def detection_losses(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dic
         "binary_cross_entropy": losses.binary_cross_entropy(x["logits"], hot),
         "cross_entropy": losses.cross_entropy(x["logits"], c["labels"]),
         "l1": losses.l1(x["boxes"], c["boxes"]),
+        **{
+            f"smooth_l1_{i}": losses.smooth_l1(x["boxes"], c["boxes"], beta)
+            for i, beta in enumerate(settings["betas"])
+        },
     }
 
 
