@@ -3,8 +3,9 @@
     python train.py --config=configs/NAME.py[:tiny] --workdir=DIR [--config.a.b=v]
 
 The same command goes on from the newest checkpoint in DIR. Exit code 0: trained to the end; 2: a
-fault in the arguments, the config or the data; 75: interrupted, with a checkpoint; 1: our fault,
-or a loss that stopped being finite.
+fault in the arguments, the config or the data; 75 (or --exit-code-interrupted): interrupted, with
+a checkpoint; 1: our fault, or a loss that stopped being finite. Several hosts: --distributed, see
+docs/several-machines.md.
 """
 
 from absl import flags

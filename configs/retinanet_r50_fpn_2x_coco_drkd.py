@@ -3,8 +3,9 @@
 Paper: Ni et al., Dual Relation Knowledge Distillation for Object Detection, IJCAI 2023.
 Row: RetinaNet-Res50, 37.4 -> 40.3 mAP on val 2017 (the paper's numbers; not reproduced here).
 The teacher is RetinaNet X101-64x4d (41.0 mAP).
-Needs: ImageNet weights in ``weights/resnet50_imagenet``, the teacher in
-``weights/retinanet_x101_64x4d_fpn_1x_coco``, COCO 2017 prepared for TFDS.
+Needs: torchvision's ``weights/resnet50-0676ba61.pth``, mmdetection's
+``weights/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af.pth``, COCO 2017 prepared for TFDS
+(docs/data.md).
 Command: python train.py --config=configs/retinanet_r50_fpn_2x_coco_drkd.py --workdir=runs/drkd
 Cost: 24 epochs of 117 k pictures at 800 x 1333, 176 k steps of 16 pictures, each with a forward
 pass of the teacher besides.

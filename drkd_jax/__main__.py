@@ -15,8 +15,11 @@ from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
 COMMANDS = {
     "evaluate": ("drkd_jax.cli.evaluate", "COCO's 12 numbers of a trained detector"),
     "predict": ("drkd_jax.cli.predict", "a trained detector on your own pictures"),
+    "convert": ("drkd_jax.cli.convert", "weights of torchvision and mmdetection, and back"),
+    "export": ("drkd_jax.cli.export", "the student of a run alone, in one file"),
     "prepare": ("drkd_jax.cli.prepare", "unzipped COCO to a TFDS data folder"),
     "crosscheck": ("drkd_jax.cli.crosscheck", "compare with the PyTorch reference"),
+    "benchmark": ("drkd_jax.cli.benchmark", "what a training step of a recipe costs here"),
     "demo": ("drkd_jax.cli.demo", "the main job, small, end to end"),
 }
 

@@ -1,4 +1,8 @@
-"""Detections to COCO's numbers, by pycocotools.
+"""Detections to COCO's numbers.
+
+pycocotools is the measure. faster-coco-eval does the same sums in C++, gives the same numbers to
+rounding (tests/test_evaluation.py compares them, benchmarks/evaluation.py times them), and is what
+runs by default.
 
 Letters: B pictures, N detections.
 """
@@ -10,6 +14,7 @@ import io
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import faster_coco_eval
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -33,6 +38,12 @@ NUMBERS = (
     "AR_L",
 )
 
+# By name: the class that holds annotations, and the one that scores.
+EVALUATORS: dict[str, tuple[Any, Any]] = {
+    "faster": (faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster),
+    "pycocotools": (COCO, COCOeval),
+}
+
 
 class CocoScores(NamedTuple):
     """The 12 numbers, and AP for each class by its name (-1 where there is no ground truth)."""
@@ -45,6 +56,7 @@ def coco_numbers(
     ground_truth: dict[str, Any],
     detections: list[dict[str, Any]],
     image_ids: Iterable[int] | None = None,
+    evaluator: str = "faster",
 ) -> dict[str, float]:
     """COCO's 12 numbers for boxes, between 0 and 1; -1 where there is nothing to find.
 
@@ -52,6 +64,7 @@ def coco_numbers(
         ground_truth: COCO's instances dict (``Source.coco_ground_truth()``).
         detections: ``image_id``, ``category_id``, ``bbox`` (xywh) and ``score`` each.
         image_ids: score these pictures only; all of the ground truth by default.
+        evaluator: "faster" (faster-coco-eval) or "pycocotools"; the same numbers.
 
     Returns:
         AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L.
@@ -59,13 +72,14 @@ def coco_numbers(
     Raises:
         UserError: a detection is of a picture that the ground truth does not know.
     """
-    return coco_scores(ground_truth, detections, image_ids).numbers
+    return coco_scores(ground_truth, detections, image_ids, evaluator).numbers
 
 
 def coco_scores(
     ground_truth: dict[str, Any],
     detections: list[dict[str, Any]],
     image_ids: Iterable[int] | None = None,
+    evaluator: str = "faster",
 ) -> CocoScores:
     """As ``coco_numbers``, with AP for each class.
 
@@ -80,13 +94,11 @@ def coco_scores(
             f"among them id {min(strange)}"
         )
     names = {c["id"]: c["name"] for c in ground_truth["categories"]}
+    annotations_class, scorer_class = EVALUATORS[evaluator]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, found = _coco(ground_truth, ground_truth["annotations"]), COCO()
-        if detections:
-            found = truth.loadRes([dict(d) for d in detections])
-        else:  # loadRes looks at its first entry
-            found = _coco(ground_truth, [])
-        scorer = COCOeval(truth, found, "bbox")
+        truth = _coco(annotations_class, ground_truth, ground_truth["annotations"])
+        results = ({**d, "area": d["bbox"][2] * d["bbox"][3], "iscrowd": 0} for d in detections)
+        scorer = scorer_class(truth, _coco(annotations_class, ground_truth, results), "bbox")
         if image_ids is not None:
             scorer.params.imgIds = sorted(set(image_ids) & known)
         if not scorer.params.imgIds or not names:
@@ -94,7 +106,7 @@ def coco_scores(
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
-    numbers = {name: float(value) for name, value in zip(NUMBERS, scorer.stats, strict=True)}
+    numbers = {name: float(value) for name, value in zip(NUMBERS, scorer.stats[:12], strict=True)}
     # thresholds, recalls, classes, areas (0: all), most detections (-1: 100)
     precision = scorer.eval["precision"][:, :, :, 0, -1]
     class_ap = {}
@@ -141,13 +153,16 @@ def to_coco(detections: Detections, batch: Batch, source: Source) -> list[dict[s
     return results
 
 
-def _coco(ground_truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
-    coco = COCO()
+def _coco(
+    annotations_class: Any, ground_truth: dict[str, Any], annotations: Iterable[dict[str, Any]]
+) -> Any:
+    coco = annotations_class()
     coco.dataset = {
         "images": ground_truth["images"],
         "categories": ground_truth["categories"],
-        # pycocotools writes into the annotations it is given.
-        "annotations": [dict(annotation) for annotation in annotations],
+        # Both evaluators write into what they are given, and take a match with annotation 0 for
+        # no match: so copies, numbered from 1.
+        "annotations": [{**row, "id": number} for number, row in enumerate(annotations, 1)],
     }
     coco.createIndex()
     return coco

@@ -60,11 +60,11 @@ def nms(boxes, scores, valid, groups, threshold):
     return keep
 
 
-def bilinear(plane, y, x):
-    """One sample of an [h, w, C] map."""
-    height, width, channels = plane.shape
+def bilinear(plane, y, x, ends=None):
+    """One sample of an [h, w, C] map, which ends at `ends` (h, w)."""
+    height, width = ends or plane.shape[:2]
     if y < -1 or y > height or x < -1 or x > width:
-        return np.zeros(channels)
+        return np.zeros(plane.shape[2])
     y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
     y0, x0 = int(y), int(x)
     y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
@@ -74,25 +74,26 @@ def bilinear(plane, y, x):
     return top * (1 - fy) + bottom * fy
 
 
-def roi_align(maps, boxes, levels, strides, size, samples, aligned):
-    """RoIAlign of a batch, every sample by itself."""
+def roi_align(maps, boxes, levels, strides, size, samples, aligned, sizes=None):
+    """RoIAlign of a batch, every sample by itself; 0 samples: as many as a bin has pixels."""
     maps = [np.asarray(m, np.float64) for m in maps]
     boxes = np.asarray(boxes, np.float64)
     num_pictures, num_regions = boxes.shape[:2]
     out = np.zeros((num_pictures, num_regions, size, size, maps[0].shape[-1]))
-    for b in range(num_pictures):
-        for r in range(num_regions):
-            level = levels[b, r]
-            x0, y0, x1, y1 = boxes[b, r] / strides[level] - (0.5 if aligned else 0.0)
-            width, height = x1 - x0, y1 - y0
-            if not aligned:
-                width, height = max(width, 1.0), max(height, 1.0)
-            for i in range(size * samples):
-                for j in range(size * samples):
-                    y = y0 + (i + 0.5) * height / (size * samples)
-                    x = x0 + (j + 0.5) * width / (size * samples)
-                    reading = bilinear(maps[level][b], y, x) / samples**2
-                    out[b, r, i // samples, j // samples] += reading
+    for b, r in np.ndindex(num_pictures, num_regions):
+        level = levels[b, r]
+        plane, stride = maps[level][b], strides[level]
+        ends = None if sizes is None else tuple(-(-int(side) // stride) for side in sizes[b])
+        x0, y0, x1, y1 = boxes[b, r] / stride - (0.5 if aligned else 0.0)
+        width, height = x1 - x0, y1 - y0
+        if not aligned:
+            width, height = max(width, 1.0), max(height, 1.0)
+        down, across = samples or math.ceil(height / size), samples or math.ceil(width / size)
+        for i, j in np.ndindex(size, size):
+            for k, m in np.ndindex(max(down, 0), max(across, 0)):
+                y = y0 + (i + (k + 0.5) / down) * height / size
+                x = x0 + (j + (m + 0.5) / across) * width / size
+                out[b, r, i, j] += bilinear(plane, y, x, ends) / (down * across)
     return out
 
 

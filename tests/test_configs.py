@@ -57,7 +57,7 @@ def test_without_its_weights_a_recipe_names_them(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = recipe(name)
     config.data.train, config.data.val = "shapes:4", "shapes:4:1"
-    with pytest.raises(UserError, match="weights/resnet50_imagenet") as failure:
+    with pytest.raises(UserError, match=r"weights/resnet50-0676ba61\.pth") as failure:
         train(config.to_dict(), tmp_path / "run")
     if name.endswith("drkd"):
         assert config.teacher.checkpoint in str(failure.value)

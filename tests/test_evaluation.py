@@ -148,6 +148,70 @@ def test_silent_and_leaves_its_input_alone(capsys):
     assert detections == [_detection([0, 0, 50, 50])]
 
 
+def random_set(seed: int) -> tuple[dict, list[dict]]:
+    """Crowds, empty pictures, tied scores, exact copies, few or many classes and detections."""
+    rng = np.random.default_rng(seed)
+    num_pictures, num_classes = [4, 20, 40][seed % 3], [1, 5, 80, 300][seed % 4]
+    images = [
+        {"id": 3 * i, "file_name": f"{i}.jpg", "height": 480, "width": 640}
+        for i in range(num_pictures)
+    ]
+    annotations, detections = [], []
+    for image in images:
+        count = 0 if rng.random() < 0.2 else rng.poisson([2, 8][seed % 2])
+        boxes = np.concatenate(
+            [rng.uniform(0, 400, (count, 2)), np.exp(rng.uniform(0.7, 5.7, (count, 2)))], axis=1
+        )
+        labels = rng.integers(1, num_classes + 1, count)
+        for box, label in zip(boxes.round(2).tolist(), labels.tolist(), strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations),  # from 0 on
+                    "image_id": image["id"],
+                    "category_id": label,
+                    "bbox": box,
+                    "area": box[2] * box[3] * float(rng.choice([1.0, 0.6])),
+                    "iscrowd": int(rng.random() < 0.1),
+                }
+            )
+        for _ in range(rng.poisson([10, 45, 150][seed % 3])):
+            box, label = [*rng.uniform(0, 400, 2), *np.exp(rng.uniform(0, 5.5, 2))], 1
+            if count and rng.random() < 0.7:
+                at = rng.integers(count)
+                noise = rng.normal(0, rng.choice([0, 0.02, 0.1]), 4) * boxes[at, [2, 3, 2, 3]]
+                box, label = np.maximum(boxes[at].round(2) + noise, 0.1), int(labels[at])
+            score = round(float(rng.random()), 1 if seed // 4 % 2 else 6)
+            found = {"category_id": label, "bbox": [float(x) for x in box], "score": score}
+            detections.append({"image_id": image["id"], **found})
+    categories = [{"id": i + 1, "name": f"class {i}"} for i in range(num_classes)]
+    return {"images": images, "annotations": annotations, "categories": categories}, detections
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_both_evaluators_give_the_same_numbers(seed):
+    truth, detections = random_set(seed)
+    some = None if seed % 5 else [image["id"] for image in truth["images"][::2]]
+    ours, theirs = (
+        coco_scores(truth, detections, some, evaluator) for evaluator in ("faster", "pycocotools")
+    )
+    assert set(ours.numbers) == set(NUMBERS)
+    for name, value in theirs.numbers.items():
+        assert ours.numbers[name] == pytest.approx(value, abs=1e-14), name
+    assert list(ours.class_ap) == list(theirs.class_ap)
+    np.testing.assert_allclose(
+        list(ours.class_ap.values()), list(theirs.class_ap.values()), atol=1e-14
+    )
+    assert 0 < theirs.numbers["AP"] < 1
+
+
+@pytest.mark.parametrize("evaluator", ["faster", "pycocotools"])
+def test_an_annotation_of_id_0_can_be_found(evaluator):
+    truth = _truth([[0, 0, 50, 50]])
+    truth["annotations"][0]["id"] = 0
+    numbers = coco_numbers(truth, [_detection([0, 0, 50, 50])], evaluator=evaluator)
+    assert numbers["AP"] == pytest.approx(1)
+
+
 def test_strange_picture():
     with pytest.raises(UserError, match="id 6"):
         coco_numbers(_truth([[0, 0, 50, 50]]), [_detection([0, 0, 9, 9], image_id=6)])

@@ -1,4 +1,4 @@
-"""A trained detector with everything it needs to predict, from its work folder."""
+"""A trained detector with everything it needs to predict, from its work folder or a file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from jax.sharding import Mesh
 
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.records import Category
-from drkd_jax.training.checkpoint import load_detector
+from drkd_jax.errors import UserError
+from drkd_jax.models.conventions import conventions
+from drkd_jax.models.folding import fold
+from drkd_jax.training.checkpoint import fill, load_detector
 from drkd_jax.training.evaluate import Predict, predictor
-from drkd_jax.training.settings import EvalSettings, eval_settings, train_settings
+from drkd_jax.training.settings import EvalSettings, as_tuples, eval_settings, train_settings
 from drkd_jax.training.setup import read_pipeline, read_pixels
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import Arrays
+from drkd_jax.weights.opening import open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Trained:
 
     config: dict[str, Any]
     step: int
-    categories: tuple[Category, ...]
+    categories: tuple[Category, ...]  # () where a file does not name them
+    num_classes: int
     pipeline: PipelineConfig
     eval: EvalSettings
     mesh: Mesh
@@ -47,9 +52,52 @@ def load(workdir: str, which: str) -> Trained:
         config=config,
         step=step,
         categories=tuple(Category(int(number), name) for number, name in about["categories"]),
+        num_classes=len(about["categories"]),
         pipeline=read_pipeline(config, settings.batch_size),
         eval=settings,
         mesh=mesh,
         predict=predictor(graph, pixels, mesh),
+        arrays=(put_everywhere(nnx.as_pure(state), mesh),),
+    )
+
+
+def load_weights(path: str, size: tuple[int, int] | None, batch_size: int) -> Trained:
+    """Loads a file of ours, of torchvision or of mmdetection, its batch norms folded.
+
+    Args:
+        path: of the file.
+        size: pixels of the shorter side after resizing and of the longer one at most; None: what
+            the file says, or 800 and 1333.
+        batch_size: pictures a step.
+
+    Raises:
+        UserError: the file cannot be used, or holds no detector of ours.
+    """
+    weights = open_weights(path)
+    about = weights.about
+    if about.part != "detector":
+        raise UserError(f"{path}: it has no detection head of ours, so it detects nothing")
+    pixels = conventions(about.settings.get("convention", "mmdet")).pixels
+    if pixels.channels != "rgb":
+        raise UserError(f"{path}: its network reads {pixels.channels}; pictures are read as rgb")
+    data = {"mean": pixels.mean, "std": pixels.std} | dict(about.data)
+    data.pop("val", None)
+    if size or "canvases" not in data:
+        shorter, longer = size or (800, 1333)
+        sides = tuple(-(-side // 32) * 32 for side in (shorter, longer))
+        data |= {"canvases": (sides, sides[::-1]), "shorter": shorter, "longer": longer}
+    config: dict[str, Any] = as_tuples({"seed": 0, "data": {"max_boxes": 100} | data})
+    mesh = data_mesh()
+    detector = fold(fill(weights.model(), weights.arrays, path))
+    graph, state = nnx.split(detector)
+    return Trained(
+        config=config,
+        step=int(about.source.get("step", 0)),
+        categories=tuple(Category(number, name) for number, name in about.categories),
+        num_classes=about.num_classes,
+        pipeline=read_pipeline(config, batch_size),
+        eval=EvalSettings(batch_size=batch_size),
+        mesh=mesh,
+        predict=predictor(graph, read_pixels(config, "float32"), mesh),
         arrays=(put_everywhere(nnx.as_pure(state), mesh),),
     )

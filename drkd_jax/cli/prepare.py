@@ -1,15 +1,29 @@
-"""``python -m drkd_jax prepare``: unzipped COCO folders to a TFDS data folder."""
+"""``python -m drkd_jax prepare``: unzipped COCO folders to a TFDS data folder, or a set's check."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
 
 from drkd_jax.cli.arguments import Parser
-from drkd_jax.errors import UserError
+from drkd_jax.errors import EXIT_USER, UserError
+
+_LONGEST = 1600  # pixels of the longer side of a sample drawing
+_TOLD = 20  # errors on the terminal
+_FLATTEST = 8.0  # longer by shorter side; a picture flatter than this makes no drawing
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes one split of `coco/2017` and prints the source spec that reads it.
+    """Writes one split of `coco/2017` and prints the source spec that reads it; or checks a set.
+
+    Returns:
+        0, or 2 where a check has found errors.
 
     Raises:
         UserError: wrong arguments, or data that cannot be prepared.
@@ -17,16 +31,24 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         "prepare",
         "Makes tfds:coco/2017 from unzipped COCO pictures and their instances file, without "
-        "TensorFlow.",
+        "TensorFlow. With --check: reads a whole source, says what is wrong and what is in it.",
     )
-    parser.add_argument("dataset", help="tfds:coco/2017")
-    parser.add_argument("--images", required=True, help="folder of pictures, as train2017")
-    parser.add_argument("--instances", required=True, help="instances_train2017.json")
-    parser.add_argument("--split", required=True, help="train, validation or test")
+    parser.add_argument("source", help="tfds:coco/2017; with --check any source of pictures")
+    parser.add_argument("--check", action="store_true", help="read and report, write no data set")
+    parser.add_argument("--out", help="--check: folder for sample drawings")
+    parser.add_argument("--json", help="--check: file for the whole report")
+    parser.add_argument("--images", help="folder of pictures, as train2017")
+    parser.add_argument("--instances", help="instances_train2017.json")
+    parser.add_argument("--split", help="train, validation or test")
     parser.add_argument("--data-dir", default="~/tensorflow_datasets", help="TFDS's data folder")
     arguments = parser.parse_args(list(argv))
-    if arguments.dataset != "tfds:coco/2017":
-        raise UserError(f"prepare {arguments.dataset}: only tfds:coco/2017 can be prepared")
+    if arguments.check:
+        return _check(arguments.source, arguments.out, arguments.json)
+    if arguments.source != "tfds:coco/2017":
+        raise UserError(f"prepare {arguments.source}: only tfds:coco/2017 can be prepared")
+    missing = [f"--{n}" for n in ("images", "instances", "split") if not getattr(arguments, n)]
+    if missing:
+        raise UserError(f"{', '.join(missing)} missing (see python -m drkd_jax prepare --help)")
 
     from drkd_jax.data.prepare import prepare_tfds  # needs a second to import
 
@@ -35,3 +57,90 @@ def main(argv: Sequence[str]) -> int:
     )
     print(f"{folder}\nuse it as tfds:coco/2017:{arguments.split}@{arguments.data_dir}")
     return 0
+
+
+def _check(spec: str, out: str | None, json_file: str | None) -> int:
+    from drkd_jax.data.check import Report, check
+
+    with tqdm(unit="picture", dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report: Report = check(spec, progress=progress)
+    if json_file:
+        _write(Path(json_file), json.dumps(report.as_json(), indent=1) + "\n")
+    for line in _lines(report.as_json()):
+        print(line)
+    if out:
+        print(f"{_draw(spec, report.samples, Path(out))} sample drawings in {out}")
+    for kind, texts in (("warning", report.warnings), ("error", report.errors)):
+        for text in texts[:_TOLD]:
+            print(f"{kind}: {text}")
+        if len(texts) > _TOLD:
+            where = f"; all of them are in {json_file}" if json_file else "; --json=FILE lists all"
+            print(f"{kind}: and {len(texts) - _TOLD} more{where}")
+    print(f"{len(report.errors)} errors, {len(report.warnings)} warnings")
+    return EXIT_USER if report.errors else 0
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    columns = ("pictures", "boxes", "small", "medium", "large", "crowd")
+    total: dict[str, Any] = {c: sum(row[c] for row in report["classes"]) for c in columns}
+    total |= {"name": "all", "pictures": report["pictures"] - report["empty"]}
+    wide = max(len(row["name"]) for row in [*report["classes"], total])
+    lines = [f"{'class':{wide}s} " + " ".join(f"{c:>8s}" for c in columns)]
+    for row in [*report["classes"], total]:
+        lines.append(f"{row['name']:{wide}s} " + " ".join(f"{row[c]:8d}" for c in columns))
+    low, middle, high = zip(report["shorter"], report["longer"], strict=True)
+    return [
+        f"{report['source']}: {report['readable']} of {report['pictures']} pictures can be read, "
+        f"{report['empty']} have no box to train on",
+        *lines,
+        f"sides (shorter x longer): smallest {low[0]} x {low[1]}, median {middle[0]} x "
+        f"{middle[1]}, largest {high[0]} x {high[1]} pixels; at most {report['most_boxes']} boxes "
+        "in a picture",
+    ]
+
+
+def _draw(spec: str, samples: Sequence[int], folder: Path) -> int:
+    """Draws the boxes of some pictures; crowd regions are named as such."""
+    from drkd_jax.data.sources import open_source
+    from drkd_jax.report.draw import draw_detections
+
+    source = open_source(spec, "list")
+    names = [category.name for category in source.categories]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={folder}: cannot be made ({error.strerror})") from error
+    drawn = 0
+    for index in samples:
+        record = source.record(index)
+        height, width = record.image.shape[:2]
+        if max(height, width) > _FLATTEST * min(height, width):
+            continue
+        scale = min(1.0, _LONGEST / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        image = cv2.resize(record.image, size, interpolation=cv2.INTER_AREA)
+        texts = [
+            names[label] + (" (crowd)" if crowd else "")
+            for label, crowd in zip(record.labels, record.crowd, strict=True)
+        ]
+        drawing = draw_detections(
+            image, record.boxes * np.float32(scale), record.labels, None, names, texts=texts
+        )
+        drawn += 1
+        path = folder / f"sample_{drawn:02d}_{Path(record.name).stem}.png"
+        done, data = cv2.imencode(".png", drawing[..., ::-1])
+        assert done
+        _write(path, data.tobytes())
+    return drawn
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    try:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error

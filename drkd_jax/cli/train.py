@@ -1,8 +1,11 @@
 """The command line of `train.py`: flags, config file, exit codes."""
 
+# Nothing here may touch a device before `connect`: JAX fixes its devices at the first touch.
+
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -18,6 +21,31 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints and metrics go; a run found there goes on."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes of one run. On Slurm, Kubernetes and Open MPI nothing more is "
+    "needed; elsewhere --coordinator, --num-processes and --process-id say the rest.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num-processes", None, "All processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process-id", None, "This process, from 0.")
+_TIMEOUT = flags.DEFINE_integer(
+    "connect-timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
+)
+_INTERRUPTED = flags.DEFINE_integer(
+    "exit-code-interrupted",
+    EXIT_TRY_AGAIN,
+    "Exit code of a run that a signal ended, with a checkpoint written.",
+    lower_bound=0,
+    upper_bound=255,
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", "", "Steps to trace into WORKDIR/profile: 5, or 100:110 for steps 100 to 109."
+)
+_CACHE = flags.DEFINE_string(
+    "compilation-cache", "", "Folder that keeps compiled programs for the next start."
+)
 
 
 def main() -> NoReturn:
@@ -32,6 +60,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         for flag in (_CONFIG, _WORKDIR):
             if not flag.value:
                 raise UserError(f"--{flag.name} is missing; see train.py --help")
+        for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
+            if flag.value is not None and not _DISTRIBUTED.value:
+                raise UserError(f"--{flag.name} belongs to --distributed, which is missing")
         if len(rest) > 1:
             raise UserError(f"what is {' '.join(rest[1:])}? Every argument is --name=value")
         _CONFIG.value.to_dict()  # a config file that could not be read says so only now
@@ -46,17 +77,38 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _run(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
+    from drkd_jax.training.compilation_cache import keep_programs
     from drkd_jax.training.loop import train
+    from drkd_jax.training.processes import connect
 
     try:
-        train(_CONFIG.value.to_dict(), str(_WORKDIR.value))
+        if _CACHE.value:
+            keep_programs(_CACHE.value)
+        if _DISTRIBUTED.value:
+            connect(
+                _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value
+            )
+        train(_CONFIG.value.to_dict(), str(_WORKDIR.value), profile=_PROFILE.value)
     except UserError as error:
         _fail(error, EXIT_USER)
     except NonFiniteError as error:
         _fail(error, EXIT_FAULT)
     except InterruptedRunError as error:
         print(error, file=sys.stderr)
-        raise SystemExit(EXIT_TRY_AGAIN) from None
+        raise SystemExit(_INTERRUPTED.value) from None
+    except Exception:
+        if _DISTRIBUTED.value:
+            traceback.print_exc()
+            _leave(EXIT_FAULT)
+        raise
+
+
+def _leave(code: int) -> None:
+    """One of several processes leaves at once, or all would wait for each other."""
+    if _DISTRIBUTED.value:
+        from drkd_jax.training.processes import leave
+
+        leave(code)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
@@ -64,4 +116,6 @@ def _fail(error: Exception, code: int) -> NoReturn:
     if not isinstance(error, (UserError, flags.Error)) and code == EXIT_USER:
         words = f"{type(error).__name__}: {words}"
     print(f"error: {words}", file=sys.stderr)
+    if flags.FLAGS.is_parsed():
+        _leave(code)
     raise SystemExit(code) from None

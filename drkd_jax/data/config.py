@@ -23,6 +23,7 @@ class PipelineConfig:
         num_workers: reading processes; 0 reads in this one.
         prefetch: batches read ahead.
         drop_empty: leave out training pictures without a box, or with a side under 32 pixels.
+        on_error: "stop" at a picture that cannot be read, or "skip" it; see ``skipped.py``.
     """
 
     batch_size: int
@@ -36,6 +37,7 @@ class PipelineConfig:
     num_workers: int = 0
     prefetch: int = 4
     drop_empty: bool = True
+    on_error: str = "stop"
 
     def __post_init__(self):
         for field in ("batch_size", "shorter", "longer", "max_boxes", "prefetch"):
@@ -44,6 +46,8 @@ class PipelineConfig:
         for field in ("num_threads", "num_workers", "seed"):
             if getattr(self, field) < 0:
                 raise UserError(f"{field} = {getattr(self, field)}: must not be negative")
+        if self.on_error not in ("stop", "skip"):
+            raise UserError(f'on_error = "{self.on_error}": wanted "stop" or "skip"')
         if not 0 <= self.flip <= 1:
             raise UserError(f"flip = {self.flip}: a probability lies between 0 and 1")
         if self.longer < self.shorter:

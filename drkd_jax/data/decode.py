@@ -13,6 +13,17 @@ cv2.setNumThreads(1)
 
 _STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
+# How the files begin that can be decoded, to tell a damaged picture from what is none.
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n": "PNG",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+
 
 def decode_picture(
     data: bytes, name: str, height: int | None = None, width: int | None = None
@@ -21,7 +32,8 @@ def decode_picture(
 
     The pixels are taken as stored, since boxes of COCO's files refer to those. Where the
     annotations state the size of the turned picture, the EXIF orientation is obeyed instead.
-    Grey, 16-bit, CMYK and RGBA pictures become 8-bit RGB; the alpha channel is dropped.
+    Grey, palette, 16-bit, CMYK and RGBA pictures become 8-bit RGB; the alpha channel is dropped.
+    Of an animated picture the first frame is taken.
 
     Args:
         data: the file's bytes.
@@ -30,11 +42,12 @@ def decode_picture(
         width: stated width in pixels.
 
     Raises:
-        UserError: the bytes are no picture, or of another size than stated.
+        UserError: there are no bytes, they are no picture, the picture is truncated or damaged,
+            or it is of another size than stated.
     """
     image = _decode(data, _STORED)
     if image is None:
-        raise UserError(f"{name}: cannot be decoded as a picture; replace the file or leave it out")
+        raise UserError(f"{name}: {_what_is_wrong(data)}; replace the file or leave it out")
     if height is not None and width is not None and image.shape[:2] != (height, width):
         turned = _decode(data, cv2.IMREAD_COLOR)
         if turned is None or turned.shape[:2] != (height, width):
@@ -44,6 +57,15 @@ def decode_picture(
             )
         image = turned
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _what_is_wrong(data: bytes) -> str:
+    if not data:
+        return "is empty (0 bytes)"
+    for beginning, kind in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return f"cannot be decoded: it begins as a {kind}, but is truncated or damaged"
+    return "cannot be decoded: it is no picture of a known kind"
 
 
 def _decode(data: bytes, flags: int) -> np.ndarray | None:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import grain
 import numpy as np
 from absl import flags
 
 from drkd_jax.data.config import PipelineConfig
+from drkd_jax.data.counts import Counter, Fits, fit_all
+from drkd_jax.data.counts import padding_share as share_of
 from drkd_jax.data.plan import BatchPlan
-from drkd_jax.data.reader import BatchReader
+from drkd_jax.data.reader import BatchReader, TimedReader
 from drkd_jax.data.records import Source
-from drkd_jax.data.transforms import fit
+from drkd_jax.data.skipped import SkipList
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
 
@@ -28,6 +31,7 @@ __all__ = [
     "boxes_left_out",
     "eval_batches",
     "kept_indices",
+    "padding_share",
     "steps_per_epoch",
     "train_loader",
 ]
@@ -63,13 +67,23 @@ def boxes_left_out(source: Source, config: PipelineConfig) -> int:
     return sum(max(0, count - config.max_boxes) for count in counts)
 
 
+def padding_share(source: Source, config: PipelineConfig) -> float:
+    """The share of the canvases' pixels that an epoch of training leaves uncovered."""
+    return share_of(_train_fits(source, config), config)
+
+
 def steps_per_epoch(source: Source, config: PipelineConfig) -> int:
     """Batches of one epoch of training; each canvas's last one may not be full."""
-    return _train_plan(source, config).steps_per_epoch
+    return _plan(_train_fits(source, config), config, shuffle=True).steps_per_epoch
 
 
 def train_loader(
-    source: Source, config: PipelineConfig, *, process_index: int = 0, process_count: int = 1
+    source: Source,
+    config: PipelineConfig,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    skipped: Path | None = None,
 ) -> TrainIterator:
     """Endless training batches of this host, epoch after epoch.
 
@@ -81,6 +95,7 @@ def train_loader(
         config: sizes, seed and reading; ``batch_size`` is global.
         process_index: this host.
         process_count: all hosts.
+        skipped: takes the list of skipped pictures; one host should keep it.
 
     Returns:
         A Grain iterator of ``Batch`` (NumPy arrays, ``batch_size / process_count`` rows) with
@@ -88,10 +103,11 @@ def train_loader(
 
     Raises:
         UserError: no picture is left, or the batch does not divide over the hosts. While
-            iterating: a picture cannot be read.
+            iterating: a picture cannot be read; where pictures are skipped, more than 1 %.
     """
-    plan = _train_plan(source, config)
-    left_out = boxes_left_out(source, config)
+    fits = _train_fits(source, config)
+    plan = _plan(fits, config, shuffle=True)
+    left_out = int(fits.left_out.sum())
     if left_out:
         _log.warning(
             "%s: %d boxes an epoch are left out of training, being past max_boxes = %d a picture",
@@ -100,7 +116,9 @@ def train_loader(
             config.max_boxes,
         )
     reader = BatchReader(source, config, plan, _host_rows(config, process_index, process_count))
-    return TrainIterator(reader, config)
+    return TrainIterator(
+        reader, Counter(fits, config), _skip_list(reader, len(fits.indices), skipped)
+    )
 
 
 class TrainIterator(grain.DatasetIterator[Batch]):
@@ -109,19 +127,35 @@ class TrainIterator(grain.DatasetIterator[Batch]):
     So a run may go on with other threads, workers or hosts than it was stopped with.
     """
 
-    def __init__(self, reader: BatchReader, config: PipelineConfig):
+    def __init__(self, reader: BatchReader, counter: Counter, skips: SkipList | None):
         super().__init__()
-        self._reader, self._config = reader, config
+        self._reader, self._counter, self._skips = reader, counter, skips
         self._next = 0
-        self._inner: grain.DatasetIterator[Batch] | None = None
+        self._inner: grain.DatasetIterator[tuple[Batch, float]] | None = None
 
     def __next__(self) -> Batch:
         self._assert_not_closed()
         if self._inner is None:
-            self._inner = iter(_dataset(self._reader, self._next, _FOREVER, self._config))
-        batch = next(self._inner)
+            self._inner = iter(_dataset(self._reader, self._next, _FOREVER))
+        batch, seconds = next(self._inner)
+        self._counter.add(self._reader.plan.batch(self._next), len(batch.index), seconds)
+        if self._skips is not None:
+            self._skips.add(self._reader.missing(self._next, batch))
         self._next += 1
         return batch
+
+    def counts(self) -> dict[str, float]:
+        """``padding``, ``boxes_past_max`` and ``loader_rate`` of the batches since the last call.
+
+        See ``Counter.take``. Where pictures are skipped also ``skipped``, their number so far.
+        """
+        counts = self._counter.take()
+        return counts | ({} if self._skips is None else {"skipped": float(self.num_skipped)})
+
+    @property
+    def num_skipped(self) -> int:
+        """Pictures that were skipped so far."""
+        return len(self._skips.reasons) if self._skips is not None else 0
 
     def get_state(self) -> dict[str, int]:
         """The number of the next batch, counted from the start of training."""
@@ -130,6 +164,7 @@ class TrainIterator(grain.DatasetIterator[Batch]):
     def set_state(self, state: dict[str, int]) -> None:
         """Goes on with batch ``state["next_batch"]``, forwards or back."""
         self._drop()
+        self._counter.reset()
         self._next = int(state["next_batch"])
 
     def close(self) -> None:
@@ -148,6 +183,9 @@ class EvalBatches:
 
     Pictures are neither shuffled, mirrored nor left out. Every host sees the same number of
     batches with the same canvases; the missing pictures of a canvas's last batch are not valid.
+
+    A skipped picture is not valid either, so nothing is found on it. It stays among
+    ``image_ids``: its boxes count as missed, and no score rises because a picture was skipped.
     """
 
     def __init__(
@@ -157,21 +195,30 @@ class EvalBatches:
         process_index: int,
         process_count: int,
         max_pictures: int,
+        skipped: Path | None,
     ):
-        self._config = config
         count = min(len(source), max_pictures) if max_pictures else len(source)
-        plan = _plan(source, config, np.arange(count), shuffle=False)
+        plan = _plan(fit_all(source, config, np.arange(count)), config, shuffle=False)
         self.num_pictures = count
         self.image_ids = tuple(source.meta(i).image_id for i in range(count))
         self._length = plan.steps_per_epoch
         rows = _host_rows(config, process_index, process_count)
         self._reader = BatchReader(source, config, plan, rows)
+        self._skips = _skip_list(self._reader, count, skipped)
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(_dataset(self._reader, 0, self._length, self._config))
+        for number, (batch, _) in enumerate(_dataset(self._reader, 0, self._length)):
+            if self._skips is not None:
+                self._skips.add(self._reader.missing(number, batch))
+            yield batch
+
+    @property
+    def num_skipped(self) -> int:
+        """Pictures that could not be read so far."""
+        return len(self._skips.reasons) if self._skips is not None else 0
 
 
 def eval_batches(
@@ -181,6 +228,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     max_pictures: int = 0,
+    skipped: Path | None = None,
 ) -> EvalBatches:
     """Batches for evaluation: each picture exactly once over all hosts.
 
@@ -191,40 +239,38 @@ def eval_batches(
         process_count: all hosts.
         max_pictures: only the first so many pictures; 0 for all. ``image_ids`` of the result
             tells ``evaluation.coco_numbers`` which ones were seen.
+        skipped: takes the list of skipped pictures; one host should keep it.
 
     Raises:
         UserError: the batch does not divide over the hosts. While iterating: a picture cannot
-            be read.
+            be read; where pictures are skipped, more than 1 %.
     """
-    return EvalBatches(source, config, process_index, process_count, max_pictures)
+    return EvalBatches(source, config, process_index, process_count, max_pictures, skipped)
 
 
-def _train_plan(source: Source, config: PipelineConfig) -> BatchPlan:
+def _train_fits(source: Source, config: PipelineConfig) -> Fits:
     kept = kept_indices(source, config)
     if not len(kept):
         raise UserError(
             f"{source.spec}: no picture is left to train on; all {len(source)} are without a box "
             f"or under {_SMALLEST_SIDE} pixels (drop_empty = {config.drop_empty})"
         )
-    return _plan(source, config, kept, shuffle=True)
+    return fit_all(source, config, kept)
 
 
-def _plan(source: Source, config: PipelineConfig, indices: np.ndarray, shuffle: bool) -> BatchPlan:
-    canvas_of = np.zeros(len(indices), np.int64)
-    known: dict[tuple[int, int], int] = {}
-    for at, index in enumerate(indices):
-        size = source.meta(int(index))[1:3]
-        if size not in known:
-            known[size], _ = fit(*size, config.shorter, config.longer, config.canvases)
-        canvas_of[at] = known[size]
+def _plan(fits: Fits, config: PipelineConfig, shuffle: bool) -> BatchPlan:
     return BatchPlan(
-        indices.astype(np.int64),
-        canvas_of,
+        fits.indices,
+        fits.canvas,
         config.batch_size,
         seed=config.seed,
         flip=config.flip if shuffle else 0.0,
         shuffle=shuffle,
     )
+
+
+def _skip_list(reader: BatchReader, total: int, path: Path | None) -> SkipList | None:
+    return SkipList(reader.source, total, path) if reader.config.on_error == "skip" else None
 
 
 def _host_rows(config: PipelineConfig, process_index: int, process_count: int) -> slice:
@@ -239,14 +285,13 @@ def _host_rows(config: PipelineConfig, process_index: int, process_count: int) -
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def _dataset(
-    reader: BatchReader, start: int, stop: int, config: PipelineConfig
-) -> grain.IterDataset:
-    """Batches start..stop-1, read ahead by threads and, where asked for, worker processes."""
+def _dataset(reader: BatchReader, start: int, stop: int) -> grain.IterDataset:
+    """Batches start..stop-1 with the seconds they took, read ahead by threads or by workers."""
+    config = reader.config
     options = grain.ReadOptions(
         num_threads=config.num_threads, prefetch_buffer_size=config.prefetch
     )
-    batches = grain.MapDataset.range(start, stop).map(reader).to_iter_dataset(options)
+    batches = grain.MapDataset.range(start, stop).map(TimedReader(reader)).to_iter_dataset(options)
     if not config.num_workers:
         return batches
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags

@@ -5,26 +5,41 @@ Letters: B pictures of a batch, H W canvas pixels, G padded ground truths.
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.plan import BatchPlan
 from drkd_jax.data.records import Source
 from drkd_jax.data.transforms import fit, place, scale_boxes
+from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
 
 
 class BatchReader:
-    """Batch number to ``Batch``: a pure function, picklable for worker processes."""
+    """Batch number to ``Batch``: a pure function, picklable for worker processes.
+
+    Args:
+        source: where pictures come from.
+        config: sizes, and what happens to a picture that cannot be read.
+        plan: which pictures make up a batch.
+        rows: this host's rows of it.
+    """
 
     def __init__(self, source: Source, config: PipelineConfig, plan: BatchPlan, rows: slice):
-        self._source, self._config, self._plan, self._rows = source, config, plan, rows
+        self.source, self.config, self.plan, self.rows = source, config, plan, rows
 
     def __call__(self, number: int) -> Batch:
-        """Reads, resizes and pads this host's pictures of a batch."""
-        config, planned = self._config, self._plan.batch(int(number))
+        """Reads, resizes and pads this host's pictures of a batch.
+
+        Raises:
+            UserError: a picture cannot be read. With ``on_error = "skip"`` its row becomes a
+                filling picture instead.
+        """
+        config, planned = self.config, self.plan.batch(int(number))
         height, width = config.canvases[planned.canvas]
-        indices, flip = planned.indices[self._rows], planned.flip[self._rows]
+        indices, flip = planned.indices[self.rows], planned.flip[self.rows]
         B, G = len(indices), config.max_boxes
         batch = Batch(
             images=np.zeros((B, height, width, 3), np.uint8),
@@ -38,11 +53,22 @@ class BatchReader:
             scale=np.ones((B, 2), np.float32),
         )
         for row in np.flatnonzero(batch.picture_valid):
-            self._fill(batch, int(row), int(indices[row]))
+            try:
+                self._fill(batch, int(row), int(indices[row]))
+            except UserError:
+                if config.on_error == "stop":
+                    raise
+                # The reader's owner sees what is missing, and keeps the list (`SkipList`).
+                batch.picture_valid[row], batch.index[row], batch.flip[row] = False, -1, False
         return batch
 
+    def missing(self, number: int, batch: Batch) -> np.ndarray:
+        """Positions in the source of the pictures that batch ``number`` should have and has not."""
+        indices = self.plan.batch(number).indices[self.rows]
+        return indices[(indices >= 0) & ~np.asarray(batch.picture_valid)]
+
     def _fill(self, batch: Batch, row: int, index: int) -> None:
-        config, record = self._config, self._source.record(index)
+        config, record = self.config, self.source.record(index)
         height, width = record.image.shape[:2]
         _, size = fit(height, width, config.shorter, config.longer, config.canvases)
         scale = np.array([size[1] / width, size[0] / height], np.float32)
@@ -53,3 +79,16 @@ class BatchReader:
         batch.boxes[row, :n] = scale_boxes(record.boxes[trained], scale, size)
         batch.labels[row, :n] = record.labels[trained]
         batch.valid[row, :n] = True
+
+
+class TimedReader:
+    """A reader that also tells how many seconds it took: ``(batch, seconds)``."""
+
+    def __init__(self, reader: BatchReader):
+        self._reader = reader
+
+    def __call__(self, number: int) -> tuple[Batch, float]:
+        """Reads batch ``number``."""
+        before = time.perf_counter()
+        batch = self._reader(number)
+        return batch, time.perf_counter() - before

@@ -15,12 +15,17 @@ __all__ = ["Category", "Meta", "Record", "Source", "open_source"]
 _FORMS = "shapes:N[:SEED], coco:IMAGES_DIR:INSTANCES_JSON or tfds:coco/2017:SPLIT[@DATA_DIR]"
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str, on_error: str = "stop") -> Source:
     """Opens a source by its name in a config.
 
     - ``shapes:N[:SEED]``: N pictures drawn by the program, the same for the same SEED (default 0).
     - ``coco:IMAGES_DIR:INSTANCES_JSON``: pictures of a folder, boxes of COCO's instances file.
     - ``tfds:coco/2017:SPLIT[@DATA_DIR]``: a prepared TensorFlow dataset, read without TensorFlow.
+
+    Args:
+        spec: one of these.
+        on_error: what happens to an entry of an instances file that has a fault; see
+            ``CocoSource``.
 
     Raises:
         UserError: another form, or what it names does not exist or is broken.
@@ -29,7 +34,7 @@ def open_source(spec: str) -> Source:
     if kind == "shapes":
         return _open_shapes(spec, rest)
     if kind == "coco":
-        return CocoSource(*_split_paths(spec, rest))
+        return CocoSource(*_split_paths(spec, rest), on_error)
     if kind == "tfds":
         name, _, where = rest.partition(":")
         split, _, data_dir = where.partition("@")

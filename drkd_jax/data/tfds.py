@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from drkd_jax.data.coco import load_json, parse_instances
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.data.decode import decode_picture, stored_size
+from drkd_jax.data.instances import load_json, parse_instances
 from drkd_jax.data.records import Category, Meta, Record
 from drkd_jax.data.table import AnnotationTable
 from drkd_jax.errors import UserError

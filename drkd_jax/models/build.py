@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from drkd_jax.errors import UserError
+from drkd_jax.models.cascade_rcnn import CascadeRCNN
+from drkd_jax.models.conventions import LIBRARY_SETTINGS
 from drkd_jax.models.detector import Detector
 from drkd_jax.models.faster_rcnn import FasterRCNN
 from drkd_jax.models.retinanet import RetinaNet
 from drkd_jax.models.settings import (
+    CascadeRCNNSettings,
     FasterRCNNSettings,
     PyramidSettings,
     RetinaNetSettings,
@@ -24,6 +27,7 @@ DETECTORS: Mapping[str, tuple[type[Detector], PyramidSettings]] = MappingProxyTy
     {
         "retinanet": (RetinaNet, RetinaNetSettings()),
         "faster_rcnn": (FasterRCNN, FasterRCNNSettings()),
+        "cascade_rcnn": (CascadeRCNN, CascadeRCNNSettings()),
     }
 )
 
@@ -37,7 +41,8 @@ def build_detector(
 
     Args:
         settings: plain nested values; ``detector`` names the class, every other key is one of its
-            settings dataclass (`drkd_jax.models.settings`), which holds the defaults.
+            settings dataclass (`drkd_jax.models.settings`), which holds the defaults; some are
+            other ones in another library's ``convention`` (`conventions.LIBRARY_SETTINGS`).
         num_classes: classes without the background.
         rngs: where the initial values come from.
         dtype: of the computation; parameters are float32.
@@ -52,7 +57,9 @@ def build_detector(
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; a detector needs at least one class")
     make, default = DETECTORS[name]
-    return make(from_dict(default, values), num_classes, rngs=rngs, dtype=jnp.dtype(dtype))
+    own = LIBRARY_SETTINGS.get((str(values.get("convention")), name), {})
+    filled = from_dict(from_dict(default, own), values)
+    return make(filled, num_classes, rngs=rngs, dtype=jnp.dtype(dtype))
 
 
 def abstract_detector(

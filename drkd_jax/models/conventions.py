@@ -1,7 +1,8 @@
-"""The numbers by which two detection libraries differ, in one frozen table.
+"""The numbers by which detection libraries differ, in one frozen table.
 
 Only what a *library* fixes is here. What a user sizes (channels, thresholds of the final NMS,
-numbers of proposals) is in `settings`.
+numbers of proposals) is in `settings`; where a library has its own size for such a thing,
+`LIBRARY_SETTINGS` holds it as a default. docs/conventions.md says where each field is used.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from drkd_jax.errors import UserError
+
+#: A `min side` that every box with both width and height has, and no other: the least float32.
+ANY_SIDE = 2.0**-126
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +28,38 @@ class Matching:
         negative: negative below this overlap.
         low_quality: the best anchors of a ground truth are positive too, if their overlap is at
             least this; None switches it off.
+        overwrite: whether such an anchor then belongs to the ground truth that claims it, the
+            later one of several; otherwise to the one that it overlaps best.
     """
 
     positive: float
     negative: float
     low_quality: float | None
+    overwrite: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """From a decoded picture to what a network of this library was trained on.
+
+    Attributes:
+        mean: subtracted from the channels, 0..255, in the order of ``channels``.
+        std: divided by, after that.
+        channels: order in which the network reads the colours.
+        rounding: of a side after scaling: "nearest" (halves up) or "floor".
+        resized: what is interpolated, without antialiasing: the "bytes" of the picture, or
+            "floats" that are normalised already and are not rounded again.
+    """
+
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    channels: Literal["rgb", "bgr"] = "rgb"
+    rounding: Literal["nearest", "floor"] = "nearest"
+    resized: Literal["bytes", "floats"] = "bytes"
+
+
+#: mmdetection's backbones of Caffe's age (``caffe`` in a checkpoint's name).
+CAFFE_PIXELS = Pixels(mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), channels="bgr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,51 +67,131 @@ class Conventions:
     """One library's choices. The defaults are mmdetection 3.3.0's.
 
     Attributes:
-        padding: pictures are padded to a multiple of this; anchors whose grid cell begins past a
-            picture's own padding take no part in training (they still give proposals).
+        padding: pictures are padded to a multiple of this.
+        train_padding: whether anchors whose grid cell begins past a picture's own padding take
+            part in training; otherwise they only give proposals.
+        whole_anchor_sides: whether the side of each anchor is cut to whole pixels before the
+            ratios are applied.
         round_anchors: whether base anchors are rounded to whole pixels.
+        steps_by_map: whether cells are ``canvas side // map side`` apart, along y and x for
+            itself; otherwise by the level's stride. They differ where a map's side is rounded up.
+        background_first: whether the background is the first logit of a region's classes (and
+            then has deltas too, which nothing uses) or the last one (without).
         max_log: limit of the decoded ``dw`` and ``dh``.
         clamp_below: whether the lower side of ``dw`` and ``dh`` is limited too.
-        drop_empty: whether boxes without width or height are dropped before NMS.
+        proposal_min_side: proposals with a shorter side are dropped before NMS; None: none are.
+        dense_min_side: the same for RetinaNet's boxes.
+        roi_min_side: the same for the second stage's boxes.
         rpn: matching of the RPN's anchors.
         dense: matching of RetinaNet's anchors.
         roi: matching of the regions.
         rpn_stds: standard deviations of the RPN's and RetinaNet's deltas (x, y, w, h).
         roi_stds: standard deviations of the second stage's deltas.
+        rpn_beta: where the RPN's box loss turns from a parabola to a line; 0: L1.
+        dense_beta: the same for RetinaNet.
+        roi_beta: the same for the second stage.
+        rpn_least: a picture's positives, and its negatives, count as at least so many in the
+            RPN's normaliser.
+        dense_mean: RetinaNet's losses are sums over all anchors divided by all positives
+            ("batch"), or the mean over pictures of that of each one ("picture"). A picture without
+            positives counts as one.
+        dense_candidates: what enters RetinaNet's NMS from a level: the best "pairs" of anchor and
+            class, or all classes of the best "anchors", by their best class.
         roi_max_level: coarsest level that the second stage's regions are cut from.
         roi_size: bins a side of a region.
-        roi_sampling: samples a bin and axis.
+        roi_sampling: samples a bin and axis; 0: as many as a bin has pixels (adaptive).
         roi_aligned: whether pixel centres are at half pixels in RoIAlign.
         region_level_rule: the rule by which a region finds its level, see `ops.roi_align`.
+        train_norms: whether the scale and bias of a "frozen_bn" are trained; its statistics never
+            are.
         focal_gamma: focusing parameter of the focal loss.
         focal_alpha: weight of the positives in the focal loss.
         class_prior: probability that a dense classifier starts with.
+        pixels: what the library's own weights expect to see.
 
     Source: open-mmlab/mmdetection v3.3.0, configs/_base_/models/faster-rcnn_r50_fpn.py and
-    retinanet_r50_fpn.py.
+    retinanet_r50_fpn.py; pytorch/vision v0.14.1, torchvision/models/detection.
     """
 
     padding: int = 32
+    train_padding: bool = False
+    whole_anchor_sides: bool = False
     round_anchors: bool = False
+    steps_by_map: bool = False
+    background_first: bool = False
     max_log: float = math.log(1000 / 16)
     clamp_below: bool = True
-    drop_empty: bool = True
+    proposal_min_side: float | None = ANY_SIDE
+    dense_min_side: float | None = ANY_SIDE
+    roi_min_side: float | None = None
     rpn: Matching = Matching(0.7, 0.3, 0.3)
     dense: Matching = Matching(0.5, 0.4, 0.0)
     roi: Matching = Matching(0.5, 0.5, None)
     rpn_stds: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     roi_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    rpn_beta: float = 0.0
+    dense_beta: float = 0.0
+    roi_beta: float = 0.0
+    rpn_least: int = 1
+    dense_mean: Literal["batch", "picture"] = "batch"
+    dense_candidates: Literal["pairs", "anchors"] = "pairs"
     roi_max_level: int = 5
     roi_size: int = 7
-    roi_sampling: int = 2
+    roi_sampling: int = 0
     roi_aligned: bool = True
     region_level_rule: Literal["mmdet", "torchvision"] = "mmdet"
+    train_norms: bool = True
     focal_gamma: float = 2.0
     focal_alpha: float = 0.25
     class_prior: float = 0.01
+    pixels: Pixels = Pixels()
 
 
-CONVENTIONS: Mapping[str, Conventions] = MappingProxyType({"mmdet": Conventions()})
+MMDET = Conventions()
+
+# The release that the paper's authors built on.
+MMDET_2_3 = dataclasses.replace(
+    MMDET, proposal_min_side=None, dense_min_side=None, dense_candidates="anchors"
+)
+
+TORCHVISION = Conventions(
+    train_padding=True,
+    whole_anchor_sides=True,
+    round_anchors=True,
+    steps_by_map=True,
+    background_first=True,
+    clamp_below=False,
+    proposal_min_side=1e-3,
+    dense_min_side=None,
+    roi_min_side=1e-2,
+    rpn=Matching(0.7, 0.3, 0.0, overwrite=False),
+    dense=Matching(0.5, 0.4, 0.0, overwrite=False),
+    rpn_beta=1 / 9,
+    roi_beta=1 / 9,
+    rpn_least=0,
+    dense_mean="picture",
+    roi_sampling=2,
+    roi_aligned=False,
+    region_level_rule="torchvision",
+    train_norms=False,
+    pixels=Pixels(rounding="floor", resized="floats"),
+)
+
+CONVENTIONS: Mapping[str, Conventions] = MappingProxyType(
+    {"mmdet": MMDET, "mmdet-2.3": MMDET_2_3, "torchvision": TORCHVISION}
+)
+
+#: Sizes that a library has different from the defaults in `settings`, by convention and detector.
+LIBRARY_SETTINGS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
+    {
+        ("torchvision", "faster_rcnn"): {"proposals": {"max_out": 2000}},
+        ("torchvision", "retinanet"): {
+            "extra": "conv_p5",
+            "extra_relu": True,
+            "test": {"max_out": 300},
+        },
+    }
+)
 
 
 def conventions(name: str) -> Conventions:

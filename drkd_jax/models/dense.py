@@ -20,6 +20,8 @@ from drkd_jax.models.settings import AnchorSettings
 from drkd_jax.ops.matching import match
 from drkd_jax.types import Array, Features, Targets
 
+EXACT = 32  # the coarsest stride that divides every canvas
+
 
 class Assigned(NamedTuple):
     """What each anchor of each picture is to learn."""
@@ -41,21 +43,27 @@ def level_anchors(
         settings: sizes and ratios.
         strides: pixels a cell of each level.
         shapes: rows and columns of each level's map.
-        convention: whether to round.
+        convention: whether to round, and how far cells are apart.
 
     Returns:
         One array a level; boxes in pixels, by row, column, ratio, size.
     """
-    return tuple(
-        anchor_ops.grid(
-            anchor_ops.base_anchors(
-                stride, settings.ratios, settings.scales, rounded=convention.round_anchors
-            ),
-            shape,
-            stride,
+    levels = []
+    for stride, shape in zip(strides, shapes, strict=True):
+        size: int = stride
+        scales: tuple[float, ...] = settings.scales
+        if convention.whole_anchor_sides:
+            size, scales = 1, tuple(float(int(stride * scale)) for scale in settings.scales)
+        base = anchor_ops.base_anchors(
+            size, settings.ratios, scales, rounded=convention.round_anchors
         )
-        for stride, shape in zip(strides, shapes, strict=True)
-    )
+        step: int | tuple[int, int] = stride
+        if convention.steps_by_map:
+            # The canvas is a multiple of the stride of P5, which every pyramid has.
+            height, width = (n * EXACT for n in shapes[list(strides).index(EXACT)])
+            step = height // shape[0], width // shape[1]
+        levels.append(anchor_ops.grid(base, shape, step))
+    return tuple(levels)
 
 
 def assign(
@@ -63,18 +71,21 @@ def assign(
 ) -> Assigned:
     """Match the anchors with the ground truths of every picture.
 
-    An anchor whose cell lies past the picture's own padding is neither positive nor negative, and
-    so is every anchor of a picture that is not valid.
+    Every anchor of a picture that is not valid is neither positive nor negative, and so is, where
+    the convention says so, an anchor whose cell lies past the picture's own padding.
 
     Args:
         anchors: anchors of all levels.
         targets: sizes, boxes and flags of the batch.
         matching: overlaps to match by.
-        convention: the padding that counts.
+        convention: the padding, and whether anchors in the rest of the canvas count.
     """
-    multiple = convention.padding
-    padded = -(-jnp.asarray(targets.sizes) // multiple) * multiple
-    eligible = anchor_ops.inside(anchors, padded) & targets.picture_valid[:, None]
+    valid = jnp.asarray(targets.picture_valid)[:, None]
+    eligible = jnp.broadcast_to(valid, (valid.shape[0], anchors.shape[0]))
+    if not convention.train_padding:
+        multiple = convention.padding
+        padded = -(-jnp.asarray(targets.sizes) // multiple) * multiple
+        eligible &= anchor_ops.inside(anchors, padded)
 
     def one(boxes: Array, valid: Array, eligible: Array) -> Assigned:
         found = match(
@@ -84,6 +95,7 @@ def assign(
             matching.negative,
             matching.low_quality,
             eligible,
+            matching.overwrite,
         )
         return Assigned(found.index, found.positive, found.negative)
 
@@ -100,6 +112,8 @@ def take_rows(values: Float[Array, "B N D"], rows: Int[Array, "B M"]) -> Float[A
     return jnp.take_along_axis(jnp.asarray(values), rows[..., None], axis=1)
 
 
-def sizable(boxes: Float[Array, "B N 4"]) -> Bool[Array, "B N"]:
-    """Whether a box has both width and height."""
-    return jnp.all(boxes[..., 2:] > boxes[..., :2], axis=-1)
+def sizable(boxes: Float[Array, "B N 4"], min_side: float | None) -> Bool[Array, "B N"]:
+    """Whether both sides of a box are at least so long, in pixels; None: every box is."""
+    if min_side is None:
+        return jnp.ones(boxes.shape[:-1], bool)
+    return jnp.all(boxes[..., 2:] - boxes[..., :2] >= min_side, axis=-1)

@@ -8,24 +8,25 @@ from __future__ import annotations
 import abc
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
-from drkd_jax.models.conventions import conventions
-from drkd_jax.models.fpn import FPN
-from drkd_jax.models.resnet import ResNet
+from drkd_jax.errors import UserError
+from drkd_jax.models.feature_extractor import FeatureExtractor
 from drkd_jax.models.settings import PyramidSettings
-from drkd_jax.types import Array, Detections, Features, FeatureSpec, Targets
+from drkd_jax.types import Array, Detections, Features, Targets
 
 _is_param = nnx.filterlib.OfType(nnx.Param)
 
 
-class Detector(nnx.Module, abc.ABC):
+class Detector(FeatureExtractor, abc.ABC):
     """A ResNet, a feature pyramid, and a head that subclasses add.
 
     Attributes:
         spec: the pyramid's channels, strides and kinds of levels.
-        num_classes: classes without the background.
+        num_classes: classes of the data, without the background.
+        head_classes: classes of the head, without the background.
         stride: sides of a canvas must be multiples of this.
     """
 
@@ -37,38 +38,15 @@ class Detector(nnx.Module, abc.ABC):
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
     ):
-        self.settings = settings
+        super().__init__(settings, rngs=rngs, dtype=dtype)
         self.num_classes = num_classes
-        self.dtype = dtype
-        self.convention = conventions(settings.convention)
-        self.stride = self.convention.padding
-        self.backbone = ResNet(settings.backbone, rngs=rngs, dtype=dtype)
-        self.neck = FPN(self.backbone.channels, settings, rngs=rngs, dtype=dtype)
-
-    @property
-    def spec(self) -> FeatureSpec:
-        """The pyramid's channels, strides and kinds of levels."""
-        return self.neck.spec
-
-    def features(
-        self,
-        images: Float[Array, "B H W 3"],
-        picture_valid: Bool[Array, "B"] | None = None,
-    ) -> Features:
-        """Compute the pyramid.
-
-        Args:
-            images: normalised pictures, zeros in the padding.
-            picture_valid: the pictures that count in batch statistics, in training. None, in
-                evaluation, uses running statistics. Only ``norm="bn"`` heeds it; it then
-                updates its ``nnx.BatchStat`` variables.
-
-        Returns:
-            Maps of the compute dtype, finest level first.
-        """
-        mask = None if picture_valid is None else jnp.asarray(picture_valid)
-        maps = self.backbone(jnp.asarray(images, self.dtype), mask)
-        return Features(self.neck(maps), self.spec)
+        self.head_classes = settings.head_classes or num_classes
+        self.class_ids = settings.class_ids or tuple(range(num_classes))
+        if len(self.class_ids) != num_classes or max(self.class_ids) >= self.head_classes:
+            raise UserError(
+                f"class_ids must name one of {self.head_classes} head_classes for each of the "
+                f"data's {num_classes} classes"
+            )
 
     @abc.abstractmethod
     def losses(
@@ -91,8 +69,34 @@ class Detector(nnx.Module, abc.ABC):
             sizes: height and width of each picture on the canvas, pixels.
         """
 
+    def to_head(self, targets: Targets) -> Targets:
+        """Targets with the head's numbers for the classes."""
+        return targets._replace(labels=jnp.asarray(self.class_ids, jnp.int32)[targets.labels])
+
+    def from_head(self, found: Detections) -> Detections:
+        """Detections with the data's numbers for the classes, without classes it has not."""
+        of_head = np.full(self.head_classes, -1, np.int32)
+        of_head[list(self.class_ids)] = np.arange(self.num_classes)
+        labels = jnp.asarray(of_head)[found.labels]
+        valid = found.valid & (labels >= 0)
+        order = jnp.argsort(~valid, axis=1, stable=True)
+        return Detections(
+            jnp.take_along_axis(found.boxes, order[..., None], axis=1),
+            jnp.take_along_axis(jnp.where(valid, found.scores, 0.0), order, axis=1),
+            jnp.take_along_axis(jnp.maximum(labels, 0), order, axis=1),
+            jnp.take_along_axis(valid, order, axis=1),
+        )
+
     def is_trained(self, path: tuple[str | int, ...], variable: object) -> bool:
-        """Whether a variable is a parameter outside the frozen stages; a filter for nnx.split."""
+        """Whether a variable is a parameter outside the frozen stages; a filter for nnx.split.
+
+        Where the convention does not train the norms of pretrained weights, they are none either.
+        """
         if not _is_param(path, variable):
             return False
-        return path[0] != "backbone" or not self.backbone.is_frozen(tuple(path[1:]))
+        if path[0] != "backbone":
+            return True
+        kept = self.settings.backbone.norm == "frozen_bn" and not self.convention.train_norms
+        if kept and any("norm" in str(part) for part in path):
+            return False
+        return not self.backbone.is_frozen(tuple(path[1:]))

@@ -11,11 +11,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int, Key
 
-from drkd_jax.models.dense import assign, device_maps, level_anchors
+from drkd_jax.models.dense import Assigned, assign, device_maps, level_anchors
 from drkd_jax.models.detector import Detector
-from drkd_jax.models.roi_head import RoIHead, roi_detections, roi_losses, sample_regions
-from drkd_jax.models.rpn import RPNHead, propose, rpn_losses
+from drkd_jax.models.roi_head import (
+    Regions,
+    RoIHead,
+    roi_detections,
+    roi_losses,
+    sample_regions,
+)
+from drkd_jax.models.rpn import RPNHead, propose, rpn_losses, sample_anchors
 from drkd_jax.models.settings import FasterRCNNSettings
+from drkd_jax.ops.sampling import Sampled
 from drkd_jax.types import Array, Detections, Features, Targets
 
 
@@ -38,28 +45,19 @@ class FasterRCNN(Detector):
     ):
         super().__init__(settings, num_classes, rngs=rngs, dtype=dtype)
         self.rpn = RPNHead(settings, rngs=rngs, dtype=dtype)
-        self.roi = RoIHead(settings, num_classes, self.convention, rngs=rngs, dtype=dtype)
+        self.roi = RoIHead(settings, self.head_classes, self.convention, rngs=rngs, dtype=dtype)
 
     def losses(
         self, features: Features, targets: Targets, keys: Key[Array, "B"]
     ) -> dict[str, Float[Array, ""]]:
         """``rpn_cls_loss``, ``rpn_box_loss``, ``roi_cls_loss``, ``roi_box_loss``."""
         rule, settings = self.convention, self.settings
+        targets = self.to_head(targets)
         two = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
-        logits, deltas = self.rpn(device_maps(features))
+        logits, deltas = outputs = self.rpn(device_maps(features))
         levels = self._anchors(features)
-        anchors = np.concatenate(levels)
-        assigned = assign(anchors, targets, rule.rpn, rule)
-        first = rpn_losses(
-            jnp.concatenate(logits, axis=1),
-            jnp.concatenate(deltas, axis=1),
-            anchors,
-            assigned,
-            targets,
-            two[:, 0],
-            settings.sampler,
-            rule,
-        )
+        assigned = assign(np.concatenate(levels), targets, rule.rpn, rule)
+        chosen = sample_anchors(assigned, two[:, 0], settings.sampler)
         proposals = propose(
             logits,
             deltas,
@@ -71,8 +69,33 @@ class FasterRCNN(Detector):
             convention=rule,
         )
         regions = sample_regions(
-            proposals, targets, two[:, 1], self.num_classes, settings.sampler, rule
+            proposals, targets, two[:, 1], self.head_classes, settings.sampler, rule
         )
+        return self.losses_at(features, targets, outputs, assigned, chosen, regions)
+
+    def losses_at(
+        self,
+        features: Features,
+        targets: Targets,
+        outputs: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]],
+        assigned: Assigned,
+        chosen: Sampled,
+        regions: Regions,
+    ) -> dict[str, Float[Array, ""]]:
+        """The losses once everything is drawn.
+
+        Args:
+            features: of this detector.
+            targets: with the head's numbers for the classes.
+            outputs: logits and deltas of the RPN.
+            assigned: what each anchor is to learn.
+            chosen: the anchors that count.
+            regions: the regions that count.
+        """
+        rule = self.convention
+        logits, deltas = (jnp.concatenate(x, axis=1) for x in outputs)
+        anchors = np.concatenate(self._anchors(features))
+        first = rpn_losses(logits, deltas, anchors, assigned, chosen, targets, rule)
         classes, boxes = self.roi(device_maps(features), self.spec, regions.boxes)
         return first | roi_losses(classes, boxes, regions, rule)
 
@@ -91,7 +114,9 @@ class FasterRCNN(Detector):
             convention=rule,
         )
         classes, boxes = self.roi(device_maps(features), self.spec, proposals.boxes)
-        return roi_detections(classes, boxes, proposals, sizes, settings.test, rule)
+        probability = jax.nn.softmax(classes, axis=-1)
+        found = roi_detections(probability, boxes, proposals, sizes, settings.test, rule)
+        return self.from_head(found)
 
     def _anchors(self, features: Features) -> tuple[Float[np.ndarray, "_A 4"], ...]:
         shapes = [(m.shape[1], m.shape[2]) for m in features.maps]

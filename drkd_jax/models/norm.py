@@ -7,15 +7,14 @@ Sums run in float32 whatever the compute dtype; the result has the input's dtype
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float
 
+from drkd_jax.errors import UserError
 from drkd_jax.models.initializers import filled
+from drkd_jax.models.settings import BackboneSettings
 
 EPSILON = 1e-5
 
@@ -30,7 +29,8 @@ class FrozenBatchNorm(nnx.Module):
     Source: open-mmlab/mmdetection, ``norm_eval=True`` with ``requires_grad=True``.
     """
 
-    def __init__(self, channels: int, *, zero_scale: bool = False):
+    def __init__(self, channels: int, *, zero_scale: bool = False, eps: float = EPSILON):
+        self.eps = eps
         self.scale = nnx.Param(filled(channels, 0.0 if zero_scale else 1.0))
         self.bias = nnx.Param(filled(channels, 0.0))
         self.mean = Statistic(filled(channels, 0.0))
@@ -40,19 +40,32 @@ class FrozenBatchNorm(nnx.Module):
         self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
         """Normalise; ``picture_valid`` changes nothing here."""
-        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
         return _affine(x, factor, self.bias[...] - self.mean[...] * factor)
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over the valid pictures of the global batch.
+    """Batch normalisation over the valid pictures of the global batch, or of fixed groups.
 
     With ``picture_valid`` given (training) the batch's own statistics are used and the running
     ones are updated; with None (evaluation) the running ones are used. Under ``jit`` over a
-    sharded batch the sums are global, so the device count changes nothing.
+    sharded batch the sums are global, so the device count changes nothing. With ``group`` n,
+    pictures 0..n-1 of the global batch share statistics, n..2n-1 the next ones, and so on: as if
+    every n pictures had a device of their own, on any number of devices. The running statistics
+    then take the mean over the groups that hold a valid picture.
     """
 
-    def __init__(self, channels: int, *, zero_scale: bool = False, momentum: float = 0.9):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        zero_scale: bool = False,
+        eps: float = EPSILON,
+        group: int = 0,
+        momentum: float = 0.9,
+    ):
+        self.eps = eps
+        self.group = group
         self.scale = nnx.Param(filled(channels, 0.0 if zero_scale else 1.0))
         self.bias = nnx.Param(filled(channels, 0.0))
         self.mean = nnx.BatchStat(filled(channels, 0.0))
@@ -62,20 +75,37 @@ class BatchNorm(nnx.Module):
     def __call__(
         self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
-        """Normalise by the batch (``picture_valid`` given) or by the running statistics."""
-        mean, var = self.mean[...], self.var[...]
-        if picture_valid is not None:
-            wide = x.astype(jnp.float32)
-            weight = picture_valid.astype(jnp.float32)[:, None, None, None]
-            count = jnp.maximum(weight.sum() * (x.shape[1] * x.shape[2]), 1.0)
-            mean = jnp.sum(wide * weight, axis=(0, 1, 2)) / count
-            var = jnp.sum(jnp.square(wide - mean) * weight, axis=(0, 1, 2)) / count
-            keep = self.momentum
-            unbiased = var * count / jnp.maximum(count - 1, 1)
-            self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
-            self.var[...] = keep * self.var[...] + (1 - keep) * jax.lax.stop_gradient(unbiased)
-        factor = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
-        return _affine(x, factor, self.bias[...] - mean * factor)
+        """Normalise by the batch (``picture_valid`` given) or by the running statistics.
+
+        Raises:
+            UserError: the groups do not divide the batch.
+        """
+        if picture_valid is None:
+            factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
+            return _affine(x, factor, self.bias[...] - self.mean[...] * factor)
+        B, h, w, C = x.shape
+        size = self.group or B
+        if B % size:
+            raise UserError(
+                f"backbone.norm_batch is {size}, which does not divide the batch of {B} pictures"
+            )
+        wide = x.astype(jnp.float32).reshape(B // size, size, h, w, C)
+        weight = picture_valid.astype(jnp.float32).reshape(B // size, size, 1, 1, 1)
+        pixels = weight.sum(axis=(1, 2, 3, 4), keepdims=True) * (h * w)
+        count = jnp.maximum(pixels, 1.0)
+        mean = jnp.sum(wide * weight, axis=(1, 2, 3), keepdims=True) / count
+        var = jnp.sum(jnp.square(wide - mean) * weight, axis=(1, 2, 3), keepdims=True) / count
+        self._remember(mean, var * count / jnp.maximum(count - 1, 1), pixels > 0)
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        out = wide * factor + (self.bias[...] - mean * factor)
+        return out.reshape(x.shape).astype(x.dtype)
+
+    def _remember(self, mean: jax.Array, var: jax.Array, used: jax.Array) -> None:
+        """Move the running statistics towards the mean of those of the groups in use."""
+        keep, num_used = self.momentum, jnp.maximum(used.sum(), 1)
+        for running, now in ((self.mean, mean), (self.var, var)):
+            seen = jnp.where(used, now, 0.0).sum(axis=(0, 1, 2, 3)) / num_used
+            running[...] = keep * running[...] + (1 - keep) * jax.lax.stop_gradient(seen)
 
 
 class GroupNorm(nnx.Module):
@@ -119,7 +149,27 @@ def _affine(
     return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
 
 
-Norm = FrozenBatchNorm | BatchNorm | GroupNorm
-NORM_CLASSES: Mapping[str, type[FrozenBatchNorm] | type[BatchNorm] | type[GroupNorm]] = (
-    MappingProxyType({"frozen_bn": FrozenBatchNorm, "bn": BatchNorm, "gn": GroupNorm})
-)
+class NoNorm(nnx.Module):
+    """Nothing: the norm lies in the convolution before it (`models.folding`)."""
+
+    def __call__(
+        self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
+    ) -> Float[jax.Array, "B h w C"]:
+        """The input."""
+        return x
+
+
+Norm = FrozenBatchNorm | BatchNorm | GroupNorm | NoNorm
+
+
+def make_norm(settings: BackboneSettings, channels: int, *, zero_scale: bool = False) -> Norm:
+    """The norm that the settings name, for a map of so many channels."""
+    if settings.norm == "frozen_bn":
+        return FrozenBatchNorm(channels, zero_scale=zero_scale, eps=settings.eps)
+    if settings.norm == "bn":
+        return BatchNorm(
+            channels, zero_scale=zero_scale, eps=settings.eps, group=settings.norm_batch
+        )
+    if settings.norm == "gn":
+        return GroupNorm(channels, zero_scale=zero_scale)
+    return NoNorm()

@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt, with the stride in the 3x3 convolution.
+"""ResNet and ResNeXt, with the stride in the 3x3 convolution, which may be deformable.
 
 Letters: B pictures, H W pixels, h w C one feature map.
 """
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from drkd_jax.models.initializers import Initializer, constant, kaiming_normal
-from drkd_jax.models.norm import NORM_CLASSES, Norm
+from drkd_jax.models.initializers import Initializer, constant, filled, kaiming_normal
+from drkd_jax.models.norm import make_norm
 from drkd_jax.models.settings import BackboneSettings
+from drkd_jax.ops.deform_conv import deform_conv
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -53,12 +54,63 @@ def conv(
     )
 
 
+class DeformConv(nnx.Module):
+    """A 3x3 deformable convolution and the plain one that says where its taps read.
+
+    The offsets start at 0, so that a fresh layer is the plain convolution (with half its weight in
+    version 2, whose factors start at a half).
+
+    Source: open-mmlab/mmcv ``mmcv/ops/deform_conv.py`` and ``modulated_deform_conv.py``: version 2
+    predicts 18 offsets, then 9 factors before their sigmoid.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        modulated: bool = False,
+    ):
+        shape = (3, 3, inputs // groups, outputs)
+        self.kernel = nnx.Param(kaiming_normal()(rngs.params(), shape))
+        self.bias = nnx.Param(filled(outputs, 0.0)) if bias else None
+        self.offset = conv(
+            inputs,
+            27 if modulated else 18,
+            3,
+            stride=stride,
+            bias=True,
+            kernel_init=constant(0.0),
+            rngs=rngs,
+            dtype=dtype,
+        )
+        self.stride = stride
+        self.modulated = modulated
+        self.dtype = dtype
+
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B p q D"]:
+        """Move the taps by what the plain convolution says, then convolve."""
+        moves = self.offset(x)
+        factors = jax.nn.sigmoid(moves[..., 18:]) if self.modulated else None
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        out = deform_conv(x, kernel, moves[..., :18], factors, stride=self.stride)
+        return out if self.bias is None else out + self.bias[...].astype(self.dtype)
+
+
 class Stem(nnx.Module):
     """7x7 convolution of stride 2, norm, ReLU, 3x3 max pool of stride 2."""
 
-    def __init__(self, width: int, norm: type[Norm], *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        self.conv = conv(3, width, 7, stride=2, rngs=rngs, dtype=dtype)
-        self.norm = norm(width)
+    def __init__(self, settings: BackboneSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        width = settings.width
+        self.conv = conv(
+            3, width, 7, stride=2, bias=settings.norm == "folded", rngs=rngs, dtype=dtype
+        )
+        self.norm = make_norm(settings, width)
 
     def __call__(
         self, images: Float[jax.Array, "B H W 3"], picture_valid: Bool[jax.Array, "B"] | None
@@ -81,10 +133,10 @@ class Block(nnx.Module):
         stride: int,
         settings: BackboneSettings,
         *,
+        deformable: bool,
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
     ):
-        norm = NORM_CLASSES[settings.norm]
         bottleneck = settings.depth >= 50
         if bottleneck:
             inner = planes
@@ -96,18 +148,30 @@ class Block(nnx.Module):
         else:
             outputs = planes
             shapes = [(inputs, planes, 3, stride, 1), (planes, planes, 3, 1, 1)]
-        self.convs = nnx.List(
-            conv(a, b, size, stride=s, groups=g, rngs=rngs, dtype=dtype)
-            for a, b, size, s, g in shapes
-        )
+        bias = settings.norm == "folded"
+
+        def layer(a: int, b: int, size: int, stride: int, groups: int) -> nnx.Conv | DeformConv:
+            if size == 3 and deformable:
+                return DeformConv(
+                    a,
+                    b,
+                    stride=stride,
+                    groups=groups,
+                    bias=bias,
+                    modulated=settings.dcn == "v2",
+                    rngs=rngs,
+                    dtype=dtype,
+                )
+            return conv(a, b, size, stride=stride, groups=groups, bias=bias, rngs=rngs, dtype=dtype)
+
+        self.convs = nnx.List(layer(*shape) for shape in shapes)
         self.norms = nnx.List(
-            norm(shape[1], zero_scale=i == len(shapes) - 1) for i, shape in enumerate(shapes)
+            make_norm(settings, shape[1], zero_scale=i == len(shapes) - 1)
+            for i, shape in enumerate(shapes)
         )
         projects = stride != 1 or inputs != outputs
-        self.shortcut = (
-            conv(inputs, outputs, 1, stride=stride, rngs=rngs, dtype=dtype) if projects else None
-        )
-        self.shortcut_norm = norm(outputs) if projects else None
+        self.shortcut = layer(inputs, outputs, 1, stride, 1) if projects else None
+        self.shortcut_norm = make_norm(settings, outputs) if projects else None
 
     def __call__(
         self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
@@ -133,7 +197,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, settings: BackboneSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
         self.num_frozen = settings.num_frozen
-        self.stem = Stem(settings.width, NORM_CLASSES[settings.norm], rngs=rngs, dtype=dtype)
+        self.stem = Stem(settings, rngs=rngs, dtype=dtype)
         stages, channels, inputs = [], [], settings.width
         for i, num_blocks in enumerate(BLOCKS[settings.depth]):
             planes = settings.width * 2**i
@@ -141,7 +205,17 @@ class ResNet(nnx.Module):
             blocks = []
             for j in range(num_blocks):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(Block(inputs, planes, stride, settings, rngs=rngs, dtype=dtype))
+                blocks.append(
+                    Block(
+                        inputs,
+                        planes,
+                        stride,
+                        settings,
+                        deformable=bool(settings.dcn) and i > 0,
+                        rngs=rngs,
+                        dtype=dtype,
+                    )
+                )
                 inputs = outputs
             stages.append(nnx.List(blocks))
             channels.append(outputs)

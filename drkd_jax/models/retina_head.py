@@ -6,11 +6,14 @@ Letters: B pictures, A anchors of all levels, K classes, C channels, h w one fea
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from drkd_jax import boxes as box_ops
 from drkd_jax import losses as loss_ops
@@ -87,15 +90,18 @@ def retina_losses(
     targets: Targets,
     convention: Conventions,
 ) -> dict[str, Float[Array, ""]]:
-    """Focal loss over all anchors that count, L1 over the positives.
+    """Focal loss over all anchors that count, (smooth) L1 over the positives.
 
-    Both are divided by the positives of the batch, a picture counting as at least one.
+    Both are divided by the positives, a picture counting as at least one: of the whole batch, or
+    picture by picture, as ``convention.dense_mean`` says.
 
     Returns:
         ``cls_loss`` and ``box_loss``, float32.
     """
-    per_picture = jnp.maximum(assigned.positive.sum(axis=1), 1) * targets.picture_valid
-    normaliser = jnp.maximum(per_picture.sum(), 1).astype(jnp.float32)
+    share = _PICTURE_SHARES[convention.dense_mean](
+        jnp.maximum(assigned.positive.sum(axis=1), 1).astype(jnp.float32),
+        jnp.asarray(targets.picture_valid),
+    )
 
     labels = jnp.take_along_axis(jnp.asarray(targets.labels), assigned.truth, axis=1)
     classes = jnp.arange(logits.shape[-1])
@@ -106,11 +112,52 @@ def retina_losses(
     boxes = take_rows(targets.boxes, assigned.truth)
     wide = jnp.broadcast_to(jnp.asarray(anchors), boxes.shape)
     wanted = box_ops.encode(wide, boxes, convention.rpn_stds)
-    box = loss_ops.l1(deltas, wanted)
+    box = loss_ops.smooth_l1(deltas, wanted, convention.dense_beta)
     return {
-        "cls_loss": jnp.where(counts, cls, 0.0).sum() / normaliser,
-        "box_loss": jnp.where(assigned.positive, box, 0.0).sum() / normaliser,
+        "cls_loss": (jnp.where(counts, cls, 0.0).sum(axis=(1, 2)) * share).sum(),
+        "box_loss": (jnp.where(assigned.positive, box, 0.0).sum(axis=1) * share).sum(),
     }
+
+
+def _by_batch(positives: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, "B"]:
+    return valid / jnp.maximum((positives * valid).sum(), 1.0)
+
+
+def _by_picture(positives: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, "B"]:
+    return valid / (positives * jnp.maximum(valid.sum(), 1))
+
+
+# What the sum over a picture's anchors is multiplied by, from the positives of each (at least 1).
+_PICTURE_SHARES: Mapping[str, Callable[[Array, Array], Array]] = MappingProxyType(
+    {"batch": _by_batch, "picture": _by_picture}
+)
+
+
+class Candidates(NamedTuple):
+    """Pairs of anchor and class of one level, by falling score."""
+
+    scores: Float[Array, "B M"]
+    rows: Int[Array, "B M"]  # the anchor
+    labels: Int[Array, "B M"]
+
+
+def _best_pairs(scores: Float[Array, "B A K"], num: int, most: int) -> Candidates:
+    """The ``num`` best pairs."""
+    B, A, K = scores.shape
+    best, pair = jax.lax.top_k(scores.reshape(B, A * K), min(num, A * K))
+    return Candidates(best, pair // K, pair % K)
+
+
+def _pairs_of_best_anchors(scores: Float[Array, "B A K"], num: int, most: int) -> Candidates:
+    """Of the ``num`` anchors with the best best class, the ``most`` best pairs."""
+    _, row = jax.lax.top_k(scores.max(axis=-1), min(num, scores.shape[1]))
+    found = _best_pairs(take_rows(scores, row), most, most)
+    return found._replace(rows=jnp.take_along_axis(row, found.rows, axis=1))
+
+
+_CANDIDATES: Mapping[str, Callable[[Array, int, int], Candidates]] = MappingProxyType(
+    {"pairs": _best_pairs, "anchors": _pairs_of_best_anchors}
+)
 
 
 def retina_detections(
@@ -121,33 +168,37 @@ def retina_detections(
     settings: TestSettings,
     convention: Conventions,
 ) -> Detections:
-    """The best (anchor, class) pairs of each level, then NMS over all levels, class by class.
+    """The candidates of each level, then NMS over all levels, class by class.
 
-    Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/base_dense_head.py.
+    At most ``settings.pre_nms`` pairs a level enter the NMS on average: that is no limit where
+    candidates are pairs; where they are anchors with all their classes, more may pass the score,
+    and the worst of them are left out.
+
+    Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/base_dense_head.py; v2.3.0
+        anchor_head.py beside it for the candidates' other rule.
     """
+    most = settings.pre_nms * len(logits)
     boxes, scores, labels = [], [], []
     for level_logits, level_deltas, level in zip(logits, deltas, anchors, strict=True):
-        B, A, K = level_logits.shape
-        probability = jax.nn.sigmoid(level_logits).reshape(B, A * K)
-        best, pair = jax.lax.top_k(probability, min(settings.pre_nms, A * K))
-        row = pair // K
+        found = _CANDIDATES[convention.dense_candidates](
+            jax.nn.sigmoid(level_logits), settings.pre_nms, most
+        )
         decoded = box_ops.decode(
-            jnp.asarray(level)[row],
-            take_rows(level_deltas, row),
+            jnp.asarray(level)[found.rows],
+            take_rows(level_deltas, found.rows),
             convention.rpn_stds,
             convention.max_log,
             convention.clamp_below,
         )
         boxes.append(box_ops.clip(decoded, sizes))
-        scores.append(best)
-        labels.append(pair % K)
-    return best_detections(
-        jnp.concatenate(boxes, axis=1),
-        jnp.concatenate(scores, axis=1),
-        jnp.concatenate(labels, axis=1),
-        settings,
-        drop_empty=convention.drop_empty,
-    )
+        scores.append(found.scores)
+        labels.append(found.labels)
+    all_boxes, all_scores, all_labels = (jnp.concatenate(x, 1) for x in (boxes, scores, labels))
+    if all_scores.shape[1] > most:
+        all_scores, row = jax.lax.top_k(all_scores, most)
+        all_boxes = take_rows(all_boxes, row)
+        all_labels = jnp.take_along_axis(all_labels, row, axis=1)
+    return best_detections(all_boxes, all_scores, all_labels, settings, convention.dense_min_side)
 
 
 def best_detections(
@@ -155,13 +206,18 @@ def best_detections(
     scores: Float[Array, "B N"],
     labels: Int[Array, "B N"],
     settings: TestSettings,
-    *,
-    drop_empty: bool,
+    min_side: float | None,
 ) -> Detections:
-    """NMS class by class over the boxes above the score, and the best of what is left."""
-    valid = scores > settings.score
-    if drop_empty:
-        valid &= sizable(boxes)
+    """NMS class by class over the boxes above the score, and the best of what is left.
+
+    Args:
+        boxes: clipped to their pictures.
+        scores: of one class each.
+        labels: that class.
+        settings: limits.
+        min_side: boxes with a shorter side are dropped first; None: none are.
+    """
+    valid = (scores > settings.score) & sizable(boxes, min_side)
     labels = labels.astype(jnp.int32)
 
     def one(boxes: Array, scores: Array, labels: Array, valid: Array) -> Detections:

@@ -34,12 +34,13 @@ class RetinaNet(Detector):
         dtype: jnp.dtype,
     ):
         super().__init__(settings, num_classes, rngs=rngs, dtype=dtype)
-        self.head = RetinaHead(settings, num_classes, self.convention, rngs=rngs, dtype=dtype)
+        self.head = RetinaHead(settings, self.head_classes, self.convention, rngs=rngs, dtype=dtype)
 
     def losses(
         self, features: Features, targets: Targets, keys: Key[Array, "B"]
     ) -> dict[str, Float[Array, ""]]:
         """``cls_loss`` and ``box_loss``; draws nothing, so ``keys`` changes nothing."""
+        targets = self.to_head(targets)
         logits, deltas = self.head(device_maps(features))
         anchors = np.concatenate(self._anchors(features))
         assigned = assign(anchors, targets, self.convention.dense, self.convention)
@@ -55,9 +56,10 @@ class RetinaNet(Detector):
     def predict(self, features: Features, sizes: Int[Array, "B 2"]) -> Detections:
         """See `Detector.predict`."""
         logits, deltas = self.head(device_maps(features))
-        return retina_detections(
+        found = retina_detections(
             logits, deltas, self._anchors(features), sizes, self.settings.test, self.convention
         )
+        return self.from_head(found)
 
     def _anchors(self, features: Features) -> tuple[Float[np.ndarray, "_A 4"], ...]:
         shapes = [(m.shape[1], m.shape[2]) for m in features.maps]

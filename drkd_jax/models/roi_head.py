@@ -1,7 +1,7 @@
 """The second stage of Faster R-CNN: regions, their targets, their classes and boxes.
 
-Letters: B pictures, R regions, S bins a side, G padded ground truths, K classes (the background
-is one more, the last), C channels, h w one feature map.
+Letters: B pictures, R regions, S bins a side, G padded ground truths, K classes (K1 with the
+background, the last), D deltas of a region (K, or 1), C channels, h w one feature map.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Regions(NamedTuple):
 
 
 class RoIHead(nnx.Module):
-    """RoIAlign, two fully connected layers, class logits, and a box for every class.
+    """RoIAlign, two fully connected layers, class logits, and a box for every class or for all.
 
-    Source: open-mmlab/mmdetection mmdet/models/roi_heads/bbox_heads/convfc_bbox_head.py.
+    Source: open-mmlab/mmdetection mmdet/models/roi_heads/bbox_heads/convfc_bbox_head.py;
+    pytorch/vision torchvision/models/detection/faster_rcnn.py (TwoMLPHead, FastRCNNPredictor).
     """
 
     def __init__(
@@ -57,22 +58,54 @@ class RoIHead(nnx.Module):
                 a, b, kernel_init=kernel_init, bias_init=constant(0.0), dtype=dtype, rngs=rngs
             )
 
-        self.num_classes = num_classes
         self.convention = convention
+        self.background_first = convention.background_first
         self.min_level = settings.min_level
+        own, given = convention.roi_sampling, settings.roi_sampling
+        self.sampling = own if given is None else given
+        self.num_deltas = num_classes + self.background_first
+        if settings.class_agnostic:
+            self.num_deltas = 1
         inputs = settings.channels * convention.roi_size**2
         self.fc1 = layer(inputs, settings.fc, xavier_uniform())
         self.fc2 = layer(settings.fc, settings.fc, xavier_uniform())
         self.cls = layer(settings.fc, num_classes + 1, normal(0.01))
-        self.box = layer(settings.fc, num_classes * 4, normal(0.001))
+        self.box = layer(settings.fc, self.num_deltas * 4, normal(0.001))
 
     def __call__(
         self,
         maps: tuple[Float[jax.Array, "B _h _w C"], ...],
         spec: FeatureSpec,
         boxes: Float[Array, "B R 4"],
-    ) -> tuple[Float[Array, "B R K1"], Float[Array, "B R K 4"]]:
-        """Class logits (background last) and deltas of every class, float32."""
+    ) -> tuple[Float[Array, "B R K1"], Float[Array, "B R D 4"]]:
+        """Class logits and deltas, float32, in one order for every convention.
+
+        Args:
+            maps: the pyramid.
+            spec: its levels.
+            boxes: regions, canvas pixels.
+
+        Returns:
+            Logits with the background last, and deltas of every class without the background; of
+            one for all classes where the head is class-agnostic.
+        """
+        x = self.pool(maps, spec, boxes).reshape(*boxes.shape[:2], -1)
+        x = jax.nn.relu(self.fc1(x))
+        x = jax.nn.relu(self.fc2(x))
+        logits = self.cls(x).astype(jnp.float32)
+        deltas = self.box(x).reshape(*boxes.shape[:2], self.num_deltas, 4).astype(jnp.float32)
+        if self.background_first:
+            logits = jnp.roll(logits, -1, axis=-1)
+            deltas = deltas[:, :, 1:] if self.num_deltas > 1 else deltas
+        return logits, deltas
+
+    def pool(
+        self,
+        maps: tuple[Float[jax.Array, "B _h _w C"], ...],
+        spec: FeatureSpec,
+        boxes: Float[Array, "B R 4"],
+    ) -> Float[Array, "B R S S C"]:
+        """Cut every region out of the level that fits its size."""
         rule = self.convention
         used = rule.roi_max_level - self.min_level + 1
         levels = region_levels(
@@ -82,21 +115,17 @@ class RoIHead(nnx.Module):
             canonical=14.0 * spec.strides[0],
             convention=rule.region_level_rule,
         )
-        pooled = roi_align(
-            maps[:used],
-            boxes,
-            levels,
-            spec.strides[:used],
-            output_size=rule.roi_size,
-            sampling_ratio=rule.roi_sampling,
-            aligned=rule.roi_aligned,
+        return jnp.asarray(
+            roi_align(
+                maps[:used],
+                boxes,
+                levels,
+                spec.strides[:used],
+                output_size=rule.roi_size,
+                sampling_ratio=self.sampling,
+                aligned=rule.roi_aligned,
+            )
         )
-        B, R = boxes.shape[:2]
-        x = jnp.asarray(pooled).reshape(B, R, -1)
-        x = jax.nn.relu(self.fc1(x))
-        x = jax.nn.relu(self.fc2(x))
-        logits = self.cls(x).astype(jnp.float32)
-        return logits, self.box(x).reshape(B, R, self.num_classes, 4).astype(jnp.float32)
 
 
 def sample_regions(
@@ -123,6 +152,7 @@ def sample_regions(
             rule.negative,
             rule.low_quality,
             proposed_valid & picture_valid,
+            rule.overwrite,
         )
         own = valid & picture_valid
         index = jnp.concatenate([found.index, jnp.arange(len(valid), dtype=found.index.dtype)])
@@ -151,11 +181,11 @@ def sample_regions(
 
 def roi_losses(
     logits: Float[Array, "B R K1"],
-    deltas: Float[Array, "B R K 4"],
+    deltas: Float[Array, "B R D 4"],
     regions: Regions,
     convention: Conventions,
 ) -> dict[str, Float[Array, ""]]:
-    """Cross-entropy over the sampled regions, L1 on the true class's box of the positives.
+    """Cross-entropy over the sampled regions, (smooth) L1 on the true class's box of positives.
 
     Both are divided by the number of sampled regions of the batch, positive or not.
 
@@ -164,10 +194,11 @@ def roi_losses(
     """
     normaliser = jnp.maximum(regions.valid.sum(), 1).astype(jnp.float32)
     cls = loss_ops.cross_entropy(logits, regions.labels)
+    # The last one for the background, which has none; the only one where there is but one.
     own = jnp.minimum(regions.labels, deltas.shape[2] - 1)
     picked = jnp.take_along_axis(deltas, own[..., None, None], axis=2)[:, :, 0]
     wanted = box_ops.encode(regions.boxes, regions.truth, convention.roi_stds)
-    box = loss_ops.l1(picked, wanted)
+    box = loss_ops.smooth_l1(picked, wanted, convention.roi_beta)
     return {
         "roi_cls_loss": jnp.where(regions.valid, cls, 0.0).sum() / normaliser,
         "roi_box_loss": jnp.where(regions.positive, box, 0.0).sum() / normaliser,
@@ -175,28 +206,39 @@ def roi_losses(
 
 
 def roi_detections(
-    logits: Float[Array, "B R K1"],
-    deltas: Float[Array, "B R K 4"],
+    probability: Float[Array, "B R K1"],
+    deltas: Float[Array, "B R D 4"],
     proposals: Proposals,
     sizes: Int[Array, "B 2"],
     settings: TestSettings,
     convention: Conventions,
+    stds: tuple[float, float, float, float] | None = None,
 ) -> Detections:
     """The best (region, class) pairs, then NMS class by class.
 
+    Args:
+        probability: of each class, the background last: a softmax, or a mean of several.
+        deltas: as `RoIHead` gives them.
+        proposals: the regions that the deltas start from.
+        sizes: height and width of each picture, pixels.
+        settings: limits.
+        convention: the library's numbers.
+        stds: standard deviations of the deltas; None: the convention's.
+
     Source: open-mmlab/mmdetection v3.3.0 mmdet/models/layers/bbox_nms.py.
     """
-    B, R, K, _ = deltas.shape
-    probability = jax.nn.softmax(logits, axis=-1)[..., :K]
-    probability = jnp.where(proposals.valid[..., None], probability, 0.0).reshape(B, R * K)
-    scores, pair = jax.lax.top_k(probability, min(settings.pre_nms, R * K))
+    B, R, D, _ = deltas.shape
+    K = probability.shape[-1] - 1
+    known = jnp.where(proposals.valid[..., None], probability[..., :K], 0.0).reshape(B, R * K)
+    scores, pair = jax.lax.top_k(known, min(settings.pre_nms, R * K))
+    row, label = pair // K, pair % K
     decoded = box_ops.decode(
-        take_rows(proposals.boxes, pair // K),
-        take_rows(deltas.reshape(B, R * K, 4), pair),
-        convention.roi_stds,
+        take_rows(proposals.boxes, row),
+        take_rows(deltas.reshape(B, R * D, 4), row * D + jnp.minimum(label, D - 1)),
+        stds or convention.roi_stds,
         convention.max_log,
         convention.clamp_below,
     )
     return best_detections(
-        box_ops.clip(decoded, sizes), scores, pair % K, settings, drop_empty=False
+        box_ops.clip(decoded, sizes), scores, label, settings, convention.roi_min_side
     )

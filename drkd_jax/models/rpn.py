@@ -21,7 +21,7 @@ from drkd_jax.models.initializers import normal
 from drkd_jax.models.resnet import conv
 from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings
 from drkd_jax.ops.nms import nms
-from drkd_jax.ops.sampling import sample
+from drkd_jax.ops.sampling import Sampled, sample
 from drkd_jax.types import Array, Targets
 
 
@@ -63,30 +63,34 @@ class RPNHead(nnx.Module):
         return tuple(logits), tuple(deltas)
 
 
+def sample_anchors(assigned: Assigned, keys: Key[Array, "B"], settings: SamplerSettings) -> Sampled:
+    """Draw the anchors of each picture that the losses see; every field is ``[B, M]``."""
+    most = int(settings.rpn * settings.rpn_positive)
+    return jax.vmap(lambda key, p, n: sample(key, p, n, settings.rpn, most))(
+        keys, assigned.positive, assigned.negative
+    )
+
+
 def rpn_losses(
     logits: Float[Array, "B A"],
     deltas: Float[Array, "B A 4"],
     anchors: Float[Array, "A 4"],
     assigned: Assigned,
+    chosen: Sampled,
     targets: Targets,
-    keys: Key[Array, "B"],
-    settings: SamplerSettings,
     convention: Conventions,
 ) -> dict[str, Float[Array, ""]]:
-    """Binary cross-entropy and L1 over sampled anchors.
+    """Binary cross-entropy over the sampled anchors, (smooth) L1 over the positives of them.
 
-    Both are divided by the sum over pictures of max(positives, 1) + max(negatives, 1).
+    Both are divided by the sum over pictures of their sampled positives and negatives, each
+    counted as at least ``convention.rpn_least``.
 
     Returns:
         ``rpn_cls_loss`` and ``rpn_box_loss``, float32.
     """
-    most = int(settings.rpn * settings.rpn_positive)
-    chosen = jax.vmap(lambda key, p, n: sample(key, p, n, settings.rpn, most))(
-        keys, assigned.positive, assigned.negative
-    )
     positive = chosen.positive & chosen.valid
-    num_positive = jnp.maximum(positive.sum(axis=1), 1)
-    num_negative = jnp.maximum((chosen.valid & ~positive).sum(axis=1), 1)
+    num_positive = jnp.maximum(positive.sum(axis=1), convention.rpn_least)
+    num_negative = jnp.maximum((chosen.valid & ~positive).sum(axis=1), convention.rpn_least)
     total = ((num_positive + num_negative) * targets.picture_valid).sum()
     normaliser = jnp.maximum(total, 1).astype(jnp.float32)
 
@@ -96,7 +100,7 @@ def rpn_losses(
     index = jnp.take_along_axis(assigned.truth, chosen.indices, axis=1)
     boxes = take_rows(targets.boxes, index)
     wanted = box_ops.encode(jnp.asarray(anchors)[chosen.indices], boxes, convention.rpn_stds)
-    box = loss_ops.l1(take_rows(deltas, chosen.indices), wanted)
+    box = loss_ops.smooth_l1(take_rows(deltas, chosen.indices), wanted, convention.rpn_beta)
     return {
         "rpn_cls_loss": jnp.where(chosen.valid, cls, 0.0).sum() / normaliser,
         "rpn_box_loss": jnp.where(positive, box, 0.0).sum() / normaliser,
@@ -134,7 +138,7 @@ def propose(
             convention.clamp_below,
         )
         clipped = box_ops.clip(decoded, sizes)
-        flag = sizable(clipped) if convention.drop_empty else jnp.ones(row.shape, bool)
+        flag = sizable(clipped, convention.proposal_min_side)
         # Coarse levels are padded, so that one NMS runs over all levels and pictures at once.
         missing = ((0, 0), (0, most - row.shape[1]))
         boxes.append(jnp.pad(clipped, (*missing, (0, 0))))

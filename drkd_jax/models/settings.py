@@ -16,7 +16,8 @@ from drkd_jax.errors import UserError
 T = TypeVar("T")
 
 DEPTHS = (18, 34, 50, 101, 152)
-NORMS = ("frozen_bn", "bn", "gn")
+NORMS = ("frozen_bn", "bn", "gn", "folded")
+DCNS = ("", "v1", "v2")
 EXTRAS = ("pool", "conv_c5", "conv_p5")
 
 
@@ -41,9 +42,17 @@ class BackboneSettings:
         group_width: base width of a group at stage 0 for ``width`` 64: the "4" of 32x4d. Counts
             only where ``groups`` is more than 1.
         norm: "frozen_bn" (constant statistics, scale and bias trained; for pretrained weights),
-            "bn" (statistics over the global batch) or "gn" (the two ways from scratch).
+            "bn" (statistics over the global batch) or "gn" (the two ways from scratch). "folded":
+            convolutions with a bias and no norm at all, what `models.folding.fold` makes of the
+            first two; not for training.
         frozen_stages: 0 trains everything; n >= 1 freezes the stem and the first n stages. None:
             1 with "frozen_bn", else 0, since an untrained frozen stem is never wanted.
+        eps: what is added to the variance, of "frozen_bn" and "bn". torchvision's COCO_V1 weights
+            want 0.
+        norm_batch: "bn" in training: pictures that share statistics, neighbours in the global
+            batch, whatever the devices; 0 for the whole batch.
+        dcn: deformable 3x3 convolutions in stages C3 to C5: "" for none, "v1", "v2" (modulated);
+            bottleneck depths only.
     """
 
     depth: int = 50
@@ -52,6 +61,9 @@ class BackboneSettings:
     group_width: int = 64
     norm: str = "frozen_bn"
     frozen_stages: int | None = None
+    eps: float = 1e-5
+    norm_batch: int = 0
+    dcn: str = ""
 
     def __post_init__(self) -> None:
         _one_of("backbone.depth", self.depth, DEPTHS)
@@ -59,6 +71,14 @@ class BackboneSettings:
         _at_least("backbone.width", self.width, 1)
         _at_least("backbone.groups", self.groups, 1)
         _at_least("backbone.group_width", self.group_width, 1)
+        _at_least("backbone.norm_batch", self.norm_batch, 0)
+        _one_of("backbone.dcn", self.dcn, DCNS)
+        if self.norm_batch and self.norm != "bn":
+            raise UserError('backbone.norm_batch: only backbone.norm "bn" has batch statistics')
+        if self.eps < 0 or (self.eps == 0 and self.norm == "bn"):
+            raise UserError(f"backbone.eps is {self.eps}; above 0, or 0 with frozen statistics")
+        if self.dcn and self.depth < 50:
+            raise UserError("backbone.dcn needs backbone.depth of 50 or more")
         if self.groups > 1 and self.depth < 50:
             raise UserError("backbone.groups: more than 1 needs backbone.depth of 50 or more")
         if self.frozen_stages is not None and not 0 <= self.frozen_stages <= 4:
@@ -182,7 +202,11 @@ class PyramidSettings:
         min_level: finest level; its stride is ``2**min_level``.
         max_level: coarsest level.
         head_std: standard deviation of the dense head's convolutions at the start.
-        convention: the library whose numbers are used.
+        convention: the library whose numbers are used; see `conventions.CONVENTIONS`.
+        head_classes: classes that the head tells apart; 0: those of the data.
+        class_ids: the head's class for each class of the data, where the two are not the same:
+            torchvision's COCO models have an output for every number up to 90, of which 80 are
+            classes. A detection of another class is dropped. (): the same number.
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -193,10 +217,15 @@ class PyramidSettings:
     max_level: int = 6
     head_std: float = 0.01
     convention: str = "mmdet"
+    head_classes: int = 0
+    class_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least("channels", self.channels, 1)
         _one_of("extra", self.extra, EXTRAS)
+        _at_least("head_classes", self.head_classes, 0)
+        if len(set(self.class_ids)) < len(self.class_ids) or min((*self.class_ids, 0)) < 0:
+            raise UserError("class_ids must be different numbers from 0 on")
         if not 2 <= self.min_level <= 5 <= self.max_level <= 8:
             raise UserError(
                 f"min_level {self.min_level} and max_level {self.max_level}: "
@@ -233,6 +262,9 @@ class FasterRCNNSettings(PyramidSettings):
     Attributes:
         anchors: see `AnchorSettings`.
         fc: width of the two fully connected layers.
+        class_agnostic: whether a region has one box for all classes, or one for each.
+        roi_sampling: samples a bin and axis when regions are cut out; 0 for as many as a bin has
+            pixels, which is exact in mmdetection's conventions and slower. None: the convention's.
         proposals: see `ProposalSettings`.
         sampler: see `SamplerSettings`.
         test: see `TestSettings`; ``pre_nms`` counts a picture. The result is that of no limit
@@ -241,6 +273,8 @@ class FasterRCNNSettings(PyramidSettings):
 
     anchors: AnchorSettings = AnchorSettings(scale=8.0)
     fc: int = 1024
+    class_agnostic: bool = False
+    roi_sampling: int | None = None
     proposals: ProposalSettings = ProposalSettings()
     sampler: SamplerSettings = SamplerSettings()
     test: TestSettings = TestSettings(pre_nms=2000)
@@ -248,6 +282,23 @@ class FasterRCNNSettings(PyramidSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("fc", self.fc, 1)
+        _at_least("roi_sampling", self.roi_sampling or 0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CascadeRCNNSettings(FasterRCNNSettings):
+    """Cascade R-CNN: as Faster R-CNN, with three box heads; a region has one box for all classes.
+
+    Attributes:
+        class_agnostic: True; nothing else is built.
+    """
+
+    class_agnostic: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.class_agnostic:
+            raise UserError("class_agnostic: cascade_rcnn has one box a region for all classes")
 
 
 def from_dict(default: T, values: Mapping[str, Any], where: str = "") -> T:
@@ -288,7 +339,7 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{name} must be a list of numbers, not {value!r}")
-        return tuple(_plain(name, item, float) for item in value)
+        return tuple(_plain(name, item, typing.get_args(hint)[0]) for item in value)
     wanted = typing.get_args(hint) or (hint,)
     if float in wanted and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -10,10 +10,11 @@ very least: it always ends, in a handful of rounds on real boxes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from drkd_jax import boxes as box_ops
@@ -44,14 +45,19 @@ def nms(
         valid: ``[N]``; other rows are neither kept nor suppress anything.
         groups: ``[N]`` ids; boxes of different groups do not touch each other. Ids are compared,
             boxes are not shifted apart: a shift moves the overlaps' last digits. None: one group.
-        iou_threshold: An overlap strictly above it suppresses.
+        iou_threshold: An overlap strictly above it suppresses. A Python number is compared as it
+            is, not rounded to float32 (torchvision's CPU kernel).
 
     Returns:
-        ``[N]`` bool in the rows' own order. No gradient flows. Memory: one ``N x N`` bool mask.
+        ``[N]`` bool in the rows' own order. No gradient flows. Memory: one ``N x N`` bool mask,
+        4 MB for 2000 boxes; 320 MB for 5 levels of 16 pictures at once.
 
     Source: torchvision ``csrc/ops/cpu/nms_kernel.cpp`` for the strict comparison and the ties.
     """
     boxes, scores = jax.lax.stop_gradient((jnp.asarray(boxes), jnp.asarray(scores)))
+    # Overlaps of narrow boxes would be rounded: exact is what float32 makes of them.
+    boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
+    iou_threshold = _at_most(iou_threshold, boxes.dtype)
     valid = jnp.asarray(valid)
     rows = jnp.arange(boxes.shape[0])
     # [suppressed, suppressor]: a total order of the rows takes the place of sorting them.
@@ -72,6 +78,14 @@ def nms(
 
     keep, _ = jax.lax.while_loop(unsettled, one_round, one_round((valid, valid)))
     return keep
+
+
+def _at_most(threshold: Threshold, dtype: Any) -> Any:
+    """The largest number of the dtype that is no larger: as good to be compared with."""
+    if not isinstance(threshold, float):
+        return threshold
+    rounded = np.asarray(threshold, dtype)
+    return np.nextafter(rounded, -np.inf, dtype=dtype) if float(rounded) > threshold else rounded
 
 
 def select(

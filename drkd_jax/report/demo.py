@@ -27,8 +27,8 @@ from drkd_jax.report import tables
 from drkd_jax.report.bootstrap import Interval, ap_difference
 from drkd_jax.report.pictures import DISTILLED, KINDS, PLAIN, TEACHER, draw_pictures
 from drkd_jax.report.progress import Progress, RunLog
-from drkd_jax.training.checkpoint import differing_keys
 from drkd_jax.training.loop import train
+from drkd_jax.training.same_run import differing_keys
 
 _RESAMPLES = 400
 

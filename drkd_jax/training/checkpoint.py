@@ -13,8 +13,9 @@ so that whoever only wants a detector reads nothing else. A teacher is never sav
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,27 +29,9 @@ from drkd_jax import models
 from drkd_jax.errors import UserError
 from drkd_jax.training.settings import as_tuples, train_settings
 from drkd_jax.training.state import Arrays, TrainState, flatten, num_parameters, unflatten
+from drkd_jax.training.writing import is_refused_write, reason, told
 
 WHICH = {"last": "checkpoints", "best": "best"}
-
-# What may differ between a checkpoint and the run that continues it.
-FREE_TO_CHANGE = (
-    "train.steps",
-    "train.epochs",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.eval_every",
-    "train.keep",
-    "train.silence_steps",
-    "train.silence_share",
-    "eval",
-    "data.val",
-    "data.num_threads",
-    "data.prefetch",
-    "student.init",
-    "teacher.checkpoint",
-    "teacher.evaluate",
-)
 
 
 class Checkpoints:
@@ -63,12 +46,13 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every file it touches
-        try:
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every file it touches
+        with told(workdir):
+            if jax.process_index() == 0:
+                for name in WHICH.values():
+                    _remove_unfinished(workdir / name)
             self._last = _manager(workdir / WHICH["last"], keep)
             self._best = _manager(workdir / WHICH["best"], 1)
-        except OSError as error:
-            raise UserError(f"{workdir}: cannot be written ({_reason(error)})") from error
 
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint."""
@@ -163,8 +147,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on the disk."""
-        self._last.close()
-        self._best.close()
+        for manager in (self._last, self._best):
+            with contextlib.suppress(ValueError):  # a failed write was told when it failed
+                manager.close()
 
     def _write(self, manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:
         try:
@@ -172,9 +157,13 @@ class Checkpoints:
             if jax.default_backend() == "cpu":
                 # On a CPU host and device share memory: the next step would write into it.
                 manager.wait_until_finished()
-        except OSError as error:
+        except Exception as error:
+            if not is_refused_write(error):
+                raise
+            folder = Path(manager.directory)
+            _remove_unfinished(folder)
             raise UserError(
-                f"{manager.directory}: step {step} cannot be written ({_reason(error)}); "
+                f"{folder}: step {step} cannot be written ({reason(error)}); "
                 "the checkpoints before it are whole"
             ) from error
 
@@ -262,34 +251,6 @@ def fill(module: Any, arrays: Mapping[str, Any], where: str) -> Any:
     return nnx.merge(graph, unflatten({k: jax.numpy.asarray(v) for k, v in arrays.items()}, pure))
 
 
-def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """The keys under which two configs differ, as "train.momentum"."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = []
-        for key in sorted({*old, *new}):
-            found += differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")
-        return found
-    return [] if as_tuples(old) == as_tuples(new) else [prefix[:-1]]
-
-
-def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path) -> None:
-    """Refuses to continue a checkpoint under a config that would make it another run.
-
-    Raises:
-        UserError: every differing key is named.
-    """
-    wrong = [
-        key
-        for key in differing_keys(old, new)
-        if not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
-    ]
-    if wrong:
-        raise UserError(
-            f"{workdir} holds a run of another config; these keys differ: {', '.join(wrong)}. "
-            "Use another --workdir, or set them back"
-        )
-
-
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         folder.absolute(),
@@ -297,6 +258,12 @@ def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
             max_to_keep=keep, create=True, cleanup_tmp_directories=True
         ),
     )
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What a killed or a failed write left: it has no use, and takes the room of the next one."""
+    for path in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _stored(item: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -334,13 +301,3 @@ def _without_empty(items: dict[str, Any]) -> dict[str, Any]:
         for name, item in items.items()
         if not isinstance(item, dict) or num_parameters(item)
     }
-
-
-def _reason(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return "the disk is full"
-    return error.strerror or _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 
+from drkd_jax.data.pipeline import padding_share
 from drkd_jax.data.sources import Source
+from drkd_jax.training.settings import TrainSettings
 from drkd_jax.training.setup import Run
 from drkd_jax.training.state import num_parameters
 
@@ -22,9 +24,13 @@ def describe(run: Run, start: int) -> list[str]:
     settings = run.train
     lines = [
         f"devices    {run.mesh.size} x {device.device_kind} ({device.platform}), "
-        f"{jax.process_count()} process(es), computing in {settings.precision}",
+        f"{jax.process_count()} process(es), computing in {settings.precision}"
+        + (" by pmap" if settings.parallel == "pmap" else ""),
         f"train      {run.train_source.spec}: {_counts(run.train_source)}",
         f"val        {run.val_source.spec}: {_counts(run.val_source)}",
+        f"canvases   {', '.join(f'{height}x{width}' for height, width in run.pipeline.canvases)} "
+        f"(height x width), {padding_share(run.train_source, run.pipeline):.1%} of their pixels "
+        "are padding",
         f"student    {_model(run.config['student'])}, {_student_parameters(run)}; "
         f"{run.student_origin}",
     ]
@@ -40,7 +46,7 @@ def describe(run: Run, start: int) -> list[str]:
         f"steps      {run.steps} of {settings.batch_size} pictures "
         f"({run.steps / run.steps_per_epoch:.1f} epochs of {run.steps_per_epoch} steps)"
         + (f", going on from step {start}" if start else ""),
-        f"optimiser  SGD, learning rate {settings.learning_rate:g} after {settings.warmup_steps} "
+        f"optimiser  SGD, learning rate {_rate(settings)} after {settings.warmup_steps} "
         f"steps of warm-up, times {settings.decay_factor:g} at {list(run.decays) or 'no step'}, "
         f"momentum {settings.momentum:g}, weight decay {settings.weight_decay:g} "
         f"({settings.weight_decay_mask}), "
@@ -49,11 +55,24 @@ def describe(run: Run, start: int) -> list[str]:
     return lines
 
 
+def _rate(settings: TrainSettings) -> str:
+    if not settings.linear_rate_for:
+        return f"{settings.rate:g}"
+    return (
+        f"{settings.rate:g} ({settings.learning_rate:g} x {settings.batch_size}/"
+        f"{settings.linear_rate_for} pictures)"
+    )
+
+
 def _counts(source: Source) -> str:
     counts = source.describe()
     classes = counts["classes"]
     classes = classes if isinstance(classes, int) else len(classes)
-    return f"{counts['pictures']} pictures, {counts['boxes']} boxes, {classes} classes"
+    left_out = {"crowd": "crowd regions", "dropped": "unusable boxes"}
+    words = [f"{counts[key]} {what}" for key, what in left_out.items() if counts.get(key)]
+    return f"{counts['pictures']} pictures, {counts['boxes']} boxes, {classes} classes" + (
+        f" (left out of training: {', '.join(words)})" if words else ""
+    )
 
 
 def _model(settings: dict[str, Any]) -> str:

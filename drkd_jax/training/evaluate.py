@@ -24,9 +24,14 @@ from drkd_jax.training.settings import EvalSettings
 from drkd_jax.training.sharding import put_batch, replicated
 from drkd_jax.training.state import Arrays
 from drkd_jax.training.step import Pixels
+from drkd_jax.training.writing import write_text
 from drkd_jax.types import Batch, Detections
 
 Predict = Callable[[Arrays, Batch], Detections]
+
+
+class EvaluationStoppedError(Exception):
+    """An evaluation was given up before its end."""
 
 
 def predictor(graph: nnx.GraphDef, pixels: Pixels, mesh: Mesh) -> Predict:
@@ -55,6 +60,8 @@ def evaluate(
     mesh: Mesh,
     *,
     progress: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    skipped: Path | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Predicts on every picture and scores the result.
 
@@ -66,18 +73,38 @@ def evaluate(
         settings: batch size and how many pictures.
         mesh: the devices.
         progress: whether a bar is shown.
+        stop: asked before every batch, by all processes alike; True gives up.
+        skipped: takes the list of pictures that could not be read, where those are skipped.
+            Their boxes count as missed.
 
     Returns:
-        (the 12 numbers by their usual names, detections in COCO's form).
+        (the 12 numbers by their usual names, detections in COCO's form). Every process sees its
+        share of the pictures, and all return the same.
+
+    Raises:
+        EvaluationStoppedError: `stop` asked for it.
     """
     batch_size = -(-settings.batch_size // mesh.size) * mesh.size
     pipeline = dataclasses.replace(pipeline, batch_size=batch_size, flip=0.0, drop_empty=False)
-    batches = eval_batches(source, pipeline, max_pictures=settings.max_pictures)
+    batches = eval_batches(
+        source,
+        pipeline,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        max_pictures=settings.max_pictures,
+        skipped=skipped,
+    )
+    rows = _rows_of_all(mesh)
     found: list[dict[str, Any]] = []
     waiting: tuple[Batch, Detections] | None = None
-    hidden = None if progress else True  # None: shown on a terminal only
+    # None: shown on a terminal only
+    hidden = None if progress and jax.process_index() == 0 else True
     for batch in tqdm(batches, total=len(batches), unit="batch", disable=hidden):
-        detections = predict(arrays, put_batch(batch, mesh))
+        if stop():
+            raise EvaluationStoppedError
+        placed = put_batch(batch, mesh)
+        detections = predict(arrays, placed)
+        batch = rows(batch, placed)
         if waiting is not None:  # read one batch late: the device works meanwhile
             found += _read(*waiting, source)
         waiting = (batch, detections)
@@ -90,10 +117,27 @@ def evaluate(
 def write_evaluation(
     workdir: Path, step: int, source: Source, numbers: dict[str, float], found: list[dict[str, Any]]
 ) -> None:
-    """Writes `eval.json` (numbers, step, data) and `detections.json` (COCO's form)."""
+    """Writes `eval.json` (numbers, step, data) and `detections.json` (COCO's form).
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
     content = {"step": step, "data": source.spec, "pictures": len(source), **numbers}
-    (workdir / "eval.json").write_text(json.dumps(content, indent=2) + "\n")
-    (workdir / "detections.json").write_text(json.dumps(found) + "\n")
+    write_text(workdir / "detections.json", json.dumps(found) + "\n")
+    write_text(workdir / "eval.json", json.dumps(content, indent=2) + "\n")
+
+
+def _rows_of_all(mesh: Mesh) -> Callable[[Batch, Batch], Batch]:
+    """What of a batch the detections are read with, for the rows of all processes."""
+    names = ("sizes", "flip", "picture_valid", "index", "scale")
+    spread = jax.jit(lambda rows: rows, out_shardings=replicated(mesh))
+
+    def rows(batch: Batch, placed: Batch) -> Batch:
+        if jax.process_count() == 1:
+            return batch
+        return batch._replace(**spread({name: getattr(placed, name) for name in names}))
+
+    return rows
 
 
 def _read(batch: Batch, detections: Detections, source: Source) -> list[dict[str, Any]]:

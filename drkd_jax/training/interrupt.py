@@ -33,7 +33,11 @@ def stop_request() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # None: a handler that was not set from Python, as JAX's own on several processes.
+    before = {
+        number: signal.getsignal(number) or signal.SIG_DFL
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
 
     def note(number: int, _: FrameType | None) -> None:
         request.name = signal.Signals(number).name

@@ -1,62 +1,58 @@
-"""The run: step after step, with its metrics, checkpoints and evaluations, until it is done.
-
-Nothing waits for a step that was just started: values are read a few steps late, and everything
-read is read before anything is written. So a state that is not finite never reaches the disk.
-"""
+"""The run: step after step, with its metrics, checkpoints and evaluations, until it is done."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from absl import flags
 
 from drkd_jax.data.pipeline import train_loader
-from drkd_jax.distill.monitor import CollapseMonitor
+from drkd_jax.data.skipped import SKIPPED_FILE
 from drkd_jax.errors import UserError
-from drkd_jax.training.checkpoint import Checkpoints, check_same_run
+from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.describe import describe
-from drkd_jax.training.evaluate import evaluate, predictor, write_evaluation
+from drkd_jax.training.evaluate import (
+    EvaluationStoppedError,
+    evaluate,
+    predictor,
+    write_evaluation,
+)
 from drkd_jax.training.interrupt import (
     InterruptedRunError,
-    NonFiniteError,
     StopRequest,
     stop_request,
 )
+from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import METRICS_FILE, Metrics, read_metrics
+from drkd_jax.training.processes import Vote, from_first, is_first
+from drkd_jax.training.reading import AHEAD, Reading
+from drkd_jax.training.same_run import check_same_run
 from drkd_jax.training.setup import Run, build_run
-from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
-from drkd_jax.training.silence import Silence
+from drkd_jax.training.sharding import put_everywhere, replicated
 from drkd_jax.training.state import TrainState, num_parameters
-from drkd_jax.training.step import StepValues
 from drkd_jax.training.teacher import compare_classes
-
-_AHEAD = 3  # steps that may be under way before the oldest one's values are read
-_REPORTED = ("total", "gradient_norm", "parameter_norm", "learning_rate", "finite")
-
-
-class Pending(NamedTuple):
-    """A step under way: which one, its values on the device, and the pictures it saw."""
-
-    step: int  # steps done once it is through
-    values: StepValues
-    pictures: np.ndarray  # positions in the source, [B]; -1 for a filling picture
+from drkd_jax.training.trace import Trace, read_steps
+from drkd_jax.training.writing import reason, write_text
 
 
-def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
+def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") -> dict[str, Any]:
     """Trains as the config says, going on from the newest checkpoint in the work folder.
+
+    Several processes (`processes.connect` came first) all call it with the same arguments; the
+    work folder must be the same one for all of them. The first process alone writes.
 
     Args:
         config: plain nested dict with the keys of `configs/common.py`.
         workdir: holds, afterwards, `config.json`, `metrics.jsonl`, `tensorboard/`,
-            `checkpoints/`, `best/`, `eval.json`, `detections.json`, `summary.json`.
+            `checkpoints/`, `best/`, `eval.json`, `detections.json`, `summary.json`, `lock`.
+        profile: steps to trace into `profile/`: "5", or "100:110".
 
     Returns:
         `final` and `best` (COCO numbers), `best_step`, `steps`, `seconds` of training over all its
@@ -70,19 +66,23 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
     workdir = Path(workdir)
+    read_steps(profile, 0)
     run = build_run(config)
-    _make_folder(workdir)
-    checkpoints = Checkpoints(workdir, run.train.keep)
-    try:
-        return _Sitting(run, workdir, checkpoints).finish()
-    finally:
-        checkpoints.close()
+    with contextlib.ExitStack() as stack:
+
+        def occupy() -> None:
+            _make_folder(workdir)
+            stack.enter_context(locked(workdir))
+
+        from_first(occupy)
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, run.train.keep)))
+        return _Sitting(run, workdir, checkpoints, profile).finish()
 
 
 class _Sitting:
-    """One process's share of a run."""
+    """One process's share of a run, from its start or a checkpoint to its end or a signal."""
 
-    def __init__(self, run: Run, workdir: Path, checkpoints: Checkpoints):
+    def __init__(self, run: Run, workdir: Path, checkpoints: Checkpoints, profile: str):
         self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
         self.state: TrainState = run.state
         self.loader = train_loader(
@@ -90,19 +90,18 @@ class _Sitting:
             run.pipeline,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            skipped=self._skipped(),
         )
         self.start, self.seconds = 0, 0.0
         self._resume()
-        self.metrics = Metrics(workdir, self.start, run.steps)
-        self.silence: Silence | None = None
-        self.monitor = CollapseMonitor()  # a sitting's start is what it compares with
-        self.pending: deque[Pending] = deque()
-        self.window: list[dict[str, float]] = []  # values of the steps since the last log line
-        self.took: list[float] = []  # seconds of each of them
-        self.evaluated: tuple[int, dict[str, float]] | None = self._last_evaluation()
+        self.trace = Trace(workdir, read_steps(profile, self.start), silent=not is_first())
+        self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
+        self.reading = Reading(run, self.metrics, checkpoints)
+        self.reading.window.counts = self.loader.counts
+        evaluated = from_first(self._last_evaluation)
+        self.evaluated: tuple[int, dict[str, float]] | None = evaluated and tuple(evaluated)
         self.best = checkpoints.best()  # step and numbers
         self.since = time.perf_counter()
-        self.log_since, self.waited = self.since, 0.0
 
     def finish(self) -> dict[str, Any]:
         """Trains to the end."""
@@ -112,7 +111,11 @@ class _Sitting:
                 self._steps(request)
             return self._summary(self._training_seconds())
         finally:
+            self.trace.stop()
             self.metrics.close()
+
+    def _skipped(self) -> Path | None:
+        return self.workdir / SKIPPED_FILE if is_first() else None
 
     def _resume(self) -> None:
         latest = self.checkpoints.latest_step()
@@ -124,10 +127,12 @@ class _Sitting:
             self.state = put_everywhere(self.state, self.run.mesh)
             self.loader.set_state(about["data"])
             self.start, self.seconds = latest, float(about["seconds"])
-        text = json.dumps(self.run.config, indent=2)
-        (self.workdir / "config.json").write_text(text + "\n")
+        if is_first():
+            text = json.dumps(self.run.config, indent=2)
+            write_text(self.workdir / "config.json", text + "\n")
 
     def _last_evaluation(self) -> tuple[int, dict[str, float]] | None:
+        # Written down by the sittings before; `Metrics` has cut off what comes again.
         lines = read_metrics(self.workdir / METRICS_FILE)
         found = [line for line in lines if line["kind"] == "eval"]
         if not found:
@@ -158,101 +163,58 @@ class _Sitting:
             return
         predict = predictor(run.teacher.graph, run.pixels, run.mesh)
         numbers, _ = evaluate(
-            predict, (run.teacher_arrays,), run.val_source, run.pipeline, run.eval, run.mesh
+            predict,
+            (run.teacher_arrays,),
+            run.val_source,
+            run.pipeline,
+            run.eval,
+            run.mesh,
+            skipped=self._skipped(),
         )
         words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.metrics.say(f"teacher    on {run.val_source.spec}: {words}")
 
     def _steps(self, request: StopRequest) -> None:
         run, settings = self.run, self.run.train
+        # Values are read late, and so is the vote of all processes on stopping.
+        vote = Vote(run.mesh, AHEAD)
+        self.since = time.perf_counter()
         # A run killed between a checkpoint and the evaluation of the same step makes it up.
         if self.start and self._evaluation_due(self.start):
-            self._evaluate(self.start)
-        self.since = self.log_since = time.perf_counter()
+            self._evaluate(self.start, request)
+        window = self.reading.window
+        window.start()
         for done in range(self.start + 1, run.steps + 1):
+            self.trace.before(done)
             before = time.perf_counter()
             batch = next(self.loader)
-            self.waited += time.perf_counter() - before
-            self.state, values = run.step(
-                self.state, run.teacher_arrays, put_batch(batch, run.mesh)
-            )
-            self.pending.append(Pending(done, values, np.asarray(batch.index)))
-            if len(self.pending) > _AHEAD:
-                self._read(self.pending.popleft())
-            self.took.append(time.perf_counter() - before)
+            window.waited(time.perf_counter() - before)
+            with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                self.state, values = run.step(self.state, run.teacher_arrays, run.put(batch))
+            self.reading.add(done, values, np.asarray(batch.index))
+            window.took(time.perf_counter() - before)
             self.metrics.step()
             last = done == run.steps
+            stop = vote(request.name is not None)
+            if self.trace.ends_with(done, last):
+                self.reading.read_all()  # until the traced steps are through
+                self.trace.stop()
+                self.metrics.say(f"profile    written to {self.trace.folder}")
             if done % settings.log_every == 0 or last:
-                self._log(done)
-            if done % settings.checkpoint_every == 0 or last or request.name:
+                self.reading.log(done)
+            if done % settings.checkpoint_every == 0 or last or stop:
                 self._save(done)
-            if self._evaluation_due(done):
-                self._evaluate(done)
-            if request.name and not last:
-                raise InterruptedRunError(
-                    f"{request.name} at step {done} of {run.steps}: a checkpoint is written in "
-                    f"{self.workdir}; the same command goes on from there"
-                )
+            if self._evaluation_due(done) and not (stop and not last):
+                self._evaluate(done, request)
+            if stop and not last:
+                self._interrupt(done, request)
 
-    def _read_all(self) -> None:
-        while self.pending:
-            self._read(self.pending.popleft())
-
-    def _read(self, pending: Pending) -> None:
-        values = pending.values.to_dict()
-        if not values["finite"]:
-            self._stop_non_finite(pending, values)
-        self.window.append(values)
-        if self.silence is None:
-            run = self.run
-            own = tuple(
-                name
-                for name in values
-                if name not in (*_REPORTED, *run.weights) and not name.startswith("diag/")
-            )
-            self.silence = Silence(
-                run.weights, own, run.train.silence_steps, run.train.silence_share
-            )
-            for warning in self.silence.at_start():
-                self.metrics.warn(pending.step, warning)
-        for warning in self.silence.observe(values):
-            self.metrics.warn(pending.step, warning)
-
-    def _stop_non_finite(self, pending: Pending, values: Mapping[str, float]) -> None:
-        wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        # The terms first of all; what follows from them is named where no term is to blame.
-        bad = [name for name in wrong if name not in _REPORTED and "/" not in name] or wrong
-        source = self.run.train_source
-        ids = [source.meta(int(index)).image_id for index in pending.pictures if index >= 0]
-        latest = self.checkpoints.latest_step()
-        kept = f"the checkpoint of step {latest} is good" if latest else "no checkpoint was written"
-        message = (
-            f"not finite at step {pending.step}: {', '.join(bad)}; pictures {ids} of "
-            f"{source.spec}; {kept}. A lower learning rate, a longer warm-up or "
-            "train.clip_norm may help"
+    def _interrupt(self, step: int, request: StopRequest) -> NoReturn:
+        self._save(step)
+        raise InterruptedRunError(
+            f"{request.name or 'asked to stop'} at step {step} of {self.run.steps}: a checkpoint "
+            f"is written in {self.workdir}; the same command goes on from there"
         )
-        self.metrics.warn(pending.step, message)
-        raise NonFiniteError(message)
-
-    def _log(self, step: int) -> None:
-        self._read_all()
-        now = time.perf_counter()
-        took = max(now - self.log_since, 1e-9)
-        values = _means(self.window, self.run.weights)
-        rate = len(self.window) * self.run.train.batch_size / took
-        for warning in self.monitor.observe(values):
-            self.metrics.warn(step, warning)
-        values |= {"pictures_per_second": rate, "data_wait": self.waited / took}
-        # The median leaves out the steps that compiled.
-        left = (self.run.steps - step) * float(np.median(self.took))
-        shown = {"loss": f"{values['total']:.4f}"}
-        for name in self.run.weights:
-            loss, share = values[f"distill/{name}"], values[f"share/{name}"]
-            shown[name] = f"{loss:.3g} ({share:.1%})"
-        shown |= {"lr": f"{values['learning_rate']:.3g}", "img/s": f"{rate:.1f}"}
-        shown["left"] = f"{left / 60:.0f} min" if left >= 120 else f"{left:.0f} s"
-        self.metrics.train(step, values, shown)
-        self.window, self.took, self.log_since, self.waited = [], [], now, 0.0
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -266,7 +228,7 @@ class _Sitting:
         return self.seconds + time.perf_counter() - self.since
 
     def _save(self, step: int) -> None:
-        self._read_all()
+        self.reading.read_all()
         if step != self.checkpoints.latest_step():
             self.checkpoints.save(self.state, self._about())
 
@@ -275,23 +237,35 @@ class _Sitting:
         due = step == self.run.steps or (every > 0 and step % every == 0)
         return due and (self.evaluated is None or self.evaluated[0] != step)
 
-    def _evaluate(self, step: int) -> None:
-        self._read_all()
+    def _evaluate(self, step: int, request: StopRequest) -> None:
+        self.reading.read_all()
         before = time.perf_counter()
         run, state = self.run, self.state
-        arrays = (state.params["student"], state.rest["student"])
-        numbers, found = evaluate(
-            run.predict, arrays, run.val_source, run.pipeline, run.eval, run.mesh
-        )
+        vote = Vote(run.mesh, 1)
+        try:
+            numbers, found = evaluate(
+                run.predict,
+                (state.params["student"], state.rest["student"]),
+                run.val_source,
+                run.pipeline,
+                run.eval,
+                run.mesh,
+                stop=lambda: vote(request.name is not None),
+                skipped=self._skipped(),
+            )
+        except EvaluationStoppedError:  # it is made up for when the run goes on
+            self._interrupt(step, request)
         # The best one first: a run killed in between evaluates again.
         if self.best is None or numbers["AP"] > self.best[1]["AP"]:
             self.checkpoints.save_best(state, {**self._about(), "numbers": numbers})
             self.best = step, numbers
-        write_evaluation(self.workdir, step, run.val_source, numbers, found)
+        if is_first():
+            write_evaluation(self.workdir, step, run.val_source, numbers, found)
         self.metrics.evaluation(step, numbers)
         self.evaluated = step, numbers
-        took = time.perf_counter() - before  # not training time
-        self.log_since, self.since = self.log_since + took, self.since + took
+        took = time.perf_counter() - before
+        self.since += took  # not training time
+        self.reading.window.leave_out(took)
 
     def _summary(self, seconds: float) -> dict[str, Any]:
         state, teacher = self.state, self.run.teacher
@@ -312,28 +286,13 @@ class _Sitting:
             },
             "warnings": self.metrics.warnings,
         }
-        (self.workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if is_first():
+            write_text(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
-
-
-def _means(window: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
-    """Means over the steps since the last line.
-
-    A distillation term gives "distill/TERM" (unweighted), "weight/TERM" and "share/TERM", its
-    weighted part of the total.
-    """
-    means = {name: float(np.mean([values[name] for values in window])) for name in window[-1]}
-    del means["finite"]
-    means["learning_rate"] = window[-1]["learning_rate"]
-    for name, weight in weights.items():
-        loss = means[f"distill/{name}"] = means.pop(name)
-        means[f"weight/{name}"] = weight
-        means[f"share/{name}"] = weight * loss / means["total"] if means["total"] else 0.0
-    return means
 
 
 def _make_folder(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be made ({error.strerror})") from error
+        raise UserError(f"--workdir={workdir}: cannot be made ({reason(error)})") from error

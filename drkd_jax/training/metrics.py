@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from drkd_jax.training.board import Board
+from drkd_jax.training.writing import told, write_text
 
 METRICS_FILE = "metrics.jsonl"
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -28,17 +30,21 @@ class Metrics:
         start: the step the run starts from; lines of later steps, left by a killed run, are cut
             off, since they come again.
         steps: length of the run.
+        silent: writes and says nothing: for all processes but the first.
+
+    Raises:
+        UserError: here and in every method: the disk is full, or the folder cannot be written.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int):
-        path = workdir / METRICS_FILE
-        if path.exists():
-            kept = [line for line in read_metrics(path) if line["step"] <= start]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
-        self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1 if start else None
-        )
+    def __init__(self, workdir: Path, start: int, steps: int, *, silent: bool = False):
+        self._path, self._silent = workdir / METRICS_FILE, silent
+        if not silent:
+            if self._path.exists():
+                kept = [line for line in read_metrics(self._path) if line["step"] <= start]
+                write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            with told(workdir):
+                self._file = self._path.open("a")
+                self._board = Board(workdir / "tensorboard", start)
         self._terminal = sys.stderr
         self._lines = not self._terminal.isatty()
         self._bar = tqdm(
@@ -46,7 +52,7 @@ class Metrics:
             initial=start,
             unit="step",
             file=self._terminal,
-            disable=self._lines,
+            disable=self._lines or silent,
             dynamic_ncols=True,
             smoothing=0.05,
         )
@@ -54,6 +60,8 @@ class Metrics:
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
+        if self._silent:
+            return
         if self._lines:
             print(text, file=self._terminal, flush=True)
         else:
@@ -63,7 +71,7 @@ class Metrics:
         """A warning: on the terminal and in `metrics.jsonl`."""
         self.warnings.append(text)
         self.say(f"warning: step {step}: {text}")
-        self._write({"kind": "warning", "step": step, "warning": text})
+        self._write("warning", step, {"warning": text})
 
     def train(self, step: int, values: Mapping[str, float], progress: Mapping[str, str]) -> None:
         """A log step.
@@ -73,9 +81,7 @@ class Metrics:
             values: what goes into the files.
             progress: what is shown beside the bar.
         """
-        self._write({"kind": "train", "step": step, **values})
-        for name, value in values.items():
-            self._board.add_scalar(f"train/{name}", value, step)
+        self._write("train", step, values)
         self._bar.set_postfix(progress, refresh=False)
         if self._lines:
             words = "  ".join(f"{name} {value}" for name, value in progress.items())
@@ -87,25 +93,30 @@ class Metrics:
 
     def evaluation(self, step: int, numbers: Mapping[str, float]) -> None:
         """The COCO numbers after a step."""
-        self._write({"kind": "eval", "step": step, **numbers})
-        for name, value in numbers.items():
-            self._board.add_scalar(f"eval/{name}", value, step)
+        self._write("eval", step, numbers)
         words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.say(f"evaluation at step {step}: {words}")
 
     def close(self) -> None:
         """Ends the bar and closes the files."""
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        if not self._silent:
+            with told(self._path):
+                self._file.close()
+                self._board.close()
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._silent:
+            return
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in line.items()
+            for name, value in values.items()
         }
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        with told(self._path):
+            self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+            self._file.flush()
+            if kind != "warning":
+                self._board.scalars(kind, values, step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

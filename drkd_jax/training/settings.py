@@ -18,6 +18,8 @@ class TrainSettings:
         steps: length of the run; or 0, and `epochs` says it.
         epochs: passes over the training pictures; 0 where `steps` is given.
         learning_rate: the rate between warm-up and the first decay.
+        linear_rate_for: the batch size that `learning_rate` is meant for: the rate grows and
+            shrinks in proportion to `batch_size`. 0 leaves it as it stands.
         momentum: torch's SGD momentum (no dampening, no Nesterov).
         weight_decay: added to the gradient, before momentum.
         weight_decay_mask: "all" decays every trained parameter, "kernels" those with more than
@@ -27,19 +29,22 @@ class TrainSettings:
         decay_at: when the rate falls: values under 1 are shares of the run, others epochs where
             `epochs` is set, else steps.
         decay_factor: what the rate is multiplied by at each of them.
-        clip_norm: largest global norm of the gradient; 0 clips nothing.
+        clip_norm: largest norm of the gradient, of student and distiller each by itself; 0 clips
+            nothing.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; the last step always writes one.
         eval_every: steps between two evaluations; 0 evaluates at the end only.
         keep: checkpoints kept, apart from the best one.
         precision: "float32" or "bfloat16", what the networks compute in.
-        parallel: "jit", one program over all devices.
+        parallel: "jit", one program over all devices, or "pmap", one a device: the same losses,
+            but everything behind the features is computed by every device for the whole batch.
         silence_steps: a term has to be silent for so many steps before a warning names it.
         silence_share: a weighted term under this share of the total loss counts as silent.
     """
 
     batch_size: int
     learning_rate: float
+    linear_rate_for: int = 0
     steps: int = 0
     epochs: float = 0.0
     momentum: float = 0.9
@@ -59,6 +64,13 @@ class TrainSettings:
     silence_steps: int = 200
     silence_share: float = 1e-3
 
+    @property
+    def rate(self) -> float:
+        """The learning rate for this batch size."""
+        if not self.linear_rate_for:
+            return self.learning_rate
+        return self.learning_rate * self.batch_size / self.linear_rate_for
+
     def __post_init__(self) -> None:
         """Checks every value.
 
@@ -67,7 +79,7 @@ class TrainSettings:
         """
         _choice("train.weight_decay_mask", self.weight_decay_mask, ("all", "kernels"))
         _choice("train.precision", self.precision, ("float32", "bfloat16"))
-        _choice("train.parallel", self.parallel, ("jit",))
+        _choice("train.parallel", self.parallel, ("jit", "pmap"))
         if (self.steps > 0) == (self.epochs > 0):
             raise UserError(
                 f"config.train: steps = {self.steps} and epochs = {self.epochs}; give one of the "
@@ -76,7 +88,15 @@ class TrainSettings:
         for name in ("batch_size", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.train.{name} = {getattr(self, name)}: must be 1 or more")
-        for name in ("steps", "epochs", "warmup_steps", "eval_every", "clip_norm", "weight_decay"):
+        for name in (
+            "steps",
+            "epochs",
+            "warmup_steps",
+            "eval_every",
+            "clip_norm",
+            "weight_decay",
+            "linear_rate_for",
+        ):
             if getattr(self, name) < 0:
                 raise UserError(f"config.train.{name} = {getattr(self, name)}: cannot be negative")
         if not self.learning_rate > 0:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -18,7 +16,6 @@ from drkd_jax.data.pipeline import PipelineConfig, steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
 from drkd_jax.training import schedule
-from drkd_jax.training.checkpoint import load_arrays
 from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.settings import (
     EvalSettings,
@@ -27,18 +24,24 @@ from drkd_jax.training.settings import (
     eval_settings,
     train_settings,
 )
-from drkd_jax.training.sharding import check_batch_size, data_mesh, put_everywhere
+from drkd_jax.training.sharding import (
+    check_batch_size,
+    data_mesh,
+    put_batch,
+    put_everywhere,
+    put_stacked,
+)
+from drkd_jax.training.starting import build_student, check_files
 from drkd_jax.training.state import (
     Arrays,
     Filter,
     TrainState,
-    flatten,
     new_state,
     take_apart,
-    unflatten,
 )
-from drkd_jax.training.step import Pixels, Recipe, TrainStep, train_step
+from drkd_jax.training.step import Pixels, Recipe, TrainStep, pmap_step, train_step
 from drkd_jax.training.teacher import Teacher, load_teacher
+from drkd_jax.types import Batch
 
 SECTIONS = ("seed", "data", "student", "teacher", "distill", "train", "eval")
 _NOT_PIPELINE = ("train", "val", "mean", "std")
@@ -69,6 +72,11 @@ class Run:
     predict: Predict
     warnings: list[str]
 
+    def put(self, batch: Batch) -> Batch:
+        """This process's rows of a batch, as `step` takes them."""
+        place = put_stacked if self.train.parallel == "pmap" else put_batch
+        return place(batch, self.mesh)
+
     @property
     def categories(self) -> list[list[Any]]:
         """[id, name] of each class, by label."""
@@ -88,12 +96,12 @@ def build_run(values: Mapping[str, Any]) -> Run:
     settings, evaluation = train_settings(config["train"]), eval_settings(config.get("eval") or {})
     check_files(config)
     mesh = data_mesh()
-    check_batch_size(settings.batch_size, mesh.size)
+    check_batch_size(settings.batch_size, mesh.size, jax.process_count())
     pixels = read_pixels(config, settings.precision)
     pipeline = read_pipeline(config, settings.batch_size)
     train_source, val_source = (
-        open_source(config["data"]["train"]),
-        open_source(config["data"]["val"]),
+        open_source(config["data"]["train"], pipeline.on_error),
+        open_source(config["data"]["val"], pipeline.on_error),
     )
     if train_source.categories != val_source.categories:
         raise UserError(
@@ -109,6 +117,11 @@ def build_run(values: Mapping[str, Any]) -> Run:
 
     num_classes = len(train_source.categories)
     student, origin = build_student(config, num_classes, pixels.dtype)
+    if settings.parallel == "pmap" and nnx.state(student, nnx.BatchStat):
+        raise UserError(
+            "config.train.parallel = 'pmap' has no batch statistics over all devices, which "
+            "config.student.backbone.norm = 'bn' needs: take 'jit', or norm 'frozen_bn' or 'gn'"
+        )
     check_canvases(pipeline, student.stride, "student")
     parts = {"student": take_apart(student, student.is_trained)}
     filters: dict[str, Filter] = {"student": student.is_trained}
@@ -119,7 +132,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
             raise UserError("config.distill is set and config.teacher is not: nobody teaches")
         teacher = load_teacher(config["teacher"], num_classes, config["seed"])
         check_canvases(pipeline, teacher.detector.stride, "teacher")
-        distiller = _build_distiller(config, student, teacher)
+        distiller = build_distiller(config, student, teacher, pixels.dtype)
         parts["distiller"] = take_apart(distiller, distiller.is_trained)
         filters["distiller"] = distiller.is_trained
         graphs |= {"distiller": parts["distiller"].graph, "teacher": teacher.graph}
@@ -143,30 +156,10 @@ def build_run(values: Mapping[str, Any]) -> Run:
         decays=decays,
         recipe=recipe,
         state=put_everywhere(new_state(parts, tx), mesh),
-        step=train_step(recipe, mesh),
+        step=(pmap_step if settings.parallel == "pmap" else train_step)(recipe, mesh),
         predict=predictor(parts["student"].graph, pixels, mesh),
         warnings=warnings,
     )
-
-
-def check_files(config: Mapping[str, Any]) -> None:
-    """Looks for the starting weights of both sides before anything else is done.
-
-    Raises:
-        UserError: names all that are missing, and the keys that ask for them.
-    """
-    teacher = config.get("teacher") or {}
-    wanted = {
-        "config.student.init": config["student"].get("init", ""),
-        "config.teacher.checkpoint": "" if teacher.get("init") else teacher.get("checkpoint", ""),
-    }
-    missing = {key: path for key, path in wanted.items() if path and not Path(path).exists()}
-    if missing:
-        listed = " and ".join(f"{key} = {path}" for key, path in missing.items())
-        raise UserError(
-            f"{listed}: not there. Put the work folder of a trained detector there, or name "
-            "another one; --config.student.init= starts the student from random weights"
-        )
 
 
 def read_pixels(config: Mapping[str, Any], precision: str) -> Pixels:
@@ -190,23 +183,6 @@ def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
                 f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
             )
     return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)
-
-
-def build_student(
-    config: Mapping[str, Any], num_classes: int, dtype: Any
-) -> tuple[models.Detector, str]:
-    """The student with its starting weights, and one line that says where they came from.
-
-    Raises:
-        UserError: unknown model settings, or starting weights that are not there or do not fit.
-    """
-    settings = {key: value for key, value in config["student"].items() if key != "init"}
-    init, seed = config["student"].get("init", ""), config["seed"]
-    student = models.init_detector(settings, num_classes, seed, dtype)
-    if not init:
-        return student, f"random weights of seed {seed}"
-    arrays, _, step = load_arrays(init)
-    return _start_from(student, arrays, f"{init}, step {step}")
 
 
 def check_canvases(pipeline: PipelineConfig, stride: int, who: str) -> None:
@@ -235,32 +211,21 @@ def machine_warnings() -> list[str]:
     return []
 
 
-def _build_distiller(
-    config: Mapping[str, Any], student: models.Detector, teacher: Teacher
+def build_distiller(
+    config: Mapping[str, Any], student: models.Detector, teacher: Teacher, dtype: Any
 ) -> distill.Distiller:
+    """The distiller of `config.distill` between two detectors, computing in `dtype`.
+
+    Raises:
+        UserError: wrong settings, or two pyramids that have nothing in common.
+    """
     settings = distill.distill_config(config["distill"])
     # A key of its own: the student starts the same with and without a distiller.
     key = jax.random.fold_in(jax.random.key(config["seed"]), 1)
     # Not under jit: compiling its many small draws takes longer than making them one by one.
-    return distill.Distiller(settings, student.spec, teacher.detector.spec, rngs=nnx.Rngs(key))
-
-
-def _start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any, str]:
-    graph, state = nnx.split(module)
-    pure = nnx.as_pure(state)
-    own = flatten(pure)
-    fit = {name for name in own if name in arrays and np.shape(arrays[name]) == own[name].shape}
-    if not fit:
-        raise UserError(f"config.student.init = {where}: none of its arrays fits this student")
-    flat = {
-        name: jnp.asarray(arrays[name], leaf.dtype) if name in fit else leaf
-        for name, leaf in own.items()
-    }
-    origin = f"{where}: {len(fit)} of {len(own)} arrays"
-    if len(fit) < len(own):
-        left = sorted(set(own) - fit)
-        origin += f" (random: {', '.join(left[:4])}{', ...' if len(left) > 4 else ''})"
-    return nnx.merge(graph, unflatten(flat, pure)), origin
+    return distill.Distiller(
+        settings, student.spec, teacher.detector.spec, rngs=nnx.Rngs(key), dtype=dtype
+    )
 
 
 def _names(source: Source) -> str:

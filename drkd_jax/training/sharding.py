@@ -29,8 +29,16 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(batch_size: int, devices: int, key: str = "config.train.batch_size") -> None:
+def check_batch_size(
+    batch_size: int, devices: int, processes: int = 1, key: str = "config.train.batch_size"
+) -> None:
     """Refuses a batch that does not spread evenly.
+
+    Args:
+        batch_size: pictures over all devices.
+        devices: of all processes.
+        processes: how many there are, for the message.
+        key: where the size stands.
 
     Raises:
         UserError: names the nearest sizes that do.
@@ -38,17 +46,36 @@ def check_batch_size(batch_size: int, devices: int, key: str = "config.train.bat
     if batch_size % devices:
         lower, upper = batch_size // devices * devices, -(-batch_size // devices) * devices
         near = f"{lower} or {upper}" if lower else f"{upper}"
-        raise UserError(f"{key} = {batch_size} does not divide over {devices} devices; use {near}")
+        of = f" of {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"{key} = {batch_size} does not divide over {devices} devices{of}; use {near}"
+        )
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """This host's share of a batch onto its devices."""
+    """This process's share of a batch onto its devices."""
     sharding = split(mesh)
     return Batch(
         *(jax.make_array_from_process_local_data(sharding, np.asarray(leaf)) for leaf in batch)
     )
 
 
+def put_stacked(batch: Batch, mesh: Mesh) -> Batch:
+    """This process's share of a batch as `jax.pmap` takes it: one leading row a device."""
+    devices = mesh.local_mesh.size
+    return Batch(*(np.asarray(leaf).reshape(devices, -1, *np.shape(leaf)[1:]) for leaf in batch))
+
+
 def put_everywhere(tree: Tree, mesh: Mesh) -> Tree:
-    """A pytree of arrays, whole, on every device of the mesh; always a copy of its own."""
-    return jax.device_put(tree, replicated(mesh), may_alias=False)
+    """A pytree of arrays, whole, on every device of the mesh; always a copy of its own.
+
+    Every process has to hold the same arrays.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, replicated(mesh), may_alias=False)
+
+    def put(leaf: jax.Array) -> jax.Array:
+        own = np.array(leaf)
+        return jax.make_array_from_callback(own.shape, replicated(mesh), lambda index: own[index])
+
+    return jax.tree.map(put, tree)

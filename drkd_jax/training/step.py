@@ -5,19 +5,23 @@ Letters: B pictures, T values reported by a step.
 The teacher's arrays are an argument, never a constant of the compiled program. Random choices are
 keyed by (seed, step, picture), so the number of devices changes none of them. All sums run over
 the global batch: the batch is sharded, the program is written as if it was not.
+
+`jax.pmap`, for who asks for it, is one program a device: there the features of all devices are
+gathered, and every device computes the same losses of the whole batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int, Key
 
 from drkd_jax.ops.pictures import prepare
@@ -25,6 +29,9 @@ from drkd_jax.training.schedule import Schedule
 from drkd_jax.training.sharding import replicated
 from drkd_jax.training.state import Arrays, Filter, Parts, TrainState, put_together, take_apart
 from drkd_jax.types import Array, Batch
+
+Tree = TypeVar("Tree")
+_AXIS = "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +95,7 @@ def loss_terms(
     teacher: Arrays,
     batch: Batch,
     step: Int[Array, ""],
+    gather: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict[str, Arrays]]]:
     """The total loss of a batch.
 
@@ -96,7 +104,8 @@ def loss_terms(
         params: trained arrays of "student" and "distiller".
         rest: their other arrays.
         teacher: the teacher's arrays, or None.
-        batch: the global batch.
+        batch: the global batch; or a device's part of it, and
+        gather: makes the whole of every device's part of a pytree.
         step: steps done so far.
 
     Returns:
@@ -108,12 +117,13 @@ def loss_terms(
     }
     images, targets = prepare(batch, recipe.pixels.mean, recipe.pixels.std, recipe.pixels.dtype)
     student = modules["student"]
-    features = student.features(images, targets.picture_valid)
-    values = dict(student.losses(features, targets, picture_keys(recipe.seed, step, batch.index)))
+    features = gather(student.features(images, targets.picture_valid))
+    targets, index = gather((targets, batch.index))
+    values = dict(student.losses(features, targets, picture_keys(recipe.seed, step, index)))
     total = sum(values.values(), jnp.zeros((), jnp.float32))
     if "distiller" in modules:
         guide = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
-        teacher_features = jax.lax.stop_gradient(guide.features(images))
+        teacher_features = gather(jax.lax.stop_gradient(guide.features(images)))
         output = modules["distiller"](features, teacher_features, targets)
         for name, loss in output.losses.items():
             values[name] = loss
@@ -135,27 +145,84 @@ def train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     """
 
     def step(state: TrainState, teacher: Arrays, batch: Batch) -> tuple[TrainState, StepValues]:
-        def loss(params: dict[str, Arrays]) -> tuple[Float[Array, ""], Any]:
-            return loss_terms(recipe, params, state.rest, teacher, batch, state.step)
-
-        (total, (terms, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = recipe.tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        gradient_norm = optax.tree.norm(gradient)
-        parameter_norm = optax.tree.norm((params, rest))
-        finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm) & jnp.isfinite(parameter_norm)
-        values = {
-            **terms,
-            "total": total,
-            "gradient_norm": gradient_norm,
-            "parameter_norm": parameter_norm,
-            "learning_rate": recipe.schedule(state.step),
-            "finite": finite,
-        }
-        stacked = jnp.stack([jnp.asarray(value, jnp.float32) for value in values.values()])
-        after = TrainState(state.step + 1, params, rest, opt_state)
-        return after, StepValues(stacked, tuple(values))
+        return _update(recipe, state, _gradient(recipe, state, teacher, batch))
 
     # The outputs' place is said, or the compiler may choose another and the next call compiles.
     everywhere = replicated(mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
+
+
+def pmap_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
+    """The same step by `jax.pmap`, with the same values; its batch comes from `put_stacked`.
+
+    Only the backbones and pyramids are spread over the devices: every device computes heads,
+    losses and distillation of the whole batch, since their sums run over all of it.
+    """
+
+    def gather(tree: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, _AXIS, tiled=True), tree)
+
+    def step(state: TrainState, teacher: Arrays, batch: Batch) -> tuple[TrainState, StepValues]:
+        found = _gradient(recipe, state, teacher, batch, gather)
+        # Each device has the gradient of the heads whole, and of the features before they were
+        # gathered its own pictures' share, as often as there are devices: the mean is right for
+        # both.
+        gradient = jax.lax.pmean(found.gradient, _AXIS)
+        return _update(recipe, state, found._replace(gradient=gradient))
+
+    mapped = jax.pmap(
+        step,
+        _AXIS,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=tuple(mesh.devices.flat),
+        donate_argnums=0,
+    )
+    if jax.process_count() == 1:
+        return mapped
+
+    def local(*arguments: Any) -> Any:
+        return multihost_utils.global_array_to_host_local_array(arguments, mesh, PartitionSpec())
+
+    def step_of_many(state: TrainState, teacher: Arrays, batch: Batch) -> Any:
+        after = mapped(*local(state, teacher), batch)
+        return multihost_utils.host_local_array_to_global_array(after, mesh, PartitionSpec())
+
+    return step_of_many
+
+
+class _Gradient(NamedTuple):
+    total: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
+    rest: dict[str, Arrays]  # what the forward pass made of the arrays that are not trained
+    gradient: dict[str, Arrays]
+
+
+def _gradient(
+    recipe: Recipe, state: TrainState, teacher: Arrays, batch: Batch, *gather: Callable[[Any], Any]
+) -> _Gradient:
+    def loss(params: dict[str, Arrays]) -> tuple[Float[Array, ""], Any]:
+        return loss_terms(recipe, params, state.rest, teacher, batch, state.step, *gather)
+
+    (total, (terms, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return _Gradient(total, terms, rest, gradient)
+
+
+def _update(recipe: Recipe, state: TrainState, found: _Gradient) -> tuple[TrainState, StepValues]:
+    total, terms, rest, gradient = found
+    updates, opt_state = recipe.tx.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    gradient_norm = optax.tree.norm(gradient)
+    parameter_norm = optax.tree.norm((params, rest))
+    finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm) & jnp.isfinite(parameter_norm)
+    values = {
+        **terms,
+        "total": total,
+        "gradient_norm": gradient_norm,
+        "parameter_norm": parameter_norm,
+        "learning_rate": recipe.schedule(state.step),
+        "finite": finite,
+    }
+    stacked = jnp.stack([jnp.asarray(value, jnp.float32) for value in values.values()])
+    after = TrainState(state.step + 1, params, rest, opt_state)
+    return after, StepValues(stacked, tuple(values))

@@ -1,8 +1,9 @@
-"""The frozen teacher: where its weights come from, and when it may not teach."""
+"""The frozen teacher: where its weights come from, what is left of it, when it may not teach."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,12 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
-from drkd_jax.training.checkpoint import load_detector
+from drkd_jax.models.feature_extractor import strip
+from drkd_jax.models.folding import fold
+from drkd_jax.training.checkpoint import fill, load_detector
 from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import Arrays, num_parameters
+from drkd_jax.weights.opening import open_weights
 
 _OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype")
 
@@ -21,7 +25,7 @@ _OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype")
 class Teacher(NamedTuple):
     """A teacher ready to be an argument of the step."""
 
-    detector: Any
+    detector: Any  # with its heads only where `config.teacher.evaluate` wants its AP
     graph: nnx.GraphDef
     arrays: Arrays  # bare arrays of the whole module
     origin: str  # one line: where the weights came from
@@ -34,20 +38,22 @@ class Teacher(NamedTuple):
 
 
 def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Teacher:
-    """Builds `config.teacher`.
+    """Builds `config.teacher`: backbone and pyramid, norms folded, kernels in `dtype`.
 
-    With `checkpoint` (a work folder) the model is that of the checkpoint's own config and the
-    weights are its best ones; model settings that stand in `settings` as well have to agree.
-    Without one only `init = "random"` lets it through.
+    With `checkpoint` (a work folder, or a file of ours, of torchvision or of mmdetection) the
+    model is the checkpoint's own; model settings that stand in `settings` as well have to agree,
+    and decide what a foreign file does not show. Without one only `init = "random"` lets it
+    through. The heads are kept only where `evaluate` wants the teacher's AP.
 
     Args:
-        settings: model settings, `checkpoint`, `init`, `dtype` ("bfloat16" or "float32").
+        settings: model settings, `checkpoint`, `init`, `evaluate`, `dtype` ("bfloat16" or
+            "float32").
         num_classes: of a teacher with random weights.
         seed: of random weights.
 
     Raises:
         UserError: an untrained teacher that `init` does not name, or a checkpoint that is not
-            there or of another model.
+            there, of another model, or without a pyramid.
     """
     init, checkpoint = settings.get("init", ""), settings.get("checkpoint", "")
     name = settings.get("dtype", "bfloat16")
@@ -57,33 +63,20 @@ def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Te
         raise UserError(f"config.teacher.init = {init!r}: 'random' or nothing")
     dtype = jnp.dtype(name)
     model = {key: value for key, value in settings.items() if key not in _OWN_KEYS}
+    whole = bool(settings.get("evaluate"))
     if init == "random":
         if not model:
             raise UserError("config.teacher.init = 'random' needs the teacher's model settings")
         detector = models.init_detector(model, num_classes, seed, dtype)
-        return _teacher(detector, "random weights, as config.teacher.init asks for", (), dtype)
+        return _teacher(detector, "random weights, as config.teacher.init asks for", (), whole)
     if not checkpoint:
         raise UserError(
-            "the teacher is untrained: config.teacher.checkpoint is empty. Give the work folder of "
-            "a trained teacher, or say config.teacher.init = 'random'"
+            "the teacher is untrained: config.teacher.checkpoint is empty. Give the work folder "
+            "or the file of a trained teacher, or say config.teacher.init = 'random'"
         )
-    detector, about, step = load_detector(checkpoint, "best", dtype)
-    if step == 0:
-        raise UserError(
-            f"the teacher is untrained: the checkpoint in {checkpoint} is one of step 0. "
-            "Give a trained one, or say config.teacher.init = 'random'"
-        )
-    own = about["config"]["student"]
-    wrong = [key for key in model if as_tuples(model[key]) != as_tuples(own.get(key))]
-    if wrong:
-        raise UserError(
-            f"config.teacher and the checkpoint in {checkpoint} differ in {', '.join(wrong)}; "
-            "leave the teacher's model settings out: they are read from the checkpoint"
-        )
-    origin = f"{checkpoint}, step {step}"
-    if about.get("numbers"):
-        origin += f", AP {about['numbers']['AP']:.4f} on {about['config']['data']['val']}"
-    return _teacher(detector, origin, tuple(item[1] for item in about["categories"]), dtype)
+    if Path(checkpoint).is_file():
+        return _of_file(Path(checkpoint), model, dtype, whole)
+    return _of_run(checkpoint, model, dtype, whole)
 
 
 def compare_classes(teacher: tuple[str, ...], student: tuple[str, ...]) -> str | None:
@@ -96,15 +89,54 @@ def compare_classes(teacher: tuple[str, ...], student: tuple[str, ...]) -> str |
     )
 
 
+def _of_run(checkpoint: str, model: Mapping[str, Any], dtype: Any, whole: bool) -> Teacher:
+    detector, about, step = load_detector(checkpoint, "best", dtype)
+    _check_trained(step, checkpoint)
+    own = about["config"]["student"]
+    wrong = [key for key in model if as_tuples(model[key]) != as_tuples(own.get(key))]
+    if wrong:
+        raise UserError(
+            f"config.teacher and the checkpoint in {checkpoint} differ in {', '.join(wrong)}; "
+            "leave the teacher's model settings out: they are read from the checkpoint"
+        )
+    origin = f"{checkpoint}, step {step}"
+    if about.get("numbers"):
+        origin += f", AP {about['numbers']['AP']:.4f} on {about['config']['data']['val']}"
+    return _teacher(detector, origin, tuple(item[1] for item in about["categories"]), whole)
+
+
+def _of_file(path: Path, model: Mapping[str, Any], dtype: Any, whole: bool) -> Teacher:
+    weights = open_weights(path, as_tuples(dict(model)))
+    about = weights.about
+    if about.part == "backbone" or (whole and about.part != "detector"):
+        lacks = "feature pyramid" if about.part == "backbone" else "detection head of ours"
+        raise UserError(f"config.teacher.checkpoint = {path}: it has no {lacks}")
+    _check_trained(about.source.get("step"), str(path))
+    detector = fill(weights.model(dtype), weights.arrays, str(path))
+    names = tuple(name for _, name in about.categories)
+    return _teacher(detector, weights.origin, names, whole)
+
+
+def _check_trained(step: int | None, where: str) -> None:
+    if step == 0:
+        raise UserError(
+            f"the teacher is untrained: the checkpoint in {where} is one of step 0. "
+            "Give a trained one, or say config.teacher.init = 'random'"
+        )
+
+
 def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _teacher(detector: Any, origin: str, categories: tuple[str, ...], dtype: Any) -> Teacher:
+def _teacher(detector: Any, origin: str, categories: tuple[str, ...], whole: bool) -> Teacher:
+    detector = fold(detector if whole else strip(detector))
     graph, state = nnx.split(detector)
     # Kernels are kept in what they are used in; vectors (norms, biases) stay exact.
     arrays = jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 and leaf.dtype == jnp.float32 else leaf,
+        lambda leaf: (
+            leaf.astype(detector.dtype) if leaf.ndim > 1 and leaf.dtype == jnp.float32 else leaf
+        ),
         nnx.as_pure(state),
     )
     return Teacher(detector, graph, arrays, origin, categories)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from drkd_jax import models
+from drkd_jax.errors import UserError
 from drkd_jax.models.fpn import upsample_nearest
 from drkd_jax.models.norm import EPSILON, BatchNorm, FrozenBatchNorm, GroupNorm, group_count
 from tests.models import small
@@ -156,3 +157,57 @@ def test_no_gradient_reaches_a_frozen_stage():
         below = path[0] == "stem" or path[1] < 2
         if path[-1] in ("kernel", "bias"):
             assert bool(jnp.any(leaf[...] != 0)) != below, path
+
+
+def test_epsilon_is_a_setting():
+    for eps in (0.0, 0.5):
+        norm = FrozenBatchNorm(8, eps=eps)
+        norm.var[...] = jnp.full(8, 0.25)
+        wanted = X / np.sqrt(0.25 + eps)
+        np.testing.assert_allclose(norm(jnp.asarray(X), None), wanted, atol=1e-5)
+    backbone = {"norm": "frozen_bn", "eps": 0, "depth": 18, "width": 4}
+    stem = models.init_detector({"detector": "retinanet", "backbone": backbone}, 3, 0).backbone.stem
+    assert stem.norm.eps == 0.0
+
+
+def test_grouped_batch_norm_is_that_of_every_group_alone():
+    mask = np.array([True, False, True, True])
+    whole = BatchNorm(8, group=2)
+    got = whole(jnp.asarray(X), jnp.asarray(mask))
+    means, variances = [], []
+    for pictures in (slice(0, 2), slice(2, 4)):
+        alone = BatchNorm(8)
+        wanted = alone(jnp.asarray(X[pictures]), jnp.asarray(mask[pictures]))
+        np.testing.assert_allclose(got[pictures], wanted, atol=1e-5)
+        means.append(alone.mean[...])
+        variances.append(alone.var[...])
+    np.testing.assert_allclose(whole.mean[...], np.mean(means, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(whole.var[...], np.mean(variances, axis=0), rtol=1e-5)
+
+
+def test_a_group_of_filling_pictures_leaves_the_running_statistics_alone():
+    mask = np.array([True, True, False, False])
+    whole, alone = BatchNorm(8, group=2), BatchNorm(8)
+    out = whole(jnp.asarray(X), jnp.asarray(mask))
+    alone(jnp.asarray(X[:2]), jnp.asarray(mask[:2]))
+    assert np.all(np.isfinite(out))
+    np.testing.assert_allclose(whole.mean[...], alone.mean[...], rtol=1e-5)
+    np.testing.assert_allclose(whole.var[...], alone.var[...], rtol=1e-5)
+
+
+def test_groups_have_to_divide_the_batch():
+    with pytest.raises(UserError, match=r"norm_batch is 3.*batch of 4"):
+        BatchNorm(8, group=3)(jnp.asarray(X), jnp.ones(4, bool))
+
+
+@pytest.mark.parametrize(("dcn", "outputs"), [("v1", 18), ("v2", 27)])
+def test_deformable_convolutions_stand_in_c3_to_c5(dcn, outputs):
+    backbone = {"depth": 50, "width": 8, "groups": 2, "group_width": 32, "dcn": dcn}
+    detector = models.abstract_detector({"detector": "retinanet", "backbone": backbone}, 3)
+    for number, stage in enumerate(detector.backbone.stages):
+        for block in stage:
+            plain = [isinstance(layer, nnx.Conv) for layer in block.convs]
+            assert plain == [True, number == 0, True]
+            if number:
+                assert block.convs[1].offset.kernel.shape[-1] == outputs
+                assert block.convs[1].offset.kernel.shape[2] == 2 * block.convs[1].kernel.shape[2]

@@ -28,11 +28,26 @@ def test_full_size_has_mmdetections_parameter_count(name, parameters):
     assert count(detector, Statistic) == 2 * 26_560
 
 
-def test_resnext_101_64x4d_has_its_backbone_parameters():
-    backbone = {"depth": 101, "groups": 64, "group_width": 4}
+@pytest.mark.parametrize(
+    ("depth", "groups", "group_width", "parameters"),
+    [
+        # torchvision's numbers, less the classifier on 512 or 2048 features.
+        (18, 1, 64, 11_689_512 - 513_000),
+        (34, 1, 64, 21_797_672 - 513_000),
+        (50, 1, 64, 25_557_032 - 2_049_000),
+        (101, 1, 64, 44_549_160 - 2_049_000),
+        (152, 1, 64, 60_192_808 - 2_049_000),
+        (50, 32, 4, 25_028_904 - 2_049_000),
+        (101, 32, 8, 88_791_336 - 2_049_000),
+        (101, 64, 4, 83_455_272 - 2_049_000),
+        # mmdetection's own, counted from its model.
+        (101, 32, 4, 42_128_704),
+    ],
+)
+def test_backbones_have_their_librarys_parameters(depth, groups, group_width, parameters):
+    backbone = {"depth": depth, "groups": groups, "group_width": group_width}
     detector = models.abstract_detector({"detector": "retinanet", "backbone": backbone}, 80)
-    # torchvision's resnext101_64x4d without its classifier of 2048 x 1000 + 1000.
-    assert count(detector.backbone) == 83_455_272 - 2_049_000
+    assert count(detector.backbone) == parameters
 
 
 @pytest.mark.parametrize(
@@ -44,6 +59,10 @@ def test_resnext_101_64x4d_has_its_backbone_parameters():
         ({"backbone": {"depth": 19}}, "backbone.depth is 19.*18, 34"),
         ({"backbone": {"depth": 18, "groups": 2}}, "backbone.groups"),
         ({"backbone": {"frozen_stages": 5}}, "backbone.frozen_stages"),
+        ({"backbone": {"depth": 18, "dcn": "v1"}}, "backbone.dcn"),
+        ({"backbone": {"dcn": "v3"}}, "backbone.dcn is 'v3'"),
+        ({"backbone": {"norm_batch": 2}}, "backbone.norm_batch"),
+        ({"backbone": {"norm": "bn", "eps": 0}}, "backbone.eps"),
         ({"channels": "many"}, "channels must be int"),
         ({"channels": True}, "channels must be int"),
         ({"anchors": 3}, "anchors must hold settings"),

@@ -11,7 +11,7 @@ from drkd_jax.models.conventions import CONVENTIONS, Conventions
 from drkd_jax.models.dense import assign, level_anchors
 from drkd_jax.models.retina_head import retina_detections, retina_losses
 from drkd_jax.models.roi_head import Regions, roi_losses, sample_regions
-from drkd_jax.models.rpn import Proposals, propose, rpn_losses
+from drkd_jax.models.rpn import Proposals, propose, rpn_losses, sample_anchors
 from drkd_jax.models.settings import AnchorSettings, SamplerSettings, TestSettings
 from tests import oracles
 from tests.models import small
@@ -109,7 +109,8 @@ def test_rpn_losses_divide_by_sampled_positives_and_negatives():
     logits = logits[..., 0]
     assigned = assign(ALL, targets, RULE.rpn, RULE)
     everything = SamplerSettings(rpn=2 * len(ALL), rpn_positive=0.5)
-    got = rpn_losses(logits, deltas, ALL, assigned, targets, keys, everything, RULE)
+    chosen = sample_anchors(assigned, keys, everything)
+    got = rpn_losses(logits, deltas, ALL, assigned, chosen, targets, RULE)
     truth, positive, negative = matched(targets, RULE.rpn)
     cls = box = normaliser = 0.0
     for b in range(2):

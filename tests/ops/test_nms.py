@@ -131,3 +131,22 @@ def test_select_gives_the_best_kept_rows_in_order(max_out, which):
     assert got.indices[got.valid].tolist() == expected
     assert got.valid[: len(expected)].all()
     assert not got.indices[len(expected) :].any()
+
+
+def test_a_threshold_is_compared_as_it_is_written():
+    # 3 / 10 as float32 is more than 0.3, so that it suppresses; as a float32 it would not.
+    boxes = np.asarray([[0, 0, 10, 1], [0, 0, 3, 1]], np.float32)
+    scores, valid = np.asarray([0.9, 0.8], np.float32), np.ones(2, bool)
+    assert ops.nms(boxes, scores, valid, None, 0.3).tolist() == [True, False]
+    assert ops.nms(boxes, scores, valid, None, jnp.float32(0.3)).tolist() == [True, True]
+    # 7 / 10 as float32 is less than 0.7.
+    boxes[1, 2] = 7
+    assert ops.nms(boxes, scores, valid, None, 0.7).tolist() == [True, True]
+
+
+def test_bfloat16_boxes_and_scores_are_those_numbers_exactly():
+    boxes, scores, valid, groups = scene(11, levels=1000)
+    half = jnp.asarray(boxes * 1.37, jnp.bfloat16), jnp.asarray(scores, jnp.bfloat16)
+    wide = [np.asarray(x, np.float32) for x in half]
+    expected = oracles.nms(*wide, valid, groups, 0.4)
+    np.testing.assert_array_equal(run(*half, valid, groups, jnp.float32(0.4)), expected)

@@ -9,5 +9,5 @@ def get_config(name: str | None = None) -> ConfigDict:
     """One of the two canvases of the other tests: their compiled program serves here too."""
     config = tiny.config(distilled=True)
     config["data"]["canvases"] = config["data"]["canvases"][:1]
-    config["train"]["checkpoint_every"] = 4
+    config["train"].update(checkpoint_every=4, parallel="jit", precision="float32", momentum=0.9)
     return ConfigDict(config)

@@ -1,6 +1,7 @@
 """Checkpoints of small states: nothing here compiles a network."""
 
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from drkd_jax.errors import UserError
 from drkd_jax.training import checkpoint
+from drkd_jax.training.same_run import check_same_run, differing_keys
 from drkd_jax.training.sharding import data_mesh, put_everywhere, replicated
 from drkd_jax.training.state import (
     flatten,
@@ -110,6 +113,35 @@ def test_old_checkpoints_go_and_the_best_one_stays(folder):
         np.testing.assert_array_equal(arrays["layers.1.kernel"], student["layers"][1]["kernel"])
 
 
+def test_a_write_that_the_system_refuses_leaves_the_one_before(folder):
+    workdir, checkpoints = folder
+    checkpoints.save(state_of(step=1), about())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, hard))
+    try:
+        with pytest.raises(UserError, match=r"step 2 cannot be written .* before it are whole"):
+            checkpoints.save(state_of(width=40_000, step=2), about())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["1"]
+    again = checkpoint.Checkpoints(workdir, keep=2)
+    assert again.latest_step() == 1
+    again.restore(state_of(), replicated(data_mesh()))
+    again.close()
+
+
+def test_what_a_killed_write_left_is_removed(folder):
+    workdir, checkpoints = folder
+    checkpoints.save(state_of(step=1), about())
+    left = workdir / "checkpoints" / f"2{TMP_DIR_SUFFIX}"
+    (left / "student").mkdir(parents=True)
+    again = checkpoint.Checkpoints(workdir, keep=2)
+    assert not left.exists()
+    again.save(state_of(step=2), about())
+    assert again.latest_step() == 2
+    again.close()
+
+
 def test_another_model_is_refused(folder):
     _, checkpoints = folder
     checkpoints.save(state_of(step=1), about())
@@ -140,12 +172,16 @@ def test_a_folder_without_a_checkpoint_is_told(tmp_path):
 def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
     stored = json.loads(json.dumps(CONFIG))
     longer = {**CONFIG, "train": {"steps": 90, "momentum": 0.9}, "eval": {"batch_size": 5}}
-    checkpoint.check_same_run(stored, longer, tmp_path)
+    check_same_run(stored, longer, tmp_path)
     other = {**CONFIG, "seed": 2, "train": {"steps": 9, "momentum": 0.8, "clip_norm": 1.0}}
-    with pytest.raises(UserError, match=r"differ: seed, train\.clip_norm, train\.momentum\. Use"):
-        checkpoint.check_same_run(stored, other, tmp_path)
+    with pytest.raises(
+        UserError,
+        match=r"differ: seed \(1 there, 2 here\), train\.clip_norm \(None there, 1\.0 here\), "
+        r"train\.momentum \(0\.9 there, 0\.8 here\)\. Use",
+    ):
+        check_same_run(stored, other, tmp_path)
 
 
 def test_lists_and_tuples_are_the_same_config():
-    assert checkpoint.differing_keys({"a": [1, [2]]}, {"a": (1, (2,))}) == []
-    assert checkpoint.differing_keys({"a": None}, {"a": {"b": 1}}) == ["a"]
+    assert differing_keys({"a": [1, [2]]}, {"a": (1, (2,))}) == []
+    assert differing_keys({"a": None}, {"a": {"b": 1}}) == ["a"]

@@ -14,6 +14,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.training import loop
 from drkd_jax.training.checkpoint import load_arrays, load_detector
 from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
+from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import CompilationCounter, read_metrics
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.sharding import put_batch
@@ -40,6 +41,7 @@ def test_a_work_folder_holds_all_that_a_run_leaves(finished):
         "config.json",
         "detections.json",
         "eval.json",
+        "lock",
         "metrics.jsonl",
         "summary.json",
         "tensorboard",
@@ -85,6 +87,35 @@ def test_a_changed_config_does_not_continue_it(finished):
     assert json.loads((workdir / "config.json").read_text())["train"] == json.loads(
         json.dumps(config["train"])
     )
+
+
+def test_a_second_run_in_the_folder_is_refused(finished):
+    config, workdir, _ = finished
+    with locked(workdir), pytest.raises(UserError, match="another run trains in this folder"):
+        loop.train(config, workdir)
+
+
+def test_a_work_folder_that_is_a_file_is_told(finished, tmp_path):
+    config, _, _ = finished
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        with pytest.raises(UserError, match=r"cannot be made \((File exists|Not a directory)\)"):
+            loop.train(config, tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_trace_of_some_steps_is_written(finished, tmp_path):
+    config, _, _ = finished
+    config = {**config, "train": {**config["train"], "steps": 5, "decay_at": ()}}
+    loop.train(config, tmp_path, profile="2:4")
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_pmap_knows_no_batch_statistics(finished):
+    config = tiny.config(parallel="pmap")
+    config["student"]["backbone"]["norm"] = "bn"
+    with pytest.raises(UserError, match=r"parallel = 'pmap' .* norm 'frozen_bn' or 'gn'"):
+        build_run(config)
 
 
 def test_the_student_alone_is_what_others_load(finished):

@@ -3,7 +3,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import pytest
 
+from drkd_jax.errors import UserError
 from drkd_jax.training.metrics import METRICS_FILE, CompilationCounter, Metrics, read_metrics
 
 
@@ -35,6 +37,24 @@ def test_every_line_is_json_also_where_a_number_is_not_finite(tmp_path, capsys):
     assert metrics.warnings == ["something is silent"]
     assert "warning: step 2: something is silent" in capsys.readouterr().err
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_full_disk_is_told(tmp_path):
+    metrics = Metrics(tmp_path, 0, 10)
+    metrics._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(the disk is full\)"):
+        metrics.warn(1, "something")
+
+
+def test_a_process_that_is_not_the_first_writes_and_says_nothing(tmp_path, capsys):
+    metrics = Metrics(tmp_path, 0, 10, silent=True)
+    metrics.train(1, {"total": 1.0}, {"loss": "1"})
+    metrics.evaluation(1, {"AP": 0.5})
+    metrics.warn(1, "something")
+    metrics.close()
+    assert not any(tmp_path.iterdir())
+    assert metrics.warnings == ["something"]
+    assert capsys.readouterr().err == ""
 
 
 def test_compilations_are_counted():

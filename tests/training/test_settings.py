@@ -20,6 +20,7 @@ GOOD = {"batch_size": 2, "learning_rate": 0.1, "steps": 5}
         ({"precision": "float16"}, "train.precision"),
         ({"clip_norm": -1.0}, "train.clip_norm"),
         ({"log_every": 0}, "train.log_every"),
+        ({"linear_rate_for": -16}, "train.linear_rate_for"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(change, words):
@@ -35,6 +36,12 @@ def test_a_missing_key_is_named():
 def test_json_lists_become_tuples():
     assert train_settings({**GOOD, "decay_at": [0.5, 0.8]}).decay_at == (0.5, 0.8)
     assert as_tuples({"a": [[1, 2], {"b": [3]}]}) == {"a": ((1, 2), {"b": (3,)})}
+
+
+def test_the_rate_follows_the_batch_only_where_it_is_asked_to():
+    settings = {**GOOD, "batch_size": 64, "learning_rate": 0.02}
+    assert train_settings(settings).rate == 0.02
+    assert train_settings({**settings, "linear_rate_for": 16}).rate == 0.08
 
 
 def test_evaluation_settings():

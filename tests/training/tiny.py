@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def config(detector: str = "retinanet", *, distilled: bool = False, **train: Any
     return result
 
 
-def python(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+def python(
+    *arguments: str, preexec_fn: Callable[[], None] | None = None, **environment: str
+) -> subprocess.Popen[str]:
     """Starts Python in the project's root; what it says can be read from its pipes."""
     return subprocess.Popen(
         [sys.executable, *arguments],
@@ -87,6 +90,7 @@ def python(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=preexec_fn,
     )
 
 

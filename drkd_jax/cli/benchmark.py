@@ -1,0 +1,148 @@
+"""``python -m drkd_jax benchmark``: what a training step of a recipe costs on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from drkd_jax.errors import UserError
+from drkd_jax.training.compilation_cache import keep_programs
+from drkd_jax.training.measure import Cost, measure
+from drkd_jax.training.noise import write_noise
+from drkd_jax.training.setup import Run, build_run
+from drkd_jax.training.writing import write_text
+
+_HELP = """usage: python -m drkd_jax benchmark --config=configs/NAME.py[:tiny] [--config.a.b=v]
+  --random                  random weights and noise for pictures, in the place of every file
+  --classes=80              classes of the noise
+  --steps=10                timed steps, after two that warm up
+  --noparts                 the step as a whole only: one compilation in the place of many
+  --peak-tflops=X           the device's peak in the run's precision, 10^12 operations a second
+  --json=FILE               the same figures, for programs
+  --compilation-cache=DIR   keeps compiled programs for the next start"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints compile time, pictures a second, operations, memory, and the time of each part.
+
+    Raises:
+        UserError: wrong arguments, or a recipe that cannot be built.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(_HELP)
+        return 0
+    options = _options(argv)
+    if options["compilation-cache"]:
+        keep_programs(options["compilation-cache"])
+    config = options["config"].to_dict()
+    with (
+        _random(config, options["classes"])
+        if options["random"]
+        else (contextlib.nullcontext(config)) as config
+    ):
+        run = build_run(config)
+        cost = measure(run, steps=options["steps"], parts=options["parts"])
+    figures = _figures(run, cost, options["peak-tflops"])
+    print("\n".join(_lines(run, cost, figures)))
+    if options["json"]:
+        write_text(Path(options["json"]), json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def _options(argv: Sequence[str]) -> dict[str, Any]:
+    own = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=own, sys_argv=list(argv))
+    flags.DEFINE_bool("random", False, "", flag_values=own)
+    flags.DEFINE_integer("classes", 80, "", lower_bound=1, flag_values=own)
+    flags.DEFINE_integer("steps", 10, "", lower_bound=1, flag_values=own)
+    flags.DEFINE_bool("parts", True, "", flag_values=own)
+    flags.DEFINE_float("peak-tflops", 0.0, "", lower_bound=0.0, flag_values=own)
+    flags.DEFINE_string("json", "", "", flag_values=own)
+    flags.DEFINE_string("compilation-cache", "", "", flag_values=own)
+    try:
+        rest = own(["benchmark", *argv])
+        if len(rest) > 1:
+            raise UserError(f"what is {' '.join(rest[1:])}? Every argument is --name=value")
+        options: dict[str, Any] = {name: own[name].value for name in own}
+        if not options["config"]:
+            raise UserError("--config is missing (see python -m drkd_jax benchmark --help)")
+        options["config"].to_dict()  # a config file that could not be read says so only now
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a program: it can fail in any way
+        raise UserError(f"{type(error).__name__}: {error}") from error
+    return options
+
+
+@contextlib.contextmanager
+def _random(config: dict[str, Any], classes: int) -> Iterator[dict[str, Any]]:
+    """The config with nothing to load: drawn weights, and noise of the first canvas's shape."""
+    config = {**config, "data": {**config["data"]}, "student": {**config["student"]}}
+    config["student"]["init"] = ""
+    if config.get("teacher") is not None:
+        config["teacher"] = {**config["teacher"], "checkpoint": "", "init": "random"}
+    config["data"]["canvases"] = config["data"]["canvases"][:1]
+    with tempfile.TemporaryDirectory() as folder:
+        height, width = config["data"]["canvases"][0]
+        spec = write_noise(
+            Path(folder),
+            pictures=config["train"]["batch_size"],
+            classes=classes,
+            # Fills the canvas as most photographs fill theirs: 4 to 3, or 3 to 4.
+            shape=(480, 640) if width >= height else (640, 480),
+            seed=config["seed"],
+        )
+        config["data"]["train"] = config["data"]["val"] = spec
+        yield config
+
+
+def _figures(run: Run, cost: Cost, peak_tflops: float) -> dict[str, Any]:
+    device = jax.local_devices()[0]
+    per_second = cost.flops / cost.step_seconds
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": run.mesh.size,
+        "jax": jax.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "precision": run.train.precision,
+        **dataclasses.asdict(cost),
+        "tflops_per_second": per_second / 1e12,
+        "peak_tflops": peak_tflops or None,
+        "share_of_peak": per_second / (peak_tflops * 1e12) if peak_tflops else None,
+    }
+
+
+def _lines(run: Run, cost: Cost, figures: dict[str, Any]) -> list[str]:
+    height, width = cost.canvas
+    share = figures["share_of_peak"]
+    peak = "" if share is None else f", {share:.1%} of the peak of {figures['peak_tflops']:g}"
+    lines = [
+        f"device      {figures['devices']} x {figures['device']}, jax {figures['jax']}",
+        f"run         {cost.batch_size} pictures a step on canvases of {height} x {width}, "
+        f"{figures['precision']}, {run.student_origin}",
+        f"compile     {cost.compile_seconds:.1f} s, and {cost.trace_seconds:.1f} s of tracing",
+        f"step        {cost.step_seconds * 1e3:.1f} ms, {cost.pictures_per_second:.2f} pictures/s",
+        f"operations  {cost.flops / 1e9:.2f} GFLOP a step and device as compiled "
+        f"({cost.flops_written / 1e9:.2f} as written), "
+        f"{figures['tflops_per_second']:.3g} TFLOP/s{peak}",
+        "memory      "
+        + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in cost.memory.items()),
+    ]
+    if cost.parts:
+        lines.append("parts       (distillation terms: the whole gradient with and without)")
+        lines += [
+            f"  {name:20s} {seconds * 1e3:9.1f} ms  {seconds / cost.step_seconds:6.1%}"
+            for name, seconds in cost.parts.items()
+        ]
+    return lines

@@ -1,0 +1,115 @@
+"""``python -m drkd_jax convert``: other libraries' weights to ours, and ours to theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drkd_jax.cli.arguments import Parser
+from drkd_jax.errors import UserError
+from drkd_jax.training.student_file import student_arrays
+from drkd_jax.weights.account import give
+from drkd_jax.weights.opening import LIBRARIES, library_table, open_weights
+from drkd_jax.weights.ours import write_ours, write_safetensors
+
+
+def main(argv: Sequence[str]) -> int:
+    """Converts one file and prints what became of every key.
+
+    Raises:
+        UserError: wrong arguments, a file that cannot be read or would run code, a model that is
+            not ours, or keys that are missing, left over or of other shapes.
+    """
+    parser = Parser("convert", "Weights of torchvision and mmdetection to ours, and back.")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--from", dest="source", choices=LIBRARIES, help="FILE is this library's")
+    way.add_argument("--to", dest="target", choices=LIBRARIES, help="OUT is to be this library's")
+    parser.add_argument("file", metavar="FILE", help="weights; with --to also a work folder")
+    parser.add_argument("out", metavar="OUT", help="file to write, NAME.safetensors")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting that the file does not show, as backbone.eps=0",
+    )
+    parser.add_argument("--json", metavar="FILE", help="where the account of every key goes")
+    arguments = parser.parse_args(list(argv))
+    out = Path(arguments.out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out}: the name has to end in .safetensors")
+    if arguments.target:
+        if arguments.set or arguments.json:
+            raise UserError("--set and --json belong to --from")
+        return _to_theirs(arguments.file, arguments.target, out)
+    weights = open_weights(arguments.file, parse_settings(arguments.set), arguments.source)
+    write_ours(out, weights.arrays, weights.about)
+    if arguments.json:
+        account = weights.account.as_json() if weights.account else {}
+        _write_text(Path(arguments.json), json.dumps(account, indent=2) + "\n")
+    print("\n".join((*weights.lines, f"written to {out}")))
+    return 0
+
+
+def parse_settings(items: Sequence[str]) -> dict[str, Any]:
+    """Settings as nested values, from items like backbone.eps=0; values are JSON or words.
+
+    Raises:
+        UserError: an item without "=".
+    """
+    nested: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set={item}: it is KEY=VALUE")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        *path, last = key.split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set={item}: {part} is a value already")
+        place[last] = value
+    return nested
+
+
+def _to_theirs(file: str, library: str, out: Path) -> int:
+    arrays, about = student_arrays(file)
+    convention = about.settings.get("convention", "mmdet")
+    if about.part == "detector" and convention.split("-")[0] != library:
+        raise UserError(
+            f"{file}: computes by the conventions of {convention}; under the names of {library} it "
+            "would be another detector"
+        )
+    table = library_table(library, arrays, prefixed=about.part != "backbone")
+    theirs = give(arrays, table)
+    names = [name for _, name in about.categories]
+    write_safetensors(out, theirs, {"format": "pt", "classes": json.dumps(names)})
+    print(f"{len(theirs)} arrays under the names of {library}, written to {out}")
+    for line in _not_in_file(about.settings):
+        print(f"  {line}")
+    return 0
+
+
+def _not_in_file(settings: Mapping[str, Any]) -> list[str]:
+    """What the other library has to be told, since no array shows it."""
+    backbone = settings.get("backbone") or {}
+    lines = []
+    if backbone.get("eps", 1e-5) != 1e-5:
+        lines.append(f"its batch norms want an eps of {backbone['eps']}")
+    if backbone.get("width", 64) != 64:
+        lines.append(f"its backbone is {backbone['width']} wide, not 64")
+    return lines
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,104 @@
+"""``on_error = "skip"``: what was left out, counted, listed, and stopped where it is too much.
+
+A picture that cannot be read becomes a filling picture: its row of the batch stays, all zeros and
+not valid. So every other row, the order and the number of batches are what they were without the
+fault, whatever the threads, the workers or the step a run went on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from drkd_jax.data.records import Source
+from drkd_jax.errors import UserError
+
+SKIPPED_FILE = "skipped.jsonl"
+SHARE = 0.01  # of the pictures that may be left out
+
+_log = logging.getLogger(__name__)
+
+
+class SkipList:
+    """The pictures of a source that could not be read, each once.
+
+    Args:
+        source: where they are from. Entries of its instances file that were left out are listed
+            as well.
+        total: pictures in use; more than 1 % of them left out is an error.
+        path: the list, one json object a line, each fault once, also over several runs. None
+            keeps none.
+
+    Attributes:
+        reasons: why each picture was left out since this list was made, by its position. What an
+            older run has listed is met again or has been mended.
+    """
+
+    def __init__(self, source: Source, total: int, path: Path | None):
+        self._source, self._total, self._path = source, total, path
+        self.reasons: dict[int, str] = {}
+        self._listed = _read(path) if path is not None else set()
+        faults = list(map(str, getattr(source, "faults", ())))
+        for fault in faults:
+            self._write({"source": source.spec, "entry": fault})
+        if faults:
+            _log.warning("%s: %d entries of its file are left out", source.spec, len(faults))
+
+    def add(self, indices: Int[np.ndarray, "n"]) -> None:
+        """Notes pictures that a batch came without.
+
+        Raises:
+            UserError: more than 1 % of the pictures could not be read.
+        """
+        for index in map(int, indices):
+            if index in self.reasons:
+                continue
+            # Read again for the reason: the batch may come from another process.
+            reason = "was not readable a moment ago; now it is"
+            try:
+                self._source.record(index)
+            except UserError as error:
+                reason = str(error)
+            self.reasons[index] = reason
+            _log.warning("picture skipped (%d so far): %s", len(self.reasons), reason)
+            image_id = self._source.meta(index).image_id
+            picture = {"source": self._source.spec, "index": index, "image_id": image_id}
+            self._write({**picture, "reason": reason})
+        if len(self.reasons) > SHARE * self._total:
+            where = f"; they are listed in {self._path}" if self._path else ""
+            raise UserError(
+                f"{self._source.spec}: {len(self.reasons)} of {self._total} pictures cannot be "
+                f"read, more than {SHARE:.0%}, the last one because: "
+                f"{next(reversed(self.reasons.values()))}{where}. Mend them, or leave them out of "
+                "the instances file (`prepare --check SOURCE` lists all faults)"
+            )
+
+    def _write(self, line: dict[str, Any]) -> None:
+        key = _key(line)
+        if self._path is None or key in self._listed:
+            return
+        self._listed.add(key)
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written ({error.strerror})") from error
+
+
+def _read(path: Path) -> set[tuple[str, str]]:
+    listed = set()
+    if path.exists():
+        for text in path.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill
+                listed.add(_key(json.loads(text)))
+    return listed
+
+
+def _key(line: dict[str, Any]) -> tuple[str, str]:
+    return line["source"], line["entry"] if "entry" in line else f"picture {line['index']}"

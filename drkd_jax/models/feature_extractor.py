@@ -1,0 +1,72 @@
+"""The part of a detector that a teacher needs: backbone and neck.
+
+Letters: B pictures, H W pixels of the canvas.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float
+
+from drkd_jax.models.conventions import conventions
+from drkd_jax.models.fpn import FPN
+from drkd_jax.models.resnet import ResNet
+from drkd_jax.models.settings import PyramidSettings
+from drkd_jax.types import Array, Features, FeatureSpec
+
+
+class FeatureExtractor(nnx.Module):
+    """A ResNet and a feature pyramid.
+
+    Attributes:
+        settings: what it was built from.
+        stride: sides of a canvas must be multiples of this.
+    """
+
+    def __init__(self, settings: PyramidSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self.settings = settings
+        self.dtype = dtype
+        self.convention = conventions(settings.convention)
+        self.stride = self.convention.padding
+        self.backbone = ResNet(settings.backbone, rngs=rngs, dtype=dtype)
+        self.neck = FPN(self.backbone.channels, settings, rngs=rngs, dtype=dtype)
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The pyramid's channels, strides and kinds of levels."""
+        return self.neck.spec
+
+    def features(
+        self,
+        images: Float[Array, "B H W 3"],
+        picture_valid: Bool[Array, "B"] | None = None,
+    ) -> Features:
+        """Compute the pyramid.
+
+        Args:
+            images: normalised pictures, zeros in the padding.
+            picture_valid: the pictures that count in batch statistics, in training. None, in
+                evaluation, uses running statistics. Only ``norm="bn"`` heeds it; it then
+                updates its ``nnx.BatchStat`` variables.
+
+        Returns:
+            Maps of the compute dtype, finest level first.
+        """
+        mask = None if picture_valid is None else jnp.asarray(picture_valid)
+        maps = self.backbone(jnp.asarray(images, self.dtype), mask)
+        return Features(self.neck(maps), self.spec)
+
+
+def strip(detector: FeatureExtractor) -> FeatureExtractor:
+    """The same backbone and neck without the heads, which distillation does not need.
+
+    Args:
+        detector: any detector, with values or without (`build.abstract_detector`). It shares its
+            variables with the result.
+    """
+    bare = nnx.eval_shape(
+        lambda: FeatureExtractor(detector.settings, rngs=nnx.Rngs(0), dtype=detector.dtype)
+    )
+    bare.backbone, bare.neck = detector.backbone, detector.neck
+    return bare

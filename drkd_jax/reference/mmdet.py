@@ -1,0 +1,327 @@
+"""What mmdetection's own detectors say: every stage, losses, gradients, detections.
+
+    python -m drkd_jax.reference.mmdet FOLDER [THREADS]
+
+reads FOLDER/request.json (a list of `Model` as plain values) and writes FOLDER/MODEL.npz. Needs
+mmdetection 3.x with mmcv's operators, torch and NumPy, and nothing else. Models are built from
+the library's shipped configs with random weights. Weights, pictures and ground truths are drawn
+by `seeded.py` on both sides, but for the last layers: those are scaled until there are detections
+to compare, and what they were scaled by is in the answer.
+
+Every model is run from the padded tensor on, by the library's own functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmdet
+import numpy as np
+import torch
+from mmdet.models.dense_heads import base_dense_head, rpn_head
+from mmdet.models.layers import bbox_nms
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from drkd_jax.reference.probes import (
+    GAP,
+    bisect,
+    nms_fault,
+    outputs_of,
+    recorded,
+    spread,
+)
+from drkd_jax.reference.seeded import Drawn, pictures, thin, weight
+
+SEEDS = 400  # batches to try
+WANTED = 40  # detections a picture to aim at
+RPN_GAP = 2e-5  # between overlaps of proposals and the threshold: many more pairs
+
+
+@dataclasses.dataclass
+class Model:
+    """One network and the batches it is run on.
+
+    Attributes:
+        name: of the answer's file.
+        config: file below the library's own ``configs``.
+        detector: "faster_rcnn", "cascade_rcnn", "retinanet", or "pyramid" for backbone and neck.
+        num_classes: K, without the background.
+        batches: (height, width) of the canvas, and of each picture, for each batch.
+        changes: dotted keys of the config and their values.
+        seed: of the weights.
+        keep: numbers kept of each tensor of features; an eighth of it of each gradient.
+    """
+
+    name: str
+    config: str
+    detector: str
+    num_classes: int
+    batches: list[tuple[tuple[int, int], list[tuple[int, int]]]]
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    keep: int = 2**31
+
+
+def build(model: Model) -> nn.Module:
+    """A model of the library with drawn weights, in evaluation."""
+    register_all_modules(init_default_scope=True)
+    config = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / model.config)
+    config.merge_from_dict({"model.backbone.init_cfg": None, **model.changes})
+    net = MODELS.build(config.model)
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if value.dtype.is_floating_point and not name.startswith("data_preprocessor"):
+                value.copy_(torch.from_numpy(weight(name, tuple(value.shape), model.seed)))
+    return net.eval()
+
+
+def samples(
+    drawn: Drawn, canvas: tuple[int, int], sizes: list[tuple[int, int]]
+) -> list[DetDataSample]:
+    """What the library wants to know of each picture."""
+    found = []
+    for b, (h, w) in enumerate(sizes):
+        sample = DetDataSample()
+        sample.set_metainfo(
+            {
+                "img_id": b,
+                "img_shape": (h, w),
+                "ori_shape": (h, w),
+                "pad_shape": (-(-h // 32) * 32, -(-w // 32) * 32),
+                "batch_input_shape": tuple(canvas),
+                "scale_factor": (1.0, 1.0),
+            }
+        )
+        truths = InstanceData()
+        truths.bboxes = torch.from_numpy(drawn.boxes[b])
+        truths.labels = torch.from_numpy(drawn.labels[b]).long()
+        sample.gt_instances = truths
+        found.append(sample)
+    return found
+
+
+def liven(net: nn.Module, model: Model, run: Callable[[], list[Any]]) -> list[str]:
+    """Scales the last layers until there are about `WANTED` detections a picture.
+
+    Returns:
+        The scaled layers' names.
+    """
+    names: list[str] = []
+
+    def scale(numbers: dict[str, tuple[float, float]]) -> list[nn.Module]:
+        layers = [net.get_submodule(name) for name in numbers]
+        for layer, values, (mean, std) in zip(
+            layers, outputs_of(layers, run), numbers.values(), strict=True
+        ):
+            spread(layer, values, mean, std)
+        names.extend(numbers)
+        return layers
+
+    if model.detector == "retinanet":
+        layers = scale({"bbox_head.retina_cls": (0.0, 2.0), "bbox_head.retina_reg": (0.0, 0.3)})
+        biases, sign = [layers[0].bias], 1
+    else:
+        scale({"rpn_head.rpn_cls": (-1.0, 1.5), "rpn_head.rpn_reg": (0.0, 0.3)})
+        stages = ["0.", "1.", "2."] if model.detector == "cascade_rcnn" else [""]
+        biases, sign = [], -1
+        for stage in stages:  # the first ones move the regions of the next ones
+            start = f"roi_head.bbox_head.{stage}"
+            layers = scale({f"{start}fc_cls": (0.0, 2.0), f"{start}fc_reg": (0.0, 0.7)})
+            biases.append(layers[0].bias[-1:])
+    joint = torch.cat(biases)
+
+    def count() -> int:
+        for bias, values in zip(biases, joint.split([len(b) for b in biases]), strict=True):
+            bias.copy_(values)
+        return sum(len(found.scores) for found in run())
+
+    pictures_of_run = len(run())
+    bisect(count, joint, WANTED * pictures_of_run, sign)
+    count()
+    return names
+
+
+def predicted(
+    net: nn.Module, model: Model, images: Tensor, given: list[DetDataSample]
+) -> list[InstanceData]:
+    """Detections of every picture, in the canvas's pixels."""
+    maps = net.extract_feat(images)
+    if model.detector == "retinanet":
+        return net.bbox_head.predict(maps, given, rescale=False)
+    proposals = net.rpn_head.predict(maps, given, rescale=False)
+    return net.roi_head.predict(maps, proposals, given, rescale=False)
+
+
+def inference(
+    net: nn.Module, model: Model, images: Tensor, given: list[DetDataSample]
+) -> tuple[dict[str, np.ndarray], str]:
+    """Every stage of one batch in evaluation, and what is wrong with its detections."""
+    tensors: dict[str, Any] = {}
+    kept: dict[str, np.ndarray] = {}
+    fault = ""
+    body: list[Any] = []
+    hook = net.backbone.register_forward_hook(lambda _module, _given, said: body.append(said))
+    maps = net.extract_feat(images)
+    hook.remove()
+    for name, levels in (("body", body[0]), ("pyramid", maps)):
+        tensors |= {f"{name}.{level}": value for level, value in enumerate(levels)}
+    if model.detector == "retinanet":
+        for name, levels in zip(("class logits", "class deltas"), net.bbox_head(maps), strict=True):
+            tensors |= {f"{name}.{level}": value for level, value in enumerate(levels)}
+        with recorded(base_dense_head, "batched_nms") as last:
+            detections = net.bbox_head.predict(maps, given, rescale=False)
+    elif model.detector != "pyramid":
+        for name, levels in zip(("rpn logits", "rpn deltas"), net.rpn_head(maps), strict=True):
+            tensors |= {f"{name}.{level}": value for level, value in enumerate(levels)}
+        with recorded(rpn_head, "batched_nms") as first:
+            proposals = net.rpn_head.predict(maps, given, rescale=False)
+        for boxes, scores, groups, rule in first.given:
+            fault = fault or nms_fault(boxes, scores, groups, rule["iou_threshold"], RPN_GAP)
+        boxes = [found.bboxes for found in proposals]
+        for b, found in enumerate(proposals):
+            kept[f"proposals.{b}"] = found.bboxes.numpy()
+            kept[f"proposal scores.{b}"] = found.scores.numpy()
+        head = net.roi_head
+        if model.detector == "faster_rcnn":
+            stage = head._bbox_forward(maps, bbox2roi(boxes))
+            tensors["regions"] = stage["bbox_feats"]
+        else:
+            stage = head._bbox_forward(0, maps, bbox2roi(boxes))
+        tensors["class logits"], tensors["class deltas"] = stage["cls_score"], stage["bbox_pred"]
+        with recorded(bbox_nms, "batched_nms") as last:
+            detections = head.predict(maps, proposals, given, rescale=False)
+    kept |= {name: thin(name, value.numpy(), model.keep) for name, value in tensors.items()}
+    if model.detector == "pyramid":
+        return kept, ""
+    for b, found in enumerate(detections):
+        kept[f"detections.boxes.{b}"] = found.bboxes.numpy()
+        kept[f"detections.scores.{b}"] = found.scores.numpy()
+        kept[f"detections.labels.{b}"] = found.labels.numpy()
+    for b, (boxes, scores, groups, rule, *_) in enumerate(last.given):
+        # The boxes that entered the last NMS, so that a test can see that they are clear of it.
+        kept[f"candidates.boxes.{b}"] = boxes.numpy()
+        kept[f"candidates.scores.{b}"] = scores.numpy()
+        kept[f"candidates.labels.{b}"] = groups.numpy()
+        fault = fault or nms_fault(boxes, scores, groups, rule["iou_threshold"], GAP)
+    return kept, fault or _scores_fault([found.scores for found in detections])
+
+
+def _scores_fault(pictures_scores: list[Tensor]) -> str:
+    for scores in pictures_scores:
+        if len(scores) < 20:
+            return f"{len(scores)} detections"
+        if (scores[:-1] - scores[1:]).min() <= GAP or (scores[-1] - 0.05) <= GAP:
+            return "scores too near to each other"
+    return ""
+
+
+def training(
+    net: nn.Module, model: Model, images: Tensor, given: list[DetDataSample], gradients: bool
+) -> dict[str, np.ndarray]:
+    """What was matched and sampled, the losses, and the gradient of their sum."""
+    net.train()  # the backbone keeps its statistics and its frozen stages, as its config says
+    net.zero_grad(set_to_none=True)
+    torch.manual_seed(model.seed)
+    head = net.bbox_head if model.detector == "retinanet" else net.rpn_head
+    found: dict[str, Any] = {}
+    with recorded(head, "get_targets") as targets:
+        if model.detector == "retinanet":
+            losses = net.loss(images, given)
+        else:
+            with recorded(net.roi_head, "bbox_loss") as second:
+                losses = net.loss(images, given)
+            for b, sampled in enumerate(second.given[0][1]):
+                found[f"sampled.boxes.{b}"] = sampled.priors
+                found[f"sampled.labels.{b}"] = sampled.pos_gt_labels.int()
+                found[f"sampled.truths.{b}"] = sampled.pos_assigned_gt_inds.int()
+    _, weights, _, box_weights, _ = targets.said[0]
+    counted, positive = torch.cat(weights, 1) > 0, torch.cat(box_weights, 1)[..., 0] > 0
+    for b in range(len(images)):
+        found[f"anchors.positive.{b}"] = torch.where(positive[b])[0].int()
+        negative = torch.where(counted[b] & ~positive[b])[0].int()
+        if model.detector != "retinanet":
+            found[f"anchors.negative.{b}"] = negative
+        found[f"anchors.negatives.{b}"] = torch.tensor(len(negative))
+    sums = {
+        name: sum(value) if isinstance(value, (list, tuple)) else value
+        for name, value in losses.items()
+        if "loss" in name
+    }
+    found |= {f"losses.{name}": value for name, value in sums.items()}
+    answers = {name: value.detach().numpy() for name, value in found.items()}
+    if gradients:
+        total: Any = sum(sums.values())
+        total.backward()
+        for name, parameter in net.named_parameters():
+            if parameter.grad is not None:
+                pulled = parameter.grad
+                answers[f"gradients.{name}"] = thin(name, pulled.numpy(), model.keep // 8)
+                answers[f"norms.{name}"] = np.float32(pulled.norm())
+    net.eval()
+    return answers
+
+
+def answer(model: Model) -> dict[str, np.ndarray]:
+    """All tensors of a model: "weights|...", and "BATCH|TENSOR" for each batch.
+
+    Pictures are drawn until every one of a batch has 20 detections that rounding alone cannot
+    change.
+    """
+    net = build(model)
+    names = [(k, list(v.shape)) for k, v in net.state_dict().items() if v.is_floating_point()]
+    if model.detector == "pyramid":
+        names = [(name, shape) for name, shape in names if name.startswith(("backbone", "neck"))]
+    tensors: dict[str, np.ndarray] = {"shapes": np.array(json.dumps(names))}
+    for i, (canvas, sizes) in enumerate(model.batches):
+        faults: Counter[str] = Counter()
+        for seed in range(SEEDS * i, SEEDS * (i + 1)):
+            drawn = pictures(seed, canvas, sizes, model.num_classes)
+            images, given = torch.from_numpy(drawn.images), samples(drawn, canvas, sizes)
+            with torch.no_grad():
+                if seed == 0 and model.detector != "pyramid":
+                    for name in liven(net, model, lambda x=(images, given): _run(net, model, x)):
+                        layer = net.get_submodule(name)
+                        tensors[f"weights|gain|{name}"] = layer.gain.numpy()
+                        tensors[f"weights|bias|{name}"] = layer.bias.detach().numpy().copy()
+                found, fault = inference(net, model, images, given)
+            if not fault:
+                break
+            faults[fault] += 1
+        else:
+            raise SystemExit(f"{model.name}, batch {i}: nothing to compare in {dict(faults)}")
+        if model.detector in ("faster_rcnn", "retinanet"):
+            found |= training(net, model, images, given, gradients=i == 0)
+        tensors |= {f"{i}|{name}": value for name, value in found.items()}
+        tensors[f"{i}|seed"] = np.int64(seed)
+    return tensors
+
+
+def _run(net: nn.Module, model: Model, given: tuple[Tensor, list[DetDataSample]]) -> list[Any]:
+    return predicted(net, model, *given)
+
+
+def main(argv: list[str]) -> None:
+    """Answers the models of a folder's request.json."""
+    folder = Path(argv[0])
+    torch.set_num_threads(int(argv[1]) if len(argv) > 1 else 2)
+    for values in json.loads((folder / "request.json").read_text()):
+        model = Model(**values)
+        np.savez_compressed(folder / f"{model.name}.npz", **answer(model))
+        print(f"{model.name}.npz")
+    print(f"mmdetection {mmdet.__version__}, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,408 @@
+"""What torchvision's own detectors say: every stage, losses, gradients, detections.
+
+    python -m drkd_jax.reference.torchvision FOLDER
+
+reads FOLDER/request.json (a list of `Model` as plain values) and writes FOLDER/MODEL.npz. Needs
+torch and torchvision (0.14 was used), NumPy, and nothing else. Weights, pictures and ground
+truths are drawn by `seeded.py` on both sides, but for the last layers: those are scaled until
+there are detections to compare, and what they were scaled by is in the answer.
+
+Every model is run from the padded tensor on, by the library's own ``forward``: its transform is
+replaced by one that hands over a tensor that is given, and what passes between its parts is
+written down on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import (
+    FasterRCNN,
+    RetinaNet,
+    fasterrcnn_resnet50_fpn,
+    retinanet_resnet50_fpn,
+)
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import boxes as box_ops
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from drkd_jax.reference.seeded import Drawn, Model, pictures, thin, weight
+
+DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
+SEEDS = 400  # batches to try
+WANTED = 30  # detections a picture to aim at
+GAP = 1e-4  # between scores, and between overlaps and the threshold
+TIES = 1e-6  # between the scores of two boxes of which one suppresses the other
+
+
+class NarrowResNet(ResNet):
+    """The library's ResNet with fewer channels everywhere."""
+
+    def __init__(self, depth: int, width: int):
+        self.narrow = width
+        super().__init__(*DEPTHS[depth])
+
+    def _make_layer(self, block: Any, planes: int, *rest: Any, **more: Any) -> nn.Sequential:
+        if planes == 64:  # the first stage: the stem was made for 64 channels
+            self.inplanes = self.narrow
+            self.conv1 = nn.Conv2d(3, self.narrow, 7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(self.narrow)
+        return super()._make_layer(block, planes * self.narrow // 64, *rest, **more)
+
+
+class Given(nn.Module):
+    """In place of the library's transform: a padded tensor that is there already."""
+
+    def forward(self, images: Any, targets: Any = None) -> tuple[ImageList, Any]:
+        """The tensor, the sizes of its pictures, and the targets as they are."""
+        return ImageList(self.tensor, self.sizes), targets
+
+    def postprocess(self, result: Any, *_: Any) -> Any:
+        """Detections stay in the tensor's pixels."""
+        return result
+
+
+class Recorder:
+    """Calls something and keeps what it said."""
+
+    def __init__(self, inner: Any):
+        self.inner = inner
+        self.said: list[Any] = []
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The inner object's answer."""
+        answer = self.inner(*arguments)
+        self.said.append(answer)
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def build(model: Model) -> nn.Module:
+    """A detector of the library with drawn weights, from a padded tensor on."""
+    faster = model.detector == "faster_rcnn"
+    K = model.num_classes + faster
+    if not model.width:
+        make = fasterrcnn_resnet50_fpn if faster else retinanet_resnet50_fpn
+        net = make(weights=None, weights_backbone=None, num_classes=K)
+    else:
+        body = NarrowResNet(model.depth, model.width)
+        first = 1 if faster else 2
+        expansion = DEPTHS[model.depth][0].expansion
+        C = model.channels
+        backbone = BackboneWithFPN(
+            body,
+            {f"layer{i}": str(i - first) for i in range(first, 5)},
+            [model.width * expansion * 2 ** (i - 1) for i in range(first, 5)],
+            C,
+            LastLevelMaxPool() if faster else LastLevelP6P7(C, C),
+        )
+        if faster:
+            head = TwoMLPHead(C * 49, model.fc)
+            last = FastRCNNPredictor(model.fc, K)
+            net = FasterRCNN(backbone, box_head=head, box_predictor=last)
+        else:
+            net = RetinaNet(backbone, K)
+    net.transform = Given()
+    return net
+
+
+def draw_weights(net: nn.Module, seed: int) -> None:
+    """Gives every array of a network its numbers."""
+    for name, value in net.state_dict().items():
+        if value.dtype.is_floating_point:
+            value.copy_(torch.from_numpy(weight(name, tuple(value.shape), seed)))
+
+
+@contextmanager
+def recorded(owner: Any, name: str) -> Iterator[Recorder]:
+    """An attribute that is called, with its answers written down."""
+    recorder = Recorder(getattr(owner, name))
+    setattr(owner, name, recorder)
+    try:
+        yield recorder
+    finally:
+        setattr(owner, name, recorder.inner)
+
+
+def spread(layer: nn.Module, outputs: Tensor, mean: float, std: float) -> None:
+    """Scales a last layer so that its outputs have this mean and spread, channel by channel.
+
+    Args:
+        layer: a convolution or a linear layer.
+        outputs: what it gave, channels last.
+        mean: to get, of each channel.
+        std: to get.
+    """
+    values = outputs.reshape(-1, outputs.shape[-1])
+    gain = std / values.std(0).clamp(min=1e-3)
+    layer.weight.mul_(gain.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+    layer.bias.copy_((layer.bias - values.mean(0)) * gain + mean)
+    layer.gain = gain
+
+
+def outputs_of(layers: list[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
+    """What some layers gave during a run, channels last, all calls of a layer in a row."""
+    found: list[list[Tensor]] = [[] for _ in layers]
+
+    def keep(calls: list[Tensor]) -> Callable[..., None]:
+        def hook(_module: Any, _given: Any, answer: Tensor) -> None:
+            wide = answer.movedim(1, -1) if answer.dim() == 4 else answer
+            calls.append(wide.reshape(-1, wide.shape[-1]))
+
+        return hook
+
+    hooks = [
+        layer.register_forward_hook(keep(calls)) for layer, calls in zip(layers, found, strict=True)
+    ]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return [torch.cat(calls) for calls in found]
+
+
+def liven(net: nn.Module, model: Model, drawn: Drawn, run: Callable[[], Any]) -> list[str]:
+    """Scales the last layers until there are about `WANTED` detections a picture.
+
+    Returns:
+        The scaled layers' names.
+    """
+    wanted = WANTED * len(drawn.images)
+    if model.detector == "faster_rcnn":
+        first = [net.rpn.head.cls_logits, net.rpn.head.bbox_pred]
+        for layer, values, numbers in zip(
+            first, outputs_of(first, run), ((-1.0, 1.5), (0.0, 0.3)), strict=True
+        ):
+            spread(layer, values, *numbers)
+        second = net.roi_heads.box_predictor
+        layers = [second.cls_score, second.bbox_pred]
+        for layer, values, std in zip(layers, outputs_of(layers, run), (2.0, 0.7), strict=True):
+            spread(layer, values, 0.0, std)
+        bias, falls = second.cls_score.bias[:1], -1.0
+        names = ["rpn.head.cls_logits", "rpn.head.bbox_pred"]
+        names += [f"roi_heads.box_predictor.{leaf}" for leaf in ("cls_score", "bbox_pred")]
+    else:
+        layers = [net.head.classification_head.cls_logits, net.head.regression_head.bbox_reg]
+        for layer, values, std in zip(layers, outputs_of(layers, run), (1.5, 0.3), strict=True):
+            spread(layer, values, 0.0, std)
+        bias, falls = layers[0].bias, 1.0
+        names = ["head.classification_head.cls_logits", "head.regression_head.bbox_reg"]
+    # More background, or less of every class, means fewer detections: bisection.
+    low, high, start = -12.0, 12.0, bias.clone()
+    for _ in range(10):
+        middle = (low + high) / 2
+        bias.copy_(start + middle)
+        many = sum(len(found["scores"]) for found in run()) > wanted
+        if many == (falls > 0):
+            high = middle
+        else:
+            low = middle
+    return names
+
+
+def faults(
+    calls: list[Any], detections: list[dict[str, Tensor]], probabilities: Tensor
+) -> tuple[str, float]:
+    """Why detections could come out differently by rounding alone, and the nearest overlap.
+
+    Args:
+        calls: boxes, scores, classes and threshold of the last NMS of each picture.
+        detections: of each picture.
+        probabilities: all scores of all pictures, before the limit.
+
+    Returns:
+        "" where they cannot, and how near the overlap of two candidates of one class comes to
+        the threshold.
+    """
+    nearest = 1.0
+    if ((probabilities - 0.05).abs() < TIES).any():
+        return "a score at the limit", nearest
+    for (boxes, scores, groups, threshold), found in zip(calls, detections, strict=True):
+        kept = found["scores"]
+        if len(kept) < 20:
+            return f"{len(kept)} detections", nearest
+        if (kept[:-1] - kept[1:]).min() <= GAP or (kept[-1] - 0.05) <= GAP:
+            return "scores too near to each other", nearest
+        overlaps = box_ops.box_iou(boxes, boxes)
+        same = (groups[:, None] == groups[None]) & ~torch.eye(len(boxes), dtype=torch.bool)
+        nearest = min(nearest, float((overlaps - threshold).abs()[same].min()))
+        if nearest <= GAP:
+            return "an overlap at the threshold", nearest
+        near = (scores[:, None] - scores[None]).abs() < TIES
+        if (same & near & (overlaps > threshold)).any():
+            return "two boxes of one score", nearest
+    return "", nearest
+
+
+def answer(model: Model) -> dict[str, np.ndarray]:
+    """All tensors of a model: "weights|...", and "BATCH|TENSOR" for each batch.
+
+    Pictures are drawn until every one of a batch has 20 detections that rounding alone cannot
+    change.
+    """
+    net = build(model)
+    with torch.no_grad():
+        draw_weights(net, model.seed)
+    net.eval()
+    tensors: dict[str, np.ndarray] = {}
+    for i, (canvas, sizes) in enumerate(model.batches):
+        # The seed that served before first; the last layers are scaled on the very first one.
+        for seed in (*([0] if i == 0 else []), *model.first[i : i + 1], *range(1, SEEDS)):
+            drawn = pictures(seed, canvas, sizes, model.num_classes)
+            net.transform.tensor = torch.from_numpy(drawn.images)
+            net.transform.sizes = [tuple(size) for size in sizes]
+            singles = [net.transform.tensor[b, :, :h, :w] for b, (h, w) in enumerate(sizes)]
+            with torch.no_grad():
+                if seed == 0:
+                    for name in liven(net, model, drawn, lambda x=singles: net(x)):
+                        layer = net.get_submodule(name)
+                        tensors[f"weights|gain|{name}"] = layer.gain.numpy()
+                        tensors[f"weights|bias|{name}"] = layer.bias.detach().numpy().copy()
+                found, fault = inference(net, model, lambda x=singles: net(x))
+            if not fault:
+                break
+            print(f"{model.name}, batch {i}, seed {seed}: {fault}", file=sys.stderr, flush=True)
+        else:
+            raise SystemExit(f"{model.name}, batch {i}: no detections that are clear of each other")
+        found |= training(net, model, drawn, singles, gradients=i == 0)
+        tensors |= {f"{i}|{name}": value for name, value in found.items()}
+        tensors[f"{i}|seed"] = np.int64(seed)
+    return tensors
+
+
+def inference(
+    net: nn.Module, model: Model, run: Callable[[], Any]
+) -> tuple[dict[str, np.ndarray], str]:
+    """Every stage of one batch in evaluation, and what is wrong with its detections."""
+    faster = model.detector == "faster_rcnn"
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _module, _given, said: seen.__setitem__(name, said)
+
+    parts = {"body": net.backbone.body, "pyramid": net.backbone}
+    if faster:
+        parts |= {
+            "rpn": net.rpn.head,
+            "proposals": net.rpn,
+            "regions": net.roi_heads.box_roi_pool,
+            "second": net.roi_heads.box_predictor,
+        }
+    else:
+        parts |= {"head": net.head}
+    hooks = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
+    suppressed: list[Any] = []
+    original = box_ops.batched_nms
+
+    def nms(*arguments: Any) -> Tensor:
+        suppressed.append(arguments)
+        return original(*arguments)
+
+    box_ops.batched_nms = nms
+    try:
+        detections = run()
+    finally:
+        box_ops.batched_nms = original
+        for hook in hooks:
+            hook.remove()
+    tensors: dict[str, Any] = {}
+    for name in ("body", "pyramid"):
+        for level, value in enumerate(seen[name].values()):
+            tensors[f"{name}.{level}"] = value
+    if faster:
+        for level, (logits, deltas) in enumerate(zip(*seen["rpn"], strict=True)):
+            tensors[f"rpn logits.{level}"], tensors[f"rpn deltas.{level}"] = logits, deltas
+        tensors["regions"] = seen["regions"]
+        logits, deltas = seen["second"]
+        tensors["class logits"] = logits
+        tensors["class deltas"] = deltas.reshape(*logits.shape, 4)[:, 1:]  # not the background's
+        probabilities = seen["second"][0].softmax(-1)[:, 1:]
+    else:
+        tensors["class logits"] = seen["head"]["cls_logits"]
+        tensors["class deltas"] = seen["head"]["bbox_regression"]
+        probabilities = seen["head"]["cls_logits"].sigmoid()
+    answers = {name: thin(name, value.numpy(), model.keep) for name, value in tensors.items()}
+    if faster:
+        for b, proposed in enumerate(seen["proposals"][0]):
+            answers[f"proposals.{b}"] = proposed.numpy()
+    for b, found in enumerate(detections):
+        for key, value in found.items():
+            answers[f"detections.{key}.{b}"] = value.numpy()
+    fault, nearest = faults(suppressed[-len(detections) :], detections, probabilities)
+    return {**answers, "nearest overlap": np.float32(nearest)}, fault
+
+
+def training(
+    net: nn.Module, model: Model, drawn: Drawn, singles: list[Tensor], gradients: bool
+) -> dict[str, np.ndarray]:
+    """What was matched and sampled, the losses, and the gradient of their sum."""
+    faster = model.detector == "faster_rcnn"
+    targets = [
+        {"boxes": torch.from_numpy(b), "labels": torch.from_numpy(k).long() + faster}
+        for b, k in zip(drawn.boxes, drawn.labels, strict=True)
+    ]
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # statistics stay, scale and bias are trained
+    net.zero_grad(set_to_none=True)
+    torch.manual_seed(model.seed)
+    found: dict[str, Any] = {}
+    if faster:
+        with (
+            recorded(net.rpn, "proposal_matcher") as matcher,
+            recorded(net.rpn, "fg_bg_sampler") as sampler,
+            recorded(net.roi_heads, "select_training_samples") as second,
+        ):
+            losses = net(singles, targets)
+        positive, negative = sampler.said[0]
+        regions, truths, labels, _ = second.said[0]
+        for b in range(len(singles)):
+            found[f"anchors.positive.{b}"] = torch.where(positive[b])[0].int()
+            found[f"anchors.negative.{b}"] = torch.where(negative[b])[0].int()
+            found[f"sampled.boxes.{b}"] = regions[b]
+            found[f"sampled.labels.{b}"] = labels[b].int()
+            found[f"sampled.truths.{b}"] = truths[b].int()
+    else:
+        with recorded(net, "proposal_matcher") as matcher:
+            losses = net(singles, targets)
+    for b, said in enumerate(matcher.said):
+        found[f"matched.{b}"] = said.to(torch.int16)
+    found |= {f"losses.{name}": value for name, value in losses.items()}
+    answers = {name: value.detach().numpy() for name, value in found.items()}
+    if gradients:
+        sum(losses.values()).backward()
+        for name, parameter in net.named_parameters():
+            pulled = parameter.grad
+            assert pulled is not None, f"{name} has no gradient"
+            answers[f"gradients.{name}"] = thin(name, pulled.numpy(), model.keep)
+            answers[f"norms.{name}"] = np.float32(pulled.norm())
+    net.eval()
+    return answers
+
+
+def main(argv: list[str]) -> None:
+    """Answers the models of a folder's request.json."""
+    folder = Path(argv[0])
+    torch.set_num_threads(int(argv[1]) if len(argv) > 1 else 2)
+    for values in json.loads((folder / "request.json").read_text()):
+        model = Model(**values)
+        np.savez_compressed(folder / f"{model.name}.npz", **answer(model))
+    print(f"torchvision {torchvision.__version__}, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

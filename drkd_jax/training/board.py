@@ -1,0 +1,52 @@
+"""Scalars as TensorBoard reads them, written at once.
+
+tensorboardX's own writer hands them to a thread: where that fails (a full disk) the run would wait
+for it for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+
+class Board:
+    """One event file of one sitting.
+
+    Args:
+        folder: where the sittings' files lie; made where it is not there.
+        start: the step the sitting starts from; TensorBoard then hides later ones of the sitting
+            before.
+
+    Raises:
+        OSError: here and in every method: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        if start:
+            step = start + 1
+            self._write(step=step, file_version="brain.Event:2")
+            self._write(step=step, session_log=SessionLog(status=SessionLog.START))
+        self._writer.flush()
+
+    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Writes each value as "GROUP/NAME"."""
+        for name, value in values.items():
+            self._write(step=step, summary=scalar(f"{group}/{name}", value))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
+
+    def _write(self, **content: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), **content))

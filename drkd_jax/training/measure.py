@@ -1,0 +1,213 @@
+"""What a training step costs on this machine: time, operations, memory, and the time of its parts.
+
+The batch lies on the device already: reading pictures is measured by `benchmarks/input.py`, and
+its share of a real run is `data_wait` in `metrics.jsonl`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from drkd_jax import distill
+from drkd_jax.data.pipeline import train_loader
+from drkd_jax.errors import UserError
+from drkd_jax.ops.pictures import prepare
+from drkd_jax.training.setup import Run, build_distiller
+from drkd_jax.training.sharding import put_everywhere
+from drkd_jax.training.state import Arrays, take_apart
+from drkd_jax.training.step import Recipe, loss_terms
+from drkd_jax.types import Batch
+
+PARTS_AT_LEAST = 3  # calls that a time is the median of
+
+
+@dataclasses.dataclass
+class Cost:
+    """What was measured. Seconds, bytes, and floating-point operations of one device.
+
+    Attributes:
+        trace_seconds: from Python to XLA's input.
+        compile_seconds: XLA's own.
+        step_seconds: median of the timed steps.
+        pictures_per_second: over all devices.
+        flops: of the compiled program, a step, on one device.
+        flops_written: of the program before the compiler changed it, shared out to the devices.
+        memory: bytes by kind: "arguments", "temporary", "outputs" as compiled; "peak" and
+            "limit" as the device reports them, where it does.
+        parts: seconds by part of the step, the distillation's terms by difference.
+        canvas: height and width in pixels.
+        batch_size: pictures a step over all devices.
+    """
+
+    trace_seconds: float
+    compile_seconds: float
+    step_seconds: float
+    pictures_per_second: float
+    flops: float
+    flops_written: float
+    memory: dict[str, int]
+    parts: dict[str, float]
+    canvas: tuple[int, int]
+    batch_size: int
+
+
+def measure(run: Run, *, steps: int = 10, parts: bool = True) -> Cost:
+    """Compiles the step, runs it, and takes it to pieces.
+
+    Args:
+        run: what was built; its state is used up.
+        steps: timed steps, after two that warm up.
+        parts: whether the parts are compiled and timed as well, which takes as many compilations.
+
+    Raises:
+        UserError: the run is not the one program that can be looked into.
+    """
+    if run.train.parallel != "jit" or jax.process_count() > 1:
+        raise UserError("benchmark measures config.train.parallel = 'jit' in one process")
+    loader = train_loader(run.train_source, run.pipeline)
+    batch = run.put(next(loader))
+    loader.close()
+    teacher = run.teacher_arrays
+
+    before = time.perf_counter()
+    lowered = run.step.lower(run.state, teacher, batch)  # type: ignore[attr-defined]
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    done = time.perf_counter()
+
+    state, times = run.state, []
+    for _ in range(2 + steps):
+        start = time.perf_counter()
+        state, values = compiled(state, teacher, batch)
+        jax.block_until_ready(values)
+        times.append(time.perf_counter() - start)
+    step_seconds, memory = statistics.median(times[2:]), _memory(compiled)
+    found = _parts(dataclasses.replace(run, state=state), batch, steps) if parts else {}
+    if found:
+        found["update"] = step_seconds - found.pop("whole gradient")
+    size = batch.images.shape[0]
+    return Cost(
+        trace_seconds=traced - before,
+        compile_seconds=done - traced,
+        step_seconds=step_seconds,
+        pictures_per_second=size / step_seconds,
+        flops=_flops(compiled),
+        flops_written=_flops(lowered) / run.mesh.size,
+        memory=memory,
+        parts=found,
+        canvas=(int(batch.images.shape[1]), int(batch.images.shape[2])),
+        batch_size=int(size),
+    )
+
+
+def _parts(run: Run, batch: Batch, steps: int) -> dict[str, float]:
+    """Seconds of each part of the gradient's computation; "whole gradient" is all of it."""
+
+    def clock(function: Callable[..., Any], *arguments: Any) -> float:
+        compiled = jax.jit(function).lower(*arguments).compile()
+        times = []
+        for _ in range(1 + max(steps, PARTS_AT_LEAST)):
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(*arguments))
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+    def loss(recipe: Recipe) -> Callable[..., Any]:
+        def of(params: Any, rest: Any, teacher: Arrays, batch: Batch) -> Any:
+            return loss_terms(recipe, params, rest, teacher, batch, jnp.int32(0))
+
+        return of
+
+    def gradient(recipe: Recipe) -> Callable[..., Any]:
+        return jax.value_and_grad(loss(recipe), has_aux=True)
+
+    recipe, state, teacher = run.recipe, run.state, run.teacher_arrays
+    plain = dataclasses.replace(
+        recipe, graphs=_only(recipe.graphs, "student", "teacher"), weights={}
+    )
+    own = (_only(state.params, "student"), _only(state.rest, "student"), teacher, batch)
+    forward = clock(lambda *arguments: loss(plain)(*arguments)[0], *own)
+    both = clock(gradient(plain), *own)
+    found = {"student forward": forward, "student backward": both - forward}
+    if run.teacher is None:
+        return found | {"whole gradient": both}
+
+    def guide(teacher: Arrays, batch: Batch) -> Any:
+        module = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
+        images, _ = prepare(batch, recipe.pixels.mean, recipe.pixels.std, recipe.pixels.dtype)
+        return module.features(images).maps
+
+    found["teacher forward"] = clock(guide, teacher, batch)
+    whole = clock(gradient(recipe), state.params, state.rest, teacher, batch)
+    for term in recipe.weights:
+        found[term] = whole - _without(run, term, clock, gradient, batch, both, found)
+    return found | {"whole gradient": whole}
+
+
+def _without(
+    run: Run,
+    term: str,
+    clock: Callable[..., float],
+    gradient: Callable[[Recipe], Callable[..., Any]],
+    batch: Batch,
+    both: float,
+    found: Mapping[str, float],
+) -> float:
+    """Seconds of the whole gradient without one term of the distillation."""
+    recipe, state = run.recipe, run.state
+    others = {name: weight for name, weight in recipe.weights.items() if name != term}
+    if not others:
+        return both + found["teacher forward"]
+    assert run.teacher is not None
+    student = nnx.merge(
+        recipe.graphs["student"], state.params["student"], state.rest["student"], copy=True
+    )
+    config = {**run.config, "distill": {**run.config["distill"], term: None}}
+    distiller: distill.Distiller = build_distiller(
+        config, student, run.teacher, recipe.pixels.dtype
+    )
+    parts = take_apart(distiller, distiller.is_trained)
+    smaller = dataclasses.replace(
+        recipe,
+        graphs={**recipe.graphs, "distiller": parts.graph},
+        is_trained={**recipe.is_trained, "distiller": distiller.is_trained},
+        weights=others,
+    )
+    params = {**state.params, "distiller": put_everywhere(parts.params, run.mesh)}
+    rest = {**state.rest, "distiller": put_everywhere(parts.rest, run.mesh)}
+    return clock(gradient(smaller), params, rest, run.teacher_arrays, batch)
+
+
+def _only(parts: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: part for name, part in parts.items() if name in names}
+
+
+def _flops(stage: Any) -> float:
+    analysis = stage.cost_analysis() or {}
+    if isinstance(analysis, (list, tuple)):
+        analysis = analysis[0]
+    return float(analysis.get("flops", 0.0))
+
+
+def _memory(compiled: Any) -> dict[str, int]:
+    memory: dict[str, int] = {}
+    analysis = compiled.memory_analysis()
+    if analysis is not None:
+        memory = {
+            "arguments": int(analysis.argument_size_in_bytes),
+            "temporary": int(analysis.temp_size_in_bytes),
+            "outputs": int(analysis.output_size_in_bytes),
+        }
+    stats = jax.local_devices()[0].memory_stats() or {}
+    for name, key in (("peak", "peak_bytes_in_use"), ("limit", "bytes_limit")):
+        if key in stats:
+            memory[name] = int(stats[key])
+    return memory

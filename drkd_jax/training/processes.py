@@ -1,0 +1,157 @@
+"""The processes of one run: how they meet, what only the first does, what all agree on.
+
+On Slurm, Kubernetes and Open MPI JAX finds its peers by itself; elsewhere each process is told the
+address of the first one, how many there are, and which it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from drkd_jax.errors import UserError
+from drkd_jax.training.sharding import replicated, split
+
+_HOW = (
+    "on Slurm, Kubernetes (pip install kubernetes) and Open MPI --distributed is enough; elsewhere "
+    "every process needs --coordinator=HOST:PORT --num-processes=N --process-id=I"
+)
+
+
+def connect(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = 300,
+) -> None:
+    """Joins the processes of one run. Must come before anything that touches a device.
+
+    Args:
+        coordinator: "HOST:PORT" of process 0; None where the queue tells JAX.
+        num_processes: all of them.
+        process_id: this one, from 0.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        UserError: the peers cannot be found or do not answer.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given):
+        if any(value is None for value in given):
+            raise UserError(
+                "--coordinator, --num-processes and --process-id go together: give all three"
+            )
+        assert num_processes is not None
+        assert process_id is not None
+        if num_processes < 1 or not 0 <= process_id < num_processes:
+            raise UserError(
+                f"--process-id={process_id} is not one of the {num_processes} processes, which "
+                f"are numbered 0 to {num_processes - 1}"
+            )
+        if ":" not in str(coordinator):
+            raise UserError(f"--coordinator={coordinator}: HOST:PORT is wanted")
+    # Only CPUs look at it, and only they need it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(*given, initialization_timeout=timeout)
+    except (ValueError, RuntimeError, KeyError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"the processes of this run do not find each other ({words}); {_HOW}"
+        ) from (error)
+    local, everywhere = jax.local_device_count(), jax.device_count()
+    if local * jax.process_count() != everywhere:
+        raise UserError(
+            f"process {jax.process_index()} has {local} of {everywhere} devices: each of the "
+            f"{jax.process_count()} processes must have the same number"
+        )
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """What `make` returned on process 0 (JSON values), for all; its `UserError` too.
+
+    Everybody has to call it, in the same order.
+    """
+    if jax.process_count() == 1:
+        return make()
+    found: dict[str, Any] = {}
+    if is_first():
+        try:
+            found = {"value": make()}
+        except UserError as error:
+            found = {"error": str(error)}
+    text = json.dumps(found).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    room = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few sizes, few programs
+    if is_first():
+        room[:length] = np.frombuffer(text, np.uint8)
+    answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(room))[:length].tobytes())
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["value"]
+
+
+def from_all(values: np.ndarray) -> np.ndarray:
+    """Every process's rows, one after the other."""
+    if jax.process_count() == 1:
+        return values
+    return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+
+
+def leave(code: int) -> None:
+    """Ends a process that failed among several, at once.
+
+    The usual end waits for all others, and they wait for this one.
+    """
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Vote:
+    """Whether any process wants to stop, told to all of them at the same call.
+
+    A signal reaches one process sooner than another, and a process that stopped alone would leave
+    the others waiting for ever. So every call casts a vote, and the answer is the outcome of the
+    vote of `late` calls before: nobody waits for a vote that is still under way. A single process
+    is answered at once.
+
+    Args:
+        mesh: all devices.
+        late: calls between a vote and its outcome.
+    """
+
+    def __init__(self, mesh: Mesh, late: int):
+        self._mesh, self._late = mesh, late
+        self._open: deque[jax.Array] = deque()
+        self._any = jax.jit(jnp.max, out_shardings=replicated(mesh))
+
+    def __call__(self, wanted: bool) -> bool:
+        """Casts a vote.
+
+        Args:
+            wanted: whether this process wants to stop.
+        """
+        if jax.process_count() == 1:
+            return wanted
+        mine = np.full(jax.local_device_count(), wanted, np.int32)
+        votes = jax.make_array_from_process_local_data(split(self._mesh), mine)
+        self._open.append(self._any(votes))
+        return len(self._open) > self._late and bool(self._open.popleft())

@@ -1,0 +1,121 @@
+"""Steps under way: their values are read a few steps late, watched, and logged.
+
+Nothing waits for a step that was just started, and everything read is read before anything is
+written: so a state that is not finite never reaches the disk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from drkd_jax.distill.monitor import CollapseMonitor
+from drkd_jax.training.checkpoint import Checkpoints
+from drkd_jax.training.interrupt import NonFiniteError
+from drkd_jax.training.metrics import Metrics
+from drkd_jax.training.processes import from_all
+from drkd_jax.training.setup import Run
+from drkd_jax.training.silence import Silence
+from drkd_jax.training.step import StepValues
+from drkd_jax.training.window import Window
+
+AHEAD = 3  # steps that may be under way before the oldest one's values are read
+_REPORTED = ("total", "gradient_norm", "parameter_norm", "learning_rate", "finite")
+
+
+class _Pending(NamedTuple):
+    step: int  # steps done once it is through
+    values: StepValues  # on the devices
+    pictures: np.ndarray  # positions in the source, [B]; -1 for a filling picture
+
+
+class Reading:
+    """The steps under way of one sitting.
+
+    Args:
+        run: what is trained.
+        metrics: where numbers and warnings go.
+        checkpoints: to say which one is good where a step is not.
+
+    Attributes:
+        window: the log window that the values go into.
+    """
+
+    def __init__(self, run: Run, metrics: Metrics, checkpoints: Checkpoints):
+        self.window = Window(run.weights, run.train.batch_size)
+        self._run, self._metrics, self._checkpoints = run, metrics, checkpoints
+        self._silence: Silence | None = None
+        self._monitor = CollapseMonitor()  # a sitting's start is what it compares with
+        self._pending: deque[_Pending] = deque()
+
+    def add(self, step: int, values: StepValues, pictures: np.ndarray) -> None:
+        """Takes a step that was just started; reads the one of `AHEAD` steps before.
+
+        Raises:
+            NonFiniteError: with the step, the terms and the picture ids.
+        """
+        self._pending.append(_Pending(step, values, pictures))
+        if len(self._pending) > AHEAD:
+            self._read(self._pending.popleft())
+
+    def read_all(self) -> None:
+        """Waits for every step under way.
+
+        Raises:
+            NonFiniteError: with the step, the terms and the picture ids.
+        """
+        while self._pending:
+            self._read(self._pending.popleft())
+
+    def log(self, step: int) -> None:
+        """Writes the log line of all steps since the last one.
+
+        Raises:
+            NonFiniteError: with the step, the terms and the picture ids.
+        """
+        self.read_all()
+        values, shown = self.window.close(self._run.steps - step)
+        for warning in self._monitor.observe(values):
+            self._metrics.warn(step, warning)
+        self._metrics.train(step, values, shown)
+
+    def _read(self, pending: _Pending) -> None:
+        values = pending.values.to_dict()
+        if not values["finite"]:
+            self._stop_non_finite(pending, values)
+        self.window.values(values)
+        if self._silence is None:
+            run = self._run
+            own = tuple(
+                name
+                for name in values
+                if name not in (*_REPORTED, *run.weights) and not name.startswith("diag/")
+            )
+            self._silence = Silence(
+                run.weights, own, run.train.silence_steps, run.train.silence_share
+            )
+            for warning in self._silence.at_start():
+                self._metrics.warn(pending.step, warning)
+        for warning in self._silence.observe(values):
+            self._metrics.warn(pending.step, warning)
+
+    def _stop_non_finite(self, pending: _Pending, values: Mapping[str, float]) -> None:
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        # The terms first of all; what follows from them is named where no term is to blame.
+        bad = [name for name in wrong if name not in _REPORTED and "/" not in name] or wrong
+        source = self._run.train_source
+        pictures = from_all(pending.pictures)
+        ids = [source.meta(int(index)).image_id for index in pictures if index >= 0]
+        latest = self._checkpoints.latest_step()
+        kept = f"the checkpoint of step {latest} is good" if latest else "no checkpoint was written"
+        message = (
+            f"not finite at step {pending.step}: {', '.join(bad)}; pictures {ids} of "
+            f"{source.spec}; {kept}. A lower learning rate, a longer warm-up or "
+            "train.clip_norm may help"
+        )
+        self._metrics.warn(pending.step, message)
+        raise NonFiniteError(message)

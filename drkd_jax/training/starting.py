@@ -1,0 +1,125 @@
+"""The student's starting weights: random, from another run, or from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from drkd_jax import models
+from drkd_jax.errors import UserError
+from drkd_jax.training.checkpoint import load_arrays
+from drkd_jax.training.state import flatten, unflatten
+from drkd_jax.weights.opening import open_weights
+
+# What of a backbone has to be the same for another's weights to mean the same.
+_BACKBONE = ("depth", "width", "groups", "dcn", "norm")
+
+
+def check_files(config: Mapping[str, Any]) -> None:
+    """Looks for the starting weights of both sides before anything else is done.
+
+    Raises:
+        UserError: names all that are missing, and the keys that ask for them.
+    """
+    teacher = config.get("teacher") or {}
+    wanted = {
+        "config.student.init": config["student"].get("init", ""),
+        "config.teacher.checkpoint": "" if teacher.get("init") else teacher.get("checkpoint", ""),
+    }
+    missing = {key: path for key, path in wanted.items() if path and not Path(path).exists()}
+    if missing:
+        listed = " and ".join(f"{key} = {path}" for key, path in missing.items())
+        raise UserError(
+            f"{listed}: not there. Put the file (of torchvision, mmdetection or ours) or the work "
+            "folder of a trained detector there, or name another one; --config.student.init= "
+            "starts the student from random weights"
+        )
+
+
+def build_student(
+    config: Mapping[str, Any], num_classes: int, dtype: Any
+) -> tuple[models.Detector, str]:
+    """The student with its starting weights, and one line that says where they came from.
+
+    Args:
+        config: of the run; `student.init` is empty, a work folder, or a file of ours, of
+            torchvision or of mmdetection: an ImageNet backbone or a detector.
+        num_classes: of the data.
+        dtype: what the student computes in.
+
+    Raises:
+        UserError: unknown model settings, or starting weights that are not there or do not fit.
+    """
+    settings = {key: value for key, value in config["student"].items() if key != "init"}
+    init, seed = config["student"].get("init", ""), config["seed"]
+    student = models.init_detector(settings, num_classes, seed, dtype)
+    if not init:
+        return student, f"random weights of seed {seed}"
+    if Path(init).is_file():
+        return start_from(student, *_of_file(Path(init), student))
+    arrays, _, step = load_arrays(init)
+    return start_from(student, arrays, f"{init}, step {step}")
+
+
+def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any, str]:
+    """Puts every array that fits into a module; the rest stays random.
+
+    Args:
+        module: the student.
+        arrays: by flat name.
+        where: what a message calls them.
+
+    Returns:
+        (the module, one line that says how many arrays fit and which did not).
+
+    Raises:
+        UserError: none of them fits.
+    """
+    graph, state = nnx.split(module)
+    pure = nnx.as_pure(state)
+    own = flatten(pure)
+    fit = {name for name in own if name in arrays and np.shape(arrays[name]) == own[name].shape}
+    if not fit:
+        raise UserError(f"config.student.init = {where}: none of its arrays fits this student")
+    flat = {
+        name: jnp.asarray(arrays[name], leaf.dtype) if name in fit else leaf
+        for name, leaf in own.items()
+    }
+    origin = f"{where}: {len(fit)} of {len(own)} arrays"
+    if len(fit) < len(own):
+        left = sorted(set(own) - fit)
+        origin += f" (random: {', '.join(left[:4])}{', ...' if len(left) > 4 else ''})"
+    return nnx.merge(graph, unflatten(flat, pure)), origin
+
+
+def _of_file(path: Path, student: models.Detector) -> tuple[dict[str, Any], str]:
+    """The arrays of a file that mean to this student what they meant where they come from."""
+    own = student.settings
+    same = {key: getattr(own.backbone, key) for key in _BACKBONE}
+    weights = open_weights(path, {"backbone": same})
+    theirs = weights.about.settings
+    eps = theirs["backbone"].get("eps", own.backbone.eps)
+    if eps != own.backbone.eps:
+        raise UserError(
+            f"config.student.init = {path}: its batch norms want an eps of {eps:g}; set "
+            f"config.student.backbone.eps = {eps:g}"
+        )
+    arrays, where = weights.arrays, weights.origin
+    for name, leaf in flatten(nnx.as_pure(nnx.split(student)[1])).items():
+        found = arrays[name].shape if name in arrays else "not there"
+        if name.startswith("backbone.") and found != leaf.shape:
+            raise UserError(
+                f"config.student.init = {path}: {name} is {found} in the file and {leaf.shape} in "
+                "the student; the backbones have to be the same"
+            )
+    if weights.about.part == "detector" and theirs.get("convention") != own.convention:
+        arrays = {
+            name: array for name, array in arrays.items() if name.startswith(("backbone.", "neck."))
+        }
+        where += f", without its heads, which are {theirs.get('convention')}'s"
+    return arrays, where

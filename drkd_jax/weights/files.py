@@ -1,0 +1,115 @@
+"""The arrays of a foreign file by their own keys, whatever the file's form.
+
+| form | how it begins |
+|---|---|
+| torch.save, since torch 1.6 | a zip file |
+| torch.save, before | a pickle of a magic number |
+| safetensors | 8 bytes that count a JSON header |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from drkd_jax.errors import UserError
+from drkd_jax.weights.machine import Tensor
+from drkd_jax.weights.torch_file import Saved, read_torch_file
+
+# Where training programs keep their weights, in this order.
+STATE_KEYS = ("state_dict", "model", "model_state_dict")
+
+
+class ForeignFile(NamedTuple):
+    """A file's arrays, and what stands beside them."""
+
+    arrays: dict[str, np.ndarray]
+    meta: Mapping[str, Any]  # plain values; nothing in it was checked
+    form: str  # "zip", "legacy" or "safetensors"
+    left_out: Mapping[str, str]  # keys of the weights that hold no array, and what they hold
+    inert: tuple[str, ...]  # names of objects that were left unbuilt
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every array."""
+        return {key: tuple(array.shape) for key, array in self.arrays.items()}
+
+
+def read_foreign(path: Path) -> ForeignFile:
+    """Reads a file of torch.save or a safetensors file.
+
+    Raises:
+        UserError: it cannot be read, would run code, or holds no weights.
+    """
+    found = _of_torch(path, read_torch_file(path)) if not is_safetensors(path) else _safe(path)
+    if not found.arrays:
+        raise UserError(
+            f"{path}: holds no weights; they are looked for at its root and under "
+            f"{', '.join(STATE_KEYS)}"
+        )
+    return found
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file looks like one of safetensors.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(9)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return len(head) == 9 and head[8:] == b"{" and head[:2] != b"PK"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checked_name(path: Path, digest: str) -> str:
+    """Whether the hash agrees with the one in a file's name, as both libraries put it there."""
+    found = re.search(r"-([0-9a-f]{8})\.(pth|pt)$", path.name)
+    if not found:
+        return "the name holds no hash"
+    return "as its name says" if digest.startswith(found[1]) else f"its name says {found[1]}"
+
+
+def _of_torch(path: Path, saved: Saved) -> ForeignFile:
+    root = saved.content
+    if not isinstance(root, dict):
+        raise UserError(f"{path}: holds no dict of weights but a {type(root).__name__}")
+    state = next(
+        (root[key] for key in STATE_KEYS if isinstance(root.get(key), dict)),
+        root,
+    )
+    arrays, left_out = {}, {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and isinstance(key, str):
+            arrays[key.removeprefix("module.")] = saved.array(value)
+        elif state is not root:
+            left_out[str(key)[:80]] = f"no array but a {type(value).__name__}"
+    meta = root.get("meta")
+    beside = {key: value for key, value in root.items() if isinstance(key, str)}
+    return ForeignFile(
+        arrays, meta if isinstance(meta, dict) else beside, saved.form, left_out, saved.inert
+    )
+
+
+def _safe(path: Path) -> ForeignFile:
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            arrays = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            meta = stream.metadata() or {}
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from error
+    return ForeignFile(arrays, meta, "safetensors", {}, ())

@@ -1,0 +1,365 @@
+"""A pickle read as data: a small stack machine that builds plain values and calls nothing.
+
+Python's own unpickler imports and calls whatever a file names. This one does neither: a name is
+looked up in the two tables below. What `_BUILDERS` holds is built by functions of this file;
+what `INERT` holds is bookkeeping that real checkpoints carry beside their weights, and becomes an
+empty marker; every other name ends the reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickletools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+
+class NotPlainError(Exception):
+    """The file asks for something other than tensors, containers, numbers and strings."""
+
+
+class Inert(NamedTuple):
+    """What stands where a file names an object that is not needed; nothing was built."""
+
+    name: str
+
+
+class Storage(NamedTuple):
+    """A run of numbers that tensors are cut from; `view` is a part of another storage."""
+
+    key: str
+    dtype: np.dtype[Any]
+    size: int  # numbers
+    view: tuple[int, int] | None = None  # first number and count, within the storage of `key`
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Where the numbers of a tensor lie; offset and strides count numbers."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+DTYPES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+# Histories of losses, NumPy scalars, the arguments of a training script.
+INERT = frozenset(
+    {
+        "_codecs.encode",
+        "addict.addict.Dict",
+        "argparse.Namespace",
+        "collections.Counter",
+        "collections.defaultdict",
+        "collections.deque",
+        "datetime.datetime",
+        "mmcv.utils.config.ConfigDict",
+        "mmengine.config.config.ConfigDict",
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy.dtype",
+        "numpy.ndarray",
+        "pathlib.PosixPath",
+        "torch.device",
+    }
+    | {
+        f"{module}.{name}"
+        for module in ("builtins", "__builtin__")
+        for name in ("bytearray", "complex", "frozenset", "list", "set", "slice", "tuple")
+    }
+    | {f"numpy.dtypes.{name}DType" for name in ("Bool", "Float32", "Float64", "Int32", "Int64")}
+    | {f"torch.{name}" for name in ("bfloat16", "float16", "float32", "float64", "int64")}
+)
+
+
+class _Name(NamedTuple):
+    """A name of `_BUILDERS` or of the storage types, on the stack before it is applied."""
+
+    name: str
+
+
+def _tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
+    if not isinstance(storage, Storage):
+        raise NotPlainError("a tensor without a storage")
+    sizes = tuple(int(n) for n in shape)
+    steps = tuple(int(n) for n in strides)
+    offset, held = int(offset), storage.view[1] if storage.view else storage.size
+    if len(sizes) != len(steps) or offset < 0 or min((*sizes, *steps, 0)) < 0:
+        raise NotPlainError(f"a tensor of shape {sizes} with strides {steps} at {offset}")
+    count = math.prod(sizes)
+    reach = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True)) + 1
+    if count and (reach > held or count > held):
+        raise NotPlainError(
+            f"a tensor of shape {sizes} that needs {max(reach, count)} numbers of a storage of "
+            f"{held}"
+        )
+    return Tensor(storage, offset, sizes, steps)
+
+
+def _mapping(items: Any = ()) -> dict[Any, Any]:
+    return {_key(key): value for key, value in items}
+
+
+def _key(item: Any) -> Any:
+    """A key of a dict or a member of a set: nothing deep, which hashing could not survive."""
+    if isinstance(item, tuple) and not isinstance(item, Inert):
+        flat = not any(isinstance(part, (tuple, frozenset)) for part in item)
+    else:
+        flat = not isinstance(item, (list, set, frozenset, dict))
+    if not flat:
+        raise NotPlainError("a key that is no number or string")
+    return item
+
+
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _mapping,
+    "torch.Size": lambda sizes=(): tuple(sizes),
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+}
+
+_CONSTANTS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_FIXED = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def read_pickle(stream: Any, inert: set[str]) -> Any:
+    """Reads one pickle and leaves the stream behind it.
+
+    Args:
+        stream: with `read`, `readline` and `tell`; read to the pickle's end and no further.
+        inert: receives the names that became `Inert`.
+
+    Returns:
+        dicts, lists, tuples, sets, numbers, strings, bytes, None, `Tensor`, `Inert`.
+
+    Raises:
+        NotPlainError: a name that is in no table, or bytes that are no such pickle.
+    """
+    machine = _Machine(inert)
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "STOP":
+                return machine.stack.pop()
+            machine.step(opcode.name, argument)
+    except NotPlainError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise NotPlainError(f"its pickle is broken ({error})") from error
+    raise NotPlainError("its pickle has no end")
+
+
+class _Machine:
+    def __init__(self, inert: set[str]):
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.inert = inert
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carries out one instruction."""
+        stack = self.stack
+        if name in _CONSTANTS:
+            stack.append(argument)
+        elif name in _FIXED:
+            stack.append(_FIXED[name])
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name in _TUPLES:
+            count = _TUPLES[name]
+            if len(stack) < count:
+                raise NotPlainError("its pickle takes more than it holds")
+            stack[-count:] = [tuple(stack[-count:])]
+        elif name in ("PROTO", "FRAME"):
+            pass
+        elif hasattr(self, f"_do_{name.lower()}"):
+            getattr(self, f"_do_{name.lower()}")(argument)
+        else:
+            raise NotPlainError(f"the pickle instruction {name}, which no checkpoint needs")
+
+    def _marked(self) -> list[Any]:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def _do_mark(self, _: Any) -> None:
+        self.marks.append(len(self.stack))
+
+    def _do_pop(self, _: Any) -> None:
+        self.stack.pop()
+
+    def _do_pop_mark(self, _: Any) -> None:
+        self._marked()
+
+    def _do_dup(self, _: Any) -> None:
+        self.stack.append(self.stack[-1])
+
+    def _do_tuple(self, _: Any) -> None:
+        self.stack.append(tuple(self._marked()))
+
+    def _do_list(self, _: Any) -> None:
+        self.stack.append(self._marked())
+
+    def _do_frozenset(self, _: Any) -> None:
+        self.stack.append(frozenset(map(_key, self._marked())))
+
+    def _do_dict(self, _: Any) -> None:
+        items = self._marked()
+        self.stack.append({})
+        self._set(items)
+
+    def _do_setitem(self, _: Any) -> None:
+        items = self.stack[-2:]
+        del self.stack[-2:]
+        self._set(items)
+
+    def _do_setitems(self, _: Any) -> None:
+        self._set(self._marked())
+
+    def _set(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            return
+        if not isinstance(target, dict):
+            raise NotPlainError("keys that are put into something else than a dict")
+        target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
+
+    def _do_append(self, _: Any) -> None:
+        self._extend([self.stack.pop()])
+
+    def _do_appends(self, _: Any) -> None:
+        self._extend(self._marked())
+
+    def _do_additems(self, _: Any) -> None:
+        self._extend(self._marked())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, set):
+            target.update(map(_key, items))
+        elif not isinstance(target, Inert):
+            raise NotPlainError("items that are put into something else than a list or a set")
+
+    def _do_put(self, number: int) -> None:
+        self.memo[number] = self.stack[-1]
+
+    _do_binput = _do_long_binput = _do_put
+
+    def _do_memoize(self, _: Any) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def _do_get(self, number: int) -> None:
+        self.stack.append(self.memo[number])
+
+    _do_binget = _do_long_binget = _do_get
+
+    def _do_global(self, argument: str) -> None:
+        self._push_name(*argument.split(" ", 1))
+
+    def _do_stack_global(self, _: Any) -> None:
+        module, name = self.stack[-2:]
+        del self.stack[-2:]
+        self._push_name(module, name)
+
+    def _push_name(self, module: Any, attribute: Any) -> None:
+        if not isinstance(module, str) or not isinstance(attribute, str):
+            raise NotPlainError("a name that is no string")
+        name = f"{module}.{attribute}"
+        kind = name.removeprefix("torch.").removeprefix("cuda.")
+        if name in INERT:
+            self.inert.add(name)
+            self.stack.append(Inert(name))
+        elif name in _BUILDERS or (name.startswith("torch.") and kind in DTYPES):
+            self.stack.append(_Name(kind if kind in DTYPES else name))
+        else:
+            raise NotPlainError(
+                f"it asks for {name[:120]}, which is no tensor, dict, number or string"
+            )
+
+    def _do_inst(self, argument: str) -> None:
+        arguments = tuple(self._marked())
+        self._push_name(*argument.split(" ", 1))
+        self._apply(arguments)
+
+    def _do_obj(self, _: Any) -> None:
+        first, *arguments = self._marked()
+        self.stack.append(first)
+        self._apply(tuple(arguments))
+
+    def _do_reduce(self, _: Any) -> None:
+        self._apply(self.stack.pop())
+
+    _do_newobj = _do_reduce
+
+    def _do_newobj_ex(self, _: Any) -> None:
+        if self.stack.pop():
+            raise NotPlainError("an object made with named arguments")
+        self._apply(self.stack.pop())
+
+    def _apply(self, arguments: Any) -> None:
+        target = self.stack.pop()
+        if isinstance(target, Inert):
+            self.stack.append(target)
+        elif isinstance(target, _Name) and target.name in _BUILDERS:
+            self.stack.append(_BUILDERS[target.name](*arguments))
+        else:
+            raise NotPlainError("a call of something that is no function")
+
+    def _do_build(self, _: Any) -> None:
+        self.stack.pop()  # attributes: a state_dict carries its version numbers in them
+        if not isinstance(self.stack[-1], (dict, Inert, Tensor)):
+            raise NotPlainError("attributes that are set on a plain value")
+
+    def _do_persid(self, argument: Any) -> None:
+        raise NotPlainError(f"the foreign object {argument!r}"[:120])
+
+    def _do_binpersid(self, _: Any) -> None:
+        identity = self.stack.pop()
+        if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
+            raise NotPlainError("a foreign object that is no storage")
+        _, kind, key, _place, size, *view = identity
+        if not isinstance(kind, _Name) or kind.name not in DTYPES:
+            raise NotPlainError("a storage of unknown type")
+        if not isinstance(key, str) or not isinstance(size, int) or size < 0:
+            raise NotPlainError("a storage without name or size")
+        part = None
+        if view and view[0] is not None:
+            _, first, count = view[0]
+            if min(int(first), int(count), size - int(first) - int(count)) < 0:
+                raise NotPlainError("a storage that reaches past the one that it is part of")
+            part = (int(first), int(count))
+        self.stack.append(Storage(key, DTYPES[kind.name], size, part))

@@ -1,0 +1,107 @@
+"""What a foreign file says about its detector, and what it does not say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from drkd_jax.errors import UserError
+
+
+class Assumed(NamedTuple):
+    """A setting that no shape shows."""
+
+    value: Any
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """The architecture of a file.
+
+    Attributes:
+        part: "detector", "pyramid" (backbone and FPN) or "backbone".
+        shown: settings that show in names and shapes, nested as in a config.
+        assumed: dotted key -> its default and where that comes from.
+        num_classes: of the data; 0 without a head.
+        class_names: of the data, where known.
+    """
+
+    part: str
+    shown: Mapping[str, Any]
+    assumed: Mapping[str, Assumed]
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+
+    def settings(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The model's settings: what shows, then what a config says, then the defaults.
+
+        Args:
+            config: model settings of the user, which may leave anything out.
+            where: what a message calls the file.
+
+        Raises:
+            UserError: the config says other than the file shows, with every such key.
+        """
+        said, shown = _flat(config), _flat(self.shown)
+        wrong = [
+            f"{key} is {said[key]!r} in the config and {shown[key]!r} in the file"
+            for key in said.keys() & shown.keys()
+            if said[key] != shown[key] and not _same_norm(key, said[key], shown[key])
+        ]
+        if wrong:
+            raise UserError(f"{where}: {'; '.join(sorted(wrong))}")
+        return _nested({key: item.value for key, item in self.assumed.items()} | shown | said)
+
+    def lines(self, config: Mapping[str, Any]) -> list[str]:
+        """What is printed: the part, what shows, and what was taken on trust."""
+        shown = ", ".join(f"{key} {_short(value)}" for key, value in _flat(self.shown).items())
+        said = _flat(config)
+        lines = [
+            f"{self.part}: {shown}" + (f", {self.num_classes} classes" * bool(self.num_classes))
+        ]
+        for key, item in self.assumed.items():
+            value, why = (said[key], "as asked for") if key in said else item
+            lines.append(f"  {key} = {_short(value)}: {why}")
+        return lines
+
+
+def count(shapes: Mapping[str, Any], pattern: str) -> int:
+    """How many of the keys `pattern` with 0, 1, ... in its place there are."""
+    number = 0
+    while pattern.format(number) in shapes:
+        number += 1
+    return number
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 6:
+        return f"({', '.join(map(str, value[:3]))}, ..., {value[-1]})"
+    return "none" if value == "" else str(value)
+
+
+def _same_norm(key: str, said: Any, shown: Any) -> bool:
+    """Batch norm's arrays serve with constant statistics and without."""
+    return key == "backbone.norm" and {said, shown} <= {"bn", "frozen_bn"}
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return nested

@@ -1,0 +1,124 @@
+"""The architecture behind a file of torchvision.
+
+Source: pytorch/vision v0.14.1, torchvision/models/detection/{faster_rcnn,retinanet}.py.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from drkd_jax.data.coco_names import COCO_CATEGORIES
+from drkd_jax.errors import UserError
+from drkd_jax.weights.account import Skip
+from drkd_jax.weights.reading import Assumed, Reading, count
+from drkd_jax.weights.resnet_names import Shapes, read_backbone
+from drkd_jax.weights.torchvision import CLASSIFIER_SKIPS, SKIPS
+
+COCO_NUMBERS = 91  # outputs of a model of COCO: its class numbers go up to 90, with gaps
+
+_BODY = "backbone.body."
+_FPN = "backbone.fpn."
+_SKIPS = (
+    *SKIPS,
+    Skip(r"roi_heads\.mask_", "the mask head: masks are not predicted here"),
+    Skip(r"roi_heads\.keypoint_", "the keypoint head: keypoints are not predicted here"),
+)
+_FOREIGN = Skip(r"(?!backbone\.)", "a head that is not ours: backbone and FPN are used")
+
+
+def is_torchvision(shapes: Shapes) -> bool:
+    """Whether a detector's keys are torchvision's."""
+    return any(key.startswith(_BODY) for key in shapes)
+
+
+def skips(part: str) -> tuple[Skip, ...]:
+    """The keys that a file of this part ("detector", "pyramid", "backbone") may have besides."""
+    extra = {"detector": (), "pyramid": (_FOREIGN,), "backbone": CLASSIFIER_SKIPS}
+    return (*_SKIPS, *extra[part])
+
+
+def read(shapes: Shapes, file_name: str) -> Reading:
+    """The architecture behind a file's keys.
+
+    Args:
+        shapes: of the file's arrays.
+        file_name: that of a COCO_V1 file says that its norms want an eps of 0.
+
+    Raises:
+        UserError: a model that is not ours, with what it is.
+    """
+    prefix = _BODY if f"{_BODY}conv1.weight" in shapes else ""
+    backbone = read_backbone(shapes, prefix) | {"norm": "frozen_bn"}
+    shown: dict[str, Any] = {"backbone": backbone}
+    eps = Assumed(1e-5, "torchvision's own; only its COCO_V1 files want 0")
+    name = Path(file_name).name
+    if re.search(r"_coco-[0-9a-f]{8}", name) and "_v2_" not in name:
+        eps = Assumed(0.0, "the file's name is that of a COCO_V1 model")
+    if not prefix:
+        return Reading("backbone", shown, {"backbone.eps": eps})
+    assumed = {
+        "convention": Assumed("torchvision", "torchvision's names"),
+        "backbone.eps": eps,
+    }
+    shown |= _pyramid(shapes, assumed)
+    head, num_classes, names = _head(shapes)
+    shown |= head
+    if not head:
+        return Reading("pyramid", shown, assumed)
+    if "class_ids" in head:
+        del shown["class_ids"]
+        assumed["class_ids"] = Assumed(
+            head["class_ids"], f"{COCO_NUMBERS} outputs are COCO's numbers, 80 of them classes"
+        )
+    return Reading("detector", shown, assumed, num_classes, names)
+
+
+def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:
+    """The neck, as it shows in the shapes; fills `assumed` with what does not show."""
+    kind = ".0" if f"{_FPN}inner_blocks.0.0.weight" in shapes else ""
+    laterals = count(shapes, f"{_FPN}inner_blocks.{{}}{kind}.weight")
+    if not 1 <= laterals <= 4:
+        raise UserError(f"an FPN of {laterals} lateral convolutions under {_FPN}")
+    C = shapes[f"{_FPN}inner_blocks.0{kind}.weight"][0]
+    shown: dict[str, Any] = {"channels": C, "min_level": 6 - laterals}
+    extra = shapes.get(f"{_FPN}extra_blocks.p6.weight")
+    if extra is None:
+        assumed["extra"] = Assumed("pool", "the neck has no convolutions above P5")
+        assumed["max_level"] = Assumed(6, "torchvision's own")
+        return shown
+    assumed["extra_relu"] = Assumed(True, "torchvision's own")
+    return shown | {"extra": "conv_p5" if extra[1] == C else "conv_c5", "max_level": 7}
+
+
+def _head(shapes: Shapes) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+    """(settings of the head, classes of the data, their names); ({}, 0, ()): not ours."""
+    logits = shapes.get("head.classification_head.cls_logits.weight")
+    boxes = shapes.get("head.regression_head.bbox_reg.weight")
+    if logits and boxes and "head.classification_head.conv.0.1.weight" not in shapes:
+        per_cell = max(boxes[0] // 4, 1)
+        kind = "0.weight" if "head.classification_head.conv.0.0.weight" in shapes else "weight"
+        step = 1 if kind == "0.weight" else 2  # before 0.13: convolution, ReLU, convolution, ...
+        convs = sum(f"head.classification_head.conv.{i * step}.{kind}" in shapes for i in range(64))
+        shown: dict[str, Any] = {"detector": "retinanet", "head_convs": convs}
+        shown["anchors"] = {"octaves": max(per_cell // 3, 1)}
+        return _with_classes(shown, logits[0] // per_cell, first=0)
+    scores = shapes.get("roi_heads.box_predictor.cls_score.weight")
+    if scores and "roi_heads.box_head.fc6.weight" in shapes:
+        shown = {"detector": "faster_rcnn", "fc": scores[1]}
+        deltas = shapes.get("roi_heads.box_predictor.bbox_pred.weight", (0,))
+        shown["class_agnostic"] = deltas[0] == 4 and scores[0] > 1
+        return _with_classes(shown, scores[0] - 1, first=1)
+    return {}, 0, ()
+
+
+def _with_classes(
+    shown: dict[str, Any], outputs: int, first: int
+) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+    """Adds which output is which class; `first` is the class number of the first output."""
+    if outputs + first != COCO_NUMBERS:
+        return shown, outputs, ()
+    shown["head_classes"] = outputs
+    shown["class_ids"] = tuple(category.id - first for category in COCO_CATEGORIES)
+    return shown, len(COCO_CATEGORIES), tuple(category.name for category in COCO_CATEGORIES)

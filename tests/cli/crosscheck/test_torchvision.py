@@ -1,0 +1,98 @@
+"""Our detectors against what torchvision's own said of the same tensors.
+
+tests/fixtures/torchvision holds the answers of two narrow networks; its README says how they are
+made again. The full-size networks are compared by `python -m drkd_jax crosscheck --torchvision`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drkd_jax.cli.crosscheck import torchvision
+from drkd_jax.reference.seeded import Model
+from tests import oracles
+
+FOLDER = Path(__file__).parents[2] / "fixtures" / "torchvision"
+MODELS = [Model(**values) for values in json.loads((FOLDER / "request.json").read_text())]
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+class Compared:
+    def __init__(self, model):
+        self.model = model
+        self.answers = dict(np.load(FOLDER / f"{model.name}.npz"))
+        graph, state = torchvision.load(model, self.answers)
+        self.network = torchvision.Network(model, graph, state, FAST_COMPILE)
+
+    def rows(self, answers, kind, batch=0):
+        one = torchvision.batch(self.network, answers, batch)
+        return {row[0]: row for row in getattr(one, kind)()}
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda model: model.name)
+def compared(request):
+    return Compared(request.param)
+
+
+def failures(rows):
+    return {name: off for name, (_, _, off, tolerance) in rows.items() if not off <= tolerance}
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_every_stage_and_every_detection_is_torchvisions(compared, batch):
+    rows = compared.rows(compared.answers, "inference", batch)
+    assert not failures(rows)
+    names = {name.split(".")[0] for name in rows}
+    wanted = {"body", "pyramid", "class logits", "class deltas", "detections"}
+    if compared.model.detector == "faster_rcnn":
+        wanted |= {"rpn logits", "rpn deltas", "proposals", "regions"}
+    assert names == wanted
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_matches_losses_and_all_gradients_are_torchvisions(compared, batch):
+    rows = compared.rows(compared.answers, "training", batch)
+    assert not failures(rows)
+    assert sum(name.startswith("loss ") for name in rows) == (
+        4 if compared.model.detector == "faster_rcnn" else 2
+    )
+    if batch == 0:
+        parameters = sum(name.startswith("gradients.") for name in rows)
+        # 20 convolutions and as many norms in the body, and two arrays for every other layer.
+        assert parameters == 3 * 20 + 2 * (8 + 3 + 4 if "loss roi_cls_loss" in rows else 8 + 10)
+
+
+def test_a_wrong_answer_is_seen(compared):
+    wrong = dict(compared.answers)
+    for name in ("0|detections.labels.0", "0|matched.1", "0|body.2", "0|detections.boxes.1"):
+        values = wrong[name].copy()
+        values.flat[1] += 1
+        wrong[name] = values
+    seen = failures(compared.rows(wrong, "inference")) | failures(compared.rows(wrong, "training"))
+    assert sorted(name.split(" of ")[0] for name in seen) == [
+        "body.2",
+        "detections.0: classes",
+        "detections.1: boxes, pixels",
+        "matches",
+    ]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_no_detection_of_the_fixture_hangs_on_rounding(model):
+    answers = np.load(FOLDER / f"{model.name}.npz")
+    for i, (_, sizes) in enumerate(model.batches):
+        for b in range(len(sizes)):
+            boxes, scores, labels = (
+                answers[f"{i}|detections.{key}.{b}"] for key in ("boxes", "scores", "labels")
+            )
+            assert len(scores) >= 20
+            assert -np.diff(scores).max() > 1e-4
+            assert scores[-1] > 0.05 + 1e-4
+            overlaps = oracles.pairwise_iou(boxes, boxes)[labels[:, None] == labels[None]]
+            assert not np.any(np.abs(overlaps - 0.5) < 1e-4)
+            # Against the boxes that NMS removed as well: measured where the fixture was made.
+            assert float(answers[f"{i}|nearest overlap"]) > 1e-4

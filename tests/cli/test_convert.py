@@ -1,0 +1,169 @@
+"""`convert` and `export` as a user calls them: files in, files out, exit codes."""
+
+import json
+import os
+import pickle
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from drkd_jax import models
+from drkd_jax.__main__ import main
+from drkd_jax.training.checkpoint import Checkpoints
+from drkd_jax.training.sharding import data_mesh, put_everywhere
+from drkd_jax.training.state import flatten, new_state, take_apart
+from drkd_jax.weights.opening import open_weights
+from tests.training import tiny
+from tests.weights.small import foreign
+
+CATEGORIES = [[1, "disc"], [2, "bitten disc"]]
+
+
+@pytest.mark.parametrize("name", ["mmdet faster_rcnn", "torchvision retinanet"])
+def test_there_and_back_gives_the_same_file(name, tmp_path, capsys):
+    library = name.split()[0]
+    _, theirs = foreign(name)
+    counter = {"backbone.bn1.num_batches_tracked": np.zeros(1)}
+    save_file({**theirs, **counter}, tmp_path / "theirs.safetensors")
+    files = [str(tmp_path / f"{kind}.safetensors") for kind in ("theirs", "ours", "back")]
+    account = tmp_path / "account.json"
+
+    assert main(["convert", f"--from={library}", f"--json={account}", *files[:2]]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(theirs)} arrays used, 1 keys skipped" in printed
+    assert "convention = " in printed
+    assert "backbone.eps = 1e-05: " in printed
+    written = json.loads(account.read_text())
+    assert sorted(written["used"]) == sorted(theirs)
+    assert list(written["skipped"]) == list(counter)
+    assert written["missing"] == written["unexpected"] == written["misshapen"] == {}
+
+    assert main(["convert", f"--to={library}", *files[1:]]) == 0
+    back = load_file(files[2])
+    assert back.keys() == theirs.keys()
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(back[key], value)
+
+
+def refused(capsys, *arguments):
+    assert main(["convert", *map(str, arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+def test_a_file_that_would_run_code_ends_with_exit_code_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head = [0x1950A86A20F9469CFC6C, 1001, {}]
+    (tmp_path / "evil.pth").write_bytes(
+        b"".join(pickle.dumps(item, 2) for item in [*head, {"state_dict": Evil()}, []])
+    )
+    said = refused(capsys, "--from=mmdet", "evil.pth", "out.safetensors")
+    assert "evil.pth: refused: it asks for posix.system" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.pth"]
+
+
+def test_user_faults_are_one_line_and_exit_code_2(tmp_path, capsys):
+    _, theirs = foreign("mmdet retinanet")
+    file, out = tmp_path / "x.safetensors", tmp_path / "out.safetensors"
+    save_file(theirs, file)
+    assert "cannot be read" in refused(capsys, "--from=mmdet", tmp_path / "none.pth", out)
+    assert "has to end in .safetensors" in refused(capsys, "--from=mmdet", file, tmp_path / "out")
+    assert "those of mmdet" in refused(capsys, "--from=torchvision", file, out)
+    assert "unknown setting 'chanels'" in refused(
+        capsys, "--from=mmdet", "--set", "chanels=3", file, out
+    )
+    assert "KEY=VALUE" in refused(capsys, "--from=mmdet", "--set", "channels", file, out)
+    assert "one of the arguments --from --to is required" in refused(capsys, file, out)
+    short = {key: value for key, value in theirs.items() if "retina_cls.bias" not in key}
+    save_file(short, file)
+    said = refused(capsys, "--from=mmdet", file, out)
+    assert "1 missing: bbox_head.retina_cls.bias (27,)" in said
+    assert not out.exists()
+
+
+def test_another_library_s_conventions_are_not_written_under_its_names(tmp_path, capsys):
+    _, theirs = foreign("mmdet retinanet")
+    save_file(theirs, tmp_path / "x.safetensors")
+    said = refused(
+        capsys, "--to=torchvision", tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    )
+    assert "conventions of mmdet" in said
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A work folder with one checkpoint, of step 5."""
+    config = tiny.config()
+    settings = {key: value for key, value in config["student"].items() if key != "init"}
+    student = models.init_detector(settings, 2, 7)
+    state = new_state({"student": take_apart(student, student.is_trained)}, optax.sgd(0.1))
+    state = put_everywhere(state, data_mesh())
+    state = type(state)(jnp.int32(5), state.params, state.rest, state.opt_state)
+    folder = tmp_path_factory.mktemp("run")
+    checkpoints = Checkpoints(folder, 1)
+    about = {"config": config, "categories": CATEGORIES, "numbers": {"AP": 0.25}}
+    checkpoints.save_best(state, about)
+    checkpoints.close()
+    arrays = flatten(state.params["student"]) | flatten(state.rest["student"])
+    return folder, {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def test_the_student_alone_in_a_file(workdir, tmp_path, capsys):
+    folder, arrays = workdir
+    out = tmp_path / "student.safetensors"
+    call = ["export", f"--workdir={folder}", "--format=safetensors", str(out)]
+    assert main(call) == 0
+    assert f"{len(arrays)} arrays of step 5, written to {out}" in capsys.readouterr().out
+    weights = open_weights(out)
+    assert weights.about.categories == ((1, "disc"), (2, "bitten disc"))
+    assert weights.about.source["step"] == 5
+    assert weights.about.data["canvases"] == [[64, 96], [96, 64]]
+    assert set(weights.arrays) == set(arrays)
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(weights.arrays[name], value)
+
+
+def test_the_student_alone_as_orbax(workdir, tmp_path, capsys):
+    folder, arrays = workdir
+    call = ["export", f"--workdir={folder}", "--format=orbax", str(tmp_path / "student")]
+    assert main(call) == 0
+    with ocp.StandardCheckpointer() as checkpointer:
+        target = {name: np.empty(v.shape, v.dtype) for name, v in arrays.items()}
+        found = checkpointer.restore(tmp_path / "student" / "student", target)
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(found[name], value)
+    about = json.loads((tmp_path / "student" / "about.json").read_text())
+    assert about["settings"]["detector"] == "retinanet"
+    assert main(call) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_work_folder_converts_to_the_library_s_names(workdir, tmp_path):
+    folder, arrays = workdir
+    out = tmp_path / "theirs.safetensors"
+    assert main(["convert", "--to=mmdet", str(folder), str(out)]) == 0
+    theirs = load_file(out)
+    assert len(theirs) == len(arrays)
+    assert theirs["bbox_head.retina_cls.weight"].shape == (18, 16, 3, 3)
+    assert "backbone.gn1.weight" in theirs
+
+
+def test_a_file_s_average_precision_is_measured(workdir, tmp_path, capsys):
+    folder, _ = workdir
+    out = str(tmp_path / "student.safetensors")
+    assert main(["export", f"--workdir={folder}", "--format=safetensors", out]) == 0
+    capsys.readouterr()
+    call = ["evaluate", f"--weights={out}", "--data=shapes:2:1", f"--out={tmp_path}"]
+    assert main(call) == 2
+    assert "has the classes" in capsys.readouterr().err

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from drkd_jax.data.pipeline import PipelineConfig, eval_batches, steps_per_epoch, train_loader
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
+
+CONFIG = PipelineConfig(
+    batch_size=4,
+    canvases=((32, 48), (48, 32)),
+    shorter=32,
+    longer=48,
+    max_boxes=4,
+    num_threads=2,
+    on_error="skip",
+)
+COUNT = 120
+BROKEN = 17
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """120 pictures with a box each, one of them broken in the second folder."""
+    root = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(0)
+    for folder in ("whole", "broken"):
+        (root / folder).mkdir()
+    for i in range(COUNT):
+        h, w = (36, 48) if i % 3 else (48, 36)
+        data = cv2.imencode(".jpg", rng.integers(0, 256, (h, w, 3), np.uint8))[1].tobytes()
+        (root / "whole" / f"{i}.jpg").write_bytes(data)
+        (root / "broken" / f"{i}.jpg").write_bytes(data[:99] if i == BROKEN else data)
+    _write(root, {})
+    return root
+
+
+def _content() -> dict:
+    sizes = [(36, 48) if i % 3 else (48, 36) for i in range(COUNT)]
+    return {
+        "images": [
+            {"id": 1000 + i, "file_name": f"{i}.jpg", "height": h, "width": w}
+            for i, (h, w) in enumerate(sizes)
+        ],
+        "annotations": [
+            {"id": i + 1, "image_id": 1000 + i, "category_id": 1, "bbox": [2, 3, 20, 20]}
+            for i in range(COUNT)
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+
+
+def _write(root: Path, changes: dict[int, dict]) -> Path:
+    content = _content()
+    for i, change in changes.items():
+        content["annotations"][i] |= change
+    path = root / f"instances_{len(changes)}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def _source(root: Path, folder: str = "broken", changes: int = 0, on_error: str = "skip"):
+    return open_source(f"coco:{root / folder}:{root / f'instances_{changes}.json'}", on_error)
+
+
+def take(loader, count: int) -> list:
+    return [next(loader) for _ in range(count)]
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("settings", [{"num_threads": 0}, {"num_threads": 3}, {"num_workers": 1}])
+def test_a_skipped_picture_leaves_everything_else_in_its_place(root, tmp_path, settings):
+    config = dataclasses.replace(CONFIG, **settings)
+    path = tmp_path / "skipped.jsonl"
+    loader = train_loader(_source(root), config, skipped=path)
+    whole = train_loader(_source(root, "whole"), dataclasses.replace(CONFIG, num_threads=0))
+    met = 0
+    for _ in range(steps_per_epoch(_source(root), config)):
+        ours, theirs = next(loader), next(whole)
+        gone = theirs.index == BROKEN
+        met += gone.sum()
+        assert not ours.picture_valid[gone].any()
+        assert np.all(ours.index[gone] == -1)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_array_equal(a[~gone], b[~gone])
+        for part in (ours.images, ours.sizes, ours.boxes, ours.valid, ours.flip):
+            assert not part[gone].any()
+    loader.close()
+    assert met == 1
+    (line,) = _lines(path)
+    assert (line["index"], line["image_id"]) == (BROKEN, 1000 + BROKEN)
+    assert "17.jpg: cannot be decoded: it begins as a JPEG" in line["reason"]
+
+
+def test_a_second_run_does_not_list_it_again(root, tmp_path, caplog):
+    path = tmp_path / "skipped.jsonl"
+    path.write_text('{"source": "another", "index": 17, "reason": "x"}\n{"sour')
+    path.write_text(path.read_text() + "\n")
+    for _ in range(2):
+        loader = train_loader(_source(root), CONFIG, skipped=path)
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2 * steps_per_epoch(_source(root), CONFIG)):  # met twice
+                next(loader)
+        assert loader.num_skipped == 1
+        assert "picture skipped (1 so far)" in caplog.text
+    assert len(_lines_that_can_be_read(path)) == 2
+
+
+def _lines_that_can_be_read(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def test_more_than_one_percent_stops(root, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in (root / "whole").iterdir():
+        if path.stem not in ("3", "4"):  # 2 of 120
+            (folder / path.name).symlink_to(path)
+    source = open_source(f"coco:{folder}:{root / 'instances_0.json'}", "skip")
+    skipped = tmp_path / "skipped.jsonl"
+    loader = train_loader(source, CONFIG, skipped=skipped)
+    with pytest.raises(UserError, match=r"2 of 120 pictures cannot be read, more than 1%.*\.jpg"):
+        take(loader, 100)
+    assert {line["index"] for line in _lines(skipped)} == {3, 4}
+    for name in ("3.jpg", "4.jpg"):  # mended: the old list does not hold the next run up
+        (folder / name).symlink_to(root / "whole" / name)
+    loader = train_loader(source, CONFIG, skipped=skipped)
+    for _ in range(steps_per_epoch(source, CONFIG)):
+        next(loader)
+    assert loader.num_skipped == 0
+
+
+def test_evaluation_keeps_a_skipped_picture_among_those_that_count(root, tmp_path):
+    path = tmp_path / "skipped.jsonl"
+    batches = eval_batches(_source(root), CONFIG, skipped=path)
+    seen = sorted(int(i) for batch in batches for i in batch.index[batch.picture_valid])
+    assert seen == [i for i in range(COUNT) if i != BROKEN]
+    assert len(batches.image_ids) == COUNT
+    assert batches.num_skipped == 1
+    assert [line["index"] for line in _lines(path)] == [BROKEN]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_stop_names_the_file_also_from_a_worker(root, num_workers):
+    config = dataclasses.replace(CONFIG, on_error="stop", num_workers=num_workers)
+    loader = train_loader(_source(root), config)
+    with pytest.raises(UserError, match=r"17\.jpg: cannot be decoded"):
+        take(loader, 100)
+    loader.close()
+
+
+def test_entries_with_a_fault_are_left_out_and_listed(root, tmp_path):
+    _write(root, {5: {"bbox": [1, 2, float("nan"), 4]}, 9: {"image_id": 7}})
+    source = _source(root, "whole", changes=2)
+    assert [str(fault) for fault in source.faults] == [
+        "annotation id 6: bbox [1, 2, nan, 4] is not four finite numbers (x, y, width, height)",
+        "annotation id 10: unknown image_id 7",
+    ]
+    assert source.describe()["boxes"] == COUNT - 2
+    path = tmp_path / "skipped.jsonl"
+    for _ in range(2):
+        train_loader(source, CONFIG, skipped=path)
+    assert [line["entry"][:13] for line in _lines(path)] == ["annotation id"] * 2
+    with pytest.raises(UserError, match=r"id 6: bbox .*; 2 entries have faults in all"):
+        _source(root, "whole", changes=2, on_error="stop")
+
+
+def test_too_many_faults_or_a_lost_class_stop(root, tmp_path):
+    _write(root, {i: {"bbox": [1, 2, 3]} for i in range(3)})
+    with pytest.raises(UserError, match="3 of 240 entries have a fault, more than 1%"):
+        _source(root, changes=3)
+    content = _content()
+    content["categories"].append({"id": "2", "name": "other"})
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="category id 2: id '2' is not a whole number; a class"):
+        open_source(f"coco:{root / 'whole'}:{path}", "skip")
+
+
+def test_the_list_must_be_writable(root, tmp_path):
+    loader = train_loader(_source(root), CONFIG, skipped=tmp_path / "no" / "skipped.jsonl")
+    with pytest.raises(UserError, match=r"skipped\.jsonl: cannot be written"):
+        take(loader, 100)
+
+
+def test_only_stop_or_skip():
+    with pytest.raises(UserError, match='on_error = "ignore"'):
+        dataclasses.replace(CONFIG, on_error="ignore")

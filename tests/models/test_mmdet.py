@@ -1,0 +1,387 @@
+"""Our detectors against mmdetection's own, stage by stage, from the padded tensor on.
+
+The answers in tests/fixtures/mmdet are those of mmdetection 3.3.0 to narrow forms of its shipped
+configs; `python -m drkd_jax.reference.mmdet tests/fixtures/mmdet` makes them again. Weights and
+pictures are drawn here as they were there. With DRKD_MMDET=FOLDER another folder's answers are
+used, such as those of the full-size models of request_full.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from drkd_jax.models.dense import assign
+from drkd_jax.models.roi_head import Regions
+from drkd_jax.models.rpn import propose
+from drkd_jax.ops.sampling import Sampled
+from drkd_jax.reference.seeded import pictures, thin, weight
+from drkd_jax.types import Targets
+from drkd_jax.weights import mmdet, reading_mmdet
+from drkd_jax.weights.layouts import LAYOUTS
+from drkd_jax.weights.opening import abstract, model_shapes
+from tests import oracles
+from tests.models import small
+
+OWN = Path(__file__).parents[1] / "fixtures" / "mmdet"
+FOLDER = Path(os.environ.get("DRKD_MMDET", OWN))
+REQUEST = {model["name"]: model for model in json.loads((FOLDER / "request.json").read_text())}
+GAP = 1e-4
+QUICK = {"xla_backend_optimization_level": 0}  # most of the time here goes into compiling
+KEYS = {  # of the library's config, and ours
+    "model.rpn_head.anchor_generator.scales": "anchors.scale",
+    "model.bbox_head.anchor_generator.octave_base_scale": "anchors.scale",
+    "model.test_cfg.rpn.nms_pre": "proposals.pre_nms_test",
+    "model.test_cfg.rpn.max_per_img": "proposals.max_out_test",
+}
+
+
+def said(model):
+    """What a user would say in a config, for the changes made there."""
+    settings = {} if model["detector"] in ("retinanet", "pyramid") else {"roi_sampling": 0}
+    for key, value in model["changes"].items():
+        if key in KEYS:
+            group, leaf = KEYS[key].split(".")
+            number = value[0] if isinstance(value, list) else value
+            settings.setdefault(group, {})[leaf] = number
+    return settings
+
+
+def drawn_weights(answers, seed):
+    """The library's state dict."""
+    state = {name: weight(name, shape, seed) for name, shape in json.loads(str(answers["shapes"]))}
+    for key in answers.files:
+        if key.startswith("weights|gain|"):
+            layer, gain = key.split("|")[2], answers[key]
+            kernel = state[f"{layer}.weight"]
+            state[f"{layer}.weight"] = kernel * gain.reshape(-1, *[1] * (kernel.ndim - 1))
+            state[f"{layer}.bias"] = answers[f"weights|bias|{layer}"]
+    return state
+
+
+def load(name):
+    """One model with the library's weights, and the library's answers."""
+    model = REQUEST[name]
+    answers = np.load(FOLDER / f"{name}.npz")
+    theirs = drawn_weights(answers, model.get("seed", 0))
+    reading = reading_mmdet.read({k: v.shape for k, v in theirs.items()}, {}, f"{name}.pth")
+    settings = reading.settings(said(model), name)
+    shapes = model_shapes(reading.part, settings, reading.num_classes)
+    table = mmdet.table(shapes)
+    assert {entry.theirs for entry in table} == set(theirs)
+    ours = {entry.ours: LAYOUTS[entry.layout].to_ours(theirs[entry.theirs]) for entry in table}
+    graph, state = nnx.split(
+        abstract(reading.part, settings, reading.num_classes, jnp.dtype("float32"))
+    )
+
+    def filled(path, leaf):
+        array = ours[jax.tree_util.keystr(path, simple=True, separator=".")]
+        assert array.shape == leaf.shape, path
+        return jnp.asarray(array)
+
+    state = jax.tree_util.tree_map_with_path(filled, nnx.as_pure(state))
+    return SimpleNamespace(
+        name=name,
+        model=model,
+        keep=model.get("keep", 2**31),
+        part=reading.part,
+        answers=answers,
+        graph=graph,
+        state=state,
+        table={entry.ours: entry for entry in table},
+    )
+
+
+def batch(case, number):
+    """Pictures, ground truths and the answers of one batch."""
+    canvas, sizes = case.model["batches"][number]
+    start = f"{number}|"
+    answers = {
+        key[len(start) :]: case.answers[key] for key in case.answers.files if key.startswith(start)
+    }
+    drawn = pictures(int(answers["seed"]), canvas, sizes, case.model["num_classes"])
+    B = len(sizes)
+    boxes, labels = np.zeros((B, 6, 4), np.float32), np.zeros((B, 6), np.int32)
+    valid = np.zeros((B, 6), bool)
+    for b, (own, classes) in enumerate(zip(drawn.boxes, drawn.labels, strict=True)):
+        boxes[b, : len(own)], labels[b, : len(own)], valid[b, : len(own)] = own, classes, True
+    targets = Targets(np.array(sizes, np.int32), boxes, labels, valid, np.ones(B, bool))
+    return drawn.images.transpose(0, 2, 3, 1), targets, answers
+
+
+def close(case, answers, name, ours, error):
+    """Compare a tensor of ours, in the library's layout, relative to its largest number."""
+    wanted = answers[name]
+    got = thin(name, np.asarray(ours), case.keep)
+    assert got.shape == wanted.shape, name
+    scale = np.abs(wanted).max()
+    worst = np.abs(got - wanted).max() / scale
+    if os.environ.get("DRKD_SHOW"):
+        print(f"{case.name} {name}: {worst:.2e}")
+    assert worst < error, f"{name}: {worst:.2e} of {scale:.3g}"
+
+
+def channels_first(x):
+    return np.asarray(x).transpose(0, 3, 1, 2)
+
+
+def check_maps(case, body, maps, answers):
+    for level, x in enumerate(body):
+        close(case, answers, f"body.{level}", channels_first(x), 2e-5)
+    for level, x in enumerate(maps):
+        close(case, answers, f"pyramid.{level}", channels_first(x), 2e-5)
+    assert f"pyramid.{len(maps)}" not in answers
+
+
+def in_their_order(x, shape, last):
+    """Anchors of a level ``[B, A, ...]`` as the library's ``[B, per_cell * last, h, w]``."""
+    B, (h, w) = x.shape[0], shape
+    return np.asarray(x).reshape(B, h, w, -1).transpose(0, 3, 1, 2)
+
+
+def check_detections(case, found, answers, batch_size):
+    for b in range(batch_size):
+        scores = answers[f"detections.scores.{b}"]
+        # What makes the comparison fair: nothing here can turn over by rounding alone.
+        assert len(scores) >= 20
+        assert np.min(scores[:-1] - scores[1:]) > GAP
+        overlaps = oracles.pairwise_iou(*[answers[f"candidates.boxes.{b}"]] * 2)
+        labels = answers[f"candidates.labels.{b}"]
+        same = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
+        assert np.abs(overlaps - 0.5)[same].min() > GAP
+        valid = np.asarray(found.valid[b])
+        assert valid.sum() == len(scores)
+        np.testing.assert_array_equal(found.labels[b][valid], answers[f"detections.labels.{b}"])
+        np.testing.assert_allclose(found.scores[b][valid], scores, atol=1e-4)
+        np.testing.assert_allclose(
+            found.boxes[b][valid], answers[f"detections.boxes.{b}"], atol=0.01
+        )
+
+
+def check_gradients(case, gradients, answers):
+    flat = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(gradients)}
+    theirs = {key.split(".", 1)[1] for key in answers if key.startswith("norms.")}
+    assert theirs == {case.table[name].theirs for name in flat}  # frozen ones have none
+    for name, gradient in flat.items():
+        entry = case.table[name]
+        wanted, norm = answers[f"gradients.{entry.theirs}"], answers[f"norms.{entry.theirs}"]
+        ours = LAYOUTS[entry.layout].to_theirs(np.asarray(gradient))
+        got = thin(entry.theirs, ours, case.keep // 8)
+        part = max(np.linalg.norm(wanted), norm * np.sqrt(wanted.size / ours.size))
+        assert np.linalg.norm(got - wanted) < 1e-3 * part, entry.theirs
+        assert np.linalg.norm(ours) == pytest.approx(norm, rel=1e-3), entry.theirs
+
+
+def their_sample(answers, B):
+    """The anchors that the library drew, padded."""
+    names = ("positive", "negative")
+    rows = [[answers[f"anchors.{name}.{b}"] for name in names] for b in range(B)]
+    most = max(sum(map(len, row)) for row in rows)
+    indices, positive = np.zeros((B, most), np.int32), np.zeros((B, most), bool)
+    valid = np.zeros((B, most), bool)
+    for b, row in enumerate(rows):
+        total = np.concatenate(row)
+        indices[b, : len(total)] = total
+        positive[b, : len(row[0])] = True
+        valid[b, : len(total)] = True
+    return Sampled(indices, positive, valid)
+
+
+def their_regions(answers, targets, num_classes):
+    """The regions that the library drew, padded: positives first."""
+    B = len(targets.sizes)
+    most = max(len(answers[f"sampled.boxes.{b}"]) for b in range(B))
+    boxes = np.zeros((B, most, 4), np.float32)
+    labels = np.full((B, most), num_classes, np.int32)
+    truth, positive = np.zeros_like(boxes), np.zeros((B, most), bool)
+    valid = np.zeros((B, most), bool)
+    for b in range(B):
+        own, classes = answers[f"sampled.boxes.{b}"], answers[f"sampled.labels.{b}"]
+        boxes[b, : len(own)], valid[b, : len(own)] = own, True
+        labels[b, : len(classes)], positive[b, : len(classes)] = classes, True
+        truth[b, : len(classes)] = targets.boxes[b][answers[f"sampled.truths.{b}"]]
+    return Regions(boxes, labels, truth, positive, valid)
+
+
+LOSSES = {
+    "cls_loss": "loss_cls",
+    "box_loss": "loss_bbox",
+    "rpn_cls_loss": "loss_rpn_cls",
+    "rpn_box_loss": "loss_rpn_bbox",
+    "roi_cls_loss": "loss_cls",
+    "roi_box_loss": "loss_bbox",
+}
+
+
+def check_losses(losses, answers):
+    assert len(losses) == sum(key.startswith("losses.") for key in answers)
+    for name, value in losses.items():
+        wanted = float(answers[f"losses.{LOSSES[name]}"])
+        assert float(value) == pytest.approx(wanted, rel=1e-5), name
+
+
+def differentiated(case, run):
+    """``run(detector, *arrays) -> (losses, more)``, compiled, with gradients."""
+    detector = nnx.merge(case.graph, case.state)
+    _, trained, rest = nnx.split(detector, detector.is_trained, ...)
+
+    def total(trained, rest, *arrays):
+        losses, more = run(nnx.merge(case.graph, trained, rest, copy=True), *arrays)
+        return sum(losses.values()), (losses, more)
+
+    compiled = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICK)
+
+    def call(*arrays):
+        (_, (losses, more)), gradients = compiled(trained, rest, *arrays)
+        return losses, more, gradients
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def faster():
+    case = load("faster_rcnn")
+
+    def run(net, images, targets, chosen, regions, proposals):
+        body = net.backbone(images, None)
+        features = net.features(images)
+        outputs = net.rpn(features.maps)
+        anchors = np.concatenate(net._anchors(features))
+        assigned = assign(anchors, targets, net.convention.rpn, net.convention)
+        losses = net.losses_at(features, targets, outputs, assigned, chosen, regions)
+        pooled = net.roi.pool(features.maps, features.spec, proposals)
+        second = net.roi(features.maps, features.spec, proposals)
+        rules = net.settings.proposals
+        own = propose(
+            *outputs,
+            net._anchors(features),
+            targets.sizes,
+            pre_nms=rules.pre_nms_test,
+            max_out=rules.max_out_test,
+            nms_threshold=rules.nms,
+            convention=net.convention,
+        )
+        found = net.predict(features, targets.sizes)
+        return losses, (body, features.maps, outputs, assigned, pooled, second, own, found)
+
+    case.run = differentiated(case, run)
+    return case
+
+
+def padded(answers, name, B, rows):
+    out, valid = np.zeros((B, rows, 4), np.float32), np.zeros((B, rows), bool)
+    for b in range(B):
+        own = answers[f"{name}.{b}"]
+        out[b, : len(own)], valid[b, : len(own)] = own, True
+    return out, valid
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_faster_rcnn_is_theirs(faster, number):
+    if number >= len(faster.model["batches"]):
+        pytest.skip("one batch")
+    images, targets, answers = batch(faster, number)
+    B, K = len(images), faster.model["num_classes"]
+    proposals, valid = padded(answers, "proposals", B, 200)
+    chosen, regions = their_sample(answers, B), their_regions(answers, targets, K)
+    losses, more, gradients = faster.run(images, targets, chosen, regions, proposals)
+    body, maps, (logits, deltas), assigned, pooled, second, own, found = more
+    check_maps(faster, body, maps, answers)
+    for level, x in enumerate(maps):
+        shape = x.shape[1:3]
+        for name, values, last in (("rpn logits", logits, 1), ("rpn deltas", deltas, 4)):
+            theirs = in_their_order(values[level], shape, last)
+            close(faster, answers, f"{name}.{level}", theirs, 2e-5)
+    for b in range(B):
+        wanted = answers[f"proposals.{b}"]
+        got = np.asarray(own.boxes[b])[np.asarray(own.valid[b])]
+        assert len(got) == len(wanted)
+        np.testing.assert_allclose(
+            own.scores[b][: len(got)], answers[f"proposal scores.{b}"], atol=1e-5
+        )
+        np.testing.assert_allclose(got, wanted, atol=0.01)
+        for kind in ("positive", "negative"):
+            drawn = answers[f"anchors.{kind}.{b}"]
+            assert np.all(np.asarray(getattr(assigned, kind)[b])[drawn])
+    close(faster, answers, "regions", np.asarray(pooled)[valid].transpose(0, 3, 1, 2), 2e-5)
+    close(faster, answers, "class logits", np.asarray(second[0])[valid], 2e-5)
+    flat = np.asarray(second[1])[valid]
+    close(faster, answers, "class deltas", flat.reshape(len(flat), -1), 2e-5)
+    check_detections(faster, found, answers, B)
+    check_losses(losses, answers)
+    if number == 0:
+        check_gradients(faster, gradients, answers)
+
+
+@pytest.fixture(scope="module")
+def retina():
+    case = load("retinanet")
+
+    def run(net, images, targets):
+        body = net.backbone(images, None)
+        features = net.features(images)
+        outputs = net.head(features.maps)
+        anchors = np.concatenate(net._anchors(features))
+        assigned = assign(anchors, targets, net.convention.dense, net.convention)
+        losses = net.losses(features, targets, jax.random.split(jax.random.key(0), len(images)))
+        found = net.predict(features, targets.sizes)
+        return losses, (body, features.maps, outputs, assigned, found)
+
+    case.run = differentiated(case, run)
+    return case
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_retinanet_is_theirs(retina, number):
+    if number >= len(retina.model["batches"]):
+        pytest.skip("one batch")
+    images, targets, answers = batch(retina, number)
+    losses, (body, maps, outputs, assigned, found), gradients = retina.run(images, targets)
+    check_maps(retina, body, maps, answers)
+    K = retina.model["num_classes"]
+    for level, x in enumerate(maps):
+        for name, values, last in zip(
+            ("class logits", "class deltas"), outputs, (K, 4), strict=True
+        ):
+            theirs = in_their_order(values[level], x.shape[1:3], last)
+            close(retina, answers, f"{name}.{level}", theirs, 2e-5)
+    for b in range(len(images)):
+        positive = np.flatnonzero(np.asarray(assigned.positive[b]))
+        np.testing.assert_array_equal(positive, answers[f"anchors.positive.{b}"])
+        assert np.sum(assigned.negative[b]) == answers[f"anchors.negatives.{b}"]
+    check_detections(retina, found, answers, len(images))
+    check_losses(losses, answers)
+    if number == 0:
+        check_gradients(retina, gradients, answers)
+
+
+@pytest.mark.parametrize("name", ["x101_64x4d", "x101_32x4d_dcn"])
+def test_resnext_maps_are_theirs(name):
+    case = load(name)
+    images, _, answers = batch(case, 0)
+    net = nnx.merge(case.graph, case.state)
+    with small.block_by_block():
+        body = net.backbone(jnp.asarray(images), None)
+    check_maps(case, body, net.neck(body), answers)
+
+
+def test_cascade_rcnn_detects_the_same():
+    case = load("cascade_rcnn")
+    images, targets, answers = batch(case, 0)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def run(state, images):
+        net = nnx.merge(case.graph, state, copy=True)
+        features = net.features(images)
+        return net.predict(features, jnp.asarray(targets.sizes))
+
+    check_detections(case, run(case.state, images), answers, len(images))

@@ -1,0 +1,53 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from drkd_jax.errors import UserError
+from drkd_jax.training.lock import LOCK_FILE, locked
+from tests.training.tiny import ROOT
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from drkd_jax.training.lock import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_and_told_who_is_there(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match=rf"another run .* \(process {os.getpid()} on .* since "),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):  # and the folder is free again
+        pass
+
+
+def test_the_lock_of_a_killed_process_blocks_nobody(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"locked\n"
+    with pytest.raises(UserError, match=f"process {process.pid} on"), locked(tmp_path):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / LOCK_FILE).exists()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / LOCK_FILE).mkdir()
+    words = r"lock: cannot be written \(Is a directory\)"
+    with pytest.raises(UserError, match=words), locked(tmp_path):
+        pass

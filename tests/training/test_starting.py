@@ -1,0 +1,156 @@
+"""Weights of files, for students and teachers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from drkd_jax.errors import UserError
+from drkd_jax.training.starting import build_student, check_files
+from drkd_jax.training.state import flatten
+from drkd_jax.training.step import Parts, put_together, take_apart
+from drkd_jax.training.teacher import load_teacher
+from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.ours import write_ours
+from tests.weights.small import foreign
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+STUDENT = {
+    "detector": "retinanet",
+    "backbone": {"depth": 50, "width": 8, "norm": "frozen_bn"},
+    "channels": 16,
+    "head_convs": 2,
+}
+
+
+def config(**student):
+    return {"seed": 0, "student": {**STUDENT, **student}, "teacher": None}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A detector's file, its arrays by our names, and a backbone's file."""
+    folder = tmp_path_factory.mktemp("files")
+    arrays, theirs = foreign("mmdet retinanet")
+    save_file(theirs, folder / "detector.safetensors")
+    backbone = {
+        key.removeprefix("backbone."): value
+        for key, value in theirs.items()
+        if key.startswith("backbone.")
+    }
+    classifier = {"fc.weight": np.zeros((10, 256), np.float32), "fc.bias": np.zeros(10, np.float32)}
+    save_file({**backbone, **classifier}, folder / "resnet50.safetensors")
+    return folder, arrays
+
+
+def student_arrays(values, num_classes=3):
+    student, origin = build_student(values, num_classes, jnp.float32)
+    parts = take_apart(student, student.is_trained)
+    return flatten(parts.params) | flatten(parts.rest), origin
+
+
+def test_an_imagenet_file_fills_the_backbone_and_nothing_else(files):
+    folder, arrays = files
+    path = str(folder / "resnet50.safetensors")
+    found, origin = student_arrays(config(init=path))
+    backbone = [name for name in arrays if name.startswith("backbone.")]
+    for name in backbone:
+        np.testing.assert_array_equal(found[name], arrays[name])
+    assert f"{len(backbone)} of {len(found)} arrays (random: head." in origin
+    assert "2 of the ImageNet classifier skipped" in origin
+    random, _ = student_arrays(config())
+    np.testing.assert_array_equal(found["head.cls.kernel"], random["head.cls.kernel"])
+
+
+def test_a_detector_s_file_fills_the_student_but_for_other_classes(files):
+    folder, arrays = files
+    path = str(folder / "detector.safetensors")
+    found, origin = student_arrays(config(init=path))
+    assert f"{len(arrays)} of {len(arrays)} arrays" in origin
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(found[name], value)
+    _, origin = student_arrays(config(init=path), num_classes=5)
+    assert "(random: head.cls.bias, head.cls.kernel)" in origin
+
+
+def test_a_head_of_other_conventions_is_left_out(files):
+    folder, _ = files
+    path = str(folder / "detector.safetensors")
+    _, origin = student_arrays(config(init=path, convention="torchvision", extra="conv_c5"))
+    assert "without its heads, which are mmdet's" in origin
+
+
+def test_another_backbone_is_refused(files):
+    folder, _ = files
+    path = str(folder / "resnet50.safetensors")
+    for key, value in (("depth", 101), ("norm", "gn"), ("dcn", "v1"), ("width", 16)):
+        other = {**STUDENT["backbone"], key: value}
+        with pytest.raises(UserError, match=rf"backbone.{key} is .* in the config and .* in the"):
+            build_student(config(init=path, backbone=other), 3, jnp.float32)
+
+
+def test_an_eps_that_differs_is_refused(files, tmp_path):
+    folder, _ = files
+    weights = open_weights(folder / "resnet50.safetensors", {"backbone": {"eps": 0.0}})
+    write_ours(tmp_path / "ours.safetensors", weights.arrays, weights.about)
+    values = config(init=str(tmp_path / "ours.safetensors"))
+    with pytest.raises(UserError, match=r"an eps of 0; set config.student.backbone.eps = 0"):
+        build_student(values, 3, jnp.float32)
+    values["student"]["backbone"] = {**STUDENT["backbone"], "eps": 0.0}
+    build_student(values, 3, jnp.float32)
+
+
+def test_files_that_are_missing_are_named_at_once():
+    values = config(init="resnet50.pth") | {"teacher": {"checkpoint": "teacher.pth"}}
+    with pytest.raises(
+        UserError, match=r"student.init = resnet50.pth and .* = teacher.pth: not th"
+    ):
+        check_files(values)
+
+
+@pytest.mark.parametrize("kind", ["raw", "converted"])
+def test_a_teacher_from_a_file_is_folded_and_has_no_heads(files, kind, tmp_path):
+    folder, _ = files
+    path = folder / "detector.safetensors"
+    if kind == "converted":
+        weights = open_weights(path)
+        path = tmp_path / "ours.safetensors"
+        write_ours(path, weights.arrays, weights.about)
+    teacher = load_teacher({"checkpoint": str(path)}, 3, 0)
+    arrays = flatten(teacher.arrays)
+    assert all(name.startswith(("backbone.", "neck.")) for name in arrays)
+    assert not any("norm" in name for name in arrays)
+    kinds = {name: ("bfloat16" if value.ndim > 1 else "float32") for name, value in arrays.items()}
+    assert {name: value.dtype.name for name, value in arrays.items()} == kinds
+    assert f"{path}, detector" in teacher.origin
+    assert "all 279 arrays" in teacher.origin
+
+
+def test_a_teacher_s_features_are_the_detector_s(files):
+    folder, _ = files
+    path = str(folder / "detector.safetensors")
+    teacher = load_teacher({"checkpoint": path, "dtype": "float32"}, 3, 0)
+    student, _ = build_student(config(init=path), 3, jnp.float32)
+    images = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+    empty = type(teacher.arrays)({})
+    folded = put_together(Parts(teacher.graph, teacher.arrays, empty)).features(images)
+    for a, b in zip(folded.maps, student.features(images).maps, strict=True):
+        scale = np.abs(np.asarray(b)).max()
+        np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=2e-5)
+
+
+def test_a_teacher_s_settings_have_to_agree_with_its_file(files):
+    folder, _ = files
+    path = str(folder / "detector.safetensors")
+    with pytest.raises(UserError, match=r"backbone.depth is 101 in the config and 50 in the file"):
+        load_teacher({"checkpoint": path, "backbone": {"depth": 101}}, 3, 0)
+    with pytest.raises(UserError, match="it has no feature pyramid"):
+        load_teacher({"checkpoint": str(folder / "resnet50.safetensors")}, 3, 0)
+
+
+def test_a_teacher_whose_precision_is_to_be_measured_keeps_its_heads(files):
+    folder, _ = files
+    path = str(folder / "detector.safetensors")
+    teacher = load_teacher({"checkpoint": path, "evaluate": True}, 3, 0)
+    assert "head.cls.kernel" in flatten(teacher.arrays)

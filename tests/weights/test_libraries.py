@@ -1,0 +1,158 @@
+"""The names and shapes of the libraries' own models, whole, in both directions."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from drkd_jax.data.coco_names import COCO_CATEGORIES
+from drkd_jax.errors import UserError
+from drkd_jax.weights.layouts import their_shape
+from drkd_jax.weights.opening import understand
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "weights"
+
+
+def shapes_of(library):
+    found = json.loads(gzip.decompress((FIXTURES / f"{library}_shapes.json.gz").read_bytes()))
+    return {
+        name: {key: tuple(shape) for key, shape in keys.items()} for name, keys in found.items()
+    }
+
+
+TORCHVISION = shapes_of("torchvision")
+MMDET = shapes_of("mmdet")
+PAPER_S_TEACHER = "cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco"
+NOT_OURS = {"fasterrcnn_resnet50_fpn_v2"}
+
+# Backbone as (depth, groups, width of a group, deformable).
+BACKBONES = {
+    "resnet18": (18, 1, 64, ""),
+    "resnet34": (34, 1, 64, ""),
+    "resnet50": (50, 1, 64, ""),
+    "resnet101": (101, 1, 64, ""),
+    "resnet152": (152, 1, 64, ""),
+    "resnext50_32x4d": (50, 32, 4, ""),
+    "resnext101_32x8d": (101, 32, 8, ""),
+    "resnext101_64x4d": (101, 64, 4, ""),
+}
+
+
+def check_whole(found, shapes):
+    """Every key is used or skipped, and every array of ours goes back under the same key."""
+    account = found.account
+    assert account.whole, account.faults()
+    assert {*account.used, *account.skipped} == set(shapes)
+    assert not {*account.used} & {*account.skipped}
+    assert [entry.ours for entry in found.table] == list(account.used.values())
+    for entry, key in zip(found.table, account.used, strict=True):
+        assert key in (entry.theirs, *entry.older)
+
+
+@pytest.mark.parametrize("name", sorted(TORCHVISION.keys() - NOT_OURS))
+def test_every_key_of_torchvision_is_accounted_for(name):
+    shapes = TORCHVISION[name]
+    found = understand(shapes, {}, Path(f"{name}.pth"), {})
+    check_whole(found, shapes)
+    backbone = found.settings["backbone"]
+    if name in BACKBONES:
+        values = (backbone["depth"], backbone["groups"], backbone.get("group_width", 64))
+        assert values == BACKBONES[name][:3]
+        assert found.reading.part == "backbone"
+        assert set(found.account.skipped.values()) == {
+            "a counter of torch's BatchNorm",
+            "the ImageNet classifier",
+        }
+
+
+def test_torchvision_s_detectors_are_what_they_are():
+    found = understand(TORCHVISION["fasterrcnn_resnet50_fpn"], {}, Path("x.pth"), {})
+    settings = found.settings
+    assert (found.reading.part, settings["detector"]) == ("detector", "faster_rcnn")
+    assert (settings["convention"], settings["extra"], settings["fc"]) == (
+        *("torchvision", "pool"),
+        1024,
+    )
+    assert (found.reading.num_classes, settings["head_classes"]) == (80, 90)
+    assert settings["class_ids"] == tuple(category.id - 1 for category in COCO_CATEGORIES)
+
+    found = understand(TORCHVISION["retinanet_resnet50_fpn"], {}, Path("x.pth"), {})
+    settings = found.settings
+    assert (settings["detector"], settings["extra"], settings["head_classes"]) == (
+        *("retinanet", "conv_p5"),
+        91,
+    )
+    assert settings["class_ids"] == tuple(category.id for category in COCO_CATEGORIES)
+
+    found = understand(TORCHVISION["maskrcnn_resnet50_fpn"], {}, Path("x.pth"), {})
+    reasons = list(found.account.skipped.values())
+    assert reasons.count("the mask head: masks are not predicted here") == 12
+
+    found = understand(TORCHVISION["retinanet_resnet50_fpn_v2"], {}, Path("x.pth"), {})
+    assert (found.reading.part, found.settings["extra"]) == ("pyramid", "conv_c5")
+    assert "a head that is not ours: backbone and FPN are used" in found.account.skipped.values()
+
+
+def test_a_neck_with_norms_is_not_taken_for_ours():
+    found = understand(TORCHVISION["fasterrcnn_resnet50_fpn_v2"], {}, Path("x.pth"), {})
+    with pytest.raises(UserError, match=r"8 missing: .*32 unexpected: backbone.fpn.inner_blocks"):
+        found.account.check("x.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"),
+    [
+        ("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", 0.0),
+        ("retinanet_resnet50_fpn_coco-eeacb38b.pth", 0.0),
+        ("retinanet_resnet50_fpn_v2_coco-5905b1c5.pth", 1e-5),
+        ("mine.pth", 1e-5),
+    ],
+)
+def test_the_eps_of_torchvision_s_first_coco_files_is_zero(name, eps):
+    found = understand(TORCHVISION["retinanet_resnet50_fpn"], {}, Path(name), {})
+    assert found.settings["backbone"]["eps"] == eps
+    assert any(f"backbone.eps = {eps}" in line for line in found.reading.lines({}))
+    asked = {"backbone": {"eps": 0.001}}
+    found = understand(TORCHVISION["retinanet_resnet50_fpn"], {}, Path(name), asked)
+    assert found.settings["backbone"]["eps"] == 0.001
+    assert any("backbone.eps = 0.001: as asked for" in line for line in found.reading.lines(asked))
+
+
+def test_regions_linear_layer_has_the_same_size_both_ways():
+    assert their_shape("regions", (7 * 7 * 256, 1024)) == (1024, 12544)
+    assert their_shape("conv", (3, 3, 4, 256)) == (256, 4, 3, 3)
+
+
+@pytest.mark.parametrize("name", sorted(MMDET))
+def test_every_key_of_mmdetection_is_accounted_for(name):
+    shapes = MMDET[name]
+    found = understand(shapes, {}, Path(f"{name}.pth"), {})
+    check_whole(found, shapes)
+    assert found.library == "mmdet"
+    settings = found.settings
+    head = name.split("_")[0].replace("-", "_").replace("mask_rcnn", "faster_rcnn")
+    if head == "atss":
+        assert found.reading.part == "pyramid"
+    else:
+        assert settings["detector"] == head.replace("cascade_faster_rcnn", "cascade_rcnn")
+        assert found.reading.num_classes == 80
+        assert found.reading.class_names[:2] == ("person", "bicycle")
+    backbone = settings["backbone"]
+    assert (backbone["groups"] > 1) == ("x101" in name)
+    assert backbone["dcn"] == ("v2" if "mdconv" in name else "v1" if "dconv" in name else "")
+
+
+def test_the_paper_s_teacher_is_whole_but_for_its_mask_head():
+    shapes = MMDET[PAPER_S_TEACHER]
+    found = understand(shapes, {}, Path("cascade_x101_coco-e75f90c8.pth"), {})
+    backbone = {"depth": 101, "width": 64, "groups": 32, "group_width": 4, "dcn": "v1"}
+    assert found.settings["backbone"].items() >= backbone.items()
+    reasons = list(found.account.skipped.values())
+    assert reasons.count("the mask head: masks are not predicted here") == 36
+    assert len(found.account.used) == 626
+
+    # As a file of mmdetection 1.x names its offsets, also after the upgrade to 2.x.
+    old = {key.replace(".conv_offset.", "_offset."): value for key, value in shapes.items()}
+    assert old != shapes
+    assert understand(old, {}, Path("x.pth"), {}).account.whole

@@ -1,0 +1,154 @@
+"""From a file of any kind to arrays by our names, and back, exactly."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from drkd_jax.errors import UserError
+from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.ours import write_ours
+from tests.weights.small import MODELS, foreign
+
+
+def assert_same(found, wanted):
+    assert set(found) == set(wanted)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_goes_there_and_back_exactly(name, tmp_path):
+    library, part, settings, num_classes, _ = MODELS[name]
+    arrays, theirs = foreign(name)
+    save_file(theirs, tmp_path / "x.safetensors")
+    weights = open_weights(tmp_path / "x.safetensors", library=library)
+    assert (weights.about.part, weights.about.num_classes) == (part, num_classes)
+    assert_same(weights.arrays, arrays)
+    for key, value in settings.items():
+        if key == "backbone":
+            assert weights.about.settings[key].items() >= value.items()
+        else:
+            assert weights.about.settings[key] == value
+
+    write_ours(tmp_path / "ours.safetensors", weights.arrays, weights.about)
+    again = open_weights(tmp_path / "ours.safetensors")
+    assert_same(again.arrays, arrays)
+    assert json.dumps(again.about.settings) == json.dumps(weights.about.settings)
+    assert again.about.source["sha256"] == weights.about.source["sha256"]
+
+
+@pytest.fixture(scope="module")
+def retina():
+    return foreign("mmdet retinanet")[1]
+
+
+def save(tmp_path, theirs, name="x.safetensors"):
+    save_file({key: np.ascontiguousarray(value) for key, value in theirs.items()}, tmp_path / name)
+    return tmp_path / name
+
+
+def test_a_config_that_differs_from_what_shows_is_refused(retina, tmp_path):
+    path = save(tmp_path, retina)
+    config = {"backbone": {"depth": 101, "width": 8}, "channels": 24}
+    with pytest.raises(UserError, match=r"backbone.depth is 101 in the config and 50 in the file"):
+        open_weights(path, config)
+    with pytest.raises(UserError, match=r"channels is 24 in the config and 16 in the file"):
+        open_weights(path, config)
+    weights = open_weights(path, {"backbone": {"depth": 50, "norm": "bn"}, "extra_relu": True})
+    assert weights.about.settings["backbone"]["norm"] == "bn"
+    assert weights.about.settings["extra_relu"] is True
+
+
+def test_older_names_are_known(tmp_path):
+    arrays, theirs = foreign("mmdet dcn v1")
+    old = {key.replace(".conv_offset.", "_offset."): value for key, value in theirs.items()}
+    assert old.keys() != theirs.keys()
+    assert_same(open_weights(save(tmp_path, old)).arrays, arrays)
+
+    arrays, theirs = foreign("torchvision faster_rcnn")
+    old = {
+        key.replace("_blocks.0.0.", "_blocks.0.").replace("rpn.head.conv.0.0.", "rpn.head.conv."): v
+        for key, v in theirs.items()
+    }
+    for level in "123":
+        old = {key.replace(f"_blocks.{level}.0.", f"_blocks.{level}."): v for key, v in old.items()}
+    assert_same(open_weights(save(tmp_path, old)).arrays, arrays)
+
+    arrays, theirs = foreign("torchvision retinanet")
+    old = {
+        key.replace(".conv.0.0.", ".conv.0.").replace(".conv.1.0.", ".conv.2."): value
+        for key, value in theirs.items()
+    }
+    assert_same(open_weights(save(tmp_path, old)).arrays, arrays)
+
+
+def test_what_other_training_programs_add_is_skipped_with_its_reason(retina, tmp_path):
+    extra = {
+        "backbone.bn1.num_batches_tracked": np.int64(3),
+        "roi_head.mask_head.convs.0.conv.weight": np.zeros((2, 2)),
+    }
+    weights = open_weights(save(tmp_path, {**retina, **extra}))
+    assert weights.account.skipped == {
+        "backbone.bn1.num_batches_tracked": "a counter that nothing uses",
+        "roi_head.mask_head.convs.0.conv.weight": "the mask head: masks are not predicted here",
+    }
+    assert "1 of the mask head skipped" in weights.origin
+
+
+def test_a_head_that_is_not_ours_leaves_backbone_and_pyramid(retina, tmp_path):
+    theirs = {key.replace("retina_cls", "atss_cls"): value for key, value in retina.items()}
+    weights = open_weights(save(tmp_path, theirs))
+    assert weights.about.part == "pyramid"
+    assert all(name.startswith(("backbone.", "neck.")) for name in weights.arrays)
+    assert set(weights.account.skipped.values()) == {
+        "a head that is not ours: backbone and FPN are used"
+    }
+
+
+def test_files_that_mean_something_else_are_refused(retina, tmp_path):
+    with pytest.raises(UserError, match="a backbone in the style of Caffe"):
+        open_weights(save(tmp_path, retina, "retinanet_r50_caffe_fpn.safetensors"))
+    old = {key.replace("roi_head.", ""): v for key, v in foreign("mmdet faster_rcnn")[1].items()}
+    with pytest.raises(UserError, match="a two-stage detector of mmdetection 1"):
+        open_weights(save(tmp_path, old))
+    with pytest.raises(UserError, match="its keys are those of mmdet, not of torchvision"):
+        open_weights(save(tmp_path, retina), library="torchvision")
+    with pytest.raises(UserError, match="no ResNet or ResNeXt"):
+        open_weights(save(tmp_path, {"weight": np.zeros((2, 2), np.float32)}))
+
+
+def test_class_names_come_from_the_file_or_from_coco(tmp_path):
+    from drkd_jax.weights.reading_mmdet import read
+
+    shapes = {key: value.shape for key, value in foreign("mmdet retinanet")[1].items()}
+    assert read(shapes, {"CLASSES": ("a", "b", "c")}, "x").class_names == ("a", "b", "c")
+    meta = {"dataset_meta": {"classes": ["a", "b", "c"]}}
+    assert read(shapes, meta, "x").class_names == ("a", "b", "c")
+    assert read(shapes, {"CLASSES": ("a", "b")}, "x").class_names == ()
+    assert read(shapes, {"CLASSES": [["a"], 1, 2]}, "x").class_names == ()
+    coco = {key: value.shape for key, value in foreign("mmdet retinanet conv_p5")[1].items()}
+    assert read(coco, {}, "x").class_names[:2] == ("person", "bicycle")
+
+
+def test_a_damaged_file_of_ours_is_told(retina, tmp_path):
+    weights = open_weights(save(tmp_path, retina))
+    whole = dict(weights.arrays)
+    first = sorted(whole)[0]
+    path = tmp_path / "ours.safetensors"
+    write_ours(path, {k: v for k, v in whole.items() if k != first}, weights.about)
+    with pytest.raises(UserError, match=f"1 arrays are not those of its settings.*{first}"):
+        open_weights(path)
+    write_ours(path, whole, weights.about)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="safetensors"):
+        open_weights(path)
+
+
+def test_a_file_of_ours_is_replaced_whole_or_not_at_all(retina, tmp_path):
+    weights = open_weights(save(tmp_path, retina))
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_ours(tmp_path / "taken" / "x.safetensors", weights.arrays, weights.about)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken", "x.safetensors"]
