@@ -6,6 +6,7 @@ torchvision runs in an interpreter of its own (`--torch-python`, by default this
 inputs, before ours; without torchvision there its column stays empty. A ratio is torchvision's time
 over ours: above 1 ours is the faster. Sizes are those of a two-stage detector in training: 2000
 proposals on each of five levels of an 800x1344 canvas, 512 regions of 7x7 bins from 256 channels.
+`--backward` measures, in the place of torchvision, the ways to differentiate RoIAlign.
 """
 
 from __future__ import annotations
@@ -164,8 +165,44 @@ def measure(
 
         given = maps, boxes, cotangent
         times[f"{case} forward+backward"] = shortest(both, given, arguments.repeat)
-        found[f"{case} gradient"] = np.asarray(both(*given)[1][-1], np.float32)
+        found[f"{case} gradient"] = np.asarray(both(*given)[1][1], np.float32)
     return times, found
+
+
+def compare_backwards(arguments: argparse.Namespace, made: dict[str, np.ndarray]) -> None:
+    """RoIAlign's gradient by tiles beside three backwards of the gathered form, all float32."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import gathered_roi_align
+
+    maps = tuple(jnp.asarray(made[f"map{i}"]) for i in range(len(STRIDES)))
+    boxes = jnp.asarray(made["regions"])
+    cotangent = jnp.asarray(made["cotangent"].reshape(*boxes.shape[:2], BINS, BINS, -1))
+    levels = region_levels(boxes, 2, 5, convention="torchvision")
+    forms: dict[str, Callable[..., Any]] = {"tiles": lambda maps: pool(2, maps, boxes)}
+    for name in ("autodiff", "in place", "sorted"):
+        forms[f"gathered, {name}"] = partial(
+            gathered_roi_align.roi_align,
+            boxes=boxes,
+            levels=levels,
+            strides=STRIDES,
+            bins=BINS,
+            samples=2,
+            backward=name,
+        )
+    wanted = None
+    print(
+        f"{'2x2 samples':24} {'forward ms':>11} {'backward ms':>12} {'MiB':>7}  largest difference"
+    )
+    for name, form in forms.items():
+        # Linear in the maps: the gradient alone is the backward pass.
+        gradient = jax.jit(lambda maps, form=form: jax.vjp(form, maps)[1](cotangent)[0])
+        forward = shortest(jax.jit(form), (maps,), arguments.repeat)
+        took = shortest(gradient, (maps,), arguments.repeat)
+        memory = gradient.lower(maps).compile().memory_analysis().temp_size_in_bytes / 2**20
+        found = [np.asarray(x) for x in gradient(maps)]
+        wanted = wanted or found
+        off = max(float(np.abs(a - b).max()) for a, b in zip(found, wanted, strict=True))
+        print(f"{name:24} {forward:11.1f} {took:12.1f} {memory:7.0f}  {off:.1e}", flush=True)
 
 
 def difference(case: str, a: np.ndarray, b: np.ndarray) -> str:
@@ -184,10 +221,14 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's on the CPU")
     parser.add_argument("--torch-python", default=sys.executable, help="has torch, torchvision")
+    parser.add_argument("--backward", action="store_true", help="compare RoIAlign's gradients")
     parser.add_argument("--json", help="write the times to this file as well")
     arguments = parser.parse_args()
     arguments.canvas = tuple(map(int, arguments.canvas.split("x")))
     made = inputs(arguments)
+    if arguments.backward:
+        compare_backwards(arguments, made)
+        return
     about, theirs = torchvision_times(arguments, made)
     times, ours = measure(arguments, made)
     device = jax.devices()[0].device_kind

@@ -81,8 +81,8 @@ def main(inputs: str, outputs: str) -> None:
         except RuntimeError as error:  # no kernel for this dtype
             print(f"torchvision, {case}: {error}", file=sys.stderr)
             continue
-        last = maps[str(len(maps) - 1)].grad
-        found[f"{case} gradient"] = last.permute(0, 2, 3, 1).float().cpu().numpy()
+        second = maps["1"].grad
+        found[f"{case} gradient"] = second.permute(0, 2, 3, 1).float().cpu().numpy()
     about = {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

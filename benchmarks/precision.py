@@ -2,7 +2,7 @@
 
 python benchmarks/precision.py --workdir=runs/precision --out=docs/precision.png
 
-A small distilled RetinaNet on drawn pictures, from the same starting weights, on the same pictures
+A small distilled RetinaNet learns a dozen drawn pictures by heart, from the same starting weights,
 in the same order. Master weights, losses and sums are float32 in both.
 """
 
@@ -44,28 +44,29 @@ def recipe(precision: str, steps: int) -> dict:
     """Small enough for a CPU, large enough to learn something in 200 steps."""
     config = common.base()
     config.data.update(
-        train="shapes:800",
-        val="shapes:80:1",
-        canvases=((96, 128), (128, 96)),
-        shorter=96,
+        train="shapes:12",
+        val="shapes:12",  # the same ones: 200 steps are too few for unseen pictures
+        canvases=((128, 128),),
+        shorter=128,
         longer=128,
         max_boxes=10,
+        flip=0.0,
     )
     config.student.update(common.small_detector("retinanet"))
-    config.student.backbone.width, config.student.channels = 8, 16
     common.with_teacher(config, "", **config.student.to_dict() | {"init": "random"})
     config.teacher.dtype = precision
     config.distill = common.small_distillation()
-    config.eval.batch_size = 16
+    config.eval.batch_size = 12
     config.train.update(
         precision=precision,
-        batch_size=8,
+        batch_size=6,
         steps=steps,
         learning_rate=0.02,
         warmup_steps=20,
-        warmup_factor=0.1,
+        warmup_factor=0.01,
         decay_at=(0.8,),
-        clip_norm=1.0,
+        weight_decay=0.0,
+        clip_norm=5.0,
         log_every=5,
         checkpoint_every=steps,
         eval_every=max(1, steps // 4),

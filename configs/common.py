@@ -38,7 +38,7 @@ def base() -> ConfigDict:
     data.std = IMAGENET_STD
 
     config.student = ConfigDict()
-    config.student.init = ""  # "" from scratch, or a work folder to start from
+    config.student.init = ""  # "" from scratch; a work folder, or a file (docs/weights.md)
 
     config.teacher = placeholder(ConfigDict)  # None: no teacher
     config.distill = placeholder(ConfigDict)  # None: plain training
@@ -69,10 +69,10 @@ def base() -> ConfigDict:
 
 
 def with_teacher(config: ConfigDict, checkpoint: str, **settings: Any) -> ConfigDict:
-    """Adds a teacher. Without ``settings`` its model is read from the checkpoint's own config."""
+    """Adds a teacher. Without ``settings`` its model is read from the checkpoint."""
     config.teacher = ConfigDict(
         {
-            "checkpoint": checkpoint,  # a work folder of this program
+            "checkpoint": checkpoint,  # a work folder, or a file (docs/weights.md)
             "init": "",  # "random" lets an untrained teacher through, by name
             "evaluate": False,  # measure the teacher's AP on ``data.val`` at the start
             "dtype": "bfloat16",
@@ -128,12 +128,12 @@ def small_detector(detector: str) -> ConfigDict:
 
 
 def small_distillation() -> ConfigDict:
-    """The default form of the three terms, for small models; weights from docs/results.md."""
+    """The default form of the three terms; weights of the sweep in docs/results.md."""
     return ConfigDict(
         {
-            "pixel_relation": {"weight": 0.02, "nodes": (16,)},
-            "instance_relation": {"weight": 0.2},
-            "instance_feature": {"weight": 0.05},
+            "pixel_relation": {"weight": 0.2, "nodes": (16,)},
+            "instance_relation": {"weight": 0.5},
+            "instance_feature": {"weight": 0.5},
         }
     )
 

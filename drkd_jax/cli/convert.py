@@ -91,15 +91,21 @@ def _to_theirs(file: str, library: str, out: Path) -> int:
     names = [name for _, name in about.categories]
     write_safetensors(out, theirs, {"format": "pt", "classes": json.dumps(names)})
     print(f"{len(theirs)} arrays under the names of {library}, written to {out}")
-    for line in _not_in_file(about.settings):
+    for line in _not_in_file(about.settings, about.num_classes):
         print(f"  {line}")
     return 0
 
 
-def _not_in_file(settings: Mapping[str, Any]) -> list[str]:
+def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
     """What the other library has to be told, since no array shows it."""
     backbone = settings.get("backbone") or {}
+    outputs = settings.get("head_classes") or num_classes
     lines = []
+    if outputs:
+        with_background = settings.get("convention") == "torchvision" and (
+            settings.get("detector") == "faster_rcnn"
+        )
+        lines.append(f"its num_classes is {outputs + with_background} there")
     if backbone.get("eps", 1e-5) != 1e-5:
         lines.append(f"its batch norms want an eps of {backbone['eps']}")
     if backbone.get("width", 64) != 64:

@@ -16,6 +16,12 @@ FILTERS = ("learned", "random", "none")
 # Measured in docs/method.md: the two that do not collapse on noise are "frozen" and "average";
 # "frozen" also serves a teacher of other widths than the student's.
 _TEACHER_DEFAULT = {"paper": "frozen", "official": "trained"}
+# Paper form: of a small sweep, docs/results.md. Official form: the author's, two-stage; they belong
+# to plain norms over two pictures a device.
+_WEIGHTS = {
+    "paper": {"pixel_relation": 0.2, "instance_relation": 0.5, "instance_feature": 0.5},
+    "official": {"pixel_relation": 1e-3, "instance_relation": 4e-3, "instance_feature": 2.4e-3},
+}
 _FILTER_DEFAULT = {"paper": "learned", "official": "random"}
 
 
@@ -30,7 +36,7 @@ class PixelRelationConfig:
     """L_PR: the pixels of a map, related through a small graph.
 
     Attributes:
-        weight: what the loss is multiplied by in the total.
+        weight: what the loss is multiplied by in the total. None: see `_WEIGHTS`, by form.
         form: "paper" (mean square, padding masked) or "official" (plain norm of the batch).
         nodes: graph nodes m of each paired level, finest first; the last value serves the rest.
         normalize: divide the node sums by the number of pixels, so that they do not grow with
@@ -46,7 +52,7 @@ class PixelRelationConfig:
             pixel by pixel, since the difference of large numbers has lost its digits. 0: never.
     """
 
-    weight: float | int = 1.0
+    weight: float | int | None = None
     form: str = "paper"
     nodes: tuple[int, ...] = (64, 64, 256)
     normalize: bool | None = None
@@ -58,6 +64,8 @@ class PixelRelationConfig:
 
     def __post_init__(self) -> None:
         _choice("pixel_relation", "form", self.form, FORMS)
+        if self.weight is None:
+            object.__setattr__(self, "weight", _WEIGHTS[self.form]["pixel_relation"])
         object.__setattr__(self, "nodes", tuple(int(m) for m in self.nodes))
         if not self.nodes or min(self.nodes) < 1:
             raise UserError("distill.pixel_relation.nodes wants at least one number, all above 0.")
@@ -74,7 +82,7 @@ class InstanceRelationConfig:
     """L_IR: how much each box of a picture looks at each other one.
 
     Attributes:
-        weight: what the loss is multiplied by in the total.
+        weight: what the loss is multiplied by in the total. None: see `_WEIGHTS`, by form.
         form: "paper" (relation matrices compared) or "official" (enhanced instances compared).
         embedding: width of the embeddings; None: half of the region's numbers, D/2.
         filter: "learned" (any number of boxes, in any order), "random" (the author's: a linear
@@ -85,7 +93,7 @@ class InstanceRelationConfig:
         momentum: as in `PixelRelationConfig`.
     """
 
-    weight: float | int = 1.0
+    weight: float | int | None = None
     form: str = "paper"
     embedding: int | None = None
     filter: str | None = None
@@ -95,6 +103,8 @@ class InstanceRelationConfig:
 
     def __post_init__(self) -> None:
         _choice("instance_relation", "form", self.form, FORMS)
+        if self.weight is None:
+            object.__setattr__(self, "weight", _WEIGHTS[self.form]["instance_relation"])
         if self.filter is None:
             object.__setattr__(self, "filter", _FILTER_DEFAULT[self.form])
         _choice("instance_relation", "filter", str(self.filter), FILTERS)
@@ -108,15 +118,17 @@ class InstanceFeatureConfig:
     """L_INS: the features inside the boxes.
 
     Attributes:
-        weight: what the loss is multiplied by in the total.
+        weight: what the loss is multiplied by in the total. None: see `_WEIGHTS`, by form.
         form: "paper" (mean square) or "official" (plain norm, summed over pictures and levels).
     """
 
-    weight: float | int = 1.0
+    weight: float | int | None = None
     form: str = "paper"
 
     def __post_init__(self) -> None:
         _choice("instance_feature", "form", self.form, FORMS)
+        if self.weight is None:
+            object.__setattr__(self, "weight", _WEIGHTS[self.form]["instance_feature"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,9 @@ Letters: N boxes of one picture. ``jax.vmap`` serves pictures, or pictures and l
 Greedy suppression walks down the scores and keeps a box unless a kept, better one overlaps it. Its
 answer is the only solution of ``keep[j] = valid[j] and not any(keep[i] and i suppresses j)``,
 and iterating this from ``keep = valid`` settles one more box of the ranking per round at the
-very least: it always ends, in a handful of rounds on real boxes.
+very least: it always ends, in a handful of rounds on real boxes. Who suppresses whom is kept as
+bits, 32 boxes a word: a round then reads an eighth of what a mask of bools takes, and costs nothing
+beside the overlaps.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from jaxtyping import Bool, Float, Int
 
 from drkd_jax import boxes as box_ops
 from drkd_jax.types import Array
+
+# Flags of a word.
+_BITS = 32
 
 Threshold = float | int | Float[Array, ""]
 
@@ -49,8 +54,8 @@ def nms(
             is, not rounded to float32 (torchvision's CPU kernel).
 
     Returns:
-        ``[N]`` bool in the rows' own order. No gradient flows. Memory: one ``N x N`` bool mask,
-        4 MB for 2000 boxes; 320 MB for 5 levels of 16 pictures at once.
+        ``[N]`` bool in the rows' own order. No gradient flows. Memory: ``N x N`` bits, 0.5 MB for
+        2000 boxes, 40 MB for 5 levels of 16 pictures at once.
 
     Source: torchvision ``csrc/ops/cpu/nms_kernel.cpp`` for the strict comparison and the ties.
     """
@@ -59,25 +64,61 @@ def nms(
     boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
     iou_threshold = _at_most(iou_threshold, boxes.dtype)
     valid = jnp.asarray(valid)
-    rows = jnp.arange(boxes.shape[0])
-    # [suppressed, suppressor]: a total order of the rows takes the place of sorting them.
-    better = (scores[None, :] > scores[:, None]) | (
-        (scores[None, :] == scores[:, None]) & (rows[None, :] < rows[:, None])
-    )
-    mask = better & (box_ops.pairwise_iou(boxes, boxes) > iou_threshold)
-    mask &= valid[None, :]
-    if groups is not None:
-        mask &= groups[None, :] == groups[:, None]
+    numbers = jnp.arange(boxes.shape[0])
+    rows = _Rows(numbers, boxes, scores, valid, None if groups is None else jnp.asarray(groups))
+    suppressed_by = _suppressors(rows, iou_threshold)
 
     def unsettled(state: tuple[Array, Array]) -> Array:
         return jnp.any(state[0] != state[1])
 
     def one_round(state: tuple[Array, Array]) -> tuple[Array, Array]:
         keep, _ = state
-        return valid & ~jnp.any(mask & keep[None, :], axis=1), keep
+        return valid & ~jnp.any(suppressed_by & _words(keep), axis=1), keep
 
     keep, _ = jax.lax.while_loop(unsettled, one_round, one_round((valid, valid)))
     return keep
+
+
+class _Rows(NamedTuple):
+    """What one row has to know of another to suppress it; any leading axes."""
+
+    number: Array
+    boxes: Array
+    scores: Array
+    valid: Array
+    groups: Array | None
+
+
+def _suppressors(rows: _Rows, iou_threshold: Any) -> Array:
+    """Which valid rows overlap and are better than each row: ``[N, words]`` of `_words`."""
+    others = jax.tree.map(_split, rows)
+    bits = jnp.asarray(1, jnp.uint32) << jnp.arange(_BITS, dtype=jnp.uint32)
+
+    def add(words: Array, other: tuple[Array, _Rows]) -> tuple[Array, None]:
+        bit, by = other
+        # A total order of the rows takes the place of sorting them.
+        first = by.number < rows.number[:, None]
+        better = (by.scores > rows.scores[:, None]) | ((by.scores == rows.scores[:, None]) & first)
+        hit = better & by.valid & (box_ops.pairwise_iou(rows.boxes, by.boxes) > iou_threshold)
+        if by.groups is not None and rows.groups is not None:
+            hit &= by.groups == rows.groups[:, None]
+        return words | jnp.where(hit, bit, 0), None
+
+    words = jnp.zeros((len(rows.number), others.number.shape[1]), jnp.uint32)
+    return jax.lax.scan(add, words, (bits, others))[0]
+
+
+def _split(x: Array) -> Array:
+    """``[N, ...]`` as ``[bits, words, ...]``, filled up with zeros: rows that are not valid."""
+    words = -(-x.shape[0] // _BITS)
+    filled = jnp.pad(x, [(0, words * _BITS - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
+    return filled.reshape(_BITS, words, *x.shape[1:])
+
+
+def _words(flags: Bool[Array, "N"]) -> Array:
+    """Flags as bits: row ``bit * words + word``."""
+    bits = _split(flags).astype(jnp.uint32) << jnp.arange(_BITS, dtype=jnp.uint32)[:, None]
+    return jnp.sum(bits, axis=0, dtype=jnp.uint32)
 
 
 def _at_most(threshold: Threshold, dtype: Any) -> Any:

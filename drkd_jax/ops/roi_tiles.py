@@ -10,8 +10,8 @@ of samples, which only shapes the weights. The cells that a region touches are c
 tiles and no other region anything. The list is worked off in rounds of T tiles, by a loop that runs
 as often as the fullest picture asks for.
 
-Backward, a tile is the transposed two products, added to the map's gradient as one block. Measured
-against scatter-adds of single cells by `benchmarks/ops.py`; see `roi_align.py` for the figures.
+Backward, a tile is the transposed two products, added to the map's gradient line by line. See
+`roi_align.py` for what this costs and what it was chosen over.
 """
 
 from __future__ import annotations

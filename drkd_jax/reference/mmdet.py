@@ -18,6 +18,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,7 @@ def training(
     return answers
 
 
-def answer(model: Model) -> dict[str, np.ndarray]:
+def answer(model: Model) -> dict[str, Any]:
     """All tensors of a model: "weights|...", and "BATCH|TENSOR" for each batch.
 
     Pictures are drawn until every one of a batch has 20 detections that rounding alone cannot
@@ -283,7 +284,7 @@ def answer(model: Model) -> dict[str, np.ndarray]:
     names = [(k, list(v.shape)) for k, v in net.state_dict().items() if v.is_floating_point()]
     if model.detector == "pyramid":
         names = [(name, shape) for name, shape in names if name.startswith(("backbone", "neck"))]
-    tensors: dict[str, np.ndarray] = {"shapes": np.array(json.dumps(names))}
+    tensors: dict[str, Any] = {"shapes": np.array(json.dumps(names))}
     for i, (canvas, sizes) in enumerate(model.batches):
         faults: Counter[str] = Counter()
         for seed in range(SEEDS * i, SEEDS * (i + 1)):
@@ -291,7 +292,8 @@ def answer(model: Model) -> dict[str, np.ndarray]:
             images, given = torch.from_numpy(drawn.images), samples(drawn, canvas, sizes)
             with torch.no_grad():
                 if seed == 0 and model.detector != "pyramid":
-                    for name in liven(net, model, lambda x=(images, given): _run(net, model, x)):
+                    run = partial(predicted, net, model, images, given)
+                    for name in liven(net, model, run):
                         layer = net.get_submodule(name)
                         tensors[f"weights|gain|{name}"] = layer.gain.numpy()
                         tensors[f"weights|bias|{name}"] = layer.bias.detach().numpy().copy()
@@ -306,10 +308,6 @@ def answer(model: Model) -> dict[str, np.ndarray]:
         tensors |= {f"{i}|{name}": value for name, value in found.items()}
         tensors[f"{i}|seed"] = np.int64(seed)
     return tensors
-
-
-def _run(net: nn.Module, model: Model, given: tuple[Tensor, list[DetDataSample]]) -> list[Any]:
-    return predicted(net, model, *given)
 
 
 def main(argv: list[str]) -> None:

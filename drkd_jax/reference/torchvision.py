@@ -38,13 +38,12 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from drkd_jax.reference.probes import GAP, TIES, outputs_of, recorded, spread
 from drkd_jax.reference.seeded import Drawn, Model, pictures, thin, weight
 
 DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 SEEDS = 400  # batches to try
 WANTED = 30  # detections a picture to aim at
-GAP = 1e-4  # between scores, and between overlaps and the threshold
-TIES = 1e-6  # between the scores of two boxes of which one suppresses the other
 
 
 class NarrowResNet(ResNet):
@@ -72,23 +71,6 @@ class Given(nn.Module):
     def postprocess(self, result: Any, *_: Any) -> Any:
         """Detections stay in the tensor's pixels."""
         return result
-
-
-class Recorder:
-    """Calls something and keeps what it said."""
-
-    def __init__(self, inner: Any):
-        self.inner = inner
-        self.said: list[Any] = []
-
-    def __call__(self, *arguments: Any) -> Any:
-        """The inner object's answer."""
-        answer = self.inner(*arguments)
-        self.said.append(answer)
-        return answer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
 
 
 def build(model: Model) -> nn.Module:
@@ -127,53 +109,6 @@ def draw_weights(net: nn.Module, seed: int) -> None:
             value.copy_(torch.from_numpy(weight(name, tuple(value.shape), seed)))
 
 
-@contextmanager
-def recorded(owner: Any, name: str) -> Iterator[Recorder]:
-    """An attribute that is called, with its answers written down."""
-    recorder = Recorder(getattr(owner, name))
-    setattr(owner, name, recorder)
-    try:
-        yield recorder
-    finally:
-        setattr(owner, name, recorder.inner)
-
-
-def spread(layer: nn.Module, outputs: Tensor, mean: float, std: float) -> None:
-    """Scales a last layer so that its outputs have this mean and spread, channel by channel.
-
-    Args:
-        layer: a convolution or a linear layer.
-        outputs: what it gave, channels last.
-        mean: to get, of each channel.
-        std: to get.
-    """
-    values = outputs.reshape(-1, outputs.shape[-1])
-    gain = std / values.std(0).clamp(min=1e-3)
-    layer.weight.mul_(gain.reshape(-1, *[1] * (layer.weight.dim() - 1)))
-    layer.bias.copy_((layer.bias - values.mean(0)) * gain + mean)
-    layer.gain = gain
-
-
-def outputs_of(layers: list[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
-    """What some layers gave during a run, channels last, all calls of a layer in a row."""
-    found: list[list[Tensor]] = [[] for _ in layers]
-
-    def keep(calls: list[Tensor]) -> Callable[..., None]:
-        def hook(_module: Any, _given: Any, answer: Tensor) -> None:
-            wide = answer.movedim(1, -1) if answer.dim() == 4 else answer
-            calls.append(wide.reshape(-1, wide.shape[-1]))
-
-        return hook
-
-    hooks = [
-        layer.register_forward_hook(keep(calls)) for layer, calls in zip(layers, found, strict=True)
-    ]
-    run()
-    for hook in hooks:
-        hook.remove()
-    return [torch.cat(calls) for calls in found]
-
-
 def liven(net: nn.Module, model: Model, drawn: Drawn, run: Callable[[], Any]) -> list[str]:
     """Scales the last layers until there are about `WANTED` detections a picture.
 
@@ -181,6 +116,9 @@ def liven(net: nn.Module, model: Model, drawn: Drawn, run: Callable[[], Any]) ->
         The scaled layers' names.
     """
     wanted = WANTED * len(drawn.images)
+    # Of many classes, scores crowd above the limit unless the logits are far apart.
+    many_classes = model.num_classes > 20
+    sharp = (2.0 if model.detector == "faster_rcnn" else 1.5) * (2 if many_classes else 1)
     if model.detector == "faster_rcnn":
         first = [net.rpn.head.cls_logits, net.rpn.head.bbox_pred]
         for layer, values, numbers in zip(
@@ -189,19 +127,20 @@ def liven(net: nn.Module, model: Model, drawn: Drawn, run: Callable[[], Any]) ->
             spread(layer, values, *numbers)
         second = net.roi_heads.box_predictor
         layers = [second.cls_score, second.bbox_pred]
-        for layer, values, std in zip(layers, outputs_of(layers, run), (2.0, 0.7), strict=True):
+        for layer, values, std in zip(layers, outputs_of(layers, run), (sharp, 0.7), strict=True):
             spread(layer, values, 0.0, std)
         bias, falls = second.cls_score.bias[:1], -1.0
         names = ["rpn.head.cls_logits", "rpn.head.bbox_pred"]
         names += [f"roi_heads.box_predictor.{leaf}" for leaf in ("cls_score", "bbox_pred")]
     else:
         layers = [net.head.classification_head.cls_logits, net.head.regression_head.bbox_reg]
-        for layer, values, std in zip(layers, outputs_of(layers, run), (1.5, 0.3), strict=True):
+        for layer, values, std in zip(layers, outputs_of(layers, run), (sharp, 0.3), strict=True):
             spread(layer, values, 0.0, std)
         bias, falls = layers[0].bias, 1.0
         names = ["head.classification_head.cls_logits", "head.regression_head.bbox_reg"]
     # More background, or less of every class, means fewer detections: bisection.
-    low, high, start = -12.0, 12.0, bias.clone()
+    reach = 48.0 if many_classes else 12.0
+    low, high, start = -reach, reach, bias.clone()
     for _ in range(10):
         middle = (low + high) / 2
         bias.copy_(start + middle)
@@ -247,6 +186,73 @@ def faults(
     return "", nearest
 
 
+def settle(net: nn.Module, model: Model, run: Callable[[], Any]) -> None:
+    """Scales and shifts the class logits a little until no detection hangs on rounding.
+
+    Only the last step is run again: for a large network, drawing other pictures takes too long.
+    """
+    faster = model.detector == "faster_rcnn"
+    owner = net.roi_heads if faster else net
+    layer = owner.box_predictor.cls_score if faster else net.head.classification_head.cls_logits
+    given: list[Any] = []
+    original = owner.postprocess_detections
+
+    def keep(*arguments: Any) -> Any:
+        given[:] = arguments
+        return original(*arguments)
+
+    owner.postprocess_detections = keep
+    run()
+    owner.postprocess_detections = original
+    moved = torch.zeros_like(layer.bias)
+    moved[:1] = 1  # the background's logit; of RetinaNet all are shifted
+    for step in range(600):
+        factor, shift = 1 + 0.01 * (step % 30), 0.1 * (step // 30) * (1 if faster else -1)
+        if faster:
+            logits = given[0] * factor + shift * moved
+            probabilities, arguments = logits.softmax(-1)[:, 1:], (logits, *given[1:])
+            detections_of = lambda a=arguments: make_dicts(original(*a))  # noqa: E731
+        else:
+            levels = [level * factor + shift for level in given[0]["cls_logits"]]
+            probabilities = torch.cat([level.sigmoid() for level in levels], 1)
+            arguments = ({**given[0], "cls_logits": levels}, *given[1:])
+            detections_of = lambda a=arguments: original(*a)  # noqa: E731
+        with suppressions() as calls:
+            detections = detections_of()
+        fault, _ = faults(calls, detections, probabilities)
+        if not fault:
+            layer.weight.mul_(factor)
+            layer.bias.copy_(layer.bias * factor + (shift * moved if faster else shift))
+            layer.gain = layer.gain * factor
+            return
+    print(f"{model.name}: no factor does it", file=sys.stderr, flush=True)
+
+
+def make_dicts(parts: Any) -> list[dict[str, Tensor]]:
+    """Boxes, scores and labels of each picture, as the model itself returns them."""
+    return [
+        {"boxes": boxes, "scores": scores, "labels": labels}
+        for boxes, scores, labels in zip(*parts, strict=True)
+    ]
+
+
+@contextmanager
+def suppressions() -> Iterator[list[Any]]:
+    """The arguments of every NMS inside."""
+    calls: list[Any] = []
+    original = box_ops.batched_nms
+
+    def nms(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        return original(*arguments)
+
+    box_ops.batched_nms = nms
+    try:
+        yield calls
+    finally:
+        box_ops.batched_nms = original
+
+
 def answer(model: Model) -> dict[str, np.ndarray]:
     """All tensors of a model: "weights|...", and "BATCH|TENSOR" for each batch.
 
@@ -267,7 +273,10 @@ def answer(model: Model) -> dict[str, np.ndarray]:
             singles = [net.transform.tensor[b, :, :h, :w] for b, (h, w) in enumerate(sizes)]
             with torch.no_grad():
                 if seed == 0:
-                    for name in liven(net, model, drawn, lambda x=singles: net(x)):
+                    names = liven(net, model, drawn, lambda x=singles: net(x))
+                    if model.settle:
+                        settle(net, model, lambda x=singles: net(x))
+                    for name in names:
                         layer = net.get_submodule(name)
                         tensors[f"weights|gain|{name}"] = layer.gain.numpy()
                         tensors[f"weights|bias|{name}"] = layer.bias.detach().numpy().copy()
@@ -304,20 +313,10 @@ def inference(
     else:
         parts |= {"head": net.head}
     hooks = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
-    suppressed: list[Any] = []
-    original = box_ops.batched_nms
-
-    def nms(*arguments: Any) -> Tensor:
-        suppressed.append(arguments)
-        return original(*arguments)
-
-    box_ops.batched_nms = nms
-    try:
+    with suppressions() as suppressed:
         detections = run()
-    finally:
-        box_ops.batched_nms = original
-        for hook in hooks:
-            hook.remove()
+    for hook in hooks:
+        hook.remove()
     tensors: dict[str, Any] = {}
     for name in ("body", "pyramid"):
         for level, value in enumerate(seen[name].values()):

@@ -7,8 +7,10 @@ run left behind blocks nobody.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -19,6 +21,9 @@ from drkd_jax.errors import UserError
 from drkd_jax.training.writing import told
 
 LOCK_FILE = "lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -39,6 +44,10 @@ def locked(workdir: Path) -> Iterator[None]:
                 f"{workdir}: another run trains in this folder ({_holder(path)}). Wait for its "
                 "end, or use another --workdir"
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _log.warning("%s: this file system has no locks; start one run only in it", workdir)
         with told(path):
             os.ftruncate(handle, 0)
             about = {

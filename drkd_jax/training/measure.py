@@ -108,17 +108,22 @@ def measure(run: Run, *, steps: int = 10, parts: bool = True) -> Cost:
     )
 
 
+def seconds(function: Callable[..., Any], arguments: tuple[Any, ...], calls: int) -> float:
+    """Median time of a call of the compiled function, after one that warms up."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    times = []
+    for _ in range(1 + calls):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
 def _parts(run: Run, batch: Batch, steps: int) -> dict[str, float]:
     """Seconds of each part of the gradient's computation; "whole gradient" is all of it."""
 
     def clock(function: Callable[..., Any], *arguments: Any) -> float:
-        compiled = jax.jit(function).lower(*arguments).compile()
-        times = []
-        for _ in range(1 + max(steps, PARTS_AT_LEAST)):
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(*arguments))
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[1:])
+        return seconds(function, arguments, max(steps, PARTS_AT_LEAST))
 
     def loss(recipe: Recipe) -> Callable[..., Any]:
         def of(params: Any, rest: Any, teacher: Arrays, batch: Batch) -> Any:

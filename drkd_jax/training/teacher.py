@@ -114,7 +114,8 @@ def _of_file(path: Path, model: Mapping[str, Any], dtype: Any, whole: bool) -> T
     _check_trained(about.source.get("step"), str(path))
     detector = fill(weights.model(dtype), weights.arrays, str(path))
     names = tuple(name for _, name in about.categories)
-    return _teacher(detector, weights.origin, names, whole)
+    kept = "" if whole or about.part == "pyramid" else "; its heads are left out"
+    return _teacher(detector, weights.origin + kept, names, whole)
 
 
 def _check_trained(step: int | None, where: str) -> None:

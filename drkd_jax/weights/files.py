@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.machine import Tensor
+from drkd_jax.weights.pickled_names import Tensor
 from drkd_jax.weights.torch_file import Saved, read_torch_file
 
 # Where training programs keep their weights, in this order.

@@ -1,143 +1,26 @@
 """A pickle read as data: a small stack machine that builds plain values and calls nothing.
 
-Python's own unpickler imports and calls whatever a file names. This one does neither: a name is
-looked up in the two tables below. What `_BUILDERS` holds is built by functions of this file;
-what `INERT` holds is bookkeeping that real checkpoints carry beside their weights, and becomes an
-empty marker; every other name ends the reading.
+Python's own unpickler imports and calls whatever a file names. This one does neither: it knows
+the names of `pickled_names`, and every other one ends the reading.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import pickletools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-
-class NotPlainError(Exception):
-    """The file asks for something other than tensors, containers, numbers and strings."""
-
-
-class Inert(NamedTuple):
-    """What stands where a file names an object that is not needed; nothing was built."""
-
-    name: str
-
-
-class Storage(NamedTuple):
-    """A run of numbers that tensors are cut from; `view` is a part of another storage."""
-
-    key: str
-    dtype: np.dtype[Any]
-    size: int  # numbers
-    view: tuple[int, int] | None = None  # first number and count, within the storage of `key`
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """Where the numbers of a tensor lie; offset and strides count numbers."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-DTYPES = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-}
-
-# Histories of losses, NumPy scalars, the arguments of a training script.
-INERT = frozenset(
-    {
-        "_codecs.encode",
-        "addict.addict.Dict",
-        "argparse.Namespace",
-        "collections.Counter",
-        "collections.defaultdict",
-        "collections.deque",
-        "datetime.datetime",
-        "mmcv.utils.config.ConfigDict",
-        "mmengine.config.config.ConfigDict",
-        "mmengine.logging.history_buffer.HistoryBuffer",
-        "numpy._core.multiarray._reconstruct",
-        "numpy._core.multiarray.scalar",
-        "numpy.core.multiarray._reconstruct",
-        "numpy.core.multiarray.scalar",
-        "numpy.dtype",
-        "numpy.ndarray",
-        "pathlib.PosixPath",
-        "torch.device",
-    }
-    | {
-        f"{module}.{name}"
-        for module in ("builtins", "__builtin__")
-        for name in ("bytearray", "complex", "frozenset", "list", "set", "slice", "tuple")
-    }
-    | {f"numpy.dtypes.{name}DType" for name in ("Bool", "Float32", "Float64", "Int32", "Int64")}
-    | {f"torch.{name}" for name in ("bfloat16", "float16", "float32", "float64", "int64")}
+from drkd_jax.weights.pickled_names import (
+    BUILDERS,
+    DTYPES,
+    INERT,
+    Inert,
+    Name,
+    NotPlainError,
+    Storage,
+    Tensor,
+    plain_key,
 )
-
-
-class _Name(NamedTuple):
-    """A name of `_BUILDERS` or of the storage types, on the stack before it is applied."""
-
-    name: str
-
-
-def _tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
-    if not isinstance(storage, Storage):
-        raise NotPlainError("a tensor without a storage")
-    sizes = tuple(int(n) for n in shape)
-    steps = tuple(int(n) for n in strides)
-    offset, held = int(offset), storage.view[1] if storage.view else storage.size
-    if len(sizes) != len(steps) or offset < 0 or min((*sizes, *steps, 0)) < 0:
-        raise NotPlainError(f"a tensor of shape {sizes} with strides {steps} at {offset}")
-    count = math.prod(sizes)
-    reach = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True)) + 1
-    if count and (reach > held or count > held):
-        raise NotPlainError(
-            f"a tensor of shape {sizes} that needs {max(reach, count)} numbers of a storage of "
-            f"{held}"
-        )
-    return Tensor(storage, offset, sizes, steps)
-
-
-def _mapping(items: Any = ()) -> dict[Any, Any]:
-    return {_key(key): value for key, value in items}
-
-
-def _key(item: Any) -> Any:
-    """A key of a dict or a member of a set: nothing deep, which hashing could not survive."""
-    if isinstance(item, tuple) and not isinstance(item, Inert):
-        flat = not any(isinstance(part, (tuple, frozenset)) for part in item)
-    else:
-        flat = not isinstance(item, (list, set, frozenset, dict))
-    if not flat:
-        raise NotPlainError("a key that is no number or string")
-    return item
-
-
-_BUILDERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _mapping,
-    "torch.Size": lambda sizes=(): tuple(sizes),
-    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-}
 
 _CONSTANTS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -233,7 +116,7 @@ class _Machine:
         self.stack.append(self._marked())
 
     def _do_frozenset(self, _: Any) -> None:
-        self.stack.append(frozenset(map(_key, self._marked())))
+        self.stack.append(frozenset(map(plain_key, self._marked())))
 
     def _do_dict(self, _: Any) -> None:
         items = self._marked()
@@ -254,7 +137,7 @@ class _Machine:
             return
         if not isinstance(target, dict):
             raise NotPlainError("keys that are put into something else than a dict")
-        target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
+        target.update(zip(map(plain_key, items[::2]), items[1::2], strict=True))
 
     def _do_append(self, _: Any) -> None:
         self._extend([self.stack.pop()])
@@ -270,7 +153,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, set):
-            target.update(map(_key, items))
+            target.update(map(plain_key, items))
         elif not isinstance(target, Inert):
             raise NotPlainError("items that are put into something else than a list or a set")
 
@@ -303,8 +186,8 @@ class _Machine:
         if name in INERT:
             self.inert.add(name)
             self.stack.append(Inert(name))
-        elif name in _BUILDERS or (name.startswith("torch.") and kind in DTYPES):
-            self.stack.append(_Name(kind if kind in DTYPES else name))
+        elif name in BUILDERS or (name.startswith("torch.") and kind in DTYPES):
+            self.stack.append(Name(kind if kind in DTYPES else name))
         else:
             raise NotPlainError(
                 f"it asks for {name[:120]}, which is no tensor, dict, number or string"
@@ -334,8 +217,8 @@ class _Machine:
         target = self.stack.pop()
         if isinstance(target, Inert):
             self.stack.append(target)
-        elif isinstance(target, _Name) and target.name in _BUILDERS:
-            self.stack.append(_BUILDERS[target.name](*arguments))
+        elif isinstance(target, Name) and target.name in BUILDERS:
+            self.stack.append(BUILDERS[target.name](*arguments))
         else:
             raise NotPlainError("a call of something that is no function")
 
@@ -352,7 +235,7 @@ class _Machine:
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
             raise NotPlainError("a foreign object that is no storage")
         _, kind, key, _place, size, *view = identity
-        if not isinstance(kind, _Name) or kind.name not in DTYPES:
+        if not isinstance(kind, Name) or kind.name not in DTYPES:
             raise NotPlainError("a storage of unknown type")
         if not isinstance(key, str) or not isinstance(size, int) or size < 0:
             raise NotPlainError("a storage without name or size")

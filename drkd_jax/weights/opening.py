@@ -175,10 +175,10 @@ def model_shapes(
     part: str, settings: Mapping[str, Any], num_classes: int
 ) -> dict[str, tuple[int, ...]]:
     """Shape of every array of a model, by flat name; a backbone's begin with "backbone."."""
-    return dict(_model_shapes(part, json.dumps(settings), num_classes))
+    return dict(_model_shapes(part, json.dumps(settings, sort_keys=True), num_classes))
 
 
-@functools.lru_cache(maxsize=8)  # tracing a model takes a second
+@functools.lru_cache(maxsize=32)  # tracing a model takes a second
 def _model_shapes(part: str, settings: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     model = abstract(part, json.loads(settings), num_classes, jnp.float32)
     state = nnx.as_pure(nnx.split(model)[1])

@@ -17,8 +17,10 @@ from drkd_jax.weights.resnet_names import Shapes, read_backbone
 
 
 def is_mmdet(shapes: Shapes) -> bool:
-    """Whether a detector's keys are mmdetection's."""
-    return any(re.match(r"(neck|rpn_head|roi_head|bbox_head)\.", key) for key in shapes)
+    """Whether keys are mmdetection's, or those of a bare backbone under its prefix."""
+    return "backbone.conv1.weight" in shapes or any(
+        re.match(r"(neck|rpn_head|roi_head|bbox_head)\.", key) for key in shapes
+    )
 
 
 def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:

@@ -26,6 +26,8 @@ RECIPE = "--config=tests/training/recipe.py"
         ([RECIPE, "--workdir={}", "--steps=3"], "Unknown command line flag 'steps'"),
         ([RECIPE, "--workdir={}", "more"], "what is more?"),
         ([RECIPE, "--workdir={}", "--config.data.train=folder:x"], "unknown data source"),
+        ([RECIPE, "--workdir={}", "--process-id=1"], "--process-id belongs to --distributed"),
+        ([RECIPE, "--workdir={}", "--profile=9:3"], "--profile=9:3: a number of steps, or"),
     ],
 )
 def test_train_refuses_with_one_line_and_exit_code_2(arguments, words, tmp_path):
@@ -50,7 +52,9 @@ def test_train_tells_its_flags():
     ("arguments", "words"),
     [
         (["evaluete"], "no command 'evaluete'; there are evaluate, predict"),
-        (["evaluate"], "required: --workdir"),
+        (["evaluate"], "one of the arguments --workdir --weights is required"),
+        (["evaluate", "--weights=x"], "--weights needs --data"),
+        (["evaluate", "--weights=x", "--data=shapes:2"], "x: cannot be read"),
         (["evaluate", "--workdir=nowhere"], "nowhere: no such folder"),
         (["evaluate", "--workdir=x", "--which=worst"], "invalid choice: 'worst'"),
         (["evaluate", "--workdir=x", "--nonsense"], "unrecognized arguments: --nonsense"),

@@ -159,7 +159,7 @@ def test_a_work_folder_converts_to_the_library_s_names(workdir, tmp_path):
     assert "backbone.gn1.weight" in theirs
 
 
-def test_a_file_s_average_precision_is_measured(workdir, tmp_path, capsys):
+def test_a_file_is_not_scored_on_data_of_other_classes(workdir, tmp_path, capsys):
     folder, _ = workdir
     out = str(tmp_path / "student.safetensors")
     assert main(["export", f"--workdir={folder}", "--format=safetensors", out]) == 0

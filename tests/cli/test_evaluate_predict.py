@@ -57,6 +57,18 @@ def test_evaluate_prints_the_12_numbers_and_writes_them(workdir, capsys):
         assert again[name] == pytest.approx(written[name], abs=1e-9)
 
 
+def test_an_exported_file_is_scored_as_its_run_is(workdir, capsys, tmp_path):
+    file = str(tmp_path / "student.safetensors")
+    export = ["export", f"--workdir={workdir}", "--format=safetensors", file]
+    assert command_line.main(export) == 0
+    call = ["evaluate", f"--weights={file}", "--data=shapes:6:1", f"--out={tmp_path}"]
+    assert command_line.main([*call, "--batch-size=4"]) == 0
+    assert command_line.main(["evaluate", f"--workdir={workdir}"]) == 0
+    assert "shapes:6:1, " + file in capsys.readouterr().out
+    pairs = [json.loads((folder / "eval.json").read_text()) for folder in (tmp_path, workdir)]
+    assert pairs[0] == pairs[1]
+
+
 def test_evaluate_on_data_of_other_classes_is_refused(workdir, capsys, tmp_path):
     instances = {
         "images": [{"id": 1, "file_name": "a.png", "height": 50, "width": 60}],

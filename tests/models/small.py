@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from drkd_jax import models
-from drkd_jax.models.resnet import Block
 from drkd_jax.types import Targets
 
 CANVAS = (64, 96)
@@ -41,6 +37,8 @@ SETTINGS = {
     },
 }
 DETECTORS = tuple(SETTINGS)
+# Of `jax.jit`, for what runs once: most of such a test's time goes into compiling.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def build(name, dtype=jnp.float32, **changes):
@@ -98,23 +96,3 @@ def jitted(graph):
         return {name: float(value) for name, value in terms.items()}, gradients
 
     return run
-
-
-@contextmanager
-def block_by_block():
-    """Outside of any jit: residual blocks of one shape share one compiled program."""
-    plain = Block.__call__
-
-    @partial(jax.jit, static_argnums=0)
-    def run(graph, state, x):
-        return plain(nnx.merge(graph, state), x, None)
-
-    def call(block, x, picture_valid):
-        assert picture_valid is None
-        return run(*nnx.split(block), x)
-
-    Block.__call__ = call
-    try:
-        yield
-    finally:
-        Block.__call__ = plain

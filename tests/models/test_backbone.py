@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,3 +216,31 @@ def test_deformable_convolutions_stand_in_c3_to_c5(dcn, outputs):
             if number:
                 assert block.convs[1].offset.kernel.shape[-1] == outputs
                 assert block.convs[1].offset.kernel.shape[2] == 2 * block.convs[1].kernel.shape[2]
+
+
+def test_batch_norm_is_the_same_on_four_devices(tmp_path):
+    given = tmp_path / "given.npz"
+    mask = np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
+    x = np.concatenate([X, X[::-1] ** 2 / 5])
+    np.savez(given, x=x, mask=mask, weight=RNG.normal(size=x.shape).astype(np.float32))
+    found = []
+    for count in (1, 4):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "tests.models.norm_on_devices",
+                given,
+                tmp_path / f"{count}.npz",
+            ],
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            cwd=Path(__file__).parents[2],
+            check=True,
+        )
+        found.append(np.load(tmp_path / f"{count}.npz"))
+    one, four = found
+    assert (int(one["devices"]), int(four["devices"])) == (1, 4)
+    for name in set(one.files) - {"devices"}:
+        np.testing.assert_allclose(four[name], one[name], atol=2e-5, err_msg=name)
+    assert not np.allclose(one["0 out"], one["2 out"], atol=0.01)

@@ -36,7 +36,6 @@ OWN = Path(__file__).parents[1] / "fixtures" / "mmdet"
 FOLDER = Path(os.environ.get("DRKD_MMDET", OWN))
 REQUEST = {model["name"]: model for model in json.loads((FOLDER / "request.json").read_text())}
 GAP = 1e-4
-QUICK = {"xla_backend_optimization_level": 0}  # most of the time here goes into compiling
 KEYS = {  # of the library's config, and ours
     "model.rpn_head.anchor_generator.scales": "anchors.scale",
     "model.bbox_head.anchor_generator.octave_base_scale": "anchors.scale",
@@ -125,8 +124,7 @@ def close(case, answers, name, ours, error):
     assert got.shape == wanted.shape, name
     scale = np.abs(wanted).max()
     worst = np.abs(got - wanted).max() / scale
-    if os.environ.get("DRKD_SHOW"):
-        print(f"{case.name} {name}: {worst:.2e}")
+    print(f"{case.name} {name}: {worst:.1e}")  # pytest -s shows them
     assert worst < error, f"{name}: {worst:.2e} of {scale:.3g}"
 
 
@@ -134,11 +132,11 @@ def channels_first(x):
     return np.asarray(x).transpose(0, 3, 1, 2)
 
 
-def check_maps(case, body, maps, answers):
+def check_maps(case, body, maps, answers, error=2e-5):
     for level, x in enumerate(body):
-        close(case, answers, f"body.{level}", channels_first(x), 2e-5)
+        close(case, answers, f"body.{level}", channels_first(x), error)
     for level, x in enumerate(maps):
-        close(case, answers, f"pyramid.{level}", channels_first(x), 2e-5)
+        close(case, answers, f"pyramid.{level}", channels_first(x), error)
     assert f"pyramid.{len(maps)}" not in answers
 
 
@@ -171,14 +169,21 @@ def check_gradients(case, gradients, answers):
     flat = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(gradients)}
     theirs = {key.split(".", 1)[1] for key in answers if key.startswith("norms.")}
     assert theirs == {case.table[name].theirs for name in flat}  # frozen ones have none
+    errors = {}
     for name, gradient in flat.items():
         entry = case.table[name]
         wanted, norm = answers[f"gradients.{entry.theirs}"], answers[f"norms.{entry.theirs}"]
         ours = LAYOUTS[entry.layout].to_theirs(np.asarray(gradient))
         got = thin(entry.theirs, ours, case.keep // 8)
         part = max(np.linalg.norm(wanted), norm * np.sqrt(wanted.size / ours.size))
-        assert np.linalg.norm(got - wanted) < 1e-3 * part, entry.theirs
+        errors[entry.theirs] = np.linalg.norm(got - wanted) / part
         assert np.linalg.norm(ours) == pytest.approx(norm, rel=1e-3), entry.theirs
+    worst = sorted(errors, key=errors.__getitem__)[-3:]
+    print(case.name, "gradients:", *(f"{name} {errors[name]:.1e}" for name in worst))
+    # In float32 a millionth of the ReLUs at full size falls on the other side of 0, and the root
+    # of that share is what a gradient moves by.
+    limit = 1.5e-4 if FOLDER == OWN else 3e-3
+    assert max(errors.values()) < limit
 
 
 def their_sample(answers, B):
@@ -238,7 +243,7 @@ def differentiated(case, run):
         losses, more = run(nnx.merge(case.graph, trained, rest, copy=True), *arrays)
         return sum(losses.values()), (losses, more)
 
-    compiled = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICK)
+    compiled = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=small.QUICK)
 
     def call(*arrays):
         (_, (losses, more)), gradients = compiled(trained, rest, *arrays)
@@ -364,21 +369,26 @@ def test_retinanet_is_theirs(retina, number):
         check_gradients(retina, gradients, answers)
 
 
-@pytest.mark.parametrize("name", ["x101_64x4d", "x101_32x4d_dcn"])
-def test_resnext_maps_are_theirs(name):
+# What a tap reads depends on the features: rounding grows from block to block there.
+@pytest.mark.parametrize(("name", "error"), [("x101_64x4d", 2e-5), ("x101_32x4d_dcn", 1e-4)])
+def test_resnext_maps_are_theirs(name, error):
     case = load(name)
     images, _, answers = batch(case, 0)
-    net = nnx.merge(case.graph, case.state)
-    with small.block_by_block():
-        body = net.backbone(jnp.asarray(images), None)
-    check_maps(case, body, net.neck(body), answers)
+
+    @partial(jax.jit, compiler_options=small.QUICK)
+    def run(state, images):
+        net = nnx.merge(case.graph, state, copy=True)
+        body = net.backbone(images, None)
+        return body, net.neck(body)
+
+    check_maps(case, *run(case.state, images), answers, error)
 
 
 def test_cascade_rcnn_detects_the_same():
     case = load("cascade_rcnn")
     images, targets, answers = batch(case, 0)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @partial(jax.jit, compiler_options=small.QUICK)
     def run(state, images):
         net = nnx.merge(case.graph, state, copy=True)
         features = net.features(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,16 @@ BOXES = np.asarray(
             (10, 10, 10.5, 11),  # under a map pixel
             (30, 22, 36, 28),  # the far corner
             (5, 5, 5, 5),  # nothing
+            (0, 12, 36, 14),  # long and narrow
         ]
     ],
     np.float32,
 )
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def run(maps, boxes, stride, bins, aligned=False, sizes=None):
+    return roi_align_adaptive(maps, boxes, stride, bins, aligned, sizes)
 
 
 def sample(x, y_at, x_at, limits):
@@ -63,19 +70,19 @@ def slow(x, box, stride, bins, aligned, limits=None):
 
 @pytest.mark.parametrize(("bins", "aligned"), [(3, False), (7, True)])
 def test_equals_samples_one_by_one(bins, aligned):
-    found = roi_align_adaptive(MAP, BOXES, 4, bins, aligned)
+    found = run(MAP, BOXES, 4, bins, aligned)
     wanted = np.stack([slow(MAP[0], box, 4, bins, aligned) for box in BOXES[0]])
     np.testing.assert_allclose(found[0], wanted, atol=5e-6)
 
 
 def test_stops_at_the_picture_where_sizes_are_given():
     sizes = jnp.asarray([[18, 26]])  # 5 x 7 map pixels
-    found = roi_align_adaptive(MAP, BOXES, 4, 3, sizes=sizes)
+    found = run(MAP, BOXES, 4, 3, sizes=sizes)
     wanted = np.stack([slow(MAP[0], box, 4, 3, False, (5, 7)) for box in BOXES[0]])
     np.testing.assert_allclose(found[0], wanted, atol=5e-6)
     garbage = MAP.copy()
     garbage[:, 5:], garbage[:, :, 7:] = 100, -100
-    again = roi_align_adaptive(garbage, BOXES, 4, 3, sizes=sizes)
+    again = run(garbage, BOXES, 4, 3, sizes=sizes)
     np.testing.assert_array_equal(found, again)
 
 
@@ -83,20 +90,21 @@ def test_equals_fixed_samples_where_the_box_asks_for_as_many():
     """6 map pixels in 3 bins are 2 samples a bin."""
     box = np.asarray([[(4, 0, 28, 24)]], np.float32)
     fixed = roi_align((MAP,), box, np.zeros((1, 1), np.int32), (4,), 3, 2, False)
-    np.testing.assert_allclose(roi_align_adaptive(MAP, box, 4, 3), fixed, atol=5e-6)
+    np.testing.assert_allclose(run(MAP, box, 4, 3), fixed, atol=5e-6)
 
 
 def test_garbage_boxes_give_finite_regions_and_gradients():
     boxes = np.asarray([[(0, 0, 0, 0), (50, 40, 3, 2), (-1e6, -1e6, 1e6, 1e6)]], np.float32)
-    value, gradient = jax.value_and_grad(lambda x: roi_align_adaptive(x, boxes, 4, 3).sum())(MAP)
+    both = jax.jit(jax.value_and_grad(lambda x: run(x, boxes, 4, 3).sum()))
+    value, gradient = both(MAP)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
 
 def test_is_linear_in_the_map_and_keeps_its_dtype():
-    gradient = jax.grad(lambda x: roi_align_adaptive(x, BOXES, 4, 3).sum())(jnp.asarray(MAP))
+    gradient = jax.jit(jax.grad(lambda x: run(x, BOXES, 4, 3).sum()))(MAP)
     # Every bin's weights sum to 1 where no sample lies outside of the map.
     total = 3 * 9 * BOXES.shape[1]
     assert float(gradient.sum()) == pytest.approx(total, rel=1e-5)
     half = jnp.asarray(MAP, jnp.bfloat16)
-    assert roi_align_adaptive(half, BOXES, 4, 3).dtype == jnp.bfloat16
+    assert run(half, BOXES, 4, 3).dtype == jnp.bfloat16

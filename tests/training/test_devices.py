@@ -4,8 +4,11 @@ Every process of a layout is started once and does all that is asked of it.
 """
 
 import json
+import re
 import shutil
+import signal
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -19,11 +22,12 @@ from tests.training import layout, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-JIT = ("retinanet|jit", "faster_rcnn|jit", "faster_rcnn given|jit")
-LAYOUTS = {  # name: processes, devices of each, what it trains, how it goes on with a checkpoint
-    "1x1": (1, 1, JIT, "jit"),
-    "1x4": (1, 4, ("retinanet|pmap", "faster_rcnn|jit"), "pmap"),
-    "2x2": (2, 2, ("retinanet|jit", "faster_rcnn given|jit", "faster_rcnn|pmap"), "jit"),
+# name: processes, devices of each, what it trains, how it goes on with a checkpoint of RetinaNet.
+# Each way through the step comes once for every layout: compiling is what this file's time goes to.
+LAYOUTS = {
+    "1x1": (1, 1, ("retinanet|jit", "faster_rcnn|jit", "faster_rcnn given|jit"), "jit"),
+    "1x4": (1, 4, ("faster_rcnn|jit",), "pmap"),
+    "2x2": (2, 2, ("retinanet|pmap", "faster_rcnn|jit", "faster_rcnn given|pmap"), "jit"),
 }
 NOT_LOSSES = ("diag/", "learning_rate", "finite")
 
@@ -138,6 +142,36 @@ def test_a_checkpoint_of_one_layout_goes_on_in_another(results, name):
     assert step == 6
     for key, array in arrays.items():
         np.testing.assert_allclose(array, wanted[key], rtol=1e-3, atol=1e-6, err_msg=key)
+
+
+def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
+    port = _free_port()
+    started = [
+        tiny.python(
+            "train.py",
+            "--config=tests/training/recipe.py:plain",
+            f"--workdir={tmp_path}",
+            "--config.train.steps=5000",
+            "--distributed",
+            f"--coordinator=localhost:{port}",
+            "--num-processes=2",
+            f"--process-id={index}",
+        )
+        for index in range(2)
+    ]
+    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 600
+    while time.monotonic() < deadline and not (metrics.exists() and read_metrics(metrics)):
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=600)[1] for process in started]
+    assert [process.returncode for process in started] == [75, 75], said
+    first, second = (re.search(r"(.*) at step (\d+) of 5000: a checkpoint", text) for text in said)
+    assert first[1] == "asked to stop"
+    assert second[1] == "SIGTERM"
+    assert first[2] == second[2]
+    assert load_arrays(tmp_path, "last")[2] == int(first[2])
+    assert "step 1/5000" in said[0]
+    assert "step 1/5000" not in said[1]
 
 
 def _best_as_truth(found):

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -44,6 +46,16 @@ def test_the_lock_of_a_killed_process_blocks_nobody(tmp_path):
     assert (tmp_path / LOCK_FILE).exists()
     with locked(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+    def unknown(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with locked(tmp_path):
+        pass
+    assert "has no locks" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

@@ -37,7 +37,7 @@ def damaged(draw, shapes):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_no_change_of_names_or_shapes_goes_unseen(name, data):
     shapes = SHAPES[name]

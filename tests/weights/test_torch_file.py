@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.machine import NotPlainError, read_pickle
+from drkd_jax.weights.machine import read_pickle
+from drkd_jax.weights.pickled_names import NotPlainError
 from drkd_jax.weights.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL, read_torch_file
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "weights"
@@ -134,6 +135,17 @@ def test_an_inert_object_is_never_built():
     value = read_pickle(io.BytesIO(history + b")R}X\x01\x00\x00\x00aK\x01sb."), inert)
     assert inert == {"mmengine.logging.history_buffer.HistoryBuffer"}
     assert value.name == "mmengine.logging.history_buffer.HistoryBuffer"
+
+
+def test_a_method_of_an_inert_object_is_inert_and_any_other_is_refused():
+    """As mmengine's training checkpoints hold `HistoryBuffer.max`."""
+    history = b"cmmengine.logging.history_buffer\nHistoryBuffer\n"
+    method = b"\x80\x02c__builtin__\ngetattr\n" + history + b"X\x03\x00\x00\x00max\x86R."
+    assert read_pickle(io.BytesIO(method), set()).name.endswith("HistoryBuffer")
+    for owner in (b"X\x02\x00\x00\x00os", b"}", b"ccollections\nOrderedDict\n"):
+        other = method.replace(history, owner)
+        with pytest.raises(NotPlainError, match="getattr"):
+            read_pickle(io.BytesIO(other), set())
 
 
 # --- files that are not what they say

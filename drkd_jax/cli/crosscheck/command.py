@@ -5,6 +5,7 @@ The two sides may live in different interpreters: they exchange .npz files in a 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.util
 import json
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 
 from drkd_jax.cli.arguments import Parser
-from drkd_jax.cli.crosscheck import official, ours
+from drkd_jax.cli.crosscheck import official, ours, torchvision
 from drkd_jax.cli.crosscheck.cases import Case, all_cases
 from drkd_jax.cli.crosscheck.compare import Row, compare
 from drkd_jax.cli.crosscheck.exchange import read_answers, write_cases
@@ -107,8 +108,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--all", action="store_true", help="print every tensor, not the worst ones")
     parser.add_argument("--keep", metavar="DIR", help="leave the exchanged files in DIR")
     parser.add_argument("--only", metavar="TEXT", help="only cases whose name has TEXT in it")
+    parser.add_argument(
+        "--torchvision",
+        action="store_true",
+        help="instead: Faster R-CNN and RetinaNet, R50, against torchvision's own, stage by stage",
+    )
     arguments = parser.parse_args(list(argv))
     python = _torch_python(arguments.torch_python)
+    if arguments.torchvision:
+        return _torchvision(python, arguments)
     checkout = arguments.official
     if checkout and not (Path(checkout) / "mmdet/models/detectors/GloRe.py").is_file():
         raise UserError(f"--official {checkout}: no mmdet/models/detectors/GloRe.py in there")
@@ -140,7 +148,28 @@ def main(argv: Sequence[str]) -> int:
         f"{len(rows)} tensors of {len(cases)} cases, {failed} off by more than their tolerance; "
         f"JAX {jax.__version__}, {said.strip()}"
     )
-    if arguments.json:
-        described = [dataclasses.asdict(row) | {"passes": row.passes} for row in rows]
-        Path(arguments.json).write_text(json.dumps(described, indent=1))
+    _write(rows, arguments.json)
     return 1 if failed else 0
+
+
+def _torchvision(python: str, arguments: argparse.Namespace) -> int:
+    """The detectors against torchvision's; 1 where anything is off."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(arguments.keep or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        with jax.default_device(jax.devices("cpu")[0]):
+            rows, said = torchvision.live(folder, python, arguments.only or "")
+    print("\n".join(torchvision.table(rows, arguments.all)))
+    failed = sum(not row.passes for row in rows)
+    print(
+        f"{len(rows)} comparisons, {failed} off by more than their tolerance; "
+        f"JAX {jax.__version__}, {said}"
+    )
+    _write(rows, arguments.json)
+    return 1 if failed else 0
+
+
+def _write(rows: Sequence[Row], file: str | None) -> None:
+    if file:
+        described = [dataclasses.asdict(row) | {"passes": row.passes} for row in rows]
+        Path(file).write_text(json.dumps(described, indent=1))

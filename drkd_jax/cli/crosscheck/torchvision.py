@@ -6,8 +6,13 @@ Letters: B pictures, P proposals, G padded ground truths, A anchors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +22,7 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.cli.crosscheck.compare import Row
+from drkd_jax.errors import UserError
 from drkd_jax.models.dense import Assigned, assign
 from drkd_jax.models.roi_head import Regions
 from drkd_jax.models.rpn import propose
@@ -42,19 +48,14 @@ LOSS_NAMES = {
     "classification": "cls_loss",
     "bbox_regression": "box_loss",
 }
-FULL = (
-    Model(
-        "faster_rcnn R50",
-        "faster_rcnn",
-        90,
-        [((256, 320), [(250, 320), (256, 290)]), ((224, 160), [(224, 160), (200, 150)])],
-    ),
-    Model(
-        "retinanet R50",
-        "retinanet",
-        91,
-        [((256, 320), [(250, 320), (256, 290)]), ((224, 160), [(224, 160), (200, 150)])],
-    ),
+# One network for each canvas: its last layers are scaled until there are detections to compare.
+FULL = tuple(
+    Model(f"{detector} R50 {batch[0][0]}", detector, classes, [batch], settle=True)
+    for detector, classes in (("faster_rcnn", 8), ("retinanet", 8))
+    for batch in (
+        ((256, 320), [(250, 320), (256, 290)]),
+        ((224, 160), [(224, 160), (200, 150)]),
+    )
 )
 
 
@@ -119,12 +120,69 @@ def batch(network: Network, answers: Answers, number: int) -> Batch:
     return Batch(network, drawn, np.asarray(sizes, np.int32), theirs)
 
 
+def live(folder: Path, python: str, only: str) -> tuple[list[Row], str]:
+    """Runs torchvision's side of the full-size networks in another interpreter, then ours.
+
+    Args:
+        folder: for the files that pass between the two.
+        python: an interpreter that has torch and torchvision.
+        only: run the networks that have this in their name.
+
+    Returns:
+        All compared tensors, and the versions of the other side.
+
+    Raises:
+        UserError: the other side stops, or `only` names no network.
+    """
+    chosen = [model for model in FULL if only in model.name]
+    if not chosen:
+        raise UserError(f"--only {only}: no network has that in its name")
+    request = json.dumps([dataclasses.asdict(model) for model in chosen], indent=1)
+    (folder / "request.json").write_text(request)
+    root = Path(__file__).resolve().parents[3]
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [python, "-m", "drkd_jax.reference.torchvision", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    try:
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"--torch-python {python}: cannot be started ({error})") from error
+    if run.returncode:
+        lines = run.stderr.strip().splitlines() or ["no message"]
+        raise UserError(f"torchvision's side in {python} stopped: {lines[-1]}")
+    rows: list[Row] = []
+    for model in chosen:
+        with np.load(folder / f"{model.name}.npz") as answers:
+            rows += check(model, dict(answers))
+    return rows, run.stdout.strip()
+
+
+def table(rows: Sequence[Row], everything: bool) -> list[str]:
+    """One line a tensor; without `everything` the worst of each stage of each batch.
+
+    A count that is wrong, a score or a pixel stands in the column of the relative error too: it
+    is what the tolerance holds for.
+    """
+    shown: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        stage = row.tensor if everything else row.tensor.replace(":", ".", 1).split(".")[0]
+        unit = row.tensor.rpartition(", ")[2] if row.tensor.startswith("detections") else ""
+        key = row.component, row.tensor if everything or not row.passes else f"{stage}{unit}"
+        if key not in shown or not row.relative <= shown[key].relative:
+            shown[key] = row
+    wide = max(len(row.component) for row in rows)
+    long = max(len(row.tensor) for row in shown.values())
+    return [f"{'network':{wide}}  {'tensor':{long}}  absolute  relative  tolerance  verdict"] + [
+        f"{row.component:{wide}}  {row.tensor:{long}}  {row.absolute:8.1e}  {row.relative:8.1e}  "
+        f"{row.tolerance:9.0e}  {'ok' if row.passes else 'FAILS'}"
+        for row in shown.values()
+    ]
+
+
 class Network:
     """Our detector, compiled once for each canvas."""
 
-    def __init__(
-        self, model: Model, graph: Any, state: nnx.State, options: Mapping[str, Any] | None
-    ):
+    def __init__(self, model: Model, graph: Any, state: Any, options: Mapping[str, Any] | None):
         self.model, self.graph, self.state = model, graph, state
         self.two_stages = model.detector == "faster_rcnn"
         self.params, self.rest = nnx.split_state(state, nnx.Param, ...)
@@ -133,7 +191,7 @@ class Network:
         self.lose = jit(self._lose)
         self.pull = jit(jax.value_and_grad(self._lose, has_aux=True))
 
-    def merged(self, state: nnx.State) -> Any:
+    def merged(self, state: Any) -> Any:
         """The detector, with whatever its class has."""
         return nnx.merge(self.graph, state, copy=True)
 
@@ -145,7 +203,7 @@ class Network:
         return np.concatenate(detector._anchors(Features(maps, detector.spec))), detector.convention
 
     def _infer(
-        self, state: nnx.State, images: jax.Array, sizes: jax.Array, regions: jax.Array
+        self, state: Any, images: jax.Array, sizes: jax.Array, regions: jax.Array
     ) -> dict[str, Any]:
         detector = self.merged(state)
         body = detector.backbone(images, None)
@@ -173,8 +231,8 @@ class Network:
 
     def _lose(
         self,
-        params: nnx.State,
-        rest: nnx.State,
+        params: Any,
+        rest: Any,
         images: jax.Array,
         targets: Targets,
         assigned: Assigned,
@@ -323,7 +381,7 @@ class Batch:
         )
         return Sampled(indices, positive, valid), regions
 
-    def _gradients(self, pulled: nnx.State) -> Iterator[Measured]:
+    def _gradients(self, pulled: Any) -> Iterator[Measured]:
         arrays = {_name(path): np.asarray(slot[...]) for path, slot in nnx.to_flat_state(pulled)}
         for name, values in give(arrays, entries(arrays)).items():
             yield self._near(f"gradients.{name}", values, name, GRADIENTS)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from drkd_jax.cli.crosscheck import torchvision
+from drkd_jax.cli.crosscheck.compare import Row
+from drkd_jax.errors import UserError
 from drkd_jax.reference.seeded import Model
 from tests import oracles
 
@@ -96,3 +98,32 @@ def test_no_detection_of_the_fixture_hangs_on_rounding(model):
             assert not np.any(np.abs(overlaps - 0.5) < 1e-4)
             # Against the boxes that NMS removed as well: measured where the fixture was made.
             assert float(answers[f"{i}|nearest overlap"]) > 1e-4
+
+
+def test_live_faults_are_named(tmp_path):
+    with pytest.raises(UserError, match="--only grid"):
+        torchvision.live(tmp_path, "python", "grid")
+    with pytest.raises(UserError, match="no-such-python"):
+        torchvision.live(tmp_path, "no-such-python", "")
+    silent = tmp_path / "python"
+    silent.write_text("#!/bin/sh\necho no torchvision >&2\nexit 1\n")
+    silent.chmod(0o755)
+    with pytest.raises(UserError, match="stopped: no torchvision"):
+        torchvision.live(tmp_path, str(silent), "retinanet")
+    request = json.loads((tmp_path / "request.json").read_text())
+    assert {model["detector"] for model in request} == {"retinanet"}
+    assert [Model(**values) for values in request]
+
+
+def test_the_table_shows_the_worst_of_each_stage_and_every_failure():
+    rows = [
+        Row("net", "body.0", 1.0, 1e-6, 1e-5),
+        Row("net", "body.1", 1.0, 2e-6, 1e-5),
+        Row("net", "body.2", 1.0, 3e-2, 1e-5),
+        Row("net", "detections.0: scores, score", 1e-6, 1e-6, 1e-4),
+        Row("net", "detections.0: boxes, pixels", 1e-3, 1e-3, 1e-2),
+    ]
+    lines = torchvision.table(rows, everything=False)
+    assert [line.split()[1] for line in lines[1:]] == ["body.1", "body.2"] + ["detections.0:"] * 2
+    assert [line.endswith("FAILS") for line in lines[1:]] == [False, True, False, False]
+    assert len(torchvision.table(rows, everything=True)) == 6

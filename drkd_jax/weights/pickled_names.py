@@ -1,0 +1,148 @@
+"""What a pickle may name: the values that are built, and those that are not.
+
+`machine` looks every name of a file up here. What `BUILDERS` holds is built by functions of this
+file; what `INERT` holds is bookkeeping that real checkpoints carry beside their weights, and
+becomes an empty marker; every other name ends the reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+
+class NotPlainError(Exception):
+    """The file asks for something other than tensors, containers, numbers and strings."""
+
+
+class Inert(NamedTuple):
+    """What stands where a file names an object that is not needed; nothing was built."""
+
+    name: str
+
+
+class Storage(NamedTuple):
+    """A run of numbers that tensors are cut from; `view` is a part of another storage."""
+
+    key: str
+    dtype: np.dtype[Any]
+    size: int  # numbers
+    view: tuple[int, int] | None = None  # first number and count, within the storage of `key`
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Where the numbers of a tensor lie; offset and strides count numbers."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+DTYPES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+# Histories of losses, NumPy scalars, the arguments of a training script.
+INERT = frozenset(
+    {
+        "_codecs.encode",
+        "addict.addict.Dict",
+        "argparse.Namespace",
+        "collections.Counter",
+        "collections.defaultdict",
+        "collections.deque",
+        "datetime.datetime",
+        "mmcv.utils.config.ConfigDict",
+        "mmengine.config.config.ConfigDict",
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy.dtype",
+        "numpy.ndarray",
+        "pathlib.PosixPath",
+        "torch.device",
+    }
+    | {
+        f"{module}.{name}"
+        for module in ("builtins", "__builtin__")
+        for name in ("bytearray", "complex", "frozenset", "list", "set", "slice", "tuple")
+    }
+    | {f"numpy.dtypes.{name}DType" for name in ("Bool", "Float32", "Float64", "Int32", "Int64")}
+    | {f"torch.{name}" for name in ("bfloat16", "float16", "float32", "float64", "int64")}
+)
+
+
+class Name(NamedTuple):
+    """A name of `BUILDERS` or of the storage types, on the stack before it is applied."""
+
+    name: str
+
+
+def _tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
+    if not isinstance(storage, Storage):
+        raise NotPlainError("a tensor without a storage")
+    sizes = tuple(int(n) for n in shape)
+    steps = tuple(int(n) for n in strides)
+    offset, held = int(offset), storage.view[1] if storage.view else storage.size
+    if len(sizes) != len(steps) or offset < 0 or min((*sizes, *steps, 0)) < 0:
+        raise NotPlainError(f"a tensor of shape {sizes} with strides {steps} at {offset}")
+    count = math.prod(sizes)
+    reach = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True)) + 1
+    if count and (reach > held or count > held):
+        raise NotPlainError(
+            f"a tensor of shape {sizes} that needs {max(reach, count)} numbers of a storage of "
+            f"{held}"
+        )
+    return Tensor(storage, offset, sizes, steps)
+
+
+def _mapping(items: Any = ()) -> dict[Any, Any]:
+    return {plain_key(key): value for key, value in items}
+
+
+def plain_key(item: Any) -> Any:
+    """A key of a dict or a member of a set: nothing deep, which hashing could not survive."""
+    if isinstance(item, tuple) and not isinstance(item, Inert):
+        flat = not any(isinstance(part, (tuple, frozenset)) for part in item)
+    else:
+        flat = not isinstance(item, (list, set, frozenset, dict))
+    if not flat:
+        raise NotPlainError("a key that is no number or string")
+    return item
+
+
+BUILDERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _mapping,
+    "torch.Size": lambda sizes=(): tuple(sizes),
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+}
+
+
+def _attribute(target: Any, name: Any) -> Inert:
+    """An attribute of what is not built is not built either: histories hold their own methods."""
+    if not isinstance(target, Inert) or not isinstance(name, str):
+        raise NotPlainError("it asks for getattr, on something that could have attributes")
+    return Inert(target.name)
+
+
+BUILDERS |= {f"{module}.getattr": _attribute for module in ("builtins", "__builtin__")}

@@ -1,0 +1,103 @@
+"""What a step costs: one small step measured for real, its parts by tracing alone."""
+
+import json
+
+import jax
+import pytest
+
+from drkd_jax import __main__ as command_line
+from drkd_jax.training import measure
+from drkd_jax.training.compilation_cache import keep_programs
+from drkd_jax.training.setup import build_run
+from tests.training import tiny
+from tests.training.conftest import quick_compile  # noqa: F401 (a fixture)
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+RECIPE = "--config=tests/training/recipe.py:plain"
+
+
+def test_a_step_is_measured_without_any_file(tmp_path, capsys):
+    answer = tmp_path / "cost.json"
+    code = command_line.main(
+        [
+            "benchmark",
+            RECIPE,
+            "--random",
+            "--classes=5",
+            "--noparts",
+            "--steps=2",
+            "--peak-tflops=0.5",
+            f"--json={answer}",
+            "--config.train.batch_size=2",
+        ]
+    )
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    figures = json.loads(answer.read_text())
+    assert figures["batch_size"] == 2
+    assert figures["canvas"] == [64, 96]
+    assert figures["parts"] == {}
+    assert figures["pictures_per_second"] == pytest.approx(2 / figures["step_seconds"])
+    # A forward and a backward pass of a network of 0.2 M weights over two small pictures.
+    assert 1e8 < figures["flops_written"] < 1e10
+    assert figures["flops"] > 1e8
+    share = figures["flops"] / figures["step_seconds"] / 0.5e12
+    assert figures["share_of_peak"] == pytest.approx(share)
+    assert figures["memory"]["temporary"] > 0
+    words = ("compile ", "pictures/s", "GFLOP", "of the peak of 0.5", "memory ")
+    for word in words:
+        assert word in printed.out
+
+
+def test_every_part_of_a_distilled_step_is_timed(monkeypatch):
+    run = build_run(tiny.config(distilled=True))
+    batch = run.put(next(measure.train_loader(run.train_source, run.pipeline)))
+    traced = []
+
+    def count(function, arguments, calls):
+        equations = len(jax.make_jaxpr(function)(*arguments).jaxpr.eqns)
+        traced.append(equations)
+        return float(equations)
+
+    monkeypatch.setattr(measure, "seconds", count)
+    parts = measure._parts(run, batch, steps=1)
+    terms = ["pixel_relation", "instance_relation", "instance_feature"]
+    assert list(parts) == [
+        "student forward",
+        "student backward",
+        "teacher forward",
+        *terms,
+        "whole gradient",
+    ]
+    assert len(traced) == 7
+    assert all(value > 0 for value in parts.values()), parts
+    # Smaller than the whole, each of them: the difference of two true programs.
+    assert all(parts[term] < parts["whole gradient"] / 2 for term in terms), parts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--config is missing"),
+        ([RECIPE, "more"], "what is more?"),
+        ([RECIPE, "--steps=0"], "steps"),
+        ([RECIPE, "--nonsense=1"], "nonsense"),
+        ([RECIPE, "--config.train.batch=1"], "batch"),
+        ([RECIPE, "--config.train.parallel=pmap"], "measures config.train.parallel = 'jit'"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(arguments, words, capsys):
+    assert command_line.main(["benchmark", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+def test_a_folder_for_compiled_programs_is_made_and_used(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        keep_programs(tmp_path / "programs")
+        assert (tmp_path / "programs").is_dir()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "programs")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

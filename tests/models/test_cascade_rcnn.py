@@ -1,0 +1,78 @@
+"""What Cascade R-CNN refuses, and its three stages against a loop (see also test_mmdet.py)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drkd_jax import boxes as box_ops
+from drkd_jax import models
+from drkd_jax.errors import UserError
+from drkd_jax.models.cascade_rcnn import STAGE_STDS
+from drkd_jax.models.dense import level_anchors
+from drkd_jax.models.rpn import propose
+from drkd_jax.types import Features
+from tests.models import small
+
+SETTINGS = {
+    **small.SETTINGS["faster_rcnn"],
+    "detector": "cascade_rcnn",
+    "roi_sampling": 2,
+    "test": {"score": 0.0, "pre_nms": 2000, "max_out": 90, "nms": 1.0},
+}
+
+
+def test_every_stage_refines_the_boxes_of_the_one_before():
+    net = models.init_detector(SETTINGS, small.NUM_CLASSES, 0)
+    for head in net.roi:  # moves and classes that matter
+        head.box.kernel[...] = head.box.kernel[...] * 300
+        head.cls.kernel[...] = head.cls.kernel[...] * 30
+    images, targets, _ = small.batch()
+    features = net.features(images)
+    found = net.predict(features, targets.sizes)
+    shapes = [m.shape[1:3] for m in features.maps]
+    rule, rules = net.convention, net.settings.proposals
+    proposals = propose(
+        *net.rpn(features.maps),
+        level_anchors(net.settings.anchors, net.spec.strides, shapes, rule),
+        targets.sizes,
+        pre_nms=rules.pre_nms_test,
+        max_out=rules.max_out_test,
+        nms_threshold=rules.nms,
+        convention=rule,
+    )
+    boxes, logits = proposals.boxes, []
+    for head, stds in zip(net.roi, STAGE_STDS, strict=True):
+        classes, moves = head(features.maps, net.spec, boxes)
+        assert moves.shape[2] == 1  # class-agnostic
+        logits.append(np.asarray(classes))
+        before = boxes
+        boxes = box_ops.clip(box_ops.decode(boxes, moves[:, :, 0], stds), targets.sizes)
+        assert np.abs(boxes - before).max() > 1
+    probability = np.asarray(jax.nn.softmax(jnp.asarray(np.mean(logits, axis=0)), axis=-1))
+    for b in range(len(images)):
+        valid = np.asarray(proposals.valid[b])
+        own = {
+            (round(float(probability[b, r, k]), 5), k): np.asarray(boxes[b, r])
+            for r in np.flatnonzero(valid)
+            for k in range(small.NUM_CLASSES)
+        }
+        best = sorted(own, reverse=True)[:10]
+        for n, (score, label) in enumerate(best):
+            assert float(found.scores[b, n]) == pytest.approx(score, abs=2e-5)
+            assert int(found.labels[b, n]) == label
+            np.testing.assert_allclose(found.boxes[b, n], own[score, label], atol=1e-3)
+
+
+def test_it_says_that_it_is_not_trained():
+    net = models.abstract_detector(SETTINGS, small.NUM_CLASSES)
+    _, targets, keys = small.batch()
+    with pytest.raises(UserError, match="cascade_rcnn has no training losses"):
+        net.losses(Features((), net.spec), targets, keys)
+
+
+def test_boxes_of_every_class_are_refused():
+    with pytest.raises(UserError, match="class_agnostic"):
+        models.abstract_detector({**SETTINGS, "class_agnostic": False}, 3)

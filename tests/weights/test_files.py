@@ -1,0 +1,85 @@
+"""Where the weights lie in files that training programs write."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from drkd_jax.errors import UserError
+from drkd_jax.weights.files import checked_name, is_safetensors, read_foreign, sha256
+from tests.weights.test_torch_file import FIXTURES, tensor_pickle, write_zip
+
+NUMBERS = np.arange(8, dtype=np.float32)
+TENSOR = tensor_pickle(8, (2, 4), (4, 1))[2:-1]  # {"w": tensor}, without beginning and end
+
+
+def text(word):
+    return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+
+def under(key, inner):
+    return b"}" + text(key) + inner + b"s"
+
+
+@pytest.mark.parametrize("key", ["", "state_dict", "model", "model_state_dict"])
+def test_weights_are_found_at_the_root_or_under_the_usual_keys(key, tmp_path):
+    inner = under(key, TENSOR) if key else TENSOR
+    # A training script's arguments beside them: not built, and no hindrance.
+    script = text("args") + b"cargparse\nNamespace\n)\x81}" + text("lr") + b"K\x01sbs"
+    write_zip(tmp_path / "x.pth", b"\x80\x02" + inner + script + b".", NUMBERS)
+    found = read_foreign(tmp_path / "x.pth")
+    assert found.shapes == {"w": (2, 4)}
+    np.testing.assert_array_equal(found.arrays["w"].ravel(), NUMBERS)
+    assert found.inert == ("argparse.Namespace",)
+    assert (found.form, found.left_out) == ("zip", {})
+
+
+def test_what_is_no_array_among_the_weights_is_told(tmp_path):
+    inner = TENSOR + text("epoch") + b"K\x03s"
+    write_zip(tmp_path / "x.pth", b"\x80\x02" + under("state_dict", inner) + b".", NUMBERS)
+    assert read_foreign(tmp_path / "x.pth").left_out == {"epoch": "no array but a int"}
+
+
+def test_the_prefix_of_a_parallel_model_is_taken_off(tmp_path):
+    inner = TENSOR.replace(b"X\x01\x00\x00\x00w", text("module.w"))
+    write_zip(tmp_path / "x.pth", b"\x80\x02" + inner + b".", NUMBERS)
+    assert list(read_foreign(tmp_path / "x.pth").arrays) == ["w"]
+
+
+@pytest.mark.parametrize("content", [b"]", b"}", b"K\x03", under("state_dict", b"}")])
+def test_a_file_without_weights_is_refused(content, tmp_path):
+    write_zip(tmp_path / "x.pth", b"\x80\x02" + content + b".")
+    with pytest.raises(UserError, match=r"x\.pth: holds no"):
+        read_foreign(tmp_path / "x.pth")
+
+
+def test_safetensors_are_read_in_every_precision(tmp_path):
+    kinds = {kind: NUMBERS.astype(kind) for kind in ("float32", "float16", ml_dtypes.bfloat16)}
+    save_file({str(np.dtype(kind)): array for kind, array in kinds.items()}, tmp_path / "x.st")
+    assert is_safetensors(tmp_path / "x.st")
+    assert not is_safetensors(FIXTURES / "zip.pth")
+    found = read_foreign(tmp_path / "x.st")
+    assert {key: str(array.dtype) for key, array in found.arrays.items()} == {
+        key: key for key in ("float32", "float16", "bfloat16")
+    }
+    for array in found.arrays.values():
+        np.testing.assert_array_equal(array.astype(np.float32), NUMBERS)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.98])
+def test_safetensors_cut_short_are_told(share, tmp_path):
+    save_file({"w": NUMBERS}, tmp_path / "x.st")
+    whole = (tmp_path / "x.st").read_bytes()
+    (tmp_path / "x.st").write_bytes(whole[: max(int(len(whole) * share), 9)])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        read_foreign(tmp_path / "x.st")
+
+
+def test_the_hash_in_a_name_is_compared(tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"abc")
+    digest = sha256(path)
+    assert digest.startswith("ba7816bf")
+    assert checked_name(tmp_path / "resnet50-ba7816bf.pth", digest) == "as its name says"
+    assert checked_name(tmp_path / "resnet50-00000000.pth", digest) == "its name says 00000000"
+    assert checked_name(path, digest) == "the name holds no hash"
