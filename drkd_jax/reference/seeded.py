@@ -30,8 +30,6 @@ class Model:
         fc: of the second stage, for a width.
         seed: of the weights.
         first: a seed of pictures to begin with, for each batch.
-        settle: whether the last layer is changed in the first place, not the pictures, where
-            detections of the first batch come too near to each other.
         keep: numbers kept of each tensor of features and of each gradient.
     """
 
@@ -45,7 +43,6 @@ class Model:
     fc: int = 64
     seed: int = 0
     first: Sequence[int] = ()
-    settle: bool = False
     keep: int = 2**31
 
 

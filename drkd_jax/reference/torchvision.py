@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,56 +187,6 @@ def faults(
     return "", nearest
 
 
-def settle(net: nn.Module, model: Model, run: Callable[[], Any]) -> None:
-    """Scales and shifts the class logits a little until no detection hangs on rounding.
-
-    Only the last step is run again: for a large network, drawing other pictures takes too long.
-    """
-    faster = model.detector == "faster_rcnn"
-    owner = net.roi_heads if faster else net
-    layer = owner.box_predictor.cls_score if faster else net.head.classification_head.cls_logits
-    given: list[Any] = []
-    original = owner.postprocess_detections
-
-    def keep(*arguments: Any) -> Any:
-        given[:] = arguments
-        return original(*arguments)
-
-    owner.postprocess_detections = keep
-    run()
-    owner.postprocess_detections = original
-    moved = torch.zeros_like(layer.bias)
-    moved[:1] = 1  # the background's logit; of RetinaNet all are shifted
-    for step in range(600):
-        factor, shift = 1 + 0.01 * (step % 30), 0.1 * (step // 30) * (1 if faster else -1)
-        if faster:
-            logits = given[0] * factor + shift * moved
-            probabilities, arguments = logits.softmax(-1)[:, 1:], (logits, *given[1:])
-            detections_of = lambda a=arguments: make_dicts(original(*a))  # noqa: E731
-        else:
-            levels = [level * factor + shift for level in given[0]["cls_logits"]]
-            probabilities = torch.cat([level.sigmoid() for level in levels], 1)
-            arguments = ({**given[0], "cls_logits": levels}, *given[1:])
-            detections_of = lambda a=arguments: original(*a)  # noqa: E731
-        with suppressions() as calls:
-            detections = detections_of()
-        fault, _ = faults(calls, detections, probabilities)
-        if not fault:
-            layer.weight.mul_(factor)
-            layer.bias.copy_(layer.bias * factor + (shift * moved if faster else shift))
-            layer.gain = layer.gain * factor
-            return
-    print(f"{model.name}: no factor does it", file=sys.stderr, flush=True)
-
-
-def make_dicts(parts: Any) -> list[dict[str, Tensor]]:
-    """Boxes, scores and labels of each picture, as the model itself returns them."""
-    return [
-        {"boxes": boxes, "scores": scores, "labels": labels}
-        for boxes, scores, labels in zip(*parts, strict=True)
-    ]
-
-
 @contextmanager
 def suppressions() -> Iterator[list[Any]]:
     """The arguments of every NMS inside."""
@@ -253,7 +204,7 @@ def suppressions() -> Iterator[list[Any]]:
         box_ops.batched_nms = original
 
 
-def answer(model: Model) -> dict[str, np.ndarray]:
+def answer(model: Model) -> dict[str, Any]:
     """All tensors of a model: "weights|...", and "BATCH|TENSOR" for each batch.
 
     Pictures are drawn until every one of a batch has 20 detections that rounding alone cannot
@@ -263,7 +214,7 @@ def answer(model: Model) -> dict[str, np.ndarray]:
     with torch.no_grad():
         draw_weights(net, model.seed)
     net.eval()
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, Any] = {}
     for i, (canvas, sizes) in enumerate(model.batches):
         # The seed that served before first; the last layers are scaled on the very first one.
         for seed in (*([0] if i == 0 else []), *model.first[i : i + 1], *range(1, SEEDS)):
@@ -273,14 +224,12 @@ def answer(model: Model) -> dict[str, np.ndarray]:
             singles = [net.transform.tensor[b, :, :h, :w] for b, (h, w) in enumerate(sizes)]
             with torch.no_grad():
                 if seed == 0:
-                    names = liven(net, model, drawn, lambda x=singles: net(x))
-                    if model.settle:
-                        settle(net, model, lambda x=singles: net(x))
+                    names = liven(net, model, drawn, partial(net, singles))
                     for name in names:
                         layer = net.get_submodule(name)
                         tensors[f"weights|gain|{name}"] = layer.gain.numpy()
                         tensors[f"weights|bias|{name}"] = layer.bias.detach().numpy().copy()
-                found, fault = inference(net, model, lambda x=singles: net(x))
+                found, fault = inference(net, model, partial(net, singles))
             if not fault:
                 break
             print(f"{model.name}, batch {i}, seed {seed}: {fault}", file=sys.stderr, flush=True)
@@ -292,9 +241,7 @@ def answer(model: Model) -> dict[str, np.ndarray]:
     return tensors
 
 
-def inference(
-    net: nn.Module, model: Model, run: Callable[[], Any]
-) -> tuple[dict[str, np.ndarray], str]:
+def inference(net: nn.Module, model: Model, run: Callable[[], Any]) -> tuple[dict[str, Any], str]:
     """Every stage of one batch in evaluation, and what is wrong with its detections."""
     faster = model.detector == "faster_rcnn"
     seen: dict[str, Any] = {}

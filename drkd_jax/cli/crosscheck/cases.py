@@ -212,7 +212,7 @@ def _term_cases(make: Maker) -> Iterator[Case]:
 
 
 def _large_cases(make: Maker) -> Iterator[Case]:
-    """A map of a real canvas: PyTorch's own float32 sums are off there, so it answers in float64."""
+    """A map of a real canvas, where PyTorch's own float32 sums are off: it answers in float64."""
     if make.dtype == "float64":
         return
     canvas, pictures, strides = (800, 1344), 1, (4,)
