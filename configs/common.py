@@ -48,6 +48,7 @@ def base() -> ConfigDict:
     train.epochs = 0.0  # length of the run; 0 where ``steps`` gives it
     train.steps = 0
     train.learning_rate = 0.02
+    train.linear_rate_for = 0  # batch size that the rate is meant for; 0 leaves the rate alone
     train.momentum = 0.9
     train.weight_decay = 1e-4
     train.weight_decay_mask = "all"  # all | kernels (no decay on biases and norms)
@@ -57,7 +58,7 @@ def base() -> ConfigDict:
     train.decay_factor = 0.1
     train.clip_norm = 0.0  # largest gradient norm, student and distiller each; 0 for none
     train.precision = "float32"  # float32 | bfloat16: what the networks compute in
-    train.parallel = "jit"
+    train.parallel = "jit"  # jit | pmap: the same losses, see docs/several-machines.md
     train.log_every = 50  # steps
     train.checkpoint_every = 1000  # steps
     train.eval_every = 0  # steps; 0 evaluates at the end only

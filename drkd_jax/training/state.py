@@ -16,9 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Int
 
-from drkd_jax.types import Array
 
 Arrays = Any  # a pytree of arrays: nnx.State holding bare arrays
 Filter = Callable[[Any, Any], bool]
@@ -37,7 +35,7 @@ class Parts(NamedTuple):
 class TrainState:
     """Everything that a step changes. `params` and `rest` have the keys "student", "distiller"."""
 
-    step: Int[Array, ""]  # steps done
+    step: Any  # steps done, int32 scalar; lowering a step puts a description of it here
     params: dict[str, Arrays]
     rest: dict[str, Arrays]
     opt_state: optax.OptState
