@@ -36,7 +36,7 @@ demo: env
 	$(BIN)/python -m drkd_jax demo --detector=$(DETECTOR) --workdir=$(WORKDIR)
 
 test: env
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 TORCH_PYTHON ?= .venv-torch/bin/python
 crosscheck: env

@@ -31,8 +31,11 @@ from drkd_jax.data.sources import open_source
 from drkd_jax.data.transforms import fit
 
 
-def stages(source: CocoSource, config: PipelineConfig, indices: np.ndarray, repeat: int) -> dict:
-    """Pictures a second of one thread, for each stage alone and for a whole batch."""
+def stages(source: CocoSource, config: PipelineConfig, count: int, repeat: int) -> dict[str, float]:
+    """Pictures a second of one thread: each stage alone, and whole batches of the same pictures."""
+    loader = train_loader(source, dataclasses.replace(config, num_threads=0))
+    found = [next(loader).index for _ in range(count)]
+    indices = [int(i) for i in np.concatenate(found) if i >= 0]
     paths = [source.images_dir / source.table.names[i] for i in indices]
     files = [path.read_bytes() for path in paths]
     images = [decode_picture(data, "") for data in files]
@@ -45,34 +48,47 @@ def stages(source: CocoSource, config: PipelineConfig, indices: np.ndarray, repe
     ]
 
     def pad() -> None:
-        for first in range(0, len(resized), config.batch_size):
-            rows = range(first, min(len(resized), first + config.batch_size))
-            height, width = (max(config.canvases[places[i][0]][k] for i in rows) for k in (0, 1))
-            canvas = np.zeros((len(rows), height, width, 3), np.uint8)
-            for row, i in enumerate(rows):
-                h, w = places[i][1]
-                canvas[row, :h, :w] = resized[i]
+        at = 0
+        for batch in found:
+            rows = int((batch >= 0).sum())
+            height, width = config.canvases[places[at][0]]
+            canvas = np.zeros((len(batch), height, width, 3), np.uint8)
+            for row in range(rows):
+                h, w = places[at + row][1]
+                canvas[row, :h, :w] = resized[at + row]
+            at += rows
 
-    work: dict[str, Callable[[], Any]] = {
-        "read": lambda: [path.read_bytes() for path in paths],
-        "decode": lambda: [decode_picture(data, "") for data in files],
-        "resize": lambda: [
-            cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-            for image, (_, size) in zip(images, places, strict=True)
-        ],
+    def each(do: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
+        def run() -> None:
+            for values in zip(*inputs, strict=True):
+                do(*values)  # nothing is kept: memory is used again, as in the loader
+
+        return run
+
+    sizes = [size[::-1] for _, size in places]
+    work: dict[str, Callable[[], None]] = {
+        "read": each(Path.read_bytes, paths),
+        "decode": each(lambda data: decode_picture(data, ""), files),
+        "resize": each(
+            lambda image, size: cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
+            images,
+            sizes,
+        ),
         "pad": pad,
     }
-    seconds = dict.fromkeys(work, 1e9)
+    seconds = dict.fromkeys([*work, "all"], 1e9)
     for _ in range(repeat):
         for name, do in work.items():
             before = time.perf_counter()
             do()
             seconds[name] = min(seconds[name], (time.perf_counter() - before) / len(files))
-    loader = train_loader(source, dataclasses.replace(config, num_threads=0))
-    whole = min(1 / rate(loader, len(files) // config.batch_size + 1) for _ in range(repeat))
-    seconds["batch"] = max(0.0, whole - sum(seconds.values()))  # boxes, bookkeeping: what is left
-    seconds["all"] = whole
-    return {name: 1 / max(value, 1e-9) for name, value in seconds.items()}
+        loader.set_state({"next_batch": 0})
+        seconds["all"] = min(seconds["all"], 1 / rate(loader, count))
+    rates = {name: 1 / value for name, value in seconds.items()}
+    # What is left for boxes and bookkeeping, where the clock can tell it from nothing.
+    rest = seconds["all"] - sum(seconds[name] for name in work)
+    everything = rates.pop("all")
+    return rates | {"batch": 1 / rest if rest > 1e-6 else float("inf"), "all": everything}
 
 
 def rate(loader: Any, count: int, skip: int = 0) -> float:
@@ -80,7 +96,7 @@ def rate(loader: Any, count: int, skip: int = 0) -> float:
         next(loader)
     before, pictures = time.perf_counter(), 0
     for _ in range(count):
-        pictures += len(next(loader).index)
+        pictures += int(next(loader).picture_valid.sum())
     return pictures / (time.perf_counter() - before)
 
 
@@ -141,9 +157,9 @@ class Torch:
         return json.loads(line)
 
 
-def compare(source: CocoSource, config: PipelineConfig, torch: Torch, count: int, repeat: int):
-    """The whole loader, ours and theirs in turns. The plan has no filling pictures, nor have we."""
-    cores = len(os.sched_getaffinity(0))
+def compare(source: CocoSource, config: PipelineConfig, torch: Torch, full: int, repeat: int):
+    """The whole loader, ours and theirs in turns, over whole epochs; filling rows do not count."""
+    cores, count = len(os.sched_getaffinity(0)), steps_per_epoch(source, config)
     rows = [("in the caller", {"num_threads": 0}, 0)]
     rows += [(f"{cores} threads | {cores} workers", {"num_threads": cores}, cores)]
     rows += [
@@ -163,7 +179,7 @@ def compare(source: CocoSource, config: PipelineConfig, torch: Torch, count: int
         ours, theirs = [], []
         for _ in range(repeat):
             ours.append(rate(loader, count, skip))
-            answer = torch.ask(count=count, skip=skip)
+            answer = torch.ask(count=full, skip=skip)
             theirs.append(answer["pictures"] / answer["seconds"])
         loader.close()
         yield name, cores if workers else 1, max(ours), max(theirs)
@@ -177,8 +193,7 @@ def main() -> None:
     parser.add_argument("--shorter", type=int, default=800)
     parser.add_argument("--longer", type=int, default=1333)
     parser.add_argument("--canvases", default="800x1344,1344x800", help="HEIGHTxWIDTH,...")
-    parser.add_argument("--pictures", type=int, default=64, help="for the stages")
-    parser.add_argument("--count", type=int, default=12, help="batches a round of the loaders")
+    parser.add_argument("--count", type=int, default=8, help="batches for the stages")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", help="write the figures to this file as well")
     arguments = parser.parse_args()
@@ -199,8 +214,8 @@ def main() -> None:
         f"OpenCV {cv2.__version__}: {len(source)} pictures, canvases {arguments.canvases}, "
         f"{padding_share(source, config):.1%} padding, batches of {config.batch_size}"
     )
-    indices = np.random.default_rng(0).permutation(len(source))[: arguments.pictures]
-    result: dict[str, Any] = {"stages": stages(source, config, indices, arguments.repeat)}
+    count = min(arguments.count, steps_per_epoch(source, config))
+    result: dict[str, Any] = {"stages": stages(source, config, count, arguments.repeat)}
     print("stage    pictures a second a core")
     for name, value in result["stages"].items():
         print(f"{name:8s} {value:10.1f}")
@@ -218,7 +233,7 @@ def main() -> None:
             )
             result["loaders"] = []
             for name, cores, ours, theirs in compare(
-                source, config, torch, arguments.count, arguments.repeat
+                source, config, torch, len(full), arguments.repeat
             ):
                 ours, theirs = ours / cores, theirs / cores
                 print(f"{name:26s} {ours:8.1f} {theirs:8.1f} {ours / theirs:6.2f}", flush=True)

@@ -31,6 +31,7 @@ def base() -> ConfigDict:
     data.max_boxes = 100  # rows for ground truth in a batch
     data.flip = 0.5  # probability of a mirrored training picture
     data.drop_empty = True  # leave training pictures without a box, or under 32 pixels, out
+    data.on_error = "stop"  # stop | skip: what a picture or entry that cannot be read does
     data.num_threads = 4
     data.num_workers = 0  # worker processes; 0 reads in threads
     data.prefetch = 4  # batches

@@ -22,6 +22,27 @@ install_import_hook("drkd_jax", "beartype.beartype")
 
 import pytest  # noqa: E402
 
+# Files whose few tests take minutes; begun last they would keep one process busy alone at the end.
+LONG = (
+    "training/test_devices.py",
+    "training/test_resume.py",
+    "test_configs.py",
+    "training/test_loop.py",
+    "cli/test_demo.py",
+    "training/test_overfit.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=rank)
+
+
 SHARED = ROOT.parent / "shared" / "data"
 
 

@@ -26,16 +26,18 @@ def train(workdir, steps, *more):
 
 
 def kept(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    """Steps of the whole checkpoints; what a refused write left behind has another name."""
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def test_killed_at_any_moment_a_run_ends_bit_for_bit_as_if_nothing_had_been(tmp_path):
     process = tiny.python(
-        "benchmarks/kill.py", "3", "--writing=0.7", "--seed=3", f"--workdir={tmp_path / 'kill'}"
+        "benchmarks/kill.py", "2", "--writing=0.7", "--seed=3", f"--workdir={tmp_path / 'kill'}"
     )
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, out + err
-    assert re.search(r"^3 kills in \d+ runs", out, re.MULTILINE), out
+    assert re.search(r"^2 kills in \d+ runs", out, re.MULTILINE), out
     assert "writing checkpoints" in out, out
     assert "the same, bit for bit" in out
     assert "\n0 differences" in out
@@ -67,8 +69,8 @@ def test_a_signal_then_a_full_disk_then_the_end(tmp_path):
     _, err = process.communicate(timeout=600)
     assert process.returncode == 2, err
     assert f"going on from step {reached}" in err
-    said = err.splitlines()[-1]
-    assert said.startswith("error: "), err
+    # A thread of orbax may tell of the same write after it.
+    (said,) = (line for line in err.splitlines() if line.startswith("error: "))
     assert f"step {reached + 2} cannot be written (the file would be larger" in said
     assert "the checkpoints before it are whole" in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
