@@ -17,7 +17,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-
 Arrays = Any  # a pytree of arrays: nnx.State holding bare arrays
 Filter = Callable[[Any, Any], bool]
 
