@@ -63,6 +63,9 @@ def test_matches_losses_and_all_gradients_are_torchvisions(compared, batch):
         4 if compared.model.detector == "faster_rcnn" else 2
     )
     if batch == 0:
+        worst = max(off for name, (_, _, off, _) in rows.items() if name.startswith("gradients."))
+        print(f"{compared.model.name}: gradients to {worst:.1e}")
+        assert worst < 2.5e-5  # measured 3.6e-6; the table allows 1e-3, for networks of full size
         parameters = sum(name.startswith("gradients.") for name in rows)
         # 20 convolutions and as many norms in the body, and two arrays for every other layer.
         assert parameters == 3 * 20 + 2 * (8 + 3 + 4 if "loss roi_cls_loss" in rows else 8 + 10)
