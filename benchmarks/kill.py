@@ -4,22 +4,27 @@ python benchmarks/kill.py 50 --workdir=runs/kill
 
 Each time SIGKILL takes the training process, and the same call starts it again, until the run is
 through; then its last checkpoint, its log and its scores are compared, bit for bit, with those of
-a run that nobody disturbed. A share of the kills waits for a checkpoint to be written and strikes
-within that. Prints what was under way each time, and ends with 1 where anything differs.
+a run that nobody disturbed. Every kill waits for one to four steps that its run has not done yet,
+so that they spread over all of it however slow the machine is: half of them strike within the next
+write of a checkpoint, the others at any moment after the step, one in ten while the process still
+starts. Prints what was under way each time, and ends with 1 where anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
 import signal
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Programs for runs of a second are not worth XLA's effort.
@@ -36,9 +41,11 @@ from drkd_jax.training import loop
 from drkd_jax.training.compilation_cache import keep_programs
 from drkd_jax.training.metrics import METRICS_FILE, read_metrics
 
-STEPS = 16
+REACH = 4  # new steps, at most, that a kill waits for
 DIGESTS = "digests.json"
 UNFINISHED = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
+EVAL_EVERY = 5
+KINDS = (*("write", "step") * 4, "write", "start")
 PATIENCE = 600  # seconds without which a run counts as hung
 
 
@@ -47,36 +54,46 @@ def main() -> int:
     parser.add_argument("kills", type=int, nargs="?", default=50)
     parser.add_argument("--workdir", type=Path, default=Path("runs/kill"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--writing", type=float, default=0.5, help="share aimed at a write")
+    parser.add_argument("--steps", type=int, default=16, help="of a run")
+    parser.add_argument("--plain", action="store_true", help="without distillation: quicker starts")
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after so long; 0: never")
     options = parser.parse_args()
     flags.FLAGS.mark_as_parsed()
     logging.set_verbosity(logging.WARNING)
     shutil.rmtree(options.workdir, ignore_errors=True)
     options.workdir.mkdir(parents=True)
-    config = recipe()
+    config = recipe(options.steps, options.plain)
     began, rng = time.monotonic(), random.Random(options.seed)
 
     whole = options.workdir / "whole"
-    run(config, whole, options.workdir).wait()
-    undisturbed = run(config, options.workdir / "again", options.workdir)
-    undisturbed.wait()  # with programs from the cache, as every sitting to come
-    seconds = undisturbed.seconds
-    print(f"undisturbed: {STEPS} steps, a sitting of {seconds:.1f} s", flush=True)
+    child = run(config, whole, options.workdir)
+    pace = Pace(child, whole)
+    print(
+        f"undisturbed: {options.steps} steps in {child.seconds:.1f} s, {pace.start:.1f} s of them "
+        f"to the first, {pace.write:.2f} s a checkpoint",
+        flush=True,
+    )
 
     moments: collections.Counter[str] = collections.Counter()
+    at: collections.Counter[int] = collections.Counter()
     runs, wrong = 0, []
     while sum(moments.values()) < options.kills:
-        folder = options.workdir / f"run{runs}"
+        folder, reached = options.workdir / f"run{runs}", 0
         while True:
+            done = sum(moments.values())
             late = options.minutes and time.monotonic() - began > options.minutes * 60
             child = run(config, folder, options.workdir)
-            left = 0 if late else options.kills - sum(moments.values())
-            moment = strike(child, folder, rng, seconds, options.writing) if left else child.wait()
+            if late or done == options.kills or reached == options.steps:
+                child.wait()
+                break
+            target = min(reached + rng.randint(1, REACH), options.steps)
+            moment = strike(child, folder, rng, KINDS[done % len(KINDS)], target, pace)
             if moment is None:
                 break
+            reached = max(reached, logged(folder))
             moments[moment] += 1
-            print(f"kill {sum(moments.values())}: {moment}, {progress(folder)}", flush=True)
+            at[reached] += 1
+            print(f"kill {done + 1}: {moment}, step {reached}, {progress(folder)}", flush=True)
         runs += 1
         differing = compare(folder, whole)
         print(f"run {runs} ended: {'; '.join(differing) or 'the same, bit for bit'}", flush=True)
@@ -86,32 +103,56 @@ def main() -> int:
         if late:
             break
     print(f"{sum(moments.values())} kills in {runs} runs: {dict(moments)}")
+    print(f"by step reached: {dict(sorted(at.items()))}")
     print(f"{len(wrong)} differences; {time.monotonic() - began:.0f} s")
     return 1 if wrong else 0
 
 
-def recipe() -> dict:
-    """A distilled detector, small, that writes checkpoints most of its time."""
+def recipe(steps: int, plain: bool) -> dict:
+    """A small detector, distilled as a rule, that writes checkpoints much of its time."""
     config = demo.get_config("tiny")
-    config.train.update(steps=STEPS, checkpoint_every=1, eval_every=5, keep=2)
+    config.train.update(steps=steps, checkpoint_every=2, log_every=1, eval_every=EVAL_EVERY, keep=2)
+    if plain:
+        config.teacher = config.distill = None
     return config.to_dict()
+
+
+class Pace:
+    """How long an undisturbed run takes to its first step, and to write a checkpoint.
+
+    Args:
+        child: the run; it has ended afterwards.
+        folder: its work folder.
+    """
+
+    def __init__(self, child: Child, folder: Path):
+        self.start, writes, since = 0.0, [], 0.0
+        while not child.over():
+            now = time.monotonic()
+            if not self.start and logged(folder):
+                self.start = now - child.began
+            if bool(since) != bool(unfinished(folder)):
+                writes += [now - since] if since else []
+                since = 0.0 if since else now
+            time.sleep(0.002)
+        self.write = statistics.median(writes)
 
 
 class Child:
     """A training process that runs."""
 
     def __init__(self, process: int):
-        self.process, self._began, self.seconds = process, time.monotonic(), 0.0
+        self.process, self.began, self.seconds = process, time.monotonic(), 0.0
 
     def over(self) -> bool:
         """Whether it has ended by itself; anything but success is our fault."""
         process, status = os.waitpid(self.process, os.WNOHANG)
         if not process:
-            if time.monotonic() - self._began > PATIENCE:
+            if time.monotonic() - self.began > PATIENCE:
                 self.kill()
                 raise SystemExit("a run hangs")
             return False
-        self.seconds = time.monotonic() - self._began
+        self.seconds = time.monotonic() - self.began
         if status:
             raise SystemExit(f"a run that nobody disturbed ended with {status}; see its said.txt")
         return True
@@ -138,10 +179,9 @@ def run(config: dict, workdir: Path, common: Path) -> Child:
         said = os.open(workdir / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            keep_programs(common / "programs")
+        keep_programs(os.environ.get("JAX_COMPILATION_CACHE_DIR") or common / "programs")
         loop.train(config, workdir)
-        (workdir / DIGESTS).write_text(json.dumps(digests(workdir)))
+        (workdir / DIGESTS).write_text(json.dumps(digests(workdir, config["train"]["steps"])))
         code = 0
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -149,30 +189,66 @@ def run(config: dict, workdir: Path, common: Path) -> Child:
 
 
 def strike(
-    child: Child, folder: Path, rng: random.Random, seconds: float, writing_share: float
+    child: Child, folder: Path, rng: random.Random, kind: str, target: int, pace: Pace
 ) -> str | None:
-    """Kills at a random moment; what was under way, or None where the run was quicker."""
-    if rng.random() < writing_share:  # within the writing of one of the next checkpoints
-        for _ in range(rng.randint(1, 6)):
-            for wanted in (False, True):
-                while bool(unfinished(folder)) != wanted:
-                    if child.over():
-                        return None
-                    time.sleep(0.0005)
-        time.sleep(rng.uniform(0, 0.05))
+    """Kills at a random moment of its kind; what was under way, or None where the run was quicker.
+
+    Args:
+        child: the process.
+        folder: its work folder.
+        rng: draws the moment.
+        kind: one of `KINDS`.
+        target: the step that has to be done before, but for "start".
+        pace: of an undisturbed run.
+    """
+    if kind == "start":
+        delay = rng.uniform(0, pace.start)
     else:
-        end = time.monotonic() + rng.uniform(0, seconds)
-        while time.monotonic() < end:
-            if child.over():
+        if not until(child, lambda: logged(folder) >= target):
+            return None
+        delay = rng.uniform(0, 2 * pace.write)
+        if kind == "write":
+            # The write of this moment, if any, ends first: the next one is met from its start.
+            if not until(child, lambda: not unfinished(folder)):
                 return None
-            time.sleep(0.001)
-    if child.over():
+            if not until(child, lambda: bool(unfinished(folder))):
+                return None
+            delay *= 0.35
+    end = time.monotonic() + delay
+    if not until(child, lambda: time.monotonic() >= end):
         return None
     child.kill()
+    if kind == "start":  # what the kill before left half written may still lie there
+        return "at the start"
     writing = unfinished(folder)
     if writing:
         return f"writing {writing[0].parent.name}"
-    return "between" if (folder / METRICS_FILE).exists() else "at the start"
+    step = logged(folder)
+    due = step % EVAL_EVERY == 0 and logged(folder, "eval") != step
+    return "evaluating" if due else "between"
+
+
+def until(child: Child, reached: Callable[[], bool]) -> bool:
+    """Waits for something; False where the process ended before."""
+    while not child.over():
+        if reached():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def logged(folder: Path, kind: str = "train") -> int:
+    """The last step in a run's log, of its lines of one kind."""
+    try:
+        lines = (folder / METRICS_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    steps = [0]
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError):  # a line that is being written
+            entry = json.loads(line)
+            steps += [entry["step"]] if entry["kind"] == kind else []
+    return max(steps)
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -208,12 +284,12 @@ def compare(folder: Path, whole: Path) -> list[str]:
     return wrong
 
 
-def digests(folder: Path) -> dict[str, str]:
+def digests(folder: Path, last: int) -> dict[str, str]:
     """A digest of every array of the last checkpoint."""
     found = {}
     with ocp.StandardCheckpointer() as checkpointer:
         for item in ("student", "training"):
-            tree = checkpointer.restore((folder / "checkpoints" / str(STEPS) / item).absolute())
+            tree = checkpointer.restore((folder / "checkpoints" / str(last) / item).absolute())
             for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
                 array = np.asarray(leaf)
                 words = f"{array.dtype} {array.shape}".encode() + array.tobytes()

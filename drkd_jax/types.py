@@ -25,14 +25,16 @@ else:
 
 
 class Batch(NamedTuple):
-    """Pictures as the loader hands them over: uint8, resized, padded, not yet mirrored.
+    """Pictures as the loader hands them over: resized, padded, not yet mirrored.
 
     A picture that only fills up the last batch has ``picture_valid`` False, ``sizes`` (0, 0) and
     no valid box. ``index`` is the picture's position in its source, the key to its id and to its
     random numbers; it is -1 for a filling picture.
     """
 
-    images: UInt8[Array, "B H W 3"]  # RGB; the picture sits in the top left corner, zeros elsewhere
+    # RGB, 0..255; the picture sits in the top left corner, zeros elsewhere. Floats (float32) where
+    # the resize rule keeps what it interpolates.
+    images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"]
     sizes: Int[Array, "B 2"]  # height, width of the picture on the canvas, pixels
     flip: Bool[Array, "B"]  # to be mirrored left to right on the device
     boxes: Float[Array, "B G 4"]  # before mirroring

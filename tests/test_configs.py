@@ -9,6 +9,8 @@ import pytest
 from drkd_jax.errors import UserError
 from drkd_jax.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 RECIPES = sorted(
     path.stem
     for path in (Path(__file__).parents[1] / "configs").glob("*.py")

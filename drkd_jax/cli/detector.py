@@ -13,10 +13,11 @@ from drkd_jax.data.records import Category
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import conventions
 from drkd_jax.models.folding import fold
-from drkd_jax.training.checkpoint import fill, load_detector
 from drkd_jax.training.evaluate import Predict, predictor
+from drkd_jax.training.loading import fill, load_detector
+from drkd_jax.training.pixels import read_pixels
 from drkd_jax.training.settings import EvalSettings, as_tuples, eval_settings, train_settings
-from drkd_jax.training.setup import read_pipeline, read_pixels
+from drkd_jax.training.setup import read_pipeline
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import Arrays
 from drkd_jax.weights.opening import open_weights
@@ -47,7 +48,7 @@ def load(workdir: str, which: str) -> Trained:
     config, mesh = about["config"], data_mesh()
     graph, state = nnx.split(detector)
     settings = eval_settings(config.get("eval") or {})
-    pixels = read_pixels(config, train_settings(config["train"]).precision)
+    pixels = read_pixels(config["data"], train_settings(config["train"]).precision)
     return Trained(
         config=config,
         step=step,
@@ -77,10 +78,8 @@ def load_weights(path: str, size: tuple[int, int] | None, batch_size: int) -> Tr
     about = weights.about
     if about.part != "detector":
         raise UserError(f"{path}: it has no detection head of ours, so it detects nothing")
-    pixels = conventions(about.settings.get("convention", "mmdet")).pixels
-    if pixels.channels != "rgb":
-        raise UserError(f"{path}: its network reads {pixels.channels}; pictures are read as rgb")
-    data = {"mean": pixels.mean, "std": pixels.std} | dict(about.data)
+    library = conventions(about.settings.get("convention", "mmdet"))
+    data = dict(about.data) if "mean" in about.data else dataclasses.asdict(library.pixels)
     data.pop("val", None)
     if size or "canvases" not in data:
         shorter, longer = size or (800, 1333)
@@ -98,6 +97,6 @@ def load_weights(path: str, size: tuple[int, int] | None, batch_size: int) -> Tr
         pipeline=read_pipeline(config, batch_size),
         eval=EvalSettings(batch_size=batch_size),
         mesh=mesh,
-        predict=predictor(graph, read_pixels(config, "float32"), mesh),
+        predict=predictor(graph, read_pixels(config["data"], "float32"), mesh),
         arrays=(put_everywhere(nnx.as_pure(state), mesh),),
     )

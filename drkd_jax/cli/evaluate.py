@@ -10,6 +10,7 @@ from drkd_jax.cli.arguments import Parser
 from drkd_jax.cli.detector import load, load_weights
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
+from drkd_jax.evaluation import EVALUATORS
 from drkd_jax.training.evaluate import evaluate, write_evaluation
 
 # As pycocotools prints them, so that they can be compared by eye.
@@ -46,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--size", type=_size, metavar="SxL", help="--weights: 800x1333 by default")
     parser.add_argument("--batch-size", type=int, default=1, help="--weights: pictures a step")
     parser.add_argument("--max-pictures", type=int, default=0, help="only the first so many")
+    parser.add_argument(
+        "--evaluator", choices=tuple(EVALUATORS), help="who scores; the run's own by default"
+    )
     parser.add_argument("--out", help="folder for the results")
     arguments = parser.parse_args(list(argv))
     if arguments.weights and not arguments.data:
@@ -72,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
     settings = trained.eval
     if arguments.max_pictures:
         settings = dataclasses.replace(settings, max_pictures=arguments.max_pictures)
+    if arguments.evaluator:
+        settings = dataclasses.replace(settings, evaluator=arguments.evaluator)
     numbers, found = evaluate(
         trained.predict,
         trained.arrays,

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
-from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
+from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError, stop_request
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe: configs/NAME.py, or configs/NAME.py:tiny for its small form."
@@ -77,18 +77,16 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _run(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
-    from drkd_jax.training.compilation_cache import keep_programs
-    from drkd_jax.training.loop import train
-    from drkd_jax.training.processes import connect
-
     try:
-        if _CACHE.value:
-            keep_programs(_CACHE.value)
         if _DISTRIBUTED.value:
-            connect(
-                _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value
-            )
-        train(_CONFIG.value.to_dict(), str(_WORKDIR.value), profile=_PROFILE.value)
+            _meet()  # a signal ends this wait at once; there is nothing to save
+        with stop_request():
+            from drkd_jax.training.compilation_cache import keep_programs
+            from drkd_jax.training.loop import train
+
+            if _CACHE.value:
+                keep_programs(_CACHE.value)
+            train(_CONFIG.value.to_dict(), str(_WORKDIR.value), profile=_PROFILE.value)
     except UserError as error:
         _fail(error, EXIT_USER)
     except NonFiniteError as error:
@@ -96,19 +94,26 @@ def _run(_: Sequence[str]) -> None:
     except InterruptedRunError as error:
         print(error, file=sys.stderr)
         raise SystemExit(_INTERRUPTED.value) from None
-    except Exception:
+    except Exception as error:
         if _DISTRIBUTED.value:
             traceback.print_exc()
-            _leave(EXIT_FAULT)
+            _leave(EXIT_FAULT, f"{type(error).__name__}: {error}")
         raise
 
 
-def _leave(code: int) -> None:
+def _meet() -> None:
+    from drkd_jax.training.processes import connect, listen
+
+    connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
+    listen()
+
+
+def _leave(code: int, words: str) -> None:
     """One of several processes leaves at once, or all would wait for each other."""
     if _DISTRIBUTED.value:
         from drkd_jax.training.processes import leave
 
-        leave(code)
+        leave(code, words)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
@@ -117,5 +122,5 @@ def _fail(error: Exception, code: int) -> NoReturn:
         words = f"{type(error).__name__}: {words}"
     print(f"error: {words}", file=sys.stderr)
     if flags.FLAGS.is_parsed():
-        _leave(code)
+        _leave(code, words)
     raise SystemExit(code) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from drkd_jax.data.transforms import RULES
 from drkd_jax.errors import UserError
 
 
@@ -23,6 +24,8 @@ class PipelineConfig:
         num_workers: reading processes; 0 reads in this one.
         prefetch: batches read ahead.
         drop_empty: leave out training pictures without a box, or with a side under 32 pixels.
+        resize: the library by whose rule pictures are resized, see ``transforms.RULES``. Under
+            "torchvision" a batch holds floats, four times the bytes.
         on_error: "stop" at a picture that cannot be read, or "skip" it; see ``skipped.py``.
     """
 
@@ -37,6 +40,7 @@ class PipelineConfig:
     num_workers: int = 0
     prefetch: int = 4
     drop_empty: bool = True
+    resize: str = "mmdet"
     on_error: str = "stop"
 
     def __post_init__(self):
@@ -48,6 +52,8 @@ class PipelineConfig:
                 raise UserError(f"{field} = {getattr(self, field)}: must not be negative")
         if self.on_error not in ("stop", "skip"):
             raise UserError(f'on_error = "{self.on_error}": wanted "stop" or "skip"')
+        if self.resize not in RULES:
+            raise UserError(f'resize = "{self.resize}": one of {", ".join(RULES)}')
         if not 0 <= self.flip <= 1:
             raise UserError(f"flip = {self.flip}: a probability lies between 0 and 1")
         if self.longer < self.shorter:

@@ -35,7 +35,9 @@ def fit_all(source: Source, config: PipelineConfig, indices: np.ndarray) -> Fits
     for at, index in enumerate(indices):
         _, height, width, num_boxes = source.meta(int(index))
         if (height, width) not in known:
-            chosen, size = fit(height, width, config.shorter, config.longer, config.canvases)
+            chosen, size = fit(
+                height, width, config.shorter, config.longer, config.canvases, config.resize
+            )
             known[height, width] = chosen, size[0] * size[1]
         canvas[at], pixels[at] = known[height, width]
         left_out[at] = max(0, num_boxes - config.max_boxes)

@@ -6,7 +6,7 @@ Letters: B pictures of a batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grain
@@ -152,6 +152,15 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         counts = self._counter.take()
         return counts | ({} if self._skips is None else {"skipped": float(self.num_skipped)})
 
+    def share_skipped(self, union: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Has every host know what all of them skipped; see ``SkipList.share``.
+
+        Raises:
+            UserError: more than 1 % of the pictures, on every host alike.
+        """
+        if self._skips is not None:
+            self._skips.share(union)
+
     @property
     def num_skipped(self) -> int:
         """Pictures that were skipped so far."""
@@ -214,6 +223,15 @@ class EvalBatches:
             if self._skips is not None:
                 self._skips.add(self._reader.missing(number, batch))
             yield batch
+
+    def share_skipped(self, union: Callable[[np.ndarray], np.ndarray]) -> None:
+        """As of ``TrainIterator``.
+
+        Raises:
+            UserError: more than 1 % of the pictures, on every host alike.
+        """
+        if self._skips is not None:
+            self._skips.share(union)
 
     @property
     def num_skipped(self) -> int:

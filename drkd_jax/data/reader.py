@@ -42,7 +42,7 @@ class BatchReader:
         indices, flip = planned.indices[self.rows], planned.flip[self.rows]
         B, G = len(indices), config.max_boxes
         batch = Batch(
-            images=np.zeros((B, height, width, 3), np.uint8),
+            images=np.zeros((B, height, width, 3), pixel_type(config)),
             sizes=np.zeros((B, 2), np.int32),
             flip=flip.copy(),
             boxes=np.zeros((B, G, 4), np.float32),
@@ -70,7 +70,7 @@ class BatchReader:
     def _fill(self, batch: Batch, row: int, index: int) -> None:
         config, record = self.config, self.source.record(index)
         height, width = record.image.shape[:2]
-        _, size = fit(height, width, config.shorter, config.longer, config.canvases)
+        _, size = fit(height, width, config.shorter, config.longer, config.canvases, config.resize)
         scale = np.array([size[1] / width, size[0] / height], np.float32)
         place(np.asarray(batch.images)[row], record.image, size)
         batch.sizes[row], batch.scale[row] = size, scale
@@ -79,6 +79,11 @@ class BatchReader:
         batch.boxes[row, :n] = scale_boxes(record.boxes[trained], scale, size)
         batch.labels[row, :n] = record.labels[trained]
         batch.valid[row, :n] = True
+
+
+def pixel_type(config: PipelineConfig) -> type[np.generic]:
+    """What a batch holds for each colour of a pixel: bytes, or floats of 0 to 255."""
+    return np.uint8 if config.resize == "mmdet" else np.float32
 
 
 class TimedReader:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class SkipList:
     Args:
         source: where they are from. Entries of its instances file that were left out are listed
             as well.
-        total: pictures in use; more than 1 % of them left out is an error.
+        total: pictures in use over all hosts; more than 1 % of them left out is an error. What
+            other hosts met counts as well, once ``share`` has told.
         path: the list, one json object a line, each fault once, also over several runs. None
             keeps none.
 
@@ -78,6 +80,17 @@ class SkipList:
                 f"{next(reversed(self.reasons.values()))}{where}. Mend them, or leave them out of "
                 "the instances file (`prepare --check SOURCE` lists all faults)"
             )
+
+    def share(self, union: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Notes what other hosts had to leave out; all of them call it at the same place.
+
+        Args:
+            union: takes whole numbers of this host ``[n]`` and returns those of all.
+
+        Raises:
+            UserError: more than 1 % of the pictures could not be read, by whomever.
+        """
+        self.add(union(np.array(sorted(self.reasons), np.int64)))
 
     def _write(self, line: dict[str, Any]) -> None:
         key = _key(line)

@@ -1,4 +1,4 @@
-"""Resize by mmdetection's rule, choose a canvas, lay the picture into it.
+"""Resize by a library's rule, choose a canvas, lay the picture into it.
 
 Letters: H W canvas pixels, h w picture pixels, n boxes.
 """
@@ -11,25 +11,44 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+#: Rules for the sides of a resized picture and for what is interpolated.
+#:
+#: "mmdet": a side is rounded half up; bytes are interpolated and rounded to bytes again.
+#: "torchvision": a side is cut to whole pixels, and misses one where its scale is rounded (of 427
+#: pixels it makes 799 for 800); floats are interpolated and stay floats.
+RULES = ("mmdet", "torchvision")
 
-def scaled_side(side: int, scale: float) -> int:
-    """A side after resizing: rounded half up, never 0.
 
-    Source: open-mmlab/mmcv, mmcv/image/geometric.py (``int(side * scale + 0.5)``).
+def scaled_side(side: int, scale: float, rule: str = "mmdet") -> int:
+    """A side after resizing: rounded half up, or cut ("torchvision"); never 0.
+
+    Source: open-mmlab/mmcv, mmcv/image/geometric.py (``int(side * scale + 0.5)``); PyTorch,
+    torch/nn/functional.py (``interpolate`` with ``recompute_scale_factor``).
     """
-    return max(1, int(side * scale + 0.5))
+    return max(1, int(side * scale + (0.5 if rule == "mmdet" else 0.0)))
 
 
-def resize_scale(height: int, width: int, shorter: int, longer: int) -> float:
+def resize_scale(height: int, width: int, shorter: int, longer: int, rule: str = "mmdet") -> float:
     """The scale that brings the shorter side to ``shorter``, or less for ``longer`` to hold.
 
-    Source: open-mmlab/mmcv, mmcv/image/geometric.py (``rescale_size``).
+    Source: open-mmlab/mmcv, mmcv/image/geometric.py (``rescale_size``); pytorch/vision,
+    torchvision/models/detection/transform.py (``_resize_image_and_masks``, a number over a float32
+    tensor: PyTorch multiplies by the reciprocal).
     """
-    return min(longer / max(height, width), shorter / min(height, width))
+    large, small = max(height, width), min(height, width)
+    if rule == "mmdet":
+        return min(longer / large, shorter / small)
+    per_pixel = np.float32(1) / np.array([large, small], np.float32)
+    return float(np.min(per_pixel * np.array([longer, shorter], np.float32)))
 
 
 def fit(
-    height: int, width: int, shorter: int, longer: int, canvases: Sequence[tuple[int, int]]
+    height: int,
+    width: int,
+    shorter: int,
+    longer: int,
+    canvases: Sequence[tuple[int, int]],
+    rule: str = "mmdet",
 ) -> tuple[int, tuple[int, int]]:
     """Chooses a canvas for a picture and its size on it.
 
@@ -43,12 +62,13 @@ def fit(
         shorter: wanted pixels of the shorter side.
         longer: limit of the longer side.
         canvases: (height, width) of each canvas.
+        rule: one of `RULES`.
 
     Returns:
         The canvas's position, and (height, width) of the picture on it.
     """
-    scale = resize_scale(height, width, shorter, longer)
-    size = scaled_side(height, scale), scaled_side(width, scale)
+    scale = resize_scale(height, width, shorter, longer, rule)
+    size = scaled_side(height, scale, rule), scaled_side(width, scale, rule)
 
     def mismatch(canvas: tuple[int, int]) -> bool:
         return (width < height) != (canvas[1] < canvas[0])
@@ -62,19 +82,23 @@ def fit(
         key=lambda c: (mismatch(c), -min(c[0] / height, c[1] / width), c[0] * c[1]),
     )
     scale = min(scale, best[0] / height, best[1] / width)
-    size = min(scaled_side(height, scale), best[0]), min(scaled_side(width, scale), best[1])
-    return list(canvases).index(best), size
+    sides = scaled_side(height, scale, rule), scaled_side(width, scale, rule)
+    return list(canvases).index(best), (min(sides[0], best[0]), min(sides[1], best[1]))
 
 
 def place(
-    canvas: UInt8[np.ndarray, "H W 3"],
+    canvas: UInt8[np.ndarray, "H W 3"] | Float32[np.ndarray, "H W 3"],
     image: UInt8[np.ndarray, "h w 3"],
     size: tuple[int, int],
 ) -> None:
-    """Resizes a picture (bilinear, uint8, no antialias) into the canvas's top left corner."""
+    """Resizes a picture (bilinear, no antialias) into the canvas's top left corner.
+
+    On a canvas of bytes the result is rounded to bytes, on one of floats it is not.
+    """
     height, width = size
     if image.shape[:2] != size:
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        given = image.astype(canvas.dtype, copy=False)
+        image = cv2.resize(given, (width, height), interpolation=cv2.INTER_LINEAR)
     canvas[:height, :width] = image
 
 

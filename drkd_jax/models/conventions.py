@@ -46,20 +46,23 @@ class Pixels:
         mean: subtracted from the channels, 0..255, in the order of ``channels``.
         std: divided by, after that.
         channels: order in which the network reads the colours.
-        rounding: of a side after scaling: "nearest" (halves up) or "floor".
-        resized: what is interpolated, without antialiasing: the "bytes" of the picture, or
-            "floats" that are normalised already and are not rounded again.
+        resize: the rule for the sides of a resized picture and for what is interpolated, see
+            `data.transforms.RULES`.
     """
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     channels: Literal["rgb", "bgr"] = "rgb"
-    rounding: Literal["nearest", "floor"] = "nearest"
-    resized: Literal["bytes", "floats"] = "bytes"
+    resize: Literal["mmdet", "torchvision"] = "mmdet"
 
 
-#: mmdetection's backbones of Caffe's age (``caffe`` in a checkpoint's name).
+#: mmdetection's models on backbones of Caffe and Detectron (``caffe``, ``gn-all`` in their names).
 CAFFE_PIXELS = Pixels(mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), channels="bgr")
+
+#: mmdetection's models on the ResNeXt-101-32x8d of Caffe2.
+CAFFE2_PIXELS = Pixels(
+    mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395), channels="bgr"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,7 @@ TORCHVISION = Conventions(
     roi_aligned=False,
     region_level_rule="torchvision",
     train_norms=False,
-    pixels=Pixels(rounding="floor", resized="floats"),
+    pixels=Pixels(resize="torchvision"),
 )
 
 CONVENTIONS: Mapping[str, Conventions] = MappingProxyType(

@@ -2,7 +2,7 @@
 
 Letters: B pictures, h w C one feature map.
 
-Sums run in float32 whatever the compute dtype; the result has the input's dtype.
+Sums run in float32 at least, whatever the compute dtype; the result has the input's dtype.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class BatchNorm(nnx.Module):
             raise UserError(
                 f"backbone.norm_batch is {size}, which does not divide the batch of {B} pictures"
             )
-        wide = x.astype(jnp.float32).reshape(B // size, size, h, w, C)
-        weight = picture_valid.astype(jnp.float32).reshape(B // size, size, 1, 1, 1)
+        wide = _widened(x).reshape(B // size, size, h, w, C)
+        weight = picture_valid.astype(wide.dtype).reshape(B // size, size, 1, 1, 1)
         pixels = weight.sum(axis=(1, 2, 3, 4), keepdims=True) * (h * w)
         count = jnp.maximum(pixels, 1.0)
         mean = jnp.sum(wide * weight, axis=(1, 2, 3), keepdims=True) / count
@@ -121,7 +121,7 @@ class GroupNorm(nnx.Module):
     ) -> Float[jax.Array, "B h w C"]:
         """Normalise; ``picture_valid`` changes nothing here."""
         B, h, w, C = x.shape
-        wide = x.astype(jnp.float32).reshape(B, h * w, self.groups, C // self.groups)
+        wide = _widened(x).reshape(B, h * w, self.groups, C // self.groups)
         mean = wide.mean(axis=(1, 3), keepdims=True)
         var = jnp.square(wide - mean).mean(axis=(1, 3), keepdims=True)
         inverse = jax.lax.rsqrt(var + EPSILON)
@@ -146,7 +146,11 @@ def group_count(channels: int) -> int:
 def _affine(
     x: Float[jax.Array, "B h w C"], factor: Float[jax.Array, "..."], shift: Float[jax.Array, "..."]
 ) -> Float[jax.Array, "B h w C"]:
-    return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
+    return (_widened(x) * factor + shift).astype(x.dtype)
+
+
+def _widened(x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
+    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
 
 
 class NoNorm(nnx.Module):

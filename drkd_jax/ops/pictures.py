@@ -1,4 +1,4 @@
-"""From the loader's bytes to what a network sees, on the device.
+"""From the loader's pictures to what a network sees, on the device.
 
 Letters: B pictures, H W pixels of the canvas, G padded ground truths.
 """
@@ -20,6 +20,7 @@ def prepare(
     mean: Sequence[float | int],
     std: Sequence[float | int],
     dtype: Any = jnp.float32,
+    channels: str = "rgb",
 ) -> tuple[Float[Array, "B H W 3"], Targets]:
     """Normalises pictures and mirrors those that are marked, with their boxes.
 
@@ -27,10 +28,11 @@ def prepare(
     Padding is 0 after normalisation, whatever the mean.
 
     Args:
-        batch: uint8 pictures as the loader hands them over.
-        mean: Subtracted from R, G, B (0..255).
+        batch: pictures as the loader hands them over, RGB.
+        mean: Subtracted from the colours (0..255), in the order of ``channels``.
         std: Divided by, after that.
         dtype: Of the pictures that come back; the arithmetic is float32.
+        channels: "rgb" or "bgr", the order in which the network reads the colours.
 
     Returns:
         Pictures ``[B, H, W, 3]``, and the targets; rows of boxes that are not valid stay as they
@@ -45,9 +47,11 @@ def prepare(
 
     flip = jnp.asarray(batch.flip)
     source = jnp.where(flip[:, None] & inside_x, widths - 1 - x, x)
-    # Moved as bytes: a quarter of the traffic of moving floats.
+    # Moved as they came: bytes are a quarter of the traffic of floats.
     images = jnp.take_along_axis(jnp.asarray(batch.images), source[:, None, :, None], axis=2)
     shift, scale = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    if channels == "bgr":
+        images = images[..., ::-1]
     normalised = (images.astype(jnp.float32) - shift) / scale
     normalised = jnp.where(inside[..., None], normalised, 0.0).astype(dtype)
 

@@ -13,6 +13,7 @@ Every model is run from the padded tensor on, by the library's own functions.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -38,10 +39,13 @@ from torch import Tensor, nn
 from drkd_jax.reference.probes import (
     GAP,
     bisect,
+    gradients,
     nms_fault,
     outputs_of,
     recorded,
+    replayed,
     spread,
+    widened,
 )
 from drkd_jax.reference.seeded import Drawn, pictures, thin, weight
 
@@ -229,21 +233,26 @@ def _scores_fault(pictures_scores: list[Tensor]) -> str:
 
 
 def training(
-    net: nn.Module, model: Model, images: Tensor, given: list[DetDataSample], gradients: bool
+    net: nn.Module,
+    model: Model,
+    images: Tensor,
+    given: list[DetDataSample],
+    with_gradients: bool,
 ) -> dict[str, np.ndarray]:
-    """What was matched and sampled, the losses, and the gradient of their sum."""
+    """What was matched and sampled, the losses, and the gradient of their sum in float64."""
     net.train()  # the backbone keeps its statistics and its frozen stages, as its config says
-    net.zero_grad(set_to_none=True)
     torch.manual_seed(model.seed)
     head = net.bbox_head if model.detector == "retinanet" else net.rpn_head
     found: dict[str, Any] = {}
+    draws: list[Any] = []  # the second stage's
     with recorded(head, "get_targets") as targets:
         if model.detector == "retinanet":
             losses = net.loss(images, given)
         else:
             with recorded(net.roi_head, "bbox_loss") as second:
                 losses = net.loss(images, given)
-            for b, sampled in enumerate(second.given[0][1]):
+            draws = second.given[0][1]
+            for b, sampled in enumerate(draws):
                 found[f"sampled.boxes.{b}"] = sampled.priors
                 found[f"sampled.labels.{b}"] = sampled.pos_gt_labels.int()
                 found[f"sampled.truths.{b}"] = sampled.pos_assigned_gt_inds.int()
@@ -255,23 +264,47 @@ def training(
         if model.detector != "retinanet":
             found[f"anchors.negative.{b}"] = negative
         found[f"anchors.negatives.{b}"] = torch.tensor(len(negative))
-    sums = {
-        name: sum(value) if isinstance(value, (list, tuple)) else value
-        for name, value in losses.items()
-        if "loss" in name
-    }
-    found |= {f"losses.{name}": value for name, value in sums.items()}
+    found |= {f"losses.{name}": value for name, value in sums(losses).items()}
     answers = {name: value.detach().numpy() for name, value in found.items()}
-    if gradients:
-        total: Any = sum(sums.values())
-        total.backward()
-        for name, parameter in net.named_parameters():
-            if parameter.grad is not None:
-                pulled = parameter.grad
-                answers[f"gradients.{name}"] = thin(name, pulled.numpy(), model.keep // 8)
-                answers[f"norms.{name}"] = np.float32(pulled.norm())
+    if with_gradients:
+
+        def total() -> Tensor:
+            """The losses again, by the same draws."""
+            maps = net.extract_feat(images.double())
+            truths = [sample.gt_instances for sample in given]
+            metas = [sample.metainfo for sample in given]
+            with replayed(head, "get_targets", widened(targets.said)):
+                again = sums(head.loss_by_feat(*head(maps), truths, metas))
+            if draws:
+                again |= sums(net.roi_head.bbox_loss(maps, [wide_draw(one) for one in draws]))
+            assert len(again) == sum(name.startswith("losses.") for name in answers)
+            return sum(again.values())
+
+        for name, pulled in gradients(net, total).items():
+            values = pulled.numpy().astype(np.float32)
+            answers[f"gradients.{name}"] = thin(name, values, model.keep // 8)
+            answers[f"norms.{name}"] = np.float32(pulled.norm())
     net.eval()
     return answers
+
+
+def wide_draw(sampled: Any) -> Any:
+    """A draw of regions with its boxes in float64."""
+    wide = copy.copy(sampled)
+    for name, value in vars(sampled).items():
+        setattr(wide, name, widened(value))
+    return wide
+
+
+def sums(losses: dict[str, Any]) -> dict[str, Any]:
+    """The losses among what a head returns, those of levels added up."""
+    flat: dict[str, Any] = {}
+    for name, value in losses.items():
+        if isinstance(value, dict):
+            flat |= sums(value)
+        elif "loss" in name:
+            flat[name] = sum(value) if isinstance(value, (list, tuple)) else value
+    return flat
 
 
 def answer(model: Model) -> dict[str, Any]:
@@ -304,7 +337,7 @@ def answer(model: Model) -> dict[str, Any]:
         else:
             raise SystemExit(f"{model.name}, batch {i}: nothing to compare in {dict(faults)}")
         if model.detector in ("faster_rcnn", "retinanet"):
-            found |= training(net, model, images, given, gradients=i == 0)
+            found |= training(net, model, images, given, with_gradients=i == 0)
         tensors |= {f"{i}|{name}": value for name, value in found.items()}
         tensors[f"{i}|seed"] = np.int64(seed)
     return tensors

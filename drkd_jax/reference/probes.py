@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,66 @@ def recorded(owner: Any, name: str) -> Iterator[Recorder]:
         yield recorder
     finally:
         setattr(owner, name, recorder.inner)
+
+
+@contextmanager
+def replayed(owner: Any, name: str, said: Sequence[Any]) -> Iterator[None]:
+    """An attribute that is called, answering what it said another time.
+
+    Args:
+        owner: whose attribute.
+        name: of it.
+        said: the answers to give, one after another.
+    """
+    inner = getattr(owner, name)
+    setattr(owner, name, Replayer(inner, said))
+    try:
+        yield
+    finally:
+        setattr(owner, name, inner)
+
+
+class Replayer:
+    """Looks like something, and answers calls from a list."""
+
+    def __init__(self, inner: Any, said: Sequence[Any]):
+        self.inner, self.left = inner, iter(said)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """The next answer."""
+        return next(self.left)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def widened(value: Any) -> Any:
+    """Float tensors in nested lists and tuples as float64, anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(widened(item) for item in value)
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    return value
+
+
+def gradients(net: nn.Module, total: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """Gradients of a sum of losses that is computed in float64, by name of the parameter.
+
+    In float32 a few ReLUs of a large network get inputs within rounding of 0. Whichever side
+    they fall on, a gradient moves by the root of their share, a thousandth and more: far over
+    what two right answers differ by otherwise.
+
+    Args:
+        net: float32; its parameters are float64 while ``total`` runs.
+        total: runs the network on float64 tensors.
+    """
+    net.zero_grad(set_to_none=True)
+    net.double()
+    total().backward()
+    found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad(set_to_none=True)
+    net.float()
+    return found
 
 
 def spread(layer: nn.Module, outputs: Tensor, mean: float, std: float) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,16 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from drkd_jax.reference.probes import GAP, TIES, outputs_of, recorded, spread
+from drkd_jax.reference.probes import (
+    GAP,
+    TIES,
+    gradients,
+    outputs_of,
+    recorded,
+    replayed,
+    spread,
+    widened,
+)
 from drkd_jax.reference.seeded import Drawn, Model, pictures, thin, weight
 
 DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
@@ -235,7 +244,7 @@ def answer(model: Model) -> dict[str, Any]:
             print(f"{model.name}, batch {i}, seed {seed}: {fault}", file=sys.stderr, flush=True)
         else:
             raise SystemExit(f"{model.name}, batch {i}: no detections that are clear of each other")
-        found |= training(net, model, drawn, singles, gradients=i == 0)
+        found |= training(net, model, drawn, singles, with_gradients=i == 0)
         tensors |= {f"{i}|{name}": value for name, value in found.items()}
         tensors[f"{i}|seed"] = np.int64(seed)
     return tensors
@@ -292,9 +301,9 @@ def inference(net: nn.Module, model: Model, run: Callable[[], Any]) -> tuple[dic
 
 
 def training(
-    net: nn.Module, model: Model, drawn: Drawn, singles: list[Tensor], gradients: bool
+    net: nn.Module, model: Model, drawn: Drawn, singles: list[Tensor], with_gradients: bool
 ) -> dict[str, np.ndarray]:
-    """What was matched and sampled, the losses, and the gradient of their sum."""
+    """What was matched and sampled, the losses, and the gradient of their sum in float64."""
     faster = model.detector == "faster_rcnn"
     targets = [
         {"boxes": torch.from_numpy(b), "labels": torch.from_numpy(k).long() + faster}
@@ -304,38 +313,44 @@ def training(
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # statistics stay, scale and bias are trained
-    net.zero_grad(set_to_none=True)
     torch.manual_seed(model.seed)
+    asked: list[tuple[Any, str]] = [(net.rpn if faster else net, "proposal_matcher")]
+    if faster:
+        asked += [(net.rpn, "fg_bg_sampler"), (net.roi_heads, "select_training_samples")]
+    with ExitStack() as stack:
+        matcher, *draws = [stack.enter_context(recorded(*place)) for place in asked]
+        losses = net(singles, targets)
     found: dict[str, Any] = {}
     if faster:
-        with (
-            recorded(net.rpn, "proposal_matcher") as matcher,
-            recorded(net.rpn, "fg_bg_sampler") as sampler,
-            recorded(net.roi_heads, "select_training_samples") as second,
-        ):
-            losses = net(singles, targets)
-        positive, negative = sampler.said[0]
-        regions, truths, labels, _ = second.said[0]
+        positive, negative = draws[0].said[0]
+        regions, truths, labels, _ = draws[1].said[0]
         for b in range(len(singles)):
             found[f"anchors.positive.{b}"] = torch.where(positive[b])[0].int()
             found[f"anchors.negative.{b}"] = torch.where(negative[b])[0].int()
             found[f"sampled.boxes.{b}"] = regions[b]
             found[f"sampled.labels.{b}"] = labels[b].int()
             found[f"sampled.truths.{b}"] = truths[b].int()
-    else:
-        with recorded(net, "proposal_matcher") as matcher:
-            losses = net(singles, targets)
     for b, said in enumerate(matcher.said):
         found[f"matched.{b}"] = said.to(torch.int16)
     found |= {f"losses.{name}": value for name, value in losses.items()}
     answers = {name: value.detach().numpy() for name, value in found.items()}
-    if gradients:
-        sum(losses.values()).backward()
-        for name, parameter in net.named_parameters():
-            pulled = parameter.grad
-            assert pulled is not None, f"{name} has no gradient"
-            answers[f"gradients.{name}"] = thin(name, pulled.numpy(), model.keep)
-            answers[f"norms.{name}"] = np.float32(pulled.norm())
+    if with_gradients:
+
+        def total() -> Tensor:
+            """The losses again, by the same draws."""
+            given = [{**target, "boxes": target["boxes"].double()} for target in targets]
+            with ExitStack() as stack:
+                for place, recorder in zip(asked, (matcher, *draws), strict=True):
+                    stack.enter_context(replayed(*place, widened(recorder.said)))
+                return sum(net(widened(singles), given).values())
+
+        net.transform.tensor = net.transform.tensor.double()
+        pulled = gradients(net, total)
+        for name, _ in net.named_parameters():
+            assert name in pulled, f"{name} has no gradient"
+            values = pulled[name].numpy().astype(np.float32)
+            answers[f"gradients.{name}"] = thin(name, values, model.keep)
+            answers[f"norms.{name}"] = np.float32(pulled[name].norm())
     net.eval()
     return answers
 

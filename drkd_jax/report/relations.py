@@ -17,7 +17,6 @@ from jaxtyping import Float, Int, UInt8
 
 from drkd_jax import distill, models
 from drkd_jax.data.pipeline import eval_batches
-from drkd_jax.ops.pictures import prepare
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import replicated
@@ -85,9 +84,10 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
             name: nnx.merge(graph, state.params[name], state.rest[name], copy=True)
             for name, graph in graphs.items()
         }
-        images, targets = prepare(batch, run.pixels.mean, run.pixels.std, run.pixels.dtype)
+        images, targets = run.pixels.prepare(batch)
+        seen = run.recipe.for_teacher(batch, images)
         features: dict[str, Features] = {
-            "teacher": nnx.merge(teacher_graph, teacher, copy=True).features(images),
+            "teacher": nnx.merge(teacher_graph, teacher, copy=True).features(seen),
             "student": modules["student"].features(images),
         }
         pixel: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
     valid = np.asarray(batch.valid[0])
     num_boxes = int(valid.sum())
     return Relations(
-        image=np.asarray(batch.images[0, :height, :width]),
+        image=np.rint(batch.images[0, :height, :width]).astype(np.uint8),
         boxes=np.asarray(batch.boxes[0])[valid],
         labels=np.asarray(batch.labels[0])[valid],
         stride=pair.stride,

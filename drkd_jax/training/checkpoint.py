@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the only file that knows orbax.
+"""Checkpoints of a run, written and read by orbax; others read them by `loading`.
 
 A work folder holds `checkpoints/STEP` (the last few: everything a run needs to go on) and
 `best/STEP` (the student with the highest AP so far). Both keep the student apart from the rest,
@@ -16,22 +16,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
 
-from drkd_jax import models
 from drkd_jax.errors import UserError
-from drkd_jax.training.settings import as_tuples, train_settings
+from drkd_jax.training.loading import WHICH, stored
 from drkd_jax.training.state import Arrays, TrainState, flatten, num_parameters, unflatten
-from drkd_jax.training.writing import is_refused_write, reason, told
-
-WHICH = {"last": "checkpoints", "best": "best"}
+from drkd_jax.training.writing import held_back, is_refused_write, reason, told
 
 
 class Checkpoints:
@@ -53,6 +49,7 @@ class Checkpoints:
                     _remove_unfinished(workdir / name)
             self._last = _manager(workdir / WHICH["last"], keep)
             self._best = _manager(workdir / WHICH["best"], 1)
+        self._under_way: dict[str, int] = {}  # steps that a thread may still be writing, by folder
 
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint."""
@@ -145,110 +142,51 @@ class Checkpoints:
         optimiser = unflatten(rest.get("optimiser", {}), like.opt_state)
         return TrainState(rest["step"], params, others, optimiser)
 
+    def wait(self) -> None:
+        """Waits until everything is on the disk.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        for manager in (self._last, self._best):
+            step = self._under_way.pop(str(manager.directory), None)
+            if step is not None:
+                self._refused(manager, step, manager.wait_until_finished)
+
     def close(self) -> None:
-        """Waits until everything is on the disk."""
+        """Ends orbax's threads; `wait` comes first where a write must not be lost unseen."""
         for manager in (self._last, self._best):
             with contextlib.suppress(ValueError):  # a failed write was told when it failed
                 manager.close()
 
     def _write(self, manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:
-        try:
-            manager.save(step, args=ocp.args.Composite(**items), force=True)
-            if jax.default_backend() == "cpu":
-                # On a CPU host and device share memory: the next step would write into it.
-                manager.wait_until_finished()
-        except Exception as error:
-            if not is_refused_write(error):
-                raise
-            folder = Path(manager.directory)
-            _remove_unfinished(folder)
-            raise UserError(
-                f"{folder}: step {step} cannot be written ({reason(error)}); "
-                "the checkpoints before it are whole"
-            ) from error
-
-
-def load_arrays(workdir: str | Path, which: str = "best") -> tuple[dict[str, Any], dict, int]:
-    """The student's arrays, by flat name, from a work folder.
-
-    Args:
-        workdir: of a training run.
-        which: "best" (or, where nothing was evaluated, the last) or "last".
-
-    Returns:
-        (NumPy arrays by name, the JSON part, step).
-
-    Raises:
-        UserError: there is no checkpoint.
-    """
-    workdir = Path(workdir).absolute()
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    if which not in WHICH:
-        raise UserError(f"--which={which}: one of {', '.join(WHICH)}")
-    if not workdir.is_dir():
-        raise UserError(f"{workdir}: no such folder; it should be the work folder of a run")
-    for name in [which] if which == "last" else ["best", "last"]:
-        folder = workdir / WHICH[name]
-        if not folder.is_dir():
-            continue
-        manager = ocp.CheckpointManager(
-            folder, options=ocp.CheckpointManagerOptions(read_only=True)
+        self.wait()  # a write that comes to nothing is told under its own name
+        self._under_way[str(manager.directory)] = step
+        self._refused(
+            manager,
+            step,
+            lambda: manager.save(step, args=ocp.args.Composite(**items), force=True),
         )
-        step = manager.latest_step()
-        if step is None:
-            continue
-        item = folder / str(step) / "student"
-        with ocp.StandardCheckpointer() as checkpointer:
-            target = {name: np.empty(*leaf) for name, leaf in _stored(item).items()}
-            arrays = checkpointer.restore(item, target)
-        about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-        manager.close()
-        return arrays, about["about"], step
-    raise UserError(f"{workdir}: holds no checkpoint yet; train there first (train.py --workdir)")
+        if jax.default_backend() == "cpu":
+            # On a CPU host and device share memory: the next step would write into it.
+            self.wait()
 
-
-def load_detector(
-    workdir: str | Path, which: str = "best", dtype: Any = None
-) -> tuple[Any, dict[str, Any], int]:
-    """The detector that a run trained, built by the checkpoint's own config.
-
-    Args:
-        workdir: of a training run.
-        which: "best" or "last".
-        dtype: what it computes in; None takes the precision of its training.
-
-    Returns:
-        (detector, {"config": ..., "categories": [[id, name], ...], ...}, step).
-
-    Raises:
-        UserError: no checkpoint, or its arrays are not those of its config.
-    """
-    arrays, about, step = load_arrays(workdir, which)
-    about["config"] = as_tuples(about["config"])
-    dtype = dtype or train_settings(about["config"]["train"]).precision
-    student = about["config"]["student"]
-    settings = {key: value for key, value in student.items() if key != "init"}
-    detector = models.abstract_detector(settings, len(about["categories"]), dtype=dtype)
-    return fill(detector, arrays, str(workdir)), about, step
-
-
-def fill(module: Any, arrays: Mapping[str, Any], where: str) -> Any:
-    """Puts arrays, by flat name, into a module of the same names and shapes.
-
-    Raises:
-        UserError: names or shapes that differ, with the first of them.
-    """
-    graph, state = nnx.split(module)
-    pure = nnx.as_pure(state)
-    wanted = {name: tuple(leaf.shape) for name, leaf in flatten(pure).items()}
-    found = {name: tuple(leaf.shape) for name, leaf in arrays.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise UserError(
-                f"{where}: {name} is {found.get(name, 'missing')} in the checkpoint and "
-                f"{wanted.get(name, 'not there')} in the model"
-            )
-    return nnx.merge(graph, unflatten({k: jax.numpy.asarray(v) for k, v in arrays.items()}, pure))
+    def _refused(self, manager: ocp.CheckpointManager, step: int, write: Callable[[], Any]) -> None:
+        """Calls `write`; raises `UserError` where the system refuses."""
+        with held_back() as said:
+            try:
+                write()
+            except Exception as error:
+                if not is_refused_write(error):
+                    raise
+                folder = Path(manager.directory)
+                self._under_way.clear()
+                _remove_unfinished(folder, quiet=1.0)
+                said[:] = [each for each in said if not _echoes(each.exc_value)]
+                raise UserError(
+                    f"{folder}: step {step} cannot be written ({reason(error)}); "
+                    "the checkpoints before it are whole"
+                ) from error
 
 
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
@@ -260,24 +198,38 @@ def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
     )
 
 
-def _remove_unfinished(folder: Path) -> None:
-    """What a killed or a failed write left: it has no use, and takes the room of the next one."""
-    for path in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+def _remove_unfinished(folder: Path, quiet: float = 0.0) -> None:
+    """What a killed or a failed write left: it has no use, and takes the room of the next one.
+
+    Of a failed write, threads may still be at its other arrays, and make their folders again:
+    `quiet` is for how many seconds nothing may come back (at most ten times as long in all).
+    """
+    begun = seen = time.monotonic()
+    while True:
+        for path in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+            seen = time.monotonic()
+        now = time.monotonic()
+        if now - seen >= quiet or now - begun >= 10 * quiet:
+            return
+        time.sleep(quiet / 10)
 
 
-def _stored(item: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shape and dtype of every array of an item, by flat name."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        leaves = flatten(checkpointer.metadata(item).item_metadata.tree)
-    return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
+def _echoes(error: BaseException | None) -> bool:
+    """Whether what a thread could tell nobody comes of a write that was refused.
+
+    The threads at the other arrays find their event loop gone with the first one's error.
+    """
+    if isinstance(error, RuntimeError) and "Event loop is closed" in str(error):
+        return True
+    return isinstance(error, Exception) and is_refused_write(error)
 
 
 def _check_fits(item: Path, wanted: Mapping[str, Any]) -> None:
-    stored = {name: shape for name, (shape, _) in _stored(item).items()}
+    there = {name: shape for name, (shape, _) in stored(item).items()}
     asked = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
     wrong = sorted(
-        name for name in stored.keys() | asked.keys() if stored.get(name) != asked.get(name)
+        name for name in there.keys() | asked.keys() if there.get(name) != asked.get(name)
     )
     if wrong:
         raise UserError(

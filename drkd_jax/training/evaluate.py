@@ -19,11 +19,11 @@ from tqdm import tqdm
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches
 from drkd_jax.data.sources import Source
 from drkd_jax.evaluation import coco_numbers, to_coco
-from drkd_jax.ops.pictures import prepare
+from drkd_jax.training.pixels import Pixels
+from drkd_jax.training.processes import union
 from drkd_jax.training.settings import EvalSettings
 from drkd_jax.training.sharding import put_batch, replicated
 from drkd_jax.training.state import Arrays
-from drkd_jax.training.step import Pixels
 from drkd_jax.training.writing import write_text
 from drkd_jax.types import Batch, Detections
 
@@ -45,7 +45,7 @@ def predictor(graph: nnx.GraphDef, pixels: Pixels, mesh: Mesh) -> Predict:
 
     def predict(arrays: Arrays, batch: Batch) -> Detections:
         detector = nnx.merge(graph, *arrays, copy=True)
-        images, targets = prepare(batch, pixels.mean, pixels.std, pixels.dtype)
+        images, targets = pixels.prepare(batch)
         return detector.predict(detector.features(images), targets.sizes)
 
     return jax.jit(predict, out_shardings=replicated(mesh))
@@ -70,7 +70,7 @@ def evaluate(
         arrays: tuple of the states that its graph is merged with.
         source: pictures and ground truth.
         pipeline: sizes and reading; its batch size is replaced by that of `settings`.
-        settings: batch size and how many pictures.
+        settings: batch size, how many pictures, and who scores.
         mesh: the devices.
         progress: whether a bar is shown.
         stop: asked before every batch, by all processes alike; True gives up.
@@ -110,8 +110,10 @@ def evaluate(
         waiting = (batch, detections)
     if waiting is not None:
         found += _read(*waiting, source)
+    batches.share_skipped(union)
     image_ids = batches.image_ids if settings.max_pictures else None
-    return coco_numbers(source.coco_ground_truth(), found, image_ids), found
+    truth = source.coco_ground_truth()
+    return coco_numbers(truth, found, image_ids, settings.evaluator), found
 
 
 def write_evaluation(

@@ -27,11 +27,28 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """While active, the first SIGTERM or SIGINT is only noted; a second one acts as usual.
 
-    Outside the main thread, where Python lets nobody handle signals, it notes nothing.
+    Outside the main thread, where Python lets nobody handle signals, it notes nothing. Within
+    another one it is the same.
     """
+    if _active:
+        yield _active[0]
+        return
     request = StopRequest()
+    _active.append(request)
+    try:
+        with _noting(request):
+            yield request
+    finally:
+        _active.clear()
+
+
+_active: list[StopRequest] = []  # of this process
+
+
+@contextlib.contextmanager
+def _noting(request: StopRequest) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield
         return
     # None: a handler that was not set from Python, as JAX's own on several processes.
     before = {
@@ -47,7 +64,7 @@ def stop_request() -> Iterator[StopRequest]:
     for number in before:
         signal.signal(number, note)
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -31,7 +31,7 @@ from drkd_jax.training.interrupt import (
 )
 from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import METRICS_FILE, Metrics, read_metrics
-from drkd_jax.training.processes import Vote, from_first, is_first
+from drkd_jax.training.processes import Vote, any_of, from_first, is_first, union
 from drkd_jax.training.reading import AHEAD, Reading
 from drkd_jax.training.same_run import check_same_run
 from drkd_jax.training.setup import Run, build_run
@@ -61,14 +61,17 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
     Raises:
         UserError: what the user can mend, before anything is overwritten.
         NonFiniteError: with the step, the terms and the picture ids; the last checkpoint is good.
-        InterruptedRunError: a signal asked for the end; a checkpoint is written.
+        InterruptedRunError: a signal asked for the end; a checkpoint is written, or nothing was
+            trained yet.
     """
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
     workdir = Path(workdir)
     read_steps(profile, 0)
-    run = build_run(config)
     with contextlib.ExitStack() as stack:
+        request = stack.enter_context(stop_request())
+        run = build_run(config)
+        _stop_unbegun(request)
 
         def occupy() -> None:
             _make_folder(workdir)
@@ -76,7 +79,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
 
         from_first(occupy)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, run.train.keep)))
-        return _Sitting(run, workdir, checkpoints, profile).finish()
+        return _Sitting(run, workdir, checkpoints, profile).finish(request)
 
 
 class _Sitting:
@@ -103,12 +106,17 @@ class _Sitting:
         self.best = checkpoints.best()  # step and numbers
         self.since = time.perf_counter()
 
-    def finish(self) -> dict[str, Any]:
-        """Trains to the end."""
+    def finish(self, request: StopRequest) -> dict[str, Any]:
+        """Trains to the end.
+
+        Args:
+            request: whether a signal asks to stop.
+        """
         try:
-            self._open()
-            with stop_request() as request:
-                self._steps(request)
+            self._open(request)
+            _stop_unbegun(request, self.start)
+            self._steps(request)
+            self.checkpoints.wait()
             return self._summary(self._training_seconds())
         finally:
             self.trace.stop()
@@ -140,7 +148,7 @@ class _Sitting:
         numbers = {k: v for k, v in found[-1].items() if k not in ("kind", "step")}
         return found[-1]["step"], numbers
 
-    def _open(self) -> None:
+    def _open(self, request: StopRequest) -> None:
         run = self.run
         for line in describe(run, self.start):
             self.metrics.say(line)
@@ -153,24 +161,30 @@ class _Sitting:
         if differing:
             self.metrics.warn(self.start, differing)
         if run.config["teacher"].get("evaluate"):
-            self._evaluate_teacher(comparable=differing is None)
+            self._evaluate_teacher(request, comparable=differing is None)
 
-    def _evaluate_teacher(self, comparable: bool) -> None:
+    def _evaluate_teacher(self, request: StopRequest, comparable: bool) -> None:
         run = self.run
         assert run.teacher is not None
         if not comparable:
             self.metrics.say("teacher    not evaluated: its classes are not those of the data")
             return
-        predict = predictor(run.teacher.graph, run.pixels, run.mesh)
-        numbers, _ = evaluate(
-            predict,
-            (run.teacher_arrays,),
-            run.val_source,
-            run.pipeline,
-            run.eval,
-            run.mesh,
-            skipped=self._skipped(),
-        )
+        pixels = run.recipe.teacher_pixels or run.pixels
+        predict = predictor(run.teacher.graph, pixels, run.mesh)
+        vote = Vote(run.mesh, 1)
+        try:
+            numbers, _ = evaluate(
+                predict,
+                (run.teacher_arrays,),
+                run.val_source,
+                run.pipeline,
+                run.eval,
+                run.mesh,
+                stop=lambda: vote(request.name is not None),
+                skipped=self._skipped(),
+            )
+        except EvaluationStoppedError:
+            return
         words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.metrics.say(f"teacher    on {run.val_source.spec}: {words}")
 
@@ -201,6 +215,7 @@ class _Sitting:
                 self.trace.stop()
                 self.metrics.say(f"profile    written to {self.trace.folder}")
             if done % settings.log_every == 0 or last:
+                self.loader.share_skipped(union)
                 self.reading.log(done)
             if done % settings.checkpoint_every == 0 or last or stop:
                 self._save(done)
@@ -211,6 +226,7 @@ class _Sitting:
 
     def _interrupt(self, step: int, request: StopRequest) -> NoReturn:
         self._save(step)
+        self.checkpoints.wait()
         raise InterruptedRunError(
             f"{request.name or 'asked to stop'} at step {step} of {self.run.steps}: a checkpoint "
             f"is written in {self.workdir}; the same command goes on from there"
@@ -289,6 +305,16 @@ class _Sitting:
         if is_first():
             write_text(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
+
+
+def _stop_unbegun(request: StopRequest, start: int = 0) -> None:
+    """Ends a sitting that a signal met before its first step: there is nothing to save."""
+    if any_of(request.name is not None):
+        begun = f"the checkpoint of step {start}" if start else "the beginning"
+        raise InterruptedRunError(
+            f"{request.name or 'asked to stop'} before the first step: there was nothing to save; "
+            f"the same command goes on from {begun}"
+        )
 
 
 def _make_folder(workdir: Path) -> None:

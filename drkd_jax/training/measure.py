@@ -19,7 +19,6 @@ from flax import nnx
 from drkd_jax import distill
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.errors import UserError
-from drkd_jax.ops.pictures import prepare
 from drkd_jax.training.setup import Run, build_distiller
 from drkd_jax.training.sharding import put_everywhere
 from drkd_jax.training.state import Arrays, take_apart
@@ -147,8 +146,8 @@ def _parts(run: Run, batch: Batch, steps: int) -> dict[str, float]:
 
     def guide(teacher: Arrays, batch: Batch) -> Any:
         module = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
-        images, _ = prepare(batch, recipe.pixels.mean, recipe.pixels.std, recipe.pixels.dtype)
-        return module.features(images).maps
+        images, _ = recipe.pixels.prepare(batch)
+        return module.features(recipe.for_teacher(batch, images)).maps
 
     found["teacher forward"] = clock(guide, teacher, batch)
     whole = clock(gradient(recipe), state.params, state.rest, teacher, batch)

@@ -6,9 +6,12 @@ address of the first one, how many there are, and which it is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed  # its client has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -26,6 +30,11 @@ _HOW = (
     "on Slurm, Kubernetes (pip install kubernetes) and Open MPI --distributed is enough; elsewhere "
     "every process needs --coordinator=HOST:PORT --num-processes=N --process-id=I"
 )
+
+_FAILED = "drkd/failed"  # where a process that fails leaves its note
+_LEAVING = "drkd/leaving"  # where all meet once they have read it
+_PATIENCE = 10.0  # seconds to wait there for the others
+_A_MOMENT = 1.0  # seconds that a process has to fail by itself, where all fail alike
 
 
 def connect(
@@ -59,7 +68,8 @@ def connect(
                 f"--process-id={process_id} is not one of the {num_processes} processes, which "
                 f"are numbered 0 to {num_processes - 1}"
             )
-        if ":" not in str(coordinator):
+        host, _, port = str(coordinator).rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(f"--coordinator={coordinator}: HOST:PORT is wanted")
     # Only CPUs look at it, and only they need it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -114,15 +124,80 @@ def from_all(values: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))
 
 
-def leave(code: int) -> None:
-    """Ends a process that failed among several, at once.
+def any_of(wanted: bool) -> bool:
+    """Whether any process wants something. All have to ask at the same place, and wait there."""
+    return bool(from_all(np.array([wanted])).any())
 
-    The usual end waits for all others, and they wait for this one.
+
+def union(numbers: np.ndarray) -> np.ndarray:
+    """The whole numbers of all processes, each once, in ascending order.
+
+    Args:
+        numbers: of this process, not negative, `[n]`; n may differ between processes.
     """
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    longest = int(from_all(np.array([len(numbers)], np.int32)).max())
+    room = np.full(max(longest, 1), -1, np.int32)
+    room[: len(numbers)] = numbers
+    found = np.unique(from_all(room))
+    return found[found >= 0]
+
+
+def listen() -> None:
+    """From now on this process ends as soon as another one fails, with its words and exit code.
+
+    A process that failed alone would leave the others waiting for its share of the next sum. So it
+    leaves a note, and in each of the others a thread waits for one, whatever the rest is doing.
+    """
+    client = distributed.global_state.client
+    if client is not None and jax.process_count() > 1:
+        threading.Thread(target=_end_with_others, args=(client,), daemon=True).start()
+
+
+def _end_with_others(client: Any) -> None:
+    try:
+        note = json.loads(client.blocking_key_value_get(_FAILED, 2**31 - 1))  # milliseconds
+    except RuntimeError:  # nobody failed: the run ends, and its client with it
+        return
+    time.sleep(_A_MOMENT)
+    if _Leaving.begun:
+        return
+    words = f"error: process {note['process']} of {jax.process_count()}: {note['words']}"
+    print(words, file=sys.stderr)
+    _leave_together(client, note["code"])
+
+
+def leave(code: int, words: str = "") -> None:
+    """Ends a process that failed among several, at once; the others follow (see `listen`).
+
+    The usual end would wait for all others, and they for this one.
+
+    Args:
+        code: exit code, of all of them.
+        words: what the others say.
+    """
+    client = distributed.global_state.client
+    if client is None or jax.process_count() == 1:
+        return
+    _Leaving.begun = True
+    note = {"code": code, "process": jax.process_index(), "words": words}
+    with contextlib.suppress(RuntimeError):  # another was first, or process 0 is gone
+        client.key_value_set(_FAILED, json.dumps(note))
+    _leave_together(client, code)
+
+
+class _Leaving:
+    """Whether this process failed by itself."""
+
+    begun = False
+
+
+def _leave_together(client: Any, code: int) -> None:
+    # Process 0 keeps the notes: it must not be gone before all have read theirs.
+    with contextlib.suppress(RuntimeError):
+        client.wait_at_barrier(_LEAVING, int(_PATIENCE * 1000))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Vote:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -17,6 +16,8 @@ from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
 from drkd_jax.training import schedule
 from drkd_jax.training.evaluate import Predict, predictor
+from drkd_jax.training.pixels import KEYS as PIXEL_KEYS
+from drkd_jax.training.pixels import Pixels, read_pixels
 from drkd_jax.training.settings import (
     EvalSettings,
     TrainSettings,
@@ -39,12 +40,12 @@ from drkd_jax.training.state import (
     new_state,
     take_apart,
 )
-from drkd_jax.training.step import Pixels, Recipe, TrainStep, pmap_step, train_step
+from drkd_jax.training.step import Recipe, TrainStep, pmap_step, train_step
 from drkd_jax.training.teacher import Teacher, load_teacher
 from drkd_jax.types import Batch
 
 SECTIONS = ("seed", "data", "student", "teacher", "distill", "train", "eval")
-_NOT_PIPELINE = ("train", "val", "mean", "std")
+_NOT_PIPELINE = ("train", "val", *PIXEL_KEYS)
 
 
 @dataclasses.dataclass
@@ -97,7 +98,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
     check_files(config)
     mesh = data_mesh()
     check_batch_size(settings.batch_size, mesh.size, jax.process_count())
-    pixels = read_pixels(config, settings.precision)
+    pixels = read_pixels(config["data"], settings.precision)
     pipeline = read_pipeline(config, settings.batch_size)
     train_source, val_source = (
         open_source(config["data"]["train"], pipeline.on_error),
@@ -126,18 +127,22 @@ def build_run(values: Mapping[str, Any]) -> Run:
     parts = {"student": take_apart(student, student.is_trained)}
     filters: dict[str, Filter] = {"student": student.is_trained}
     graphs = {"student": parts["student"].graph}
-    teacher, weights = None, {}
+    teacher, weights, teacher_pixels = None, {}, None
     if config.get("distill") is not None:
         if config.get("teacher") is None:
             raise UserError("config.distill is set and config.teacher is not: nobody teaches")
         teacher = load_teacher(config["teacher"], num_classes, config["seed"])
         check_canvases(pipeline, teacher.detector.stride, "teacher")
+        own = {**config["data"], **teacher.pixels}
+        teacher_pixels = read_pixels(own, pixels.dtype, "config.teacher.data")
         distiller = build_distiller(config, student, teacher, pixels.dtype)
         parts["distiller"] = take_apart(distiller, distiller.is_trained)
         filters["distiller"] = distiller.is_trained
         graphs |= {"distiller": parts["distiller"].graph, "teacher": teacher.graph}
         weights = {name: float(weight) for name, weight in distiller.weights.items()}
-    recipe = Recipe(graphs, filters, weights, tx, rate, pixels, config["seed"])
+    recipe = Recipe(
+        graphs, filters, weights, tx, rate, pixels, config["seed"], teacher_pixels or pixels
+    )
     return Run(
         config=config,
         train=settings,
@@ -160,12 +165,6 @@ def build_run(values: Mapping[str, Any]) -> Run:
         predict=predictor(parts["student"].graph, pixels, mesh),
         warnings=warnings,
     )
-
-
-def read_pixels(config: Mapping[str, Any], precision: str) -> Pixels:
-    """The networks' input, from `config.data.mean` and `.std`."""
-    data = config["data"]
-    return Pixels(tuple(data["mean"]), tuple(data["std"]), jnp.dtype(precision))
 
 
 def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:

@@ -12,7 +12,9 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
-from drkd_jax.training.checkpoint import load_arrays
+from drkd_jax.training.loading import load_arrays
+from drkd_jax.training.pixels import KEYS
+from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import flatten, unflatten
 from drkd_jax.weights.opening import open_weights
 
@@ -58,11 +60,17 @@ def build_student(
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     init, seed = config["student"].get("init", ""), config["seed"]
     student = models.init_detector(settings, num_classes, seed, dtype)
+    if student.settings.backbone.norm == "folded":
+        raise UserError(
+            "config.student.backbone.norm = 'folded': a network without norms, for detecting and "
+            "teaching only; train with 'frozen_bn', 'bn' or 'gn'"
+        )
     if not init:
         return student, f"random weights of seed {seed}"
     if Path(init).is_file():
-        return start_from(student, *_of_file(Path(init), student))
-    arrays, _, step = load_arrays(init)
+        return start_from(student, *_of_file(Path(init), student, config.get("data") or {}))
+    arrays, about, step = load_arrays(init)
+    _check_pixels(init, about["config"]["data"], config.get("data") or {})
     return start_from(student, arrays, f"{init}, step {step}")
 
 
@@ -97,7 +105,25 @@ def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any,
     return nnx.merge(graph, unflatten(flat, pure)), origin
 
 
-def _of_file(path: Path, student: models.Detector) -> tuple[dict[str, Any], str]:
+def _check_pixels(init: str | Path, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuses weights whose network read other colours than this run gives its student."""
+    usual = {"channels": "rgb"}
+    theirs, own = usual | dict(theirs), usual | dict(own)
+    wrong = [
+        f"config.data.{key} = {theirs[key]}"
+        for key in KEYS
+        if key in theirs and key in own and as_tuples(theirs[key]) != as_tuples(own[key])
+    ]
+    if wrong:
+        raise UserError(
+            f"config.student.init = {init}: its network reads its pictures another way; set "
+            f"{', '.join(wrong)}"
+        )
+
+
+def _of_file(
+    path: Path, student: models.Detector, data: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
     """The arrays of a file that mean to this student what they meant where they come from."""
     own = student.settings
     same = {key: getattr(own.backbone, key) for key in _BACKBONE}
@@ -109,6 +135,7 @@ def _of_file(path: Path, student: models.Detector) -> tuple[dict[str, Any], str]
             f"config.student.init = {path}: its batch norms want an eps of {eps:g}; set "
             f"config.student.backbone.eps = {eps:g}"
         )
+    _check_pixels(path, weights.about.data, data)
     arrays, where = weights.arrays, weights.origin
     for name, leaf in flatten(nnx.as_pure(nnx.split(student)[1])).items():
         found = arrays[name].shape if name in arrays else "not there"

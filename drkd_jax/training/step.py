@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int, Key
 
-from drkd_jax.ops.pictures import prepare
+from drkd_jax.training.pixels import Pixels
 from drkd_jax.training.schedule import Schedule
 from drkd_jax.training.sharding import replicated
 from drkd_jax.training.state import Arrays, Filter, Parts, TrainState, put_together, take_apart
@@ -32,15 +32,6 @@ from drkd_jax.types import Array, Batch
 
 Tree = TypeVar("Tree")
 _AXIS = "data"
-
-
-@dataclasses.dataclass(frozen=True)
-class Pixels:
-    """How uint8 pictures become the networks' input."""
-
-    mean: tuple[float, float, float]  # RGB, 0..255
-    std: tuple[float, float, float]
-    dtype: Any = jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +44,9 @@ class Recipe:
         weights: weight of each distillation term in the total.
         tx: the optimiser.
         schedule: learning rate by step, for the report.
-        pixels: the networks' input.
+        pixels: the student's input.
         seed: of the run's random choices.
+        teacher_pixels: the teacher's input; None: the student's.
     """
 
     graphs: Mapping[str, nnx.GraphDef]
@@ -64,6 +56,13 @@ class Recipe:
     schedule: Schedule
     pixels: Pixels
     seed: int
+    teacher_pixels: Pixels | None = None
+
+    def for_teacher(self, batch: Batch, student: Float[Array, "B H W 3"]) -> Any:
+        """The teacher's input: the student's, or the same pictures by the teacher's own rule."""
+        if self.teacher_pixels in (None, self.pixels):
+            return student
+        return self.teacher_pixels.prepare(batch)[0]
 
 
 @jax.tree_util.register_dataclass
@@ -115,7 +114,7 @@ def loss_terms(
     modules = {
         name: put_together(Parts(recipe.graphs[name], params[name], rest[name])) for name in params
     }
-    images, targets = prepare(batch, recipe.pixels.mean, recipe.pixels.std, recipe.pixels.dtype)
+    images, targets = recipe.pixels.prepare(batch)
     student = modules["student"]
     features = gather(student.features(images, targets.picture_valid))
     targets, index = gather((targets, batch.index))
@@ -123,7 +122,9 @@ def loss_terms(
     total = sum(values.values(), jnp.zeros((), jnp.float32))
     if "distiller" in modules:
         guide = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
-        teacher_features = gather(jax.lax.stop_gradient(guide.features(images)))
+        teacher_features = gather(
+            jax.lax.stop_gradient(guide.features(recipe.for_teacher(batch, images)))
+        )
         output = modules["distiller"](features, teacher_features, targets)
         for name, loss in output.losses.items():
             values[name] = loss

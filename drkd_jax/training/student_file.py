@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from drkd_jax.errors import UserError
-from drkd_jax.training.checkpoint import load_arrays
+from drkd_jax.training.loading import load_arrays
 from drkd_jax.training.writing import reason, write_text
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import About

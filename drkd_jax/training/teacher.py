@@ -14,12 +14,13 @@ from drkd_jax import models
 from drkd_jax.errors import UserError
 from drkd_jax.models.feature_extractor import strip
 from drkd_jax.models.folding import fold
-from drkd_jax.training.checkpoint import fill, load_detector
+from drkd_jax.training.loading import fill, load_detector
+from drkd_jax.training.pixels import KEYS, only_pixels
 from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import Arrays, num_parameters
 from drkd_jax.weights.opening import open_weights
 
-_OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype")
+_OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype", "data")
 
 
 class Teacher(NamedTuple):
@@ -30,6 +31,7 @@ class Teacher(NamedTuple):
     arrays: Arrays  # bare arrays of the whole module
     origin: str  # one line: where the weights came from
     categories: tuple[str, ...]  # class names of its training; () where unknown
+    pixels: Mapping[str, Any]  # what it reads: "mean", "std", "channels"; {}: as the student
 
     @property
     def num_parameters(self) -> int:
@@ -47,7 +49,8 @@ def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Te
 
     Args:
         settings: model settings, `checkpoint`, `init`, `evaluate`, `dtype` ("bfloat16" or
-            "float32").
+            "float32"), and `data`: `mean`, `std` and `channels` where they are not those that the
+            checkpoint was trained by.
         num_classes: of a teacher with random weights.
         seed: of random weights.
 
@@ -63,20 +66,24 @@ def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Te
         raise UserError(f"config.teacher.init = {init!r}: 'random' or nothing")
     dtype = jnp.dtype(name)
     model = {key: value for key, value in settings.items() if key not in _OWN_KEYS}
+    said = only_pixels(settings.get("data") or {}, "config.teacher.data")
     whole = bool(settings.get("evaluate"))
     if init == "random":
         if not model:
             raise UserError("config.teacher.init = 'random' needs the teacher's model settings")
         detector = models.init_detector(model, num_classes, seed, dtype)
-        return _teacher(detector, "random weights, as config.teacher.init asks for", (), whole)
+        origin = "random weights, as config.teacher.init asks for"
+        return _teacher(detector, origin, (), whole, said)
     if not checkpoint:
         raise UserError(
             "the teacher is untrained: config.teacher.checkpoint is empty. Give the work folder "
             "or the file of a trained teacher, or say config.teacher.init = 'random'"
         )
     if Path(checkpoint).is_file():
-        return _of_file(Path(checkpoint), model, dtype, whole)
-    return _of_run(checkpoint, model, dtype, whole)
+        teacher = _of_file(Path(checkpoint), model, dtype, whole)
+    else:
+        teacher = _of_run(checkpoint, model, dtype, whole)
+    return teacher._replace(pixels={**teacher.pixels, **said})
 
 
 def compare_classes(teacher: tuple[str, ...], student: tuple[str, ...]) -> str | None:
@@ -102,7 +109,8 @@ def _of_run(checkpoint: str, model: Mapping[str, Any], dtype: Any, whole: bool) 
     origin = f"{checkpoint}, step {step}"
     if about.get("numbers"):
         origin += f", AP {about['numbers']['AP']:.4f} on {about['config']['data']['val']}"
-    return _teacher(detector, origin, tuple(item[1] for item in about["categories"]), whole)
+    names = tuple(item[1] for item in about["categories"])
+    return _teacher(detector, origin, names, whole, about["config"]["data"])
 
 
 def _of_file(path: Path, model: Mapping[str, Any], dtype: Any, whole: bool) -> Teacher:
@@ -115,7 +123,7 @@ def _of_file(path: Path, model: Mapping[str, Any], dtype: Any, whole: bool) -> T
     detector = fill(weights.model(dtype), weights.arrays, str(path))
     names = tuple(name for _, name in about.categories)
     kept = "" if whole or about.part == "pyramid" else "; its heads are left out"
-    return _teacher(detector, weights.origin + kept, names, whole)
+    return _teacher(detector, weights.origin + kept, names, whole, about.data)
 
 
 def _check_trained(step: int | None, where: str) -> None:
@@ -130,7 +138,9 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _teacher(detector: Any, origin: str, categories: tuple[str, ...], whole: bool) -> Teacher:
+def _teacher(
+    detector: Any, origin: str, categories: tuple[str, ...], whole: bool, data: Mapping[str, Any]
+) -> Teacher:
     detector = fold(detector if whole else strip(detector))
     graph, state = nnx.split(detector)
     # Kernels are kept in what they are used in; vectors (norms, biases) stay exact.
@@ -140,4 +150,5 @@ def _teacher(detector: Any, origin: str, categories: tuple[str, ...], whole: boo
         ),
         nnx.as_pure(state),
     )
-    return Teacher(detector, graph, arrays, origin, categories)
+    pixels = {key: data[key] for key in KEYS if key in data}
+    return Teacher(detector, graph, arrays, origin, categories, pixels)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from drkd_jax.errors import UserError
 
@@ -50,6 +52,27 @@ def told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({reason(error)})") from error
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[list[Any]]:
+    """Holds back the errors that threads of C++ libraries can raise to nobody.
+
+    Python prints a traceback for each of them at once, in the midst of whatever is said. Within,
+    they are only listed; what is still in the list at the end is printed then, as always.
+
+    Yields:
+        The list, of what `sys.unraisablehook` takes.
+    """
+    held: list[Any] = []
+    before = sys.unraisablehook
+    sys.unraisablehook = held.append
+    try:
+        yield held
+    finally:
+        sys.unraisablehook = before
+        for each in held:
+            before(each)
 
 
 def is_refused_write(error: Exception) -> bool:

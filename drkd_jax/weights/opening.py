@@ -87,7 +87,8 @@ def open_weights(
     Args:
         path: of ours, of torchvision or of mmdetection.
         config: model settings of the user. They have to agree with what shows in the file, and
-            decide what does not show.
+            decide what does not show. Under "data" what its network reads (`mean`, `std`,
+            `channels`, `resize`), where that is not what the file or its library says.
         library: "torchvision" or "mmdet"; None looks at the keys.
 
     Returns:
@@ -97,9 +98,11 @@ def open_weights(
         UserError: the file cannot be read, is no model of ours, does not agree with the config,
             or has keys missing, left over or of other shapes, which are listed.
     """
-    path, config = Path(path), dict(config or {})
+    path, asked = Path(path), dict(config or {})
+    config = {key: value for key, value in asked.items() if key != "data"}
+    said = asked.get("data") or {}
     if is_safetensors(path) and is_ours(path):
-        return _open_ours(path, config)
+        return _open_ours(path, config, said)
     found = read_foreign(path)
     known = understand(found.shapes, found.meta, path, config, library)
     reading, settings, account = known.reading, known.settings, known.account
@@ -110,13 +113,14 @@ def open_weights(
     lines = [
         f"{path.name}: {known.library}, {found.form}, SHA-256 {digest[:16]}... "
         f"({checked_name(path, digest)})",
-        *reading.lines(config),
+        *reading.lines(asked),
         *account.lines(),
     ]
     if found.inert:
         lines.append(f"  left unbuilt beside the weights: {', '.join(found.inert)}")
     lines += [f"  {key} under the weights is {what}" for key, what in found.left_out.items()]
-    about = About(reading.part, settings, reading.num_classes, _categories(reading), source)
+    data = reading.data(said, str(path))
+    about = About(reading.part, settings, reading.num_classes, _categories(reading), source, data)
     return Weights(path, arrays, about, account, tuple(lines))
 
 
@@ -209,10 +213,12 @@ def library_table(library: str, names: Mapping[str, Any], prefixed: bool = True)
         raise UserError(f"{error.args[0]}: has no name in torchvision") from error
 
 
-def _open_ours(path: Path, config: Mapping[str, Any]) -> Weights:
+def _open_ours(path: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -> Weights:
     arrays, about = read_ours(path)
-    settings = Reading(about.part, about.settings, {}).settings(config, str(path))
-    about = dataclasses.replace(about, settings=settings)
+    reading = Reading(about.part, about.settings, {})
+    settings = reading.settings(config, str(path))
+    reading.data(said, str(path))  # the keys are known ones
+    about = dataclasses.replace(about, settings=settings, data=dict(about.data) | dict(said))
     wanted = model_shapes(about.part, settings, about.num_classes)
     wrong = sorted(
         name

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from drkd_jax.errors import UserError
+from drkd_jax.models.conventions import Pixels
 
 
 class Assumed(NamedTuple):
@@ -26,6 +27,7 @@ class Reading:
         assumed: dotted key -> its default and where that comes from.
         num_classes: of the data; 0 without a head.
         class_names: of the data, where known.
+        pixels: what the network reads, and where that is known from.
     """
 
     part: str
@@ -33,6 +35,23 @@ class Reading:
     assumed: Mapping[str, Assumed]
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    pixels: tuple[Pixels, str] = (Pixels(), "the usual ones")
+
+    def data(self, said: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """What goes under `data` of a file of ours: the pixels, by the keys of a config.
+
+        Args:
+            said: of the user, which may leave anything out.
+            where: what a message calls the file.
+
+        Raises:
+            UserError: a key that says nothing about pixels.
+        """
+        own = dataclasses.asdict(self.pixels[0])
+        for key in said:
+            if key not in own:
+                raise UserError(f"{where}: data.{key} is not one of {', '.join(own)}")
+        return own | dict(said)
 
     def settings(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The model's settings: what shows, then what a config says, then the defaults.
@@ -64,6 +83,12 @@ class Reading:
         for key, item in self.assumed.items():
             value, why = (said[key], "as asked for") if key in said else item
             lines.append(f"  {key} = {_short(value)}: {why}")
+        for key, value in dataclasses.asdict(self.pixels[0]).items():
+            if f"data.{key}" in said:
+                value, why = said[f"data.{key}"], "as asked for"
+            else:
+                why = self.pixels[1]
+            lines.append(f"  data.{key} = {_short(value)}: {why}")
         return lines
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
+from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, MMDET, Pixels
 from drkd_jax.weights.reading import Assumed, Reading, count
 from drkd_jax.weights.resnet_names import Shapes, read_backbone
 
@@ -29,7 +30,8 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
     Args:
         shapes: of the file's arrays.
         meta: what else the file holds; `CLASSES` and the text of its config are looked at.
-        file_name: "caffe" in it says how the backbone strides.
+        file_name: "caffe" in it says how the backbone strides; without a config it also says
+            what the network reads.
 
     Raises:
         UserError: a model that is not ours, with what it is.
@@ -52,14 +54,16 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
             "a backbone in the style of Caffe, with the stride in the 1x1 "
             "convolution; only the stride in the 3x3 convolution is built here"
         )
+    pixels = _pixels(meta, file_name)
     if "neck.lateral_convs.0.conv.weight" not in shapes:
-        return Reading("backbone", shown, {"backbone.eps": assumed["backbone.eps"]})
+        return Reading("backbone", shown, {"backbone.eps": assumed["backbone.eps"]}, pixels=pixels)
     shown |= _pyramid(shapes, assumed)
     head, num_classes = _head(shapes, assumed)
     shown |= head
     if not head:
-        return Reading("pyramid", shown, assumed)
-    return Reading("detector", shown, assumed, num_classes, _class_names(meta, num_classes))
+        return Reading("pyramid", shown, assumed, pixels=pixels)
+    names = _class_names(meta, num_classes)
+    return Reading("detector", shown, assumed, num_classes, names, pixels)
 
 
 def _norm(shapes: Shapes, prefix: str) -> str:
@@ -115,9 +119,37 @@ def _head(shapes: Shapes, assumed: dict[str, Assumed]) -> tuple[dict[str, Any], 
     return {}, 0
 
 
-def _is_caffe(meta: Mapping[str, Any], file_name: str) -> bool:
+def _config(meta: Mapping[str, Any]) -> str:
+    """The text of the library's config, where the file carries it."""
     config = meta.get("config") or meta.get("cfg")
-    text = config if isinstance(config, str) else ""
+    return config if isinstance(config, str) else ""
+
+
+def _pixels(meta: Mapping[str, Any], file_name: str) -> tuple[Pixels, str]:
+    """What the network reads, and where that is known from.
+
+    Source: open-mmlab/mmdetection, ``img_norm_cfg`` of 2.x, ``data_preprocessor`` of 3.x.
+    """
+    text, number = _config(meta), r"\s*([0-9.]+)\s*"
+    triples = [
+        re.search(rf"\b{key}\s*=\s*[\[(]{number},{number},{number},?\s*[\])]", text)
+        for key in ("mean", "std")
+    ]
+    to_rgb = re.search(r"\b(?:bgr_)?to_rgb\s*=\s*(True|False)", text)
+    if all(triples) and to_rgb:
+        mean, std = (tuple(map(float, found.groups())) for found in triples if found)
+        channels = "rgb" if to_rgb[1] == "True" else "bgr"
+        return Pixels(mean, std, channels), "the config in the file"  # type: ignore[arg-type]
+    name = Path(file_name).name
+    if re.search(r"caffe|msra|gn-all", name):
+        return CAFFE_PIXELS, "mmdetection's on Caffe's backbones, by the file's name"
+    if re.search(r"x101[_-]32x8d", name):
+        return CAFFE2_PIXELS, "mmdetection's on Caffe2's ResNeXt, by the file's name"
+    return MMDET.pixels, "mmdetection's own"
+
+
+def _is_caffe(meta: Mapping[str, Any], file_name: str) -> bool:
+    text = _config(meta)
     marked = re.search(r"caffe|msra", Path(file_name).name)
     return bool(marked or re.search(r"style\s*=\s*.caffe", text))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
+from drkd_jax.models.conventions import TORCHVISION
 from drkd_jax.weights.account import Skip
 from drkd_jax.weights.reading import Assumed, Reading, count
 from drkd_jax.weights.resnet_names import Shapes, read_backbone
@@ -18,6 +19,7 @@ from drkd_jax.weights.torchvision import CLASSIFIER_SKIPS, SKIPS
 
 COCO_NUMBERS = 91  # outputs of a model of COCO: its class numbers go up to 90, with gaps
 
+_PIXELS = (TORCHVISION.pixels, "torchvision's own")
 _BODY = "backbone.body."
 _FPN = "backbone.fpn."
 _SKIPS = (
@@ -57,7 +59,7 @@ def read(shapes: Shapes, file_name: str) -> Reading:
     if re.search(r"_coco-[0-9a-f]{8}", name) and "_v2_" not in name:
         eps = Assumed(0.0, "the file's name is that of a COCO_V1 model")
     if not prefix:
-        return Reading("backbone", shown, {"backbone.eps": eps})
+        return Reading("backbone", shown, {"backbone.eps": eps}, pixels=_PIXELS)
     assumed = {
         "convention": Assumed("torchvision", "torchvision's names"),
         "backbone.eps": eps,
@@ -66,13 +68,13 @@ def read(shapes: Shapes, file_name: str) -> Reading:
     head, num_classes, names = _head(shapes)
     shown |= head
     if not head:
-        return Reading("pyramid", shown, assumed)
+        return Reading("pyramid", shown, assumed, pixels=_PIXELS)
     if "class_ids" in head:
         del shown["class_ids"]
         assumed["class_ids"] = Assumed(
             head["class_ids"], f"{COCO_NUMBERS} outputs are COCO's numbers, 80 of them classes"
         )
-    return Reading("detector", shown, assumed, num_classes, names)
+    return Reading("detector", shown, assumed, num_classes, names, _PIXELS)
 
 
 def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:

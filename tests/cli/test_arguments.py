@@ -27,6 +27,10 @@ RECIPE = "--config=tests/training/recipe.py"
         ([RECIPE, "--workdir={}", "more"], "what is more?"),
         ([RECIPE, "--workdir={}", "--config.data.train=folder:x"], "unknown data source"),
         ([RECIPE, "--workdir={}", "--process-id=1"], "--process-id belongs to --distributed"),
+        ([RECIPE, "--workdir={}", "--coordinator=a:1"], "--coordinator belongs to --distributed"),
+        ([RECIPE, "--workdir={}", "--distributed"], "the processes of this run do not find each"),
+        ([RECIPE, "--workdir={}", "--distributed", "--num-processes=2"], "give all three"),
+        ([RECIPE, "--workdir={}", "--distributed", "--process-id=one"], "--process-id=one"),
         ([RECIPE, "--workdir={}", "--profile=9:3"], "--profile=9:3: a number of steps, or"),
     ],
 )
@@ -57,6 +61,7 @@ def test_train_tells_its_flags():
         (["evaluate", "--weights=x", "--data=shapes:2"], "x: cannot be read"),
         (["evaluate", "--workdir=nowhere"], "nowhere: no such folder"),
         (["evaluate", "--workdir=x", "--which=worst"], "invalid choice: 'worst'"),
+        (["evaluate", "--workdir=x", "--evaluator=mine"], "invalid choice: 'mine'"),
         (["evaluate", "--workdir=x", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["predict", "--workdir=x", "--out=y"], "required: IMAGE"),
         (["prepare", "tfds:voc", "--images=a", "--instances=b", "--split=c"], "only tfds:coco"),

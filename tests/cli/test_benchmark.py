@@ -10,7 +10,6 @@ from drkd_jax.training import measure
 from drkd_jax.training.compilation_cache import keep_programs
 from drkd_jax.training.setup import build_run
 from tests.training import tiny
-from tests.training.conftest import quick_compile  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 RECIPE = "--config=tests/training/recipe.py:plain"

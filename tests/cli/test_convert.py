@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from drkd_jax import models
 from drkd_jax.__main__ import main
+from drkd_jax.cli.detector import load_weights
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import flatten, new_state, take_apart
@@ -147,6 +148,24 @@ def test_the_student_alone_as_orbax(workdir, tmp_path, capsys):
     assert about["settings"]["detector"] == "retinanet"
     assert main(call) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_what_a_network_reads_is_kept_and_can_be_set(tmp_path, capsys):
+    _, theirs = foreign("mmdet retinanet")
+    file, out = tmp_path / "mine_gn-all.safetensors", tmp_path / "ours.safetensors"
+    save_file(theirs, file)
+    assert main(["convert", "--from=mmdet", str(file), str(out)]) == 0
+    assert "data.channels = bgr: mmdetection's on Caffe's" in capsys.readouterr().out
+    for path in (file, out):
+        data = load_weights(str(path), (64, 96), 1).config["data"]
+        assert (data["channels"], data["std"], data["resize"]) == ("bgr", (1.0, 1.0, 1.0), "mmdet")
+    asked = ["--set=data.channels=rgb", "--set=data.std=[2,2,2]"]
+    assert main(["convert", "--from=mmdet", *asked, str(file), str(out)]) == 0
+    data = open_weights(out).about.data
+    assert (data["channels"], data["std"], data["mean"][0]) == ("rgb", [2, 2, 2], 103.53)
+    assert "data.colour is not one of" in refused(
+        capsys, "--from=mmdet", "--set=data.colour=1", file, out
+    )
 
 
 def test_a_work_folder_converts_to_the_library_s_names(workdir, tmp_path):

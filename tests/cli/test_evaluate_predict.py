@@ -16,6 +16,8 @@ from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import TrainState, take_apart
 from tests.training import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
@@ -49,6 +51,13 @@ def test_evaluate_prints_the_12_numbers_and_writes_them(workdir, capsys):
         assert float(value) == pytest.approx(written[name], abs=5e-5)
     assert written["step"] == 4
     assert written["data"] == "shapes:6:1"
+    out = workdir / "other"
+    out.mkdir()
+    asked = ["evaluate", f"--workdir={workdir}", "--evaluator=pycocotools", f"--out={out}"]
+    assert command_line.main(asked) == 0
+    other = json.loads((out / "eval.json").read_text())
+    for name in NUMBERS:
+        assert other[name] == pytest.approx(written[name], abs=1e-9)
     found = json.loads((workdir / "detections.json").read_text())
     source = open_source("shapes:6:1")
     assert {item["image_id"] for item in found} == {source.meta(i).image_id for i in range(6)}

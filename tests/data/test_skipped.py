@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches, steps_per_epoch, train_loader
+from drkd_jax.data.skipped import SkipList
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 
@@ -139,6 +140,26 @@ def test_more_than_one_percent_stops(root, tmp_path):
     for _ in range(steps_per_epoch(source, CONFIG)):
         next(loader)
     assert loader.num_skipped == 0
+
+
+def test_what_other_hosts_met_counts_on_all(root, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in (root / "whole").iterdir():
+        if path.stem not in ("3", "4"):  # 2 of 120
+            (folder / path.name).symlink_to(path)
+    source = open_source(f"coco:{folder}:{root / 'instances_0.json'}", "skip")
+    lists = [SkipList(source, len(source), tmp_path / f"{host}.jsonl") for host in range(2)]
+    for index, skips in zip((3, 4), lists, strict=True):
+        skips.add(np.array([index]))  # each by itself is under 1 %
+
+    def union(_):
+        return np.unique([*lists[0].reasons, *lists[1].reasons])
+
+    for skips in lists:
+        with pytest.raises(UserError, match=r"2 of 120 pictures cannot be read, more than 1%"):
+            skips.share(union)
+    assert {line["index"] for line in _lines(tmp_path / "0.jsonl")} == {3, 4}
 
 
 def test_evaluation_keeps_a_skipped_picture_among_those_that_count(root, tmp_path):

@@ -26,6 +26,36 @@ def test_resize_rule(height, width, size):
     assert canvas == (0 if width >= height else 1)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "mmdet", "torchvision"),
+    [  # what mmcv 2.1.0's imrescale and torchvision 0.14.1's GeneralizedRCNNTransform made of them
+        (480, 640, (800, 1067), (800, 1066)),
+        (427, 640, (800, 1199), (799, 1199)),
+        (333, 640, (694, 1333), (693, 1333)),
+        (375, 500, (800, 1067), (799, 1066)),
+        (612, 612, (800, 800), (800, 800)),
+        (33, 2000, (22, 1333), (21, 1333)),
+        (1080, 1920, (750, 1333), (749, 1333)),
+        (1, 7, (190, 1333), (190, 1333)),
+    ],
+)
+def test_sides_are_the_library_s(height, width, mmdet, torchvision):
+    canvases = ((1344, 1344),)
+    assert fit(height, width, 800, 1333, canvases)[1] == mmdet
+    assert fit(height, width, 800, 1333, canvases, "torchvision")[1] == torchvision
+
+
+def test_floats_are_interpolated_on_a_canvas_of_floats():
+    image = np.zeros((1, 2, 3), np.uint8)
+    image[0, 1] = 5
+    floats, rounded = np.zeros((1, 4, 3), np.float32), np.zeros((1, 4, 3), np.uint8)
+    place(floats, image, (1, 4))
+    place(rounded, image, (1, 4))
+    # pixel centres at halves, no antialiasing: torchvision's align_corners=False
+    np.testing.assert_allclose(floats[0, :, 0], [0, 1.25, 3.75, 5], atol=1e-6)
+    np.testing.assert_array_equal(rounded[0, :, 0], [0, 1, 4, 5])
+
+
 def test_smallest_holding_canvas():
     canvases = ((800, 1344), (800, 1088), (1344, 800))
     assert fit(480, 640, 800, 1333, canvases)[0] == 1

@@ -13,6 +13,8 @@ from drkd_jax.errors import UserError
 from drkd_jax.types import Features
 from tests.distill.common import Runner, make, pyramid, relative, settings, targets
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 STUDENT, TEACHER = pyramid(0, 6), pyramid(1, 10)
 FORMS = ("paper", "official")
 

@@ -16,6 +16,8 @@ from drkd_jax.models.rpn import propose
 from drkd_jax.types import Features
 from tests.models import small
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 SETTINGS = {
     **small.SETTINGS["faster_rcnn"],
     "detector": "cascade_rcnn",

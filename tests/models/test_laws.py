@@ -12,6 +12,8 @@ from flax import nnx
 
 from tests.models import small
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 class Case:
     """One detector; gradients at a padded batch, values alone at the same batch unpadded."""

@@ -96,6 +96,10 @@ def load(name):
         answers=answers,
         graph=graph,
         state=state,
+        wide_graph=lambda: nnx.split(
+            abstract(reading.part, settings, reading.num_classes, jnp.dtype("float64"))
+        )[0],
+        rounding=1.5e-4 if FOLDER == OWN else 3e-6,  # of gradients: measured 1.5e-5, 3.4e-7
         table={entry.ours: entry for entry in table},
     )
 
@@ -169,7 +173,7 @@ def check_gradients(case, gradients, answers):
     flat = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(gradients)}
     theirs = {key.split(".", 1)[1] for key in answers if key.startswith("norms.")}
     assert theirs == {case.table[name].theirs for name in flat}  # frozen ones have none
-    errors = {}
+    errors, norms = {}, {}
     for name, gradient in flat.items():
         entry = case.table[name]
         wanted, norm = answers[f"gradients.{entry.theirs}"], answers[f"norms.{entry.theirs}"]
@@ -177,13 +181,12 @@ def check_gradients(case, gradients, answers):
         got = thin(entry.theirs, ours, case.keep // 8)
         part = max(np.linalg.norm(wanted), norm * np.sqrt(wanted.size / ours.size))
         errors[entry.theirs] = np.linalg.norm(got - wanted) / part
-        assert np.linalg.norm(ours) == pytest.approx(norm, rel=1e-3), entry.theirs
-    worst = sorted(errors, key=errors.__getitem__)[-3:]
-    print(case.name, "gradients:", *(f"{name} {errors[name]:.1e}" for name in worst))
-    # In float32 a millionth of the ReLUs at full size falls on the other side of 0, and the root
-    # of that share is what a gradient moves by.
-    limit = 1.5e-4 if FOLDER == OWN else 3e-3
-    assert max(errors.values()) < limit
+        norms[entry.theirs] = abs(np.linalg.norm(ours) - norm) / norm
+    for kind, found in (("gradients", errors), ("norms", norms)):
+        worst = sorted(found, key=found.__getitem__)[-3:]
+        print(f"{case.name} {kind}:", *(f"{name} {found[name]:.1e}" for name in worst))
+    assert max(errors.values()) < case.rounding
+    assert max(norms.values()) < case.rounding
 
 
 def their_sample(answers, B):
@@ -235,21 +238,42 @@ def check_losses(losses, answers):
 
 
 def differentiated(case, run):
-    """``run(detector, *arrays) -> (losses, more)``, compiled, with gradients."""
-    detector = nnx.merge(case.graph, case.state)
-    _, trained, rest = nnx.split(detector, detector.is_trained, ...)
+    """``run(detector, *arrays) -> (losses, more)``, compiled, with gradients.
 
-    def total(trained, rest, *arrays):
-        losses, more = run(nnx.merge(case.graph, trained, rest, copy=True), *arrays)
-        return sum(losses.values()), (losses, more)
+    Those of narrow networks are float32, as in training. At full size a millionth of the ReLUs
+    then falls on the other side of 0, and a gradient moves by the root of that share: they are
+    computed in float64, as the library's are.
+    """
 
-    compiled = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=small.QUICK)
+    def both(graph, state, compiler):
+        _, trained, rest = nnx.split(detector := nnx.merge(graph, state), detector.is_trained, ...)
 
-    def call(*arrays):
-        (_, (losses, more)), gradients = compiled(trained, rest, *arrays)
+        def total(trained, rest, *arrays):
+            losses, more = run(nnx.merge(graph, trained, rest, copy=True), *arrays)
+            return sum(losses.values()), (losses, more)
+
+        return partial(compiler(total), trained, rest)
+
+    compiled = partial(jax.jit, compiler_options=small.QUICK)
+
+    def narrow(*arrays):
+        (_, (losses, more)), gradients = call(*arrays)
         return losses, more, gradients
 
-    return call
+    def full(*arrays):
+        _, (losses, more) = call(*arrays)
+        with jax.enable_x64(True):
+            state = jax.tree.map(lambda x: x.astype(jnp.float64), case.state)
+            pull = both(case.wide_graph(), state, lambda f: compiled(lambda *x: grad(f)(*x)[0]))
+            images, *others = arrays
+            return losses, more, pull(images.astype(np.float64), *others)
+
+    grad = partial(jax.grad, has_aux=True)
+    if FOLDER == OWN:
+        call = both(case.graph, case.state, lambda f: compiled(jax.value_and_grad(f, has_aux=True)))
+        return narrow
+    call = both(case.graph, case.state, compiled)
+    return full
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +394,7 @@ def test_retinanet_is_theirs(retina, number):
 
 
 # What a tap reads depends on the features: rounding grows from block to block there.
-@pytest.mark.parametrize(("name", "error"), [("x101_64x4d", 2e-5), ("x101_32x4d_dcn", 1e-4)])
+@pytest.mark.parametrize(("name", "error"), [("x101_64x4d", 1.5e-5), ("x101_32x4d_dcn", 1e-4)])
 def test_resnext_maps_are_theirs(name, error):
     case = load(name)
     images, _, answers = batch(case, 0)

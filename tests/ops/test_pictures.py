@@ -49,6 +49,21 @@ def test_equals_the_definition(batch, jit):
         np.testing.assert_array_equal(images[i][outside], 0.0)
 
 
+def test_bgr_is_rgb_with_the_colours_turned_round(batch):
+    mean, std = MEAN[::-1], (1.0, 2.0, 3.0)
+    bgr, _ = pictures.prepare(batch, mean, std, channels="bgr")
+    turned = batch._replace(images=batch.images[..., ::-1])
+    np.testing.assert_array_equal(bgr, pictures.prepare(turned, mean, std)[0])
+    rgb, _ = pictures.prepare(batch, MEAN, std[::-1])
+    np.testing.assert_array_equal(bgr, rgb[..., ::-1])
+
+
+def test_floats_are_taken_as_they_are(batch):
+    halves = batch._replace(images=batch.images.astype(np.float32) + 0.5)
+    out, _ = pictures.prepare(halves, (0.5, 0.5, 0.5), (1, 1, 1))
+    np.testing.assert_array_equal(out, pictures.prepare(batch, (0, 0, 0), (1, 1, 1))[0])
+
+
 def test_boxes_stay_on_what_they_showed(batch):
     _, targets = pictures.prepare(batch, MEAN, STD)
     for i, (_, width) in enumerate(SIZES):

@@ -19,8 +19,8 @@ from drkd_jax.data.pipeline import train_loader
 from drkd_jax.models import faster_rcnn
 from drkd_jax.models.rpn import Proposals
 from drkd_jax.training import loop
-from drkd_jax.training.checkpoint import load_detector
 from drkd_jax.training.evaluate import evaluate, predictor
+from drkd_jax.training.loading import load_detector
 from drkd_jax.training.processes import connect
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.sharding import put_everywhere

@@ -12,7 +12,7 @@ from flax import nnx
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from drkd_jax.errors import UserError
-from drkd_jax.training import checkpoint
+from drkd_jax.training import checkpoint, loading
 from drkd_jax.training.same_run import check_same_run, differing_keys
 from drkd_jax.training.sharding import data_mesh, put_everywhere, replicated
 from drkd_jax.training.state import (
@@ -106,7 +106,7 @@ def test_old_checkpoints_go_and_the_best_one_stays(folder):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "4"]
     assert checkpoints.best() == (2, {"AP": 0.2})
     for which, wanted in (("best", 2), ("last", 4)):
-        arrays, _, step = checkpoint.load_arrays(workdir, which)
+        arrays, _, step = loading.load_arrays(workdir, which)
         student = state_of(key=wanted).params["student"]
         assert step == wanted
         np.testing.assert_array_equal(arrays["norm.scale"], student["norm"]["scale"])
@@ -128,6 +128,26 @@ def test_a_write_that_the_system_refuses_leaves_the_one_before(folder):
     assert again.latest_step() == 1
     again.restore(state_of(), replicated(data_mesh()))
     again.close()
+
+
+def test_a_write_under_way_that_fails_is_told_before_the_run_ends(folder, monkeypatch):
+    _, checkpoints = folder
+
+    def save():
+        checkpoints.save(state_of(width=40_000, step=2), about())
+        checkpoints.wait()
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # there a thread writes
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, hard))
+    try:
+        with pytest.raises(UserError, match=r"step 2 cannot be written .* before it are whole"):
+            save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    checkpoints.save(state_of(step=3), about())
+    checkpoints.wait()
+    assert checkpoints.latest_step() == 3
 
 
 def test_what_a_killed_write_left_is_removed(folder):
@@ -153,20 +173,20 @@ def test_another_model_is_refused(folder):
 
 def test_filling_a_module_of_other_shapes_names_the_array():
     arrays = flatten(nnx.as_pure(nnx.state(Small(4, 0))))
-    filled = checkpoint.fill(Small(4, 9), arrays, "here")
+    filled = loading.fill(Small(4, 9), arrays, "here")
     np.testing.assert_array_equal(filled.layers[0].kernel[...], arrays["layers.0.kernel"])
     with pytest.raises(UserError, match=r"here: layers\.0\.bias is \(4,\) .* \(6,\) in the model"):
-        checkpoint.fill(Small(6, 0), arrays, "here")
+        loading.fill(Small(6, 0), arrays, "here")
     del arrays["norm.mean"]
     with pytest.raises(UserError, match=r"norm\.mean is missing"):
-        checkpoint.fill(Small(4, 0), arrays, "here")
+        loading.fill(Small(4, 0), arrays, "here")
 
 
 def test_a_folder_without_a_checkpoint_is_told(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint yet"):
-        checkpoint.load_arrays(tmp_path)
+        loading.load_arrays(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        checkpoint.load_arrays(tmp_path / "none")
+        loading.load_arrays(tmp_path / "none")
 
 
 def test_another_config_is_refused_with_every_key_that_differs(tmp_path):

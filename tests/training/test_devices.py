@@ -16,7 +16,7 @@ import pytest
 from drkd_jax.data.sources import open_source
 from drkd_jax.evaluation import coco_numbers
 from drkd_jax.training import loop
-from drkd_jax.training.checkpoint import load_arrays
+from drkd_jax.training.loading import load_arrays
 from drkd_jax.training.metrics import read_metrics
 from tests.training import layout, tiny
 
@@ -69,7 +69,7 @@ def results(begun, tmp_path_factory):
                     "-m",
                     "tests.training.layout",
                     json.dumps(arguments),
-                    XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+                    devices=devices,
                 )
             )
         for process in started:

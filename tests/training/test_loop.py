@@ -1,5 +1,6 @@
 """One distilled run over both canvases, looked at from many sides; two more on its programs."""
 
+import dataclasses
 import json
 import signal
 import threading
@@ -12,12 +13,13 @@ import pytest
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.training import loop
-from drkd_jax.training.checkpoint import load_arrays, load_detector
 from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
+from drkd_jax.training.loading import load_arrays, load_detector
 from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import CompilationCounter, read_metrics
+from drkd_jax.training.settings import train_settings
 from drkd_jax.training.setup import build_run
-from drkd_jax.training.sharding import put_batch
+from drkd_jax.training.sharding import put_batch, put_everywhere
 from tests.training import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -30,6 +32,30 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = tiny.config(distilled=True)
     return config, workdir, loop.train(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def built(finished):
+    config, _, _ = finished
+    run = build_run(config)
+    return run, jax.device_get(run.state)
+
+
+@pytest.fixture
+def compiled(built, monkeypatch):
+    """Runs of another length on programs that are compiled once; their rate is the first one's."""
+    run, state = built
+
+    def build(config):
+        return dataclasses.replace(
+            run,
+            config=config,
+            train=train_settings(config["train"]),
+            steps=config["train"]["steps"],
+            state=put_everywhere(state, run.mesh),
+        )
+
+    monkeypatch.setattr(loop, "build_run", build)
 
 
 def test_a_work_folder_holds_all_that_a_run_leaves(finished):
@@ -76,7 +102,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     before = (workdir / "metrics.jsonl").read_text()
     again = loop.train(config, workdir)
     assert again["final"] == summary["final"]
-    assert again["seconds"] == pytest.approx(summary["seconds"], abs=2.0)
+    assert again["seconds"] > 0.5 * summary["seconds"]  # of all sittings, not of the last one
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
@@ -104,9 +130,9 @@ def test_a_work_folder_that_is_a_file_is_told(finished, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_trace_of_some_steps_is_written(finished, tmp_path):
     config, _, _ = finished
-    config = {**config, "train": {**config["train"], "steps": 5, "decay_at": ()}}
     loop.train(config, tmp_path, profile="2:4")
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
@@ -152,6 +178,7 @@ def test_after_warm_up_nothing_compiles_again(finished):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_pictures(
     finished, tmp_path, monkeypatch
 ):
@@ -198,6 +225,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_pictures(
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_signal_ends_the_run_with_a_checkpoint_at_its_step(finished, tmp_path):
     config, _, _ = finished
     metrics = tmp_path / "metrics.jsonl"
@@ -216,6 +244,46 @@ def test_a_signal_ends_the_run_with_a_checkpoint_at_its_step(finished, tmp_path)
     assert 1 <= step < 5000
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_signal_before_the_first_step_or_in_an_evaluation_loses_nothing(
+    finished, tmp_path, monkeypatch
+):
+    config, workdir, _ = finished
+    config = {**config, "train": {**config["train"], "steps": 2, "eval_every": 1, "decay_at": ()}}
+    build = loop.build_run
+
+    def early(values):
+        signal.raise_signal(signal.SIGTERM)
+        return build(values)
+
+    monkeypatch.setattr(loop, "build_run", early)
+    with pytest.raises(InterruptedRunError, match="SIGTERM before the first step: there was noth"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+    monkeypatch.setattr(loop, "build_run", build)
+    whole = loop.evaluate
+
+    def cut(*arguments, stop, **others):
+        return whole(*arguments, stop=lambda: signal.raise_signal(15) or stop(), **others)
+
+    monkeypatch.setattr(loop, "evaluate", cut)
+    with pytest.raises(InterruptedRunError, match="SIGTERM at step 1 of 2: a checkpoint is writt"):
+        loop.train(config, tmp_path / "run")
+    monkeypatch.setattr(loop, "evaluate", whole)
+    loop.train(config, tmp_path / "run")
+    lines, others = (
+        [line for line in read_metrics(place / "metrics.jsonl") if line["kind"] == "train"][:2]
+        for place in (tmp_path / "run", workdir)
+    )
+    for name in TERMS:
+        name = f"distill/{name}"
+        assert [line[name] for line in lines] == [line[name] for line in others]
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    kinds = [(line["kind"], line["step"]) for line in lines if line["kind"] != "warning"]
+    assert kinds == [("train", 1), ("eval", 1), ("train", 2), ("eval", 2)]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,12 @@
 No network: the service and the client that JAX would start are recorded instead.
 """
 
+import json
+import queue
 import socket
 import sys
+import threading
+import time
 import types
 from types import SimpleNamespace
 
@@ -135,11 +139,79 @@ def test_elsewhere_it_is_said(started):
         (("node1:1234", None, 0), "go together"),
         (("node1:1234", 2, 2), "--process-id=2 is not one of the 2 processes"),
         (("node1", 2, 1), "HOST:PORT is wanted"),
+        ((":1234", 2, 1), "HOST:PORT is wanted"),
+        (("node1:http", 2, 1), "HOST:PORT is wanted"),
+        (("node1:1234", 0, 0), "--process-id=0 is not one of the 0 processes"),
     ],
 )
 def test_what_is_missing_is_told(started, given, words):
     with pytest.raises(UserError, match=words):
         processes.connect(*given)
+
+
+class Notes:
+    """The part of JAX's client that `listen` and `leave` use; the others are always there."""
+
+    def __init__(self):
+        self.notes, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, key, value):
+        with self.changed:
+            if key in self.notes:
+                raise RuntimeError("ALREADY_EXISTS")
+            self.notes[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key, milliseconds):
+        assert milliseconds > 1e6
+        with self.changed:
+            self.changed.wait_for(lambda: key in self.notes)
+            return self.notes[key]
+
+    def wait_at_barrier(self, key, milliseconds):
+        raise RuntimeError("DEADLINE_EXCEEDED: one was gone before")
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    notes, codes = Notes(), queue.Queue()
+    monkeypatch.setattr(distributed.global_state, "client", notes)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(processes, "_A_MOMENT", 0.05)
+    monkeypatch.setattr(processes.os, "_exit", codes.put)
+    monkeypatch.setattr(processes._Leaving, "begun", False)
+    return notes, codes
+
+
+def test_who_fails_alone_takes_the_others_along(notes, monkeypatch, capsys):
+    note, codes = notes
+    processes.leave(2, "x.png: is empty")
+    assert codes.get(timeout=10) == 2
+    (content,) = note.notes.values()
+    assert json.loads(content) == {"code": 2, "process": 0, "words": "x.png: is empty"}
+    monkeypatch.setattr(processes._Leaving, "begun", False)
+    processes.listen()  # as another one
+    assert codes.get(timeout=10) == 2
+    assert capsys.readouterr().err == "error: process 0 of 3: x.png: is empty\n"
+
+
+def test_who_fails_too_says_only_its_own(notes, capsys):
+    note, codes = notes
+    processes.listen()
+    note.key_value_set(processes._FAILED, json.dumps({"code": 2, "process": 1, "words": "x"}))
+    processes.leave(3, "y")
+    assert codes.get(timeout=10) == 3
+    time.sleep(0.2)
+    assert codes.empty()
+    assert "process 1" not in capsys.readouterr().err
+
+
+def test_what_each_has_is_known_to_all(monkeypatch):
+    assert processes.any_of(True)
+    assert not processes.any_of(False)
+    others = iter([np.array([2, 3]), np.array([4, 1, -1, 7, 1, 9])])  # their numbers, and they
+    monkeypatch.setattr(processes, "from_all", lambda _: next(others))
+    assert processes.union(np.array([4, 1])).tolist() == [1, 4, 7, 9]
 
 
 def test_a_process_alone_asks_nobody():
@@ -148,5 +220,8 @@ def test_a_process_alone_asks_nobody():
     np.testing.assert_array_equal(processes.from_all(np.arange(3)), np.arange(3))
     vote = processes.Vote(data_mesh(), late=3)
     assert [vote(wanted) for wanted in (False, True)] == [False, True]
-    processes.leave(3)  # does nothing here
+    assert processes.union(np.array([4, 1])).tolist() == [1, 4]
+    assert processes.union(np.array([], int)).tolist() == []
+    processes.listen()  # does nothing here
+    processes.leave(3)  # nor this
     assert jax.process_count() == 1

@@ -48,3 +48,5 @@ def test_evaluation_settings():
     assert eval_settings({"batch_size": 3}).max_pictures == 0
     with pytest.raises(UserError, match=r"eval\.batch_size"):
         eval_settings({"batch_size": 0})
+    with pytest.raises(UserError, match=r"eval\.evaluator = 'mine': one of faster, pycocotools"):
+        eval_settings({"evaluator": "mine"})

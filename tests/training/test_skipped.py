@@ -8,11 +8,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from drkd_jax.data.plan import BatchPlan
 from drkd_jax.training.loop import train
 from drkd_jax.training.metrics import read_metrics
 from tests.training import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 COUNT, BATCH, STEPS = 105, 4, 3
 CANVASES = np.arange(COUNT) % 5 == 0  # 21 portraits: the last batch of them holds one picture

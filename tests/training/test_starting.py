@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from drkd_jax.errors import UserError
+from drkd_jax.models.conventions import CAFFE_PIXELS
 from drkd_jax.training.starting import build_student, check_files
 from drkd_jax.training.state import flatten
 from drkd_jax.training.step import Parts, put_together, take_apart
@@ -99,6 +100,39 @@ def test_an_eps_that_differs_is_refused(files, tmp_path):
         build_student(values, 3, jnp.float32)
     values["student"]["backbone"] = {**STUDENT["backbone"], "eps": 0.0}
     build_student(values, 3, jnp.float32)
+
+
+def test_weights_that_read_other_colours_are_refused(files, tmp_path):
+    folder, _ = files
+    path = tmp_path / "resnet18_caffe.safetensors"
+    path.write_bytes((folder / "resnet18.safetensors").read_bytes())
+    values = config(init=str(tmp_path / "ours.safetensors"))
+    values["data"] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    weights = open_weights(path, {}, "mmdet")
+    write_ours(tmp_path / "ours.safetensors", weights.arrays, weights.about)
+    with pytest.raises(UserError, match=r"set config.data.mean = .*config.data.channels = bgr"):
+        build_student(values, 3, jnp.float32)
+    values["data"] = {"mean": (103.53, 116.28, 123.675), "std": [1, 1, 1], "channels": "bgr"}
+    build_student(values, 3, jnp.float32)
+
+
+def test_a_teacher_s_file_says_what_it_reads(files, tmp_path):
+    folder, _ = files
+    path = tmp_path / "retinanet_r18_caffe.safetensors"
+    path.write_bytes((folder / "detector.safetensors").read_bytes())
+    teacher = load_teacher({"checkpoint": str(path)}, 3, 0)
+    caffe = {"mean": CAFFE_PIXELS.mean, "std": CAFFE_PIXELS.std, "channels": "bgr"}
+    assert teacher.pixels == caffe
+    teacher = load_teacher({"checkpoint": str(path), "data": {"channels": "rgb"}}, 3, 0)
+    assert teacher.pixels == {**caffe, "channels": "rgb"}
+
+
+def test_a_student_without_norms_is_refused():
+    folded = {**STUDENT["backbone"], "norm": "folded"}
+    with pytest.raises(
+        UserError, match=r"norm = 'folded': .* train with 'frozen_bn', 'bn' or 'gn'"
+    ):
+        build_student(config(backbone=folded), 3, jnp.float32)
 
 
 def test_files_that_are_missing_are_named_at_once():

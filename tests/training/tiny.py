@@ -77,15 +77,19 @@ def config(detector: str = "retinanet", *, distilled: bool = False, **train: Any
 
 
 def python(
-    *arguments: str, preexec_fn: Callable[[], None] | None = None, **environment: str
+    *arguments: str,
+    preexec_fn: Callable[[], None] | None = None,
+    devices: int = 1,
+    **environment: str,
 ) -> subprocess.Popen[str]:
     """Starts Python in the project's root; what it says can be read from its pipes."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
         # As `quick_compile` does here, so that programs are found in the same cache.
         env=os.environ
-        | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": flags}
         | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,6 +8,7 @@ import pytest
 
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
+from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, Pixels
 from drkd_jax.weights.layouts import their_shape
 from drkd_jax.weights.opening import understand
 
@@ -117,6 +118,42 @@ def test_the_eps_of_torchvision_s_first_coco_files_is_zero(name, eps):
     found = understand(TORCHVISION["retinanet_resnet50_fpn"], {}, Path(name), asked)
     assert found.settings["backbone"]["eps"] == 0.001
     assert any("backbone.eps = 0.001: as asked for" in line for line in found.reading.lines(asked))
+
+
+OLD = "img_norm_cfg = dict(\n    mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)"
+NEW = """data_preprocessor=dict(bgr_to_rgb=False, mean=[
+    103.53,
+    116.28,
+    123.675,
+], pad_size_divisor=32, std=[57.375, 57.12, 58.395])"""
+RGB = "model = dict(data_preprocessor=dict(mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=True))"
+
+
+@pytest.mark.parametrize(
+    ("name", "meta", "pixels", "known"),
+    [
+        ("faster_rcnn_r50_fpn_1x_coco-1.pth", {}, Pixels(), "mmdetection's own"),
+        ("mask_rcnn_r50_fpn_gn-all_2x_coco-2.pth", {}, CAFFE_PIXELS, "the file's name"),
+        ("mask_rcnn_x101_32x8d_fpn_1x_coco-3.pth", {}, CAFFE2_PIXELS, "the file's name"),
+        ("x.pth", {"config": OLD}, CAFFE_PIXELS, "the config in the file"),
+        ("x.pth", {"cfg": NEW}, CAFFE2_PIXELS, "the config in the file"),
+        (
+            "x_gn-all.pth",
+            {"cfg": RGB},
+            Pixels((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)),
+            "the config in the file",
+        ),
+    ],
+)
+def test_what_mmdetection_s_networks_read(name, meta, pixels, known):
+    found = understand(MMDET["retinanet_r50_fpn_1x_coco"], meta, Path(name), {}).reading
+    assert found.pixels[0] == pixels
+    assert any(line.startswith("  data.mean = ") and known in line for line in found.lines({}))
+    asked = {"data": {"channels": "rgb"}}
+    assert "  data.channels = rgb: as asked for" in found.lines(asked)
+    assert found.data({"channels": "rgb"}, name)["mean"] == pixels.mean
+    with pytest.raises(UserError, match=r"data.colour is not one of mean, std, channels, resize"):
+        found.data({"colour": 1}, name)
 
 
 def test_regions_linear_layer_has_the_same_size_both_ways():

@@ -1,0 +1,115 @@
+"""What a run wrote, for others: the arrays of its student, or the detector that they make."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from drkd_jax import models
+from drkd_jax.errors import UserError
+from drkd_jax.training.settings import as_tuples, train_settings
+from drkd_jax.training.state import flatten, unflatten
+
+# The folders of a work folder.
+WHICH = {"last": "checkpoints", "best": "best"}
+
+
+def load_arrays(workdir: str | Path, which: str = "best") -> tuple[dict[str, Any], dict, int]:
+    """The student's arrays, by flat name, from a work folder.
+
+    Args:
+        workdir: of a training run.
+        which: "best" (or, where nothing was evaluated, the last) or "last".
+
+    Returns:
+        (NumPy arrays by name, the JSON part, step).
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    workdir = Path(workdir).absolute()
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if which not in WHICH:
+        raise UserError(f"--which={which}: one of {', '.join(WHICH)}")
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such folder; it should be the work folder of a run")
+    for name in [which] if which == "last" else ["best", "last"]:
+        folder = workdir / WHICH[name]
+        if not folder.is_dir():
+            continue
+        manager = ocp.CheckpointManager(
+            folder, options=ocp.CheckpointManagerOptions(read_only=True)
+        )
+        step = manager.latest_step()
+        if step is None:
+            continue
+        item = folder / str(step) / "student"
+        with ocp.StandardCheckpointer() as checkpointer:
+            target = {name: np.empty(*leaf) for name, leaf in stored(item).items()}
+            arrays = checkpointer.restore(item, target)
+        about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        manager.close()
+        return arrays, about["about"], step
+    raise UserError(f"{workdir}: holds no checkpoint yet; train there first (train.py --workdir)")
+
+
+def load_detector(
+    workdir: str | Path, which: str = "best", dtype: Any = None
+) -> tuple[Any, dict[str, Any], int]:
+    """The detector that a run trained, built by the checkpoint's own config.
+
+    Args:
+        workdir: of a training run.
+        which: "best" or "last".
+        dtype: what it computes in; None takes the precision of its training.
+
+    Returns:
+        (detector, {"config": ..., "categories": [[id, name], ...], ...}, step).
+
+    Raises:
+        UserError: no checkpoint, or its arrays are not those of its config.
+    """
+    arrays, about, step = load_arrays(workdir, which)
+    about["config"] = as_tuples(about["config"])
+    dtype = dtype or train_settings(about["config"]["train"]).precision
+    student = about["config"]["student"]
+    settings = {key: value for key, value in student.items() if key != "init"}
+    detector = models.abstract_detector(settings, len(about["categories"]), dtype=dtype)
+    return fill(detector, arrays, str(workdir)), about, step
+
+
+def fill(module: Any, arrays: Mapping[str, Any], where: str) -> Any:
+    """Puts arrays, by flat name, into a module of the same names and shapes.
+
+    Raises:
+        UserError: names or shapes that differ, with the first of them.
+    """
+    graph, state = nnx.split(module)
+    pure = nnx.as_pure(state)
+    wanted = {name: tuple(leaf.shape) for name, leaf in flatten(pure).items()}
+    found = {name: tuple(leaf.shape) for name, leaf in arrays.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{where}: {name} is {found.get(name, 'missing')} in the checkpoint and "
+                f"{wanted.get(name, 'not there')} in the model"
+            )
+    return nnx.merge(graph, unflatten({k: jax.numpy.asarray(v) for k, v in arrays.items()}, pure))
+
+
+def stored(item: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of every array of one item of a checkpoint, by flat name.
+
+    Args:
+        item: its folder, as `checkpoints/8000/student`.
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        leaves = flatten(checkpointer.metadata(item).item_metadata.tree)
+    return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in leaves.items()}

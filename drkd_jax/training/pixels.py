@@ -1,0 +1,84 @@
+"""How the loader's pictures become a network's input: each network by its own rule.
+
+Letters: B pictures, H W pixels of the canvas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from drkd_jax.errors import UserError
+from drkd_jax.ops.pictures import prepare
+from drkd_jax.types import Array, Batch, Targets
+
+#: The keys of `config.data` that belong to a network, not to the loader.
+KEYS = ("mean", "std", "channels")
+_CHANNELS = ("rgb", "bgr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """What a network reads.
+
+    Attributes:
+        mean: subtracted from the colours, 0..255, in the order of ``channels``.
+        std: divided by, after that.
+        dtype: of the input.
+        channels: "rgb" or "bgr", the order in which the network reads the colours.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dtype: Any = jnp.float32
+    channels: str = "rgb"
+
+    def prepare(self, batch: Batch) -> tuple[Float[Array, "B H W 3"], Targets]:
+        """The network's input and the targets, see `ops.pictures.prepare`."""
+        return prepare(batch, self.mean, self.std, self.dtype, self.channels)
+
+
+def read_pixels(data: Mapping[str, Any], dtype: Any, where: str = "config.data") -> Pixels:
+    """A network's input from `mean`, `std` and `channels` ("rgb" where it is left out).
+
+    Args:
+        data: a config's part; other keys are not looked at.
+        dtype: of the input.
+        where: what messages call the part.
+
+    Raises:
+        UserError: a value that no picture can be normalised by.
+    """
+    mean, std = (_three(data[key], f"{where}.{key}") for key in ("mean", "std"))
+    if min(std) <= 0:
+        raise UserError(f"{where}.std = {std}: every number must be above 0")
+    channels = data.get("channels", "rgb")
+    if channels not in _CHANNELS:
+        raise UserError(f"{where}.channels = {channels!r}: one of {', '.join(_CHANNELS)}")
+    return Pixels(mean, std, jnp.dtype(dtype), channels)
+
+
+def _three(value: Any, where: str) -> tuple[float, float, float]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise UserError(f"{where} = {value!r}: three numbers, one a colour")
+    try:
+        first, second, third = map(float, value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} = {value!r}: three numbers, one a colour") from error
+    return first, second, third
+
+
+def only_pixels(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys of a part that may say nothing but what a network reads.
+
+    Raises:
+        UserError: another key.
+    """
+    for key in data:
+        if key not in KEYS:
+            raise UserError(f"{where}.{key}: no such key; there are {', '.join(KEYS)}")
+    return dict(data)
