@@ -1,11 +1,12 @@
-"""NMS and RoIAlign beside torchvision's, on one machine in one run: times, ratios, differences.
+"""NMS, RoIAlign, deformable convolution beside torchvision's: times, ratios, differences.
 
     python benchmarks/ops.py [--torch-python /usr/bin/python3] [--batch 1] [--json FILE]
 
 torchvision runs in an interpreter of its own (`--torch-python`, by default this one), on the same
 inputs, before ours; without torchvision there its column stays empty. A ratio is torchvision's time
 over ours: above 1 ours is the faster. Sizes are those of a two-stage detector in training: 2000
-proposals on each of five levels of an 800x1344 canvas, 512 regions of 7x7 bins from 256 channels.
+proposals on each of five levels of an 800x1344 canvas, 512 regions of 7x7 bins from 256 channels; a
+deformable convolution of ResNeXt-101-32x4d's C4, 512 channels in 32 groups.
 `--backward` measures, in the place of torchvision, the ways to differentiate RoIAlign.
 """
 
@@ -27,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from drkd_jax.ops.deform_conv import deform_conv
 from drkd_jax.ops.nms import nms
 from drkd_jax.ops.roi_align import region_levels, roi_align
 
@@ -35,6 +37,7 @@ BINS = 7
 EVERY = 16  # of so many regions one is compared
 THRESHOLDS = {"nms, 5 levels x 2000": 0.7, "nms, 2000 of 80 classes": 0.5}
 SAMPLES = {"roi_align 2x2": 2, "roi_align adaptive": 0}
+DEFORM = "deform_conv, 512 in 32 groups"
 
 
 def random_boxes(
@@ -76,6 +79,10 @@ def inputs(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
     for i, stride in enumerate(STRIDES):
         shape = B, -(-height // stride), -(-width // stride), C
         made[f"map{i}"] = random.standard_normal(shape, np.float32)
+    shape = B, -(-height // 16), -(-width // 16)
+    made["deform_map"] = random.standard_normal((*shape, 512), np.float32)
+    made["deform_offsets"] = 2 * random.standard_normal((*shape, 18), np.float32)
+    made["deform_kernel"] = random.standard_normal((3, 3, 16, 512), np.float32) / 12
     made["regions"] = random_boxes(random, (B, R), arguments.canvas, 600)
     made["cotangent"] = random.standard_normal((B * R, BINS, BINS, C), np.float32)
     return made
@@ -91,6 +98,7 @@ def torchvision_times(
         "strides": STRIDES,
         "bins": BINS,
         "every": EVERY,
+        "deform": DEFORM,
         "canvas": arguments.canvas,
         "dtype": arguments.dtype,
         "repeat": arguments.repeat,
@@ -166,6 +174,31 @@ def measure(
         given = maps, boxes, cotangent
         times[f"{case} forward+backward"] = shortest(both, given, arguments.repeat)
         found[f"{case} gradient"] = np.asarray(both(*given)[1][1], np.float32)
+    x, offsets, kernel = (
+        jnp.asarray(made[f"deform_{name}"], dtype)
+        for name, dtype in (
+            ("map", arguments.dtype),
+            ("offsets", "float32"),
+            ("kernel", arguments.dtype),
+        )
+    )
+    run = jax.jit(lambda *given: deform_conv(given[0], given[2], given[1]))
+    pull = jax.jit(lambda *given: jax.vjp(run, *given)[1](x))
+    times[f"{DEFORM} forward"] = shortest(run, (x, offsets, kernel), arguments.repeat)
+    times[f"{DEFORM} forward+backward"] = shortest(pull, (x, offsets, kernel), arguments.repeat)
+    found[DEFORM] = np.asarray(run(x, offsets, kernel), np.float32)
+    found[f"{DEFORM} gradient"] = np.asarray(pull(x, offsets, kernel)[0], np.float32)
+    plain = jax.jit(
+        lambda x, kernel: jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=32,
+        )
+    )
+    times["the same, not deformable, forward"] = shortest(plain, (x, kernel), arguments.repeat)
     return times, found
 
 
@@ -237,7 +270,7 @@ def main() -> None:
         f"batch {arguments.batch}; torchvision {about.get('torchvision', '-')}, "
         f"torch {about.get('torch', '-')} on {about.get('device', '-')}"
     )
-    print(f"{'':36} {'ours ms':>9} {'torchvision ms':>15} {'ratio':>6}")
+    print(f"{'':48} {'ours ms':>9} {'torchvision ms':>15} {'ratio':>6}")
     rows = []
     for case, own in times.items():
         other = about.get("times", {}).get(case)
@@ -247,7 +280,7 @@ def main() -> None:
             row["ratio"] = other / own
             shown = f"{other:15.1f} {other / own:6.2f}"
         rows.append(row)
-        print(f"{case:36} {own:9.1f} {shown}")
+        print(f"{case:48} {own:9.1f} {shown}")
     for samples in ("forward", "forward+backward"):
         fixed, adaptive = (times[f"{case} {samples}"] for case in SAMPLES)
         print(f"adaptive over 2x2, {samples}: {adaptive / fixed:.2f}")

@@ -11,12 +11,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
-from torchvision.ops import MultiScaleRoIAlign, batched_nms
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, deform_conv2d
 
 
 def main(inputs: str, outputs: str) -> None:
@@ -83,6 +84,31 @@ def main(inputs: str, outputs: str) -> None:
             continue
         second = maps["1"].grad
         found[f"{case} gradient"] = second.permute(0, 2, 3, 1).float().cpu().numpy()
+    name = settings["deform"]
+    x, offsets, kernel = (
+        tensor(f"deform_{part}").permute(*axes).contiguous().to(dtype).requires_grad_()
+        for part, axes in (
+            ("map", (0, 3, 1, 2)),
+            ("offsets", (0, 3, 1, 2)),
+            ("kernel", (3, 2, 0, 1)),
+        )
+    )
+    try:
+        with torch.no_grad():
+            value = measure(f"{name} forward", lambda: deform_conv2d(x, offsets, kernel, padding=1))
+            plain = partial(torch.nn.functional.conv2d, x, kernel, padding=1, groups=32)
+            measure("the same, not deformable, forward", plain)
+
+        def back() -> None:
+            for leaf in (x, offsets, kernel):
+                leaf.grad = None
+            deform_conv2d(x, offsets, kernel, padding=1).backward(x.detach())
+
+        measure(f"{name} forward+backward", back)
+        found[name] = value.permute(0, 2, 3, 1).float().cpu().numpy()
+        found[f"{name} gradient"] = x.grad.permute(0, 2, 3, 1).float().cpu().numpy()
+    except RuntimeError as error:  # no kernel for this dtype
+        print(f"torchvision, {name}: {error}", file=sys.stderr)
     about = {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -90,7 +91,10 @@ def _random(config: dict[str, Any], classes: int) -> Iterator[dict[str, Any]]:
     config = {**config, "data": {**config["data"]}, "student": {**config["student"]}}
     config["student"]["init"] = ""
     if config.get("teacher") is not None:
-        config["teacher"] = {**config["teacher"], "checkpoint": "", "init": "random"}
+        teacher = {**config["teacher"], "checkpoint": "", "init": "random"}
+        if "detector" not in teacher:
+            teacher |= _model_by_name(config["teacher"]["checkpoint"], config["student"])
+        config["teacher"] = teacher
     config["data"]["canvases"] = config["data"]["canvases"][:1]
     with tempfile.TemporaryDirectory() as folder:
         height, width = config["data"]["canvases"][0]
@@ -104,6 +108,34 @@ def _random(config: dict[str, Any], classes: int) -> Iterator[dict[str, Any]]:
         )
         config["data"]["train"] = config["data"]["val"] = spec
         yield config
+
+
+def _model_by_name(checkpoint: str, student: dict[str, Any]) -> dict[str, Any]:
+    """The model of a teacher whose file is not there: the backbone that its name tells.
+
+    Detector and pyramid are the student's; of the teacher's heads a step uses nothing.
+
+    Raises:
+        UserError: the name tells no backbone.
+
+    Source: open-mmlab/mmdetection, model zoo: r101, x101_64x4d, dconv_c3-c5 (deformable).
+    """
+    name = Path(checkpoint).stem
+    found = re.search(r"_(r|x)(50|101|152)(?:_(\d+)x(\d+)d)?(?=_|$)", name)
+    if found is None:
+        raise UserError(
+            f"config.teacher.checkpoint = '{checkpoint}': --random needs the teacher's model, and "
+            "neither the config nor a name as mmdetection gives them (..._x101_64x4d_...) tells it"
+        )
+    _, depth, groups, group_width = found.groups()
+    dcn = {"_mdconv": "v2", "_dconv": "v1"}
+    backbone = {
+        "depth": int(depth),
+        "groups": int(groups or 1),
+        "group_width": int(group_width or 64),
+        "dcn": next((kind for word, kind in dcn.items() if word in name), ""),
+    }
+    return {key: student[key] for key in ("detector", "channels", "extra")} | {"backbone": backbone}
 
 
 def _figures(run: Run, cost: Cost, peak_tflops: float) -> dict[str, Any]:
@@ -125,6 +157,7 @@ def _figures(run: Run, cost: Cost, peak_tflops: float) -> dict[str, Any]:
 
 def _lines(run: Run, cost: Cost, figures: dict[str, Any]) -> list[str]:
     height, width = cost.canvas
+    shortest, longest = cost.step_range
     share = figures["share_of_peak"]
     peak = "" if share is None else f", {share:.1%} of the peak of {figures['peak_tflops']:g}"
     lines = [
@@ -132,15 +165,19 @@ def _lines(run: Run, cost: Cost, figures: dict[str, Any]) -> list[str]:
         f"run         {cost.batch_size} pictures a step on canvases of {height} x {width}, "
         f"{figures['precision']}, {run.student_origin}",
         f"compile     {cost.compile_seconds:.1f} s, and {cost.trace_seconds:.1f} s of tracing",
-        f"step        {cost.step_seconds * 1e3:.1f} ms, {cost.pictures_per_second:.2f} pictures/s",
+        f"step        {cost.step_seconds * 1e3:.1f} ms ({shortest * 1e3:.1f} to "
+        f"{longest * 1e3:.1f}), {cost.pictures_per_second:.2f} pictures/s",
         f"operations  {cost.flops / 1e9:.2f} GFLOP a step and device as compiled "
         f"({cost.flops_written / 1e9:.2f} as written), "
         f"{figures['tflops_per_second']:.3g} TFLOP/s{peak}",
         "memory      "
         + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in cost.memory.items()),
     ]
+    if run.teacher is not None:
+        count = run.teacher.num_parameters / 1e6
+        lines.insert(2, f"teacher     {count:.1f} M parameters, {run.teacher.origin}")
     if cost.parts:
-        lines.append("parts       (distillation terms: the whole gradient with and without)")
+        lines.append("parts       (by difference: backward, the terms of the distillation, update)")
         lines += [
             f"  {name:20s} {seconds * 1e3:9.1f} ms  {seconds / cost.step_seconds:6.1%}"
             for name, seconds in cost.parts.items()

@@ -5,6 +5,7 @@ Letters: B pictures of a batch.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,15 @@ import numpy as np
 from absl import flags
 
 from drkd_jax.data.config import PipelineConfig
-from drkd_jax.data.counts import Counter, Fits, fit_all
-from drkd_jax.data.counts import padding_share as share_of
-from drkd_jax.data.plan import BatchPlan
+from drkd_jax.data.counts import Counter, fit_all
+from drkd_jax.data.epoch import (
+    boxes_left_out,
+    kept_indices,
+    padding_share,
+    plan_batches,
+    steps_per_epoch,
+    train_fits,
+)
 from drkd_jax.data.reader import BatchReader, TimedReader
 from drkd_jax.data.records import Source
 from drkd_jax.data.skipped import SkipList
@@ -37,44 +44,8 @@ __all__ = [
 ]
 
 _FOREVER = 2**48  # batches; a training run ends by its own count of steps
-_SMALLEST_SIDE = 32  # pixels; mmdetection leaves smaller training pictures out
 
 _log = logging.getLogger(__name__)
-
-
-def kept_indices(source: Source, config: PipelineConfig) -> np.ndarray:
-    """Positions of the pictures that training sees.
-
-    Source: open-mmlab/mmdetection, mmdet/datasets/coco.py (``filter_data``: no ground truth, or
-    under 32 pixels). A picture that has crowd regions only counts as empty here.
-    """
-    if not config.drop_empty:
-        return np.arange(len(source))
-    metas = (source.meta(i) for i in range(len(source)))
-    return np.array(
-        [
-            i
-            for i, meta in enumerate(metas)
-            if meta.num_boxes > 0 and min(meta.height, meta.width) >= _SMALLEST_SIDE
-        ],
-        np.int64,
-    )
-
-
-def boxes_left_out(source: Source, config: PipelineConfig) -> int:
-    """How many training boxes of one epoch find no row in ``max_boxes``."""
-    counts = [source.meta(int(i)).num_boxes for i in kept_indices(source, config)]
-    return sum(max(0, count - config.max_boxes) for count in counts)
-
-
-def padding_share(source: Source, config: PipelineConfig) -> float:
-    """The share of the canvases' pixels that an epoch of training leaves uncovered."""
-    return share_of(_train_fits(source, config), config)
-
-
-def steps_per_epoch(source: Source, config: PipelineConfig) -> int:
-    """Batches of one epoch of training; each canvas's last one may not be full."""
-    return _plan(_train_fits(source, config), config, shuffle=True).steps_per_epoch
 
 
 def train_loader(
@@ -105,8 +76,8 @@ def train_loader(
         UserError: no picture is left, or the batch does not divide over the hosts. While
             iterating: a picture cannot be read; where pictures are skipped, more than 1 %.
     """
-    fits = _train_fits(source, config)
-    plan = _plan(fits, config, shuffle=True)
+    fits = train_fits(source, config)
+    plan = plan_batches(fits, config, shuffle=True)
     left_out = int(fits.left_out.sum())
     if left_out:
         _log.warning(
@@ -207,7 +178,7 @@ class EvalBatches:
         skipped: Path | None,
     ):
         count = min(len(source), max_pictures) if max_pictures else len(source)
-        plan = _plan(fit_all(source, config, np.arange(count)), config, shuffle=False)
+        plan = plan_batches(fit_all(source, config, np.arange(count)), config, shuffle=False)
         self.num_pictures = count
         self.image_ids = tuple(source.meta(i).image_id for i in range(count))
         self._length = plan.steps_per_epoch
@@ -219,10 +190,18 @@ class EvalBatches:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        for number, (batch, _) in enumerate(_dataset(self._reader, 0, self._length)):
-            if self._skips is not None:
-                self._skips.add(self._reader.missing(number, batch))
-            yield batch
+        batches = iter(_dataset(self._reader, 0, self._length))
+        try:
+            for number, (batch, _) in enumerate(batches):
+                if self._skips is not None:
+                    self._skips.add(self._reader.missing(number, batch))
+                yield batch
+        finally:
+            batches.close()
+            if self._reader.config.num_workers:
+                # It refers to itself, and holds shared memory, which should not wait for the end.
+                del batches
+                gc.collect()
 
     def share_skipped(self, union: Callable[[np.ndarray], np.ndarray]) -> None:
         """As of ``TrainIterator``.
@@ -264,27 +243,6 @@ def eval_batches(
             be read; where pictures are skipped, more than 1 %.
     """
     return EvalBatches(source, config, process_index, process_count, max_pictures, skipped)
-
-
-def _train_fits(source: Source, config: PipelineConfig) -> Fits:
-    kept = kept_indices(source, config)
-    if not len(kept):
-        raise UserError(
-            f"{source.spec}: no picture is left to train on; all {len(source)} are without a box "
-            f"or under {_SMALLEST_SIDE} pixels (drop_empty = {config.drop_empty})"
-        )
-    return fit_all(source, config, kept)
-
-
-def _plan(fits: Fits, config: PipelineConfig, shuffle: bool) -> BatchPlan:
-    return BatchPlan(
-        fits.indices,
-        fits.canvas,
-        config.batch_size,
-        seed=config.seed,
-        flip=config.flip if shuffle else 0.0,
-        shuffle=shuffle,
-    )
 
 
 def _skip_list(reader: BatchReader, total: int, path: Path | None) -> SkipList | None:

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 GAP = 1e-4  # between scores, and between overlaps and the threshold
 TIES = 1e-6  # between the scores of two boxes of which one suppresses the other
+
+
+def serve(
+    argv: list[str], kind: type, answer: Callable[[Any], dict[str, Any]], library: str
+) -> None:
+    """Answers the models of a folder's request.json; prints the versions.
+
+    Args:
+        argv: the folder, and how many threads torch may use (2).
+        kind: what an entry of the request is made into.
+        answer: all tensors of a model by name; they go into MODEL.npz.
+        library: its name and version.
+    """
+    folder = Path(argv[0])
+    torch.set_num_threads(int(argv[1]) if len(argv) > 1 else 2)
+    for values in json.loads((folder / "request.json").read_text()):
+        model = kind(**values)
+        np.savez_compressed(folder / f"{model.name}.npz", **answer(model))
+    print(f"{library}, torch {torch.__version__}")
 
 
 class Recorder:

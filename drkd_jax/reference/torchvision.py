@@ -14,152 +14,31 @@ written down on the way.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection import (
-    FasterRCNN,
-    RetinaNet,
-    fasterrcnn_resnet50_fpn,
-    retinanet_resnet50_fpn,
-)
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import boxes as box_ops
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from drkd_jax.reference.probes import (
     GAP,
     TIES,
     gradients,
-    outputs_of,
     recorded,
     replayed,
-    spread,
+    serve,
     widened,
 )
-from drkd_jax.reference.seeded import Drawn, Model, pictures, thin, weight
+from drkd_jax.reference.seeded import Drawn, Model, pictures, thin
+from drkd_jax.reference.torchvision_build import build, draw_weights, liven
 
-DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 SEEDS = 400  # batches to try
-WANTED = 30  # detections a picture to aim at
-
-
-class NarrowResNet(ResNet):
-    """The library's ResNet with fewer channels everywhere."""
-
-    def __init__(self, depth: int, width: int):
-        self.narrow = width
-        super().__init__(*DEPTHS[depth])
-
-    def _make_layer(self, block: Any, planes: int, *rest: Any, **more: Any) -> nn.Sequential:
-        if planes == 64:  # the first stage: the stem was made for 64 channels
-            self.inplanes = self.narrow
-            self.conv1 = nn.Conv2d(3, self.narrow, 7, stride=2, padding=3, bias=False)
-            self.bn1 = nn.BatchNorm2d(self.narrow)
-        return super()._make_layer(block, planes * self.narrow // 64, *rest, **more)
-
-
-class Given(nn.Module):
-    """In place of the library's transform: a padded tensor that is there already."""
-
-    def forward(self, images: Any, targets: Any = None) -> tuple[ImageList, Any]:
-        """The tensor, the sizes of its pictures, and the targets as they are."""
-        return ImageList(self.tensor, self.sizes), targets
-
-    def postprocess(self, result: Any, *_: Any) -> Any:
-        """Detections stay in the tensor's pixels."""
-        return result
-
-
-def build(model: Model) -> nn.Module:
-    """A detector of the library with drawn weights, from a padded tensor on."""
-    faster = model.detector == "faster_rcnn"
-    K = model.num_classes + faster
-    if not model.width:
-        make = fasterrcnn_resnet50_fpn if faster else retinanet_resnet50_fpn
-        net = make(weights=None, weights_backbone=None, num_classes=K)
-    else:
-        body = NarrowResNet(model.depth, model.width)
-        first = 1 if faster else 2
-        expansion = DEPTHS[model.depth][0].expansion
-        C = model.channels
-        backbone = BackboneWithFPN(
-            body,
-            {f"layer{i}": str(i - first) for i in range(first, 5)},
-            [model.width * expansion * 2 ** (i - 1) for i in range(first, 5)],
-            C,
-            LastLevelMaxPool() if faster else LastLevelP6P7(C, C),
-        )
-        if faster:
-            head = TwoMLPHead(C * 49, model.fc)
-            last = FastRCNNPredictor(model.fc, K)
-            net = FasterRCNN(backbone, box_head=head, box_predictor=last)
-        else:
-            net = RetinaNet(backbone, K)
-    net.transform = Given()
-    return net
-
-
-def draw_weights(net: nn.Module, seed: int) -> None:
-    """Gives every array of a network its numbers."""
-    for name, value in net.state_dict().items():
-        if value.dtype.is_floating_point:
-            value.copy_(torch.from_numpy(weight(name, tuple(value.shape), seed)))
-
-
-def liven(net: nn.Module, model: Model, drawn: Drawn, run: Callable[[], Any]) -> list[str]:
-    """Scales the last layers until there are about `WANTED` detections a picture.
-
-    Returns:
-        The scaled layers' names.
-    """
-    wanted = WANTED * len(drawn.images)
-    # Of many classes, scores crowd above the limit unless the logits are far apart.
-    many_classes = model.num_classes > 20
-    sharp = (2.0 if model.detector == "faster_rcnn" else 1.5) * (2 if many_classes else 1)
-    if model.detector == "faster_rcnn":
-        first = [net.rpn.head.cls_logits, net.rpn.head.bbox_pred]
-        for layer, values, numbers in zip(
-            first, outputs_of(first, run), ((-1.0, 1.5), (0.0, 0.3)), strict=True
-        ):
-            spread(layer, values, *numbers)
-        second = net.roi_heads.box_predictor
-        layers = [second.cls_score, second.bbox_pred]
-        for layer, values, std in zip(layers, outputs_of(layers, run), (sharp, 0.7), strict=True):
-            spread(layer, values, 0.0, std)
-        bias, falls = second.cls_score.bias[:1], -1.0
-        names = ["rpn.head.cls_logits", "rpn.head.bbox_pred"]
-        names += [f"roi_heads.box_predictor.{leaf}" for leaf in ("cls_score", "bbox_pred")]
-    else:
-        layers = [net.head.classification_head.cls_logits, net.head.regression_head.bbox_reg]
-        for layer, values, std in zip(layers, outputs_of(layers, run), (sharp, 0.3), strict=True):
-            spread(layer, values, 0.0, std)
-        bias, falls = layers[0].bias, 1.0
-        names = ["head.classification_head.cls_logits", "head.regression_head.bbox_reg"]
-    # More background, or less of every class, means fewer detections: bisection.
-    reach = 48.0 if many_classes else 12.0
-    low, high, start = -reach, reach, bias.clone()
-    for _ in range(10):
-        middle = (low + high) / 2
-        bias.copy_(start + middle)
-        many = sum(len(found["scores"]) for found in run()) > wanted
-        if many == (falls > 0):
-            high = middle
-        else:
-            low = middle
-    return names
 
 
 def faults(
@@ -355,15 +234,5 @@ def training(
     return answers
 
 
-def main(argv: list[str]) -> None:
-    """Answers the models of a folder's request.json."""
-    folder = Path(argv[0])
-    torch.set_num_threads(int(argv[1]) if len(argv) > 1 else 2)
-    for values in json.loads((folder / "request.json").read_text()):
-        model = Model(**values)
-        np.savez_compressed(folder / f"{model.name}.npz", **answer(model))
-    print(f"torchvision {torchvision.__version__}, torch {torch.__version__}")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    serve(sys.argv[1:], Model, answer, f"torchvision {torchvision.__version__}")

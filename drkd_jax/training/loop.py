@@ -121,6 +121,7 @@ class _Sitting:
         finally:
             self.trace.stop()
             self.metrics.close()
+            self.loader.close()
 
     def _skipped(self) -> Path | None:
         return self.workdir / SKIPPED_FILE if is_first() else None

@@ -36,6 +36,7 @@ class Cost:
         trace_seconds: from Python to XLA's input.
         compile_seconds: XLA's own.
         step_seconds: median of the timed steps.
+        step_range: the shortest and the longest of them.
         pictures_per_second: over all devices.
         flops: of the compiled program, a step, on one device.
         flops_written: of the program before the compiler changed it, shared out to the devices.
@@ -49,6 +50,7 @@ class Cost:
     trace_seconds: float
     compile_seconds: float
     step_seconds: float
+    step_range: tuple[float, float]
     pictures_per_second: float
     flops: float
     flops_written: float
@@ -89,14 +91,15 @@ def measure(run: Run, *, steps: int = 10, parts: bool = True) -> Cost:
         jax.block_until_ready(values)
         times.append(time.perf_counter() - start)
     step_seconds, memory = statistics.median(times[2:]), _memory(compiled)
-    found = _parts(dataclasses.replace(run, state=state), batch, steps) if parts else {}
-    if found:
-        found["update"] = step_seconds - found.pop("whole gradient")
+    found: dict[str, float] = {}
+    if parts:
+        found = _parts(dataclasses.replace(run, state=state), batch, compiled, steps)
     size = batch.images.shape[0]
     return Cost(
         trace_seconds=traced - before,
         compile_seconds=done - traced,
         step_seconds=step_seconds,
+        step_range=(min(times[2:]), max(times[2:])),
         pictures_per_second=size / step_seconds,
         flops=_flops(compiled),
         flops_written=_flops(lowered) / run.mesh.size,
@@ -107,22 +110,33 @@ def measure(run: Run, *, steps: int = 10, parts: bool = True) -> Cost:
     )
 
 
-def seconds(function: Callable[..., Any], arguments: tuple[Any, ...], calls: int) -> float:
-    """Median time of a call of the compiled function, after one that warms up."""
-    compiled = jax.jit(function).lower(*arguments).compile()
-    times = []
+# A compiled function, and what makes its arguments; only the former's time counts.
+Program = tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]
+
+
+def program(function: Callable[..., Any], *arguments: Any) -> Program:
+    """A function, compiled for its arguments."""
+    return jax.jit(function).lower(*arguments).compile(), lambda: arguments
+
+
+def seconds(programs: Mapping[str, Program], calls: int) -> dict[str, float]:
+    """Median time of a call of each program, after one that warms up.
+
+    They are called in turns: what else the machine does slows all of them alike, and differences
+    between them stay what they are.
+    """
+    times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(1 + calls):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        for name, (function, make) in programs.items():
+            arguments = jax.block_until_ready(make())
+            start = time.perf_counter()
+            jax.block_until_ready(function(*arguments))
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
-def _parts(run: Run, batch: Batch, steps: int) -> dict[str, float]:
-    """Seconds of each part of the gradient's computation; "whole gradient" is all of it."""
-
-    def clock(function: Callable[..., Any], *arguments: Any) -> float:
-        return seconds(function, arguments, max(steps, PARTS_AT_LEAST))
+def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict[str, float]:
+    """Seconds of each part of a step, which is compiled and writes over the state it is given."""
 
     def loss(recipe: Recipe) -> Callable[..., Any]:
         def of(params: Any, rest: Any, teacher: Arrays, batch: Batch) -> Any:
@@ -138,38 +152,41 @@ def _parts(run: Run, batch: Batch, steps: int) -> dict[str, float]:
         recipe, graphs=_only(recipe.graphs, "student", "teacher"), weights={}
     )
     own = (_only(state.params, "student"), _only(state.rest, "student"), teacher, batch)
-    forward = clock(lambda *arguments: loss(plain)(*arguments)[0], *own)
-    both = clock(gradient(plain), *own)
-    found = {"student forward": forward, "student backward": both - forward}
+    programs: dict[str, Program] = {
+        "step": (step, lambda: (jax.tree.map(jnp.copy, state), teacher, batch)),
+        "forward": program(lambda *arguments: loss(plain)(*arguments)[0], *own),
+        "both": program(gradient(plain), *own),
+    }
+    if run.teacher is not None:
+
+        def guide(teacher: Arrays, batch: Batch) -> Any:
+            module = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
+            images, _ = recipe.pixels.prepare(batch)
+            return module.features(recipe.for_teacher(batch, images)).maps
+
+        programs["teacher"] = program(guide, teacher, batch)
+        programs["whole"] = program(gradient(recipe), state.params, state.rest, teacher, batch)
+        if len(recipe.weights) > 1:
+            for term in recipe.weights:
+                smaller, params, rest = _without(run, term)
+                programs[term] = program(gradient(smaller), params, rest, teacher, batch)
+    times = seconds(programs, max(steps, PARTS_AT_LEAST))
+    found = {
+        "student forward": times["forward"],
+        "student backward": times["both"] - times["forward"],
+    }
     if run.teacher is None:
-        return found | {"whole gradient": both}
-
-    def guide(teacher: Arrays, batch: Batch) -> Any:
-        module = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
-        images, _ = recipe.pixels.prepare(batch)
-        return module.features(recipe.for_teacher(batch, images)).maps
-
-    found["teacher forward"] = clock(guide, teacher, batch)
-    whole = clock(gradient(recipe), state.params, state.rest, teacher, batch)
-    for term in recipe.weights:
-        found[term] = whole - _without(run, term, clock, gradient, batch, both, found)
-    return found | {"whole gradient": whole}
+        return found | {"update": times["step"] - times["both"]}
+    found["teacher forward"] = times["teacher"]
+    # Without the only term there is no distillation, and the teacher is still the teacher.
+    alone = times["both"] + times["teacher"]
+    found |= {term: times["whole"] - times.get(term, alone) for term in recipe.weights}
+    return found | {"update": times["step"] - times["whole"]}
 
 
-def _without(
-    run: Run,
-    term: str,
-    clock: Callable[..., float],
-    gradient: Callable[[Recipe], Callable[..., Any]],
-    batch: Batch,
-    both: float,
-    found: Mapping[str, float],
-) -> float:
-    """Seconds of the whole gradient without one term of the distillation."""
+def _without(run: Run, term: str) -> tuple[Recipe, Any, Any]:
+    """Recipe, trained and other arrays of the run without one term of its distillation."""
     recipe, state = run.recipe, run.state
-    others = {name: weight for name, weight in recipe.weights.items() if name != term}
-    if not others:
-        return both + found["teacher forward"]
     assert run.teacher is not None
     student = nnx.merge(
         recipe.graphs["student"], state.params["student"], state.rest["student"], copy=True
@@ -183,11 +200,11 @@ def _without(
         recipe,
         graphs={**recipe.graphs, "distiller": parts.graph},
         is_trained={**recipe.is_trained, "distiller": distiller.is_trained},
-        weights=others,
+        weights={name: weight for name, weight in recipe.weights.items() if name != term},
     )
     params = {**state.params, "distiller": put_everywhere(parts.params, run.mesh)}
     rest = {**state.rest, "distiller": put_everywhere(parts.rest, run.mesh)}
-    return clock(gradient(smaller), params, rest, run.teacher_arrays, batch)
+    return smaller, params, rest
 
 
 def _only(parts: Mapping[str, Any], *names: str) -> dict[str, Any]:

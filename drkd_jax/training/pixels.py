@@ -37,6 +37,9 @@ class Pixels:
     dtype: Any = jnp.float32
     channels: str = "rgb"
 
+    def __str__(self) -> str:
+        return f"{self.channels} - {self.mean} over {self.std}"
+
     def prepare(self, batch: Batch) -> tuple[Float[Array, "B H W 3"], Targets]:
         """The network's input and the targets, see `ops.pictures.prepare`."""
         return prepare(batch, self.mean, self.std, self.dtype, self.channels)

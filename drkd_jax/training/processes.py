@@ -6,12 +6,12 @@ address of the first one, how many there are, and which it is.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ from jax._src import distributed  # its client has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from drkd_jax.errors import UserError
+from drkd_jax.errors import EXIT_FAULT, UserError
 from drkd_jax.training.sharding import replicated, split
 
 _HOW = (
@@ -34,6 +34,7 @@ _HOW = (
 _FAILED = "drkd/failed"  # where a process that fails leaves its note
 _LEAVING = "drkd/leaving"  # where all meet once they have read it
 _PATIENCE = 10.0  # seconds to wait there for the others
+_LOOK_EVERY = 1.0  # seconds
 _A_MOMENT = 1.0  # seconds that a process has to fail by itself, where all fail alike
 
 
@@ -50,10 +51,11 @@ def connect(
         coordinator: "HOST:PORT" of process 0; None where the queue tells JAX.
         num_processes: all of them.
         process_id: this one, from 0.
-        timeout: seconds to wait for the others.
+        timeout: seconds to wait for the others. Then the process ends with one line and exit code
+            1, so that a queue may try again.
 
     Raises:
-        UserError: the peers cannot be found or do not answer.
+        UserError: the peers cannot be found.
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
@@ -73,19 +75,36 @@ def connect(
             raise UserError(f"--coordinator={coordinator}: HOST:PORT is wanted")
     # Only CPUs look at it, and only they need it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX would abort the process itself, with a page of its own stack.
+    patience = threading.Timer(timeout, _give_up, (coordinator, timeout))
+    patience.daemon = True
+    patience.start()
     try:
-        jax.distributed.initialize(*given, initialization_timeout=timeout)
+        jax.distributed.initialize(*given, initialization_timeout=timeout + 60)
     except (ValueError, RuntimeError, KeyError) as error:
         words = " ".join(str(error).split())
         raise UserError(
             f"the processes of this run do not find each other ({words}); {_HOW}"
         ) from (error)
+    finally:
+        patience.cancel()
     local, everywhere = jax.local_device_count(), jax.device_count()
     if local * jax.process_count() != everywhere:
         raise UserError(
             f"process {jax.process_index()} has {local} of {everywhere} devices: each of the "
             f"{jax.process_count()} processes must have the same number"
         )
+
+
+def _give_up(coordinator: str | None, timeout: int) -> None:
+    where = f"at {coordinator}" if coordinator else "by what the queue says"
+    print(
+        f"error: the processes of this run do not all meet {where} within {timeout} s: are all of "
+        "them started, and does process 0 answer there? --connect-timeout=SECONDS waits longer",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_FAULT)
 
 
 def is_first() -> bool:
@@ -146,20 +165,34 @@ def listen() -> None:
     """From now on this process ends as soon as another one fails, with its words and exit code.
 
     A process that failed alone would leave the others waiting for its share of the next sum. So it
-    leaves a note, and in each of the others a thread waits for one, whatever the rest is doing.
+    leaves a note, and in each of the others a thread looks for one, whatever the rest is doing.
     """
     client = distributed.global_state.client
-    if client is not None and jax.process_count() > 1:
-        threading.Thread(target=_end_with_others, args=(client,), daemon=True).start()
-
-
-def _end_with_others(client: Any) -> None:
-    try:
-        note = json.loads(client.blocking_key_value_get(_FAILED, 2**31 - 1))  # milliseconds
-    except RuntimeError:  # nobody failed: the run ends, and its client with it
+    if client is None or jax.process_count() == 1:
         return
-    time.sleep(_A_MOMENT)
-    if _Leaving.begun:
+    over = threading.Event()
+    thread = threading.Thread(target=_end_with_others, args=(client, over), daemon=True)
+    thread.start()
+
+    def end() -> None:
+        over.set()
+        thread.join()
+
+    atexit.register(end)  # comes before JAX's own end, which would tear the client from under it
+
+
+def _end_with_others(client: Any, over: threading.Event) -> None:
+    text = None
+    while text is None:
+        try:
+            text = client.key_value_try_get(_FAILED)
+        except RuntimeError as error:
+            if "NOT_FOUND" not in str(error):  # process 0 is gone: JAX itself ends all others
+                return
+            if over.wait(_LOOK_EVERY):
+                return
+    note = json.loads(text)
+    if over.wait(_A_MOMENT) or _Leaving.begun:
         return
     words = f"error: process {note['process']} of {jax.process_count()}: {note['words']}"
     print(words, file=sys.stderr)

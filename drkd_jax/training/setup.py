@@ -135,6 +135,9 @@ def build_run(values: Mapping[str, Any]) -> Run:
         check_canvases(pipeline, teacher.detector.stride, "teacher")
         own = {**config["data"], **teacher.pixels}
         teacher_pixels = read_pixels(own, pixels.dtype, "config.teacher.data")
+        if teacher_pixels != pixels:
+            own_rule = f"it reads {teacher_pixels}, the student {pixels}"
+            teacher = teacher._replace(origin=f"{teacher.origin}; {own_rule}")
         distiller = build_distiller(config, student, teacher, pixels.dtype)
         parts["distiller"] = take_apart(distiller, distiller.is_trained)
         filters["distiller"] = distiller.is_trained

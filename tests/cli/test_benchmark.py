@@ -1,11 +1,15 @@
 """What a step costs: one small step measured for real, its parts by tracing alone."""
 
+import importlib
 import json
 
 import jax
 import pytest
 
 from drkd_jax import __main__ as command_line
+from drkd_jax import models
+from drkd_jax.cli import benchmark
+from drkd_jax.errors import UserError
 from drkd_jax.training import measure
 from drkd_jax.training.compilation_cache import keep_programs
 from drkd_jax.training.setup import build_run
@@ -53,27 +57,55 @@ def test_a_step_is_measured_without_any_file(tmp_path, capsys):
 def test_every_part_of_a_distilled_step_is_timed(monkeypatch):
     run = build_run(tiny.config(distilled=True))
     batch = run.put(next(measure.train_loader(run.train_source, run.pipeline)))
-    traced = []
+    traced = {}
 
-    def count(function, arguments, calls):
-        equations = len(jax.make_jaxpr(function)(*arguments).jaxpr.eqns)
-        traced.append(equations)
-        return float(equations)
+    def count(function, *arguments):
+        return float(len(jax.make_jaxpr(function)(*arguments).jaxpr.eqns))
 
-    monkeypatch.setattr(measure, "seconds", count)
-    parts = measure._parts(run, batch, steps=1)
+    def times(programs, calls):
+        traced.update(programs, step=programs["whole"] + 1)
+        return traced
+
+    monkeypatch.setattr(measure, "program", count)
+    monkeypatch.setattr(measure, "seconds", times)
+    parts = measure._parts(run, batch, run.step, steps=1)
     terms = ["pixel_relation", "instance_relation", "instance_feature"]
     assert list(parts) == [
         "student forward",
         "student backward",
         "teacher forward",
         *terms,
-        "whole gradient",
+        "update",
     ]
-    assert len(traced) == 7
+    assert len(traced) == 8
+    assert parts["update"] == 1
     assert all(value > 0 for value in parts.values()), parts
     # Smaller than the whole, each of them: the difference of two true programs.
-    assert all(parts[term] < parts["whole gradient"] / 2 for term in terms), parts
+    assert all(parts[term] < traced["whole"] / 2 for term in terms), parts
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "width", "dcn"),
+    [
+        ("retinanet_r50_fpn_2x_coco_drkd", 64, 4, ""),
+        ("faster_rcnn_r50_fpn_2x_coco_drkd", 32, 4, "v1"),
+    ],
+)
+def test_the_paper_s_teachers_need_no_file(name, groups, width, dcn):
+    config = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    config["train"]["batch_size"] = 1
+    with benchmark._random(config, classes=3) as values:
+        teacher = values["teacher"]
+        assert (teacher["init"], teacher["checkpoint"]) == ("random", "")
+        wanted = {"depth": 101, "groups": groups, "group_width": width, "dcn": dcn}
+        assert teacher["backbone"] == wanted
+        model = {key: teacher[key] for key in ("detector", "channels", "extra", "backbone")}
+        assert models.abstract_detector(model, 3).spec.strides == (
+            (8, 16, 32, 64, 128) if "retina" in name else (4, 8, 16, 32, 64)
+        )
+    config["teacher"]["checkpoint"] = "weights/mine.pth"
+    with pytest.raises(UserError, match=r"mine\.pth': --random needs the teacher's model"):
+        benchmark._random(config, classes=3).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,18 @@ def test_dtypes(source):
     assert tuple(str(part.dtype) for part in batch) == wanted
 
 
+def test_torchvision_s_rule_gives_floats(source):
+    config = dataclasses.replace(CONFIG, resize="torchvision")
+    cut, rounded = (next(iter(eval_batches(source, one))) for one in (config, CONFIG))
+    assert cut.images.dtype == np.float32
+    assert np.any(cut.images % 1)  # interpolated, and not rounded again
+    np.testing.assert_array_equal(cut.index, rounded.index)
+    assert np.all((cut.sizes <= rounded.sizes) & (cut.sizes >= rounded.sizes - 1))
+    for image, (height, width) in zip(cut.images, cut.sizes, strict=True):
+        assert image[height - 1, :width].any()
+        assert not image[height:].any()
+
+
 def test_threads_and_workers_change_nothing(source):
     alone = take(train_loader(source, dataclasses.replace(CONFIG, num_threads=0)), 6)
     threads = take(train_loader(source, dataclasses.replace(CONFIG, num_threads=3)), 6)
@@ -210,6 +222,7 @@ def test_max_pictures(source):
         ({"canvases": ()}, "canvases"),
         ({"longer": 10}, "longer = 10"),
         ({"num_threads": -1}, "num_threads = -1"),
+        ({"resize": "pil"}, 'resize = "pil": one of mmdet, torchvision'),
     ],
 )
 def test_settings_are_checked(changes, told):

@@ -99,7 +99,7 @@ def load(name):
         wide_graph=lambda: nnx.split(
             abstract(reading.part, settings, reading.num_classes, jnp.dtype("float64"))
         )[0],
-        rounding=1.5e-4 if FOLDER == OWN else 3e-6,  # of gradients: measured 1.5e-5, 3.4e-7
+        rounding=7e-5 if FOLDER == OWN else 3e-6,  # of gradients: measured 7.9e-6, 3.4e-7
         table={entry.ours: entry for entry in table},
     )
 

@@ -46,6 +46,7 @@ def test_a_teacher_reads_by_its_own_rule_and_the_student_by_the_run_s(monkeypatc
     recipe = run.recipe
     assert recipe.pixels == read_pixels(config["data"], jnp.float32)
     assert recipe.teacher_pixels == read_pixels(BGR, jnp.float32)
+    assert "; it reads bgr - (103.53, 116.28, 123.675) over (1.0, 1.0, 1.0), " in run.teacher.origin
     loader = train_loader(run.train_source, run.pipeline)
     batch = next(loader)
     loader.close()
