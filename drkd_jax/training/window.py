@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+_SHORT = 10  # steps: some of them are under way while the loop turns on (`reading.AHEAD`)
+
 
 class Window:
     """The steps since the last log line.
@@ -61,8 +63,10 @@ class Window:
         values |= {"pictures_per_second": rate, "data_wait": self._waited / took} | self.counts()
         if "diag/boxes_left_out" in values:  # by the terms; the loader may have left out more
             values["diag/boxes_left_out"] += values.get("boxes_past_max", 0.0)
-        # The median leaves out the steps that compiled.
-        left = steps_left * float(np.median(self._took))
+        # The median leaves out the steps that compiled. In a short window it is the log line, not
+        # the turn of the loop, that waits for the device.
+        short = len(self._took) < _SHORT
+        left = steps_left * (took / len(self._values) if short else float(np.median(self._took)))
         shown = {"loss": f"{values['total']:.4f}"}
         for name in self._weights:
             loss, share = values[f"distill/{name}"], values[f"share/{name}"]

@@ -26,3 +26,15 @@ def test_a_window_without_a_loader_has_no_counts():
     values, _ = window.close(steps_left=0)
     assert values["diag/boxes_left_out"] == 1.0
     assert "padding" not in values
+
+
+@pytest.mark.parametrize(("steps", "left"), [(1, "10 min"), (10, "10 s")])
+def test_what_is_left_comes_from_whole_steps(steps, left):
+    """Ten steps of 0.1 s, and compiling beside them; one step that only the log line awaited."""
+    window = Window({}, 4)
+    window.leave_out(-6.0 * steps)
+    for _ in range(steps):
+        window.values(dict(STEP))
+        window.took(0.1)
+    _, shown = window.close(steps_left=100)
+    assert shown["left"] == left
