@@ -20,15 +20,12 @@ from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.describe import describe
 from drkd_jax.training.evaluate import (
     EvaluationStoppedError,
+    Predict,
     evaluate,
     predictor,
     write_evaluation,
 )
-from drkd_jax.training.interrupt import (
-    InterruptedRunError,
-    StopRequest,
-    stop_request,
-)
+from drkd_jax.training.interrupt import InterruptedRunError, StopRequest, stop_request
 from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import METRICS_FILE, Metrics, read_metrics
 from drkd_jax.training.processes import Vote, any_of, from_first, is_first, union
@@ -36,7 +33,7 @@ from drkd_jax.training.reading import AHEAD, Reading
 from drkd_jax.training.same_run import check_same_run
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import put_everywhere, replicated
-from drkd_jax.training.state import TrainState, num_parameters
+from drkd_jax.training.state import Arrays, TrainState, num_parameters
 from drkd_jax.training.teacher import compare_classes
 from drkd_jax.training.trace import Trace, read_steps
 from drkd_jax.training.writing import reason, write_text
@@ -172,18 +169,8 @@ class _Sitting:
             return
         pixels = run.recipe.teacher_pixels or run.pixels
         predict = predictor(run.teacher.graph, pixels, run.mesh)
-        vote = Vote(run.mesh, 1)
         try:
-            numbers, _ = evaluate(
-                predict,
-                (run.teacher_arrays,),
-                run.val_source,
-                run.pipeline,
-                run.eval,
-                run.mesh,
-                stop=lambda: vote(request.name is not None),
-                skipped=self._skipped(),
-            )
+            numbers, _ = self._score(predict, (run.teacher_arrays,), request)
         except EvaluationStoppedError:
             return
         words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
@@ -258,18 +245,9 @@ class _Sitting:
         self.reading.read_all()
         before = time.perf_counter()
         run, state = self.run, self.state
-        vote = Vote(run.mesh, 1)
+        student = state.params["student"], state.rest["student"]
         try:
-            numbers, found = evaluate(
-                run.predict,
-                (state.params["student"], state.rest["student"]),
-                run.val_source,
-                run.pipeline,
-                run.eval,
-                run.mesh,
-                stop=lambda: vote(request.name is not None),
-                skipped=self._skipped(),
-            )
+            numbers, found = self._score(run.predict, student, request)
         except EvaluationStoppedError:  # it is made up for when the run goes on
             self._interrupt(step, request)
         # The best one first: a run killed in between evaluates again.
@@ -283,6 +261,21 @@ class _Sitting:
         took = time.perf_counter() - before
         self.since += took  # not training time
         self.reading.window.leave_out(took)
+
+    def _score(
+        self, predict: Predict, arrays: Arrays, request: StopRequest
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        run, vote = self.run, Vote(self.run.mesh, 1)
+        return evaluate(
+            predict,
+            arrays,
+            run.val_source,
+            run.pipeline,
+            run.eval,
+            run.mesh,
+            stop=lambda: vote(request.name is not None),
+            skipped=self._skipped(),
+        )
 
     def _summary(self, seconds: float) -> dict[str, Any]:
         state, teacher = self.state, self.run.teacher
