@@ -108,9 +108,8 @@ def widened(value: Any) -> Any:
 def gradients(net: nn.Module, total: Callable[[], Tensor]) -> dict[str, Tensor]:
     """Gradients of a sum of losses that is computed in float64, by name of the parameter.
 
-    In float32 a few ReLUs of a large network get inputs within rounding of 0. Whichever side
-    they fall on, a gradient moves by the root of their share, a thousandth and more: far over
-    what two right answers differ by otherwise.
+    In float32 rounding moves single gradients of a large network by a thousandth and more, more
+    than two right answers should differ by.
 
     Args:
         net: float32; its parameters are float64 while ``total`` runs.

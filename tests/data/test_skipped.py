@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches, steps_per_epoch, train_loader
+from drkd_jax.data.records import Source
 from drkd_jax.data.skipped import SkipList
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
@@ -122,13 +123,17 @@ def _lines_that_can_be_read(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def test_more_than_one_percent_stops(root, tmp_path):
-    folder = tmp_path / "images"
+def _without_two(root: Path, folder: Path) -> Source:
+    """The 120 pictures without 3 and 4."""
     folder.mkdir()
     for path in (root / "whole").iterdir():
-        if path.stem not in ("3", "4"):  # 2 of 120
+        if path.stem not in ("3", "4"):
             (folder / path.name).symlink_to(path)
-    source = open_source(f"coco:{folder}:{root / 'instances_0.json'}", "skip")
+    return open_source(f"coco:{folder}:{root / 'instances_0.json'}", "skip")
+
+
+def test_more_than_one_percent_stops(root, tmp_path):
+    source = _without_two(root, folder := tmp_path / "images")
     skipped = tmp_path / "skipped.jsonl"
     loader = train_loader(source, CONFIG, skipped=skipped)
     with pytest.raises(UserError, match=r"2 of 120 pictures cannot be read, more than 1%.*\.jpg"):
@@ -143,12 +148,7 @@ def test_more_than_one_percent_stops(root, tmp_path):
 
 
 def test_what_other_hosts_met_counts_on_all(root, tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for path in (root / "whole").iterdir():
-        if path.stem not in ("3", "4"):  # 2 of 120
-            (folder / path.name).symlink_to(path)
-    source = open_source(f"coco:{folder}:{root / 'instances_0.json'}", "skip")
+    source = _without_two(root, tmp_path / "images")
     lists = [SkipList(source, len(source), tmp_path / f"{host}.jsonl") for host in range(2)]
     for index, skips in zip((3, 4), lists, strict=True):
         skips.add(np.array([index]))  # each by itself is under 1 %

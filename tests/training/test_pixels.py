@@ -55,7 +55,7 @@ def test_a_teacher_reads_by_its_own_rule_and_the_student_by_the_run_s(monkeypatc
     mean, std = (np.array(config["data"][key]) for key in ("mean", "std"))
     h, w = batch.sizes[0]
     colours = np.asarray(images)[0, :h, :w] * std + mean
-    np.testing.assert_allclose(seen[0, :h, :w], colours[..., ::-1] - BGR["mean"], atol=1e-3)
+    np.testing.assert_allclose(seen[0, :h, :w], colours[..., ::-1] - BGR["mean"], atol=1e-4)
 
     for same in (None, recipe.pixels):
         alike = dataclasses.replace(recipe, teacher_pixels=same)
