@@ -66,7 +66,6 @@ def train(
     """Trains a distiller alone and returns what it logged and what the monitor said."""
     distiller = Distiller(distill_config(settings), SPEC, SPEC, rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(distiller, distiller.is_trained, ...)
-    weights = distiller.weights
     optimizer = optax.sgd(learning_rate, momentum=0.9)
 
     @jax.jit
@@ -75,9 +74,9 @@ def train(
 
         def loss(params: Any) -> Any:
             module = nnx.merge(graph, params, rest, copy=True)
-            output = module(student, teacher, targets)
-            total = sum(weights[name] * value for name, value in output.losses.items())
-            return total, (output, nnx.split(module, module.is_trained, ...)[2])
+            boxes, valid, sizes = targets.boxes, targets.valid, targets.sizes
+            output = module(student.maps, teacher.maps, boxes, valid, sizes)
+            return output.total, (output, nnx.split(module, module.is_trained, ...)[2])
 
         (_, (output, moved)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(gradient, state)

@@ -97,11 +97,12 @@ def main() -> None:
             module = nnx.merge(graph, trained[0], others[0], copy=True)
             guide = nnx.merge(teacher_graph, teacher_state, copy=True)
             features = module.features(images)
-            known = jax.lax.stop_gradient(guide.features(images))
+            known = guide.features(images)
             total = sum(module.losses(features, targets, keys).values())
             if held[0] is not None:
                 extra = nnx.merge(held[0], trained[1], others[1], copy=True)
-                total = total + sum(extra(features, known, targets).losses.values())
+                boxes, valid, sizes = targets.boxes, targets.valid, targets.sizes
+                total = total + extra(features.maps, known.maps, boxes, valid, sizes).total
             return total, sum(x.mean() for x in known.maps)
 
         state = ((params, held[1]), (rest, held[2]), teacher_state, images, targets)

@@ -41,14 +41,14 @@ def distilled(
     device, as the author trained; they mean nothing for the default form.
     """
     common.with_teacher(config, TEACHERS[config.student.detector])
-    config.distill = ConfigDict(
-        {
-            "pixel_relation": {"form": "official", "weight": pixel_relation},
-            "instance_relation": {"form": "official", "weight": instance_relation},
-            "instance_feature": {"form": "official", "weight": instance_feature},
-            "pictures_per_device": 2,
-        }
-    )
+    config.distill = common.distillation()
+    for term, weight in (
+        ("pixel_relation", pixel_relation),
+        ("instance_relation", instance_relation),
+        ("instance_feature", instance_feature),
+    ):
+        config.distill[term].update(form="official", weight=weight)
+    config.distill.pictures_per_device = 2
     return config
 
 

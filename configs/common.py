@@ -7,10 +7,13 @@ Any key can be set from the command line: ``--config.train.learning_rate=0.005``
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from drkd_jax.distill.config import TERMS, DistillConfig
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -133,15 +136,35 @@ def small_detector(detector: str) -> ConfigDict:
     return settings
 
 
+def distillation() -> ConfigDict:
+    """Every key of the distillation, each at its default; a weight of 0 switches a term off."""
+    return schema(DistillConfig)
+
+
+def schema(settings: type) -> ConfigDict:
+    """The fields of a settings dataclass as keys of a config, with their defaults.
+
+    A default of None, which the dataclass fills in by its other fields, becomes an empty place of
+    the field's type, so that the command line can set it.
+    """
+    config = ConfigDict()
+    hints = get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        value = field.default
+        if field.name in TERMS:
+            value = schema(TERMS[field.name])
+        elif value is None:
+            kinds = [kind for kind in get_args(hints[field.name]) if kind is not type(None)]
+            value = placeholder(float if float in kinds else kinds[0])
+        config[field.name] = value
+    return config
+
+
 def small_distillation() -> ConfigDict:
-    """The default form of the three terms; weights that did no harm, see docs/results.md."""
-    return ConfigDict(
-        {
-            "pixel_relation": {"weight": 0.02, "nodes": (16,)},
-            "instance_relation": {"weight": 0.05},
-            "instance_feature": {"weight": 0.05},
-        }
-    )
+    """The default form of the three terms, with nodes for small maps."""
+    config = distillation()
+    config.pixel_relation.nodes = (16,)
+    return config
 
 
 def tiny(config: ConfigDict) -> ConfigDict:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 # Shapes and dtypes are checked where a test runs, by jaxtyping. A type checker sees neither, and
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     Array = Any
 else:
     Array = jax.Array | np.ndarray
+
+
+class Frozen(nnx.Variable):
+    """Numbers that no optimiser moves: random filters, teachers' modules, running scales."""
 
 
 class Batch(NamedTuple):
@@ -59,14 +64,17 @@ class Targets(NamedTuple):
 class FeatureSpec:
     """The pyramid a detector promises, known before anything is computed.
 
-    ``kinds`` says how each level is made, since the same stride can mean different things:
-    "lateral" (P2..P5), "pool" (every second pixel of P5), "conv_c5", "conv_p5" (stride 2
-    convolutions of C5 or of the level below).
+    Attributes:
+        channels: of each level, finest first.
+        strides: canvas pixels per map pixel of each level.
+        kinds: how each level is made, since the same stride can mean different things: "lateral"
+            (P2..P5), "pool" (every second pixel of P5), "conv_c5", "conv_p5" (stride 2
+            convolutions of C5 or of the level below). None: not said, the stride alone counts.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.strides)

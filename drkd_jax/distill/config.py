@@ -9,9 +9,10 @@ from typing import Any
 from drkd_jax.errors import UserError
 
 FORMS = ("paper", "official")
-TEACHER_MODULES = ("trained", "frozen", "shared", "average")
+TEACHER_MODULES = ("trained", "frozen", "pretrained", "shared", "average")
 ARITHMETICS = ("auto", "plain", "gram")
 FILTERS = ("learned", "random", "none")
+SIMILARITIES = ("cosine", "embedded", "bilinear")
 
 # Measured in docs/method.md: the two that do not collapse on noise are "frozen" and "average";
 # "frozen" also serves a teacher of other widths than the student's.
@@ -19,10 +20,12 @@ _TEACHER_DEFAULT = {"paper": "frozen", "official": "trained"}
 # Paper form: of two small sweeps (docs/results.md) the largest that did no harm. Official form: the
 # author's, two-stage; they belong to plain norms over two pictures a device.
 _WEIGHTS = {
-    "paper": {"pixel_relation": 0.02, "instance_relation": 0.05, "instance_feature": 0.05},
+    "paper": {"pixel_relation": 0.5, "instance_relation": 2.0, "instance_feature": 0.5},
     "official": {"pixel_relation": 1e-3, "instance_relation": 4e-3, "instance_feature": 2.4e-3},
 }
-_FILTER_DEFAULT = {"paper": "learned", "official": "random"}
+_FILTER_DEFAULT = {"paper": "none", "official": "random"}
+_SIMILARITY_DEFAULT = {"paper": "cosine", "official": "bilinear"}
+_SCALE_DEFAULT = {"paper": 0.0, "official": 1.0}  # of the graph units' branch at the start
 
 
 def _choice(term: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -42,8 +45,14 @@ class PixelRelationConfig:
         normalize: divide the node sums by the number of pixels, so that they do not grow with
             the picture. None: yes in the paper form, no in the official one.
         teacher_modules: "trained", "frozen" (random for ever), "shared" with the student's, or
-            "average" of the student's over time. None: "frozen" in the paper form, "trained" in
-            the official one. The last two ask for equal channels on both sides.
+            "average" of the student's over time, or "pretrained" inside the frozen teacher by its
+            own detection loss (training/pretrain.py), then frozen. None: "frozen" in the paper
+            form, "trained" in the official one. "shared" and "average" ask for equal channels on
+            both sides.
+        teacher_scale: standard deviation of the branch that the teacher's unit adds to its map, at
+            the start; the default form's map has 1. 0 starts as the identity (and "frozen" stays
+            there). None: 0 in the paper form, 1 in the official one.
+        student_scale: the same of the student's unit.
         momentum: of the running average, a step, for "average".
         arithmetic: "plain" (pixel by pixel), "gram" (by the Gram matrix of the features), or
             "auto": Gram on maps of at least `gram_from_pixels` pixels.
@@ -57,6 +66,8 @@ class PixelRelationConfig:
     nodes: tuple[int, ...] = (64, 64, 256)
     normalize: bool | None = None
     teacher_modules: str | None = None
+    teacher_scale: float | int | None = None
+    student_scale: float | int | None = None
     momentum: float | int = 0.999
     arithmetic: str = "auto"
     gram_from_pixels: int = 300
@@ -75,6 +86,9 @@ class PixelRelationConfig:
             object.__setattr__(self, "teacher_modules", _TEACHER_DEFAULT[self.form])
         _choice("pixel_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
         _choice("pixel_relation", "arithmetic", self.arithmetic, ARITHMETICS)
+        for name in ("teacher_scale", "student_scale"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, _SCALE_DEFAULT[self.form])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +98,17 @@ class InstanceRelationConfig:
     Attributes:
         weight: what the loss is multiplied by in the total. None: see `_WEIGHTS`, by form.
         form: "paper" (relation matrices compared) or "official" (enhanced instances compared).
+        similarity: what two boxes are alike by, in the paper form: "cosine" of their regions
+            (about the image's mean box; nothing to train), "embedded" (one embedding for both
+            boxes, divided by the root of its width) or "bilinear" (two embeddings, as the author;
+            random ones say nothing about likeness). None: "cosine" in the paper form, "bilinear"
+            in the official one, which knows no other.
+        temperature: what the similarity is divided by before the softmax; not for "bilinear".
+        diagonal: a box's row holds itself too. None: only for "bilinear".
         embedding: width of the embeddings; None: half of the region's numbers, D/2.
         filter: "learned" (any number of boxes, in any order), "random" (the author's: a linear
-            layer that nothing trains) or "none". None: "learned" in the paper form, "random" in
-            the official one.
+            layer that nothing trains) or "none". None: "none" in the paper form, "random" in the
+            official one.
         filter_rank: inner width of the learned filter.
         teacher_modules: as in `PixelRelationConfig`.
         momentum: as in `PixelRelationConfig`.
@@ -95,6 +116,9 @@ class InstanceRelationConfig:
 
     weight: float | int | None = None
     form: str = "paper"
+    similarity: str | None = None
+    temperature: float | int = 0.3
+    diagonal: bool | None = None
     embedding: int | None = None
     filter: str | None = None
     filter_rank: int = 64
@@ -108,6 +132,20 @@ class InstanceRelationConfig:
         if self.filter is None:
             object.__setattr__(self, "filter", _FILTER_DEFAULT[self.form])
         _choice("instance_relation", "filter", str(self.filter), FILTERS)
+        if self.similarity is None:
+            object.__setattr__(self, "similarity", _SIMILARITY_DEFAULT[self.form])
+        _choice("instance_relation", "similarity", str(self.similarity), SIMILARITIES)
+        if self.form == "official" and self.similarity != "bilinear":
+            raise UserError(
+                f"distill.instance_relation.similarity = {self.similarity!r}: the official form "
+                "has 'bilinear' only; take form 'paper'."
+            )
+        if self.diagonal is None:
+            object.__setattr__(self, "diagonal", self.similarity == "bilinear")
+        if not self.temperature > 0:
+            raise UserError(
+                f"distill.instance_relation.temperature = {self.temperature}: must be above 0."
+            )
         if self.teacher_modules is None:
             object.__setattr__(self, "teacher_modules", _TEACHER_DEFAULT[self.form])
         _choice("instance_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
@@ -131,9 +169,16 @@ class InstanceFeatureConfig:
             object.__setattr__(self, "weight", _WEIGHTS[self.form]["instance_feature"])
 
 
+TERMS = {
+    "pixel_relation": PixelRelationConfig,
+    "instance_relation": InstanceRelationConfig,
+    "instance_feature": InstanceFeatureConfig,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-    """All terms of the distillation; a term that is None is left out.
+    """All terms of the distillation; a term that is None, or has weight 0, is left out.
 
     Attributes:
         pixel_relation: L_PR.
@@ -143,6 +188,9 @@ class DistillConfig:
         region_levels: how many of the finest common levels the regions are cut from.
         max_boxes: boxes of a picture that the instance terms look at (the first valid ones); None:
             all that the batch holds. What is left out is counted in the diagnostics.
+        standardize_teacher: the default form divides each of the teacher's maps by its own standard
+            deviation (teacher_scale.py), so that a weight means the same beside every teacher. The
+            official form never does.
         pictures_per_device: the official form only: its norms and statistics are over this many
             pictures, as on one of the author's devices, and the mean is taken over such groups.
     """
@@ -153,14 +201,14 @@ class DistillConfig:
     region_size: int = 3
     region_levels: int = 2
     max_boxes: int | None = None
+    standardize_teacher: bool = True
     pictures_per_device: int = 2
 
-
-_TERMS = {
-    "pixel_relation": PixelRelationConfig,
-    "instance_relation": InstanceRelationConfig,
-    "instance_feature": InstanceFeatureConfig,
-}
+    @property
+    def terms(self) -> dict[str, Any]:
+        """Settings of the terms that are computed, by name."""
+        named = {name: getattr(self, name) for name in TERMS}
+        return {name: value for name, value in named.items() if value and value.weight}
 
 
 def _build(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
@@ -186,7 +234,7 @@ def distill_config(settings: Mapping[str, Any]) -> DistillConfig:
         UserError: a key or a choice is unknown; the message names it.
     """
     values = dict(settings)
-    for name, kind in _TERMS.items():
+    for name, kind in TERMS.items():
         value = values.get(name)
         if isinstance(value, Mapping):
             values[name] = _build(kind, value, f"distill.{name}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from drkd_jax.distill.config import DistillConfig
 from drkd_jax.distill.instance_feature import InstanceFeature
@@ -21,6 +21,7 @@ from drkd_jax.distill.layers import pixel_mask
 from drkd_jax.distill.pairing import pair_levels
 from drkd_jax.distill.pixel_relation import PixelRelation
 from drkd_jax.distill.regions import ChosenBoxes, choose_boxes, cut
+from drkd_jax.distill.teacher_scale import TeacherScale
 from drkd_jax.errors import UserError
 from drkd_jax.types import Array, Features, FeatureSpec, Targets
 
@@ -28,21 +29,24 @@ Side = Literal["student", "teacher"]
 
 
 class DistillOutput(NamedTuple):
-    """Losses before their weights, and numbers to log, all float32 scalars (float64 in float64)."""
+    """What one batch gives, all float32 scalars (float64 in float64)."""
 
-    losses: dict[str, jax.Array]
-    diagnostics: dict[str, jax.Array]
+    total: jax.Array  # the losses, weighted and added up
+    losses: dict[str, jax.Array]  # before their weights, by term
+    diagnostics: dict[str, jax.Array]  # numbers to log; no gradient
 
 
 class Distiller(nnx.Module):
     """The terms that the config asks for, each over the levels that both pyramids have.
 
-    A call in training moves running statistics (and averages) that are no trained parameters: the
-    step takes them from the module afterwards.
+    A call in training moves running statistics (and averages) that are no trained parameters: in a
+    functional step, take them from the module afterwards. `nnx.Param` are the student's side's
+    modules, and the teacher's only where the config has them trained.
 
     Attributes:
         pairs: the levels in common, finest first.
         pixel_relation, instance_relation, instance_feature: the terms, or None.
+        teacher_scale: what the default form divides the teacher's maps by, or None.
     """
 
     def __init__(
@@ -73,8 +77,9 @@ class Distiller(nnx.Module):
         self.strides = student.strides, teacher.strides
         near = self.pairs[: config.region_levels]
         specs = student, teacher
-        pixel, relation = config.pixel_relation, config.instance_relation
-        feature, size = config.instance_feature, config.region_size
+        terms, size = config.terms, config.region_size
+        pixel, relation = terms.get("pixel_relation"), terms.get("instance_relation")
+        feature = terms.get("instance_feature")
         self.pixel_relation: PixelRelation | None = (
             PixelRelation(pixel, self.pairs, *specs, rngs=rngs) if pixel else None
         )
@@ -84,100 +89,110 @@ class Distiller(nnx.Module):
         self.instance_feature: InstanceFeature | None = (
             InstanceFeature(feature, near, *specs, rngs=rngs) if feature else None
         )
-
-    @property
-    def terms(self) -> dict[str, Any]:
-        """Settings of the terms that are there, by name."""
-        config = self.config
-        named = {
-            "pixel_relation": config.pixel_relation,
-            "instance_relation": config.instance_relation,
-            "instance_feature": config.instance_feature,
-        }
-        return {name: value for name, value in named.items() if value is not None}
+        scaled = config.standardize_teacher and any(t.form == "paper" for t in terms.values())
+        self.teacher_scale: TeacherScale | None = TeacherScale(len(self.pairs)) if scaled else None
 
     @property
     def weights(self) -> dict[str, float]:
         """What each loss is multiplied by in the total."""
-        return {name: float(value.weight) for name, value in self.terms.items()}
+        return {name: float(value.weight) for name, value in self.config.terms.items()}
 
     def is_trained(self, path: tuple[Any, ...], variable: Any) -> bool:
-        """Filter for `nnx.split`: parameters that the optimiser moves.
-
-        The teacher's modules are among them only where the config has them trained.
-        """
-        for name, settings in self.terms.items():
-            mode = getattr(settings, "teacher_modules", "trained")
-            if tuple(path[:2]) == (name, "teacher") and mode != "trained":
-                return False
+        """Filter for `nnx.split`: what the optimiser moves, that is every `nnx.Param`."""
         return nnx.filterlib.to_predicate(nnx.Param)(path, variable)
 
-    def _groups(self, form: str, pictures: int) -> int:
-        if form != "official":
-            return 1
-        each = min(self.config.pictures_per_device, pictures)
-        if pictures % each:
-            raise UserError(
-                f"distill.pictures_per_device = {each} does not divide the batch of {pictures} "
-                "pictures, which the official form needs: change one of them."
-            )
-        return pictures // each
-
     def __call__(
-        self, student: Features, teacher: Features, targets: Targets, *, train: bool = True
+        self,
+        student: tuple[Any, ...],
+        teacher: tuple[Any, ...],
+        boxes: Float[Array, "B G 4"],
+        valid: Bool[Array, "B G"],
+        sizes: Int[Array, "B 2"],
+        image_valid: Bool[Array, "B"] | None = None,
+        *,
+        train: bool = True,
     ) -> DistillOutput:
         """Compares the two sides' features of one batch.
 
         Args:
-            student: the student's maps.
-            teacher: the teacher's maps, gradient stopped by the caller.
-            targets: picture sizes and ground truth.
+            student: the student's maps [B, h, w, C], one a level of its pyramid, finest first.
+            teacher: the teacher's, likewise; no gradient passes.
+            boxes: ground truth, xyxy, pixels of the padded image.
+            valid: rows of `boxes` that are there.
+            sizes: height and width of each image without its padding, pixels.
+            image_valid: images that are there; False for those that only fill the batch up. None:
+                all.
             train: batch statistics, and states that move; else the running statistics.
 
         Returns:
-            Losses before their weights, and diagnostics by name.
+            Total, losses before their weights, and diagnostics by name.
+
+        Raises:
+            UserError: the official form's `pictures_per_device` does not divide the batch.
         """
-        s = tuple(student.maps[pair.student].astype(self.dtype) for pair in self.pairs)
-        t = tuple(teacher.maps[pair.teacher].astype(self.dtype) for pair in self.pairs)
-        pictures = s[0].shape[0]
+        if image_valid is None:
+            image_valid = jnp.ones(sizes.shape[0], bool)
+        boxes, valid, sizes = jnp.asarray(boxes), jnp.asarray(valid), jnp.asarray(sizes)
+        s = tuple(student[pair.student].astype(self.dtype) for pair in self.pairs)
+        t = tuple(teacher[pair.teacher].astype(self.dtype) for pair in self.pairs)
+        t = jax.lax.stop_gradient(t)
+        images = s[0].shape[0]
+        terms = self.config.terms
+        masks = {form: self.masks(s, sizes, image_valid, form) for form in ("paper", "official")}
+        of_teacher = {"paper": t, "official": t}
+        if self.teacher_scale is not None:
+            of_teacher["paper"] = self.teacher_scale(t, masks["paper"], train=train)
+        groups = {"paper": 1, "official": self._groups(images)}
         losses: dict[str, jax.Array] = {}
         diagnostics: dict[str, jax.Array] = {}
         if self.pixel_relation is not None:
-            form = self.pixel_relation.config.form
-            loss, found = self.pixel_relation(
-                s,
-                t,
-                self.masks(student, targets, form),
-                groups=self._groups(form, pictures),
-                train=train,
+            form = terms["pixel_relation"].form
+            losses["pixel_relation"], found = self.pixel_relation(
+                s, of_teacher[form], masks[form], groups=groups[form], train=train
             )
-            losses["pixel_relation"] = loss
             diagnostics |= found
-        if self.instance_relation is None and self.instance_feature is None:
-            return DistillOutput(losses, diagnostics)
-
-        chosen = choose_boxes(targets, self.config.max_boxes)
-        diagnostics["boxes"] = chosen.valid.sum().astype(jnp.float32)
-        diagnostics["boxes_left_out"] = chosen.left_out.astype(jnp.float32)
-        regions = {
-            form: self._regions(s, t, chosen, None if form == "official" else targets.sizes)
-            for form in {term.form for name, term in self.terms.items() if "instance" in name}
-        }
+        if self.instance_relation is not None or self.instance_feature is not None:
+            chosen = choose_boxes(boxes, valid & image_valid[:, None], self.config.max_boxes)
+            diagnostics["boxes"] = chosen.valid.sum().astype(jnp.float32)
+            diagnostics["boxes_left_out"] = chosen.left_out.astype(jnp.float32)
+            regions = {
+                form: self._regions(
+                    s, of_teacher[form], chosen, None if form == "official" else sizes
+                )
+                for form in {term.form for name, term in terms.items() if "instance" in name}
+            }
         if self.instance_relation is not None:
-            form = self.instance_relation.config.form
-            groups = self._groups(form, pictures)
-            loss, found = self.instance_relation(
-                *regions[form], chosen.valid, groups=groups, train=train
+            form = terms["instance_relation"].form
+            losses["instance_relation"], found = self.instance_relation(
+                *regions[form], chosen.valid, groups=groups[form], train=train
             )
-            losses["instance_relation"] = loss
             diagnostics |= found
         if self.instance_feature is not None:
-            form = self.instance_feature.config.form
-            groups = self._groups(form, pictures)
-            loss, found = self.instance_feature(*regions[form], chosen.valid, groups=groups)
-            losses["instance_feature"] = loss
+            form = terms["instance_feature"].form
+            losses["instance_feature"], found = self.instance_feature(
+                *regions[form], chosen.valid, groups=groups[form]
+            )
             diagnostics |= found
-        return DistillOutput(losses, diagnostics)
+        weights = self.weights
+        weighted = [weights[name] * loss for name, loss in losses.items()]
+        total = jnp.stack(weighted).sum() if weighted else jnp.zeros((), jnp.float32)
+        return DistillOutput(total, losses, diagnostics)
+
+    def _groups(self, images: int) -> int:
+        """How many of the author's devices a batch is, for the terms in the official form.
+
+        Raises:
+            UserError: the batch is no whole number of them.
+        """
+        if all(term.form != "official" for term in self.config.terms.values()):
+            return 1
+        each = min(self.config.pictures_per_device, images)
+        if images % each:
+            raise UserError(
+                f"distill.pictures_per_device = {each} does not divide the batch of {images} "
+                "pictures, which the official form needs: change one of them."
+            )
+        return images // each
 
     def _regions(
         self,
@@ -198,20 +213,34 @@ class Distiller(nnx.Module):
         )
         return of_student, of_teacher
 
-    def masks(self, student: Features, targets: Targets, form: str) -> tuple[jax.Array, ...]:
+    def masks(
+        self,
+        student: tuple[Any, ...],
+        sizes: Int[Array, "B 2"],
+        image_valid: Bool[Array, "B"],
+        form: str,
+    ) -> tuple[jax.Array, ...]:
         """The pixels of each paired level that count.
 
-        The official form counts the padding of a picture's canvas too; pictures that only fill
-        the batch up count in neither.
+        The official form counts the padding of an image's canvas too; images that only fill the
+        batch up count in neither.
         """
         masks = []
-        for pair in self.pairs:
-            shape = student.maps[pair.student].shape[1:3]
-            sizes = targets.sizes
+        for pair, x in zip(self.pairs, student, strict=True):
+            shape = x.shape[1:3]
+            counted = sizes
             if form == "official":
-                sizes = jnp.full_like(sizes, max(shape) * pair.stride)
-            masks.append(pixel_mask(sizes, targets.picture_valid, pair.stride, shape))
+                counted = jnp.full_like(sizes, max(shape) * pair.stride)
+            masks.append(pixel_mask(counted, image_valid, pair.stride, shape))
         return tuple(masks)
+
+
+def _scaled(distiller: Distiller, x: jax.Array, level: int) -> jax.Array:
+    """One of the teacher's maps as the default form sees it, by the running variance."""
+    if distiller.teacher_scale is None:
+        return x
+    held = distiller.teacher_scale.variance[level]
+    return x * jnp.where(held > 0, jax.lax.rsqrt(jnp.where(held > 0, held, 1)), 1).astype(x.dtype)
 
 
 def relation_features(
@@ -238,6 +267,8 @@ def relation_features(
     pair = distiller.pairs[level]
     x = features.maps[pair.student if side == "student" else pair.teacher]
     x = jnp.asarray(x).astype(distiller.dtype)
+    if side == "teacher" and term.config.form != "official":
+        x = _scaled(distiller, x, level)
     unit = term.student[level] if side == "student" else term.teacher_unit(level)
     mask = jnp.ones(x.shape[:3], bool)
     if targets is not None:
@@ -274,8 +305,11 @@ def relation_matrix(
         if side == "student"
         else (pair.teacher, distiller.strides[1][pair.teacher])
     )
-    chosen = choose_boxes(targets, distiller.config.max_boxes)
+    valid = jnp.asarray(targets.valid) & jnp.asarray(targets.picture_valid)[:, None]
+    chosen = choose_boxes(jnp.asarray(targets.boxes), valid, distiller.config.max_boxes)
     x = jnp.asarray(features.maps[place]).astype(distiller.dtype)
+    if side == "teacher" and term.config.form != "official":
+        x = _scaled(distiller, x, level)
     sizes = None if term.config.form == "official" else targets.sizes
     regions = cut(x, chosen, stride, distiller.config.region_size, sizes)
     unit = term.student[level] if side == "student" else term.teacher_unit(level)

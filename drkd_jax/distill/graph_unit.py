@@ -42,8 +42,8 @@ class BatchNorm(nnx.Module):
     Both the plain and the Gram form use it, each with its own way to find the moments.
     """
 
-    def __init__(self, channels: int):
-        self.scale = nnx.Param(jnp.ones(channels))
+    def __init__(self, channels: int, scale: float | int = 1.0):
+        self.scale = nnx.Param(jnp.full(channels, float(scale)))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.variance = nnx.BatchStat(jnp.ones(channels))
@@ -86,7 +86,25 @@ class GraphUnit(nnx.Module):
         norm: the batch normalisation of the branch.
     """
 
-    def __init__(self, channels: int, nodes: int, *, normalize: bool, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        nodes: int,
+        *,
+        normalize: bool,
+        scale: float | int = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the unit.
+
+        Args:
+            channels: C.
+            nodes: m.
+            normalize: divide the node sums by the number of pixels.
+            scale: of the branch's normalisation at the start, that is the branch's standard
+                deviation; with 0 the unit starts as the identity.
+            rngs: random numbers for the starting weights.
+        """
         states = 2 * nodes
         self.normalize = normalize
         self.state = Linear(channels, states, rngs=rngs)
@@ -94,7 +112,7 @@ class GraphUnit(nnx.Module):
         self.adjacency = Linear(nodes, nodes, rngs=rngs)
         self.mix = nnx.Param(uniform(rngs.params(), (states, states), states))
         self.extend = LinearMap(states, channels, rngs=rngs)
-        self.norm = BatchNorm(channels)
+        self.norm = BatchNorm(channels, scale)
 
     def reason(
         self, nodes: Float[Array, "B S M"], count: Float[Array, "B"]

@@ -1,12 +1,20 @@
 """L_IR: the boxes of a picture should look at each other as the teacher's do.
 
-    psi_ij = softmax_j( w_ij <g1(x_i), g2(x_j)> )           w: relation_filter.py
-    paper:     mean over levels, pictures with n >= 2, boxes i  of  sum_j (psi_t - psi_s)^2
+    psi_ij = softmax_j( w_ij a_ij )                         w: relation_filter.py
+    a_ij = cos(x_i - m, x_j - m) / T                        cosine, m the mean box of the image
+         = <g(x_i), g(x_j)> / (sqrt(E) T)                   embedded
+         = <g1(x_i), g2(x_j)>                               bilinear, as the author's
+    paper:     mean over levels, images with a choice, boxes i  of  sum_j (psi_t - psi_s)^2
     official:  sum over levels and pictures of || z_t - f(z_s) ||_2,   z = x + W(psi g(x))
 
 Letters: B pictures, n boxes, S bins, C channels (student Cs, teacher Ct), D = S S C, E embedding.
 
-Source: the paper's section 3.2; mmdet/models/detectors/two_stage.py of the author's release.
+Two unlike random embeddings are no similarity: their rows lie within a few percent of uniform and
+teach nothing (docs/method.md), hence the cosine as default. Its filter has mean 1 in a row, not
+1/n, so that it lifts pairs and does not flatten the rest.
+
+Source: the paper's section 3.2 and abstract ("similarity of different instances");
+mmdet/models/detectors/two_stage.py of the author's release.
 """
 
 from __future__ import annotations
@@ -17,13 +25,14 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.config import InstanceRelationConfig
-from drkd_jax.distill.layers import Linear, product, safe_ratio, safe_sqrt
+from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio, safe_sqrt
 from drkd_jax.distill.pairing import LevelPair
 from drkd_jax.distill.relation_filter import LearnedFilter, RandomFilter, masked_softmax
-from drkd_jax.distill.teacher_side import average_towards, copy_parameters
+from drkd_jax.distill.teacher_side import average_towards, prepare_teacher
 from drkd_jax.errors import UserError
 from drkd_jax.types import Array, FeatureSpec
 
+COSINE_EPS = 1e-6  # mean square about the mean box, in the features' own unit
 RANDOM_FILTER_ROWS = 256  # boxes of one picture that the random filter has outputs for
 
 
@@ -41,15 +50,17 @@ class RelationUnit(nnx.Module):
     """Relates the boxes of one picture.
 
     Attributes:
-        first, second: g1 and g2, the embeddings.
+        first, second: g1 and g2, the embeddings; g alone for "embedded", none for "cosine".
         filter: w, or None.
         value, back: g and W of the official form; None in the paper's.
     """
 
     def __init__(self, inputs: int, config: InstanceRelationConfig, *, rngs: nnx.Rngs):
         width = config.embedding or inputs // 2
-        self.first = Linear(inputs, width, rngs=rngs)
-        self.second = Linear(inputs, width, rngs=rngs)
+        self.config = config
+        kind = config.similarity
+        self.first = Linear(inputs, width, rngs=rngs) if kind != "cosine" else None
+        self.second = Linear(inputs, width, rngs=rngs) if kind == "bilinear" else None
         self.filter = _make_filter(inputs, config, rngs)
         official = config.form == "official"
         self.value = Linear(inputs, width, rngs=rngs) if official else None
@@ -58,11 +69,30 @@ class RelationUnit(nnx.Module):
     def relation(
         self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
     ) -> Float[Array, "B n n"]:
-        """psi: rows of valid boxes sum to 1; 0 in rows and columns of the others."""
-        logits = product("bie,bje->bij", self.first(x), self.second(x))
+        """psi: rows of valid boxes sum to 1; 0 in rows and columns of the others.
+
+        Without the diagonal a box alone in its image has a row of zeros.
+        """
+        logits = self.similarity(x, valid)
         if self.filter is not None:
-            logits = logits * self.filter(x, valid)
-        return masked_softmax(logits, valid)
+            w = self.filter(x, valid)
+            if self.config.similarity != "bilinear":
+                w = w * valid.sum(1).astype(w.dtype)[:, None, None]
+            logits = logits * w
+        return masked_softmax(logits, valid, diagonal=bool(self.config.diagonal))
+
+    def similarity(
+        self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
+    ) -> Float[Array, "B n n"]:
+        """How alike two boxes are (a, over its temperature); no meaning outside of `valid`."""
+        if self.first is None:
+            unit = centred_directions(x, valid)
+            return product("bid,bjd->bij", unit, unit) / self.config.temperature
+        if self.second is None:
+            g = self.first(x)
+            root = g.shape[-1] ** 0.5
+            return product("bie,bje->bij", g, g) / (root * self.config.temperature)
+        return product("bie,bje->bij", self.first(x), self.second(x))
 
     def enhance(
         self, x: Float[Array, "B n D"], psi: Float[Array, "B n n"]
@@ -74,15 +104,40 @@ class RelationUnit(nnx.Module):
         return x + self.back(mixed)
 
 
+def centred_directions(
+    x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
+) -> Float[Array, "B n D"]:
+    """Each box about the mean box of its image, at length 1: their products are cosines.
+
+    Args:
+        x: the boxes' numbers.
+        valid: boxes that are there.
+
+    Returns:
+        In float32 at least; 0 for boxes that are not there, and near 0 for boxes that are the mean
+        (the only one of an image, or all alike): those have no direction, and no gradient blows up.
+    """
+    wide = x.astype(accumulator(x))
+    there = valid[:, :, None]
+    mean = safe_ratio(jnp.where(there, wide, 0).sum(1), valid.sum(1)[:, None])
+    off = jnp.where(there, wide - mean[:, None], 0)
+    return off * jax.lax.rsqrt((off * off).sum(-1, keepdims=True) + COSINE_EPS * x.shape[-1])
+
+
 def flat(regions: Float[Array, "B n S S C"]) -> Float[Array, "B n D"]:
     """The numbers of a region in one row: bins along y, along x, channels."""
     return regions.reshape(*regions.shape[:2], -1)
 
 
-def row_entropy(psi: Float[Array, "B n n"], valid: Bool[Array, "B n"]) -> Float[Array, ""]:
-    """Mean entropy of the rows over log n, over pictures with at least two boxes: 1 is uniform."""
+def row_entropy(
+    psi: Float[Array, "B n n"], valid: Bool[Array, "B n"], *, diagonal: bool = True
+) -> Float[Array, ""]:
+    """Mean entropy of the rows over its largest, over images with a choice: 1 is uniform.
+
+    The largest is log n, or log (n - 1) where a row leaves its own box out.
+    """
     valid = jnp.asarray(valid)
-    number = valid.sum(1)
+    number = valid.sum(1) - (not diagonal)
     entropy = -(psi * jnp.log(jnp.where(psi > 0, psi, 1))).sum(2)
     rows = valid & (number >= 2)[:, None]
     share = entropy / jnp.log(jnp.maximum(number, 2))[:, None]
@@ -125,8 +180,7 @@ class InstanceRelation(nnx.Module):
         self.student = nnx.List(sides[0])
         if config.teacher_modules != "shared":
             self.teacher = nnx.List(sides[1])
-            if config.teacher_modules == "average":
-                copy_parameters(self.teacher, self.student)
+            prepare_teacher(self.teacher, self.student, str(config.teacher_modules))
         if config.form == "official":
             self.adaptation = nnx.List(adaptation)
 
@@ -178,12 +232,17 @@ class InstanceRelation(nnx.Module):
                 diagnostics[f"{name}/teacher_norm"] = ratio
             else:
                 number = valid.sum(1)
+                choice = number - (not self.config.diagonal) >= 2
                 rows = ((psi_t - psi_s) ** 2).sum(2)
-                pictures = jnp.where(number >= 2, safe_ratio(rows.sum(1), number), 0)
-                losses.append(safe_ratio(pictures.sum(), (number >= 2).sum()))
+                pictures = jnp.where(choice, safe_ratio(rows.sum(1), number), 0)
+                losses.append(safe_ratio(pictures.sum(), choice.sum()))
             diagnostics[f"{name}/loss"] = losses[-1]
-            diagnostics[f"{name}/teacher_entropy"] = row_entropy(psi_t, valid)
-            diagnostics[f"{name}/student_entropy"] = row_entropy(psi_s, valid)
+            diagnostics[f"{name}/teacher_entropy"] = row_entropy(
+                psi_t, valid, diagonal=bool(self.config.diagonal)
+            )
+            diagnostics[f"{name}/student_entropy"] = row_entropy(
+                psi_s, valid, diagonal=bool(self.config.diagonal)
+            )
         total = jnp.stack(losses).sum()
         loss = total if self.config.form == "official" else total / len(losses)
         if train and self.config.teacher_modules == "average":

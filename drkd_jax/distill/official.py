@@ -110,7 +110,7 @@ def load_official(distiller: Distiller, state_dict: Mapping[str, Any]) -> list[s
     Raises:
         UserError: a name is missing, a shape does not fit, or the distiller is of another form.
     """
-    for name, settings in distiller.terms.items():
+    for name, settings in distiller.config.terms.items():
         shared = getattr(settings, "teacher_modules", "trained") == "shared"
         if settings.form != "official" or shared:
             raise UserError(

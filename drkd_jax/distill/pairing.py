@@ -29,9 +29,17 @@ class LevelPair:
 
 
 def _listed(spec: FeatureSpec) -> str:
+    if spec.kinds is None:
+        return ", ".join(f"stride {stride}" for stride in spec.strides)
     return ", ".join(
         f"stride {stride} ({kind})" for stride, kind in zip(spec.strides, spec.kinds, strict=True)
     )
+
+
+def _alike(student: FeatureSpec, i: int, teacher: FeatureSpec, j: int) -> bool:
+    if student.kinds is None or teacher.kinds is None:
+        return True
+    return student.kinds[i] == teacher.kinds[j]
 
 
 def pair_levels(student: FeatureSpec, teacher: FeatureSpec) -> tuple[LevelPair, ...]:
@@ -42,16 +50,16 @@ def pair_levels(student: FeatureSpec, teacher: FeatureSpec) -> tuple[LevelPair, 
         teacher: the teacher's pyramid.
 
     Returns:
-        The levels that both have.
+        The levels that both have; by stride alone where a pyramid does not say its kinds.
 
     Raises:
         UserError: they have none in common; the message lists both pyramids.
     """
-    place = {key: i for i, key in enumerate(zip(teacher.strides, teacher.kinds, strict=True))}
+    place = {stride: i for i, stride in enumerate(teacher.strides)}
     pairs = [
-        LevelPair(i, place[key], key[0])
-        for i, key in enumerate(zip(student.strides, student.kinds, strict=True))
-        if key in place
+        LevelPair(i, place[stride], stride)
+        for i, stride in enumerate(student.strides)
+        if stride in place and _alike(student, i, teacher, place[stride])
     ]
     if not pairs:
         raise UserError(

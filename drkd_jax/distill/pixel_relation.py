@@ -1,6 +1,7 @@
 """L_PR: student pixels should relate to each other as the teacher's do.
 
     paper:     1/k sum_i  mean |phi_t(t_i) - f(phi_s(s_i))|^2     valid pixels, pictures, channels
+                   t in standard deviations of its level (teacher_scale.py)
     official:      sum_i  ||phi_t(t_i) - f(phi_s(s_i))||_2        the whole tensor, padding too
 
 Letters: B pictures, h w a map, P its pixels, C channels (student Cs, teacher Ct).
@@ -21,7 +22,7 @@ from drkd_jax.distill.gram_distance import gram_distance
 from drkd_jax.distill.graph_unit import GraphUnit, grouped
 from drkd_jax.distill.layers import Linear, accumulator, safe_ratio, safe_sqrt
 from drkd_jax.distill.pairing import LevelPair
-from drkd_jax.distill.teacher_side import average_towards, copy_parameters
+from drkd_jax.distill.teacher_side import average_towards, prepare_teacher
 from drkd_jax.errors import UserError
 from drkd_jax.types import Array, FeatureSpec
 
@@ -85,14 +86,17 @@ class PixelRelation(nnx.Module):
                     f"many channels on both sides, but {pair.name} has {widths[0]} in the student "
                     f"and {widths[1]} in the teacher: use 'frozen' or 'trained'."
                 )
-            for side, width in zip(sides, widths, strict=True):
-                side.append(GraphUnit(width, nodes, normalize=bool(config.normalize), rngs=rngs))
+            scales = float(config.student_scale or 0), float(config.teacher_scale or 0)
+            for side, width, scale in zip(sides, widths, scales, strict=True):
+                unit = GraphUnit(
+                    width, nodes, normalize=bool(config.normalize), scale=scale, rngs=rngs
+                )
+                side.append(unit)
             adaptation.append(Linear(*widths, rngs=rngs))
         self.student = nnx.List(sides[0])
         if config.teacher_modules != "shared":
             self.teacher = nnx.List(sides[1])
-            if config.teacher_modules == "average":
-                copy_parameters(self.teacher, self.student)
+            prepare_teacher(self.teacher, self.student, str(config.teacher_modules))
         self.adaptation = nnx.List(adaptation)
 
     def teacher_unit(self, level: int) -> GraphUnit:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
-from drkd_jax.types import Array, Targets
+from drkd_jax.types import Array
 
 
 class ChosenBoxes(NamedTuple):
@@ -24,21 +24,23 @@ class ChosenBoxes(NamedTuple):
     left_out: Int[Array, ""]  # valid boxes of the batch that found no place
 
 
-def choose_boxes(targets: Targets, most: int | None) -> ChosenBoxes:
-    """Moves valid boxes to the front and keeps at most so many of a picture.
+def choose_boxes(
+    boxes: Float[Array, "B G 4"], valid: Bool[Array, "B G"], most: int | None
+) -> ChosenBoxes:
+    """Moves valid boxes to the front and keeps at most so many of an image.
 
     Args:
-        targets: the batch's boxes.
+        boxes: the batch's boxes.
+        valid: rows that are there.
         most: rows to keep; None: all.
 
     Returns:
         The boxes; rows that are not valid are zeros.
     """
-    valid = jnp.asarray(targets.valid) & targets.picture_valid[:, None]
     rows = valid.shape[1] if most is None else min(most, valid.shape[1])
     order = jnp.argsort(~valid, axis=1, stable=True)[:, :rows]
     kept = jnp.take_along_axis(valid, order, axis=1)
-    boxes = jnp.take_along_axis(jnp.asarray(targets.boxes), order[:, :, None], axis=1)
+    boxes = jnp.take_along_axis(boxes, order[:, :, None], axis=1)
     boxes = jnp.where(kept[:, :, None], boxes, 0)
     return ChosenBoxes(boxes, kept, valid.sum() - kept.sum())
 

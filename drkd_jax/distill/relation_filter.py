@@ -16,21 +16,20 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.layers import Linear, LinearMap, product, uniform
-from drkd_jax.types import Array
-
-
-class Fixed(nnx.Variable):
-    """Numbers drawn once, saved with the rest, never trained."""
+from drkd_jax.types import Array, Frozen
 
 
 def masked_softmax(
-    logits: Float[Array, "B n n"], valid: Bool[Array, "B n"]
+    logits: Float[Array, "B n n"], valid: Bool[Array, "B n"], *, diagonal: bool = True
 ) -> Float[Array, "B n n"]:
     """Softmax over the valid boxes j; 0 elsewhere, and in rows of boxes that are not valid.
 
-    A picture without boxes gives zeros with gradient 0.
+    Without the diagonal a box does not look at itself. A picture without boxes gives zeros with
+    gradient 0.
     """
     pairs = valid[:, :, None] & valid[:, None, :]
+    if not diagonal:
+        pairs = pairs & ~jnp.eye(logits.shape[-1], dtype=bool)
     # A finite floor: a row without any valid box must not meet inf - inf.
     floor = jnp.where(pairs, logits, -1e30)
     return jnp.where(pairs, jax.nn.softmax(floor, axis=-1), 0)
@@ -61,8 +60,8 @@ class RandomFilter(nnx.Module):
     """
 
     def __init__(self, inputs: int, most: int, *, rngs: nnx.Rngs):
-        self.kernel = Fixed(uniform(rngs.params(), (inputs, most), inputs))
-        self.bias = Fixed(uniform(rngs.params(), (most,), inputs))
+        self.kernel = Frozen(uniform(rngs.params(), (inputs, most), inputs))
+        self.bias = Frozen(uniform(rngs.params(), (most,), inputs))
 
     def __call__(
         self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]

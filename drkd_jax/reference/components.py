@@ -49,7 +49,7 @@ def filter_(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Ten
 
 def matrix(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
     """The relation matrix of one picture's boxes."""
-    return {"psi": relation(p, x["x"], settings["filter"])}
+    return {"psi": relation(p, x["x"], settings)}
 
 
 def regions(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:

@@ -25,6 +25,12 @@ def _regions(x: Tensor, boxes: Tensor, valid: Tensor, stride: int, sizes: Tensor
     return out
 
 
+def _standardized(x: Tensor, mask: Tensor) -> Tensor:
+    """A map over the deviation of its valid pixels about each channel's mean."""
+    inside = x[mask].detach()
+    return x / ((inside - inside.mean(0)) ** 2).mean().sqrt()
+
+
 def distill(
     settings: dict[str, Any],
     x: dict[str, Tensor],
@@ -34,8 +40,9 @@ def distill(
     """The losses before their weights.
 
     Args:
-        settings: "form", "terms" (names), "filter", "normalize", "groups" and the common
-            "strides"; levels are in order and paired already.
+        settings: "form", "terms" (names), "filter", "normalize", "groups", "standardize",
+            "similarity" with its numbers, and the common "strides"; levels are in order and paired
+            already.
         x: maps "s0", "s1".. of the student and "t0", "t1".. of the teacher.
         p: parameters by their flat names.
         c: "sizes", "boxes", "valid", "picture_valid".
@@ -43,6 +50,13 @@ def distill(
     strides, form, groups = settings["strides"], settings["form"], settings["groups"]
     levels = range(len(strides))
     students, teachers = ([x[f"{side}{i}"] for i in levels] for side in "st")
+    if settings["standardize"]:
+        teachers = [
+            _standardized(
+                t, pixel_mask(c["sizes"], c["picture_valid"], stride, tuple(t.shape[1:3]))
+            )
+            for stride, t in zip(strides, teachers, strict=True)
+        ]
     losses = {}
     if "pixel_relation" in settings["terms"]:
         masks = []
@@ -75,9 +89,7 @@ def distill(
             cut_s,
             cut_t,
             valid,
-            form=form,
-            filter_kind=settings["filter"],
-            groups=groups,
+            settings=settings,
         )
     if "instance_feature" in settings["terms"]:
         losses["instance_feature"] = instance_feature(

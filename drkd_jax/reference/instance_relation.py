@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from drkd_jax.reference.layers import Parameters, linear, sub
 from drkd_jax.reference.relation_filter import relation_filter
 
+COSINE_EPS = 1e-6
 
-def relation(parameters: Parameters, x: Tensor, filter_kind: str) -> Tensor:
-    """Relation matrix psi [n, n] of boxes x [n, D]."""
-    logits = linear(sub(parameters, "first"), x) @ linear(sub(parameters, "second"), x).T
-    if filter_kind != "none":
-        logits = logits * relation_filter(sub(parameters, "filter"), x, filter_kind)
-    return torch.softmax(logits, dim=-1)
+
+def similarity(parameters: Parameters, x: Tensor, settings: dict[str, Any]) -> Tensor:
+    """How alike boxes x [n, D] are, [n, n], before filter and softmax."""
+    kind = settings["similarity"]
+    if kind == "bilinear":
+        return linear(sub(parameters, "first"), x) @ linear(sub(parameters, "second"), x).T
+    if kind == "embedded":
+        g = linear(sub(parameters, "first"), x)
+        return g @ g.T / g.shape[1] ** 0.5 / settings["temperature"]
+    off = x - x.mean(0)
+    unit = off / torch.sqrt((off * off).sum(1, keepdim=True) + COSINE_EPS * x.shape[1])
+    return unit @ unit.T / settings["temperature"]
+
+
+def relation(parameters: Parameters, x: Tensor, settings: dict[str, Any]) -> Tensor:
+    """Relation matrix psi [n, n] of boxes x [n, D]; zeros where a box has nobody to look at."""
+    logits = similarity(parameters, x, settings)
+    if settings["filter"] != "none":
+        w = relation_filter(sub(parameters, "filter"), x, settings["filter"])
+        logits = logits * (w if settings["similarity"] == "bilinear" else w * len(x))
+    if _has_diagonal(settings):
+        return torch.softmax(logits, dim=-1)
+    if len(x) == 1:
+        return torch.zeros_like(logits)
+    itself = torch.eye(len(x), dtype=torch.bool)
+    return torch.softmax(logits.masked_fill(itself, float("-inf")), dim=-1)
+
+
+def _has_diagonal(settings: dict[str, Any]) -> bool:
+    return settings["similarity"] == "bilinear" or bool(settings["diagonal"])
 
 
 def enhance(parameters: Parameters, x: Tensor, psi: Tensor) -> Tensor:
@@ -28,11 +55,11 @@ def instance_relation(
     teacher: list[Tensor],
     valid: Tensor,
     *,
-    form: str,
-    filter_kind: str,
-    groups: int = 1,
+    settings: dict[str, Any],
 ) -> Tensor:
     """L_IR of regions [B, n, S, S, C] a level."""
+    form, groups = settings["form"], settings["groups"]
+    choice = 2 if _has_diagonal(settings) else 3
     total = torch.zeros((), dtype=student[0].dtype)
     for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
         pictures = []
@@ -41,10 +68,10 @@ def instance_relation(
             if not len(x_s):
                 continue
             of_s, of_t = (sub(parameters, f"{side}.{level}") for side in ("student", "teacher"))
-            psi_s = relation(of_s, x_s.flatten(1), filter_kind)
-            psi_t = relation(of_t, x_t.flatten(1), filter_kind)
+            psi_s = relation(of_s, x_s.flatten(1), settings)
+            psi_t = relation(of_t, x_t.flatten(1), settings)
             if form == "paper":
-                if len(x_s) >= 2:
+                if len(x_s) >= choice:
                     pictures.append(((psi_t - psi_s) ** 2).sum(1).mean())
             else:
                 z_s = enhance(of_s, x_s.flatten(1), psi_s).reshape(x_s.shape)

@@ -122,13 +122,17 @@ def loss_terms(
     total = sum(values.values(), jnp.zeros((), jnp.float32))
     if "distiller" in modules:
         guide = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
-        teacher_features = gather(
-            jax.lax.stop_gradient(guide.features(recipe.for_teacher(batch, images)))
+        teacher_features = gather(guide.features(recipe.for_teacher(batch, images)))
+        output = modules["distiller"](
+            features.maps,
+            teacher_features.maps,
+            targets.boxes,
+            targets.valid,
+            targets.sizes,
+            targets.picture_valid,
         )
-        output = modules["distiller"](features, teacher_features, targets)
-        for name, loss in output.losses.items():
-            values[name] = loss
-            total = total + recipe.weights[name] * loss
+        values |= output.losses
+        total = total + output.total
         values |= {f"diag/{name}": value for name, value in output.diagnostics.items()}
     after = {
         name: take_apart(module, recipe.is_trained[name]).rest for name, module in modules.items()

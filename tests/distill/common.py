@@ -64,6 +64,14 @@ def make(values: dict[str, Any], student: Features, teacher: Features) -> Distil
     return Distiller(distill_config(values), student.spec, teacher.spec, rngs=nnx.Rngs(0))
 
 
+def call(
+    module: Distiller, student: Features, teacher: Features, given: Targets, **more: Any
+) -> DistillOutput:
+    """A distiller on the features and targets of these tests."""
+    boxes, valid, sizes = given.boxes, given.valid, given.sizes
+    return module(student.maps, teacher.maps, boxes, valid, sizes, given.picture_valid, **more)
+
+
 class Runner:
     """A distiller taken apart, with jitted loss and gradient."""
 
@@ -89,7 +97,7 @@ class Runner:
         train: bool = True,
     ) -> tuple[DistillOutput, Any]:
         module = nnx.merge(self.graph, params, rest, copy=True)
-        output = module(student, teacher, given, train=train)
+        output = call(module, student, teacher, given, train=train)
         return output, nnx.split(module, module.is_trained, ...)[2]
 
     def _differentiate(

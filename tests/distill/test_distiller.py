@@ -11,7 +11,7 @@ from flax import nnx
 from drkd_jax.distill import distill_config, relation_features, relation_matrix
 from drkd_jax.errors import UserError
 from drkd_jax.types import Features
-from tests.distill.common import Runner, make, pyramid, relative, settings, targets
+from tests.distill.common import Runner, call, make, pyramid, relative, settings, targets
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -169,14 +169,14 @@ def test_official_groups_are_devices_of_their_own():
 def test_an_official_batch_that_is_no_whole_number_of_groups_is_refused():
     sides = pyramid(2, 6, pictures=3), pyramid(3, 10, pictures=3)
     with pytest.raises(UserError, match="pictures_per_device"):
-        make(settings("official"), *sides)(*sides, targets((1, 1, 1)))
+        call(make(settings("official"), *sides), *sides, targets((1, 1, 1)))
 
 
 def test_eager_equals_jit():
     one = pyramid(0, 6, (8,)), pyramid(1, 10, (8,))
     runner = Runner(settings(), *one)
     module = nnx.merge(runner.graph, runner.params, runner.rest, copy=True)
-    eager = module(*one, targets()).losses
+    eager = call(module, *one, targets()).losses
     expected = runner.losses(*one, targets())
     assert {name: float(value) for name, value in eager.items()} == pytest.approx(expected, 1e-5)
 

@@ -10,7 +10,8 @@ from flax import nnx
 
 from drkd_jax.distill.config import InstanceRelationConfig
 from drkd_jax.distill.instance_relation import RelationUnit, row_entropy
-from drkd_jax.distill.relation_filter import Fixed, LearnedFilter, RandomFilter, masked_softmax
+from drkd_jax.distill.relation_filter import LearnedFilter, RandomFilter, masked_softmax
+from drkd_jax.types import Frozen
 
 X = np.random.default_rng(0).standard_normal((1, 6, 12)).astype(np.float32)
 ALL = np.ones((1, 6), bool)
@@ -55,7 +56,7 @@ def test_the_learned_filter_gets_gradients_and_the_random_one_is_no_parameter():
     )
     assert jax.tree.leaves(learned)
     assert not jax.tree.leaves(drawn)
-    assert jax.tree.leaves(nnx.state(RandomFilter(12, 8, rngs=nnx.Rngs(0)), Fixed))
+    assert jax.tree.leaves(nnx.state(RandomFilter(12, 8, rngs=nnx.Rngs(0)), Frozen))
     graph, params = nnx.split(LearnedFilter(12, 4, rngs=nnx.Rngs(0)))
     weights = np.arange(36, dtype=np.float32).reshape(1, 6, 6)
     gradient = jax.grad(lambda p: (nnx.merge(graph, p)(X, ALL) * weights).sum())(params)

@@ -105,10 +105,19 @@ def _unit_cases(make: Maker) -> Iterator[Case]:
 
 def _relation_cases(make: Maker) -> Iterator[Case]:
     n, inputs = 7, 36
-    for kind in ("learned", "random", "none"):
-        settings = {"filter": kind, "rank": 8}
+    ways: tuple[dict[str, Any], ...] = (
+        {"similarity": "bilinear", "filter": "learned"},
+        {"similarity": "bilinear", "filter": "random"},
+        {"similarity": "bilinear", "filter": "none"},
+        {"similarity": "cosine", "filter": "none", "diagonal": False},
+        {"similarity": "cosine", "filter": "learned", "diagonal": True},
+        {"similarity": "embedded", "filter": "none", "diagonal": False},
+    )
+    for way in ways:
+        kind = way["filter"]
+        settings = {"rank": 8, "temperature": 0.3, "embedding": 10, **way}
         x = {"x": make.normal(n, inputs)}
-        if kind != "none":
+        if kind != "none" and way["similarity"] == "bilinear":
             yield make.case(
                 f"relation filter, {kind}",
                 "filter",
@@ -120,7 +129,8 @@ def _relation_cases(make: Maker) -> Iterator[Case]:
                 },
             )
         yield make.case(
-            f"relation matrix, {kind} filter",
+            f"relation matrix, {way['similarity']}, {kind} filter"
+            f"{', without i = j' if way.get('diagonal') is False else ''}",
             "matrix",
             settings,
             {
@@ -175,6 +185,21 @@ def maps(
     }
 
 
+def _instances(form: str) -> dict[str, Any]:
+    """How a form sees the teacher and compares boxes, unless a case says otherwise."""
+    if form == "official":
+        return {"standardize": False, "similarity": "bilinear", "filter": "random", "rank": 8}
+    return {
+        "standardize": True,
+        "similarity": "cosine",
+        "temperature": 0.3,
+        "diagonal": False,
+        "embedding": None,
+        "filter": "none",
+        "rank": 8,
+    }
+
+
 def _term_cases(make: Maker) -> Iterator[Case]:
     canvas, pictures = (128, 192), 4
     for form in ("paper", "official"):
@@ -192,8 +217,7 @@ def _term_cases(make: Maker) -> Iterator[Case]:
                 "nodes": (4, 8),
                 "normalize": form == "paper",
                 "arithmetic": arithmetic,
-                "filter": "learned" if form == "paper" else "random",
-                "rank": 8,
+                **_instances(form),
                 "groups": 1 if form == "paper" else pictures // 2,
             }
             build = partial(ours.make_distiller, settings, (8, 12), make.dtype)
@@ -224,8 +248,7 @@ def _large_cases(make: Maker) -> Iterator[Case]:
             "nodes": (8,),
             "normalize": form == "paper",
             "arithmetic": arithmetic,
-            "filter": "none",
-            "rank": 8,
+            **_instances(form),
             "groups": 1,
             "reference": "float64",
         }
@@ -298,8 +321,8 @@ def _step_cases(make: Maker) -> Iterator[Case]:
             "nodes": (4, 4),
             "normalize": form == "paper",
             "arithmetic": "gram" if form == "paper" else "plain",
+            **_instances(form),
             "filter": "learned" if form == "paper" else "none",
-            "rank": 8,
             "groups": 1,
             "steps": steps,
             "learning_rate": 0.02,

@@ -93,6 +93,8 @@ def official_cases(dtype: str) -> Iterator[Case]:
         "nodes": (4, 4, 8),
         "normalize": False,
         "arithmetic": "plain",
+        "standardize": False,
+        "similarity": "bilinear",
         "filter": "random",
         "rank": 8,
         "groups": 1,

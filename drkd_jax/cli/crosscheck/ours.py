@@ -23,10 +23,10 @@ from drkd_jax.distill.config import DistillConfig, InstanceRelationConfig, disti
 from drkd_jax.distill.distiller import Distiller
 from drkd_jax.distill.graph_unit import GraphUnit
 from drkd_jax.distill.instance_relation import RelationUnit
-from drkd_jax.distill.relation_filter import Fixed, LearnedFilter, RandomFilter
+from drkd_jax.distill.relation_filter import LearnedFilter, RandomFilter
 from drkd_jax.ops.roi_align import roi_align
 from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
-from drkd_jax.types import Features, FeatureSpec, Targets
+from drkd_jax.types import FeatureSpec, Frozen
 
 Arrays = Mapping[str, jax.Array]
 Settings = Mapping[str, Any]
@@ -35,13 +35,15 @@ M = TypeVar("M", bound=nnx.Module)
 
 # Every case is compiled for one call: the compiler takes longer than the numbers.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
-NUMBERS = nnx.Any(nnx.Param, Fixed)  # what the reference gets as parameters
+NUMBERS = nnx.Any(nnx.Param, Frozen)  # what the reference gets as parameters
 
 
 def shapes(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of a module by flat name, "student.0.state.kernel"."""
     flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(make), NUMBERS))
-    return {_name(path): tuple(slot.shape) for path, slot in flat}
+    named = {_name(path): tuple(slot.shape) for path, slot in flat}
+    named.pop("teacher_scale.variance", None)  # found in the batch
+    return named
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -53,7 +55,7 @@ def build(make: Callable[[], M], values: Arrays) -> M:
     graph, state = nnx.split(nnx.eval_shape(make))
     filled = []
     for path, slot in nnx.to_flat_state(state):
-        rest = jnp.ones if path[-1] == "variance" else jnp.zeros
+        rest = jnp.ones if path[-2:] == ("norm", "variance") else jnp.zeros
         name = _name(path)
         value = values[name] if name in values else rest(slot.shape, slot.dtype)
         filled.append((path, slot.replace(value)))
@@ -94,9 +96,18 @@ def filter_(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, ja
     return {"w": module(boxes[None], jnp.ones((1, len(boxes)), bool))[0]}
 
 
+def similarity(settings: Settings) -> dict[str, Any]:
+    """How the boxes of a case are compared."""
+    if settings["similarity"] == "bilinear":
+        return {"similarity": "bilinear"}
+    return {key: settings[key] for key in ("similarity", "temperature", "diagonal", "embedding")}
+
+
 def make_relation(settings: Settings, inputs: int) -> RelationUnit:
     """The relation unit of a case."""
-    config = InstanceRelationConfig(filter=settings["filter"], filter_rank=settings["rank"])
+    config = InstanceRelationConfig(
+        filter=settings["filter"], filter_rank=settings["rank"], **similarity(settings)
+    )
     return RelationUnit(inputs, config, rngs=nnx.Rngs(0))
 
 
@@ -137,10 +148,11 @@ def config_of(settings: Settings) -> DistillConfig:
             **common,
             "filter": settings["filter"],
             "filter_rank": settings["rank"],
+            **similarity(settings),
         }
     if "instance_feature" in settings["terms"]:
         values["instance_feature"] = {"form": form}
-    return distill_config(values)
+    return distill_config({**values, "standardize_teacher": settings["standardize"]})
 
 
 def specs(settings: Settings, channels: tuple[int, int]) -> tuple[FeatureSpec, FeatureSpec]:
@@ -161,12 +173,8 @@ def compare_maps(distiller: Distiller, settings: Settings, x: Arrays, c: Arrays)
     """The losses of a distiller on the maps "s0", "t0".. of a case."""
     count = len(settings["strides"])
     maps = [tuple(x[f"{side}{i}"] for i in range(count)) for side in "st"]
-    both = specs(settings, (maps[0][0].shape[-1], maps[1][0].shape[-1]))
-    boxes, valid = c["boxes"], c["valid"]
-    sizes, there = c["sizes"], c["picture_valid"]
-    targets = Targets(sizes, boxes, jnp.zeros(valid.shape, jnp.int32), valid, there)
-    student, teacher = (Features(m, spec) for m, spec in zip(maps, both, strict=True))
-    return distiller(student, teacher, targets).losses
+    targets = (c[name] for name in ("boxes", "valid", "sizes", "picture_valid"))
+    return distiller(*maps, *targets).losses
 
 
 def terms(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:

@@ -1,0 +1,191 @@
+"""What the default form's relations mean: likeness, a start at the identity, no teacher's scale."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from drkd_jax.distill import distill_config
+from drkd_jax.distill.config import InstanceRelationConfig
+from drkd_jax.distill.graph_unit import GraphUnit
+from drkd_jax.distill.instance_relation import RelationUnit, centred_directions
+from drkd_jax.distill.teacher_scale import TeacherScale
+from drkd_jax.errors import UserError
+from drkd_jax.types import Features, FeatureSpec, Frozen
+from tests.distill.common import Runner, call, make, pyramid, settings, targets
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+STUDENT, TEACHER = pyramid(0, 6), pyramid(1, 10)
+BOXES = np.random.default_rng(3).standard_normal((1, 5, 12)).astype(np.float32)
+BOXES[0, 1] = BOXES[0, 0]
+ALL = np.ones((1, 5), bool)
+
+
+def psi(x=BOXES, valid=ALL, **more) -> np.ndarray:
+    unit = RelationUnit(x.shape[-1], InstanceRelationConfig(**more), rngs=nnx.Rngs(0))
+    return np.asarray(unit.relation(x, valid))
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return Runner(settings("paper"), STUDENT, TEACHER)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "embedded"])
+def test_equal_boxes_look_at_each_other_most_and_at_others_alike(kind):
+    found = psi(similarity=kind)
+    assert found[0, 0, 1] == found[0, 0].max()
+    assert found[0, 1, 0] == found[0, 1].max()
+    np.testing.assert_allclose(found[0, 0, 2:], found[0, 1, 2:], rtol=1e-5)
+
+
+def test_cosine_against_numpy():
+    off = BOXES[0].astype(float) - BOXES[0].astype(float).mean(0)
+    unit = off / np.linalg.norm(off, axis=1, keepdims=True)
+    weights = np.exp(unit @ unit.T / 0.3) * (1 - np.eye(5))
+    expected = weights / weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(psi()[0], expected, rtol=2e-5, atol=1e-7)
+
+
+def test_a_box_is_in_its_own_row_only_where_asked():
+    np.testing.assert_array_equal(np.diagonal(psi()[0]), 0)
+    assert (np.diagonal(psi(diagonal=True)[0]) > 0.2).all()
+
+
+def test_likeness_does_not_hang_on_the_features_scale_or_on_padded_rows():
+    np.testing.assert_allclose(psi(10 * BOXES), psi(), rtol=1e-4)
+    padded = np.concatenate([BOXES, np.full((1, 2, 12), 99, np.float32)], 1)
+    valid = np.arange(7)[None] < 5
+    found = psi(padded, valid)
+    np.testing.assert_allclose(found[:, :5, :5], psi(), rtol=1e-5)
+    assert (found[:, 5:] == 0).all()
+    assert (found[:, :, 5:] == 0).all()
+
+
+def test_boxes_without_a_direction_have_finite_gradients():
+    same = np.ones((1, 3, 4), np.float32)
+    gradient = jax.grad(lambda x: (centred_directions(x, np.ones((1, 3), bool)) ** 2).sum())(same)
+    assert np.isfinite(np.asarray(gradient)).all()
+
+
+def test_the_filter_of_a_similarity_has_mean_1_in_a_row():
+    """At its start's scale it lifts some pairs and lowers others; it does not flatten all."""
+    config = InstanceRelationConfig(filter="learned", filter_rank=4)
+    unit = RelationUnit(12, config, rngs=nnx.Rngs(0))
+    assert unit.filter is not None
+    bare = np.asarray(unit.similarity(BOXES, ALL))
+    w = 5 * np.asarray(unit.filter(BOXES, ALL))
+    np.testing.assert_allclose(w.mean(-1), 1, rtol=1e-5)
+    logits = np.where(np.eye(5, dtype=bool), -np.inf, bare * w)
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(unit.relation(BOXES, ALL)), expected, rtol=2e-5)
+
+
+def test_two_boxes_leave_no_choice_and_no_loss(paper):
+    assert paper.losses(STUDENT, TEACHER, targets((2, 2)))["instance_relation"] == 0
+    assert paper.losses(STUDENT, TEACHER, targets((3, 2)))["instance_relation"] > 0
+
+
+def test_the_official_form_knows_no_similarity():
+    with pytest.raises(UserError, match="bilinear"):
+        InstanceRelationConfig(form="official", similarity="cosine")
+    with pytest.raises(UserError, match="temperature"):
+        InstanceRelationConfig(temperature=0.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_the_units_branch_starts_at_its_stated_scale(scale):
+    unit = GraphUnit(6, 4, normalize=True, scale=scale, rngs=nnx.Rngs(0))
+    x = STUDENT.maps[0].reshape(2, -1, 6)
+    branch = unit(x, np.ones(x.shape[:2], bool), train=True) - x
+    # The variance is of the map's own unit; BN's eps takes a little of a small branch.
+    np.testing.assert_allclose(jnp.std(branch, (0, 1)), scale, rtol=0.1)
+
+
+def test_a_teacher_in_other_units_changes_nothing(paper):
+    ten = Features(tuple(10 * x for x in TEACHER.maps), TEACHER.spec)
+    expected = paper.losses(STUDENT, TEACHER, targets())
+    assert paper.losses(STUDENT, ten, targets()) == pytest.approx(expected, rel=2e-5)
+    official = Runner(settings("official"), STUDENT, TEACHER)
+    ratio = official.losses(STUDENT, ten, targets())["instance_feature"]
+    assert ratio > 5 * official.losses(STUDENT, TEACHER, targets())["instance_feature"]
+
+
+def test_an_adaptation_that_says_nothing_has_loss_1():
+    """Mean squares are in variances of the teacher's level: 1 is nothing explained."""
+    runner = Runner(settings("paper"), STUDENT, TEACHER)
+    centred = Features(
+        tuple(
+            x - x[:, : -(-32 // s), : -(-44 // s)].mean((0, 1, 2))
+            for x, s in zip(TEACHER.maps, (8, 16), strict=True)
+        ),
+        TEACHER.spec,
+    )
+    silent = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if "adaptation" in jax.tree_util.keystr(path) else x, runner.params
+    )
+    output, _ = runner.run(silent, runner.rest, STUDENT, centred, targets())
+    assert float(output.losses["pixel_relation"]) == pytest.approx(1, rel=1e-5)
+
+
+def test_the_running_scale_starts_at_the_first_batch_and_follows_slowly():
+    scale = TeacherScale(1)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 3)), jnp.float32)
+    mask = np.ones((2, 4, 4), bool)
+    (first,) = scale((x,), (mask,), train=True)
+    start = float(scale.variance[0])
+    expected = ((np.asarray(x) - np.asarray(x).mean((0, 1, 2))) ** 2).mean()
+    assert start == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(first, x / start**0.5, rtol=1e-5)
+    scale((3 * x,), (mask,), train=True)
+    assert float(scale.variance[0]) == pytest.approx(start * (1 + 0.01 * 8), rel=1e-5)
+    scale((7 * x,), (mask,), train=False)
+    scale((0 * x,), (mask,), train=True)
+    scale((7 * x,), (0 * mask.astype(int) > 0,), train=True)
+    assert float(scale.variance[0]) == pytest.approx(start * (1 + 0.01 * 8), rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["frozen", "average", "pretrained"])
+def test_frozen_is_frozen_by_construction(way):
+    """Nothing of the teacher's modules is an `nnx.Param`: no loop can move them by mistake."""
+    values = settings(teacher_modules=way)
+    values["instance_relation"] |= {"teacher_modules": way, "similarity": "bilinear"}
+    module = make(values, STUDENT, pyramid(1, 6))
+    for name in ("pixel_relation", "instance_relation"):
+        term = getattr(module, name)
+        assert not jax.tree.leaves(nnx.state(term.teacher, nnx.Param))
+        assert jax.tree.leaves(nnx.state(term.teacher, Frozen))
+
+
+def test_no_gradient_reaches_the_teachers_maps(paper):
+    def total(maps):
+        module = nnx.merge(paper.graph, paper.params, paper.rest, copy=True)
+        return call(module, STUDENT, Features(maps, TEACHER.spec), targets()).total
+
+    assert all((g == 0).all() for g in jax.jit(jax.grad(total))(TEACHER.maps))
+
+
+def test_the_total_is_weighted(paper):
+    output, _ = paper.run(paper.params, paper.rest, STUDENT, TEACHER, targets())
+    weights = paper.distiller.weights
+    expected = sum(weights[name] * float(loss) for name, loss in output.losses.items())
+    assert float(output.total) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_term_of_weight_0_is_not_there():
+    values = settings()
+    values["pixel_relation"]["weight"] = 0
+    assert set(distill_config(values).terms) == {"instance_relation", "instance_feature"}
+    module = make(values, STUDENT, TEACHER)
+    assert module.pixel_relation is None
+    assert "pixel_relation" not in call(module, STUDENT, TEACHER, targets()).losses
+
+
+def test_pyramids_that_do_not_say_how_they_are_made_pair_by_stride():
+    plain = FeatureSpec((10, 10), (8, 16))
+    module = make(settings(), STUDENT, Features(TEACHER.maps, plain))
+    assert [pair.stride for pair in module.pairs] == [8, 16]
