@@ -114,7 +114,7 @@ def measure(
     student = models.init_detector(settings, CLASSES[name], 0, dtype)
     parts = {"student": take_apart(student, student.is_trained)}
     training = TrainSettings(batch_size=arguments.batch, learning_rate=1e-5, steps=100)
-    rate = schedule.learning_rate(training, ())
+    rate = schedule.learning_rate(training, (), training.steps)
     recipe = Recipe(
         graphs={"student": parts["student"].graph},
         is_trained={"student": student.is_trained},

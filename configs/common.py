@@ -55,13 +55,17 @@ def base() -> ConfigDict:
     train.steps = 0
     train.learning_rate = 0.02
     train.linear_rate_for = 0  # batch size that the rate is meant for; 0 leaves the rate alone
-    train.momentum = 0.9
+    train.optimizer = "sgd"  # sgd | adamw
+    train.momentum = 0.9  # of sgd
+    train.b1, train.b2 = 0.9, 0.999  # of adamw
     train.weight_decay = 1e-4
     train.weight_decay_mask = "all"  # all | kernels (no decay on biases and norms)
     train.warmup_steps = 500
     train.warmup_factor = 0.001  # the first step's share of the learning rate
+    train.schedule = "step"  # step | cosine (then decay_at and decay_factor say nothing)
     train.decay_at = (16.0, 22.0)  # in epochs where ``epochs`` is set, else in steps
     train.decay_factor = 0.1
+    train.final_factor = 0.0  # of cosine: the share of the rate left at the end
     train.clip_norm = 0.0  # largest gradient norm, student and distiller each; 0 for none
     train.precision = "float32"  # float32 | bfloat16: what the networks compute in
     train.parallel = "jit"  # jit | pmap: the same losses, see docs/several-machines.md
@@ -158,6 +162,21 @@ def schema(settings: type) -> ConfigDict:
             value = placeholder(float if float in kinds else kinds[0])
         config[field.name] = value
     return config
+
+
+def small_optimizer() -> dict[str, Any]:
+    """AdamW: in some hundred steps from scratch it goes much further than SGD."""
+    return {
+        "optimizer": "adamw",
+        "learning_rate": 1.5e-3,
+        "b2": 0.99,
+        "weight_decay": 0.02,
+        "weight_decay_mask": "kernels",
+        "warmup_steps": 50,
+        "warmup_factor": 0.01,
+        "decay_at": (0.7, 0.9),  # shares of the run
+        "clip_norm": 1.0,  # from scratch, one picture can throw the heads off for good
+    }
 
 
 def small_distillation() -> ConfigDict:

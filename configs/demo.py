@@ -39,14 +39,10 @@ def get_config(name: str | None = None) -> ConfigDict:
     config.train.update(
         batch_size=8,
         steps=STEPS[detector][role],
-        learning_rate=0.02,
-        warmup_steps=50,
-        warmup_factor=0.01,
-        decay_at=(0.7, 0.9),  # shares of the run
-        clip_norm=1.0,  # from scratch, one picture can throw the heads off for good
         log_every=25,
         checkpoint_every=200,
         eval_every=-(-STEPS[detector][role] // 3),
+        **common.small_optimizer(),
     )
     if role == "drkd":
         common.with_teacher(config, "")

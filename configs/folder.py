@@ -32,15 +32,11 @@ def get_config(name: str | None = None) -> ConfigDict:
     config.eval.batch_size = 16
     config.train.update(
         batch_size=4,
-        steps=800 if role == "teacher" else 600,
-        learning_rate=0.015,
-        warmup_steps=50,
-        warmup_factor=0.01,
-        decay_at=(0.7, 0.9),  # shares of the run
-        clip_norm=1.0,
+        steps=3000 if role == "teacher" else 800,
         log_every=50,
-        checkpoint_every=300,
-        eval_every=300,
+        checkpoint_every=500 if role == "teacher" else 200,
+        eval_every=500 if role == "teacher" else 200,
+        **common.small_optimizer(),
     )
     if role == "drkd":
         common.with_teacher(config, "")

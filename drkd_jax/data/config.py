@@ -19,6 +19,9 @@ class PipelineConfig:
         longer: ...unless the longer side would pass this.
         max_boxes: rows G for ground truth; boxes past them are left out, counted, and told.
         flip: probability that a training picture is mirrored.
+        scale_jitter: least and largest factor of a training picture's sides after resizing; what
+            its canvas does not hold is cut off at random, see ``jitter.py``.
+        colour_jitter: strength of random brightness, contrast and saturation, 0 to 1.
         seed: of everything random.
         num_threads: reading threads of each process; 0 reads in the caller's.
         num_workers: reading processes; 0 reads in this one.
@@ -35,6 +38,8 @@ class PipelineConfig:
     longer: int
     max_boxes: int = 100
     flip: float = 0.5
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    colour_jitter: float = 0.0
     seed: int = 0
     num_threads: int = 4
     num_workers: int = 0
@@ -56,9 +61,22 @@ class PipelineConfig:
             raise UserError(f'resize = "{self.resize}": one of {", ".join(RULES)}')
         if not 0 <= self.flip <= 1:
             raise UserError(f"flip = {self.flip}: a probability lies between 0 and 1")
+        low_high = tuple(self.scale_jitter)
+        if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+            raise UserError(
+                f"scale_jitter = {self.scale_jitter}: two factors above 0, the smaller one first"
+            )
+        if not 0 <= self.colour_jitter <= 1:
+            raise UserError(f"colour_jitter = {self.colour_jitter}: a strength from 0 to 1")
+        object.__setattr__(self, "scale_jitter", low_high)
         if self.longer < self.shorter:
             raise UserError(f"longer = {self.longer} is less than shorter = {self.shorter}")
         # Tuples of tuples, whatever a config file held: the config is hashed and pickled.
         object.__setattr__(self, "canvases", tuple((int(h), int(w)) for h, w in self.canvases))
         if not self.canvases or min(min(canvas) for canvas in self.canvases) < 1:
             raise UserError(f"canvases = {self.canvases}: wanted (height, width) pairs")
+
+    @property
+    def jitters(self) -> bool:
+        """Whether training pictures change their scale or colours."""
+        return self.scale_jitter != (1.0, 1.0) or self.colour_jitter > 0

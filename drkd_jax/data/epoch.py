@@ -65,7 +65,7 @@ def train_fits(source: Source, config: PipelineConfig) -> Fits:
 
 
 def plan_batches(fits: Fits, config: PipelineConfig, shuffle: bool) -> BatchPlan:
-    """Which pictures come in which batch; only shuffled ones are mirrored."""
+    """Which pictures come in which batch; only shuffled ones are mirrored or jittered."""
     return BatchPlan(
         fits.indices,
         fits.canvas,
@@ -73,4 +73,5 @@ def plan_batches(fits: Fits, config: PipelineConfig, shuffle: bool) -> BatchPlan
         seed=config.seed,
         flip=config.flip if shuffle else 0.0,
         shuffle=shuffle,
+        jitter=shuffle and config.jitters,
     )

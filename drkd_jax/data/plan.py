@@ -11,7 +11,9 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
+
+from drkd_jax.data.jitter import NUM_CHANCES
 
 
 class PlannedBatch(NamedTuple):
@@ -20,12 +22,14 @@ class PlannedBatch(NamedTuple):
     canvas: int
     indices: Int64[np.ndarray, "n"]
     flip: Bool[np.ndarray, "n"]
+    chances: Float64[np.ndarray, "n 6"] | None = None  # what `jitter` goes by, where it does
 
 
 class _Epoch(NamedTuple):
     canvas: Int64[np.ndarray, "batches"]
     indices: Int64[np.ndarray, "batches n"]
     flip: Bool[np.ndarray, "batches n"]
+    chances: Float64[np.ndarray, "batches n 6"] | None
 
 
 class BatchPlan:
@@ -38,6 +42,7 @@ class BatchPlan:
         seed: of permutation, batch order and flips.
         flip: probability that a picture is mirrored.
         shuffle: False keeps the source's order, canvas after canvas.
+        jitter: whether every picture gets random numbers for its scale and colours.
     """
 
     def __init__(
@@ -49,9 +54,10 @@ class BatchPlan:
         seed: int = 0,
         flip: float = 0.0,
         shuffle: bool = True,
+        jitter: bool = False,
     ):
         self._indices, self._canvas_of, self._batch_size = indices, canvas_of, batch_size
-        self._seed, self._flip, self._shuffle = seed, flip, shuffle
+        self._seed, self._flip, self._shuffle, self._jitter = seed, flip, shuffle, jitter
         counts = np.bincount(canvas_of) if len(canvas_of) else np.zeros(0, np.int64)
         self.steps_per_epoch = int(np.sum(-(-counts // batch_size)))
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
@@ -68,7 +74,10 @@ class BatchPlan:
                 except KeyError:
                     break
         return PlannedBatch(
-            int(epoch.canvas[position]), epoch.indices[position], epoch.flip[position]
+            int(epoch.canvas[position]),
+            epoch.indices[position],
+            epoch.flip[position],
+            None if epoch.chances is None else epoch.chances[position],
         )
 
     def _build(self, number: int) -> _Epoch:
@@ -80,6 +89,12 @@ class BatchPlan:
         if self._flip:
             # By picture, not by row: the choice outlives another batch size or number of hosts.
             flip = rng.random(len(order)) < self._flip
+        chances = None
+        if self._jitter:
+            # Numbers of their own, so that order and flips are those of a run without them.
+            own = np.random.SeedSequence([self._seed, number, 1])
+            rng_of_jitter = np.random.Generator(np.random.Philox(own))
+            chances = rng_of_jitter.random((len(order), NUM_CHANCES))
         canvases, batches = [], []
         for canvas in np.unique(self._canvas_of):
             members = order[self._canvas_of[order] == canvas]
@@ -96,4 +111,5 @@ class BatchPlan:
             canvas_of_batch.astype(np.int64),
             np.where(filled, self._indices[rows], -1),
             filled & flip[rows],
+            None if chances is None else chances[rows],
         )

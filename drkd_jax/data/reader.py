@@ -10,9 +10,10 @@ import time
 import numpy as np
 
 from drkd_jax.data.config import PipelineConfig
+from drkd_jax.data.jitter import Chances, Window, crop_boxes, cut_out, recolour, window
 from drkd_jax.data.plan import BatchPlan
 from drkd_jax.data.records import Source
-from drkd_jax.data.transforms import fit, place, scale_boxes
+from drkd_jax.data.transforms import fit, scale_boxes
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
 
@@ -40,6 +41,7 @@ class BatchReader:
         config, planned = self.config, self.plan.batch(int(number))
         height, width = config.canvases[planned.canvas]
         indices, flip = planned.indices[self.rows], planned.flip[self.rows]
+        chances = None if planned.chances is None else planned.chances[self.rows]
         B, G = len(indices), config.max_boxes
         batch = Batch(
             images=np.zeros((B, height, width, 3), pixel_type(config)),
@@ -54,7 +56,8 @@ class BatchReader:
         )
         for row in np.flatnonzero(batch.picture_valid):
             try:
-                self._fill(batch, int(row), int(indices[row]))
+                own = None if chances is None else chances[row]
+                self._fill(batch, int(row), int(indices[row]), own)
             except UserError:
                 if config.on_error == "stop":
                     raise
@@ -67,16 +70,25 @@ class BatchReader:
         indices = self.plan.batch(number).indices[self.rows]
         return indices[(indices >= 0) & ~np.asarray(batch.picture_valid)]
 
-    def _fill(self, batch: Batch, row: int, index: int) -> None:
+    def _fill(self, batch: Batch, row: int, index: int, chances: Chances | None) -> None:
         config, record = self.config, self.source.record(index)
         height, width = record.image.shape[:2]
         _, size = fit(height, width, config.shorter, config.longer, config.canvases, config.resize)
-        scale = np.array([size[1] / width, size[0] / height], np.float32)
-        place(np.asarray(batch.images)[row], record.image, size)
-        batch.sizes[row], batch.scale[row] = size, scale
-        trained = np.flatnonzero(~record.crowd)[: config.max_boxes]
+        canvas = np.asarray(batch.images)[row]
+        seen = Window(size, (0, 0), size)
+        if chances is not None:
+            seen = window(size, canvas.shape[:2], config.scale_jitter, chances)
+        image = cut_out(record.image, seen, canvas.dtype)
+        if chances is not None and config.colour_jitter:
+            image = recolour(image, config.colour_jitter, chances)
+        canvas[: seen.size[0], : seen.size[1]] = image
+        scale = np.array([seen.full[1] / width, seen.full[0] / height], np.float32)
+        batch.sizes[row], batch.scale[row] = seen.size, scale
+        trained = np.flatnonzero(~record.crowd)
+        boxes, kept = crop_boxes(scale_boxes(record.boxes[trained], scale, seen.full), seen)
+        trained, boxes = trained[kept][: config.max_boxes], boxes[kept][: config.max_boxes]
         n = len(trained)
-        batch.boxes[row, :n] = scale_boxes(record.boxes[trained], scale, size)
+        batch.boxes[row, :n] = boxes
         batch.labels[row, :n] = record.labels[trained]
         batch.valid[row, :n] = True
 

@@ -1,11 +1,12 @@
-"""Resize by a library's rule, choose a canvas, lay the picture into it.
+"""Resize by a library's rule, choose a canvas, boxes that follow.
 
-Letters: H W canvas pixels, h w picture pixels, n boxes.
+Letters: h w picture pixels, n boxes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -86,20 +87,15 @@ def fit(
     return list(canvases).index(best), (min(sides[0], best[0]), min(sides[1], best[1]))
 
 
-def place(
-    canvas: UInt8[np.ndarray, "H W 3"] | Float32[np.ndarray, "H W 3"],
-    image: UInt8[np.ndarray, "h w 3"],
-    size: tuple[int, int],
-) -> None:
-    """Resizes a picture (bilinear, no antialias) into the canvas's top left corner.
+def resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], dtype: Any) -> np.ndarray:
+    """A picture of another (height, width), bilinear without antialias, in ``dtype``.
 
-    On a canvas of bytes the result is rounded to bytes, on one of floats it is not.
+    Bytes are rounded, floats are not. Where the size is right the picture comes back as it is.
     """
-    height, width = size
-    if image.shape[:2] != size:
-        given = image.astype(canvas.dtype, copy=False)
-        image = cv2.resize(given, (width, height), interpolation=cv2.INTER_LINEAR)
-    canvas[:height, :width] = image
+    given = image.astype(dtype, copy=False)
+    if image.shape[:2] == size:
+        return given
+    return cv2.resize(given, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def scale_boxes(

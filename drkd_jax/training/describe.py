@@ -46,13 +46,24 @@ def describe(run: Run, start: int) -> list[str]:
         f"steps      {run.steps} of {settings.batch_size} pictures "
         f"({run.steps / run.steps_per_epoch:.1f} epochs of {run.steps_per_epoch} steps)"
         + (f", going on from step {start}" if start else ""),
-        f"optimiser  SGD, learning rate {_rate(settings)} after {settings.warmup_steps} "
-        f"steps of warm-up, times {settings.decay_factor:g} at {list(run.decays) or 'no step'}, "
-        f"momentum {settings.momentum:g}, weight decay {settings.weight_decay:g} "
-        f"({settings.weight_decay_mask}), "
+        f"optimiser  {_optimiser(settings)}, learning rate {_rate(settings)} after "
+        f"{settings.warmup_steps} steps of warm-up, {_decay(run)}, "
+        f"weight decay {settings.weight_decay:g} ({settings.weight_decay_mask}), "
         + (f"gradient clipped at {settings.clip_norm:g}" if settings.clip_norm else "no clipping"),
     ]
     return lines
+
+
+def _optimiser(settings: TrainSettings) -> str:
+    if settings.optimizer == "adamw":
+        return f"AdamW (b1 {settings.b1:g}, b2 {settings.b2:g})"
+    return f"SGD with momentum {settings.momentum:g}"
+
+
+def _decay(run: Run) -> str:
+    if run.train.schedule == "cosine":
+        return f"along a cosine to {run.train.final_factor:g} of it"
+    return f"times {run.train.decay_factor:g} at {list(run.decays) or 'no step'}"
 
 
 def _rate(settings: TrainSettings) -> str:

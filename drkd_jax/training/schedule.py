@@ -1,4 +1,4 @@
-"""Learning rate over the run, and the optimiser: torch's SGD, spelled in optax."""
+"""Learning rate over the run, and the optimiser: torch's SGD or AdamW, spelled in optax."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ def run_steps(settings: TrainSettings, steps_per_epoch: int) -> int:
 
 
 def decay_steps(settings: TrainSettings, steps_per_epoch: int) -> tuple[int, ...]:
-    """The steps at which the rate falls, rising: each the first step with the lower rate."""
+    """The steps at which the rate falls, rising: each the first step with the lower rate.
+
+    A cosine schedule has none.
+    """
+    if settings.schedule == "cosine":
+        return ()
     steps = run_steps(settings, steps_per_epoch)
     unit = steps_per_epoch if settings.epochs else 1
     return tuple(
@@ -29,12 +34,20 @@ def decay_steps(settings: TrainSettings, steps_per_epoch: int) -> tuple[int, ...
     )
 
 
-def learning_rate(settings: TrainSettings, decays: Sequence[int]) -> Schedule:
-    """Linear warm-up and step decay, as a function of the step (from 0) that jit can trace.
+def learning_rate(settings: TrainSettings, decays: Sequence[int], steps: int) -> Schedule:
+    """Linear warm-up, then step or cosine decay, as a function of the step that jit can trace.
 
-    At step s: rate * (factor + (1 - factor) * min(s / warm-up steps, 1)) * decay^(falls up to s).
+    At step s (from 0): rate * (factor + (1 - factor) * min(s / warm-up steps, 1)) * fallen(s),
+    where fallen is decay^(falls up to s), or along the cosine
+    final + (1 - final) * (1 + cos(pi * p)) / 2, p the share of the steps after the warm-up.
 
-    Source: mmdetection 2.3, `warmup='linear'` of its step schedule.
+    Args:
+        settings: rate, warm-up and form of the decay.
+        decays: `decay_steps`.
+        steps: length of the run.
+
+    Source: mmdetection 2.3, `warmup='linear'` of its step schedule; Loshchilov and Hutter 2017,
+    equation 5, without restarts.
     """
     falls = np.asarray(decays, np.int32)
 
@@ -44,6 +57,12 @@ def learning_rate(settings: TrainSettings, decays: Sequence[int]) -> Schedule:
         if settings.warmup_steps == 0:
             warm = jnp.ones_like(warm)
         factor = settings.warmup_factor + (1.0 - settings.warmup_factor) * warm
+        if settings.schedule == "cosine":
+            left = max(steps - settings.warmup_steps, 1)
+            share = jnp.clip((position - settings.warmup_steps) / left, 0.0, 1.0)
+            wave = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
+            decay = settings.final_factor + (1.0 - settings.final_factor) * wave
+            return settings.rate * factor * decay
         fallen = jnp.sum(jnp.asarray(step, jnp.int32)[..., None] >= falls, axis=-1)
         return settings.rate * factor * settings.decay_factor**fallen
 
@@ -59,7 +78,7 @@ def check(settings: TrainSettings, steps: int, decays: Sequence[int]) -> list[st
     Raises:
         UserError: the rate is 0 at every step.
     """
-    rates = np.asarray(learning_rate(settings, decays)(np.arange(steps)))
+    rates = np.asarray(learning_rate(settings, decays, steps)(np.arange(steps)))
     if not np.any(rates > 0):
         raise UserError(
             "config.train: the learning rate is 0 at every step; look at learning_rate, "
@@ -78,21 +97,30 @@ def check(settings: TrainSettings, steps: int, decays: Sequence[int]) -> list[st
 
 
 def optimiser(settings: TrainSettings, schedule: Schedule) -> optax.GradientTransformation:
-    """SGD with momentum whose weight decay is added to the gradient before momentum.
+    """SGD with momentum, or AdamW, after clipping.
 
-    buffer = momentum * buffer + (clipped gradient + decay * parameter);
+    SGD: buffer = momentum * buffer + (clipped gradient + decay * parameter);
     parameter = parameter - rate * buffer: the order of `torch.optim.SGD`, so that a change of the
-    rate acts at once and not through the buffer. Parameters are a dict of parts ("student",
-    "distiller"); each is clipped by its own norm.
+    rate acts at once and not through the buffer.
+
+    AdamW: parameter = parameter - rate * (mean / (sqrt(square) + 1e-8) + decay * parameter), with
+    running means of the clipped gradient and its square, freed of their start at 0.
+
+    Parameters are a dict of parts ("student", "distiller"); each is clipped by its own norm.
+
+    Source: `torch.optim.SGD` and `torch.optim.AdamW`.
     """
     parts: list[optax.GradientTransformation] = []
     if settings.clip_norm:
         parts.append(_clip_parts(settings.clip_norm))
-    if settings.weight_decay:
-        mask = None if settings.weight_decay_mask == "all" else _kernels
-        parts.append(optax.add_decayed_weights(settings.weight_decay, mask=mask))
-    if settings.momentum:
-        parts.append(optax.trace(settings.momentum))
+    mask = None if settings.weight_decay_mask == "all" else _kernels
+    decay = optax.add_decayed_weights(settings.weight_decay, mask=mask)
+    if settings.optimizer == "adamw":
+        parts.append(optax.scale_by_adam(settings.b1, settings.b2))
+        parts += [decay] if settings.weight_decay else []
+    else:
+        parts += [decay] if settings.weight_decay else []
+        parts += [optax.trace(settings.momentum)] if settings.momentum else []
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)
 

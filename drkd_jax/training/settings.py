@@ -21,15 +21,22 @@ class TrainSettings:
         learning_rate: the rate between warm-up and the first decay.
         linear_rate_for: the batch size that `learning_rate` is meant for: the rate grows and
             shrinks in proportion to `batch_size`. 0 leaves it as it stands.
-        momentum: torch's SGD momentum (no dampening, no Nesterov).
-        weight_decay: added to the gradient, before momentum.
+        optimizer: "sgd" (torch's) or "adamw".
+        momentum: of SGD (no dampening, no Nesterov).
+        b1: of AdamW: decay of the mean of the gradient.
+        b2: of AdamW: decay of the mean of its square.
+        weight_decay: SGD adds this share of a parameter to its gradient, before momentum; AdamW
+            takes the share, times the rate, off the parameter.
         weight_decay_mask: "all" decays every trained parameter, "kernels" those with more than
             one axis only.
         warmup_steps: the rate rises linearly over so many steps ...
         warmup_factor: ... from this share of it.
+        schedule: of the rate after the warm-up: "step" falls at `decay_at`, "cosine" falls along
+            half a wave until the end of the run.
         decay_at: when the rate falls: values under 1 are shares of the run, others epochs where
             `epochs` is set, else steps.
         decay_factor: what the rate is multiplied by at each of them.
+        final_factor: of "cosine": the share of the rate that is left at the end.
         clip_norm: largest norm of the gradient, of student and distiller each by itself; 0 clips
             nothing.
         log_every: steps between two lines of metrics.
@@ -48,13 +55,18 @@ class TrainSettings:
     linear_rate_for: int = 0
     steps: int = 0
     epochs: float = 0.0
+    optimizer: str = "sgd"
     momentum: float = 0.9
+    b1: float = 0.9
+    b2: float = 0.999
     weight_decay: float = 1e-4
     weight_decay_mask: str = "all"
     warmup_steps: int = 500
     warmup_factor: float = 0.001
+    schedule: str = "step"
     decay_at: tuple[float, ...] = ()
     decay_factor: float = 0.1
+    final_factor: float = 0.0
     clip_norm: float = 0.0
     log_every: int = 50
     checkpoint_every: int = 1000
@@ -78,6 +90,8 @@ class TrainSettings:
         Raises:
             UserError: a value that cannot train.
         """
+        _choice("train.optimizer", self.optimizer, ("sgd", "adamw"))
+        _choice("train.schedule", self.schedule, ("step", "cosine"))
         _choice("train.weight_decay_mask", self.weight_decay_mask, ("all", "kernels"))
         _choice("train.precision", self.precision, ("float32", "bfloat16"))
         _choice("train.parallel", self.parallel, ("jit", "pmap"))
@@ -100,6 +114,15 @@ class TrainSettings:
         ):
             if getattr(self, name) < 0:
                 raise UserError(f"config.train.{name} = {getattr(self, name)}: cannot be negative")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"config.train.{name} = {getattr(self, name)}: must be at least 0 and under 1"
+                )
+        if not 0 <= self.final_factor <= 1:
+            raise UserError(
+                f"config.train.final_factor = {self.final_factor}: a share of the rate, 0 to 1"
+            )
         if not self.learning_rate > 0:
             raise UserError(
                 f"config.train.learning_rate = {self.learning_rate}: nothing would be learned; "

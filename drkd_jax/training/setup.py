@@ -113,7 +113,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
     steps = schedule.run_steps(settings, per_epoch)
     decays = schedule.decay_steps(settings, per_epoch)
     warnings = schedule.check(settings, steps, decays) + machine_warnings()
-    rate = schedule.learning_rate(settings, decays)
+    rate = schedule.learning_rate(settings, decays, steps)
     tx = schedule.optimiser(settings, rate)
 
     num_classes = len(train_source.categories)

@@ -220,6 +220,8 @@ def test_max_pictures(source):
         ({"batch_size": 0}, "batch_size = 0"),
         ({"flip": 1.5}, "flip = 1.5"),
         ({"canvases": ()}, "canvases"),
+        ({"scale_jitter": (1.5, 0.5)}, "scale_jitter = .*the smaller one first"),
+        ({"colour_jitter": 2.0}, "colour_jitter = 2"),
         ({"longer": 10}, "longer = 10"),
         ({"num_threads": -1}, "num_threads = -1"),
         ({"resize": "pil"}, 'resize = "pil": one of mmdet, torchvision'),
