@@ -1,0 +1,66 @@
+"""On what, and with which program, something was run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import drkd_jax
+from benchmarks.gain.recipes import ROOT
+from drkd_jax.errors import UserError
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocotools")
+# In a process of its own: the first touch of a device would take a GPU's memory for good.
+_ASK = (
+    "import jax, json; d = jax.devices(); "
+    "print(json.dumps([d[0].platform, f'{len(d)} x {d[0].device_kind}']))"
+)
+
+
+def machine() -> dict[str, Any]:
+    """`platform` ("cpu", "gpu", ...), `devices` and `cores`, as JAX will see them.
+
+    Raises:
+        UserError: JAX finds no device.
+    """
+    ran = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, cwd=ROOT)
+    if ran.returncode:
+        last = (ran.stderr.strip().splitlines() or ["no error text"])[-1]
+        raise UserError(f"JAX finds no device: {last}")
+    kind, devices = json.loads(ran.stdout.strip().splitlines()[-1])
+    return {"platform": kind, "devices": devices, "cores": len(cores())}
+
+
+def cores() -> list[int]:
+    """Numbers of the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the program and what it stands on."""
+    return {
+        "drkd_jax": drkd_jax.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with "+" where it holds changes; "unknown" outside of git."""
+    head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return f"{head}{'+' if changes else ''}" if head else "unknown"
+
+
+def _git(*words: str) -> str:
+    try:
+        ran = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return ran.stdout.strip() if ran.returncode == 0 else ""

@@ -1,0 +1,263 @@
+"""From a table to runs: each has a folder, a recipe with overrides, and perhaps a teacher.
+
+    WORKDIR/teachers/SET/DETECTOR                        shared by all tables of a work folder
+    WORKDIR/TABLE/SET/DETECTOR/ARM/BUDGET/seedN
+
+The first seed of everything comes before the second one, so that a table that is stopped early
+compares arms over the same seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gain.recipes import as_flags, resolve
+from benchmarks.gain.table import Arm, DataSet, Overrides, Table
+from drkd_jax.data.coco import CocoSource
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
+from drkd_jax.training.writing import write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        name: For people, and unique in the table.
+        place: Set, detector, and for a student arm, budget and seed.
+        folder: Its work folder.
+        recipe: For ``--config``.
+        overrides: By dotted key.
+        config: What the two make, as a plain nested dict.
+        teacher: The job that has to be done before; None for a plain student, a teacher, and where
+            the teacher was trained elsewhere.
+    """
+
+    name: str
+    place: dict[str, Any]
+    folder: Path
+    recipe: str
+    overrides: Overrides
+    config: dict[str, Any]
+    teacher: Job | None = None
+
+    @property
+    def is_student(self) -> bool:
+        """Whether this is an arm's run."""
+        return "arm" in self.place
+
+    @property
+    def steps(self) -> int:
+        """Length of the run."""
+        return int(self.config["train"]["steps"])
+
+    def command(self, programs: str | Path) -> list[str]:
+        """The command that trains it, for the checkout as the current folder.
+
+        Args:
+            programs: Folder of compiled programs.
+        """
+        return [
+            sys.executable,
+            "train.py",
+            f"--config={self.recipe}",
+            f"--workdir={self.folder}",
+            f"--compilation-cache={programs}",
+            *as_flags(self.overrides),
+        ]
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run left; None where it is not finished."""
+        try:
+            summary = json.loads((self.folder / "summary.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return None
+        done = summary.get("steps") == self.steps and (self.folder / "detections.json").is_file()
+        return summary if done else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that a table asks for.
+
+    Attributes:
+        table: The table.
+        folder: Of its reports.
+        teachers: Jobs, or (trained elsewhere) work folders, by set and detector; none where no arm
+            has a teacher.
+        students: Jobs in the order in which they are run.
+        val: Data sources to be scored on, by set.
+    """
+
+    table: Table
+    folder: Path
+    teachers: dict[tuple[str, str], Job | Path]
+    students: tuple[Job, ...]
+    val: dict[str, str]
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All runs; a teacher before its students."""
+        trained = [each for each in self.teachers.values() if isinstance(each, Job)]
+        return (*trained, *self.students)
+
+
+def make_plan(table: Table, workdir: Path, data: Path | None) -> Plan:
+    """Lists the runs of a table; writes nothing but the files of few labels.
+
+    Args:
+        table: The table.
+        workdir: Of all tables.
+        data: What `{data}` stands for; None where the table does not use it.
+
+    Raises:
+        UserError: A recipe, a key or a data source is at fault.
+    """
+    folder = workdir / table.name
+    sets = {each.name: _placed(each, data, folder / "labels") for each in table.sets}
+    teachers: dict[tuple[str, str], Job | Path] = {}
+    if any(arm.distilled for arm in table.arms):
+        shared = folder if table.name.endswith("-quick") else workdir
+        for (name, (full, _)), detector in _pairs(sets, table.detectors):
+            where = shared / "teachers" / name / detector
+            teachers[name, detector] = _teacher(table, full, detector, where, data)
+    students = tuple(
+        _student(table, arm, sets[name][1], detector, budget, seed, folder, teachers)
+        for seed in table.seeds
+        for name in sets
+        for detector in table.detectors
+        for budget in table.budgets
+        for arm in table.arms
+    )
+    return Plan(table, folder, teachers, students, {name: s[0].val for name, s in sets.items()})
+
+
+def _pairs(sets: dict[str, Any], detectors: dict[str, Any]) -> Iterator[tuple[Any, str]]:
+    return ((each, detector) for each in sets.items() for detector in detectors)
+
+
+def _filled(text: str, data: Path | None, **names: str) -> str:
+    if "{data}" in text and data is None:
+        raise UserError(f"the table has '{text}': say with --data=DIR what {{data}} is")
+    try:
+        return text.format(data=data, **names)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in ("data", *names))
+        raise UserError(f"the table has '{text}': known in braces are {known}") from error
+
+
+def _placed(each: DataSet, data: Path | None, labels: Path) -> tuple[DataSet, DataSet]:
+    """A set with its folder filled in, for the teacher and for the students."""
+    full = dataclasses.replace(each, train=_filled(each.train, data), val=_filled(each.val, data))
+    if each.labels is None:
+        return full, full
+    few = few_labels(full.train, each.labels, labels / f"{each.name}-{each.labels}.json")
+    return full, dataclasses.replace(full, train=few)
+
+
+def few_labels(spec: str, number: int, path: Path) -> str:
+    """A data source with the first images of a set in a fixed random order.
+
+    Args:
+        spec: ``coco:IMAGES:JSON``, or ``shapes:N[:SEED]``, whose images are in random order.
+        number: How many images.
+        path: The file that the instances of ``coco:`` are written to.
+
+    Raises:
+        UserError: The set has fewer images, or is of another kind.
+    """
+    source = open_source(spec)
+    if number > len(source):
+        raise UserError(f"labels = {number}: {spec} has {len(source)} images only")
+    if spec.startswith("shapes:"):
+        return ":".join(["shapes", str(number), *spec.split(":")[2:]])
+    if not isinstance(source, CocoSource):
+        raise UserError(f"labels = {number}: few labels want coco: or shapes:, not {spec}")
+    content = json.loads(source.instances_json.read_text())
+    order = sorted(image["id"] for image in content["images"])
+    random.Random(0).shuffle(order)
+    kept = set(order[:number])
+    few = {
+        **content,
+        "images": [image for image in content["images"] if image["id"] in kept],
+        "annotations": [row for row in content["annotations"] if row["image_id"] in kept],
+    }
+    text = json.dumps(few)
+    if not path.is_file() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    return f"coco:{source.images_dir}:{path}"
+
+
+def _teacher(
+    table: Table, data_set: DataSet, detector: str, folder: Path, data: Path | None
+) -> Job | Path:
+    teacher, names = table.teacher, {"set": data_set.name, "detector": detector}
+    if teacher.workdir:
+        found = Path(_filled(teacher.workdir, data, **names)).absolute()
+        if not (found / "summary.json").is_file():
+            raise UserError(f"{table.path}: teacher.workdir: {found} holds no finished run")
+        return found
+    overrides = {
+        **data_set.overrides,
+        **table.detectors[detector],
+        **teacher.overrides,
+        **_of_the_run(data_set, teacher.seed),
+    }
+    recipe = _filled(teacher.recipe, data, **names)
+    config = resolve(recipe, overrides, f"{table.path}: teacher")
+    name = f"{data_set.name}/{detector}/teacher"
+    return Job(name, names, folder, recipe, overrides, config)
+
+
+def _student(
+    table: Table,
+    arm: Arm,
+    data_set: DataSet,
+    detector: str,
+    budget: int,
+    seed: int,
+    folder: Path,
+    teachers: dict[tuple[str, str], Job | Path],
+) -> Job:
+    teacher = teachers[data_set.name, detector] if arm.distilled else None
+    overrides = {
+        **table.base,
+        **data_set.overrides,
+        **table.detectors[detector],
+        **arm.overrides,
+        **_of_the_run(data_set, seed),
+        "train.steps": budget,
+    }
+    if teacher is not None:
+        checkpoint = teacher.folder if isinstance(teacher, Job) else teacher
+        overrides["teacher.checkpoint"] = str(checkpoint)
+    recipe = _filled(table.distilled if arm.distilled else table.plain, None, detector=detector)
+    place = {
+        "set": data_set.name,
+        "detector": detector,
+        "arm": arm.name,
+        "budget": budget,
+        "seed": seed,
+    }
+    parts = (data_set.name, detector, arm.name, str(budget), f"seed{seed}")
+    return Job(
+        "/".join(parts),
+        place,
+        folder.joinpath(*parts),
+        recipe,
+        overrides,
+        resolve(recipe, overrides, f"{table.path}: arms.{arm.name}"),
+        teacher if isinstance(teacher, Job) else None,
+    )
+
+
+def _of_the_run(data_set: DataSet, seed: int) -> Overrides:
+    return {"data.train": data_set.train, "data.val": data_set.val, "seed": seed}

@@ -1,0 +1,17 @@
+"""The tiny form of another recipe that keeps its teacher: ``quick.py:FILE.py:FORM``."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from benchmarks.gain.recipes import load_recipe
+from configs import common
+
+
+def get_config(name: str) -> ConfigDict:
+    config = load_recipe(name)
+    # A teacher's model is read from its checkpoint; shrinking would draw one at random.
+    teacher, config.teacher = config.teacher, None
+    config = common.tiny(config)
+    config.teacher = teacher
+    return config

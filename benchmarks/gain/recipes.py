@@ -1,0 +1,75 @@
+"""A recipe with overrides: as a config to compare with, and as flags of `train.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from drkd_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_recipe(name: str) -> ConfigDict:
+    """The config of a recipe.
+
+    Args:
+        name: ``FILE.py`` or ``FILE.py:FORM``; a file relative to the checkout.
+
+    Raises:
+        UserError: There is no such file, or it refuses the form.
+    """
+    file, _, form = name.partition(":")
+    path = ROOT / file
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"recipe {name}: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return module.get_config(form) if form else module.get_config()
+    except (ValueError, KeyError) as error:
+        raise UserError(f"recipe {name}: {error}") from error
+
+
+def resolve(recipe: str, overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The whole config of a run, as a plain nested dict.
+
+    Args:
+        recipe: See `load_recipe`.
+        overrides: Values by dotted key.
+        where: What the error text calls the place that they come from.
+
+    Raises:
+        UserError: A key is none of the recipe's, or a value of another kind; it is named.
+    """
+    config = load_recipe(recipe)
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        part: Any = config
+        for name in parents:
+            part = part.get(name) if isinstance(part, ConfigDict) else None
+        if not isinstance(part, ConfigDict) or last not in part:
+            known = f"; {'.'.join(parents)} has {', '.join(sorted(part))}" if part else ""
+            raise UserError(f"{where}: {key} is no key of {recipe}{known}")
+        try:
+            old, new = part[last], _as_tuple(value)
+            if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+                new = float(new)
+            part[last] = new
+        except TypeError as error:
+            raise UserError(f"{where}: {key} = {value!r}: {error}") from error
+    return config.to_dict()
+
+
+def as_flags(overrides: Mapping[str, Any]) -> list[str]:
+    """The overrides as arguments of `train.py`."""
+    return [f"--config.{key}={_as_tuple(value)}" for key, value in overrides.items()]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

@@ -1,0 +1,287 @@
+"""What came of the runs: every run's numbers, and every arm beside the reference.
+
+Scores are AP in 0..1, as COCO gives them; NaN becomes null in JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gain.plan import Job, Plan
+from benchmarks.gain.runner import ABOUT_FILE
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
+from drkd_jax.report.paired import (
+    METRICS,
+    interval,
+    paired_difference,
+    picture_draws,
+    resampled_scores,
+)
+from drkd_jax.training.same_run import FREE_TO_CHANGE, differing_keys
+
+DRAWS = 1000
+_TOLERANCE = 1e-6  # of a score between a run's summary and its detections
+# A run is the same on another machine, where data and teacher lie elsewhere.
+_FREE = {*FREE_TO_CHANGE, "data.train", "data.val"} - {"train.steps"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """A finished run: COCO's numbers, and its scores on every draw of the images."""
+
+    scores: dict[str, float]
+    draws: dict[str, np.ndarray] | None
+
+
+def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
+    """All numbers of a table, as they are by now.
+
+    Args:
+        plan: The table's runs.
+        failed: Error texts by the job's name.
+
+    Returns:
+        `runs`, `teachers`, `comparisons` (one for each arm but the reference, set, detector and
+        budget), `gaps` (teacher against the reference): lists of dicts.
+
+    Raises:
+        UserError: A finished run is another one than the table asks for, or its files disagree.
+    """
+    jobs = {(*_group(job), job.place["arm"], job.place["seed"]): job for job in plan.students}
+    summaries = {key: _checked(job) for key, job in jobs.items()}
+    scored = {
+        key: _score(plan, jobs[key], summary["final"])
+        for key, summary in summaries.items()
+        if summary is not None
+    }
+    teachers = [_teacher(plan, *place) for place in plan.teachers]
+    groups = list(dict.fromkeys(_group(job) for job in plan.students))
+    comparisons, gaps = [], []
+    for group in groups:
+        of_arm = {
+            arm.name: {seed: scored.get((*group, arm.name, seed)) for seed in plan.table.seeds}
+            for arm in plan.table.arms
+        }
+        of_arm = {name: {k: v for k, v in runs.items() if v} for name, runs in of_arm.items()}
+        reference = of_arm[plan.table.reference]
+        for name, runs in of_arm.items():
+            comparisons.append(_compare(group, name, runs, reference, plan.table.reference))
+        for teacher, score in teachers:
+            if (teacher["set"], teacher["detector"]) == group[:2] and score and reference:
+                gaps.append(_gap(group, score, list(reference.values())))
+    runs = [_run(jobs[key], summaries[key], failed) for key in jobs]
+    return {
+        "runs": runs,
+        "teachers": [teacher for teacher, _ in teachers],
+        "comparisons": comparisons,
+        "gaps": gaps,
+    }
+
+
+def differences(job: Job, folder: Path) -> list[str]:
+    """The keys in which a work folder's config differs from a job's; paths do not count.
+
+    Raises:
+        UserError: The folder holds no config.
+    """
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}: its config.json cannot be read: {error}") from error
+    keys = [
+        key
+        for key in differing_keys(found, job.config)
+        if not any(key == free or key.startswith(free + ".") for free in _FREE)
+    ]
+    ours, theirs = (_ends(config["data"]) for config in (job.config, found))
+    return keys + [f"data.{name}" for name in ours if ours[name] != theirs[name]]
+
+
+def _ends(data: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """The last two names of every path of the data sources."""
+    return {
+        name: [part.split("/")[-2:] for part in data[name].split(":")] for name in ("train", "val")
+    }
+
+
+def _group(job: Job) -> tuple[str, str, int]:
+    return job.place["set"], job.place["detector"], job.place["budget"]
+
+
+def _checked(job: Job) -> dict[str, Any] | None:
+    summary = job.summary()
+    if summary is None:
+        return None
+    wrong = differences(job, job.folder)
+    if wrong:
+        raise UserError(
+            f"{job.folder} holds a run of other settings than the table's ({', '.join(wrong)}): "
+            "remove it, set the table back, or use another --workdir"
+        )
+    return summary
+
+
+def _run(job: Job, summary: Mapping[str, Any] | None, failed: Mapping[str, str]) -> dict[str, Any]:
+    about = _about(job.folder)
+    found: dict[str, Any] = {**job.place, "folder": str(job.folder), "state": "missing"}
+    if summary is not None:
+        found |= {
+            "state": "done",
+            "scores": summary["final"],
+            "best": summary["best"],
+            "best_step": summary["best_step"],
+            "parameters": summary["parameters"],
+            "seconds": summary["seconds"],
+            "warnings": summary["warnings"],
+            "commit": about.get("commit", "unknown"),
+            "machine": about.get("machine"),
+        }
+    elif job.name in failed:
+        found |= {"state": "failed", "error": failed[job.name]}
+    return found
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / ABOUT_FILE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def _teacher(plan: Plan, name: str, detector: str) -> tuple[dict[str, Any], _Scored | None]:
+    """Students learn from a teacher's best checkpoint, so that one's scores count."""
+    job = plan.teachers[name, detector]
+    folder = job.folder if isinstance(job, Job) else job
+    row: dict[str, Any] = {"set": name, "detector": detector, "folder": str(folder)}
+    if isinstance(job, Job):
+        summary = _checked(job)
+    else:
+        summary = json.loads((folder / "summary.json").read_text())
+    if summary is None:
+        return {**row, "state": "missing"}, None
+    row |= {
+        "state": "done",
+        "scores": summary["best"],
+        "steps": summary["steps"],
+        "best_step": summary["best_step"],
+        "parameters": summary["parameters"],
+        "seconds": summary["seconds"],
+        "commit": _about(folder).get("commit", "unknown"),
+    }
+    if isinstance(job, Job) and summary["best_step"] == summary["steps"]:
+        return row, _score(plan, job, summary["best"])
+    return row, _Scored(summary["best"], None)  # the detections are of another step
+
+
+def _score(plan: Plan, job: Job, scores: Mapping[str, float]) -> _Scored:
+    """Scores on every draw of the images, computed once and kept.
+
+    Raises:
+        UserError: The run's detections do not give the scores of its summary.
+    """
+    text = (job.folder / "detections.json").read_text()
+    key = hashlib.sha256(f"{plan.val[job.place['set']]} {DRAWS} {text}".encode()).hexdigest()
+    path = plan.folder / "draws" / f"{job.name.replace('/', '-')}.npz"
+    numbers = {name: scores[name] if scores[name] >= 0 else math.nan for name in METRICS}
+    if path.is_file():
+        with np.load(path) as kept:
+            if str(kept["key"]) == key:
+                return _Scored(numbers, {name: kept[name] for name in METRICS})
+    truth = _ground_truth(plan.val[job.place["set"]])
+    draws = picture_draws(len(truth["images"]), DRAWS)
+    every = np.concatenate([np.ones_like(draws[:1]), draws])
+    found = resampled_scores(truth, json.loads(text), every)
+    for name in METRICS:
+        off = abs(found[name][0] - numbers[name])
+        if off > _TOLERANCE or np.isnan(found[name][0]) != np.isnan(numbers[name]):
+            raise UserError(
+                f"{job.folder}: detections.json scores {name} {found[name][0]:.6f} on "
+                f"{plan.val[job.place['set']]}, summary.json says {numbers[name]:.6f}: they are "
+                "not of one run, or of other data"
+            )
+    kept_draws = {name: found[name][1:] for name in METRICS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new.npz")
+    np.savez(new, key=np.array(key), **kept_draws)
+    new.replace(path)
+    return _Scored(numbers, kept_draws)
+
+
+@functools.lru_cache(maxsize=8)
+def _ground_truth(spec: str) -> dict[str, Any]:
+    return open_source(spec).coco_ground_truth()
+
+
+def _compare(
+    group: tuple[str, str, int],
+    arm: str,
+    runs: Mapping[int, _Scored],
+    reference: Mapping[int, _Scored],
+    name: str,
+) -> dict[str, Any]:
+    """An arm by itself, and beside the reference over the seeds that both have."""
+    row: dict[str, Any] = dict(zip(("set", "detector", "budget"), group, strict=True))
+    row |= {"arm": arm, "reference": name, "seeds": sorted(runs)}
+    row["scores"] = {
+        metric: _spread([run.scores[metric] for run in runs.values()]) for metric in METRICS
+    }
+    both = sorted(set(runs) & set(reference))
+    if arm == name or not both:
+        return row
+    row["paired_seeds"] = both
+    row["difference"] = {}
+    for metric in METRICS:
+        first, second = ([side[seed] for seed in both] for side in (reference, runs))
+        found = paired_difference(
+            [run.scores[metric] for run in first],
+            [run.scores[metric] for run in second],
+            np.stack([run.draws[metric] for run in first if run.draws]),
+            np.stack([run.draws[metric] for run in second if run.draws]),
+        )
+        row["difference"][metric] = {
+            **dataclasses.asdict(found),
+            "above_zero": found.above_zero,
+        }
+    return row
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {"mean": math.nan, "sd": math.nan}
+    sd = statistics.stdev(values) if len(values) > 1 else math.nan
+    return {"mean": statistics.fmean(values), "sd": sd}
+
+
+def _gap(group: tuple[str, str, int], teacher: _Scored, plain: Sequence[_Scored]) -> dict[str, Any]:
+    """Teacher minus the reference's mean; the interval is over the images alone."""
+    row: dict[str, Any] = dict(zip(("set", "detector", "budget"), group, strict=True))
+    for metric in METRICS:
+        mean = statistics.fmean(run.scores[metric] for run in plain)
+        low = high = math.nan
+        if teacher.draws is not None:
+            drawn = np.mean([run.draws[metric] for run in plain if run.draws], axis=0)
+            low, high = interval(teacher.draws[metric] - drawn)
+        row[metric] = {"mean": teacher.scores[metric] - mean, "low": low, "high": high}
+    return row
+
+
+def as_json(results: Any) -> Any:
+    """The same with null for numbers that are not finite."""
+    if isinstance(results, Mapping):
+        return {key: as_json(value) for key, value in results.items()}
+    if isinstance(results, (list, tuple)):
+        return [as_json(value) for value in results]
+    if isinstance(results, float) and not math.isfinite(results):
+        return None
+    return results

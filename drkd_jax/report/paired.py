@@ -1,0 +1,237 @@
+"""Differences of AP between runs that share their seeds and pictures, with intervals.
+
+Letters: I pictures, D detections of one class, T overlap thresholds, K classes, S draws, N seeds.
+
+A student with distillation is compared with the plain student of the same seed, on the same
+pictures. Two things could have come out otherwise: the seeds and the validation pictures. The
+t-interval looks at the seeds alone; the bootstrap draws both again, the same pictures for every
+run. Matching of detections to ground truths is pycocotools', done once for each run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from scipy.special import stdtrit
+
+METRICS = ("AP", "AP50", "AP_S", "AP_M")
+_AREAS = {"AP": 0, "AP_S": 1, "AP_M": 2}  # places in pycocotools' list of area ranges
+_RECALLS = np.linspace(0.0, 1.0, 101)
+_LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedDifference:
+    """A mean difference over seeds and two 95 % intervals around it, in the unit of the scores.
+
+    Attributes:
+        mean: Over the N seeds, of second minus first.
+        sd: Of the differences over the seeds; NaN for one seed.
+        t_low: Lower end of Student's interval over the seeds; NaN for one seed.
+        t_high: Its upper end.
+        low: 2.5 % of the draws of seeds and pictures lie below.
+        high: 2.5 % lie above.
+        each: The N differences.
+    """
+
+    mean: float
+    sd: float
+    t_low: float
+    t_high: float
+    low: float
+    high: float
+    each: tuple[float, ...]
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether both intervals lie above 0."""
+        return self.t_low > 0.0 and self.low > 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Matches:
+    """One class in one area range: detections by falling score, ground truths by picture."""
+
+    picture: Int[np.ndarray, "D"]
+    hit: Bool[np.ndarray, "T D"]
+    ignored: Bool[np.ndarray, "T D"]
+    num_boxes: Int[np.ndarray, "I"]
+
+
+def picture_draws(num_pictures: int, draws: int, seed: int = 0) -> Int[np.ndarray, "S I"]:
+    """How often each picture occurs in each draw of as many pictures, with replacement.
+
+    Args:
+        num_pictures: I, at least 1.
+        draws: S.
+        seed: Of the draws; the same for every run that is compared.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, num_pictures, (draws, num_pictures))
+    return np.stack([np.bincount(row, minlength=num_pictures) for row in drawn])
+
+
+def resampled_scores(
+    ground_truth: dict, detections: list[dict], draws: Int[np.ndarray, "S I"]
+) -> dict[str, Float[np.ndarray, "S"]]:
+    """COCO's AP, AP50, AP_S and AP_M of one run on every draw of the pictures.
+
+    Args:
+        ground_truth: A COCO dict; pictures are counted in the order of their sorted ids.
+        detections: In COCO's form.
+        draws: How often each picture counts; see `picture_draws`. A row of ones gives the scores
+            on the pictures as they are.
+
+    Returns:
+        By the names in `METRICS`, 0..1. A draw that lacks a class is averaged over the classes it
+        has; NaN where it has none.
+
+    Source: pycocotools, ``COCOeval.accumulate``. Equal rows beside each other, as a picture drawn
+        twice makes them, share the precision of the last one, so counting them at once is exact.
+    """
+    areas = _matches(ground_truth, detections)
+    scores = {}
+    for name, area in _AREAS.items():
+        classes = np.stack([_class_precision(matches, draws) for matches in areas[area]])
+        found = ~np.isnan(classes[..., 0])  # [K, S]
+        number = np.where(found.any(axis=0), found.sum(axis=0), np.nan)
+        mean = np.where(found[..., None], classes, 0.0).sum(axis=0) / number[:, None]  # [S, T]
+        scores[name] = mean.mean(axis=1)
+        if name == "AP":
+            scores["AP50"] = mean[:, 0]
+    return scores
+
+
+def paired_difference(
+    first: Sequence[float],
+    second: Sequence[float],
+    first_draws: Float[np.ndarray, "N S"],
+    second_draws: Float[np.ndarray, "N S"],
+    seed: int = 0,
+) -> PairedDifference:
+    """Compares two arms seed by seed.
+
+    Args:
+        first: Scores of the arm that is compared with, one a seed.
+        second: Scores of the other arm, in the same order of seeds.
+        first_draws: `resampled_scores` of the first arm's runs.
+        second_draws: Of the second arm's runs, on the same draws.
+        seed: Of the draws of seeds.
+
+    Returns:
+        The mean and its intervals. In each draw of the bootstrap the pictures are one draw for all
+        runs, and N seeds are drawn with replacement. Drawing N of N seeds makes their mean spread
+        by (N - 1) / N of its variance; deviations are stretched by the root of the inverse.
+    """
+    each = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+    number = len(each)
+    differences = second_draws - first_draws
+    centre = differences.mean(axis=0)
+    resampled, sd, reach = centre, math.nan, math.nan
+    if number > 1:
+        rng = np.random.default_rng(seed)
+        drawn = rng.integers(0, number, (differences.shape[1], number))
+        means = np.take_along_axis(differences.T, drawn, axis=1).mean(axis=1)
+        resampled = centre + math.sqrt(number / (number - 1)) * (means - centre)
+        sd = float(each.std(ddof=1))
+        reach = float(stdtrit(number - 1, (1 + _LEVEL) / 2)) * sd / math.sqrt(number)
+    low, high = interval(resampled)
+    mean = float(each.mean())
+    return PairedDifference(
+        mean, sd, mean - reach, mean + reach, low, high, tuple(float(value) for value in each)
+    )
+
+
+def interval(values: Float[np.ndarray, "S"]) -> tuple[float, float]:
+    """The middle 95 % of what was drawn; NaN among the draws is left out."""
+    if np.isnan(values).all():
+        return math.nan, math.nan
+    tail = 50 * (1 - _LEVEL)
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _class_precision(matches: _Matches, draws: Int[np.ndarray, "S I"]) -> Float[np.ndarray, "S T"]:
+    """Interpolated precision, mean over 101 recalls; NaN in draws without a box of the class.
+
+    Precision rises at hits only, and recall with it, so the hits alone are looked at. The sum over
+    recalls counts, for every hit, the recalls that it is the first to reach.
+    """
+    num_boxes = draws @ matches.num_boxes
+    precision = np.zeros((len(draws), len(matches.hit)))
+    for t, (hit, ignored) in enumerate(zip(matches.hit, matches.ignored, strict=True)):
+        kept = np.flatnonzero(~ignored)
+        at = np.flatnonzero(hit[kept])
+        if at.size == 0:
+            continue
+        kept = kept[: at[-1] + 1]  # what comes after the last hit changes nothing
+        counts = draws[:, matches.picture[kept]]
+        right = np.cumsum(counts[:, at], axis=1)
+        values = right / np.maximum(np.cumsum(counts, axis=1)[:, at], 1)
+        envelope = np.maximum.accumulate(values[:, ::-1], axis=1)[:, ::-1]
+        recall = right / np.maximum(num_boxes, 1)[:, None]
+        reached = np.searchsorted(_RECALLS, recall, side="right")
+        precision[:, t] = (envelope * np.diff(reached, axis=1, prepend=0)).sum(axis=1)
+    precision /= len(_RECALLS)
+    precision[num_boxes == 0] = np.nan
+    return precision
+
+
+def _matches(ground_truth: dict, detections: list[dict]) -> list[list[_Matches]]:
+    """Matches once with pycocotools: for the areas all, small and medium, class by class."""
+    # pycocotools writes into the dicts it is handed and takes id 0 for no match.
+    rows = enumerate(ground_truth["annotations"], 1)
+    truth = {**ground_truth, "annotations": [{**row, "id": number} for number, row in rows]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco, found = COCO(), COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        if detections:
+            found = coco.loadRes([dict(row) for row in detections])
+        else:  # loadRes looks at its first entry
+            found.dataset = {**truth, "annotations": []}
+            found.createIndex()
+        scorer = COCOeval(coco, found, "bbox")
+        scorer.params.areaRng = scorer.params.areaRng[:3]
+        scorer.params.areaRngLbl = scorer.params.areaRngLbl[:3]
+        scorer.params.maxDets = scorer.params.maxDets[-1:]
+        scorer.evaluate()
+    shape = (len(scorer.params.catIds), 3, len(scorer.params.imgIds))
+    images = np.empty(len(scorer.evalImgs), object)
+    images[:] = scorer.evalImgs
+    by_class = images.reshape(shape)
+    num_thresholds = len(scorer.params.iouThrs)
+    return [
+        [_gather(by_class[k, area], num_thresholds) for k in range(shape[0])] for area in range(3)
+    ]
+
+
+def _gather(rows: np.ndarray, num_thresholds: int) -> _Matches:
+    """One class in one area range, from pycocotools' result of each picture (None: nothing)."""
+    num_boxes = np.zeros(len(rows), np.int64)
+    pictures, scores = [np.zeros(0, np.int64)], [np.zeros(0)]
+    hits = [np.zeros((num_thresholds, 0), bool)]
+    ignored = [np.zeros((num_thresholds, 0), bool)]
+    for i, row in enumerate(rows):
+        if row is None:
+            continue
+        num_boxes[i] = np.count_nonzero(np.asarray(row["gtIgnore"]) == 0)
+        scores.append(np.asarray(row["dtScores"], np.float64))
+        pictures.append(np.full(len(row["dtScores"]), i))
+        hits.append(np.asarray(row["dtMatches"]).reshape(num_thresholds, -1) > 0)
+        ignored.append(np.asarray(row["dtIgnore"]).reshape(num_thresholds, -1) > 0)
+    order = np.argsort(-np.concatenate(scores), kind="mergesort")
+    return _Matches(
+        np.concatenate(pictures)[order],
+        np.concatenate(hits, axis=1)[:, order],
+        np.concatenate(ignored, axis=1)[:, order],
+        num_boxes,
+    )
