@@ -15,7 +15,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # kernels; from jaxlib 0.11 on there is only the new one. `crosscheck` runs what users run.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     older = "--xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {older}".strip()
+    # What is set from outside comes last and wins.
+    os.environ["XLA_FLAGS"] = f"{older} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 from absl import flags  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -28,6 +29,8 @@ install_import_hook("drkd_jax", "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+pytest_plugins = ["tests.numeric_report", "tests.jitter"]
 
 # Files whose few tests take minutes; begun last they would keep one process busy alone at the end.
 LONG = (

@@ -126,10 +126,9 @@ def region_levels(
         ``ops/poolers.py``.
     """
     sides = jnp.sqrt(jax.lax.stop_gradient(box_ops.area(jnp.nan_to_num(boxes))))
-    if convention == "mmdet":
-        levels = jnp.floor(jnp.log2(sides / canonical + 1e-6))
-    else:
-        # Four octaves above 0 as torchvision writes it: the sum rounds differently otherwise.
-        reference = canonical * 2.0 ** (4 - min_level)
-        levels = jnp.floor(4.0 + jnp.log2(sides / reference) + 1e-6) - min_level
-    return jnp.clip(levels, 0, max_level - min_level).astype(jnp.int32)
+    octaves = 2.0 ** np.arange(1, max_level - min_level + 1)
+    # Sides are compared with the one at which each coarser level begins: a logarithm, and a
+    # quotient by a constant, end in other digits on other processors.
+    begin = octaves - 1e-6 if convention == "mmdet" else octaves * 2.0**-1e-6
+    reached = sides[..., None] >= jnp.asarray(canonical * begin, sides.dtype)
+    return reached.sum(axis=-1, dtype=jnp.int32)

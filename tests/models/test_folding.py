@@ -11,6 +11,8 @@ from flax import nnx
 from drkd_jax import models
 from drkd_jax.models.feature_extractor import FeatureExtractor, strip
 from drkd_jax.models.folding import fold
+from drkd_jax.types import Features
+from tests import margins
 from tests.models import small
 
 RNG = np.random.default_rng(0)
@@ -77,13 +79,8 @@ def test_a_folded_detector_detects_the_same():
     sizes = np.array([[64, 96], [60, 70]], np.int32)
     found = []
     for one in (detector, folded):
-        graph, state = nnx.split(one)
-
-        def predict(state, graph=graph):
-            whole = nnx.merge(graph, state, copy=True)
-            return whole.predict(whole.features(IMAGES), sizes)
-
-        found.append(jax.jit(predict, compiler_options=small.QUICK)(state))
+        with margins.clear():
+            found.append(one.predict(Features(features(one), one.spec), sizes))
     np.testing.assert_allclose(found[0].boxes, found[1].boxes, atol=1e-3)
     np.testing.assert_array_equal(found[0].labels, found[1].labels)
 

@@ -13,7 +13,7 @@ from drkd_jax.models.retina_head import retina_detections, retina_losses
 from drkd_jax.models.roi_head import Regions, roi_losses, sample_regions
 from drkd_jax.models.rpn import Proposals, propose, rpn_losses, sample_anchors
 from drkd_jax.models.settings import AnchorSettings, SamplerSettings, TestSettings
-from tests import oracles
+from tests import margins, oracles
 from tests.models import small
 
 RULE = CONVENTIONS["mmdet"]
@@ -65,7 +65,8 @@ def test_level_anchors_have_the_scales_of_their_octaves():
 def test_assignment_leaves_out_what_lies_past_the_pictures_own_padding():
     _, targets, _ = small.batch(filling=1)
     targets.sizes[1] = (30, 33)
-    got = assign(ALL, targets, RULE.dense, RULE)
+    with margins.clear():
+        got = assign(ALL, targets, RULE.dense, RULE)
     _, positive, negative = matched(targets, RULE.dense)
     np.testing.assert_array_equal(got.positive, positive)
     np.testing.assert_array_equal(got.negative, negative)
@@ -80,7 +81,8 @@ def test_retina_losses_are_sums_over_max_positives_and_one():
     _, targets, _ = small.batch(pictures=2, filling=1)
     targets.valid[1] = False  # a picture without a box counts as one
     logits, deltas = outputs(3)
-    assigned = assign(ALL, targets, RULE.dense, RULE)
+    with margins.clear():
+        assigned = assign(ALL, targets, RULE.dense, RULE)
     got = retina_losses(logits, deltas, ALL, assigned, targets, RULE)
     truth, positive, negative = matched(targets, RULE.dense)
     cls = box = normaliser = 0.0
@@ -107,7 +109,8 @@ def test_rpn_losses_divide_by_sampled_positives_and_negatives():
     targets.boxes[0, 0] = ALL[40] + 1  # near enough to an anchor to be matched
     logits, deltas = outputs(3)
     logits = logits[..., 0]
-    assigned = assign(ALL, targets, RULE.rpn, RULE)
+    with margins.clear():
+        assigned = assign(ALL, targets, RULE.rpn, RULE)
     everything = SamplerSettings(rpn=2 * len(ALL), rpn_positive=0.5)
     chosen = sample_anchors(assigned, keys, everything)
     got = rpn_losses(logits, deltas, ALL, assigned, chosen, targets, RULE)
@@ -175,16 +178,15 @@ def test_proposals_are_those_of_the_loop():
     scores = RNG.normal(size=(3, len(ALL))).astype(np.float32)
     deltas = outputs(3)[1]
     deltas[0, np.argmax(scores[0, :96])] = [-40, 0, 0, 0]  # decodes to no width at all
-    got = propose(
-        by_level(scores),
-        by_level(deltas),
-        ANCHORS,
-        targets.sizes,
-        pre_nms=30,
-        max_out=25,
-        nms_threshold=0.5,
-        convention=RULE,
-    )
+    with margins.clear():
+        got = propose(
+            *(by_level(scores), by_level(deltas)),
+            *(ANCHORS, targets.sizes),
+            pre_nms=30,
+            max_out=25,
+            nms_threshold=0.5,
+            convention=RULE,
+        )
     assert not np.any(np.asarray(got.valid)[2])
     for b in range(2):
         h, w = targets.sizes[b]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import margins
 from tests.models import small
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -92,7 +93,8 @@ def test_jit_equals_eager(case):
         features = jax.jit(lambda state: nnx.merge(case.graph, state, copy=True).features(images))(
             case.state
         )
-    eager = detector.losses(features, targets, keys)
+    with margins.clear():  # what all tests of this case compare hangs on no rounding
+        eager = detector.losses(features, targets, keys)
     assert {name: float(v) for name, v in eager.items()} == pytest.approx(case.terms, rel=1e-5)
 
 

@@ -109,9 +109,11 @@ def test_compiled_together_no_truth_is_lost_to_rounding():
 
     got = together(truths)
     for picture in range(16):
-        best = oracles.pairwise_iou(grid, truths[picture]).argmax(0)
-        # A later truth may have taken the anchor, but positive it is.
-        assert got.positive[picture][best].all()
+        overlaps = oracles.pairwise_iou(grid, truths[picture])
+        # Which of several anchors around a small box is the best one, rounding decides; a later
+        # truth may have taken the anchor, but positive it is.
+        best = overlaps >= overlaps.max(axis=0) - 1e-6
+        assert (got.positive[picture][:, None] & best).any(axis=0).all()
 
 
 def test_no_gradient_flows_and_none_is_needed():

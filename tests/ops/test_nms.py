@@ -148,5 +148,7 @@ def test_bfloat16_boxes_and_scores_are_those_numbers_exactly():
     boxes, scores, valid, groups = scene(11, levels=1000)
     half = jnp.asarray(boxes * 1.37, jnp.bfloat16), jnp.asarray(scores, jnp.bfloat16)
     wide = [np.asarray(x, np.float32) for x in half]
+    overlaps = oracles.pairwise_iou(wide[0], wide[0])
+    assert np.abs(overlaps - 0.4).min() > 1e-5  # these are no whole pixels: rounding stays clear
     expected = oracles.nms(*wide, valid, groups, 0.4)
     np.testing.assert_array_equal(run(*half, valid, groups, jnp.float32(0.4)), expected)

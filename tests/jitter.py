@@ -1,0 +1,209 @@
+"""``pytest --jitter=N``: which verdicts change where every number moves in its last digits.
+
+A plugin of pytest. The numeric tests run once as they are and N times with inputs and weights
+moved by about 1e-7 of themselves, which is what another processor's rounding does to them; then
+once on each of XLA's code paths that can be chosen on one machine. Every run is a process of its
+own, since most inputs are drawn while a test file is imported. Verdicts that differ are listed, and
+the exit code is 1.
+
+Numbers are moved where they are drawn: `numpy.random.default_rng` and `RandomState` (weights
+are drawn by them too), and the inputs of stored cases. Stored answers stay: they belong to the
+numbers that were not moved, and a tolerance has to have room for both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STEP = 1e-7
+# Without arguments: the tests whose verdict rests on comparing numbers.
+NUMERIC = (
+    "tests/models",
+    "tests/ops",
+    "tests/distill",
+    "tests/cli/crosscheck",
+    "tests/test_anchors.py",
+    "tests/test_boxes.py",
+    "tests/test_losses.py",
+)
+# Name: XLA_FLAGS, processors. Older instruction sets stand for other machines: without FMA, and
+# with vectors of another length, the same program rounds in other places.
+CODE_PATHS = {
+    "SSE4.2": ("--xla_cpu_max_isa=SSE4_2", 0),
+    "AVX": ("--xla_cpu_max_isa=AVX", 0),
+    "AVX2": ("--xla_cpu_max_isa=AVX2", 0),
+    "vectors of 128 bits": ("--xla_cpu_prefer_vector_width=128", 0),
+    "vectors of 512 bits": ("--xla_cpu_prefer_vector_width=512", 0),
+    "fusion emitters": ("--xla_cpu_use_fusion_emitters=true", 0),
+    "one thread": ("--xla_cpu_multi_thread_eigen=false", 1),
+}
+SEED, VERDICTS = "DRKD_JITTER_SEED", "DRKD_JITTER_VERDICTS"  # of a run's environment
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options."""
+    group = parser.getgroup("jitter", "verdicts that hang on the last digits")
+    group.addoption("--jitter", type=int, metavar="N", help="runs with numbers moved by 1e-7")
+    group.addoption(
+        "--code-paths", action="store_true", help="a run on each of XLA's code paths, with --jitter"
+    )
+
+
+# What is done in a run: moving, and keeping the verdicts.
+
+
+def moved(values: Any, noise: np.random.Generator) -> Any:
+    """Floating numbers, each moved by up to twice `STEP` of itself; 0 stays 0."""
+    array = np.asarray(values)
+    if array.dtype.kind != "f":
+        return values
+    out = (array * (1 + STEP * noise.uniform(-2, 2, array.shape))).astype(array.dtype)
+    return out if array.shape else out[()]
+
+
+def install(seed: int, patch: pytest.MonkeyPatch) -> None:
+    """Makes every number that NumPy draws, and the inputs of stored cases, a little different."""
+    noise = np.random.Generator(np.random.PCG64(seed))
+
+    def moving(base: type, *names: str) -> type:
+        def drawing(name: str) -> Any:
+            own = getattr(base, name)
+            return lambda self, *a, **k: moved(own(self, *a, **k), noise)
+
+        return type(f"Moved{base.__name__}", (base,), {name: drawing(name) for name in names})
+
+    generator = moving(np.random.Generator, "normal", "standard_normal", "uniform", "random")
+    state = moving(np.random.RandomState, "normal", "standard_normal", "uniform")
+    patch.setattr(np.random, "RandomState", state)
+    default_rng = np.random.default_rng
+    patch.setattr(np.random, "default_rng", lambda s=None: generator(default_rng(s).bit_generator))
+    load = np.load
+
+    def loaded(file: Any, *more: Any, **named: Any) -> Any:
+        found = load(file, *more, **named)
+        return MovedFile(found, noise) if Path(str(file)).name == "cases.npz" else found
+
+    patch.setattr(np, "load", loaded)
+
+
+class MovedFile:
+    """A file of arrays, opened, that moves what is read from it."""
+
+    def __init__(self, file: Any, noise: np.random.Generator):
+        self.file, self.noise, self.files = file, noise, file.files
+
+    def __getitem__(self, key: str) -> Any:
+        return moved(self.file[key], self.noise)
+
+    def __enter__(self) -> MovedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Moves the numbers of a run that was told to."""
+    if seed := int(os.environ.get(SEED, 0)):
+        patch = pytest.MonkeyPatch()
+        install(seed, patch)
+        config.add_cleanup(patch.undo)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Writes down the verdict of a test, and why it failed."""
+    if path := os.environ.get(VERDICTS):
+        if report.when != "call" and report.passed:
+            return
+        why = report.longreprtext.strip().splitlines()[-1:] if report.failed else []
+        with Path(path).open("a") as file:
+            file.write(json.dumps([report.nodeid, report.outcome, *why]) + "\n")
+
+
+# What starts the runs.
+
+
+def one_run(arguments: list[str], seed: int, flags: str = "", processors: int = 0) -> dict:
+    """The verdicts of all tests of one run: (outcome, why) by test.
+
+    Args:
+        arguments: of pytest.
+        seed: of the noise; 0: nothing moves.
+        flags: for XLA, after those that are set.
+        processors: how many the run may use; 0: all.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        verdicts = Path(folder) / "verdicts.jsonl"
+        environment = {
+            **os.environ,
+            SEED: str(seed),
+            VERDICTS: str(verdicts),
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        limit = "--hypothesis-seed=0"  # the same examples in every run
+        kept = os.sched_getaffinity(0) if processors else set()
+        if processors:  # a child takes over what its parent may use
+            os.sched_setaffinity(0, set(sorted(kept)[:processors]))
+        try:
+            process = subprocess.run(
+                [*command, limit, *arguments],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            if processors:
+                os.sched_setaffinity(0, kept)
+        if process.returncode not in (0, 1) or not verdicts.exists():
+            raise SystemExit(f"a run broke off: {process.stdout[-2000:]}{process.stderr[-2000:]}")
+        lines = [json.loads(line) for line in verdicts.read_text().splitlines()]
+        return {test: (outcome, "".join(why)) for test, outcome, *why in lines}
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """With ``--jitter``: starts the runs instead of running tests, and compares them."""
+    seeds, paths = config.getoption("jitter"), config.getoption("code_paths")
+    if seeds is None and not paths:
+        return None
+    given = [a for a in config.invocation_params.args if not a.startswith(("--jitter", "--code-p"))]
+    arguments = given if any(not a.startswith("-") for a in given) else [*given, *NUMERIC]
+    runs = {f"seed {seed}": (seed,) for seed in range(1, (seeds or 0) + 1)}
+    if paths:
+        runs |= {name: (0, *options) for name, options in CODE_PATHS.items()}
+    began = time.monotonic()
+    plain = one_run(arguments, 0)
+    failed = sorted(test for test, (outcome, _) in plain.items() if outcome == "failed")
+    print(f"{len(plain)} tests as they are, {len(failed)} failed", *failed, sep="\n  ", flush=True)
+    changed: dict[str, list[str]] = {}
+    for name, options in runs.items():
+        found = one_run(arguments, *options)
+        differing = sorted(
+            test
+            for test in plain.keys() | found.keys()
+            if plain.get(test, ("missing",))[0] != found.get(test, ("missing",))[0]
+        )
+        print(
+            f"{name}: {len(differing)} verdicts changed, {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
+        for test in differing:
+            print(f"  {test}: {' '.join(found.get(test, ('missing',)))}", flush=True)
+            changed.setdefault(test, []).append(name)
+    print(f"{len(runs)} runs, {len(changed)} verdicts that change")
+    for test, names in sorted(changed.items()):
+        print(f"  {test}: in {', '.join(names)}")
+    return int(bool(changed))

@@ -1,0 +1,175 @@
+"""How clear a detector's choices are: whether the last digits of one processor could turn one over.
+
+Two programs, or one program on two processors, agree to rounding and no further. What is chosen
+from such numbers (the box that NMS keeps, the order of scores, the anchor that is matched, the
+level a region is read from) is the same on both sides only where it is clear. `clear` looks at
+each choice while a model runs and fails where one of them is not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import jax
+import numpy as np
+
+from drkd_jax.models import dense, roi_head, rpn
+from drkd_jax.ops import nms as nms_file
+from drkd_jax.ops import roi_tiles
+
+# Float32 rounding moves overlaps by 2e-7 and scores, relative to the largest, by 1e-6 at most.
+LIMITS = {"overlap": 1e-5, "score": 2e-6, "level": 1e-5, "samples": 1e-5}
+# What stands for a box that is not there: its order does not matter.
+FILLING = (-1.0, 0.0)
+
+
+class Margins:
+    """The smallest margin of each kind of choice, and how many choices there were."""
+
+    def __init__(self) -> None:
+        self.smallest: dict[str, float] = {}
+        self.count = 0
+
+    def note(self, kind: str, distances: np.ndarray) -> None:
+        """Keep the smallest of some distances to an edge."""
+        self.count += 1
+        distances = np.asarray(distances, np.float64)
+        if distances.size:
+            self.smallest[kind] = min(float(distances.min()), self.smallest.get(kind, np.inf))
+
+    # Each gets the arguments of the function that chooses.
+
+    def order(self, values: np.ndarray, taken: int) -> None:
+        """Scores of which the best are taken: each from the next one, relative to the largest."""
+        rows = -np.sort(-np.asarray(values, np.float64), axis=-1)[..., : taken + 1]
+        gaps = rows[..., :-1] - rows[..., 1:]
+        real = ~np.isin(rows[..., 1:], FILLING)
+        self.note("score", gaps[real] / max(float(np.abs(rows).max(initial=0)), 1e-30))
+
+    def suppression(self, boxes, scores, valid, groups, threshold) -> None:
+        """Overlaps from the threshold; scores of two boxes of which one suppresses the other."""
+        overlaps = pairwise(boxes, boxes)
+        pairs = np.triu(valid[:, None] & valid, 1)
+        if groups is not None:
+            pairs &= groups[:, None] == groups
+        self.note("overlap", np.abs(overlaps - threshold)[pairs])
+        rivals = pairs & (overlaps > threshold)
+        scores = scores.astype(np.float64)
+        self.note("score", np.abs(scores[:, None] - scores)[rivals] / np.abs(scores).max())
+
+    def matching(self, iou, valid, positive, negative, low_quality, eligible) -> None:
+        """Best overlaps from the thresholds, and the best anchor of a truth from the second."""
+        counted = np.asarray(iou, np.float64)[eligible][:, valid]
+        if not counted.size:
+            return
+        best = counted.max(axis=1)
+        for edge in (positive, negative):
+            self.note("overlap", np.abs(best - edge))
+        two = -np.sort(-counted, axis=1)[:, :2]
+        matched = two[two[:, 0] >= positive]
+        if counted.shape[1] > 1:
+            self.note("overlap", matched[:, 0] - matched[:, 1])
+        if low_quality is None:
+            return
+        of_truth = -np.sort(-counted, axis=0)[:2]
+        reached = of_truth[0] > 0
+        self.note("overlap", np.abs(of_truth[0] - low_quality)[reached & (low_quality > 0)])
+        if len(of_truth) > 1:  # equal ones are claimed together
+            gaps = (of_truth[0] - of_truth[1])[reached]
+            self.note("overlap", gaps[gaps > 0])
+
+    def level(self, sides: np.ndarray, canonical: float, count: int) -> None:
+        """Sides of regions from those at which a coarser level begins, in octaves."""
+        octaves = np.log2(np.maximum(np.asarray(sides, np.float64), 1e-30) / canonical)
+        self.note("level", np.abs(octaves[..., None] - np.arange(1, count)))
+
+    def samples(self, length: np.ndarray, bins: int) -> None:
+        """Cells of a bin from a whole number of samples; on one they are exact."""
+        cells = np.asarray(length, np.float64) / bins
+        self.note("samples", np.abs(cells - np.round(cells))[(cells > 0) & (cells % 1 != 0)])
+
+    def check(self) -> None:
+        """Fails where a choice is nearer to another answer than its limit."""
+        assert self.count, "no choice was seen: was the model compiled before?"
+        near = {k: v for k, v in self.smallest.items() if not v > LIMITS[k]}
+        assert not near, f"choices within rounding of another answer: {near}, limits {LIMITS}"
+
+
+def pairwise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Overlap of every pair of boxes in float64; `oracles.pairwise_iou` without its loops."""
+    a, b = np.asarray(a, np.float64)[:, None], np.asarray(b, np.float64)[None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    inter = np.maximum(sides, 0).prod(axis=-1)
+    areas = (np.maximum(x[..., 2:] - x[..., :2], 0).prod(axis=-1) for x in (a, b))
+    union = sum(areas) - inter
+    return np.where(union > 0, inter / np.where(union > 0, union, 1), 0.0)
+
+
+@contextmanager
+def clear() -> Iterator[Margins]:
+    """Looks at every choice that a model makes inside, run without jit, and checks them all.
+
+    A choice inside a function that was compiled before is not seen.
+    """
+    found = Margins()
+    own = {
+        "nms": nms_file.nms,
+        "match": dense.match,
+        "top_k": jax.lax.top_k,
+        "levels": roi_head.region_levels,
+        "axis": roi_tiles.axis,
+    }
+
+    def seen(note, *arrays):
+        # A callback, since most choices are made under vmap: it runs once for each picture.
+        jax.debug.callback(lambda *values: note(*map(np.asarray, values)), *arrays)
+
+    def nms(boxes, scores, valid, groups, threshold):
+        given = [boxes, scores, valid] + ([] if groups is None else [groups])
+        seen(
+            lambda b, s, v, g=None: found.suppression(b, s, v, g, float(threshold)),
+            *given,
+        )
+        return own["nms"](boxes, scores, valid, groups, threshold)
+
+    def match(iou, valid, positive, negative, low_quality=None, eligible=None, overwrite=True):
+        counted = jax.numpy.ones(iou.shape[0], bool) if eligible is None else eligible
+        seen(
+            lambda i, v, e: found.matching(i, v, positive, negative, low_quality, e),
+            *(iou, valid, counted),
+        )
+        return own["match"](iou, valid, positive, negative, low_quality, eligible, overwrite)
+
+    def top_k(values, k):
+        # A draw is made of random bits, which no processor rounds.
+        if sys._getframe(1).f_globals["__name__"] != "drkd_jax.ops.sampling":
+            seen(lambda v: found.order(v, k), values)
+        return own["top_k"](values, k)
+
+    def levels(boxes, min_level=2, max_level=5, canonical=56.0, **rest):
+        sides = jax.numpy.sqrt(roi_head.box_ops.area(boxes))
+        seen(lambda s: found.level(s, canonical, max_level - min_level + 1), sides)
+        return own["levels"](boxes, min_level, max_level, canonical, **rest)
+
+    def axis(first, last, size, how, shortest):
+        if not how.samples:
+            seen(lambda a, b: found.samples(b - a, how.bins), first, last)
+        return own["axis"](first, last, size, how, shortest)
+
+    with ExitStack() as stack:
+        for owner, name, function in (
+            (nms_file, "nms", nms),
+            (rpn, "nms", nms),
+            (dense, "match", match),
+            (roi_head, "match", match),
+            (jax.lax, "top_k", top_k),
+            (roi_head, "region_levels", levels),
+            (roi_tiles, "axis", axis),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, function))
+        yield found
+        jax.effects_barrier()
+    found.check()
