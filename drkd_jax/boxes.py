@@ -13,6 +13,9 @@ from jaxtyping import Float, Int
 
 from drkd_jax.types import Array
 
+#: Boxes as left, top, right, bottom.
+Sides = tuple[Array, Array, Array, Array]
+
 #: Upper limit of a log side ratio: a box grows at most by 1000 / 16 in one regression.
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
@@ -43,12 +46,33 @@ def pairwise_iou(a: Float[Array, "*L N 4"], b: Float[Array, "*L M 4"]) -> Float[
     Returns:
         ``[..., N, M]`` in 0..1; 0 where the union is 0, so padding rows of zeros overlap nothing.
     """
-    left_top = jnp.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    right_bottom = jnp.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    sides = jnp.maximum(right_bottom - left_top, 0.0)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
+    return overlap(sides(a[..., :, None, :]), sides(b[..., None, :, :]))
+
+
+def overlap(a: Sides, b: Sides) -> Float[Array, "..."]:
+    """Intersection over union of boxes that lie as four arrays of one side each.
+
+    Args:
+        a: left, top, right, bottom, pixels.
+        b: the same, of shapes that broadcast with those of ``a``.
+
+    Returns:
+        One overlap for each pair in 0..1; 0 where the union is 0.
+    """
+    width = jnp.maximum(jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0]), 0.0)
+    height = jnp.maximum(jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1]), 0.0)
+    intersection = width * height
+    union = _area(a) + _area(b) - intersection
     return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
+
+
+def sides(boxes: Float[Array, "*N 4"]) -> Sides:
+    """Left, top, right and bottom of boxes, as arrays of their own."""
+    return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
+
+
+def _area(sides: Sides) -> Array:
+    return jnp.maximum(sides[2] - sides[0], 0.0) * jnp.maximum(sides[3] - sides[1], 0.0)
 
 
 def _is_proper(boxes: Float[Array, "*N 4"]) -> Array:

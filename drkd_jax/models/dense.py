@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from drkd_jax import anchors as anchor_ops
-from drkd_jax import boxes as box_ops
 from drkd_jax.models.conventions import Conventions, Matching
 from drkd_jax.models.settings import AnchorSettings
-from drkd_jax.ops.matching import match
+from drkd_jax.ops.matching import match_boxes
 from drkd_jax.types import Array, Features, Targets
 
 EXACT = 32  # the coarsest stride that divides every canvas
@@ -87,19 +86,17 @@ def assign(
         padded = -(-jnp.asarray(targets.sizes) // multiple) * multiple
         eligible &= anchor_ops.inside(anchors, padded)
 
-    def one(boxes: Array, valid: Array, eligible: Array) -> Assigned:
-        found = match(
-            box_ops.pairwise_iou(anchors, boxes),
-            valid,
-            matching.positive,
-            matching.negative,
-            matching.low_quality,
-            eligible,
-            matching.overwrite,
-        )
-        return Assigned(found.index, found.positive, found.negative)
-
-    return jax.vmap(one)(targets.boxes, targets.valid, eligible)
+    found = match_boxes(
+        anchors,
+        targets.boxes,
+        targets.valid,
+        matching.positive,
+        matching.negative,
+        matching.low_quality,
+        eligible,
+        matching.overwrite,
+    )
+    return Assigned(found.index, found.positive, found.negative)
 
 
 def device_maps(features: Features) -> tuple[jax.Array, ...]:

@@ -21,7 +21,7 @@ from drkd_jax.models.initializers import Initializer, constant, normal, xavier_u
 from drkd_jax.models.retina_head import best_detections
 from drkd_jax.models.rpn import Proposals
 from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings, TestSettings
-from drkd_jax.ops.matching import match
+from drkd_jax.ops.matching import match_boxes
 from drkd_jax.ops.roi_align import region_levels, roi_align
 from drkd_jax.ops.sampling import sample
 from drkd_jax.types import Array, Detections, FeatureSpec, Targets
@@ -144,16 +144,19 @@ def sample_regions(
     most = int(settings.roi * settings.roi_positive)
     rule = convention.roi
 
-    def one(key, proposed, proposed_valid, boxes, labels, valid, picture_valid):  # type: ignore[no-untyped-def]
-        found = match(
-            box_ops.pairwise_iou(proposed, boxes),
-            valid,
-            rule.positive,
-            rule.negative,
-            rule.low_quality,
-            proposed_valid & picture_valid,
-            rule.overwrite,
-        )
+    boxes, labels, valid, picture_valid = map(jnp.asarray, targets[1:])
+    matches = match_boxes(
+        proposals.boxes,
+        boxes,
+        valid,
+        rule.positive,
+        rule.negative,
+        rule.low_quality,
+        proposals.valid & picture_valid[:, None],
+        rule.overwrite,
+    )
+
+    def one(key, proposed, found, boxes, labels, valid, picture_valid):  # type: ignore[no-untyped-def]
         own = valid & picture_valid
         index = jnp.concatenate([found.index, jnp.arange(len(valid), dtype=found.index.dtype)])
         chosen = sample(
@@ -173,10 +176,7 @@ def sample_regions(
             chosen.valid,
         )
 
-    boxes, labels, valid, picture_valid = map(jnp.asarray, targets[1:])
-    return jax.vmap(one)(
-        keys, proposals.boxes, proposals.valid, boxes, labels, valid, picture_valid
-    )
+    return jax.vmap(one)(keys, proposals.boxes, matches, boxes, labels, valid, picture_valid)
 
 
 def roi_losses(

@@ -1,6 +1,11 @@
 """Matching: which anchor answers for which ground truth.
 
-Letters: A anchors, G padded ground truths. One picture; ``jax.vmap`` serves a batch.
+Letters: B pictures, A anchors, G padded ground truths.
+
+`match` reads a matrix of overlaps, which a GPU makes and reduces in a few passes. On a CPU these
+passes through memory are what matching costs, so `match_boxes` goes through the ground truths
+there: all that one of them decides lies in a cache, and filling rows behind the last real one of
+the batch cost nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from drkd_jax import boxes as box_ops
+from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
 
@@ -32,7 +39,7 @@ def match(
     eligible: Bool[Array, "A"] | None = None,
     overwrite: bool = True,
 ) -> Matches:
-    """Matches anchors to ground truths by overlap.
+    """Matches the anchors of one picture to its ground truths by overlap.
 
     An anchor is positive at a best overlap of ``positive`` and more, negative below ``negative``.
     With ``low_quality``, a ground truth whose best overlap reaches it claims *all* anchors that
@@ -83,3 +90,93 @@ def match(
             index = jnp.where(claimed, latest, index)
         is_positive |= claimed
     return Matches(index, is_positive & takes_part, is_negative & takes_part & ~is_positive)
+
+
+def match_boxes(
+    anchors: Float[Array, "*B A 4"],
+    boxes: Float[Array, "B G 4"],
+    valid: Bool[Array, "B G"],
+    positive: float,
+    negative: float,
+    low_quality: float | None,
+    eligible: Bool[Array, "B A"],
+    overwrite: bool = True,
+) -> Matches:
+    """`match` for a batch, from the boxes themselves; arguments and rules are those of `match`.
+
+    Args:
+        anchors: xyxy, pixels: one set for all pictures, or one for each.
+        boxes: ground truths, xyxy, pixels.
+        valid: which of them are real.
+        positive: least overlap of a positive anchor.
+        negative: overlaps below it are negative.
+        low_quality: least overlap of a low-quality match; None: there are none.
+        eligible: other anchors take no part.
+        overwrite: whether a low-quality match also gives the anchor away.
+
+    Returns:
+        ``[B, A]`` each.
+    """
+    if platform() == "cpu" and boxes.shape[1]:
+        return _match_by_truth(
+            anchors, boxes, valid, positive, negative, low_quality, eligible, overwrite
+        )
+
+    def one(anchors: Array, boxes: Array, valid: Array, eligible: Array) -> Matches:
+        iou = box_ops.pairwise_iou(anchors, boxes)
+        return match(iou, valid, positive, negative, low_quality, eligible, overwrite)
+
+    axes = (0 if anchors.ndim == 3 else None, 0, 0, 0)
+    return jax.vmap(one, axes)(jnp.asarray(anchors), boxes, valid, eligible)
+
+
+class _Found(NamedTuple):
+    """What the ground truths so far decide for each anchor, ``[B, A]`` each."""
+
+    best: Array  # overlap
+    index: Array  # of the ground truth with it
+    latest: Array  # the last ground truth that claims the anchor; -1: none does
+
+
+def _match_by_truth(
+    anchors: Array,
+    boxes: Array,
+    valid: Array,
+    positive: float,
+    negative: float,
+    low_quality: float | None,
+    eligible: Array,
+    overwrite: bool,
+) -> Matches:
+    anchors, boxes = jax.lax.stop_gradient((jnp.asarray(anchors), jnp.asarray(boxes)))
+    valid, eligible = jnp.asarray(valid), jnp.asarray(eligible)
+    planes = tuple(jnp.broadcast_to(side, eligible.shape) for side in box_ops.sides(anchors))
+    of_truth = box_ops.sides(boxes)
+
+    def look(number: Array, found: _Found) -> _Found:
+        one = tuple(side[:, number, None] for side in of_truth)
+        counts = valid[:, number, None] & eligible
+        iou = jnp.where(counts, box_ops.overlap(planes, one), -1.0)
+        # Claims are overlaps equal to their own maximum: computed once, rounded one way.
+        iou = jax.lax.optimization_barrier(iou)
+        better, latest = iou > found.best, found.latest
+        if low_quality is not None:
+            best_of_truth = jnp.max(iou, axis=1, keepdims=True)
+            reached = (best_of_truth >= low_quality) & (best_of_truth > 0.0)
+            latest = jnp.where((iou == best_of_truth) & reached, number, latest)
+        return _Found(
+            jnp.where(better, iou, found.best), jnp.where(better, number, found.index), latest
+        )
+
+    nothing = jnp.zeros(eligible.shape, jnp.int32)
+    start = _Found(jnp.full(eligible.shape, -1.0, planes[0].dtype), nothing, nothing - 1)
+    numbers = jnp.arange(1, valid.shape[1] + 1, dtype=jnp.int32)
+    last = jnp.max(jnp.where(jnp.any(valid, axis=0), numbers, 0))
+    best, index, latest = jax.lax.fori_loop(jnp.int32(0), last, look, start)
+    is_positive = (best >= positive) & (best >= 0.0)
+    is_negative = best < negative
+    claimed = latest >= 0
+    if overwrite:
+        index = jnp.where(claimed, latest, index)
+    is_positive |= claimed
+    return Matches(index, is_positive & eligible, is_negative & eligible & ~is_positive)
