@@ -10,7 +10,7 @@ from flax import nnx
 
 from drkd_jax.distill import distill_config, relation_features, relation_matrix
 from drkd_jax.errors import UserError
-from drkd_jax.types import Features
+from drkd_jax.types import Features, Targets
 from tests.distill.common import Runner, call, make, pyramid, relative, settings, targets
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -128,25 +128,34 @@ def test_a_step_moves_the_running_statistics_only(paper):
     before, after = (dict(nnx.to_flat_state(state)) for state in (paper.rest, rest))
     moved = {path for path in before if relative(after[path][...], before[path][...]) > 0}
     assert {path[-1] for path in moved} == {"mean", "variance"}
-    assert {path[1] for path in moved} == {"student", "teacher"}
+    assert {path[:2] for path in moved} == {
+        ("pixel_relation", "student"),
+        ("pixel_relation", "teacher"),
+        ("teacher_scale", "variance"),
+    }
 
 
 def test_splitting_the_batch_changes_nothing_with_running_statistics(paper):
-    """Each part weighs by what it counts: pixels, pictures, boxes."""
-    given = targets((3, 2))
-    whole = paper.losses(STUDENT, TEACHER, given, train=False)
+    """Each part weighs by what it counts: pixels, images with a choice, boxes."""
+    given = targets((4, 3))
+    _, rest = paper.run(paper.params, paper.rest, STUDENT, TEACHER, given)
+
+    def losses(sides: tuple[Features, ...], part: Targets) -> dict[str, float]:
+        output, _ = paper.run(paper.params, rest, *sides, part, train=False)
+        return {name: float(value) for name, value in output.losses.items()}
 
     def part(i: int) -> dict[str, float]:
         cut = (Features(tuple(x[i : i + 1] for x in f.maps), f.spec) for f in (STUDENT, TEACHER))
-        return paper.losses(*cut, jax.tree.map(lambda x: x[i : i + 1], given), train=False)
+        return losses(tuple(cut), jax.tree.map(lambda x: x[i : i + 1], given))
 
+    whole = losses((STUDENT, TEACHER), given)
     parts = part(0), part(1)
     for name, shares in (
         ("pixel_relation", (0.5, 0.5)),
         ("instance_relation", (0.5, 0.5)),
-        ("instance_feature", (0.6, 0.4)),
+        ("instance_feature", (4 / 7, 3 / 7)),
     ):
-        mean = sum(share * losses[name] for share, losses in zip(shares, parts, strict=True))
+        mean = sum(share * found[name] for share, found in zip(shares, parts, strict=True))
         assert whole[name] == pytest.approx(mean, rel=1e-5)
 
 
