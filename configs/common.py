@@ -34,6 +34,8 @@ def base() -> ConfigDict:
     data.resize = "mmdet"  # mmdet | torchvision: whose rule; the latter keeps floats
     data.max_boxes = 100  # rows for ground truth in a batch
     data.flip = 0.5  # probability of a mirrored training picture
+    data.scale_jitter = (1.0, 1.0)  # factors of a training picture's sides, between these two
+    data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0..1
     data.drop_empty = True  # leave training pictures without a box, or under 32 pixels, out
     data.on_error = "stop"  # stop | skip: what a picture or entry that cannot be read does
     data.num_threads = 4
@@ -67,6 +69,7 @@ def base() -> ConfigDict:
     train.decay_factor = 0.1
     train.final_factor = 0.0  # of cosine: the share of the rate left at the end
     train.clip_norm = 0.0  # largest gradient norm, student and distiller each; 0 for none
+    train.ema = 0.0  # decay of a moving average of the student, which is then scored and kept
     train.precision = "float32"  # float32 | bfloat16: what the networks compute in
     train.parallel = "jit"  # jit | pmap: the same losses, see docs/several-machines.md
     train.log_every = 50  # steps

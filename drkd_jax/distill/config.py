@@ -13,6 +13,7 @@ TEACHER_MODULES = ("trained", "frozen", "pretrained", "shared", "average")
 ARITHMETICS = ("auto", "plain", "gram")
 FILTERS = ("learned", "random", "none")
 SIMILARITIES = ("cosine", "embedded", "bilinear")
+SCHEDULES = ("constant", "linear", "cosine", "stop")
 
 # Measured in docs/method.md: the two that do not collapse on noise are "frozen" and "average";
 # "frozen" also serves a teacher of other widths than the student's.
@@ -193,6 +194,15 @@ class DistillConfig:
             official form never does.
         pictures_per_device: the official form only: its norms and statistics are over this many
             pictures, as on one of the author's devices, and the mean is taken over such groups.
+        adaptation_steps: for so many first steps the gradient of the distillation reaches the
+            distiller's modules alone, not the student.
+        warmup_steps: the weights of all terms rise linearly from 0 over so many steps after that.
+        schedule: of the weights later on: "constant"; "linear" or "cosine" fall to 0 at the end
+            of the run, "stop" makes them 0 at once ...
+        fall_from: ... from this share of the run on.
+        pretrain_steps: of `teacher_modules = "pretrained"`: steps in which the teacher's graph
+            units learn inside the teacher before the run (training/pretrain.py).
+        pretrain_rate: of the same: their learning rate.
     """
 
     pixel_relation: PixelRelationConfig | None = PixelRelationConfig()
@@ -203,6 +213,34 @@ class DistillConfig:
     max_boxes: int | None = None
     standardize_teacher: bool = True
     pictures_per_device: int = 2
+    adaptation_steps: int = 0
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    fall_from: float = 0.0
+    pretrain_steps: int = 300
+    pretrain_rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            names = ", ".join(repr(name) for name in SCHEDULES)
+            raise UserError(
+                f"distill.schedule = {self.schedule!r} is unknown: choose one of {names}."
+            )
+        for name in ("adaptation_steps", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"distill.{name} = {getattr(self, name)}: cannot be negative.")
+        for name in ("pretrain_steps", "pretrain_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"distill.{name} = {getattr(self, name)}: must be above 0.")
+        if not 0 <= self.fall_from < 1:
+            raise UserError(
+                f"distill.fall_from = {self.fall_from}: a share of the run, from 0 to under 1."
+            )
+        if self.schedule == "stop" and self.fall_from == 0:
+            raise UserError(
+                "distill.schedule = 'stop' with fall_from = 0 never distils: set fall_from, or "
+                "leave config.distill out."
+            )
 
     @property
     def terms(self) -> dict[str, Any]:

@@ -6,8 +6,8 @@ so that whoever only wants a detector reads nothing else. A teacher is never sav
 
 | item | content |
 |---|---|
-| `student` | every array of the student, by flat name |
-| `training` | distiller, optimiser and step (only in `checkpoints`) |
+| `student` | every array of the student, by flat name; its moving average, where there is one |
+| `training` | distiller, optimiser, step and what the average is of (only in `checkpoints`) |
 | `about` | JSON: config, classes, data position, seconds so far, numbers of the evaluation |
 """
 
@@ -75,6 +75,7 @@ class Checkpoints:
         training = {
             "distiller": flatten((_of(state.params, "distiller"), _of(state.rest, "distiller"))),
             "optimiser": flatten(state.opt_state),
+            "trained": flatten(state.params["student"]) if state.average else {},
             "step": state.step,
         }
         items = {
@@ -117,6 +118,7 @@ class Checkpoints:
         training = {
             "distiller": flatten(pair),
             "optimiser": flatten(like.opt_state),
+            "trained": flatten(like.params["student"]) if like.average else {},
             "step": like.step,
         }
         wanted = {"student": _student(like), "training": _without_empty(training)}
@@ -135,12 +137,14 @@ class Checkpoints:
         )
         student, rest = restored["student"], restored["training"]
         params, others = dict(like.params), dict(like.rest)
-        params["student"] = unflatten(student, like.params["student"])
+        own = rest["trained"] if like.average else student
+        average = unflatten(student, like.average) if like.average else like.average
+        params["student"] = unflatten(own, like.params["student"])
         others["student"] = unflatten(student, like.rest["student"])
         if "distiller" in params:
             params["distiller"], others["distiller"] = unflatten(rest["distiller"], pair)
         optimiser = unflatten(rest.get("optimiser", {}), like.opt_state)
-        return TrainState(rest["step"], params, others, optimiser)
+        return TrainState(rest["step"], params, others, optimiser, average)
 
     def wait(self) -> None:
         """Waits until everything is on the disk.
@@ -240,7 +244,8 @@ def _check_fits(item: Path, wanted: Mapping[str, Any]) -> None:
 
 def _student(state: TrainState) -> dict[str, Any]:
     # One flat dict of trained and other arrays; their names are disjoint.
-    return flatten(state.params["student"]) | flatten(state.rest["student"])
+    params, rest = state.student
+    return flatten(params) | flatten(rest)
 
 
 def _of(parts: Mapping[str, Arrays], name: str) -> Arrays:

@@ -8,6 +8,7 @@ import jax
 
 from drkd_jax.data.pipeline import padding_share
 from drkd_jax.data.sources import Source
+from drkd_jax.distill import distill_config
 from drkd_jax.training.settings import TrainSettings
 from drkd_jax.training.setup import Run
 from drkd_jax.training.state import num_parameters
@@ -41,7 +42,10 @@ def describe(run: Run, start: int) -> list[str]:
         lines.append(f"teacher    {model} parameters, frozen; {run.teacher.origin}")
         terms = ", ".join(f"{weight:g} x {name}" for name, weight in run.weights.items())
         distiller = _millions(num_parameters(run.state.params["distiller"]))
-        lines.append(f"loss       detection + {terms}; the distiller trains {distiller} parameters")
+        lines.append(
+            f"loss       detection + {terms}{_phases(run)}; the distiller trains {distiller} "
+            "parameters"
+        )
     lines += [
         f"steps      {run.steps} of {settings.batch_size} pictures "
         f"({run.steps / run.steps_per_epoch:.1f} epochs of {run.steps_per_epoch} steps)"
@@ -49,9 +53,25 @@ def describe(run: Run, start: int) -> list[str]:
         f"optimiser  {_optimiser(settings)}, learning rate {_rate(settings)} after "
         f"{settings.warmup_steps} steps of warm-up, {_decay(run)}, "
         f"weight decay {settings.weight_decay:g} ({settings.weight_decay_mask}), "
-        + (f"gradient clipped at {settings.clip_norm:g}" if settings.clip_norm else "no clipping"),
+        + (f"gradient clipped at {settings.clip_norm:g}" if settings.clip_norm else "no clipping")
+        + (f"; kept and scored: the average of decay {settings.ema:g}" if settings.ema else ""),
     ]
     return lines
+
+
+def _phases(run: Run) -> str:
+    """How the distillation comes and goes; nothing where it is there all the time."""
+    phases = distill_config(run.config["distill"])
+    words = []
+    if phases.adaptation_steps:
+        words.append(f"for {phases.adaptation_steps} steps the distiller alone learns by them")
+    if phases.warmup_steps:
+        words.append(f"their weights rise over {phases.warmup_steps} steps")
+    if phases.schedule != "constant":
+        start = round(phases.fall_from * run.steps)
+        how = {"linear": "fall linearly", "cosine": "fall along a cosine", "stop": "stop"}
+        words.append(f"their weights {how[phases.schedule]} from step {start}")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _optimiser(settings: TrainSettings) -> str:

@@ -245,9 +245,8 @@ class _Sitting:
         self.reading.read_all()
         before = time.perf_counter()
         run, state = self.run, self.state
-        student = state.params["student"], state.rest["student"]
         try:
-            numbers, found = self._score(run.predict, student, request)
+            numbers, found = self._score(run.predict, state.student, request)
         except EvaluationStoppedError:  # it is made up for when the run goes on
             self._interrupt(step, request)
         # The best one first: a run killed in between evaluates again.
@@ -290,7 +289,7 @@ class _Sitting:
             "steps": self.run.steps,
             "seconds": seconds,
             "parameters": {
-                "student": num_parameters((state.params["student"], state.rest["student"])),
+                "student": num_parameters(state.student),
                 "distiller": num_parameters(state.params.get("distiller", {})),
                 "teacher": teacher.num_parameters if teacher else 0,
             },

@@ -24,7 +24,14 @@ from drkd_jax.training.step import StepValues
 from drkd_jax.training.window import Window
 
 AHEAD = 3  # steps that may be under way before the oldest one's values are read
-_REPORTED = ("total", "gradient_norm", "parameter_norm", "learning_rate", "finite")
+_REPORTED = (
+    "total",
+    "gradient_norm",
+    "parameter_norm",
+    "learning_rate",
+    "distill_factor",
+    "finite",
+)
 
 
 class _Pending(NamedTuple):

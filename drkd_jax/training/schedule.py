@@ -1,4 +1,4 @@
-"""Learning rate over the run, and the optimiser: torch's SGD or AdamW, spelled in optax."""
+"""What changes over the run: learning rate, weight of the distillation; and the optimiser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from drkd_jax.distill import DistillConfig
 from drkd_jax.errors import UserError
 from drkd_jax.training.settings import TrainSettings
 
@@ -67,6 +68,67 @@ def learning_rate(settings: TrainSettings, decays: Sequence[int], steps: int) ->
         return settings.rate * factor * settings.decay_factor**fallen
 
     return schedule
+
+
+def distill_factor(config: DistillConfig, steps: int) -> Schedule | None:
+    """What every distillation term's weight is multiplied by at a step (from 0); jit can trace it.
+
+    1 while only the distiller adapts; then rise * fall, rise = min(s / warm-up steps, 1) with s
+    counted from there, and fall, at p = the share of the steps from `fall_from` on that are done:
+    1 - p (linear), (1 + cos(pi * p)) / 2 (cosine), or 0 from there on (stop).
+
+    Args:
+        config: the distillation's.
+        steps: length of the run.
+
+    Returns:
+        The factor by step; None where it is 1 at every step.
+    """
+    if config.schedule == "constant" and not config.warmup_steps:
+        return None
+    start = config.fall_from * steps
+
+    def factor(step: jax.typing.ArrayLike) -> jax.Array:
+        position = jnp.asarray(step, jnp.float32)
+        done = position - config.adaptation_steps
+        rise = jnp.minimum(done / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
+        share = jnp.clip((position - start) / (steps - start), 0.0, 1.0)
+        fall: jax.typing.ArrayLike = 1.0
+        if config.schedule == "linear":
+            fall = 1.0 - share
+        elif config.schedule == "cosine":
+            fall = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
+        elif config.schedule == "stop":
+            fall = jnp.where(position < start, 1.0, 0.0)
+        return jnp.where(done < 0, 1.0, rise * fall)
+
+    return factor
+
+
+def check_distillation(config: DistillConfig, steps: int) -> list[str]:
+    """Looks for phases that leave no step in which the student is taught.
+
+    Returns:
+        warnings, each one sentence.
+
+    Raises:
+        UserError: the student is taught at no step.
+    """
+    factor = distill_factor(config, steps)
+    factors = np.ones(steps) if factor is None else np.asarray(factor(np.arange(steps)))
+    taught = (np.arange(steps) >= config.adaptation_steps) & (factors > 0)
+    if not taught.any():
+        raise UserError(
+            f"config.distill: of the {steps} steps none teaches the student; look at "
+            "adaptation_steps, warmup_steps, schedule and fall_from"
+        )
+    begun = config.adaptation_steps + config.warmup_steps
+    if begun >= steps or (config.schedule != "constant" and begun > config.fall_from * steps > 0):
+        return [
+            f"the distillation's adaptation and warm-up take {begun} steps of {steps}: its "
+            f"weights reach {factors[taught].max():.0%} of what they are set to"
+        ]
+    return []
 
 
 def check(settings: TrainSettings, steps: int, decays: Sequence[int]) -> list[str]:

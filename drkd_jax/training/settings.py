@@ -39,6 +39,8 @@ class TrainSettings:
         final_factor: of "cosine": the share of the rate that is left at the end.
         clip_norm: largest norm of the gradient, of student and distiller each by itself; 0 clips
             nothing.
+        ema: decay of an exponential moving average of the student's parameters, which then is
+            what is evaluated and kept; 0 keeps none.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; the last step always writes one.
         eval_every: steps between two evaluations; 0 evaluates at the end only.
@@ -68,6 +70,7 @@ class TrainSettings:
     decay_factor: float = 0.1
     final_factor: float = 0.0
     clip_norm: float = 0.0
+    ema: float = 0.0
     log_every: int = 50
     checkpoint_every: int = 1000
     eval_every: int = 0
@@ -114,7 +117,7 @@ class TrainSettings:
         ):
             if getattr(self, name) < 0:
                 raise UserError(f"config.train.{name} = {getattr(self, name)}: cannot be negative")
-        for name in ("b1", "b2"):
+        for name in ("b1", "b2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(
                     f"config.train.{name} = {getattr(self, name)}: must be at least 0 and under 1"

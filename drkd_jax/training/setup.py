@@ -127,7 +127,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
     parts = {"student": take_apart(student, student.is_trained)}
     filters: dict[str, Filter] = {"student": student.is_trained}
     graphs = {"student": parts["student"].graph}
-    teacher, weights, teacher_pixels = None, {}, None
+    teacher, weights, teacher_pixels, phases = None, {}, None, distill.DistillConfig()
     if config.get("distill") is not None:
         if config.get("teacher") is None:
             raise UserError("config.distill is set and config.teacher is not: nobody teaches")
@@ -143,8 +143,20 @@ def build_run(values: Mapping[str, Any]) -> Run:
         filters["distiller"] = distiller.is_trained
         graphs |= {"distiller": parts["distiller"].graph, "teacher": teacher.graph}
         weights = {name: float(weight) for name, weight in distiller.weights.items()}
+        phases = distiller.config
+        warnings += schedule.check_distillation(phases, steps)
     recipe = Recipe(
-        graphs, filters, weights, tx, rate, pixels, config["seed"], teacher_pixels or pixels
+        graphs,
+        filters,
+        weights,
+        tx,
+        rate,
+        pixels,
+        config["seed"],
+        teacher_pixels or pixels,
+        distill_factor=schedule.distill_factor(phases, steps),
+        adaptation_steps=phases.adaptation_steps,
+        ema=settings.ema,
     )
     return Run(
         config=config,
@@ -163,7 +175,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         steps_per_epoch=per_epoch,
         decays=decays,
         recipe=recipe,
-        state=put_everywhere(new_state(parts, tx), mesh),
+        state=put_everywhere(new_state(parts, tx, average=settings.ema > 0), mesh),
         step=(pmap_step if settings.parallel == "pmap" else train_step)(recipe, mesh),
         predict=predictor(parts["student"].graph, pixels, mesh),
         warnings=warnings,

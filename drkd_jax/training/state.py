@@ -32,12 +32,24 @@ class Parts(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes. `params` and `rest` have the keys "student", "distiller"."""
+    """Everything that a step changes. `params` and `rest` have the keys "student", "distiller".
+
+    `average` is the moving average of the student's `params`, or empty where none is kept.
+    """
 
     step: Any  # steps done, int32 scalar; lowering a step puts a description of it here
     params: dict[str, Arrays]
     rest: dict[str, Arrays]
     opt_state: optax.OptState
+    average: Arrays = dataclasses.field(default_factory=dict)
+
+    @property
+    def student(self) -> tuple[Arrays, Arrays]:
+        """The student that is evaluated and kept, (params, rest): its average where there is one.
+
+        Running statistics of batch norms are averages already and stay as they are.
+        """
+        return self.average or self.params["student"], self.rest["student"]
 
 
 def take_apart(module: nnx.Module, is_trained: Filter) -> Parts:
@@ -52,16 +64,25 @@ def put_together(parts: Parts) -> Any:
     return nnx.merge(parts.graph, parts.params, parts.rest, copy=True)
 
 
-def new_state(parts: Mapping[str, Parts], tx: optax.GradientTransformation) -> TrainState:
+def new_state(
+    parts: Mapping[str, Parts], tx: optax.GradientTransformation, *, average: bool = False
+) -> TrainState:
     """The state of step 0.
 
     Args:
         parts: "student" and, where something is distilled, "distiller".
         tx: the optimiser.
+        average: whether a moving average of the student is kept; it starts as the student.
     """
     params = {name: part.params for name, part in parts.items()}
     rest = {name: part.rest for name, part in parts.items()}
-    return TrainState(jnp.zeros((), jnp.int32), params, rest, jax.jit(tx.init)(params))
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        rest,
+        jax.jit(tx.init)(params),
+        params["student"] if average else {},
+    )
 
 
 def num_parameters(tree: Arrays) -> int:

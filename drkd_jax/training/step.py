@@ -47,6 +47,9 @@ class Recipe:
         pixels: the student's input.
         seed: of the run's random choices.
         teacher_pixels: the teacher's input; None: the student's.
+        distill_factor: by step, what the weights are multiplied by; None: 1.
+        adaptation_steps: first steps in which the distillation does not reach the student.
+        ema: decay of the moving average of the student's parameters; 0: there is none.
     """
 
     graphs: Mapping[str, nnx.GraphDef]
@@ -57,6 +60,9 @@ class Recipe:
     pixels: Pixels
     seed: int
     teacher_pixels: Pixels | None = None
+    distill_factor: Schedule | None = None
+    adaptation_steps: int = 0
+    ema: float = 0.0
 
     def for_teacher(self, batch: Batch, student: Float[Array, "B H W 3"]) -> Any:
         """The teacher's input: the student's, or the same pictures by the teacher's own rule."""
@@ -109,7 +115,8 @@ def loss_terms(
 
     Returns:
         (total, (values by name, the other arrays after the forward pass)): detection terms under
-        their own names, distillation terms unweighted, diagnostics as "diag/NAME".
+        their own names, distillation terms unweighted, what their weights are multiplied by as
+        "distill_factor", diagnostics as "diag/NAME".
     """
     modules = {
         name: put_together(Parts(recipe.graphs[name], params[name], rest[name])) for name in params
@@ -123,16 +130,23 @@ def loss_terms(
     if "distiller" in modules:
         guide = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
         teacher_features = gather(guide.features(recipe.for_teacher(batch, images)))
+        seen = features.maps
+        if recipe.adaptation_steps:
+            adapts = step < recipe.adaptation_steps
+            # A choice, not a product with 0: where it is not taken its gradient is exactly 0.
+            seen = tuple(jnp.where(adapts, jax.lax.stop_gradient(x), x) for x in seen)
         output = modules["distiller"](
-            features.maps,
+            seen,
             teacher_features.maps,
             targets.boxes,
             targets.valid,
             targets.sizes,
             targets.picture_valid,
         )
+        factor = jnp.ones(()) if recipe.distill_factor is None else recipe.distill_factor(step)
         values |= output.losses
-        total = total + output.total
+        values["distill_factor"] = factor
+        total = total + (output.total if recipe.distill_factor is None else factor * output.total)
         values |= {f"diag/{name}": value for name, value in output.diagnostics.items()}
     after = {
         name: take_apart(module, recipe.is_trained[name]).rest for name, module in modules.items()
@@ -196,6 +210,27 @@ def pmap_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     return step_of_many
 
 
+def moved_average(average: Arrays, params: Arrays, decay: float, step: Int[Array, ""]) -> Arrays:
+    """The moving average after a step: d * average + (1 - d) * parameters.
+
+    d = min(decay, (1 + step) / (10 + step)): at first the average follows quickly, and the random
+    start is soon forgotten.
+
+    Args:
+        average: as the step before left it.
+        params: after this step, in the same structure.
+        decay: in the long run.
+        step: steps done before this one.
+
+    Source: `tf.train.ExponentialMovingAverage`, its `num_updates`.
+    """
+    done = step.astype(jnp.float32)
+    kept = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
+    return jax.tree.map(
+        lambda old, new: (old + (1.0 - kept) * (new - old)).astype(old.dtype), average, params
+    )
+
+
 class _Gradient(NamedTuple):
     total: Float[Array, ""]
     terms: dict[str, Float[Array, ""]]
@@ -229,5 +264,8 @@ def _update(recipe: Recipe, state: TrainState, found: _Gradient) -> tuple[TrainS
         "finite": finite,
     }
     stacked = jnp.stack([jnp.asarray(value, jnp.float32) for value in values.values()])
-    after = TrainState(state.step + 1, params, rest, opt_state)
+    average = state.average
+    if recipe.ema:
+        average = moved_average(average, params["student"], recipe.ema, state.step)
+    after = TrainState(state.step + 1, params, rest, opt_state, average)
     return after, StepValues(stacked, tuple(values))

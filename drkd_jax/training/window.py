@@ -14,7 +14,7 @@ class Window:
     """The steps since the last log line.
 
     Args:
-        weights: of the distillation terms.
+        weights: of the distillation terms, before "distill_factor".
         batch_size: pictures a step.
 
     Attributes:
@@ -81,14 +81,18 @@ class Window:
 def _means(window: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
     """Means over the steps since the last line.
 
-    A distillation term gives "distill/TERM" (unweighted), "weight/TERM" and "share/TERM", its
-    weighted part of the total.
+    A distillation term gives "distill/TERM" (unweighted), "weight/TERM" (of these steps) and
+    "share/TERM", its weighted part of the total.
     """
     means = {name: float(np.mean([values[name] for values in window])) for name in window[-1]}
     del means["finite"]
     means["learning_rate"] = window[-1]["learning_rate"]
+    factors = [values.get("distill_factor", 1.0) for values in window]
     for name, weight in weights.items():
-        loss = means[f"distill/{name}"] = means.pop(name)
-        means[f"weight/{name}"] = weight
-        means[f"share/{name}"] = weight * loss / means["total"] if means["total"] else 0.0
+        part = weight * float(
+            np.mean([f * values[name] for f, values in zip(factors, window, strict=True)])
+        )
+        means[f"distill/{name}"] = means.pop(name)
+        means[f"weight/{name}"] = weight * float(np.mean(factors))
+        means[f"share/{name}"] = part / means["total"] if means["total"] else 0.0
     return means
