@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.gain import results as gain_results
 from benchmarks.gain import runner as gain_runner
 from benchmarks.gain.adopt import adopt
 from benchmarks.gain.plan import Job, make_plan
@@ -217,7 +218,12 @@ def finish(job: Job, quality: float, seed: int) -> None:
         (job.folder / f"{name}.json").write_text(json.dumps(content))
 
 
-def test_results_pair_the_seeds_and_keep_what_is_missing(plan):
+@pytest.fixture
+def few_draws(monkeypatch):
+    monkeypatch.setattr(gain_results, "DRAWS", 60)
+
+
+def test_results_pair_the_seeds_and_keep_what_is_missing(plan, few_draws):
     for i, job in enumerate(plan.jobs):
         if job.name.endswith("pixel/2/seed1"):
             continue
@@ -245,7 +251,7 @@ def test_results_pair_the_seeds_and_keep_what_is_missing(plan):
     assert gather(plan, {})["comparisons"][0] == results["comparisons"][0]  # from the kept draws
 
 
-def test_a_run_of_other_settings_or_of_two_runs_is_refused(plan):
+def test_a_run_of_other_settings_or_of_two_runs_is_refused(plan, few_draws):
     job = plan.students[0]
     finish(job, 1.0, 0)
     other = {**job.config, "train": {**job.config["train"], "learning_rate": 7.0}}
@@ -284,5 +290,5 @@ def test_finished_runs_from_elsewhere_are_linked(plan, tmp_path):
     assert (twin.students[1].folder / "summary.json").is_file()
     again = list(adopt(plan, [elsewhere]))
     assert again[0].endswith("is in place")
-    with pytest.raises(UserError, match="--adopt .*nowhere: no such folder"):
+    with pytest.raises(UserError, match=r"--adopt .*nowhere: no such folder"):
         list(adopt(plan, [tmp_path / "nowhere"]))
