@@ -47,6 +47,8 @@ def forest(path: str | Path, results: Mapping[str, Any]) -> bool:
             va="center",
             weight="bold",
             color=_INK,
+            zorder=3,
+            bbox={"facecolor": _GROUND, "edgecolor": "none", "pad": 1.5},
         )
         for row in of_group:
             at += 1
@@ -70,7 +72,7 @@ def forest(path: str | Path, results: Mapping[str, Any]) -> bool:
     handles += [
         Line2D([], [], color=_INK, linewidth=3, label="95 % over seeds and images"),
         Line2D([], [], color=_INK, linewidth=1, label="95 % over seeds"),
-        Line2D([], [], color=_FAINT, marker="|", linewidth=0, label="each pair"),
+        Line2D([], [], color=_INK, marker="|", linewidth=0, label="each pair"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.savefig(path, dpi=130, facecolor=_GROUND)
@@ -87,7 +89,7 @@ def _row(ax: Axes, at: float, metric: str, found: Mapping[str, Any]) -> None:
         if all(map(math.isfinite, ends)):
             ax.plot(ends, [y, y], color=colour, linewidth=width, solid_capstyle="butt")
     each = [100 * value for value in found["each"]]
-    ax.plot(each, [y] * len(each), "|", color=_FAINT, markersize=6, zorder=3)
+    ax.plot(each, [y] * len(each), "|", color=_INK, markersize=7, zorder=3)
     ax.plot(mean, y, marker, color=colour, markeredgecolor=_GROUND, markersize=7, zorder=4)
     words = f"{mean:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
     ax.text(
@@ -104,5 +106,6 @@ def _row(ax: Axes, at: float, metric: str, found: Mapping[str, Any]) -> None:
 def _gap(results: Mapping[str, Any], name: str, detector: str, budget: int) -> str:
     for row in results["gaps"]:
         if (row["set"], row["detector"], row["budget"]) == (name, detector, budget):
-            return f": teacher {100 * row['AP']['mean']:+.1f} AP ahead"
+            ahead = 100 * row["AP"]["mean"]
+            return f": teacher {abs(ahead):.1f} AP {'ahead' if ahead >= 0 else 'behind'}"
     return ""

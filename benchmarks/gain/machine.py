@@ -15,25 +15,35 @@ from benchmarks.gain.recipes import ROOT
 from drkd_jax.errors import UserError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocotools")
-# In a process of its own: the first touch of a device would take a GPU's memory for good.
-_ASK = (
-    "import jax, json; d = jax.devices(); "
-    "print(json.dumps([d[0].platform, f'{len(d)} x {d[0].device_kind}']))"
-)
+_ASK = "from benchmarks.gain.machine import devices; import json; print(json.dumps(devices()))"
 
 
 def machine() -> dict[str, Any]:
-    """`platform` ("cpu", "gpu", ...), `devices` and `cores`, as JAX will see them.
+    """`platform` ("cpu", "gpu", ...), `devices` and `cores`, as the trainings will see them.
 
     Raises:
         UserError: JAX finds no device.
     """
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return devices()
+    # In a process of its own: the first touch of a GPU would take its memory for good.
     ran = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, cwd=ROOT)
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or ["no error text"])[-1]
         raise UserError(f"JAX finds no device: {last}")
-    kind, devices = json.loads(ran.stdout.strip().splitlines()[-1])
-    return {"platform": kind, "devices": devices, "cores": len(cores())}
+    return json.loads(ran.stdout.strip().splitlines()[-1])
+
+
+def devices() -> dict[str, Any]:
+    """The same; touches the device."""
+    import jax
+
+    found = jax.devices()
+    return {
+        "platform": found[0].platform,
+        "devices": f"{len(found)} x {found[0].device_kind}",
+        "cores": len(cores()),
+    }
 
 
 def cores() -> list[int]:

@@ -35,38 +35,20 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _group(results: Mapping[str, Any], name: str, detector: str, budget: int) -> list[str]:
-    rows = [
-        row
-        for row in results["comparisons"]
-        if (row["set"], row["detector"], row["budget"]) == (name, detector, budget)
-    ]
-    teacher = next(
-        (
-            row
-            for row in results["teachers"]
-            if (row["set"], row["detector"], row["state"]) == (name, detector, "done")
-        ),
-        None,
-    )
+    place = {"set": name, "detector": detector, "budget": budget}
+    rows = _of(results["comparisons"], place)
     blocks = [f"## {name}, {detector}, {budget} steps"]
-    gap = next(
-        (
-            row
-            for row in results["gaps"]
-            if (row["set"], row["detector"], row["budget"]) == (name, detector, budget)
-        ),
-        None,
-    )
-    if gap:
+    for gap in _of(results["gaps"], place):
         blocks.append(
-            f"The teacher is {_signed(gap['AP'])} AP ahead of {results['reference']}"
-            f"{_between(gap['AP']['low'], gap['AP']['high'])} and {_signed(gap['AP_S'])} AP_S."
+            f"Teacher minus {results['reference']}: {_signed(gap['AP'])} AP"
+            f"{_between(gap['AP']['low'], gap['AP']['high'])}, {_signed(gap['AP_S'])} AP_S; the "
+            "interval is over the images."
         )
     lines = [
         "| arm | seeds | AP | AP50 | AP_S | AP_M |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    if teacher:
+    for teacher in _of(results["teachers"], {"set": name, "detector": detector, "state": "done"}):
         cells = (_points(teacher["scores"][metric]) for metric in METRICS)
         lines.append(f"| *teacher* | 1 | {' | '.join(cells)} |")
     for row in rows:
@@ -85,6 +67,10 @@ def _group(results: Mapping[str, Any], name: str, detector: str, budget: int) ->
                 lines.append(_difference(row, metric))
         blocks.append("\n".join(lines))
     return blocks
+
+
+def _of(rows: Iterable[Mapping[str, Any]], place: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if all(row[key] == value for key, value in place.items())]
 
 
 def _difference(row: Mapping[str, Any], metric: str) -> str:

@@ -244,8 +244,8 @@ def _compare(
     for metric in METRICS:
         first, second = ([side[seed] for seed in both] for side in (reference, runs))
         found = paired_difference(
-            [run.scores[metric] for run in first],
-            [run.scores[metric] for run in second],
+            np.array([run.scores[metric] for run in first]),
+            np.array([run.scores[metric] for run in second]),
             np.stack([run.draws[metric] for run in first if run.draws]),
             np.stack([run.draws[metric] for run in second if run.draws]),
         )

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -111,8 +110,8 @@ def resampled_scores(
 
 
 def paired_difference(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: Float[np.ndarray, "N"],
+    second: Float[np.ndarray, "N"],
     first_draws: Float[np.ndarray, "N S"],
     second_draws: Float[np.ndarray, "N S"],
     seed: int = 0,
@@ -131,7 +130,7 @@ def paired_difference(
         runs, and N seeds are drawn with replacement. Drawing N of N seeds makes their mean spread
         by (N - 1) / N of its variance; deviations are stretched by the root of the inverse.
     """
-    each = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+    each = second - first
     number = len(each)
     differences = second_draws - first_draws
     centre = differences.mean(axis=0)

@@ -1,0 +1,118 @@
+"""Paired differences: scores on draws as pycocotools gives them, intervals as loops count them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from scipy import stats
+
+from drkd_jax.report.paired import (
+    METRICS,
+    paired_difference,
+    picture_draws,
+    resampled_scores,
+)
+from tests.report.test_bootstrap import detect, make, repeated
+
+
+def coco_scores(truth: dict, detections: list[dict]) -> dict[str, float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        scorer = COCOeval(coco, coco.loadRes([dict(d) for d in detections]), "bbox")
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    return dict(zip(METRICS, scorer.stats[[0, 1, 3, 4]], strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_draws_are_repeated_pictures(seed):
+    truth = make(14, seed)
+    detections = detect(truth, 2.0, seed)
+    draws = np.concatenate([np.ones((1, 14), np.int64), picture_draws(14, 3, seed)])
+    found = resampled_scores(truth, detections, draws)
+    for s, row in enumerate(draws):
+        wanted = coco_scores(*repeated(truth, detections, row))
+        for name in METRICS:
+            assert found[name][s] == pytest.approx(wanted[name], abs=1e-12)
+
+
+def test_a_draw_without_any_box_is_nan_and_no_detection_is_zero():
+    truth = make(12)
+    bare = next(
+        i
+        for i, image in enumerate(truth["images"])
+        if image["id"] not in {a["image_id"] for a in truth["annotations"]}
+    )
+    draws = np.stack([np.ones(12, np.int64), 12 * np.eye(12, dtype=np.int64)[bare]])
+    found = resampled_scores(truth, [], draws)
+    assert found["AP"][0] == 0.0
+    assert math.isnan(found["AP"][1])
+
+
+def test_every_draw_holds_as_many_pictures():
+    draws = picture_draws(9, 50)
+    assert draws.shape == (50, 9)
+    assert (draws.sum(axis=1) == 9).all()
+    assert np.array_equal(draws, picture_draws(9, 50))
+    assert len(np.unique(draws, axis=0)) > 40
+
+
+def brute_force(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, float]:
+    number, num_draws = first.shape
+    chosen = np.random.default_rng(seed).integers(0, number, (num_draws, number))
+    values = []
+    for s in range(num_draws):
+        each = [second[n, s] - first[n, s] for n in range(number)]
+        mean = sum(each) / number
+        drawn = sum(each[n] for n in chosen[s]) / number
+        values.append(mean + math.sqrt(number / (number - 1)) * (drawn - mean))
+    values.sort()
+    return tuple(np.percentile(values, [2.5, 97.5]))
+
+
+def test_difference_and_its_intervals():
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(0.3, 0.01, (2, 5))
+    draws = [side[:, None] + rng.normal(0, 0.02, (5, 200)) for side in (first, second)]
+    found = paired_difference(first, second, *draws, seed=7)
+    each = [b - a for a, b in zip(first, second, strict=True)]
+    assert found.each == pytest.approx(each, abs=1e-15)
+    assert found.mean == pytest.approx(sum(each) / 5, abs=1e-15)
+    wanted = stats.ttest_rel(second, first).confidence_interval(0.95)
+    assert (found.t_low, found.t_high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(brute_force(*draws, seed=7), abs=1e-12)
+
+
+def test_seeds_spread_the_interval_as_their_mean_does():
+    """Without any noise from the pictures, it is 1.96 standard errors of the mean over seeds."""
+    each = np.random.default_rng(0).normal(0, 1, 40)
+    zeros = np.zeros((40, 4000))
+    found = paired_difference(np.zeros(40), each, zeros, zeros + each[:, None])
+    error = each.std(ddof=1) / math.sqrt(40)
+    assert (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.05)
+
+
+def test_one_seed_has_an_interval_over_pictures_only():
+    draws = np.random.default_rng(0).normal(0.02, 0.01, (1, 300))
+    found = paired_difference(np.array([0.3]), np.array([0.32]), np.zeros((1, 300)), draws)
+    assert math.isnan(found.sd)
+    assert math.isnan(found.t_low)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
+    assert not found.above_zero
+
+
+def test_above_zero_wants_both_intervals():
+    near, zeros, none = np.full((3, 50), 0.01), np.zeros((3, 50)), np.zeros(3)
+    assert paired_difference(none, np.array([0.010, 0.011, 0.009]), zeros, near).above_zero
+    wide = paired_difference(none, np.array([0.001, 0.03, 0.001]), zeros, near)
+    assert wide.low > 0
+    assert not wide.above_zero
