@@ -205,7 +205,9 @@ def test_too_many_faults_or_a_lost_class_stop(root, tmp_path):
     content["categories"].append({"id": [2], "name": "other"})
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"category id \[2\]: id \[2\] is not a whole number; a class"):
+    with pytest.raises(
+        UserError, match=r"category id \[2\]: id \[2\] is not a whole number; a class"
+    ):
         open_source(f"coco:{root / 'whole'}:{path}", "skip")
 
 
