@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from drkd_jax.data.findings import MAX_DETECTIONS
 from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.skipped import SKIPPED_FILE
@@ -157,7 +158,9 @@ class _Sitting:
         run = self.run
         for line in describe(run, self.start):
             self.metrics.say(line)
-        for part, text, grave in from_first(lambda: data_findings(run)):
+        counted = getattr(run.eval, "max_detections", 0) or MAX_DETECTIONS
+        sets = run.train_source, run.val_source, run.pipeline.max_boxes, counted
+        for part, text, grave in from_first(lambda: data_findings(*sets)):
             if grave:
                 self.metrics.warn(self.start, f"{part}: {text}")
             else:
