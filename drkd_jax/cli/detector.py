@@ -52,7 +52,7 @@ def load(workdir: str, which: str) -> Trained:
     return Trained(
         config=config,
         step=step,
-        categories=tuple(Category(int(number), name) for number, name in about["categories"]),
+        categories=tuple(Category(number, name) for number, name in about["categories"]),
         num_classes=len(about["categories"]),
         pipeline=read_pipeline(config, settings.batch_size),
         eval=settings,

@@ -61,7 +61,13 @@ def main(argv: Sequence[str]) -> int:
     else:
         trained = load(arguments.workdir, arguments.which)
         what = f"checkpoint of step {trained.step}"
-    source = open_source(arguments.data or trained.config["data"]["val"], trained.pipeline.on_error)
+    pipeline = trained.pipeline
+    source = open_source(
+        arguments.data or trained.config["data"]["val"],
+        pipeline.on_error,
+        exif=pipeline.exif,
+        depth=pipeline.depth,
+    )
     own = [category.name for category in trained.categories]
     theirs = [category.name for category in source.categories]
     if own and own != theirs:

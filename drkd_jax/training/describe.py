@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from drkd_jax.data.findings import MAX_DETECTIONS, Finding, find, some
 from drkd_jax.data.pipeline import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.distill import distill_config
@@ -84,6 +85,40 @@ def _decay(run: Run) -> str:
     if run.train.schedule == "cosine":
         return f"along a cosine to {run.train.final_factor:g} of it"
     return f"times {run.train.decay_factor:g} at {list(run.decays) or 'no step'}"
+
+
+def data_findings(
+    train: Source, val: Source, max_boxes: int, max_detections: int = MAX_DETECTIONS
+) -> list[tuple[str, str, bool]]:
+    """What the owner of the data may not expect, in the words of `prepare --check`.
+
+    Args:
+        train: the set that is trained on.
+        val: the set that is scored.
+        max_boxes: rows for ground truth in a batch.
+        max_detections: of a class in a picture that an evaluation counts.
+
+    Returns:
+        ("train" or "val", text, whether something is likely wrong) for each.
+    """
+    of_train = find(train, max_boxes=max_boxes, max_detections=None)
+    of_val = find(val, max_boxes=None, max_detections=max_detections)
+    shared = _shared(train, val)
+    if shared:
+        of_val.append(Finding(shared, grave=True))
+    return [("train", *finding) for finding in of_train] + [("val", *each) for each in of_val]
+
+
+def _shared(train: Source, val: Source) -> str:
+    """Which picture files both sets have."""
+    if not (hasattr(train, "path") and hasattr(val, "path")):
+        return ""
+    trained = {str(train.path(index)) for index in range(len(train))} - {"None"}
+    both = [index for index in range(len(val)) if str(val.path(index)) in trained]
+    if not both or len(both) == len(val) == len(train):  # one set given twice is meant
+        return ""
+    named = some([str(val.path(index)) for index in both])
+    return f"{len(both)} of its {len(val)} pictures are in config.data.train as well: {named}"
 
 
 def _rate(settings: TrainSettings) -> str:
