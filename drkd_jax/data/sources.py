@@ -9,6 +9,7 @@ from drkd_jax.data.records import Category, Meta, Record, Source
 from drkd_jax.data.shapes import ShapesSource
 from drkd_jax.data.tfds import TfdsSource
 from drkd_jax.errors import UserError
+from drkd_jax.paths import expand_home
 
 __all__ = ["Category", "Meta", "Record", "Source", "open_source"]
 
@@ -30,6 +31,7 @@ def open_source(spec: str, on_error: str = "stop") -> Source:
     Raises:
         UserError: another form, or what it names does not exist or is broken.
     """
+    spec = expand_home(spec)
     kind, _, rest = spec.partition(":")
     if kind == "shapes":
         return _open_shapes(spec, rest)
