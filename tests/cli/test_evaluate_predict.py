@@ -88,7 +88,7 @@ def test_evaluate_on_data_of_other_classes_is_refused(workdir, capsys, tmp_path)
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((50, 60, 3), np.uint8))
     data = f"--data=coco:{tmp_path}:{tmp_path / 'boxes.json'}"
     assert command_line.main(["evaluate", f"--workdir={workdir}", data]) == 2
-    assert "has the classes cat (1), the detector was trained on" in capsys.readouterr().err
+    assert "has the classes cat (id 3); the detector knows" in capsys.readouterr().err
 
 
 def test_predict_draws_and_writes_coco_json_in_the_pictures_own_pixels(workdir, tmp_path, capsys):
