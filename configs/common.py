@@ -33,6 +33,8 @@ def base() -> ConfigDict:
     data.flip = 0.5  # probability of a mirrored training picture
     data.drop_empty = True  # leave training pictures without a box, or under 32 pixels, out
     data.on_error = "stop"  # stop | skip: what a picture or entry that cannot be read does
+    data.exif = "auto"  # auto | stored | turned: pixels that boxes of a turned photograph mean
+    data.depth = 0  # bits that 16-bit pictures use, 8 to 16; 0 for all 16
     data.num_threads = 4
     data.num_workers = 0  # worker processes; 0 reads in threads
     data.prefetch = 4  # batches

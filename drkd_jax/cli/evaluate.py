@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drkd_jax.classes import class_differences, match_classes
 from drkd_jax.cli.arguments import Parser, positive
 from drkd_jax.cli.detector import Trained, add_arguments, load_named, where
+from drkd_jax.data.classes import list_classes, with_classes
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import EVALUATORS, why_nothing_to_find
@@ -78,9 +78,14 @@ def main(argv: Sequence[str]) -> int:
     trained = load_named(arguments, limit)
     if out and not arguments.out:
         make_folder(out, "--workdir")
-    source = open_source(arguments.data or trained.config["data"]["val"], trained.pipeline.on_error)
-    truth = source.coco_ground_truth()
-    category_ids, differences = _classes(trained, source, truth)
+    pipeline = trained.pipeline
+    source = open_source(
+        arguments.data or trained.config["data"]["val"],
+        pipeline.on_error,
+        exif=pipeline.exif,
+        depth=pipeline.depth,
+    )
+    source, category_ids, notes = _by_name(trained, source)
     settings = dataclasses.replace(trained.eval, **asked)
     numbers, found = evaluate(
         trained.predict,
@@ -95,34 +100,38 @@ def main(argv: Sequence[str]) -> int:
     print(f"{source.spec}, {place if is_file else f'checkpoint of step {trained.step}'}")
     for (name, value), title in zip(numbers.items(), _titles(settings.max_detections), strict=True):
         print(f"{name:6s} {value:7.4f}   {title}")
-    for line in differences:
-        print(f"classes {line}")
-    scored = [source.meta(i).image_id for i in range(settings.max_pictures or len(source))]
-    nothing = why_nothing_to_find(truth, scored)
-    if nothing:
-        print(nothing)
+    count = min(settings.max_pictures or len(source), len(source))
+    scored = [source.meta(index).image_id for index in range(count)]
+    nothing = why_nothing_to_find(source.coco_ground_truth(), scored)
+    for line in [*notes, *filter(None, [nothing])]:
+        print(line)
     if out:
         sys.stdout.flush()
         write_evaluation(Path(out), trained.step, source, numbers, found)
     return 0
 
 
-def _classes(
-    trained: Trained, source: Source, truth: dict[str, Any]
-) -> tuple[tuple[Any, ...] | None, list[str]]:
-    """The data's id for each of the detector's classes, and words where the two differ.
+def _by_name(trained: Trained, source: Source) -> tuple[Source, tuple[Any, ...] | None, list[str]]:
+    """The source by the detector's classes.
+
+    Returns:
+        (the source, the id of each of the detector's classes or None where the data has no such
+        class, words where the two differ).
 
     Raises:
-        UserError: the detector does not know a class that has boxes.
+        UserError: the detector does not know a class that has boxes, or no class at all.
     """
-    theirs = source.categories
-    if not trained.categories:  # a file of weights that names none
+    own, theirs, what = trained.categories, source.categories, f"--data={source.spec}"
+    if not own:  # a file of weights that names none
         if trained.num_classes != len(theirs):
-            raise UserError(
-                f"--data={source.spec} has {len(theirs)} classes, the detector "
-                f"{trained.num_classes}"
-            )
-        return None, []
-    needed = {row["category_id"] for row in truth["annotations"] if not row["iscrowd"]}
-    ids = match_classes(trained.categories, theirs, needed, whose=f"--data={source.spec}")
-    return ids, class_differences(trained.categories, theirs)
+            raise UserError(f"{what} has {len(theirs)} classes, the detector {trained.num_classes}")
+        return source, None, []
+    names = {category.name for category in theirs}
+    if not names & {category.name for category in own}:
+        raise UserError(
+            f"{what} has the classes {list_classes(theirs)}, the detector was trained on "
+            f"{list_classes(own)}: no class is the same"
+        )
+    source, notes = with_classes(source, own, what, "the detector")
+    ids = tuple(c.id if c.name in names else None for c in source.categories)
+    return source, ids, notes

@@ -6,6 +6,7 @@ Letters: H W pixels of a picture, n its boxes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -117,7 +118,7 @@ def detect(
     batch_size = max(1, min(trained.pipeline.batch_size, len(paths)))
     devices = trained.mesh.size
     config = dataclasses.replace(trained.pipeline, batch_size=-(-batch_size // devices) * devices)
-    decode = decode_picture
+    decode = functools.partial(decode_picture, exif="turned", depth=config.depth)
     broken: list[Picture] = []
 
     def whole() -> Iterator[Picture]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from drkd_jax.cli.arguments import Parser
+from drkd_jax.data.decode import EXIF
 from drkd_jax.errors import EXIT_USER, UserError
+from drkd_jax.training.writing import make_folder, make_place
 
 _LONGEST = 1600  # pixels of the longer side of a sample drawing
 _TOLD = 20  # errors on the terminal
@@ -41,9 +44,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--instances", help="instances_train2017.json")
     parser.add_argument("--split", help="train, validation or test")
     parser.add_argument("--data-dir", default="~/tensorflow_datasets", help="TFDS's data folder")
+    parser.add_argument("--exif", choices=EXIF, default="auto", help="--check: as data.exif")
+    parser.add_argument("--depth", type=int, default=0, help="--check: as data.depth")
     arguments = parser.parse_args(list(argv))
+    if arguments.check and arguments.json:
+        make_place(arguments.json, "--json")
+    if arguments.check and arguments.out:
+        make_folder(arguments.out, "--out")
     if arguments.check:
-        return _check(arguments.source, arguments.out, arguments.json)
+        return _check(arguments)
     if arguments.source != "tfds:coco/2017":
         raise UserError(f"prepare {arguments.source}: only tfds:coco/2017 can be prepared")
     missing = [f"--{n}" for n in ("images", "instances", "split") if not getattr(arguments, n)]
@@ -59,8 +68,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _check(spec: str, out: str | None, json_file: str | None) -> int:
+def _check(arguments: argparse.Namespace) -> int:
     from drkd_jax.data.check import Report, check
+
+    spec, out, json_file = arguments.source, arguments.out, arguments.json
+    reading: dict[str, Any] = {"exif": arguments.exif, "depth": arguments.depth}
+    if arguments.depth and not 8 <= arguments.depth <= 16:
+        raise UserError(f"--depth={arguments.depth}: 8 to 16 bits, or 0 for all 16")
 
     with tqdm(unit="picture", dynamic_ncols=True) as bar:
 
@@ -68,13 +82,13 @@ def _check(spec: str, out: str | None, json_file: str | None) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        report: Report = check(spec, progress=progress)
+        report: Report = check(spec, progress=progress, **reading)
+    for line in _lines(report.as_json()):
+        print(line, flush=True)
     if json_file:
         _write(Path(json_file), json.dumps(report.as_json(), indent=1) + "\n")
-    for line in _lines(report.as_json()):
-        print(line)
     if out:
-        print(f"{_draw(spec, report.samples, Path(out))} sample drawings in {out}")
+        print(f"{_draw(spec, reading, report.samples, Path(out))} sample drawings in {out}")
     for kind, texts in (("warning", report.warnings), ("error", report.errors)):
         for text in texts[:_TOLD]:
             print(f"{kind}: {text}")
@@ -104,12 +118,12 @@ def _lines(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def _draw(spec: str, samples: Sequence[int], folder: Path) -> int:
+def _draw(spec: str, reading: dict[str, Any], samples: Sequence[int], folder: Path) -> int:
     """Draws the boxes of some pictures; crowd regions are named as such."""
     from drkd_jax.data.sources import open_source
     from drkd_jax.report.draw import draw_detections
 
-    source = open_source(spec, "list")
+    source = open_source(spec, "list", **reading)
     names = [category.name for category in source.categories]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,17 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drkd_jax.data.coco import CocoSource
+from drkd_jax.data.findings import find, left_out, no_box, some
 from drkd_jax.data.instances import Fault
-from drkd_jax.data.shapes import ShapesSource
 from drkd_jax.data.sources import open_source
 from drkd_jax.data.table import AnnotationTable
-from drkd_jax.data.tfds import TfdsSource
 from drkd_jax.errors import UserError
 
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits, compared with the stated area
-_SMALLEST_SIDE = 32  # pixels; training leaves smaller pictures out
-_ROWS = 100  # boxes a picture: `data.max_boxes` by default
-_NAMED = 5  # examples in a warning
 
 
 class Problem(NamedTuple):
@@ -88,6 +83,8 @@ class Report:
 def check(
     spec: str,
     *,
+    exif: str = "auto",
+    depth: int = 0,
     threads: int = 4,
     num_samples: int = 12,
     progress: Callable[[int, int], None] | None = None,
@@ -96,6 +93,8 @@ def check(
 
     Args:
         spec: as ``open_source`` takes it.
+        exif: as ``open_source`` takes it.
+        depth: as ``open_source`` takes it.
         threads: that read pictures.
         num_samples: how many positions ``samples`` has, at most.
         progress: is told how many pictures of how many are read.
@@ -104,9 +103,8 @@ def check(
         UserError: the source cannot be opened at all: no such folder, a file that is not json, a
             list that is missing.
     """
-    source = open_source(spec, "list")
-    assert isinstance(source, CocoSource | ShapesSource | TfdsSource)
-    table = source.table
+    source = open_source(spec, "list", exif=exif, depth=depth)
+    table: AnnotationTable = source.table  # type: ignore[attr-defined]  # every such source has one
     faults: list[Fault] = getattr(source, "faults", [])
     errors, digests = [f"{fault}" for fault in faults], {}
     readable = np.ones(len(source), bool)
@@ -127,10 +125,13 @@ def check(
                 digests[index] = found
             if progress is not None:
                 progress(index + 1, len(source))
-    warnings = _warnings(table, digests)
+    problem = no_box(source)
+    if problem:
+        errors.append(problem)
+    warnings = [finding.text for finding in find(source)] + _same_pixels(table, digests)
     if isinstance(source, CocoSource):
         warnings += _strangers(source)
-    left_out = {reason: int(rows.sum()) for reason, rows in _left_out(table).items() if rows.any()}
+    unseen = {reason: int(rows.sum()) for reason, rows in left_out(table).items() if rows.any()}
     trained = table.usable & ~table.crowd
     sides = np.sort(table.sizes, axis=1)
     return Report(
@@ -140,7 +141,7 @@ def check(
         empty=int((table.num_boxes == 0).sum()),
         boxes=int(trained.sum()),
         crowd=int((table.usable & table.crowd).sum()),
-        left_out=left_out,
+        left_out=unseen,
         most_boxes=int(table.num_boxes.max(initial=0)),
         shorter=_spread(sides[:, 0]),
         longer=_spread(sides[:, 1]),
@@ -176,73 +177,21 @@ def _classes(table: AnnotationTable) -> list[dict[str, Any]]:
     return rows
 
 
-def _left_out(table: AnnotationTable) -> dict[str, np.ndarray]:
-    """Which annotations training does not see, each under the first reason that holds."""
-    width, height = table.bbox[:, 2:].T
-    x1, y1, x2, y2 = table.clipped.T
-    reasons = {
-        "negative width or height": (width < 0) | (height < 0),
-        "no area": (width == 0) | (height == 0),
-        "outside the picture": (x2 <= x1) | (y2 <= y1),
-        "narrower or lower than a pixel": (width < 1) | (height < 1),
-        "stated area not positive": table.area <= 0,
-    }
-    taken = np.zeros(len(table.ids), bool)
-    for reason, rows in reasons.items():
-        reasons[reason] = rows & ~taken
-        taken |= rows
-    return reasons
-
-
-def _warnings(table: AnnotationTable, digests: dict[int, bytes]) -> list[str]:
-    warnings = []
-    for reason, rows in _left_out(table).items():
-        if rows.any():
-            ids = _some(table.ids[rows].tolist())
-            warnings.append(f"{rows.sum()} annotations are left out of training, {reason}: {ids}")
-    over = np.abs(table.clipped - _corners(table)).max(axis=1, initial=0) > 1
-    over &= table.usable
-    if over.any():
-        ids = _some(table.ids[over].tolist())
-        warnings.append(f"{over.sum()} annotations reach out of their picture and are cut: {ids}")
-    for what, rows in {
-        "have no box to train on": table.num_boxes == 0,
-        f"have a side under {_SMALLEST_SIDE} pixels": table.sizes.min(axis=1) < _SMALLEST_SIDE,
-        f"have more than {_ROWS} boxes, data.max_boxes by default": table.num_boxes > _ROWS,
-    }.items():
-        if rows.any():
-            named = _some([table.names[i] for i in np.flatnonzero(rows)])
-            warnings.append(f"{rows.sum()} pictures {what}: {named}")
-    unseen = [row["name"] for row in _classes(table) if not row["boxes"]]
-    if unseen:
-        warnings.append(f"{len(unseen)} classes have no box: {_some(unseen)}")
-    for what, names in {
-        "classes have the same name": [category.name for category in table.categories],
-        "pictures are the same file": list(table.names),
-    }.items():
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            warnings.append(f"{len(twice)} times {what}: {_some(twice)}")
+def _same_pixels(table: AnnotationTable, digests: dict[int, bytes]) -> list[str]:
     same: dict[bytes, list[int]] = {}
     for index, digest in digests.items():
         same.setdefault(digest, []).append(index)
     groups = [group for group in same.values() if len({table.names[i] for i in group}) > 1]
-    if groups:
-        named = _some(["=".join(table.names[i] for i in group) for group in groups])
-        warnings.append(f"{len(groups)} times pictures have the same pixels: {named}")
-    return warnings
-
-
-def _corners(table: AnnotationTable) -> np.ndarray:
-    corners = table.bbox.copy()
-    corners[:, 2:] += corners[:, :2]
-    return corners
+    if not groups:
+        return []
+    named = some(["=".join(table.names[i] for i in group) for group in groups])
+    return [f"{len(groups)} times pictures have the same pixels: {named}"]
 
 
 def _strangers(source: CocoSource) -> list[str]:
     """Files in the folder that the instances file does not name."""
-    known = set(source.table.names)
     folder = source.images_dir
+    known = {source.path(index).relative_to(folder).as_posix() for index in range(len(source))}
     strange = sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -250,12 +199,7 @@ def _strangers(source: CocoSource) -> list[str]:
     )
     if not strange:
         return []
-    return [f"{len(strange)} files of {folder} are not in the instances file: {_some(strange)}"]
-
-
-def _some(names: list[Any]) -> str:
-    shown = ", ".join(map(str, names[:_NAMED]))
-    return shown + (", ..." if len(names) > _NAMED else "")
+    return [f"{len(strange)} files of {folder} are not in the instances file: {some(strange)}"]
 
 
 def _samples(table: AnnotationTable, readable: np.ndarray, count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from drkd_jax.data.decode import EXIF
 from drkd_jax.data.transforms import RULES
 from drkd_jax.errors import UserError
 
@@ -27,6 +28,9 @@ class PipelineConfig:
         resize: the library by whose rule pictures are resized, see ``transforms.RULES``. Under
             "torchvision" a batch holds floats, four times the bytes.
         on_error: "stop" at a picture that cannot be read, or "skip" it; see ``skipped.py``.
+        exif: "auto", "stored" or "turned": the pixels that the boxes of a turned photograph refer
+            to; see ``decode_picture``.
+        depth: bits that the numbers of 16-bit pictures use, 8 to 16; 0: all 16.
     """
 
     batch_size: int
@@ -42,6 +46,8 @@ class PipelineConfig:
     drop_empty: bool = True
     resize: str = "mmdet"
     on_error: str = "stop"
+    exif: str = "auto"
+    depth: int = 0
 
     def __post_init__(self):
         for field in ("batch_size", "shorter", "longer", "max_boxes", "prefetch"):
@@ -52,6 +58,12 @@ class PipelineConfig:
                 raise UserError(f"{field} = {getattr(self, field)}: must not be negative")
         if self.on_error not in ("stop", "skip"):
             raise UserError(f'on_error = "{self.on_error}": wanted "stop" or "skip"')
+        if self.exif not in EXIF:
+            raise UserError(f'exif = "{self.exif}": one of {", ".join(EXIF)}')
+        if self.depth and not 8 <= self.depth <= 16:
+            raise UserError(
+                f"depth = {self.depth}: bits that 16-bit pictures use, 8 to 16, or 0 for all 16"
+            )
         if self.resize not in RULES:
             raise UserError(f'resize = "{self.resize}": one of {", ".join(RULES)}')
         if not 0 <= self.flip <= 1:

@@ -1,16 +1,19 @@
-"""Bytes to pixels, and the size of a JPEG without its pixels. H W are the picture's pixels."""
+"""Bytes to pixels, and the size of a picture without its pixels. H W are the picture's pixels."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 
+from drkd_jax.data.header import Header, read_header
+from drkd_jax.data.kinds import what_is
 from drkd_jax.errors import UserError
 
 # Pictures are read by the loader's own threads; OpenCV's would only fight with them.
 cv2.setNumThreads(1)
 
+EXIF = ("auto", "stored", "turned")  # what of a turned photograph boxes refer to
 _STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 # How the files begin that can be decoded, to tell a damaged picture from what is none.
@@ -18,7 +21,6 @@ _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n": "PNG",
     b"GIF8": "GIF",
-    b"RIFF": "WebP",
     b"BM": "BMP",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
@@ -26,12 +28,16 @@ _BEGINNINGS = {
 
 
 def decode_picture(
-    data: bytes, name: str, height: int | None = None, width: int | None = None
+    data: bytes,
+    name: str,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    exif: str = "auto",
+    depth: int = 0,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes a picture to RGB.
 
-    The pixels are taken as stored, since boxes of COCO's files refer to those. Where the
-    annotations state the size of the turned picture, the EXIF orientation is obeyed instead.
     Grey, palette, 16-bit, CMYK and RGBA pictures become 8-bit RGB; the alpha channel is dropped.
     Of an animated picture the first frame is taken.
 
@@ -40,51 +46,110 @@ def decode_picture(
         name: what messages call the picture.
         height: stated height in pixels; unchecked where None.
         width: stated width in pixels.
+        exif: "stored" takes the pixels as they are in the file, "turned" as the EXIF orientation
+            wants them shown. "auto" takes them as stored, since boxes of COCO's files refer to
+            those, unless the turned picture alone has the stated size.
+        depth: bits that the numbers of a 16-bit picture use, 8 to 16; 0 stands for 16. Brighter
+            values become white.
 
     Raises:
         UserError: there are no bytes, they are no picture, the picture is truncated or damaged,
             or it is of another size than stated.
     """
-    image = _decode(data, _STORED)
+    image = _decode(data, depth)
     if image is None:
         raise UserError(f"{name}: {_what_is_wrong(data)}; replace the file or leave it out")
+    if exif == "turned":
+        image = turn(image, read_header(data).orientation)
     if height is not None and width is not None and image.shape[:2] != (height, width):
-        turned = _decode(data, cv2.IMREAD_COLOR)
-        if turned is None or turned.shape[:2] != (height, width):
+        turned = turn(image, read_header(data).orientation) if exif == "auto" else image
+        if turned.shape[:2] != (height, width):
             raise UserError(
-                f"{name}: the file is {image.shape[1]}x{image.shape[0]} pixels (width x height), "
-                f"its annotations say {width}x{height}; mend the one that is wrong"
+                f"{name}: the file is {image.shape[1]}x{image.shape[0]} pixels (width x height)"
+                + (f" with data.exif = {exif}" if exif != "auto" else "")
+                + f", its annotations say {width}x{height}; mend the one that is wrong"
             )
         image = turned
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _what_is_wrong(data: bytes) -> str:
-    if not data:
-        return "is empty (0 bytes)"
-    for beginning, kind in _BEGINNINGS.items():
-        if data.startswith(beginning):
-            return f"cannot be decoded: it begins as a {kind}, but is truncated or damaged"
-    return "cannot be decoded: it is no picture of a known kind"
+def turn(image: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Turns and mirrors stored pixels as an EXIF orientation wants them shown.
+
+    Source: EXIF 2.32, section 4.6.5 (where row 0 and column 0 of the stored pixels belong).
+    """
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
-def _decode(data: bytes, flags: int) -> np.ndarray | None:
-    if not data:
-        return None
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        return None
+def deep_pixels(data: bytes) -> UInt16[np.ndarray, "H W 3"] | None:
+    """The numbers of a 16-bit picture as they are in the file; None where it cannot be decoded."""
+    image = _decoded(data, read_header(data), _STORED | cv2.IMREAD_ANYDEPTH)
+    return image if image is not None and image.dtype == np.uint16 else None
 
 
-def stored_size(data: bytes, name: str) -> tuple[int, int]:
+def stored_size(data: bytes, name: str, *, exif: str = "stored") -> tuple[int, int]:
     """Height and width of an encoded picture, from its header where it is a JPEG.
+
+    Args:
+        data: the file's bytes.
+        name: what messages call the picture.
+        exif: "turned" gives the size that the picture is shown in.
 
     Raises:
         UserError: the bytes are no picture.
     """
     size = _jpeg_size(data)
-    return decode_picture(data, name).shape[:2] if size is None else size
+    if size is None:
+        height, width = decode_picture(data, name, exif="stored").shape[:2]
+        size = height, width
+    if exif == "turned" and read_header(data).orientation >= 5:
+        return size[::-1]
+    return size
+
+
+def _what_is_wrong(data: bytes) -> str:
+    if not data:
+        return "is empty (0 bytes)"
+    kind = what_is(data)
+    if kind is not None:
+        return f"cannot be decoded: it is no picture but {kind}"
+    riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    for beginning, kind in {**_BEGINNINGS, **({b"RIFF": "WebP"} if riff else {})}.items():
+        if data.startswith(beginning):
+            return f"cannot be decoded: it begins as a {kind}, but is truncated or damaged"
+    return "cannot be decoded: it is no picture of a known kind"
+
+
+def _decode(data: bytes, depth: int) -> np.ndarray | None:
+    """BGR as stored, 8 bits."""
+    if not data:
+        return None
+    header = read_header(data) if depth or data[:2] in (b"II", b"MM") else Header()
+    if not depth or header.bits == 8:
+        return _decoded(data, header, _STORED)
+    image = _decoded(data, header, _STORED | cv2.IMREAD_ANYDEPTH)
+    if image is None or image.dtype != np.uint16:
+        return image
+    brightest = (1 << depth) - 1
+    return cv2.convertScaleAbs(np.minimum(image, brightest), alpha=255 / brightest)
+
+
+def _decoded(data: bytes, header: Header, flags: int) -> np.ndarray | None:
+    array = np.frombuffer(data, np.uint8)
+    if header.at is not None:  # OpenCV turns a TIFF whatever the flags say; here it finds a 1
+        at, order = header.at
+        array = array.copy()
+        array[at : at + 2] = np.frombuffer((1).to_bytes(2, order), np.uint8)  # type: ignore[arg-type]
+    try:
+        return cv2.imdecode(array, flags)
+    except cv2.error:
+        return None
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -7,11 +7,10 @@ import numpy as np
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.counts import Fits, fit_all
 from drkd_jax.data.counts import padding_share as share_of
+from drkd_jax.data.findings import SMALLEST_SIDE, require_boxes
 from drkd_jax.data.plan import BatchPlan
 from drkd_jax.data.records import Source
 from drkd_jax.errors import UserError
-
-_SMALLEST_SIDE = 32  # pixels; mmdetection leaves smaller training pictures out
 
 
 def kept_indices(source: Source, config: PipelineConfig) -> np.ndarray:
@@ -27,7 +26,7 @@ def kept_indices(source: Source, config: PipelineConfig) -> np.ndarray:
         [
             i
             for i, meta in enumerate(metas)
-            if meta.num_boxes > 0 and min(meta.height, meta.width) >= _SMALLEST_SIDE
+            if meta.num_boxes > 0 and min(meta.height, meta.width) >= SMALLEST_SIDE
         ],
         np.int64,
     )
@@ -53,13 +52,14 @@ def train_fits(source: Source, config: PipelineConfig) -> Fits:
     """How the pictures that training sees fill their canvases.
 
     Raises:
-        UserError: none is left.
+        UserError: none is left, or no box is, whatever ``drop_empty`` says.
     """
+    require_boxes(source)
     kept = kept_indices(source, config)
     if not len(kept):
         raise UserError(
             f"{source.spec}: no picture is left to train on; all {len(source)} are without a box "
-            f"or under {_SMALLEST_SIDE} pixels (drop_empty = {config.drop_empty})"
+            f"or under {SMALLEST_SIDE} pixels (drop_empty = {config.drop_empty})"
         )
     return fit_all(source, config, kept)
 

@@ -6,16 +6,17 @@ otherwise entries with a fault are left out and handed back as a list.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from drkd_jax.data.records import Category
-from drkd_jax.data.table import AnnotationTable
+from drkd_jax.data.records import Category, Id
+from drkd_jax.data.table import AnnotationTable, id_array
 from drkd_jax.errors import UserError
 
 
@@ -25,49 +26,49 @@ class Fault(NamedTuple):
     kind: str  # "category", "image" or "annotation"
     which: str  # "id 101", or "number 3" (counted from 0) where it has no id
     reason: str
+    follows: bool = False  # goes because of another entry, and is not counted beside that
 
     def __str__(self) -> str:
         return f"{self.kind} {self.which}: {self.reason}"
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """Reads a json object (UTF-8, UTF-16 or UTF-32, with or without a byte order mark).
+class _Image(NamedTuple):
+    key: Id  # what annotations refer to: "7" and 7 are the same
+    id: Id  # as it stands
+    name: str
+    height: int
+    width: int
 
-    Raises:
-        UserError: no such file, not json, not an object.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"annotations {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"annotations {path} are not valid json: not {error.encoding} text ({error.reason} at "
-            f"byte {error.start}); save the file as UTF-8"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"annotations {path} are not valid json: {error}") from error
-    if not isinstance(content, dict):
-        hint = "; it looks like a list of results, not like annotations"
-        looks = isinstance(content, list) and content and isinstance(content[0], dict)
-        raise UserError(
-            f"annotations {path} hold a {type(content).__name__}, not a json object"
-            + (hint if looks and "bbox" in content[0] else "")
-        )
-    return content
+
+class _Annotation(NamedTuple):
+    key: Id
+    id: Id
+    image: Id
+    category: Id
+    box: list[float]
+    area: float
+    crowd: bool
 
 
 def parse_instances(
-    content: dict[str, Any], name: str, faults: list[Fault] | None = None
+    content: dict[str, Any],
+    name: str,
+    faults: list[Fault] | None = None,
+    paths: Mapping[str, str] | None = None,
+    mended: list[str] | None = None,
 ) -> AnnotationTable:
     """Checks an instances dict and lays it out in flat arrays, pictures in the file's order.
 
-    ``iscrowd`` may be missing (0), and ``area`` (width x height).
+    ``iscrowd`` may be missing or null (0), and ``area`` (width x height). Ids may be texts; a
+    text that is a whole number is the same id as the number.
 
     Args:
         content: ``images``, ``annotations`` and ``categories`` as COCO has them.
         name: what messages call the file.
-        faults: takes the entries that are left out; None leaves none out.
+        faults: takes the entries that are left out; None leaves none out. Of pictures with the
+            same id none stays, nor do their boxes: nobody knows whose they are.
+        paths: where pictures lie whose ``file_name`` is not their path.
+        mended: takes a line for each kind of thing that was read in another way than it stands.
 
     Raises:
         UserError: a list is missing, there is no picture or no class. Where ``faults`` is None
@@ -80,86 +81,151 @@ def parse_instances(
         if not content[key] and key != "annotations":
             raise UserError(f"{name}: its list '{key}' is empty; there is nothing to detect")
     found: list[Fault] = []
-    categories = sorted(_rows(content["categories"], _category, "category", found))
-    label_of = {category.id: label for label, category in enumerate(categories)}
-    images = _rows(content["images"], _image, "image", found)
-    picture_of = {image[0]: position for position, image in enumerate(images)}
+    classes = _rows(content["categories"], _category, "category", found)
+    classes.sort(key=lambda row: (isinstance(row[0], str), row[0]))  # numbers first
+    categories = tuple(row[1] for row in classes)
+    label_of = {key: label for label, (key, _) in enumerate(classes)}
+    images = _rows(content["images"], lambda row: _image(row, paths or {}), "image", found)
+    picture_of = {image.key: position for position, image in enumerate(images)}
+    gone = _keys(content["images"]) - picture_of.keys()
     annotations, pictures, labels = [], [], []
     for annotation in _rows(content["annotations"], _annotation, "annotation", found):
-        annotation_id, image_id, category_id, *_ = annotation
-        which = f"id {annotation_id}"
-        if image_id not in picture_of:
-            found.append(Fault("annotation", which, f"unknown image_id {image_id}"))
-        elif category_id not in label_of:
-            found.append(Fault("annotation", which, f"unknown category_id {category_id}"))
+        which, image = f"id {annotation.id}", annotation.image
+        if image in gone:
+            reason = f"its picture, id {image}, is left out"
+            found.append(Fault("annotation", which, reason, follows=True))
+        elif image not in picture_of:
+            found.append(Fault("annotation", which, f"unknown image_id {image}"))
+        elif annotation.category not in label_of:
+            found.append(Fault("annotation", which, f"unknown category_id {annotation.category}"))
         else:
             annotations.append(annotation)
-            pictures.append(picture_of[image_id])
-            labels.append(label_of[category_id])
+            pictures.append(picture_of[image])
+            labels.append(label_of[annotation.category])
     if found and faults is None:
-        more = f"; {len(found)} entries have faults in all" if len(found) > 1 else ""
+        count = sum(not fault.follows for fault in found)
+        more = f"; {count} entries have faults in all" if count > 1 else ""
         raise UserError(f"{name}: {found[0]}{more} (`prepare --check SOURCE` lists all faults)")
     if faults is not None:
         faults.extend(found)
     if not images or not categories:
         raise UserError(f"{name}: {found[0]}; no {'class' if images else 'picture'} is left")
+    if mended is not None:
+        mended += _mended(content, images, classes)
     order = np.argsort(np.array(pictures, np.int64), kind="stable")
     starts = np.searchsorted(np.array(pictures, np.int64)[order], np.arange(len(images) + 1))
     return AnnotationTable(
-        categories=tuple(categories),
-        names=tuple(image[1] for image in images),
-        image_ids=np.array([image[0] for image in images], np.int64),
-        sizes=np.array([image[2:] for image in images], np.int64).reshape(-1, 2),
+        categories=categories,
+        names=tuple(image.name for image in images),
+        image_ids=id_array([image.id for image in images]),
+        sizes=np.array([(i.height, i.width) for i in images], np.int64).reshape(-1, 2),
         starts=starts.astype(np.int64),
-        ids=np.array([a[0] for a in annotations], np.int64)[order],
-        bbox=np.array([a[3] for a in annotations], np.float64).reshape(-1, 4)[order],
-        area=np.array([a[4] for a in annotations], np.float64)[order],
+        ids=id_array([a.id for a in annotations])[order],
+        bbox=np.array([a.box for a in annotations], np.float64).reshape(-1, 4)[order],
+        area=np.array([a.area for a in annotations], np.float64)[order],
         labels=np.array(labels, np.int32)[order],
-        crowd=np.array([a[5] for a in annotations], bool)[order],
+        crowd=np.array([a.crowd for a in annotations], bool)[order],
     )
+
+
+def _mended(content: dict[str, Any], images: list[Any], classes: list[Any]) -> list[str]:
+    """What was read in another way than it stands, a line a kind."""
+    lines = []
+    texts = sum(isinstance(image.id, str) for image in images)
+    texts += sum(isinstance(category.id, str) for _, category in classes)
+    for key in ("id", "image_id", "category_id"):
+        texts += sum(
+            isinstance(row, dict) and isinstance(row.get(key), str)
+            for row in content["annotations"]
+        )
+    if texts:
+        lines.append(
+            f"{texts} ids are texts; those that are whole numbers count as these, and pictures "
+            "and classes keep them as they stand"
+        )
+    for key, instead in (("area", "width x height is taken"), ("iscrowd", "0 is taken")):
+        nulls = sum(
+            isinstance(row, dict) and key in row and row[key] is None
+            for row in content["annotations"]
+        )
+        if nulls:
+            lines.append(f"{nulls} annotations have '{key}' null; {instead}")
+    return lines
 
 
 def _rows(
     rows: list[Any], parse: Callable[[dict[str, Any]], Any], kind: str, found: list[Fault]
 ) -> list[Any]:
-    """Parses each entry. What cannot be, or has an id that was there before, becomes a fault."""
-    parsed, seen = [], set()
+    """Parses each entry, its id's key first. What cannot be, or has the id of another, is a fault.
+
+    Of pictures with one id all are faults, unless they are the same entry again.
+    """
+    parsed: list[tuple[int, Any]] = []
     for position, row in enumerate(rows):
         try:
             if not isinstance(row, dict):
                 raise ValueError(f"a {type(row).__name__}, not a json object")
-            entry = parse(row)
-            if entry[0] in seen:
-                raise ValueError("occurs twice; ids must be unique")
+            parsed.append((position, parse(row)))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             shown = row.get("id") if isinstance(row, dict) else None
             which = f"id {shown}" if shown is not None else f"number {position}"
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            if "no key 'bbox'" in reason and row.get("segmentation"):
+                reason += "; it has an outline: write the box around it as 'bbox'"
             found.append(Fault(kind, which, reason))
+    keys = Counter(entry[0] for _, entry in parsed)
+    if len(keys) == len(parsed):
+        return [entry for _, entry in parsed]
+    variants: dict[Id, set[Any]] = {}
+    if kind == "image":
+        for _, entry in parsed:
+            if keys[entry[0]] > 1:
+                variants.setdefault(entry[0], set()).add(entry[2:])
+    kept, seen = [], set()
+    for _, entry in parsed:
+        ambiguous = len(variants.get(entry[0], ())) > 1
+        if entry[0] in seen or ambiguous:
+            named = f" ({entry.name})" if kind == "image" else ""
+            reason = f"occurs twice; ids must be unique{named}"
+            found.append(Fault(kind, f"id {entry[0]}", reason, entry[0] not in seen))
+            seen.add(entry[0])
             continue
         seen.add(entry[0])
-        parsed.append(entry)
-    return parsed
+        kept.append(entry)
+    return kept
 
 
-def _category(row: dict[str, Any]) -> Category:
+def _keys(rows: list[Any]) -> set[Id]:
+    """The ids that some picture entry states, sound or not."""
+    keys = set()
+    for row in rows:
+        if isinstance(row, dict):
+            try:
+                keys.add(_id(row.get("id"), "id")[0])
+            except ValueError:
+                continue
+    return keys
+
+
+def _category(row: dict[str, Any]) -> tuple[Id, Category]:
     name = row["name"]
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"name {name!r} is not a text")
-    return Category(_whole(row["id"], "id"), name)
+    key, own = _id(row["id"], "id")
+    return key, Category(own, name)
 
 
-def _image(row: dict[str, Any]) -> tuple[int, str, int, int]:
+def _image(row: dict[str, Any], paths: Mapping[str, str]) -> _Image:
     height, width = _whole(row["height"], "height"), _whole(row["width"], "width")
     if height < 1 or width < 1:
         raise ValueError(f"its size {width}x{height} is not positive")
-    return _whole(row["id"], "id"), _file_name(row["file_name"]), height, width
+    return _Image(*_id(row["id"], "id"), _file_name(row["file_name"], paths), height, width)
 
 
-def _file_name(name: Any) -> str:
+def _file_name(name: Any, paths: Mapping[str, str]) -> str:
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise ValueError(f"file_name {name!r} is not the name of a file")
-    path = PurePosixPath(name)
+    path = PurePosixPath(paths.get(name, name))
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(
             f"file_name '{name}' leads out of the picture folder; it must be relative to it"
@@ -167,19 +233,32 @@ def _file_name(name: Any) -> str:
     return name
 
 
-def _annotation(row: dict[str, Any]) -> tuple[int, int, int, list[float], float, bool]:
+def _annotation(row: dict[str, Any]) -> _Annotation:
     stated = row["bbox"]
     if not isinstance(stated, list) or len(stated) != 4 or not all(map(_is_number, stated)):
         raise ValueError(f"bbox {_short(stated)} is not four finite numbers (x, y, width, height)")
     box = [float(value) for value in stated]
-    area = row.get("area", box[2] * box[3])
+    area = row.get("area")
+    area = box[2] * box[3] if area is None else area
     if not _is_number(area):
         raise ValueError(f"area {_short(area)} is not a finite number")
-    crowd = row.get("iscrowd", 0)
+    crowd = row.get("iscrowd")
+    crowd = 0 if crowd is None else crowd
     if crowd not in (0, 1):
         raise ValueError(f"iscrowd {_short(crowd)} is neither 0 nor 1")
-    ids = (_whole(row[key], key) for key in ("id", "image_id", "category_id"))
-    return *ids, box, float(area), bool(crowd)  # type: ignore[return-value]
+    own, image, category = (_id(row[key], key) for key in ("id", "image_id", "category_id"))
+    return _Annotation(*own, image[0], category[0], box, float(area), bool(crowd))
+
+
+def _id(value: Any, key: str) -> tuple[Id, Id]:
+    """(what it is compared by, the id as it stands)."""
+    if isinstance(value, str) and value.strip():
+        text = value.strip()
+        return (int(text) if re.fullmatch(r"-?\d{1,19}", text) else text), value
+    if isinstance(value, float) and abs(value) > 2**53:
+        raise ValueError(f"{key} {_short(value)} is not a whole number that a double can hold")
+    number = _whole(value, key)
+    return number, number
 
 
 def _is_number(value: Any) -> bool:
@@ -190,7 +269,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _whole(value: Any, key: str) -> int:
-    if not _is_number(value) or value != int(value) or abs(value) >= 2**63:
+    if not _is_number(value) or value != int(value) or abs(value) >= 2**64:
         raise ValueError(f"{key} {_short(value)} is not a whole number")
     return int(value)
 

@@ -6,7 +6,6 @@ Letters: B pictures of a batch.
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,8 +44,6 @@ __all__ = [
 
 _FOREVER = 2**48  # batches; a training run ends by its own count of steps
 
-_log = logging.getLogger(__name__)
-
 
 def train_loader(
     source: Source,
@@ -78,14 +75,6 @@ def train_loader(
     """
     fits = train_fits(source, config)
     plan = plan_batches(fits, config, shuffle=True)
-    left_out = int(fits.left_out.sum())
-    if left_out:
-        _log.warning(
-            "%s: %d boxes an epoch are left out of training, being past max_boxes = %d a picture",
-            source.spec,
-            left_out,
-            config.max_boxes,
-        )
     reader = BatchReader(source, config, plan, _host_rows(config, process_index, process_count))
     return TrainIterator(
         reader, Counter(fits, config), _skip_list(reader, len(fits.indices), skipped)

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
 
+Id = int | str  # of a picture or class, as the source's own file has it
+
 
 class Category(NamedTuple):
     """A class of objects: its id in the source's own numbering, and its name."""
 
-    id: int
+    id: Id
     name: str
 
 
@@ -24,7 +26,7 @@ class Meta(NamedTuple):
     ``num_boxes`` counts the boxes that training sees: neither crowd nor degenerate.
     """
 
-    image_id: int
+    image_id: Id
     height: int  # pixels
     width: int  # pixels
     num_boxes: int
@@ -41,7 +43,7 @@ class Record(NamedTuple):
     boxes: Float[np.ndarray, "n 4"]  # xyxy, float32
     labels: Int32[np.ndarray, "n"]  # 0..K-1, by rising category id
     crowd: Bool[np.ndarray, "n"]
-    image_id: int
+    image_id: Id
     name: str  # file name, or what a message calls the picture
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, Shaped
 
-from drkd_jax.data.records import Category, Meta
+from drkd_jax.data.records import Category, Id, Meta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +22,10 @@ class AnnotationTable:
 
     categories: tuple[Category, ...]
     names: tuple[str, ...]  # file names
-    image_ids: Int64[np.ndarray, "P"]
+    image_ids: Shaped[np.ndarray, "P"]  # int64, or objects where one is a text or past int64
     sizes: Int64[np.ndarray, "P 2"]  # height, width
     starts: Int64[np.ndarray, "P1"]  # P + 1 rows
-    ids: Int64[np.ndarray, "M"]  # annotation ids
+    ids: Shaped[np.ndarray, "M"]  # annotation ids, as image_ids
     bbox: Float64[np.ndarray, "M 4"]  # x, y, width, height in source pixels, as stated
     area: Float64[np.ndarray, "M"]  # square pixels, as stated
     labels: Int32[np.ndarray, "M"]
@@ -76,7 +77,9 @@ class AnnotationTable:
     def meta(self, index: int) -> Meta:
         """What is known of picture ``index`` without its pixels."""
         height, width = self.sizes[index]
-        return Meta(int(self.image_ids[index]), int(height), int(width), int(self.num_boxes[index]))
+        return Meta(
+            plain_id(self.image_ids[index]), int(height), int(width), int(self.num_boxes[index])
+        )
 
     def boxes(
         self, index: int
@@ -101,13 +104,13 @@ class AnnotationTable:
     def ground_truth(self) -> dict[str, Any]:
         """The COCO instances dict that evaluation scores against: every annotation, as stated."""
         images = [
-            {"id": int(i), "file_name": name, "height": int(h), "width": int(w)}
+            {"id": plain_id(i), "file_name": name, "height": int(h), "width": int(w)}
             for i, name, (h, w) in zip(self.image_ids, self.names, self.sizes, strict=True)
         ]
         annotations = [
             {
-                "id": int(self.ids[row]),
-                "image_id": int(self.image_ids[picture]),
+                "id": plain_id(self.ids[row]),
+                "image_id": plain_id(self.image_ids[picture]),
                 "category_id": self.categories[self.labels[row]].id,
                 "bbox": self.bbox[row].tolist(),
                 "area": float(self.area[row]),
@@ -117,3 +120,17 @@ class AnnotationTable:
         ]
         categories = [{"id": c.id, "name": c.name} for c in self.categories]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def id_array(ids: Sequence[Id]) -> Shaped[np.ndarray, "n"]:
+    """Ids as int64 where they are numbers that it holds, as Python objects otherwise."""
+    if all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in ids):
+        return np.array(ids, np.int64)
+    array = np.empty(len(ids), object)
+    array[:] = ids
+    return array
+
+
+def plain_id(value: Any) -> Id:
+    """An id of such an array as Python's own int or str."""
+    return value if isinstance(value, str) else int(value)

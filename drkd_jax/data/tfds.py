@@ -22,7 +22,8 @@ import tensorflow_datasets as tfds
 
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.data.decode import decode_picture, stored_size
-from drkd_jax.data.instances import load_json, parse_instances
+from drkd_jax.data.instances import parse_instances
+from drkd_jax.data.json_file import load_json
 from drkd_jax.data.records import Category, Meta, Record
 from drkd_jax.data.table import AnnotationTable
 from drkd_jax.errors import UserError

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from drkd_jax.data.findings import MAX_DETECTIONS, find, some
 from drkd_jax.data.pipeline import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.training.settings import TrainSettings
@@ -53,6 +54,32 @@ def describe(run: Run, start: int) -> list[str]:
         + (f"gradient clipped at {settings.clip_norm:g}" if settings.clip_norm else "no clipping"),
     ]
     return lines
+
+
+def data_findings(run: Run) -> list[tuple[str, str, bool]]:
+    """What the owner of the data may not expect, in the words of `prepare --check`.
+
+    Returns:
+        ("train" or "val", text, whether something is likely wrong) for each.
+    """
+    counted = getattr(run.eval, "max_detections", 0) or MAX_DETECTIONS
+    train = find(run.train_source, max_boxes=run.pipeline.max_boxes, max_detections=None)
+    val = find(run.val_source, max_boxes=None, max_detections=counted)
+    found = [("train", *finding) for finding in train] + [("val", *finding) for finding in val]
+    shared = _shared(run.train_source, run.val_source)
+    return found + ([("val", shared, True)] if shared else [])
+
+
+def _shared(train: Source, val: Source) -> str:
+    """Which picture files both sets have."""
+    if not (hasattr(train, "path") and hasattr(val, "path")):
+        return ""
+    trained = {str(train.path(index)) for index in range(len(train))} - {"None"}
+    both = [index for index in range(len(val)) if str(val.path(index)) in trained]
+    if not both or len(both) == len(val) == len(train):  # one set given twice is meant
+        return ""
+    named = some([str(val.path(index)) for index in both])
+    return f"{len(both)} of its {len(val)} pictures are in config.data.train as well: {named}"
 
 
 def _rate(settings: TrainSettings) -> str:

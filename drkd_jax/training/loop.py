@@ -13,13 +13,14 @@ import jax
 import numpy as np
 from absl import flags
 
+from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.skipped import SKIPPED_FILE
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import why_nothing_to_find
 from drkd_jax.paths import expand_home
 from drkd_jax.training.checkpoint import Checkpoints
-from drkd_jax.training.describe import describe
+from drkd_jax.training.describe import data_findings, describe
 from drkd_jax.training.evaluate import (
     EvaluationStoppedError,
     Predict,
@@ -32,7 +33,7 @@ from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import METRICS_FILE, Metrics, read_metrics
 from drkd_jax.training.processes import Vote, any_of, from_first, is_first, union
 from drkd_jax.training.reading import AHEAD, Reading
-from drkd_jax.training.same_run import check_same_run
+from drkd_jax.training.same_run import changed_data, check_same_classes, check_same_run
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import put_everywhere, replicated
 from drkd_jax.training.state import Arrays, TrainState, num_parameters
@@ -95,6 +96,10 @@ class _Sitting:
             skipped=self._skipped(),
         )
         self.start, self.seconds = 0, 0.0
+        sources = {"train": run.train_source, "val": run.val_source}
+        self.fingerprint: dict[str, Any] = from_first(
+            lambda: {name: fingerprint(source) for name, source in sources.items()}
+        )
         self._resume()
         self.trace = Trace(workdir, read_steps(profile, self.start), silent=not is_first())
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
@@ -130,6 +135,8 @@ class _Sitting:
         if latest is not None:
             about = self.checkpoints.about()
             check_same_run(about["config"], self.run.config, self.workdir)
+            check_same_classes(about["categories"], self.run.categories, self.workdir)
+            self.run.warnings += changed_data(about.get("fingerprint", {}), self.fingerprint)
             self.state = self.checkpoints.restore(self.state, replicated(self.run.mesh))
             # Arrays that orbax made may be read-only memory of its own; the step writes into its.
             self.state = put_everywhere(self.state, self.run.mesh)
@@ -152,6 +159,11 @@ class _Sitting:
         run = self.run
         for line in describe(run, self.start):
             self.metrics.say(line)
+        for part, text, grave in from_first(lambda: data_findings(run)):
+            if grave:
+                self.metrics.warn(self.start, f"{part}: {text}")
+            else:
+                self.metrics.say(f"{part:10s} {text}")
         for warning in run.warnings:
             self.metrics.warn(self.start, warning)
         nothing = why_nothing_to_find(run.val_source.coco_ground_truth())
@@ -229,6 +241,7 @@ class _Sitting:
         return {
             "config": self.run.config,
             "categories": self.run.categories,
+            "fingerprint": self.fingerprint,
             "data": self.loader.get_state(),
             "seconds": self._training_seconds(),
         }

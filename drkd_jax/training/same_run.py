@@ -1,11 +1,14 @@
-"""Whether a config continues a checkpoint or would make it another run."""
+"""Whether a config and its data continue a checkpoint or would make it another run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drkd_jax.data.classes import list_classes
+from drkd_jax.data.fingerprint import changes
+from drkd_jax.data.records import Category
 from drkd_jax.errors import UserError
 from drkd_jax.training.settings import as_tuples
 
@@ -30,6 +33,9 @@ FREE_TO_CHANGE = (
     "teacher.checkpoint",
     "teacher.evaluate",
 )
+# What a checkpoint of before such a key was made with.
+_ADDED = {"data.exif": "auto", "data.depth": 0}
+_CLASSES = 100  # that a message lists
 _LONG = 40  # characters of a value that a message shows
 
 
@@ -52,7 +58,8 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
     wrong = [
         key
         for key in differing_keys(old, new)
-        if not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
+        if not (key in _ADDED and {_get(old, key), _get(new, key)} <= {None, _ADDED[key]})
+        and not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
     ]
     if wrong:
         listed = ", ".join(
@@ -64,8 +71,52 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
         )
 
 
-def _value(config: Any, key: str) -> str:
+def check_same_classes(
+    old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]], workdir: Path
+) -> None:
+    """Refuses to continue a checkpoint on data of other classes.
+
+    Args:
+        old: [id, name] of each class of the checkpoint, by label.
+        new: of the data as they are now.
+        workdir: of the run.
+
+    Raises:
+        UserError: both lists are shown.
+    """
+    before, now = ([Category(*pair) for pair in classes] for classes in (old, new))
+    if before != now:
+        raise UserError(
+            f"{workdir} holds a run on the classes {list_classes(before, _CLASSES)}; "
+            f"config.data.train has {list_classes(now, _CLASSES)} now. Use another --workdir, or "
+            "give the data their old classes and ids back"
+        )
+
+
+def changed_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between the sets of a checkpoint and those of now, a line each.
+
+    Args:
+        old: fingerprints by "train" and "val", of the checkpoint; may be empty.
+        new: of the data as they are now.
+    """
+    lines = []
+    for part, then in (
+        ("train", "the run goes on with it"),
+        ("val", "the best checkpoint so far was chosen on what it was"),
+    ):
+        line = changes(old.get(part, {}), new.get(part, {}), f"config.data.{part}")
+        if line:
+            lines.append(f"{line}; {then}")
+    return lines
+
+
+def _get(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = config.get(part) if isinstance(config, Mapping) else None
-    text = str(as_tuples(config))
+    return config
+
+
+def _value(config: Any, key: str) -> str:
+    text = str(as_tuples(_get(config, key)))
     return text if len(text) <= _LONG else text[: _LONG - 3] + "..."

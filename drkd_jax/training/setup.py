@@ -11,6 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from drkd_jax import distill, models
+from drkd_jax.data.classes import with_classes
+from drkd_jax.data.findings import require_boxes
 from drkd_jax.data.pipeline import PipelineConfig, steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
@@ -101,19 +103,11 @@ def build_run(values: Mapping[str, Any]) -> Run:
     check_batch_size(settings.batch_size, mesh.size, jax.process_count())
     pixels = read_pixels(config["data"], settings.precision)
     pipeline = read_pipeline(config, settings.batch_size)
-    train_source, val_source = (
-        open_source(config["data"]["train"], pipeline.on_error),
-        open_source(config["data"]["val"], pipeline.on_error),
-    )
-    if train_source.categories != val_source.categories:
-        raise UserError(
-            f"config.data.train has the classes {_names(train_source)}, config.data.val "
-            f"{_names(val_source)}; they must be the same"
-        )
+    train_source, val_source, notes = open_sources(config, pipeline)
     per_epoch = steps_per_epoch(train_source, pipeline)
     steps = schedule.run_steps(settings, per_epoch)
     decays = schedule.decay_steps(settings, per_epoch)
-    warnings = schedule.check(settings, steps, decays) + machine_warnings()
+    warnings = schedule.check(settings, steps, decays) + machine_warnings() + notes
     rate = schedule.learning_rate(settings, decays)
     tx = schedule.optimiser(settings, rate)
 
@@ -169,6 +163,30 @@ def build_run(values: Mapping[str, Any]) -> Run:
         predict=predictor(parts["student"].graph, pixels, mesh, evaluation.least_limit),
         warnings=warnings,
     )
+
+
+def open_sources(
+    config: Mapping[str, Any], pipeline: PipelineConfig
+) -> tuple[Source, Source, list[str]]:
+    """The sets of a run; the classes of the second are brought to those of the first by name.
+
+    Returns:
+        (`data.train`, `data.val`, lines about the classes).
+
+    Raises:
+        UserError: a set cannot be opened or has no usable box, or classes have no counterpart.
+    """
+    train, val = (
+        open_source(
+            config["data"][key], pipeline.on_error, exif=pipeline.exif, depth=pipeline.depth
+        )
+        for key in ("train", "val")
+    )
+    val, notes = with_classes(val, train.categories, "config.data.val", "config.data.train")
+    table = getattr(val, "table", None)
+    if table is not None and len(table.ids) and not table.usable.any():
+        require_boxes(val)
+    return train, val, notes
 
 
 def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
@@ -229,7 +247,3 @@ def build_distiller(
     return distill.Distiller(
         settings, student.spec, teacher.detector.spec, rngs=nnx.Rngs(key), dtype=dtype
     )
-
-
-def _names(source: Source) -> str:
-    return ", ".join(category.name for category in source.categories[:8])

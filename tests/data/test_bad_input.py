@@ -146,10 +146,15 @@ TRUNCATED = {
 }
 NO_PICTURE = {
     "text": lambda: b"not a picture",
-    "web page": lambda: b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
-    "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="80" height="60"/>',
-    "pdf": lambda: b"%PDF-1.7\n" + bytes(200),
     "zeros": lambda: bytes(5000),
+}
+OTHER_KINDS = {
+    "web page": (lambda: b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "an HTML page"),
+    "svg": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="80"/>', "an SVG drawing"),
+    "pdf": (lambda: b"%PDF-1.7\n" + bytes(200), "a PDF document"),
+    "git lfs": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha", "git lfs pull"),
+    "mp4": (lambda: b"\0\0\0\x20ftypisom" + bytes(99), "a video (MP4 or MOV)"),
+    "heic": (lambda: b"\0\0\0\x20ftypheic" + bytes(99), "a HEIC photograph"),
 }
 UNREADABLE: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     "missing": (lambda f: (f.images / "a.jpg").unlink(), "cannot be read: No such file"),
@@ -163,6 +168,11 @@ UNREADABLE: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
         "the file is 80x50 pixels (width x height), its annotations say 80x60; mend",
     ),
 }
+for name, (make, told) in OTHER_KINDS.items():
+    UNREADABLE[name] = (
+        lambda f, make=make: (f.images / "a.jpg").write_bytes(make()),
+        told,
+    )
 for kinds, told in ((TRUNCATED, "but is truncated or damaged"), (NO_PICTURE, "is no picture of")):
     for name, make in kinds.items():
         UNREADABLE[name] = (
@@ -249,10 +259,10 @@ NO_NUMBERS = "is not four finite numbers (x, y, width, height)"
 FILE_FAULTS: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     "json missing": (lambda f: f.json.unlink(), "cannot be read: No such file"),
     "json is a folder": (lambda f: (f.json.unlink(), f.json.mkdir()), "Is a directory"),
-    "json empty": (write(b""), "are not valid json: Expecting value"),
+    "json empty": (write(b""), "the file is empty (0 bytes)"),
     "json broken": (write(b'{"images": ['), "are not valid json"),
     "json not utf-8": (write('{"name": "caf\xe9"}'.encode("latin-1")), "not utf-8 text"),
-    "json is a gzip file": (write(b"\x1f\x8b\x08\0" + bytes(20)), "are not valid json"),
+    "json is a gzip file": (write(b"\x1f\x8b\x08\0" + bytes(20)), "the file is a gzip file"),
     "json nested too deep": (write(b"[" * 10**5), "are not valid json"),
     "a list at the top": (write(b"[]"), "hold a list, not a json object"),
     "a number at the top": (write(b"7"), "hold a int, not a json object"),
@@ -269,7 +279,8 @@ ENTRY_FAULTS: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     "image without id": (image("id", NOTHING), "image number 0: no key 'id'"),
     "image without file name": (image("file_name", NOTHING), "image id 7: no key 'file_name'"),
     "image without height": (image("height", NOTHING), "image id 7: no key 'height'"),
-    "image id text": (image("id", "7"), "image id 7: id '7' is not a whole number"),
+    "image id empty": (image("id", ""), "image id : id '' is not a whole number"),
+    "image id twice, as text": (image("id", "3"), "image id 3: occurs twice"),
     "image id twice": (image("id", 3), "image id 3: occurs twice"),
     "height 0": (image("height", 0), "image id 7: its size 80x0 is not positive"),
     "height negative": (image("height", -60), "its size 80x-60 is not positive"),
@@ -283,7 +294,7 @@ ENTRY_FAULTS: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     "file name leading out later": (image("file_name", "x/../../a.jpg"), "leads out of the pic"),
     "file name absolute": (image("file_name", "/etc/passwd"), "leads out of the picture folder"),
     "category no object": (put("categories", 0, []), "category number 0: a list, not a json"),
-    "category id text": (category("id", "90"), "category id 90: id '90' is not a whole number"),
+    "category id a list": (category("id", [90]), "id [90] is not a whole number"),
     "category id fractional": (category("id", 1.5), "id 1.5 is not a whole number"),
     "category id true": (category("id", True), "id True is not a whole number"),
     "category id enormous": (category("id", 2**70), "is not a whole number"),
@@ -406,7 +417,8 @@ def test_ten_thousand_boxes_in_one_picture(coco_folder):
     report = check(coco_folder.spec)
     assert report.most_boxes == 10_000
     assert (
-        "1 pictures have more than 100 boxes, data.max_boxes by default: a.jpg" in report.warnings
+        "1 pictures have more than data.max_boxes = 100 boxes, and training leaves 9900 boxes an "
+        "epoch out: a.jpg" in report.warnings
     )
 
 
@@ -415,11 +427,10 @@ def test_nothing_to_train_on(coco_folder, crowd):
     boxes_of(coco_folder, *[[10, 10, 20, 20]] * crowd, iscrowd=1)
     source = open_source(coco_folder.spec)
     assert source.describe()["empty"] == 4
-    with pytest.raises(UserError, match=r"no picture is left to train on.*without a box"):
-        train_loader(source, PipelineConfig(**{**vars(CONFIG), "drop_empty": True}))
-    batch = next(train_loader(source, CONFIG))  # asked for, they are trained on as background
-    assert batch.picture_valid.all()
-    assert not batch.valid.any()
+    for drop_empty in (False, True):
+        config = PipelineConfig(**{**vars(CONFIG), "drop_empty": drop_empty})
+        with pytest.raises(UserError, match=r"no box to train on.*(no annotation|1 crowd region)"):
+            train_loader(source, config)
     told = "4 pictures have no box to train on: a.jpg, b.jpg, c.jpg, d.jpg"
     assert told in check(coco_folder.spec).warnings
 

@@ -55,3 +55,25 @@ def test_size_from_the_header(picture):
     assert stored_size(cv2.imencode(".png", picture)[1].tobytes(), "x") == (24, 40)
     with pytest.raises(UserError, match="broken"):
         stored_size(data[:10], "broken")
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("kind", [".png", ".tiff", ".pgm"])
+def test_depth_makes_the_brightest_value_white(bits, kind):
+    brightest = (1 << bits) - 1
+    deep = np.linspace(0, brightest, 35).reshape(5, 7).round().astype(np.uint16)
+    data = cv2.imencode(kind, deep)[1].tobytes()
+    image = decode_picture(data, "x", depth=bits)
+    assert (image[0, 0, 0], image[-1, -1, 0]) == (0, 255)
+    np.testing.assert_allclose(image[..., 0], deep * (255 / brightest), atol=0.5)
+
+
+def test_depth_leaves_8_bits_alone_and_cuts_what_is_brighter():
+    plain = np.arange(35, dtype=np.uint8).reshape(5, 7)
+    data = cv2.imencode(".png", plain)[1].tobytes()
+    np.testing.assert_array_equal(decode_picture(data, "x", depth=12)[..., 0], plain)
+    data = cv2.imencode(".png", np.full((5, 7), 60000, np.uint16))[1].tobytes()
+    assert (decode_picture(data, "x", depth=12) == 255).all()
+    colours = np.array([[[4095, 0, 2048]]], np.uint16)  # BGR
+    data = cv2.imencode(".png", colours)[1].tobytes()
+    assert decode_picture(data, "x", depth=12).tolist() == [[[128, 0, 255]]]

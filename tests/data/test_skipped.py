@@ -202,11 +202,39 @@ def test_too_many_faults_or_a_lost_class_stop(root, tmp_path):
     with pytest.raises(UserError, match="3 of 240 entries have a fault, more than 1%"):
         _source(root, changes=3)
     content = _content()
-    content["categories"].append({"id": "2", "name": "other"})
+    content["categories"].append({"id": [2], "name": "other"})
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="category id 2: id '2' is not a whole number; a class"):
+    with pytest.raises(
+        UserError, match=r"category id \[2\]: id \[2\] is not a whole number; a class"
+    ):
         open_source(f"coco:{root / 'whole'}:{path}", "skip")
+
+
+@pytest.mark.parametrize("number", [1004, "1004"])
+def test_every_picture_of_an_ambiguous_id_goes_with_its_boxes(root, tmp_path, number):
+    content = _content()
+    content["images"][5]["id"] = content["annotations"][5]["image_id"] = number  # of picture 4
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    source = open_source(f"coco:{root / 'whole'}:{path}", "skip")
+    assert len(source) == COUNT - 2
+    assert source.describe()["boxes"] == COUNT - 2
+    assert not {"4.jpg", "5.jpg"} & set(source.table.names)
+    gone = [str(fault) for fault in source.faults]
+    assert sum("occurs twice" in fault for fault in gone) == 2
+    for annotation in (5, 6):
+        assert f"annotation id {annotation}: its picture, id 1004, is left out" in gone
+
+
+def test_the_same_entry_again_is_not_ambiguous(root, tmp_path):
+    content = _content()
+    content["images"].append(content["images"][4])
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    source = open_source(f"coco:{root / 'whole'}:{path}", "skip")
+    assert (len(source), source.describe()["boxes"]) == (COUNT, COUNT)
+    assert len(source.faults) == 1
 
 
 def test_the_list_must_be_writable(root, tmp_path):

@@ -1,0 +1,104 @@
+"""EXIF: all eight orientations in four formats, and whose pixels the boxes are taken to mean."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from drkd_jax.data.check import check
+from drkd_jax.data.decode import decode_picture, stored_size
+from drkd_jax.data.header import read_header
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
+from tests.data.conftest import CocoFolder
+
+HEIGHT, WIDTH = 60, 80  # of a.jpg
+PIXELS = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+def picture(kind: str, orientation: int, pixels: np.ndarray = PIXELS) -> bytes:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    more = {"lossless": True} if kind == "WEBP" else {}
+    Image.fromarray(pixels).save(file, kind, exif=exif, **more)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
+def test_stored_and_turned(kind, orientation):
+    data = picture(kind, orientation)
+    assert read_header(data).orientation == orientation
+    stored = decode_picture(data, "x", exif="stored")
+    turned = decode_picture(data, "x", exif="turned")
+    assert stored_size(data, "x") == stored.shape[:2] == (HEIGHT, WIDTH)
+    assert stored_size(data, "x", exif="turned") == turned.shape[:2]
+    # Pillow's own turn of the pixels that were stored.
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(stored)
+    image.info["exif"] = exif.tobytes()
+    np.testing.assert_array_equal(turned, np.asarray(ImageOps.exif_transpose(image)))
+    if kind != "JPEG":
+        np.testing.assert_array_equal(stored, PIXELS)
+
+
+def give(folder: CocoFolder, orientation: int, *, as_shown: bool = False) -> None:
+    (folder.images / "a.jpg").write_bytes(picture("PNG", orientation))
+    if as_shown:
+        folder.content["images"][0] |= {"height": WIDTH, "width": HEIGHT}
+    folder.write()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_auto_takes_what_fits_stored_and_says_so(coco_folder, orientation):
+    give(coco_folder, orientation)
+    source = open_source(coco_folder.spec)
+    np.testing.assert_array_equal(source.record(0).image, PIXELS)
+    told = (
+        "1 pictures are to be shown turned or mirrored (EXIF): a.jpg. 1 are taken as stored, "
+        "which their stated size allows; if boxes lie beside their objects, set data.exif = turned"
+    )
+    assert told in check(coco_folder.spec).warnings
+
+
+def test_auto_turns_where_only_that_has_the_stated_size(coco_folder):
+    give(coco_folder, 6, as_shown=True)
+    image = open_source(coco_folder.spec).record(0).image
+    np.testing.assert_array_equal(image, np.rot90(PIXELS, -1))
+    (told,) = (text for text in check(coco_folder.spec).warnings if "EXIF" in text)
+    assert told.endswith("a.jpg. 1 are turned, since only that has their stated size")
+
+
+@pytest.mark.parametrize("as_shown", [False, True])
+@pytest.mark.parametrize("orientation", [3, 6, 7])
+def test_turned_is_obeyed_whichever_size_is_stated(coco_folder, orientation, as_shown):
+    as_shown = as_shown and orientation >= 5
+    give(coco_folder, orientation, as_shown=as_shown)
+    # In the turned picture, at its lower end.
+    coco_folder.content["annotations"][0]["bbox"] = [5, 70, 10, 10] if orientation > 4 else [1] * 4
+    coco_folder.write()
+    source = open_source(coco_folder.spec, exif="turned")
+    record, meta = source.record(0), source.meta(0)
+    expected = decode_picture(picture("PNG", orientation), "x", exif="turned")
+    np.testing.assert_array_equal(record.image, expected)
+    assert (meta.height, meta.width) == record.image.shape[:2]
+    if orientation > 4:
+        np.testing.assert_array_equal(record.boxes[0], [5, 70, 15, 80])
+    assert source.coco_ground_truth()["images"][0]["height"] == meta.height
+
+
+def test_stored_refuses_the_size_of_the_turned_picture(coco_folder):
+    give(coco_folder, 6, as_shown=True)
+    source = open_source(coco_folder.spec, exif="stored")
+    with pytest.raises(UserError, match=r"is 80x60 .*data\.exif = stored, its annotations say 60x"):
+        source.record(0)
+
+
+def test_an_orientation_that_is_none_is_upright():
+    assert read_header(picture("JPEG", 9)).orientation == 1
+    assert read_header(b"\xff\xd8\xff\xe1\xff\xff").orientation == 1
+    assert read_header(picture("TIFF", 6)[:60]).orientation == 1
