@@ -10,7 +10,15 @@ from importlib.util import find_spec
 from absl import flags, logging
 
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
-from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
+from drkd_jax.paths import expand_arguments
+from drkd_jax.training.interrupt import (
+    EXIT_INTERRUPTED,
+    InterruptedRunError,
+    NonFiniteError,
+    catch_interrupts,
+    leave_quietly,
+)
+from drkd_jax.training.writing import no_place, refusal
 
 COMMANDS = {
     "evaluate": ("drkd_jax.cli.evaluate", "COCO's 12 numbers of a trained detector"),
@@ -42,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         its exit code: 2 where the user can mend what went wrong, 75 where the same command goes on
-        from a checkpoint, 1 for anything else that went wrong.
+        from a checkpoint, 130 after Ctrl-C where nothing goes on, 1 for anything else that went
+        wrong.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = expand_arguments(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else EXIT_USER
@@ -57,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
     try:
-        return import_module(known[name][0]).main(rest)
+        with catch_interrupts():
+            return import_module(known[name][0]).main(rest)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER
@@ -67,7 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InterruptedRunError as error:
         print(error, file=sys.stderr)
         return EXIT_TRY_AGAIN
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted{f': {interrupt}' if interrupt.args else ''}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if not no_place(error):
+            raise
+        print(f"error: {refusal(error)}", file=sys.stderr)
+        return EXIT_USER
 
 
 if __name__ == "__main__":
+    leave_quietly()
     sys.exit(main())

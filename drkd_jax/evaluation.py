@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import faster_coco_eval
 import numpy as np
+from jaxtyping import Bool, Float64, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -23,20 +26,18 @@ from drkd_jax.data.records import Source
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
 
-NUMBERS = (
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_S",
-    "AP_M",
-    "AP_L",
-    "AR1",
-    "AR10",
-    "AR100",
-    "AR_S",
-    "AR_M",
-    "AR_L",
-)
+_WHOLE = re.compile(r"-?\d+")
+
+COCO_MAX = 100  # detections of a class and picture that COCO counts
+
+
+def number_names(max_detections: int = COCO_MAX) -> tuple[str, ...]:
+    """Names of the 12 numbers; the third recall says how many detections it counts."""
+    precisions = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
+    return (*precisions, "AR1", "AR10", f"AR{max_detections}", "AR_S", "AR_M", "AR_L")
+
+
+NUMBERS = number_names()
 
 # By name: the class that holds annotations, and the one that scores.
 EVALUATORS: dict[str, tuple[Any, Any]] = {
@@ -52,11 +53,74 @@ class CocoScores(NamedTuple):
     class_ap: dict[str, float]
 
 
+class Numbered(NamedTuple):
+    """Ground truth and detections by numbers from 1, in the place of the ids of their file.
+
+    Attributes:
+        truth: an instances dict like the one that it was made from, with other ids.
+        detections: copies with other ids, numbered as well.
+        images: the number of each image id, by its `id_key`.
+        categories: the number of each category id, likewise.
+    """
+
+    truth: dict[str, Any]
+    detections: list[dict[str, Any]]
+    images: dict[Any, int]
+    categories: dict[Any, int]
+
+
+def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]]) -> Numbered:
+    """Numbers images, categories, annotations and detections from 1.
+
+    Evaluators keep ids as doubles or 64-bit integers, and take a match with annotation 0 for no
+    match; ids of a file may be hashes, negative, or texts.
+
+    Args:
+        ground_truth: COCO's instances dict; it is left as it is.
+        detections: in COCO's form, with the ids of the ground truth.
+
+    Raises:
+        UserError: an id that occurs twice, or one that the ground truth does not know.
+    """
+    images = _numbers(ground_truth["images"], "picture")
+    categories = _numbers(ground_truth["categories"], "category")
+
+    def renumber(rows: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+        numbered: list[dict[str, Any]] = []
+        strange_images: dict[Any, None] = {}
+        strange_categories: dict[Any, None] = {}
+        for number, row in enumerate(rows, 1):
+            image = images.get(id_key(row["image_id"]))
+            category = categories.get(id_key(row["category_id"]))
+            if image is None:
+                strange_images[row["image_id"]] = None
+            elif category is None:
+                strange_categories[row["category_id"]] = None
+            else:
+                copy = {**row, "id": number, "image_id": image, "category_id": category}
+                numbered.append(copy)
+        for strange, what in ((strange_images, "pictures"), (strange_categories, "categories")):
+            if strange:
+                raise UserError(
+                    f"{len(strange)} {what} of the {kind} are not in the ground truth, among them "
+                    f"id {next(iter(strange))!r}"
+                )
+        return numbered
+
+    truth = {
+        "images": _renumbered(ground_truth["images"]),
+        "categories": _renumbered(ground_truth["categories"]),
+        "annotations": renumber(ground_truth["annotations"], "annotations"),
+    }
+    return Numbered(truth, renumber(detections, "detections"), images, categories)
+
+
 def coco_numbers(
     ground_truth: dict[str, Any],
     detections: list[dict[str, Any]],
-    image_ids: Iterable[int] | None = None,
+    image_ids: Iterable[Any] | None = None,
     evaluator: str = "faster",
+    max_detections: int = COCO_MAX,
 ) -> dict[str, float]:
     """COCO's 12 numbers for boxes, between 0 and 1; -1 where there is nothing to find.
 
@@ -65,104 +129,187 @@ def coco_numbers(
         detections: ``image_id``, ``category_id``, ``bbox`` (xywh) and ``score`` each.
         image_ids: score these pictures only; all of the ground truth by default.
         evaluator: "faster" (faster-coco-eval) or "pycocotools"; the same numbers.
+        max_detections: of a class and picture that count, the best ones; more than 10. Every
+            number counts so many, but AR1 and AR10.
 
     Returns:
-        AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L.
+        AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L; with another ``max_detections``
+        the third recall has it in its name.
 
     Raises:
-        UserError: a detection is of a picture that the ground truth does not know.
+        UserError: a detection is of a picture or class that the ground truth does not know.
     """
-    return coco_scores(ground_truth, detections, image_ids, evaluator).numbers
+    return coco_scores(ground_truth, detections, image_ids, evaluator, max_detections).numbers
 
 
 def coco_scores(
     ground_truth: dict[str, Any],
     detections: list[dict[str, Any]],
-    image_ids: Iterable[int] | None = None,
+    image_ids: Iterable[Any] | None = None,
     evaluator: str = "faster",
+    max_detections: int = COCO_MAX,
 ) -> CocoScores:
     """As ``coco_numbers``, with AP for each class.
 
     Raises:
-        UserError: a detection is of a picture that the ground truth does not know.
+        UserError: a detection is of a picture or class that the ground truth does not know.
+
+    Source: cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py (``summarize``, which reads
+    100 detections whatever the parameters say; so the means are taken here).
     """
-    known = {image["id"] for image in ground_truth["images"]}
-    strange = {d["image_id"] for d in detections} - known
-    if strange:
-        raise UserError(
-            f"{len(strange)} pictures of the detections are not in the ground truth, "
-            f"among them id {min(strange)}"
-        )
-    names = {c["id"]: c["name"] for c in ground_truth["categories"]}
+    numbered = number_ids(ground_truth, detections)
+    names = class_names(ground_truth["categories"])
+    number_of = number_names(max_detections)
     annotations_class, scorer_class = EVALUATORS[evaluator]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _coco(annotations_class, ground_truth, ground_truth["annotations"])
-        results = ({**d, "area": d["bbox"][2] * d["bbox"][3], "iscrowd": 0} for d in detections)
-        scorer = scorer_class(truth, _coco(annotations_class, ground_truth, results), "bbox")
+        truth = _coco(annotations_class, numbered.truth, numbered.truth["annotations"])
+        for found in numbered.detections:
+            found |= {"area": found["bbox"][2] * found["bbox"][3], "iscrowd": 0}
+        scorer = scorer_class(
+            truth, _coco(annotations_class, numbered.truth, numbered.detections), "bbox"
+        )
+        scorer.params.maxDets = [1, 10, max_detections]
         if image_ids is not None:
-            scorer.params.imgIds = sorted(set(image_ids) & known)
+            wanted = {numbered.images.get(id_key(image_id)) for image_id in image_ids}
+            scorer.params.imgIds = sorted(number for number in wanted if number is not None)
         if not scorer.params.imgIds or not names:
-            return CocoScores(dict.fromkeys(NUMBERS, -1.0), dict.fromkeys(names.values(), -1.0))
+            return CocoScores(dict.fromkeys(number_of, -1.0), dict.fromkeys(names, -1.0))
         scorer.evaluate()
         scorer.accumulate()
-        scorer.summarize()
-    numbers = {name: float(value) for name, value in zip(NUMBERS, scorer.stats[:12], strict=True)}
-    # thresholds, recalls, classes, areas (0: all), most detections (-1: 100)
-    precision = scorer.eval["precision"][:, :, :, 0, -1]
-    class_ap = {}
-    for at, category_id in enumerate(scorer.params.catIds):
-        counted = precision[:, :, at][precision[:, :, at] > -1]
-        class_ap[names[category_id]] = float(counted.mean()) if counted.size else -1.0
+    # thresholds, recalls, classes, areas (all, small, medium, large), most detections
+    precision, recall = scorer.eval["precision"], scorer.eval["recall"]
+    at = {round(float(t), 2): row for row, t in enumerate(scorer.params.iouThrs)}
+    values = [
+        precision[..., 0, 2],
+        precision[at[0.5], ..., 0, 2],
+        precision[at[0.75], ..., 0, 2],
+        *(precision[..., area, 2] for area in (1, 2, 3)),
+        *(recall[..., 0, most] for most in (0, 1, 2)),
+        *(recall[..., area, 2] for area in (1, 2, 3)),
+    ]
+    numbers = {name: _mean(value) for name, value in zip(number_of, values, strict=True)}
+    class_ap = {name: _mean(precision[:, :, k, 0, 2]) for k, name in enumerate(names)}
     return CocoScores(numbers, class_ap)
 
 
-def to_coco(detections: Detections, batch: Batch, source: Source) -> list[dict[str, Any]]:
+def class_names(categories: Iterable[dict[str, Any]]) -> list[str]:
+    """The classes' names in their order; with their id where several have the same."""
+    rows = list(categories)
+    count = Counter(row["name"] for row in rows)
+    return [
+        row["name"] if count[row["name"]] == 1 else f"{row['name']} (id {row['id']})"
+        for row in rows
+    ]
+
+
+def why_nothing_to_find(
+    ground_truth: dict[str, Any], image_ids: Iterable[Any] | None = None
+) -> str | None:
+    """Why every number is -1, where it is; None where there is something to find.
+
+    Args:
+        ground_truth: COCO's instances dict.
+        image_ids: the pictures that are scored; all by default.
+    """
+    known = {image["id"] for image in ground_truth["images"]}
+    scored = known if image_ids is None else known & set(image_ids)
+    rows = [row for row in ground_truth["annotations"] if row["image_id"] in scored]
+    if any(not row.get("iscrowd") for row in rows):
+        return None
+    crowd = f"only crowd regions ({len(rows)})" if rows else "no annotation"
+    return (
+        f"there is nothing to find: {crowd} in {len(scored)} pictures, so every number is -1; "
+        "score on pictures that have boxes"
+    )
+
+
+def to_coco(
+    detections: Detections,
+    batch: Batch,
+    source: Source,
+    category_ids: Sequence[Any] | None = None,
+    max_detections: int | None = None,
+) -> list[dict[str, Any]]:
     """Detections of a batch in COCO's form: source pixels, original picture and category ids.
 
     Args:
         detections: boxes on the canvas; of the mirrored picture where ``batch.flip`` is set.
         batch: the batch they were found in (filling pictures give nothing).
         source: where the batch came from.
+        category_ids: the id of each of the detector's classes, None where its detections are left
+            out; those of the source by default.
+        max_detections: the best so many of a picture; None: all.
 
     Returns:
         Dicts of ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
     """
-    boxes, scores, labels, valid = (np.asarray(part) for part in detections)
-    index, scale, sizes, flip = (
-        np.asarray(part) for part in (batch.index, batch.scale, batch.sizes, batch.flip)
-    )
+    ids = [c.id for c in source.categories] if category_ids is None else list(category_ids)
+    known = np.array([category_id is not None for category_id in ids], bool)
     results = []
     for row in np.flatnonzero(np.asarray(batch.picture_valid)):
-        image_id = source.meta(int(index[row])).image_id
-        kept = boxes[row][valid[row]].astype(np.float64)
-        if flip[row]:
-            kept[:, [0, 2]] = sizes[row, 1] - kept[:, [2, 0]]
-        kept /= np.tile(scale[row], 2)
-        kept[:, 2:] -= kept[:, :2]
-        for box, score, label in zip(
-            kept, scores[row][valid[row]], labels[row][valid[row]], strict=True
-        ):
+        image_id = source.meta(int(np.asarray(batch.index)[row])).image_id
+        boxes, scores, labels = found_in(detections, batch, int(row), known, max_detections)
+        boxes[:, 2:] -= boxes[:, :2]
+        for box, score, label in zip(boxes.tolist(), scores.tolist(), labels, strict=True):
             results.append(
-                {
-                    "image_id": image_id,
-                    "category_id": source.categories[int(label)].id,
-                    "bbox": box.tolist(),
-                    "score": float(score),
-                }
+                {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
             )
     return results
 
 
-def _coco(
-    annotations_class: Any, ground_truth: dict[str, Any], annotations: Iterable[dict[str, Any]]
-) -> Any:
+def found_in(
+    detections: Detections,
+    batch: Batch,
+    row: int,
+    known: Bool[np.ndarray, "K"] | None = None,
+    most: int | None = None,
+) -> tuple[Float64[np.ndarray, "n 4"], Float64[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """What was found on one picture of a batch, best first.
+
+    Args:
+        detections: of the batch, on the host.
+        batch: where they were found.
+        row: the picture's.
+        known: the classes that count; None: all.
+        most: the best so many; None: all.
+
+    Returns:
+        (boxes, xyxy in source pixels; scores; labels).
+    """
+    boxes, scores, labels, valid = (np.asarray(part)[row] for part in detections)
+    best = np.flatnonzero(valid if known is None else valid & known[labels])
+    best = best[np.argsort(-scores[best], kind="stable")][:most]
+    kept = boxes[best].astype(np.float64)
+    if np.asarray(batch.flip)[row]:
+        kept[:, [0, 2]] = np.asarray(batch.sizes)[row, 1] - kept[:, [2, 0]]
+    kept /= np.tile(np.asarray(batch.scale)[row], 2)
+    return kept, scores[best].astype(np.float64), labels[best]
+
+
+def id_key(value: Any) -> Any:
+    """What an id is compared by: a text that is a whole number is the same id as the number."""
+    return int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
+
+
+def _renumbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "id": number} for number, row in enumerate(rows, 1)]
+
+
+def _numbers(rows: list[dict[str, Any]], kind: str) -> dict[Any, int]:
+    numbers = {id_key(row["id"]): number for number, row in enumerate(rows, 1)}
+    if len(numbers) != len(rows):
+        (again, times), *_ = Counter(id_key(row["id"]) for row in rows).most_common(1)
+        raise UserError(f"{kind} id {again!r} occurs {times} times in the ground truth")
+    return numbers
+
+
+def _mean(values: np.ndarray) -> float:
+    counted = values[values > -1]
+    return float(counted.mean()) if counted.size else -1.0
+
+
+def _coco(annotations_class: Any, truth: dict[str, Any], annotations: list[dict[str, Any]]) -> Any:
     coco = annotations_class()
-    coco.dataset = {
-        "images": ground_truth["images"],
-        "categories": ground_truth["categories"],
-        # Both evaluators write into what they are given, and take a match with annotation 0 for
-        # no match: so copies, numbered from 1.
-        "annotations": [{**row, "id": number} for number, row in enumerate(annotations, 1)],
-    }
+    coco.dataset = {**truth, "annotations": annotations}
     coco.createIndex()
     return coco

@@ -6,7 +6,15 @@ import pytest
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
-from drkd_jax.evaluation import NUMBERS, coco_numbers, coco_scores, to_coco
+from drkd_jax.evaluation import (
+    EVALUATORS,
+    NUMBERS,
+    class_names,
+    coco_numbers,
+    coco_scores,
+    to_coco,
+    why_nothing_to_find,
+)
 from drkd_jax.types import Batch, Detections
 
 CONFIG = PipelineConfig(
@@ -212,6 +220,141 @@ def test_an_annotation_of_id_0_can_be_found(evaluator):
     assert numbers["AP"] == pytest.approx(1)
 
 
-def test_strange_picture():
-    with pytest.raises(UserError, match="id 6"):
-        coco_numbers(_truth([[0, 0, 50, 50]]), [_detection([0, 0, 9, 9], image_id=6)])
+def test_strange_ids():
+    truth = _truth([[0, 0, 50, 50]])
+    with pytest.raises(UserError, match=r"pictures of the detections .* id 6"):
+        coco_numbers(truth, [_detection([0, 0, 9, 9], image_id=6)])
+    with pytest.raises(UserError, match=r"pictures of the detections .* id 'x5'"):
+        coco_numbers(truth, [_detection([0, 0, 9, 9], image_id="x5")])
+    as_text = [_detection([0, 0, 50, 50], image_id="5")]
+    assert coco_numbers(truth, as_text)["AP"] == pytest.approx(1)
+    with pytest.raises(UserError, match=r"categories of the detections .* id 9"):
+        coco_numbers(truth, [_detection([0, 0, 9, 9]) | {"category_id": 9}])
+    with pytest.raises(UserError, match="picture id 5 occurs 2 times"):
+        coco_numbers(truth | {"images": truth["images"] * 2}, [])
+
+
+def with_ids(truth: dict, detections: list[dict], make) -> tuple[dict, list[dict]]:
+    """The same set under other ids: ``make(n)`` in the place of the number n."""
+
+    def other(row: dict) -> dict:
+        keys = [key for key in ("id", "image_id", "category_id") if key in row]
+        return row | {key: make(row[key]) for key in keys}
+
+    rows = {name: [other(row) for row in truth[name]] for name in truth}
+    return rows, [other(row) for row in detections]
+
+
+IDS = {
+    "past what a double holds": lambda n: 2**53 + n,
+    "past 64 bits": lambda n: 2**64 + n,
+    "negative": lambda n: -n,
+    "from 0": lambda n: n - 1,
+    "texts": lambda n: f"picture {n:03d}",
+    "hashes as texts": lambda n: f"{n * 2**61:032x}",
+}
+
+
+@pytest.mark.parametrize("evaluator", list(EVALUATORS))
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_of_any_kind_score_as_numbers_do(kind, evaluator):
+    boxes = [[10.0 * i, 5, 30, 30 + i] for i in range(6)]
+    truth = {
+        "images": [{"id": i + 1, "height": 100, "width": 100} for i in range(6)],
+        "categories": [{"id": i, "name": str(i)} for i in (1, 2)],
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": i + 1,
+                "category_id": 1 + i % 2,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for i, box in enumerate(boxes)
+        ],
+    }
+    perfect = [
+        {"image_id": i + 1, "category_id": 1 + i % 2, "bbox": box, "score": 0.9}
+        for i, box in enumerate(boxes)
+    ]
+    neighbours = [row | {"image_id": row["image_id"] % 6 + 1} for row in perfect]
+    half = perfect[:2] + neighbours[3:]
+    some = [1, 2, 3, 4, 6]
+    cases = [(perfect, None, 1.0), (neighbours, None, 0.008), (half, some, 34 / 101)]
+    for detections, shown, score in cases:
+        wanted = coco_scores(truth, detections, shown, "pycocotools")
+        assert wanted.numbers["AP"] == pytest.approx(score, abs=0.02)
+        changed = with_ids(truth, detections, IDS[kind])
+        found = coco_scores(*changed, shown and map(IDS[kind], shown), evaluator)
+        assert found.numbers == pytest.approx(wanted.numbers, abs=1e-12)
+        assert found.class_ap == pytest.approx(wanted.class_ap, abs=1e-12)
+
+
+def crowded(count: int) -> tuple[dict, list[dict]]:
+    """One picture with so many objects in rows of 20, every one found, scores falling."""
+    boxes = [[12.0 * (i % 20), 12.0 * (i // 20), 10.0, 10.0] for i in range(count)]
+    return _truth(boxes), [_detection(box, 1 - i / 1000) for i, box in enumerate(boxes)]
+
+
+@pytest.mark.parametrize("evaluator", list(EVALUATORS))
+def test_more_than_100_objects_count_where_they_are_asked_for(evaluator):
+    truth, detections = crowded(250)
+    usual = coco_numbers(truth, detections, evaluator=evaluator)
+    assert usual["AR100"] == pytest.approx(100 / 250)
+    # Precision 1 up to recall 0.4: 41 of the 101 recall levels.
+    assert usual["AP"] == pytest.approx(41 / 101)
+    more = coco_scores(truth, detections, None, evaluator, 250)
+    assert tuple(more.numbers)[6:9] == ("AR1", "AR10", "AR250")
+    assert more.numbers["AP"] == more.numbers["AR250"] == pytest.approx(1)
+    assert more.numbers["AP_S"] == more.numbers["AR_S"] == pytest.approx(1)
+    assert more.numbers["AR10"] == pytest.approx(10 / 250)
+    assert more.class_ap == {"a": pytest.approx(1), "b": -1}
+
+
+@pytest.mark.parametrize("seed", [3, 9, 14])
+def test_the_numbers_are_those_that_pycocotools_sums_up(seed, capsys):
+    truth, detections = random_set(seed)
+    wanted = coco_numbers(truth, detections)
+    coco = EVALUATORS["pycocotools"][0]()
+    rows = enumerate(truth["annotations"], 1)
+    coco.dataset = truth | {"annotations": [dict(row, id=number) for number, row in rows]}
+    coco.createIndex()
+    scorer = EVALUATORS["pycocotools"][1](coco, coco.loadRes(detections), "bbox")
+    scorer.evaluate()
+    scorer.accumulate()
+    scorer.summarize()
+    np.testing.assert_allclose(list(wanted.values()), scorer.stats, atol=1e-14)
+
+
+def test_why_there_is_nothing_to_find():
+    assert why_nothing_to_find(_truth([[0, 0, 9, 9]])) is None
+    assert "no annotation in 1 pictures" in why_nothing_to_find(_truth([]))
+    assert "only crowd regions (1)" in why_nothing_to_find(_truth([[0, 0, 9, 9]], crowd=1))
+    assert "in 0 pictures" in why_nothing_to_find(_truth([[0, 0, 9, 9]]), [7])
+
+
+def test_classes_of_one_name_stay_apart():
+    truth = _truth([[0, 0, 50, 50]])
+    truth["categories"][1]["name"] = "a"
+    assert class_names(truth["categories"]) == ["a (id 2)", "a (id 4)"]
+    assert coco_scores(truth, [_detection([0, 0, 50, 50])]).class_ap == {
+        "a (id 2)": pytest.approx(1),
+        "a (id 4)": -1,
+    }
+
+
+def test_detections_by_other_ids_and_the_best_of_them(source):
+    batch = next(iter(eval_batches(source, CONFIG)))
+    every = to_coco(perfect(batch), batch, source)
+    ids = [None, *range(10, 10 + len(source.categories) - 1)]
+    some = to_coco(perfect(batch), batch, source, ids)
+    first = source.categories[0].id
+    assert len(some) == sum(row["category_id"] != first for row in every) < len(every)
+    assert {row["category_id"] for row in some} <= set(ids)
+    scores = np.linspace(0.1, 0.9, batch.boxes.shape[1], dtype=np.float32)
+    rising = perfect(batch)._replace(scores=np.tile(scores, (len(batch.boxes), 1)))
+    best = to_coco(rising, batch, source, max_detections=1)
+    counts = [int(v.sum()) for v in batch.valid[batch.picture_valid]]
+    wanted = [scores[count - 1] for count in counts if count]
+    assert [row["score"] for row in best] == pytest.approx(wanted)

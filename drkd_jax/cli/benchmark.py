@@ -21,7 +21,7 @@ from drkd_jax.training.compilation_cache import keep_programs
 from drkd_jax.training.measure import Cost, measure
 from drkd_jax.training.noise import write_noise
 from drkd_jax.training.setup import Run, build_run
-from drkd_jax.training.writing import write_text
+from drkd_jax.training.writing import make_place, write_text
 
 _HELP = """usage: python -m drkd_jax benchmark --config=configs/NAME.py[:tiny] [--config.a.b=v]
   --random                  random weights and noise for pictures, in the place of every file
@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
         print(_HELP)
         return 0
     options = _options(argv)
+    if options["json"]:
+        make_place(options["json"], "--json")
     if options["compilation-cache"]:
         keep_programs(options["compilation-cache"])
     config = options["config"].to_dict()
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         run = build_run(config)
         cost = measure(run, steps=options["steps"], parts=options["parts"])
     figures = _figures(run, cost, options["peak-tflops"])
-    print("\n".join(_lines(run, cost, figures)))
+    print("\n".join(_lines(run, cost, figures)), flush=True)
     if options["json"]:
         write_text(Path(options["json"]), json.dumps(figures, indent=2) + "\n")
     return 0

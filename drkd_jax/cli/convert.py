@@ -10,6 +10,7 @@ from typing import Any
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.training.student_file import student_arrays
+from drkd_jax.training.writing import make_place, write_text
 from drkd_jax.weights.account import give
 from drkd_jax.weights.opening import LIBRARIES, library_table, open_weights
 from drkd_jax.weights.ours import write_ours, write_safetensors
@@ -40,16 +41,20 @@ def main(argv: Sequence[str]) -> int:
     out = Path(arguments.out)
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: the name has to end in .safetensors")
+    make_place(out)
+    if arguments.json:
+        make_place(arguments.json, "--json")
     if arguments.target:
         if arguments.set or arguments.json:
             raise UserError("--set and --json belong to --from")
         return _to_theirs(arguments.file, arguments.target, out)
     weights = open_weights(arguments.file, parse_settings(arguments.set), arguments.source)
+    print("\n".join(weights.lines), flush=True)
     write_ours(out, weights.arrays, weights.about)
     if arguments.json:
         account = weights.account.as_json() if weights.account else {}
-        _write_text(Path(arguments.json), json.dumps(account, indent=2) + "\n")
-    print("\n".join((*weights.lines, f"written to {out}")))
+        write_text(Path(arguments.json), json.dumps(account, indent=2) + "\n")
+    print(f"written to {out}")
     return 0
 
 
@@ -111,11 +116,3 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
     if backbone.get("width", 64) != 64:
         lines.append(f"its backbone is {backbone['width']} wide, not 64")
     return lines
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error

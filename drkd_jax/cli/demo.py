@@ -9,8 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from drkd_jax.cli.arguments import Parser
+from drkd_jax.cli.arguments import Parser, positive
 from drkd_jax.errors import UserError
+from drkd_jax.training.interrupt import InterruptedRunError
+from drkd_jax.training.writing import make_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,8 +35,12 @@ def main(argv: Sequence[str]) -> int:
 
     configs = [_config(kind, options) for kind in ("teacher", "student", "drkd")]
     command = shlex.join(["python", "-m", "drkd_jax", "demo", *argv])
+    make_folder(options.workdir, "--workdir")
     recipes = Recipes(*(config.to_dict() for config in configs))
-    results = demo(options.workdir, recipes, seeds=options.seeds, command=command)
+    try:
+        results = demo(options.workdir, recipes, seeds=options.seeds, command=command)
+    except KeyboardInterrupt:  # between two runs, whose checkpoints are written
+        raise InterruptedRunError("interrupted; the same command goes on") from None
     print()
     print(scores_table(results["runs"]))
     for paragraph in results["verdict"]:
@@ -51,20 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", default="demo", help="folder for everything (default: demo)")
     parser.add_argument("--detector", default="retinanet", choices=("retinanet", "faster_rcnn"))
-    parser.add_argument("--steps", type=_positive, help="steps of each student")
-    parser.add_argument("--teacher-steps", type=_positive, help="steps of the teacher")
+    parser.add_argument("--steps", type=positive, help="steps of each student")
+    parser.add_argument("--teacher-steps", type=positive, help="steps of the teacher")
     parser.add_argument(
-        "--seeds", type=_positive, default=1, help="pairs of students, each with its own seed"
+        "--seeds", type=positive, default=1, help="pairs of students, each with its own seed"
     )
     parser.add_argument("--tiny", action="store_true", help="a few steps: only shows that it runs")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
 
 
 def _config(kind: str, options: argparse.Namespace) -> ConfigDict:

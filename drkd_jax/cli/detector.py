@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
 
+from drkd_jax.cli.arguments import positive
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.records import Category
 from drkd_jax.errors import UserError
@@ -21,6 +24,22 @@ from drkd_jax.training.setup import read_pipeline
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import Arrays
 from drkd_jax.weights.opening import open_weights
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a trained detector; `load_named` takes them."""
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--workdir", help="work folder of a training run")
+    place.add_argument("--weights", help="a file of ours, of torchvision or of mmdetection")
+    parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
+    parser.add_argument("--size", type=_size, metavar="SxL", help="--weights: 800x1333 by default")
+    parser.add_argument("--batch-size", type=positive, default=1, help="--weights: pictures a step")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Two numbers from text like 800x1333."""
+    shorter, longer = (positive(part) for part in text.split("x"))
+    return shorter, longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +57,35 @@ class Trained:
     arrays: tuple[Arrays, ...]
 
 
-def load(workdir: str, which: str) -> Trained:
+def where(arguments: argparse.Namespace) -> tuple[str, bool]:
+    """The place that `add_arguments` named, and whether it is a file of weights.
+
+    A work folder named by --weights, or a file by --workdir, is taken for what it is.
+    """
+    place = arguments.workdir or arguments.weights
+    if Path(place).exists():
+        return place, not Path(place).is_dir()
+    return place, arguments.weights is not None
+
+
+def load_named(arguments: argparse.Namespace, least_limit: int | None = None) -> Trained:
+    """Loads what the arguments of `add_arguments` name.
+
+    Args:
+        arguments: parsed.
+        least_limit: detections a picture that the detector's own limits have to let through;
+            None: what its evaluation asked for.
+
+    Raises:
+        UserError: there is no checkpoint, or the file cannot be used.
+    """
+    place, is_file = where(arguments)
+    if is_file:
+        return load_weights(place, arguments.size, arguments.batch_size, least_limit or 0)
+    return load(place, arguments.which, least_limit)
+
+
+def load(workdir: str, which: str, least_limit: int | None = None) -> Trained:
     """Loads "best" or "last" of a work folder.
 
     Raises:
@@ -49,6 +96,7 @@ def load(workdir: str, which: str) -> Trained:
     graph, state = nnx.split(detector)
     settings = eval_settings(config.get("eval") or {})
     pixels = read_pixels(config["data"], train_settings(config["train"]).precision)
+    limit = settings.least_limit if least_limit is None else least_limit
     return Trained(
         config=config,
         step=step,
@@ -57,12 +105,14 @@ def load(workdir: str, which: str) -> Trained:
         pipeline=read_pipeline(config, settings.batch_size),
         eval=settings,
         mesh=mesh,
-        predict=predictor(graph, pixels, mesh),
+        predict=predictor(graph, pixels, mesh, limit),
         arrays=(put_everywhere(nnx.as_pure(state), mesh),),
     )
 
 
-def load_weights(path: str, size: tuple[int, int] | None, batch_size: int) -> Trained:
+def load_weights(
+    path: str, size: tuple[int, int] | None, batch_size: int, least_limit: int = 0
+) -> Trained:
     """Loads a file of ours, of torchvision or of mmdetection, its batch norms folded.
 
     Args:
@@ -70,6 +120,7 @@ def load_weights(path: str, size: tuple[int, int] | None, batch_size: int) -> Tr
         size: pixels of the shorter side after resizing and of the longer one at most; None: what
             the file says, or 800 and 1333.
         batch_size: pictures a step.
+        least_limit: as of `load_named`.
 
     Raises:
         UserError: the file cannot be used, or holds no detector of ours.
@@ -97,6 +148,6 @@ def load_weights(path: str, size: tuple[int, int] | None, batch_size: int) -> Tr
         pipeline=read_pipeline(config, batch_size),
         eval=EvalSettings(batch_size=batch_size),
         mesh=mesh,
-        predict=predictor(graph, read_pixels(config["data"], "float32"), mesh),
+        predict=predictor(graph, read_pixels(config["data"], "float32"), mesh, least_limit),
         arrays=(put_everywhere(nnx.as_pure(state), mesh),),
     )

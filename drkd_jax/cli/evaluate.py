@@ -3,64 +3,81 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from drkd_jax.cli.arguments import Parser
-from drkd_jax.cli.detector import load, load_weights
-from drkd_jax.data.sources import open_source
+from drkd_jax.cli.arguments import Parser, positive
+from drkd_jax.cli.detector import Trained, add_arguments, load_named, where
+from drkd_jax.data.classes import list_classes, with_classes
+from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
-from drkd_jax.evaluation import EVALUATORS
+from drkd_jax.evaluation import EVALUATORS, why_nothing_to_find
 from drkd_jax.training.evaluate import evaluate, write_evaluation
+from drkd_jax.training.settings import EvalSettings
+from drkd_jax.training.writing import make_folder
 
-# As pycocotools prints them, so that they can be compared by eye.
-_TITLES = {
-    "AP": "Average Precision  IoU 0.50:0.95, all,    100 detections",
-    "AP50": "Average Precision  IoU 0.50,      all,    100 detections",
-    "AP75": "Average Precision  IoU 0.75,      all,    100 detections",
-    "AP_S": "Average Precision  IoU 0.50:0.95, small,  100 detections",
-    "AP_M": "Average Precision  IoU 0.50:0.95, medium, 100 detections",
-    "AP_L": "Average Precision  IoU 0.50:0.95, large,  100 detections",
-    "AR1": "Average Recall     IoU 0.50:0.95, all,      1 detection",
-    "AR10": "Average Recall     IoU 0.50:0.95, all,     10 detections",
-    "AR100": "Average Recall     IoU 0.50:0.95, all,    100 detections",
-    "AR_S": "Average Recall     IoU 0.50:0.95, small,  100 detections",
-    "AR_M": "Average Recall     IoU 0.50:0.95, medium, 100 detections",
-    "AR_L": "Average Recall     IoU 0.50:0.95, large,  100 detections",
-}
+
+def _titles(most: int) -> list[str]:
+    """As pycocotools prints them, so that they can be compared by eye."""
+    precision, recall = "Average Precision  IoU", "Average Recall     IoU"
+    return [
+        f"{precision} 0.50:0.95, all,    {most} detections",
+        f"{precision} 0.50,      all,    {most} detections",
+        f"{precision} 0.75,      all,    {most} detections",
+        f"{precision} 0.50:0.95, small,  {most} detections",
+        f"{precision} 0.50:0.95, medium, {most} detections",
+        f"{precision} 0.50:0.95, large,  {most} detections",
+        f"{recall} 0.50:0.95, all,    {1:{len(str(most))}d} detection",
+        f"{recall} 0.50:0.95, all,    {10:{len(str(most))}d} detections",
+        f"{recall} 0.50:0.95, all,    {most} detections",
+        f"{recall} 0.50:0.95, small,  {most} detections",
+        f"{recall} 0.50:0.95, medium, {most} detections",
+        f"{recall} 0.50:0.95, large,  {most} detections",
+    ]
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the 12 numbers; writes `eval.json` and `detections.json`.
 
-    A run's go into its work folder, those of a file of weights into `--out`, if it is given.
+    A run's go into its work folder, those of a file of weights into `--out`, if it is given. The
+    numbers are printed first, so that a full disk does not lose them.
 
     Raises:
         UserError: wrong arguments, no checkpoint, or data of other classes.
     """
     parser = Parser("evaluate", "Scores a trained detector by COCO's 12 numbers.")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", help="work folder of a training run")
-    which.add_argument("--weights", help="a file of ours, of torchvision or of mmdetection")
+    add_arguments(parser)
     parser.add_argument("--data", help="source of pictures; the run's validation set by default")
-    parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
-    parser.add_argument("--size", type=_size, metavar="SxL", help="--weights: 800x1333 by default")
-    parser.add_argument("--batch-size", type=int, default=1, help="--weights: pictures a step")
     parser.add_argument("--max-pictures", type=int, default=0, help="only the first so many")
+    parser.add_argument(
+        "--max-detections",
+        type=positive,
+        help="of a class and picture that count: the run's own, else COCO's 100, by default",
+    )
     parser.add_argument(
         "--evaluator", choices=tuple(EVALUATORS), help="who scores; the run's own by default"
     )
     parser.add_argument("--out", help="folder for the results")
     arguments = parser.parse_args(list(argv))
-    if arguments.weights and not arguments.data:
+    place, is_file = where(arguments)
+    if is_file and not arguments.data:
         raise UserError("--weights needs --data: a file does not say which pictures to score")
+    asked = {
+        "max_pictures": arguments.max_pictures,
+        "evaluator": arguments.evaluator,
+        "max_detections": arguments.max_detections,
+    }
+    asked = {name: value for name, value in asked.items() if value}
+    limit = EvalSettings(**asked).least_limit if arguments.max_detections else None
+    out = arguments.out or (None if is_file else place)
+    if arguments.out:
+        make_folder(arguments.out, "--out")
 
-    if arguments.weights:
-        trained = load_weights(arguments.weights, arguments.size, arguments.batch_size)
-        what = arguments.weights
-    else:
-        trained = load(arguments.workdir, arguments.which)
-        what = f"checkpoint of step {trained.step}"
+    trained = load_named(arguments, limit)
+    if out and not arguments.out:
+        make_folder(out, "--workdir")
     pipeline = trained.pipeline
     source = open_source(
         arguments.data or trained.config["data"]["val"],
@@ -68,22 +85,8 @@ def main(argv: Sequence[str]) -> int:
         exif=pipeline.exif,
         depth=pipeline.depth,
     )
-    own = [category.name for category in trained.categories]
-    theirs = [category.name for category in source.categories]
-    if own and own != theirs:
-        raise UserError(
-            f"--data={source.spec} has the classes {', '.join(theirs[:8])} ({len(theirs)}), the "
-            f"detector was trained on {', '.join(own[:8])} ({len(own)})"
-        )
-    if trained.num_classes != len(theirs):
-        raise UserError(
-            f"--data={source.spec} has {len(theirs)} classes, the detector {trained.num_classes}"
-        )
-    settings = trained.eval
-    if arguments.max_pictures:
-        settings = dataclasses.replace(settings, max_pictures=arguments.max_pictures)
-    if arguments.evaluator:
-        settings = dataclasses.replace(settings, evaluator=arguments.evaluator)
+    source, category_ids, notes = _by_name(trained, source)
+    settings = dataclasses.replace(trained.eval, **asked)
     numbers, found = evaluate(
         trained.predict,
         trained.arrays,
@@ -92,17 +95,43 @@ def main(argv: Sequence[str]) -> int:
         settings,
         trained.mesh,
         progress=True,
+        category_ids=category_ids,
     )
-    out = arguments.out or arguments.workdir
+    print(f"{source.spec}, {place if is_file else f'checkpoint of step {trained.step}'}")
+    for (name, value), title in zip(numbers.items(), _titles(settings.max_detections), strict=True):
+        print(f"{name:6s} {value:7.4f}   {title}")
+    count = min(settings.max_pictures or len(source), len(source))
+    scored = [source.meta(index).image_id for index in range(count)]
+    nothing = why_nothing_to_find(source.coco_ground_truth(), scored)
+    for line in [*notes, *filter(None, [nothing])]:
+        print(line)
     if out:
+        sys.stdout.flush()
         write_evaluation(Path(out), trained.step, source, numbers, found)
-    print(f"{source.spec}, {what}")
-    for name, title in _TITLES.items():
-        print(f"{name:6s} {numbers[name]:7.4f}   {title}")
     return 0
 
 
-def _size(text: str) -> tuple[int, int]:
-    """Two numbers from text like 800x1333."""
-    shorter, longer = (int(part) for part in text.split("x"))
-    return shorter, longer
+def _by_name(trained: Trained, source: Source) -> tuple[Source, tuple[Any, ...] | None, list[str]]:
+    """The source by the detector's classes.
+
+    Returns:
+        (the source, the id of each of the detector's classes or None where the data has no such
+        class, words where the two differ).
+
+    Raises:
+        UserError: the detector does not know a class that has boxes, or no class at all.
+    """
+    own, theirs, what = trained.categories, source.categories, f"--data={source.spec}"
+    if not own:  # a file of weights that names none
+        if trained.num_classes != len(theirs):
+            raise UserError(f"{what} has {len(theirs)} classes, the detector {trained.num_classes}")
+        return source, None, []
+    names = {category.name for category in theirs}
+    if not names & {category.name for category in own}:
+        raise UserError(
+            f"{what} has the classes {list_classes(theirs)}, the detector was trained on "
+            f"{list_classes(own)}: no class is the same"
+        )
+    source, notes = with_classes(source, own, what, "the detector")
+    ids = tuple(c.id if c.name in names else None for c in source.categories)
+    return source, ids, notes

@@ -8,6 +8,7 @@ from pathlib import Path
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.training.student_file import student_arrays, write_orbax
+from drkd_jax.training.writing import make_place
 from drkd_jax.weights.ours import write_ours
 
 
@@ -26,6 +27,9 @@ def main(argv: Sequence[str]) -> int:
     out = Path(arguments.out)
     if arguments.format == "safetensors" and out.suffix != ".safetensors":
         raise UserError(f"{out}: the name has to end in .safetensors")
+    if arguments.format == "orbax" and out.exists():
+        raise UserError(f"{out}: is there already; name another folder")
+    make_place(out)
     arrays, about = student_arrays(arguments.workdir, arguments.which)
     if arguments.format == "safetensors":
         write_ours(out, arrays, about)

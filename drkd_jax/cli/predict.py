@@ -1,161 +1,200 @@
 """``python -m drkd_jax predict``: a trained detector on a person's own pictures.
 
-Letters: H W pixels of a picture.
+Letters: H W pixels of a picture, n its boxes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import jax
 import numpy as np
+from jaxtyping import Float64, Int
+from tqdm import tqdm
 
-from drkd_jax.cli.arguments import Parser
-from drkd_jax.cli.detector import Trained, load
-from drkd_jax.data.decode import decode_picture, stored_size
-from drkd_jax.data.pipeline import eval_batches
-from drkd_jax.data.records import Category, Meta, Record
-from drkd_jax.errors import UserError
-from drkd_jax.evaluation import to_coco
+from drkd_jax.cli.arguments import Parser, positive
+from drkd_jax.cli.detector import Trained, add_arguments, load_named
+from drkd_jax.cli.found_file import FoundFile, found_file
+from drkd_jax.cli.inputs import drawing_names, find_pictures
+from drkd_jax.cli.stream import Picture, batched, read_pictures
+from drkd_jax.data.decode import decode_picture
+from drkd_jax.errors import EXIT_USER, UserError
+from drkd_jax.evaluation import found_in
 from drkd_jax.report.draw import draw_detections
 from drkd_jax.training.sharding import put_batch
-from drkd_jax.types import Detections
+from drkd_jax.training.writing import make_folder, told
+from drkd_jax.types import Batch, Detections
 
 
-class Pictures:
-    """Files given by name, as a source without boxes; a picture's id is its place, from 1."""
+class Found(NamedTuple):
+    """A picture and what was found on it, best first."""
 
-    def __init__(self, paths: Sequence[Path], categories: tuple[Category, ...]):
-        self.paths = tuple(paths)
-        self.categories = categories
-        self.spec = f"{len(self.paths)} pictures"
-        sizes = [stored_size(_bytes(path), str(path)) for path in self.paths]
-        self._metas = tuple(Meta(i + 1, int(h), int(w), 0) for i, (h, w) in enumerate(sizes))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def describe(self) -> dict[str, Any]:
-        """Counts."""
-        return {"pictures": len(self), "boxes": 0, "classes": len(self.categories)}
-
-    def meta(self, index: int) -> Meta:
-        """Id and size."""
-        return self._metas[index]
-
-    def record(self, index: int) -> Record:
-        """The picture, without boxes.
-
-        Raises:
-            UserError: it is missing or not decodable.
-        """
-        path = self.paths[index]
-        return Record(
-            image=decode_picture(_bytes(path), str(path)),
-            boxes=np.zeros((0, 4), np.float32),
-            labels=np.zeros(0, np.int32),
-            crowd=np.zeros(0, bool),
-            image_id=index + 1,
-            name=path.name,
-        )
-
-    def coco_ground_truth(self) -> dict[str, Any]:
-        """Pictures and classes; no annotations."""
-        return {
-            "images": [
-                {"id": meta.image_id, "file_name": str(path), "height": meta.height}
-                | {"width": meta.width}
-                for path, meta in zip(self.paths, self._metas, strict=True)
-            ],
-            "categories": [category._asdict() for category in self.categories],
-            "annotations": [],
-        }
+    picture: Picture
+    boxes: Float64[np.ndarray, "n 4"]  # xyxy, pixels of the picture
+    scores: Float64[np.ndarray, "n"]
+    labels: Int[np.ndarray, "n"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes a drawn PNG for each picture, and `detections.json`.
+    """Draws what is found on each picture and writes `detections.json`.
 
-    The JSON is COCO's instances form: `images`, `categories`, and `annotations` with `bbox`
-    (x, y, width, height in the picture's own pixels), `category_id`, `area` and `score`.
+    `detections.json` has COCO's form: `images`, `categories`, and `annotations` with `bbox`
+    (x, y, width, height in the picture's own pixels), `category_id`, `area` and `score`. A
+    photograph that its EXIF orientation turns is taken, and drawn, as it is shown. `drawing` of an
+    image is the name of its drawing; `skipped` lists what could not be read.
+
+    Drawings and lines come as pictures are done. After Ctrl-C or where the disk is full,
+    `detections.json` holds what was found until then.
+
+    Returns:
+        0, or 2 where a picture could not be read.
 
     Raises:
-        UserError: wrong arguments, no checkpoint, or a file that is no picture.
+        UserError: wrong arguments, no checkpoint, no picture, or a place that cannot be written.
     """
     parser = Parser("predict", "Detects objects on pictures: drawn PNGs and COCO-style JSON.")
-    parser.add_argument("--workdir", required=True, help="work folder of a training run")
+    add_arguments(parser)
     parser.add_argument("--out", required=True, help="folder for the results")
-    parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
     parser.add_argument("--score", type=float, default=0.3, help="lowest score that is drawn")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    parser.add_argument(
+        "--max", type=positive, help="boxes of a picture; what the detector gives by default"
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files and folders")
     arguments = parser.parse_args(list(argv))
 
-    trained = load(arguments.workdir, arguments.which)
-    source = Pictures([Path(name) for name in arguments.images], trained.categories)
-    out = Path(arguments.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out}: cannot be made ({error.strerror})") from error
-    found = _detect(trained, source)
-    for index, name in enumerate(_file_names(source.paths)):
-        drawn = _draw(source, index, found, arguments.score)
-        if not cv2.imwrite(str(out / name), drawn[..., ::-1]):
-            raise UserError(f"{out / name}: cannot be written")
-        kept = [item for item in found if item["image_id"] == index + 1]
-        above = sum(item["score"] >= arguments.score for item in kept)
-        print(f"{source.paths[index]}: {above} objects above {arguments.score:g}, {out / name}")
-    result = source.coco_ground_truth()
-    result["annotations"] = [
-        {"id": number + 1, "iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item}
-        for number, item in enumerate(found)
-    ]
-    (out / "detections.json").write_text(json.dumps(result) + "\n")
-    return 0
+    out = make_folder(arguments.out, "--out")
+    paths, notes = find_pictures(arguments.images, out)
+    for note in notes:
+        print(note, file=sys.stderr)
+    trained = load_named(arguments, arguments.max or 0)
+    categories = list(trained.categories)
+    if not categories:  # a file of weights that names none
+        categories = [(k + 1, f"class {k + 1}") for k in range(trained.num_classes)]
+    writer = _Writer(out, paths, categories, arguments.score)
+    broken = 0
+    with (
+        found_file(out / "detections.json", categories) as file,
+        # None: shown on a terminal only, where the lines of the pictures are written above it
+        tqdm(total=len(paths), unit="picture", disable=None) as bar,
+    ):
+        try:
+            for item in detect(trained, paths, arguments.max):
+                if isinstance(item, Found):
+                    tqdm.write(writer.write(item, file))
+                    sys.stdout.flush()
+                else:
+                    broken += 1
+                    file.skip(str(paths[item.index]), item.fault)
+                    tqdm.write(f"error: {item.fault}", file=sys.stderr)
+                bar.update()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{writer.done} of {len(paths)} pictures are done; what was found is in {out}"
+            ) from None
+    if broken:
+        print(f"{broken} of {len(paths)} pictures could not be read", file=sys.stderr)
+    return EXIT_USER if broken else 0
 
 
-def _detect(trained: Trained, source: Pictures) -> list[dict[str, Any]]:
+def detect(
+    trained: Trained, paths: Sequence[Path], most: int | None = None
+) -> Iterator[Found | Picture]:
+    """Reads pictures, and finds objects on them; in batches, so not quite in their order.
+
+    Args:
+        trained: the detector.
+        paths: of the pictures.
+        most: the best so many boxes of a picture; None: all that the detector gives.
+
+    Yields:
+        What was found on each picture, or the picture with its fault.
+    """
+    batch_size = max(1, min(trained.pipeline.batch_size, len(paths)))
     devices = trained.mesh.size
-    batch_size = -(-trained.pipeline.batch_size // devices) * devices
-    pipeline = dataclasses.replace(trained.pipeline, batch_size=batch_size)
-    found: list[dict[str, Any]] = []
-    for batch in eval_batches(source, pipeline):
+    config = dataclasses.replace(trained.pipeline, batch_size=-(-batch_size // devices) * devices)
+    decode = functools.partial(decode_picture, exif="turned", depth=config.depth)
+    broken: list[Picture] = []
+
+    def whole() -> Iterator[Picture]:
+        ahead = 2 * config.batch_size
+        for picture in read_pictures(paths, decode, config.num_threads, ahead):
+            if picture.fault:
+                broken.append(picture)
+            else:
+                yield picture
+
+    def read(batch: Batch, pictures: list[Picture], detections: Detections) -> Iterator[Found]:
+        detections = Detections(*jax.device_get(tuple(detections)))
+        for row, picture in enumerate(pictures):
+            yield Found(picture, *found_in(detections, batch, row, most=most))
+
+    waiting: tuple[Batch, list[Picture], Detections] | None = None
+    for batch, pictures in batched(whole(), config):
         detections = trained.predict(trained.arrays, put_batch(batch, trained.mesh))
-        found += to_coco(Detections(*jax.device_get(tuple(detections))), batch, source)
-    return found
+        yield from _taken(broken)
+        if waiting is not None:  # read one batch late: the device works meanwhile
+            yield from read(*waiting)
+        waiting = batch, pictures, detections
+    yield from _taken(broken)
+    if waiting is not None:
+        yield from read(*waiting)
 
 
-def _draw(
-    source: Pictures, index: int, found: Sequence[dict[str, Any]], lowest: float
-) -> np.ndarray:
-    labels = {category.id: label for label, category in enumerate(source.categories)}
-    kept = [item for item in found if item["image_id"] == index + 1 and item["score"] >= lowest]
-    boxes = np.array([item["bbox"] for item in kept], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return draw_detections(
-        source.record(index).image,
-        boxes,
-        np.array([labels[item["category_id"]] for item in kept], np.int32),
-        np.array([item["score"] for item in kept], np.float32),
-        [category.name for category in source.categories],
-    )
+def _taken(broken: list[Picture]) -> Iterator[Picture]:
+    while broken:
+        yield broken.pop(0)
 
 
-def _file_names(paths: Sequence[Path]) -> list[str]:
-    """STEM.png each; where stems repeat, with the picture's number."""
-    stems = [path.stem for path in paths]
-    return [
-        f"{stem}.png" if stems.count(stem) == 1 else f"{stem}_{number + 1}.png"
-        for number, stem in enumerate(stems)
-    ]
+class _Writer:
+    """Draws a picture, and writes down what was found on it."""
 
+    def __init__(self, out: Path, paths: Sequence[Path], categories: Sequence[Any], lowest: float):
+        self._out, self._paths, self._lowest = out, paths, lowest
+        self._ids = [number for number, _ in categories]
+        self._names = [name for _, name in categories]
+        self._drawings = drawing_names(paths, out)
+        self.done = 0
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    def write(self, found: Found, file: FoundFile) -> str:
+        """Returns a line about it.
+
+        Raises:
+            UserError: the drawing cannot be written.
+        """
+        index, image = found.picture.index, found.picture.image
+        assert image is not None
+        path, drawing = self._paths[index], self._out / self._drawings[index]
+        shown = found.scores >= self._lowest
+        drawn = draw_detections(
+            image,
+            found.boxes[shown].astype(np.float32),
+            found.labels[shown],
+            found.scores[shown].astype(np.float32),
+            self._names,
+        )
+        done, data = cv2.imencode(".png", drawn[..., ::-1])
+        if not done:
+            raise UserError(f"{drawing}: a drawing of this size cannot be written as PNG")
+        with told(drawing):
+            drawing.write_bytes(data.tobytes())
+        height, width = image.shape[:2]
+        about = {"id": index + 1, "file_name": str(path), "height": height, "width": width}
+        sides = found.boxes[:, 2:] - found.boxes[:, :2]
+        corners = np.concatenate([found.boxes[:, :2], sides], axis=1)
+        file.add(
+            {**about, "drawing": drawing.name},
+            [
+                {"category_id": self._ids[label], "bbox": box, "score": score}
+                for label, box, score in zip(
+                    found.labels, corners.tolist(), found.scores.tolist(), strict=True
+                )
+            ],
+        )
+        self.done += 1
+        return f"{path}: {int(shown.sum())} objects above {self._lowest:g}, {drawing}"

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.data.decode import EXIF
 from drkd_jax.errors import EXIT_USER, UserError
+from drkd_jax.training.writing import make_folder, make_place
 
 _LONGEST = 1600  # pixels of the longer side of a sample drawing
 _TOLD = 20  # errors on the terminal
@@ -46,6 +47,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--exif", choices=EXIF, default="auto", help="--check: as data.exif")
     parser.add_argument("--depth", type=int, default=0, help="--check: as data.depth")
     arguments = parser.parse_args(list(argv))
+    if arguments.check and arguments.json:
+        make_place(arguments.json, "--json")
+    if arguments.check and arguments.out:
+        make_folder(arguments.out, "--out")
     if arguments.check:
         return _check(arguments)
     if arguments.source != "tfds:coco/2017":
@@ -78,10 +83,10 @@ def _check(arguments: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         report: Report = check(spec, progress=progress, **reading)
+    for line in _lines(report.as_json()):
+        print(line, flush=True)
     if json_file:
         _write(Path(json_file), json.dumps(report.as_json(), indent=1) + "\n")
-    for line in _lines(report.as_json()):
-        print(line)
     if out:
         print(f"{_draw(spec, reading, report.samples, Path(out))} sample drawings in {out}")
     for kind, texts in (("warning", report.warnings), ("error", report.errors)):

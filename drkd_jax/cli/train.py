@@ -13,7 +13,16 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
-from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError, stop_request
+from drkd_jax.paths import expand_arguments
+from drkd_jax.training.interrupt import (
+    EXIT_INTERRUPTED,
+    InterruptedRunError,
+    NonFiniteError,
+    catch_interrupts,
+    leave_quietly,
+    stop_request,
+)
+from drkd_jax.training.writing import no_place, refusal
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe: configs/NAME.py, or configs/NAME.py:tiny for its small form."
@@ -50,6 +59,8 @@ _CACHE = flags.DEFINE_string(
 
 def main() -> NoReturn:
     """Parses the command line and trains."""
+    leave_quietly()
+    sys.argv[1:] = expand_arguments(sys.argv[1:])
     app.run(_run, flags_parser=_parse)
     raise SystemExit(0)
 
@@ -78,15 +89,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
 def _run(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
-        if _DISTRIBUTED.value:
-            _meet()  # a signal ends this wait at once; there is nothing to save
-        with stop_request():
-            from drkd_jax.training.compilation_cache import keep_programs
-            from drkd_jax.training.loop import train
-
-            if _CACHE.value:
-                keep_programs(_CACHE.value)
-            train(_CONFIG.value.to_dict(), str(_WORKDIR.value), profile=_PROFILE.value)
+        with catch_interrupts():
+            _train()
     except UserError as error:
         _fail(error, EXIT_USER)
     except NonFiniteError as error:
@@ -94,11 +98,30 @@ def _run(_: Sequence[str]) -> None:
     except InterruptedRunError as error:
         print(error, file=sys.stderr)
         raise SystemExit(_INTERRUPTED.value) from None
+    except KeyboardInterrupt:
+        words = "interrupted; the same command goes on from the last checkpoint, if there is one"
+        print(words, file=sys.stderr)
+        _leave(EXIT_INTERRUPTED, words)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except Exception as error:
+        if isinstance(error, OSError) and no_place(error):
+            _fail(UserError(refusal(error)), EXIT_USER)
         if _DISTRIBUTED.value:
             traceback.print_exc()
             _leave(EXIT_FAULT, f"{type(error).__name__}: {error}")
         raise
+
+
+def _train() -> None:
+    if _DISTRIBUTED.value:
+        _meet()  # a signal ends this wait at once; there is nothing to save
+    with stop_request():
+        from drkd_jax.training.compilation_cache import keep_programs
+        from drkd_jax.training.loop import train
+
+        if _CACHE.value:
+            keep_programs(_CACHE.value)
+        train(_CONFIG.value.to_dict(), str(_WORKDIR.value), profile=_PROFILE.value)
 
 
 def _meet() -> None:

@@ -11,6 +11,7 @@ from drkd_jax.data.records import Category, Meta, Record, Source
 from drkd_jax.data.shapes import ShapesSource
 from drkd_jax.data.tfds import TfdsSource
 from drkd_jax.errors import UserError
+from drkd_jax.paths import expand_home
 
 __all__ = ["Category", "Meta", "Record", "Source", "open_source"]
 
@@ -37,7 +38,7 @@ def open_source(spec: str, on_error: str = "stop", *, exif: str = "auto", depth:
     Raises:
         UserError: another form, or what it names does not exist or is broken.
     """
-    parts = _JOINT.split(spec.strip())
+    parts = _JOINT.split(expand_home(spec).strip())
     if len(parts) > 1:
         return JoinedSource([_open(part, on_error, exif, depth) for part in parts])
     return _open(parts[0], on_error, exif, depth)

@@ -20,6 +20,8 @@ from jaxtyping import Bool, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from drkd_jax.evaluation import COCO_MAX, number_ids
+
 RECALLS = np.linspace(0.0, 1.0, 101)
 
 
@@ -64,6 +66,7 @@ def ap_difference(
     *,
     resamples: int = 500,
     seed: int = 0,
+    max_detections: int = COCO_MAX,
 ) -> Interval:
     """Resample the pictures and compare two sets of detections on each draw.
 
@@ -73,12 +76,13 @@ def ap_difference(
         second: COCO detections of the one that may be better.
         resamples: Draws of as many pictures as there are.
         seed: Of the draws.
+        max_detections: Of a class and picture that count, the best ones.
 
     Returns:
-        AP(second) - AP(first), area "all", 100 detections a picture, 0..1 scale. A resample that
+        AP(second) - AP(first), area "all", 0..1 scale. A resample that
         lacks a class is averaged over the classes it has.
     """
-    sides = [_matches(ground_truth, detections) for detections in (first, second)]
+    sides = [_matches(ground_truth, detections, max_detections) for detections in (first, second)]
     num_pictures = len(ground_truth["images"])
     ones = np.ones(num_pictures, np.int64)
     observed = _average_precision(sides[1], ones) - _average_precision(sides[0], ones)
@@ -93,23 +97,25 @@ def ap_difference(
     return Interval(float(observed), float(low), float(high), resamples, num_pictures)
 
 
-def _matches(ground_truth: dict, detections: list[dict]) -> list[_Matches]:
+def _matches(
+    ground_truth: dict, detections: list[dict], max_detections: int = COCO_MAX
+) -> list[_Matches]:
     """Match once with pycocotools, then keep what counting needs."""
-    # pycocotools writes into the dicts it is handed, so it gets copies
-    truth = {**ground_truth, "annotations": [dict(a) for a in ground_truth["annotations"]]}
+    # Copies, into which pycocotools writes, under ids that it can hold.
+    numbered = number_ids(ground_truth, detections)
     with contextlib.redirect_stdout(io.StringIO()):
         coco, found = COCO(), COCO()
-        coco.dataset = truth
+        coco.dataset = numbered.truth
         coco.createIndex()
-        if detections:
-            found = coco.loadRes([dict(d) for d in detections])
+        if numbered.detections:
+            found = coco.loadRes(numbered.detections)
         else:  # loadRes looks at its first entry
-            found.dataset = {**truth, "annotations": []}
+            found.dataset = {**numbered.truth, "annotations": []}
             found.createIndex()
         scorer = COCOeval(coco, found, "bbox")
         scorer.params.areaRng = scorer.params.areaRng[:1]  # "all"
         scorer.params.areaRngLbl = scorer.params.areaRngLbl[:1]
-        scorer.params.maxDets = scorer.params.maxDets[-1:]
+        scorer.params.maxDets = [max_detections]
         scorer.evaluate()
     num_pictures = len(scorer.params.imgIds)
     num_thresholds = len(scorer.params.iouThrs)

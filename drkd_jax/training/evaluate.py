@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,48 @@ class EvaluationStoppedError(Exception):
     """An evaluation was given up before its end."""
 
 
-def predictor(graph: nnx.GraphDef, pixels: Pixels, mesh: Mesh) -> Predict:
+def predictor(graph: nnx.GraphDef, pixels: Pixels, mesh: Mesh, least_limit: int = 0) -> Predict:
     """The jitted function `(arrays of the module, batch) -> detections on the canvas`.
 
     Args:
         graph: of a detector.
         pixels: the network's input.
         mesh: the devices; it compiles once for each canvas.
+        least_limit: detections a picture that the detector's own limits have to let through; see
+            `raise_limits`.
     """
 
     def predict(arrays: Arrays, batch: Batch) -> Detections:
         detector = nnx.merge(graph, *arrays, copy=True)
+        if least_limit:
+            detector.settings = raise_limits(detector.settings, least_limit)
         images, targets = pixels.prepare(batch)
         return detector.predict(detector.features(images), targets.sizes)
 
     return jax.jit(predict, out_shardings=replicated(mesh))
+
+
+def raise_limits(settings: Any, least: int) -> Any:
+    """A detector's settings whose limits on counts in test are `least` or more.
+
+    What it found before is found again, in the same order, where no limit of candidates was met.
+
+    Args:
+        settings: `RetinaNetSettings` or `FasterRCNNSettings`.
+        least: detections a picture.
+    """
+    test = settings.test
+    test = dataclasses.replace(
+        test, max_out=max(test.max_out, least), pre_nms=max(test.pre_nms, least)
+    )
+    changed = {"test": test}
+    if hasattr(settings, "proposals"):
+        changed["proposals"] = dataclasses.replace(
+            settings.proposals,
+            pre_nms_test=max(settings.proposals.pre_nms_test, least),
+            max_out_test=max(settings.proposals.max_out_test, least),
+        )
+    return dataclasses.replace(settings, **changed)
 
 
 def evaluate(
@@ -62,6 +89,7 @@ def evaluate(
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
     skipped: Path | None = None,
+    category_ids: Sequence[Any] | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Predicts on every picture and scores the result.
 
@@ -70,12 +98,14 @@ def evaluate(
         arrays: tuple of the states that its graph is merged with.
         source: pictures and ground truth.
         pipeline: sizes and reading; its batch size is replaced by that of `settings`.
-        settings: batch size, how many pictures, and who scores.
+        settings: batch size, how many pictures, who scores and how many detections count.
         mesh: the devices.
         progress: whether a bar is shown.
         stop: asked before every batch, by all processes alike; True gives up.
         skipped: takes the list of pictures that could not be read, where those are skipped.
             Their boxes count as missed.
+        category_ids: of the source, one for each of the detector's classes (`match_classes`);
+            None where they are the same.
 
     Returns:
         (the 12 numbers by their usual names, detections in COCO's form). Every process sees its
@@ -106,14 +136,15 @@ def evaluate(
         detections = predict(arrays, placed)
         batch = rows(batch, placed)
         if waiting is not None:  # read one batch late: the device works meanwhile
-            found += _read(*waiting, source)
+            found += _read(*waiting, source, category_ids)
         waiting = (batch, detections)
     if waiting is not None:
-        found += _read(*waiting, source)
+        found += _read(*waiting, source, category_ids)
     batches.share_skipped(union)
     image_ids = batches.image_ids if settings.max_pictures else None
     truth = source.coco_ground_truth()
-    return coco_numbers(truth, found, image_ids, settings.evaluator), found
+    numbers = coco_numbers(truth, found, image_ids, settings.evaluator, settings.max_detections)
+    return numbers, found
 
 
 def write_evaluation(
@@ -142,5 +173,7 @@ def _rows_of_all(mesh: Mesh) -> Callable[[Batch, Batch], Batch]:
     return rows
 
 
-def _read(batch: Batch, detections: Detections, source: Source) -> list[dict[str, Any]]:
-    return to_coco(Detections(*jax.device_get(tuple(detections))), batch, source)
+def _read(
+    batch: Batch, detections: Detections, source: Source, category_ids: Sequence[Any] | None
+) -> list[dict[str, Any]]:
+    return to_coco(Detections(*jax.device_get(tuple(detections))), batch, source, category_ids)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -17,6 +19,48 @@ class NonFiniteError(Exception):
     """A loss, gradient or parameter stopped being a finite number; the run cannot go on."""
 
 
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
+
+
+def leave_quietly() -> None:
+    """From now on Ctrl-C ends this process without a traceback; for programs, not for libraries.
+
+    Within `catch_interrupts` the first one raises KeyboardInterrupt, within `stop_request` it is
+    only noted. Any other one leaves the process at once: it may meet an import, clean-up, a
+    destructor or another library's callback, where an exception prints a traceback or is lost.
+    Checkpoints and other files are made whole before they take their names, so none is harmed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+@contextlib.contextmanager
+def catch_interrupts() -> Iterator[None]:
+    """Where the first Ctrl-C may be raised as KeyboardInterrupt, since it is caught outside."""
+    _catching.append(True)
+    try:
+        yield
+    finally:
+        _catching.clear()
+
+
+_catching: list[bool] = []  # of this process; empty from the first one on
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _catching and not (_active and _active[0].name):
+        _catching.clear()
+        raise KeyboardInterrupt
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted: left at once\n")
+    processes = sys.modules.get("multiprocessing")  # of the loader, where there are some
+    for child in processes.active_children() if processes else ():
+        child.terminate()
+    os._exit(EXIT_INTERRUPTED)
+
+
 class StopRequest:
     """Holds the name of the signal that asked for the end, once one did."""
 
@@ -25,7 +69,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """While active, the first SIGTERM or SIGINT is only noted; a second one acts as usual.
+    """While active, the first SIGTERM or SIGINT is only noted; a second one acts as before.
 
     Outside the main thread, where Python lets nobody handle signals, it notes nothing. Within
     another one it is the same.

@@ -18,6 +18,8 @@ from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.skipped import SKIPPED_FILE
 from drkd_jax.errors import UserError
+from drkd_jax.evaluation import why_nothing_to_find
+from drkd_jax.paths import expand_home
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.describe import data_findings, describe
 from drkd_jax.training.evaluate import (
@@ -65,7 +67,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
     """
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
-    workdir = Path(workdir)
+    workdir = Path(expand_home(str(workdir)))
     read_steps(profile, 0)
     with contextlib.ExitStack() as stack:
         request = stack.enter_context(stop_request())
@@ -167,6 +169,9 @@ class _Sitting:
                 self.metrics.say(f"{part:10s} {text}")
         for warning in run.warnings:
             self.metrics.warn(self.start, warning)
+        nothing = why_nothing_to_find(run.val_source.coco_ground_truth())
+        if nothing:
+            self.metrics.warn(self.start, f"config.data.val = {run.val_source.spec}: {nothing}")
         if run.teacher is None:
             return
         names = tuple(category.name for category in run.train_source.categories)
@@ -183,7 +188,7 @@ class _Sitting:
             self.metrics.say("teacher    not evaluated: its classes are not those of the data")
             return
         pixels = run.recipe.teacher_pixels or run.pixels
-        predict = predictor(run.teacher.graph, pixels, run.mesh)
+        predict = predictor(run.teacher.graph, pixels, run.mesh, run.eval.least_limit)
         try:
             numbers, _ = self._score(predict, (run.teacher_arrays,), request)
         except EvaluationStoppedError:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drkd_jax.errors import UserError
-from drkd_jax.evaluation import EVALUATORS
+from drkd_jax.evaluation import COCO_MAX, EVALUATORS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +142,14 @@ class EvalSettings:
         max_pictures: only the first so many pictures are scored; 0 scores all.
         evaluator: "faster" (faster-coco-eval) or "pycocotools", which takes several times as long
             for the same numbers.
+        max_detections: of a class and picture that count, the best ones; COCO counts 100. More
+            raise the detector's own limits, too.
     """
 
     batch_size: int = 1
     max_pictures: int = 0
     evaluator: str = "faster"
+    max_detections: int = COCO_MAX
 
     def __post_init__(self) -> None:
         """Checks every value.
@@ -158,7 +161,17 @@ class EvalSettings:
             raise UserError(f"config.eval.batch_size = {self.batch_size}: must be 1 or more")
         if self.max_pictures < 0:
             raise UserError(f"config.eval.max_pictures = {self.max_pictures}: 0 scores all")
+        if self.max_detections <= 10:
+            raise UserError(
+                f"config.eval.max_detections = {self.max_detections}: must be more than 10, which "
+                "COCO's numbers count as well"
+            )
         _choice("eval.evaluator", self.evaluator, tuple(EVALUATORS))
+
+    @property
+    def least_limit(self) -> int:
+        """What the detector's own limits have to let through; 0: they stay as they are."""
+        return self.max_detections if self.max_detections > COCO_MAX else 0
 
 
 def train_settings(values: Mapping[str, Any]) -> TrainSettings:

@@ -16,6 +16,7 @@ from drkd_jax.data.findings import require_boxes
 from drkd_jax.data.pipeline import PipelineConfig, steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
+from drkd_jax.paths import expand_config
 from drkd_jax.training import schedule
 from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.pixels import KEYS as PIXEL_KEYS
@@ -92,7 +93,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
     Raises:
         UserError: whatever in the config, the data or the teacher cannot be used.
     """
-    config: dict[str, Any] = as_tuples(dict(values))
+    config: dict[str, Any] = expand_config(as_tuples(dict(values)))
     for key in config:
         if key not in SECTIONS:
             raise UserError(f"config.{key}: no such part; there are {', '.join(SECTIONS)}")
@@ -171,7 +172,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         recipe=recipe,
         state=put_everywhere(new_state(parts, tx, average=settings.ema > 0), mesh),
         step=(pmap_step if settings.parallel == "pmap" else train_step)(recipe, mesh),
-        predict=predictor(parts["student"].graph, pixels, mesh),
+        predict=predictor(parts["student"].graph, pixels, mesh, evaluation.least_limit),
         warnings=warnings,
     )
 

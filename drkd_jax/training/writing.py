@@ -6,9 +6,10 @@ import contextlib
 import errno
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from drkd_jax.errors import UserError
 
@@ -18,7 +19,57 @@ _WORDS = {
     errno.EFBIG: "the file would be larger than this process may write",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EEXIST: "there is a file of that name",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder",
+    errno.ENAMETOOLONG: "the name is too long",
 }
+_PROOF = bytes(1 << 16)  # more than what fits beside a file's own entry on disk
+
+
+def make_folder(folder: str | Path, flag: str = "") -> Path:
+    """Makes a folder, with its parents, and proves that files can be written there.
+
+    Called before the work whose result goes there.
+
+    Args:
+        folder: may be there already.
+        flag: the argument that names it, for messages.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written in it.
+    """
+    folder = Path(folder)
+    with _refused(folder, flag):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(_PROOF)
+    return folder
+
+
+def make_place(file: str | Path, flag: str = "") -> Path:
+    """Makes the folder of a file to be written later, and proves that it can be.
+
+    A file of that name stays as it is.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    file = Path(file)
+    with _refused(file, flag):
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if _is_stream(file):
+            os.close(os.open(file, os.O_WRONLY))
+            return file
+        if file.parent.exists() and not file.parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Under the longest name that writing gives it.
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.") as proof:
+            proof.write(_PROOF)
+    return file
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,18 +78,34 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: it cannot be written; the old content is still there.
     """
+    with told(path), replacing(path) as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is whole; an error leaves `path` as it was.
+
+    What is no file on a disk, as /dev/stdout or a pipe, is written to as it is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if _is_stream(path):
+        with path.open("wb") as file:
+            yield file
+        return
     new = path.with_name(path.name + ".new")
-    with told(path):
-        try:
-            with new.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            raise
+    try:
+        with new.open("wb") as file:
+            yield file
+        new.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
 
 
 @contextlib.contextmanager
@@ -52,6 +119,23 @@ def told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({reason(error)})") from error
+
+
+@contextlib.contextmanager
+def _refused(path: Path, flag: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        shown = (
+            f"{flag}={path}" if flag.startswith("-") else " ".join(filter(None, (flag, str(path))))
+        )
+        raise UserError(
+            f"{shown}: cannot be written ({reason(error)}); name another place"
+        ) from error
+
+
+def _is_stream(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextlib.contextmanager
@@ -73,6 +157,16 @@ def held_back() -> Iterator[list[Any]]:
         sys.unraisablehook = before
         for each in held:
             before(each)
+
+
+def no_place(error: OSError) -> bool:
+    """Whether the system had no place or no permission for a file, whoever wanted to write it."""
+    return error.errno in _WORDS
+
+
+def refusal(error: OSError) -> str:
+    """One line on such an error, with the file's name where the system gave it."""
+    return ": ".join(map(str, filter(None, (error.filename, reason(error)))))
 
 
 def is_refused_write(error: Exception) -> bool:

@@ -9,7 +9,9 @@ import pytest
 
 from drkd_jax import __main__ as command_line
 from drkd_jax import models
+from drkd_jax.cli import evaluate
 from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
 from drkd_jax.evaluation import NUMBERS, coco_numbers
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.sharding import data_mesh, put_everywhere
@@ -88,7 +90,100 @@ def test_evaluate_on_data_of_other_classes_is_refused(workdir, capsys, tmp_path)
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((50, 60, 3), np.uint8))
     data = f"--data=coco:{tmp_path}:{tmp_path / 'boxes.json'}"
     assert command_line.main(["evaluate", f"--workdir={workdir}", data]) == 2
-    assert "has the classes cat (1), the detector was trained on" in capsys.readouterr().err
+    assert (
+        "has the classes (3 cat), the detector was trained on (1 disc," in capsys.readouterr().err
+    )
+
+
+def small_set(folder, categories: list[dict], annotations: list[dict]) -> str:
+    """Two dark pictures with these boxes, as a source."""
+    images = [
+        {"id": 2**53 + i, "file_name": f"{i}.png", "height": 50, "width": 60} for i in range(2)
+    ]
+    for image in images:
+        cv2.imwrite(str(folder / image["file_name"]), np.zeros((50, 60, 3), np.uint8))
+    rows = [
+        {"id": i, "image_id": 2**53, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0} | row
+        for i, row in enumerate(annotations)
+    ]
+    content = {"images": images, "categories": categories, "annotations": rows}
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return f"coco:{folder}:{folder / 'boxes.json'}"
+
+
+def test_classes_are_brought_together_by_name(workdir, capsys, tmp_path):
+    categories = [{"id": 2**54, "name": "ring"}, {"id": -3, "name": "disc"}]
+    data = small_set(tmp_path, categories, [{"category_id": -3}])
+    call = ["evaluate", f"--workdir={workdir}", f"--data={data}", f"--out={tmp_path}"]
+    assert command_line.main(call) == 0
+    printed = capsys.readouterr().out
+    assert "classes of --data=" in printed
+    assert "brought to those of the detector by name" in printed
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert {row["category_id"] for row in found} <= {2**54, -3}
+    assert {row["image_id"] for row in found} <= {2**53, 2**53 + 1}
+    assert found
+
+
+def test_a_class_with_boxes_that_the_detector_does_not_know_is_refused(workdir, capsys, tmp_path):
+    categories = [{"id": 7, "name": "disc"}, {"id": 9, "name": "nut"}]
+    data = small_set(tmp_path, categories, [{"category_id": 9}])
+    assert command_line.main(["evaluate", f"--workdir={workdir}", f"--data={data}"]) == 2
+    said = capsys.readouterr().err
+    assert "has boxes of (9 nut), which the detector does not have" in said
+    assert "7 disc" in said
+    assert "1 disc, 2 ring" in said
+
+
+@pytest.mark.parametrize("annotations", [[], [{"category_id": 7, "iscrowd": 1}]])
+def test_why_every_number_is_minus_one(workdir, capsys, tmp_path, annotations):
+    data = small_set(tmp_path, [{"id": 7, "name": "disc"}], annotations)
+    call = ["evaluate", f"--workdir={workdir}", f"--data={data}", f"--out={tmp_path}"]
+    assert command_line.main(call) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("-1.0000") == 12
+    what = "only crowd regions (1)" if annotations else "no annotation"
+    assert f"there is nothing to find: {what} in 2 pictures" in printed
+
+
+def test_more_detections_are_let_through_and_counted(workdir, capsys, tmp_path):
+    call = ["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--max-detections=120"]
+    assert command_line.main([*call, "--max-pictures=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "AR120 " in printed
+    assert "all,    120 detections" in printed
+    found = json.loads((tmp_path / "detections.json").read_text())
+    counts = [sum(row["image_id"] == i for row in found) for i in range(2)]
+    assert counts == [120, 120]  # of a detector that gives 5 by itself
+    assert "AR120" in json.loads((tmp_path / "eval.json").read_text())
+    assert command_line.main([*call[:3], "--max-detections=10"]) == 2
+    assert "must be more than 10" in capsys.readouterr().err
+
+
+def test_numbers_are_printed_before_they_are_written(workdir, capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(evaluate, "write_evaluation", full)
+    call = ["evaluate", f"--workdir={workdir}", "--max-pictures=2", f"--out={tmp_path / 'new'}"]
+    assert command_line.main(call) == 2
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 13
+    assert "the disk is full" in printed.err
+
+
+def test_predict_by_a_file_of_weights_and_with_more_boxes(workdir, tmp_path):
+    file = str(tmp_path / "student.safetensors")
+    export = ["export", f"--workdir={workdir}", "--format=safetensors", file]
+    assert command_line.main(export) == 0
+    for i in range(4):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((50, 60, 3), 60 * i, np.uint8))
+    out = tmp_path / "out"
+    call = ["predict", f"--weights={file}", f"--out={out}", "--max=30", "--batch-size=4"]
+    assert command_line.main([*call, *(str(tmp_path / f"{i}.png") for i in range(4))]) == 0
+    result = json.loads((out / "detections.json").read_text())
+    assert len(result["annotations"]) == 4 * 30
+    assert [row["name"] for row in result["categories"]][:2] == ["disc", "ring"]
 
 
 def test_predict_draws_and_writes_coco_json_in_the_pictures_own_pixels(workdir, tmp_path, capsys):

@@ -117,6 +117,37 @@ def test_interval_of_the_same_detector_is_zero():
     assert not interval.settled
 
 
+def test_ids_that_a_double_cannot_hold():
+    truth = make()
+    good, bad = detect(truth, 0.5, 1), detect(truth, 6.0, 2)
+
+    def large(rows: list[dict]) -> list[dict]:
+        keys = ("id", "image_id", "category_id")
+        return [
+            row
+            | {key: 2**53 + row[key] // 3 for key in keys if key in row and key != "category_id"}
+            for row in rows
+        ]
+
+    other = truth | {name: large(truth[name]) for name in ("images", "annotations")}
+    wanted = bootstrap.ap_difference(truth, bad, good, resamples=5)
+    assert bootstrap.ap_difference(other, large(bad), large(good), resamples=5) == wanted
+
+
+def test_more_detections_count_where_they_are_asked_for():
+    truth = make(1)
+    boxes = [[3.0 * i, 5.0, 2.0, 2.0] for i in range(150)]
+    truth["annotations"] = [
+        {"id": i, "image_id": 3, "category_id": 2, "bbox": b, "area": 4.0, "iscrowd": 0}
+        for i, b in enumerate(boxes)
+    ]
+    found = [{"image_id": 3, "category_id": 2, "bbox": b, "score": 0.5} for b in boxes]
+    few = bootstrap.ap_difference(truth, [], found, resamples=2)
+    assert few.difference == pytest.approx(67 / 101)  # recall 100 / 150
+    more = bootstrap.ap_difference(truth, [], found, resamples=2, max_detections=150)
+    assert more.difference == pytest.approx(1)
+
+
 def test_nothing_is_written_to():
     truth = make()
     detections = detect(truth, 2.0, 1)

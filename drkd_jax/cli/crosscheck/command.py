@@ -26,6 +26,7 @@ from drkd_jax.cli.crosscheck.compare import Row, compare
 from drkd_jax.cli.crosscheck.exchange import read_answers, write_cases
 from drkd_jax.cli.crosscheck.official_cases import official_cases
 from drkd_jax.errors import UserError
+from drkd_jax.training.writing import make_folder, make_place, write_text
 
 COMPONENTS = ours.COMPONENTS | official.COMPONENTS
 
@@ -114,6 +115,10 @@ def main(argv: Sequence[str]) -> int:
         help="instead: Faster R-CNN and RetinaNet, R50, against torchvision's own, stage by stage",
     )
     arguments = parser.parse_args(list(argv))
+    if arguments.json:
+        make_place(arguments.json, "--json")
+    if arguments.keep:
+        make_folder(arguments.keep, "--keep")
     python = _torch_python(arguments.torch_python)
     if arguments.torchvision:
         return _torchvision(python, arguments)
@@ -129,7 +134,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--only {arguments.only}: no case has that in its name")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.keep or temporary)
-        folder.mkdir(parents=True, exist_ok=True)
         write_cases(cases, folder)
         reference = start_reference(folder, python, checkout)
         try:
@@ -156,7 +160,6 @@ def _torchvision(python: str, arguments: argparse.Namespace) -> int:
     """The detectors against torchvision's; 1 where anything is off."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.keep or temporary)
-        folder.mkdir(parents=True, exist_ok=True)
         with jax.default_device(jax.devices("cpu")[0]):
             rows, said = torchvision.live(folder, python, arguments.only or "")
     print("\n".join(torchvision.table(rows, arguments.all)))
@@ -172,4 +175,4 @@ def _torchvision(python: str, arguments: argparse.Namespace) -> int:
 def _write(rows: Sequence[Row], file: str | None) -> None:
     if file:
         described = [dataclasses.asdict(row) | {"passes": row.passes} for row in rows]
-        Path(file).write_text(json.dumps(described, indent=1))
+        write_text(Path(file), json.dumps(described, indent=1) + "\n")

@@ -1,0 +1,126 @@
+"""The pictures that a person names: files and folders, and a name for the drawing of each."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from drkd_jax.errors import UserError
+
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif"),
+    *(".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# How pictures begin that have no such name.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+
+
+class Inputs(NamedTuple):
+    """What is to be looked at.
+
+    Attributes:
+        paths: the pictures, each file once.
+        notes: what was left aside, in words.
+    """
+
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Inputs:
+    """The files that are named, and all pictures in the folders that are.
+
+    A file that is named is taken whatever it is; in a folder, and in the folders in it, only what
+    looks like a picture, in the order of its path. Hidden files and folders are left aside.
+
+    Args:
+        named: files and folders.
+        out: the folder of the results, whose drawings are no input where it lies in one of them.
+
+    Raises:
+        UserError: there is nothing to look at.
+    """
+    own = out.resolve() if out is not None else None
+    paths: dict[str, Path] = {}
+    notes = []
+    twice = 0
+    for each in map(Path, named):
+        files, aside = [each], 0
+        if each.is_dir():
+            files = []
+            skip = own if own is not None and own != each.resolve() else None
+            for path in _walk(each, skip):
+                if _looks_like_picture(path):
+                    files.append(path)
+                else:
+                    aside += 1
+            if not files:
+                notes.append(f"{each}: holds no picture")
+        if aside:
+            notes.append(f"{each}: {aside} files that are no pictures are left aside")
+        for path in files:
+            twice += paths.setdefault(os.path.abspath(path), path) is not path
+    if twice:
+        notes.append(f"{twice} files were named more than once, and are taken once")
+    if not paths:
+        raise UserError("; ".join(notes) or "no picture is named")
+    return Inputs(tuple(paths.values()), tuple(notes))
+
+
+def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
+    """A file name in `out` for the drawing of each picture: STEM.png, or STEM_2.png and so on.
+
+    No two are the same, nor would be on a file system that knows no case or composes letters
+    another way, and none is that of a picture to be read.
+    """
+    keys = [_key(path.stem) for path in paths]
+    folder = out.resolve()
+    inside = {parent for parent in {path.parent for path in paths} if parent.resolve() == folder}
+    taken = {_key(path.name) for path in paths if path.parent in inside}
+    count: dict[str, int] = {}
+    for key in keys:
+        count[key] = count.get(key, 0) + 1
+    # A stem that only one picture has keeps its name whatever the others are called.
+    free = {key for key, number in count.items() if number == 1 and f"{key}.png" not in taken}
+    taken |= {f"{key}.png" for key in free}
+    number: dict[str, int] = {}
+    names = []
+    for path, key in zip(paths, keys, strict=True):
+        name = f"{path.stem}.png"
+        while key not in free and _key(name) in taken:
+            number[key] = number.get(key, 1) + 1
+            name = f"{path.stem}_{number[key]}.png"
+        taken.add(_key(name))
+        names.append(name)
+    return names
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and (skip is None or Path(place, name).resolve() != skip)
+        )
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(place, name)
+
+
+def _looks_like_picture(path: Path) -> bool:
+    if path.suffix.lower() in _SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(12)
+    except OSError:
+        return False
+    webp = beginning[:4] == b"RIFF" and beginning[8:] == b"WEBP"
+    return webp or beginning.startswith(_BEGINNINGS)
