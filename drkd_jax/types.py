@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 # Shapes and dtypes are checked where a test runs, by jaxtyping. A type checker sees neither, and
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
     Array = Any
 else:
     Array = jax.Array | np.ndarray
-
-
-class Frozen(nnx.Variable):
-    """Numbers that no optimiser moves: random filters, teachers' modules, running scales."""
 
 
 class Batch(NamedTuple):

@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.layers import Linear, LinearMap, product, uniform
-from drkd_jax.types import Array, Frozen
+from drkd_jax.frozen import Frozen
+from drkd_jax.types import Array
 
 
 def masked_softmax(

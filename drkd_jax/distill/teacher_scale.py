@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.layers import accumulator, safe_ratio
-from drkd_jax.types import Array, Frozen
+from drkd_jax.frozen import Frozen
+from drkd_jax.types import Array
 
 MOMENTUM = 0.01  # share of the newest batch in the running variance
 

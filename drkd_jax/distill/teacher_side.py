@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from drkd_jax.types import Frozen
+from drkd_jax.frozen import Frozen
 
 NOT_TRAINED = ("frozen", "pretrained", "average")
 

@@ -14,7 +14,8 @@ from drkd_jax.distill.graph_unit import GraphUnit
 from drkd_jax.distill.instance_relation import RelationUnit, centred_directions
 from drkd_jax.distill.teacher_scale import TeacherScale
 from drkd_jax.errors import UserError
-from drkd_jax.types import Features, FeatureSpec, Frozen
+from drkd_jax.frozen import Frozen
+from drkd_jax.types import Features, FeatureSpec
 from tests.distill.common import Runner, call, make, pyramid, settings, targets
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

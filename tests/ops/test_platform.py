@@ -1,7 +1,6 @@
 """Operations with a form of their own for CPUs give what their other form gives."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -24,9 +24,10 @@ from drkd_jax.distill.distiller import Distiller
 from drkd_jax.distill.graph_unit import GraphUnit
 from drkd_jax.distill.instance_relation import RelationUnit
 from drkd_jax.distill.relation_filter import LearnedFilter, RandomFilter
+from drkd_jax.frozen import Frozen
 from drkd_jax.ops.roi_align import roi_align
 from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
-from drkd_jax.types import FeatureSpec, Frozen
+from drkd_jax.types import FeatureSpec
 
 Arrays = Mapping[str, jax.Array]
 Settings = Mapping[str, Any]
