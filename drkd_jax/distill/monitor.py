@@ -9,6 +9,10 @@ embedding that says nothing. The loss cannot show it; these numbers, logged a le
 
 A norm, a variance or an entropy that falls far below where it started is a collapse, and so is an
 entropy that comes so near to 1 that the rows say nothing any more.
+
+Not collapsing is not the same as meaning something, so the start itself is judged as well: rows
+that are near uniform, or that hold one box alone, and targets that are a random function of the
+image for the most part, are named once.
 """
 
 from __future__ import annotations
@@ -23,6 +27,20 @@ _MEANING = {
     "teacher_entropy": "the entropy of the teacher's relation rows over log n",
     "teacher_information": "what the teacher's relation rows say (1 - entropy over log n)",
 }
+
+
+FULL_ROWS = (0.1, 0.95)  # row entropy over log n between which a relation says something
+UNTRAINED_SHARE = 0.5  # of a target's variance from a branch that nothing trained
+LEAST_SHARE = 1e-3  # of the total loss, under which a weighted term does not teach
+
+
+def untrained_share(teacher_variance: float) -> float:
+    """Share of the target's variance that the branch adds to the map's own.
+
+    Args:
+        teacher_variance: variance of phi(t) over that of t.
+    """
+    return max(0.0, 1 - 1 / teacher_variance) if teacher_variance > 0 else 0.0
 
 
 @dataclasses.dataclass
@@ -40,6 +58,8 @@ class CollapseMonitor:
         information_fraction: the same for 1 - entropy, which moves more from batch to batch.
         warmup: observations that make the start (their mean).
         patience: fallen observations in a row before a warning.
+        untrained: largest share of a target's variance that an untrained branch may have; 1 where
+            the branch is trained (the official form trains it with the student).
     """
 
     def __init__(
@@ -48,7 +68,9 @@ class CollapseMonitor:
         information_fraction: float = 0.1,
         warmup: int = 5,
         patience: int = 5,
+        untrained: float = UNTRAINED_SHARE,
     ):
+        self._untrained = untrained
         self._fractions = dict.fromkeys(_MEANING, fraction)
         self._fractions["teacher_information"] = information_fraction
         self._warmup = warmup
@@ -79,12 +101,33 @@ class CollapseMonitor:
             found[name] = float(value)
         return [warning for name, value in found.items() for warning in self._one(name, value)]
 
+    def _empty(self, name: str, what: str, start: float) -> list[str]:
+        """What the start of a number says about the target."""
+        if what == "teacher_entropy" and start > FULL_ROWS[1]:
+            return [
+                f"empty target: {name} is {start:.3f}: the teacher's relation rows are all but "
+                "uniform and teach nothing; a lower temperature, or similarity 'cosine'"
+            ]
+        if what == "teacher_entropy" and start < FULL_ROWS[0]:
+            return [
+                f"empty target: {name} is {start:.3f}: each of the teacher's relation rows holds "
+                "one box alone; a higher temperature, or diagonal False"
+            ]
+        if what == "teacher_variance" and untrained_share(start) > self._untrained:
+            return [
+                f"empty target: {name} is {start:.3g}: {untrained_share(start):.0%} of what the "
+                "student is shown comes from a branch that nothing trained; a smaller "
+                "teacher_scale, or teacher_modules 'pretrained'"
+            ]
+        return []
+
     def _one(self, name: str, value: float) -> list[str]:
         watch = self._watched.setdefault(name, _Watch())
+        what = name.rsplit("/", 1)[-1]
         if len(watch.seen) < self._warmup:
             watch.seen.append(value)
-            return []
-        what = name.rsplit("/", 1)[-1]
+            full = len(watch.seen) == self._warmup
+            return self._empty(name, what, sum(watch.seen) / self._warmup) if full else []
         start = sum(watch.seen) / len(watch.seen)
         if not value < self._fractions[what] * start:
             watch.low, watch.warned = 0, False

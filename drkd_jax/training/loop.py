@@ -17,6 +17,7 @@ from drkd_jax.data.findings import MAX_DETECTIONS
 from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.skipped import SKIPPED_FILE
+from drkd_jax.distill.last_word import last_word
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import why_nothing_to_find
 from drkd_jax.paths import expand_home
@@ -97,6 +98,7 @@ class _Sitting:
             skipped=self._skipped(),
         )
         self.start, self.seconds = 0, 0.0
+        self.teacher_ap: float | None = None  # where teacher.evaluate asks for it
         sources = {"train": run.train_source, "val": run.val_source}
         self.fingerprint: dict[str, Any] = from_first(
             lambda: {name: fingerprint(source) for name, source in sources.items()}
@@ -193,6 +195,7 @@ class _Sitting:
             numbers, _ = self._score(predict, (run.teacher_arrays,), request)
         except EvaluationStoppedError:
             return
+        self.teacher_ap = numbers["AP"]
         words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.metrics.say(f"teacher    on {run.val_source.spec}: {words}")
 
@@ -317,8 +320,22 @@ class _Sitting:
             "warnings": self.metrics.warnings,
         }
         if is_first():
+            if self.run.weights:
+                summary["distillation"] = self._last_word()
             write_text(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
+
+    def _last_word(self) -> dict[str, Any]:
+        lines = read_metrics(self.workdir / METRICS_FILE)
+        assert self.evaluated is not None
+        word = last_word(
+            [line for line in lines if line["kind"] == "train"],
+            tuple(self.run.weights),
+            student_ap=self.evaluated[1]["AP"],
+            teacher_ap=self.teacher_ap,
+        )
+        self.metrics.say(f"distilled  {word.text}")
+        return {"text": word.text, "numbers": word.numbers}
 
 
 def _stop_unbegun(request: StopRequest, start: int = 0) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from drkd_jax.distill.monitor import CollapseMonitor
+from drkd_jax.distill.config import distill_config
+from drkd_jax.distill.monitor import UNTRAINED_SHARE, CollapseMonitor
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.interrupt import NonFiniteError
 from drkd_jax.training.metrics import Metrics
@@ -40,6 +41,14 @@ class _Pending(NamedTuple):
     pictures: np.ndarray  # positions in the source, [B]; -1 for a filling picture
 
 
+def _largest_untrained_share(config: Mapping[str, Any]) -> float:
+    """1 where the optimiser trains the teacher's graph units too, or something else did."""
+    if config.get("distill") is None:
+        return UNTRAINED_SHARE
+    pixel = distill_config(config["distill"]).pixel_relation
+    return UNTRAINED_SHARE if pixel is None or pixel.teacher_modules == "frozen" else 1.0
+
+
 class Reading:
     """The steps under way of one sitting.
 
@@ -56,7 +65,8 @@ class Reading:
         self.window = Window(run.weights, run.train.batch_size)
         self._run, self._metrics, self._checkpoints = run, metrics, checkpoints
         self._silence: Silence | None = None
-        self._monitor = CollapseMonitor()  # a sitting's start is what it compares with
+        # A sitting's start is what it compares with.
+        self._monitor = CollapseMonitor(untrained=_largest_untrained_share(run.config))
         self._pending: deque[_Pending] = deque()
 
     def add(self, step: int, values: StepValues, pictures: np.ndarray) -> None:

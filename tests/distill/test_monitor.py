@@ -32,7 +32,7 @@ def test_a_short_dip_is_no_collapse_and_a_second_fall_is_named_again():
 @pytest.mark.parametrize(("last", "what"), [(0.2, "teacher_entropy"), (0.9999, "information")])
 def test_relations_collapse_to_one_box_or_to_all_alike(last, what):
     name = "instance_relation/P3/teacher_entropy"
-    warnings = feed(CollapseMonitor(warmup=1, patience=2), [0.95, 0.94, last, last, last], name)
+    warnings = feed(CollapseMonitor(warmup=1, patience=2), [0.9, 0.9, last, last, last], name)
     assert len(warnings) == 1
     assert what in warnings[0]
 
@@ -88,3 +88,23 @@ def test_the_default_form_does_not():
     first, last, warnings = on_noise("paper", 1.0, 600)
     assert last > 0.5 * first
     assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("instance_relation/P3/teacher_entropy", 0.98, "all but uniform"),
+        ("instance_relation/P3/teacher_entropy", 0.05, "one box alone"),
+        ("pixel_relation/P3/teacher_variance", 3.0, "67% of what the student is shown"),
+    ],
+)
+def test_a_target_that_is_empty_from_the_start_is_named_once(name, value, what):
+    warnings = feed(CollapseMonitor(warmup=2), [value] * 8, f"diag/{name}")
+    assert len(warnings) == 1
+    assert what in warnings[0]
+    assert warnings[0].startswith(f"empty target: diag/{name}")
+
+
+def test_a_branch_that_is_trained_may_be_large():
+    name = "pixel_relation/P3/teacher_variance"
+    assert feed(CollapseMonitor(warmup=2, untrained=1.0), [9.0] * 8, name) == []
