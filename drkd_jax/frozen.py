@@ -8,6 +8,5 @@ from flax import nnx
 class Frozen(nnx.Variable):
     """Random filters, teachers' modules, running scales, constant statistics of batch norms.
 
-    It is no `nnx.Param`: `nnx.Optimizer(..., wrt=nnx.Param)` and `nnx.split(module, nnx.Param, ...)`
-    leave it alone without being told.
+    It is no `nnx.Param`, so `nnx.Optimizer(..., wrt=nnx.Param)` leaves it alone without being told.
     """
