@@ -18,7 +18,7 @@ ALL = np.ones((1, 6), bool)
 
 
 def unit(kind: str) -> RelationUnit:
-    config = InstanceRelationConfig(filter=kind, filter_rank=4, embedding=5)
+    config = InstanceRelationConfig(similarity="bilinear", filter=kind, filter_rank=4, embedding=5)
     return RelationUnit(12, config, rngs=nnx.Rngs(0))
 
 
