@@ -97,7 +97,7 @@ def test_no_choice_hangs_on_rounding(compared, batch):
     detector = network.merged(network.state)
     found = network.infer(network.state, one.images, one.sizes, one._proposals()[0])
     anchors, rule = network.anchors(one.images)
-    with margins.clear():
+    with margins.clear(floor=0.05):
         detector.predict(Features(found["pyramid"], detector.spec), one.sizes)
         assign(anchors, targets, rule.rpn if network.two_stages else rule.dense, rule)
         if network.two_stages:
