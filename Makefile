@@ -1,6 +1,7 @@
 # make demo    sets up .venv and runs the main job: teacher, plain student, DRKD student, side by side
 # make test    sets up .venv and runs the tests
 # make check   format, lint, types, import floors, tests
+# make jitter  which verdicts change with the last digits: 20 seeds, and XLA's code paths (hours)
 # make crosscheck  (TORCH_PYTHON=..., an interpreter with torch) holds the method against PyTorch
 # Another Python: make test PYTHON=python3.12   Another folder: make demo WORKDIR=somewhere
 
@@ -16,10 +17,10 @@ KEY := $(shell { cat pyproject.toml constraints.txt; $(PYTHON) -c 'import sys; p
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help env demo test crosscheck check format lint types floors clean
+.PHONY: help env demo test jitter crosscheck check format lint types floors clean
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 env:
 	@if [ "$$(cat $(VENV)/.made-from 2>/dev/null)" != "$(KEY)" ]; then \
@@ -37,6 +38,10 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+SEEDS ?= 20
+jitter: env
+	$(BIN)/python -m pytest --jitter=$(SEEDS) --code-paths -n $(JOBS)
 
 TORCH_PYTHON ?= .venv-torch/bin/python
 crosscheck: env

@@ -151,7 +151,16 @@ def one_run(arguments: list[str], seed: int, flags: str = "", processors: int = 
             VERDICTS: str(verdicts),
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
         }
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "tests.jitter",
+        ]
         limit = "--hypothesis-seed=0"  # the same examples in every run
         kept = os.sched_getaffinity(0) if processors else set()
         if processors:  # a child takes over what its parent may use
@@ -174,13 +183,25 @@ def one_run(arguments: list[str], seed: int, flags: str = "", processors: int = 
         return {test: (outcome, "".join(why)) for test, outcome, *why in lines}
 
 
+def own_arguments(given: list[str]) -> list[str]:
+    """What pytest was called with, without the options of this plugin."""
+    kept, value = [], False
+    for argument in given:
+        own = argument.startswith(("--jitter=", "--code-paths")) or argument == "--jitter"
+        if not value and not own:
+            kept.append(argument)
+        value = not value and argument == "--jitter"
+    return kept
+
+
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """With ``--jitter``: starts the runs instead of running tests, and compares them."""
     seeds, paths = config.getoption("jitter"), config.getoption("code_paths")
     if seeds is None and not paths:
         return None
-    given = [a for a in config.invocation_params.args if not a.startswith(("--jitter", "--code-p"))]
-    arguments = given if any(not a.startswith("-") for a in given) else [*given, *NUMERIC]
+    arguments = own_arguments([str(a) for a in config.invocation_params.args])
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        arguments += NUMERIC
     runs = {f"seed {seed}": (seed,) for seed in range(1, (seeds or 0) + 1)}
     if paths:
         runs |= {name: (0, *options) for name, options in CODE_PATHS.items()}

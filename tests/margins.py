@@ -29,7 +29,8 @@ FILLING = (-1.0, 0.0)
 class Margins:
     """The smallest margin of each kind of choice, and how many choices there were."""
 
-    def __init__(self) -> None:
+    def __init__(self, floor: float = 0.0) -> None:
+        self.floor = floor
         self.smallest: dict[str, float] = {}
         self.count = 0
 
@@ -42,12 +43,22 @@ class Margins:
 
     # Each gets the arguments of the function that chooses.
 
-    def order(self, values: np.ndarray, taken: int) -> None:
-        """Scores of which the best are taken: each from the next one, relative to the largest."""
+    def order(self, values: np.ndarray, taken: int, in_order: bool) -> None:
+        """Scores of which the best are taken: the last one from the first that is left out.
+
+        With ``in_order``, where the order itself is seen later, each from the next one. All is
+        relative to the largest. Without it, scores at the floor or under it end up nowhere.
+        """
         rows = -np.sort(-np.asarray(values, np.float64), axis=-1)[..., : taken + 1]
         gaps = rows[..., :-1] - rows[..., 1:]
-        real = ~np.isin(rows[..., 1:], FILLING)
-        self.note("score", gaps[real] / max(float(np.abs(rows).max(initial=0)), 1e-30))
+        real = np.isfinite(rows[..., 1:]) & ~np.isin(rows[..., 1:], FILLING)
+        if not in_order:
+            real &= rows[..., :-1] > self.floor
+            real[..., : taken - 1] = False
+        largest = _largest(rows)
+        self.note("score", gaps[real] / largest)
+        if self.floor and not in_order:
+            self.note("score", np.abs(rows - self.floor) / largest)
 
     def suppression(self, boxes, scores, valid, groups, threshold) -> None:
         """Overlaps from the threshold; scores of two boxes of which one suppresses the other."""
@@ -57,8 +68,9 @@ class Margins:
             pairs &= groups[:, None] == groups
         self.note("overlap", np.abs(overlaps - threshold)[pairs])
         rivals = pairs & (overlaps > threshold)
+        above, below = np.nonzero(rivals)
         scores = scores.astype(np.float64)
-        self.note("score", np.abs(scores[:, None] - scores)[rivals] / np.abs(scores).max())
+        self.note("score", np.abs(scores[above] - scores[below]) / _largest(scores))
 
     def matching(self, iou, valid, positive, negative, low_quality, eligible) -> None:
         """Best overlaps from the thresholds, and the best anchor of a truth from the second."""
@@ -98,6 +110,10 @@ class Margins:
         assert not near, f"choices within rounding of another answer: {near}, limits {LIMITS}"
 
 
+def _largest(values: np.ndarray) -> float:
+    return max(float(np.abs(values[np.isfinite(values)]).max(initial=0)), 1e-30)
+
+
 def pairwise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Overlap of every pair of boxes in float64; `oracles.pairwise_iou` without its loops."""
     a, b = np.asarray(a, np.float64)[:, None], np.asarray(b, np.float64)[None]
@@ -109,12 +125,15 @@ def pairwise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def clear() -> Iterator[Margins]:
+def clear(floor: float = 0.0) -> Iterator[Margins]:
     """Looks at every choice that a model makes inside, run without jit, and checks them all.
 
     A choice inside a function that was compiled before is not seen.
+
+    Args:
+        floor: the least score of a detection, which has to be clear of it too.
     """
-    found = Margins()
+    found = Margins(floor)
     own = {
         "nms": nms_file.nms,
         "match": dense.match,
@@ -144,9 +163,11 @@ def clear() -> Iterator[Margins]:
         return own["match"](iou, valid, positive, negative, low_quality, eligible, overwrite)
 
     def top_k(values, k):
+        caller = sys._getframe(1)
         # A draw is made of random bits, which no processor rounds.
-        if sys._getframe(1).f_globals["__name__"] != "drkd_jax.ops.sampling":
-            seen(lambda v: found.order(v, k), values)
+        if caller.f_globals["__name__"] != "drkd_jax.ops.sampling":
+            in_order = caller.f_code.co_name in ("propose", "select")
+            seen(lambda v: found.order(v, k, in_order), values)
         return own["top_k"](values, k)
 
     def levels(boxes, min_level=2, max_level=5, canonical=56.0, **rest):

@@ -55,8 +55,11 @@ def batch(pictures=2, filling=0, rows=4):
     rng = np.random.default_rng(3)
     H, W = CANVAS
     images = rng.normal(size=(pictures, H, W, 3)).astype(np.float32)
-    low = rng.uniform(0, 40, (pictures, 3, 2))
-    boxes = np.concatenate([low, low + rng.uniform(6, 22, (pictures, 3, 2))], axis=-1)
+    # Among a hundred seeds the one whose overlaps with all anchors used here are clearest of the
+    # thresholds and of each other, by 7e-4. Boxes inside of several anchors are never clear.
+    boxes_rng = np.random.default_rng(98)
+    low = boxes_rng.uniform(0, 30, (pictures, 3, 2))
+    boxes = np.concatenate([low, low + boxes_rng.uniform(12, 30, (pictures, 3, 2))], axis=-1)
     labels = rng.integers(0, NUM_CLASSES, (pictures, 3))
     total = pictures + filling
     out = Targets(

@@ -31,6 +31,7 @@ from drkd_jax.weights.layouts import LAYOUTS
 from drkd_jax.weights.opening import abstract, model_shapes
 from tests import margins, oracles
 from tests.models import small
+from tests.numeric_report import worst_entry
 
 OWN = Path(__file__).parents[1] / "fixtures" / "mmdet"
 FOLDER = Path(os.environ.get("DRKD_MMDET", OWN))
@@ -129,7 +130,7 @@ def close(case, answers, name, ours, error):
     scale = np.abs(wanted).max()
     worst = np.abs(got - wanted).max() / scale
     print(f"{case.name} {name}: {worst:.1e}")  # pytest -s shows them
-    assert worst < error, f"{name}: {worst:.2e} of {scale:.3g}"
+    assert worst < error, f"{name}: {worst_entry(got, wanted, atol=error * scale)}"
 
 
 def channels_first(x):
@@ -184,9 +185,9 @@ def check_gradients(case, gradients, answers):
         norms[entry.theirs] = abs(np.linalg.norm(ours) - norm) / norm
     for kind, found in (("gradients", errors), ("norms", norms)):
         worst = sorted(found, key=found.__getitem__)[-3:]
-        print(f"{case.name} {kind}:", *(f"{name} {found[name]:.1e}" for name in worst))
-    assert max(errors.values()) < GRADIENTS
-    assert max(norms.values()) < GRADIENTS
+        said = f"{case.name} {kind}: " + ", ".join(f"{name} {found[name]:.1e}" for name in worst)
+        print(said)
+        assert found[worst[-1]] < GRADIENTS, said
 
 
 def their_sample(answers, B):
@@ -304,7 +305,7 @@ def test_faster_rcnn_is_theirs(faster, number):
     net = nnx.merge(faster.graph, faster.state, copy=True)
     features, rules = Features(maps, net.spec), net.settings.proposals
     levels = net._anchors(features)
-    with margins.clear():
+    with margins.clear(floor=0.05):
         own = propose(
             *(logits, deltas),
             *(levels, targets.sizes),
@@ -366,7 +367,7 @@ def test_retinanet_is_theirs(retina, number):
     losses, (body, maps, outputs) = retina.run(images, targets)
     net = nnx.merge(retina.graph, retina.state, copy=True)
     features, rule = Features(maps, net.spec), net.convention
-    with margins.clear():
+    with margins.clear(floor=0.05):
         found = net.predict(features, targets.sizes)
         assigned = assign(np.concatenate(net._anchors(features)), targets, rule.dense, rule)
     check_maps(retina, body, maps, answers)
@@ -412,6 +413,6 @@ def test_cascade_rcnn_detects_the_same():
 
     net = nnx.merge(case.graph, case.state, copy=True)
     features = Features(run(case.state, images), net.spec)
-    with margins.clear():
+    with margins.clear(floor=0.05):
         found = net.predict(features, jnp.asarray(targets.sizes))
     check_detections(case, found, answers, len(images))

@@ -5,9 +5,14 @@ The number of devices is fixed before JAX starts, so each layout needs processes
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +27,13 @@ from drkd_jax.training import loop
 from drkd_jax.training.evaluate import evaluate, predictor
 from drkd_jax.training.loading import load_detector
 from drkd_jax.training.processes import connect
-from drkd_jax.training.setup import build_run
+from drkd_jax.training.settings import train_settings
+from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import put_everywhere
 from tests.training import tiny
 
 STEPS = 5
+BEGUN, WHOLE = 3, 6  # steps of a run when another layout takes it over, and at its end
 
 
 def config(detector: str, parallel: str):
@@ -37,14 +44,14 @@ def config(detector: str, parallel: str):
     return values
 
 
-def steps(name: str, parallel: str) -> list[dict[str, float]]:
-    """The values of the first steps."""
+def steps(name: str, parallel: str, run: Run | None = None) -> list[dict[str, float]]:
+    """The values of the first steps; of a run that is built already, if there is one."""
     detector, _, regions = name.partition(" ")
     own = faster_rcnn.propose
     if regions == "given":
         faster_rcnn.propose = given
     try:
-        run = build_run(config(detector, parallel))
+        run = run or build_run(config(detector, parallel))
         loader = train_loader(
             run.train_source,
             run.pipeline,
@@ -81,21 +88,56 @@ def detections(checkpoint: str) -> list[dict]:
     return found
 
 
+def go_on(steps: int, parallel: str, workdir: str) -> None:
+    """Trains up to a step, from a checkpoint of RetinaNet if there is one."""
+    longer = config("retinanet", parallel)
+    longer["train"].update(steps=steps, checkpoint_every=BEGUN)
+    loop.train(longer, workdir)
+
+
+@contextlib.contextmanager
+def one_program() -> Iterator[Run]:
+    """Runs of RetinaNet on one device, of any length, on the programs of one: compiled once."""
+    run = build_run(config("retinanet", "jit"))
+    state = jax.device_get(run.state)
+
+    def build(values: dict) -> Run:
+        settings = train_settings(values["train"])
+        fresh = put_everywhere(state, run.mesh)
+        return dataclasses.replace(
+            run, config=values, train=settings, steps=settings.steps, state=fresh
+        )
+
+    with mock.patch.object(loop, "build_run", build):
+        yield dataclasses.replace(run, state=put_everywhere(state, run.mesh))
+
+
 def main(arguments: dict) -> None:
     flags.FLAGS.mark_as_parsed()
     logging.set_verbosity(logging.WARNING)
     if arguments["peers"]:
         connect(**arguments["peers"])
+    if arguments["begins"]:
+        with one_program() as run:
+            go_on(BEGUN, "jit", arguments["checkpoint"])
+            shutil.copytree(arguments["checkpoint"], arguments["workdir"])
+            answer(arguments, run)
+    else:
+        answer(arguments, None)
+
+
+def answer(arguments: dict, run: Run | None) -> None:
+    """Does what is asked, and writes what came of it."""
     result = {
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "steps": {job: steps(*job.split("|")) for job in arguments["jobs"]},
+        "steps": {
+            job: steps(*job.split("|"), run if job == "retinanet|jit" else None)
+            for job in arguments["jobs"]
+        },
         "detections": detections(arguments["checkpoint"]),
     }
-    # The copy of a run that another layout began.
-    longer = config("retinanet", arguments["go_on"])
-    longer["train"].update(steps=6, checkpoint_every=6)
-    loop.train(longer, arguments["workdir"])
+    go_on(WHOLE, arguments["go_on"], arguments["workdir"])  # a run that one device began
     Path(arguments["answer"]).write_text(json.dumps(result))
 
 

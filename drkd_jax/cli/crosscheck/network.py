@@ -6,7 +6,7 @@ Letters: B pictures.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -69,7 +69,7 @@ class Network:
         jit = partial(jax.jit, compiler_options=dict(options or {}))
         self.infer = jit(self._infer)
         self.lose = jit(self._lose)
-        self.pull = jit(jax.value_and_grad(self._lose, has_aux=True))
+        self.pull = jit(jax.grad(self._lose, has_aux=True))
 
     def merged(self, state: Any) -> Any:
         """The detector, with whatever its class has."""
@@ -78,12 +78,17 @@ class Network:
     def exact_gradients(self, images: np.ndarray, *given: Any) -> Any:
         """The gradient of the sum of the losses, computed in float64."""
         with jax.enable_x64(True):
-            settings, K = settings_of(self.model), self.model.num_classes
-            detector = models.abstract_detector(settings, K, dtype=jnp.float64)
-            state = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), self.state)
-            wide = Network(self.model, nnx.split(detector)[0], state, self.options)
-            _, pulled = wide.pull(wide.params, wide.rest, images.astype(np.float64), *given)
+            wide = self._wide
+            pulled, _ = wide.pull(wide.params, wide.rest, images.astype(np.float64), *given)
             return pulled
+
+    @cached_property
+    def _wide(self) -> Network:
+        """The same detector in float64; made where float64 is on."""
+        settings, K = settings_of(self.model), self.model.num_classes
+        detector = models.abstract_detector(settings, K, dtype=jnp.float64)
+        state = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), self.state)
+        return Network(self.model, nnx.split(detector)[0], state, self.options)
 
     def anchors(self, images: np.ndarray) -> tuple[np.ndarray, Any]:
         """The anchors of all levels, and the conventions."""

@@ -45,7 +45,7 @@ def check(model: Model, answers: Answers, options: Mapping[str, Any] | None = No
     network = Network(model, *load(model, answers), options)
     rows: list[Row] = []
     for i, (canvas, _) in enumerate(model.batches):
-        one = batch(network, answers, i, exact=True)
+        one = batch(network, answers, i)
         where = f"{model.name} {canvas[0]}x{canvas[1]}"
         rows += [Row(where, *row) for row in (*one.inference(), *one.training())]
     return rows
