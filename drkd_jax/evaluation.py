@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from drkd_jax.data.records import Source
+from drkd_jax.data.records import Id, Source
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
 
@@ -55,7 +55,7 @@ class CocoScores(NamedTuple):
 def coco_numbers(
     ground_truth: dict[str, Any],
     detections: list[dict[str, Any]],
-    image_ids: Iterable[int] | None = None,
+    image_ids: Iterable[Id] | None = None,
     evaluator: str = "faster",
 ) -> dict[str, float]:
     """COCO's 12 numbers for boxes, between 0 and 1; -1 where there is nothing to find.
@@ -78,7 +78,7 @@ def coco_numbers(
 def coco_scores(
     ground_truth: dict[str, Any],
     detections: list[dict[str, Any]],
-    image_ids: Iterable[int] | None = None,
+    image_ids: Iterable[Id] | None = None,
     evaluator: str = "faster",
 ) -> CocoScores:
     """As ``coco_numbers``, with AP for each class.

@@ -19,7 +19,6 @@ from drkd_jax.data.records import Category, Id
 from drkd_jax.data.table import AnnotationTable, id_array
 from drkd_jax.errors import UserError
 
-
 _WHOLE = re.compile(r"-?\d{1,20}")
 
 
