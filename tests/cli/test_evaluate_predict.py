@@ -9,7 +9,7 @@ import pytest
 
 from drkd_jax import __main__ as command_line
 from drkd_jax import models
-from drkd_jax.cli import evaluate
+from drkd_jax.cli import detector, evaluate
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import NUMBERS, coco_numbers
@@ -41,6 +41,18 @@ def workdir(tmp_path_factory):
     )
     checkpoints.close()
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(workdir):
+    """The detector of `workdir`, loaded and compiled once."""
+    return detector.load(str(workdir), "best")
+
+
+@pytest.fixture
+def loaded(trained, monkeypatch):
+    """Has `evaluate` take it."""
+    monkeypatch.setattr(evaluate, "load_named", lambda *_: trained)
 
 
 def test_evaluate_prints_the_12_numbers_and_writes_them(workdir, capsys):
@@ -80,7 +92,7 @@ def test_an_exported_file_is_scored_as_its_run_is(workdir, capsys, tmp_path):
     assert pairs[0] == pairs[1]
 
 
-def test_evaluate_on_data_of_other_classes_is_refused(workdir, capsys, tmp_path):
+def test_evaluate_on_data_of_other_classes_is_refused(workdir, loaded, capsys, tmp_path):
     instances = {
         "images": [{"id": 1, "file_name": "a.png", "height": 50, "width": 60}],
         "categories": [{"id": 3, "name": "cat"}],
@@ -111,7 +123,7 @@ def small_set(folder, categories: list[dict], annotations: list[dict]) -> str:
     return f"coco:{folder}:{folder / 'boxes.json'}"
 
 
-def test_classes_are_brought_together_by_name(workdir, capsys, tmp_path):
+def test_classes_are_brought_together_by_name(workdir, loaded, capsys, tmp_path):
     categories = [{"id": 2**54, "name": "ring"}, {"id": -3, "name": "disc"}]
     data = small_set(tmp_path, categories, [{"category_id": -3}])
     call = ["evaluate", f"--workdir={workdir}", f"--data={data}", f"--out={tmp_path}"]
@@ -125,7 +137,9 @@ def test_classes_are_brought_together_by_name(workdir, capsys, tmp_path):
     assert found
 
 
-def test_a_class_with_boxes_that_the_detector_does_not_know_is_refused(workdir, capsys, tmp_path):
+def test_a_class_with_boxes_that_the_detector_does_not_know_is_refused(
+    workdir, loaded, capsys, tmp_path
+):
     categories = [{"id": 7, "name": "disc"}, {"id": 9, "name": "nut"}]
     data = small_set(tmp_path, categories, [{"category_id": 9}])
     assert command_line.main(["evaluate", f"--workdir={workdir}", f"--data={data}"]) == 2
@@ -136,7 +150,7 @@ def test_a_class_with_boxes_that_the_detector_does_not_know_is_refused(workdir, 
 
 
 @pytest.mark.parametrize("annotations", [[], [{"category_id": 7, "iscrowd": 1}]])
-def test_why_every_number_is_minus_one(workdir, capsys, tmp_path, annotations):
+def test_why_every_number_is_minus_one(workdir, loaded, capsys, tmp_path, annotations):
     data = small_set(tmp_path, [{"id": 7, "name": "disc"}], annotations)
     call = ["evaluate", f"--workdir={workdir}", f"--data={data}", f"--out={tmp_path}"]
     assert command_line.main(call) == 0
@@ -160,7 +174,9 @@ def test_more_detections_are_let_through_and_counted(workdir, capsys, tmp_path):
     assert "must be more than 10" in capsys.readouterr().err
 
 
-def test_numbers_are_printed_before_they_are_written(workdir, capsys, tmp_path, monkeypatch):
+def test_numbers_are_printed_before_they_are_written(
+    workdir, loaded, capsys, tmp_path, monkeypatch
+):
     def full(*_):
         raise UserError("the disk is full")
 

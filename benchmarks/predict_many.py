@@ -1,0 +1,102 @@
+"""`predict` over many small pictures: CPU seconds a thousand pictures, from the first to the last.
+
+    python benchmarks/predict_many.py [--pictures 20000] [--boxes 20]
+
+A detector of random weights gives the same number of boxes on each picture, all of them written to
+`detections.json`. Bookkeeping that grew with what came before would show in the last thousands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from flax import nnx
+
+from drkd_jax import models
+from drkd_jax.cli import predict
+from drkd_jax.training.state import flatten
+from drkd_jax.weights.ours import About, write_ours
+
+SIDE = 64  # pixels
+STEP = 1000  # pictures between two times
+
+
+class Clock(io.TextIOBase):
+    """Takes the lines of `predict` and notes the process's CPU time at every thousandth."""
+
+    def __init__(self) -> None:
+        self.lines, self.seconds, self.wall = 0, [time.process_time()], [time.perf_counter()]
+
+    def write(self, text: str) -> int:
+        """Counts the lines of a text."""
+        for _ in range(text.count("\n")):
+            self.lines += 1
+            if self.lines % STEP == 0:
+                self.seconds.append(time.process_time())
+                self.wall.append(time.perf_counter())
+        return len(text)
+
+
+def write_detector(path: Path, boxes: int) -> None:
+    """A small RetinaNet that lets its worst boxes through."""
+    settings = {
+        "detector": "retinanet",
+        "backbone": {"depth": 18, "width": 8, "norm": "gn"},
+        "channels": 16,
+        "extra": "conv_c5",
+        "head_convs": 1,
+        "test": {"score": 0.0, "max_out": boxes, "pre_nms": 2 * boxes},
+    }
+    detector = models.init_detector(settings, 2, 0)
+    arrays = flatten(nnx.as_pure(nnx.split(detector)[1]))
+    side = 128  # a multiple of the coarsest stride
+    data = {"canvases": ((side, side),), "shorter": SIDE, "longer": side}
+    data |= {"mean": (120.0,) * 3, "std": (60.0,) * 3, "channels": "rgb"}
+    categories = ((1, "nut"), (2, "bolt"))
+    about = About("detector", settings, 2, categories, {"step": 1}, data)
+    write_ours(path, {name: np.asarray(value) for name, value in arrays.items()}, about)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--pictures", type=int, default=20000)
+    parser.add_argument("--boxes", type=int, default=20, help="a picture")
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        images, out = Path(folder, "images"), Path(folder, "out")
+        images.mkdir()
+        write_detector(Path(folder, "detector.safetensors"), arguments.boxes)
+        for i in range(arguments.pictures):
+            noise = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            image = cv2.resize(noise, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(images / f"{i:06d}.jpg"), image)
+        clock = Clock()
+        call = [f"--weights={folder}/detector.safetensors", f"--out={out}", "--batch-size=16"]
+        with contextlib.redirect_stdout(clock):
+            code = predict.main([*call, "--score=0.99", str(images)])
+        assert code == 0
+        found = json.loads((out / "detections.json").read_text())
+    for number, (before, after) in enumerate(zip(clock.seconds, clock.seconds[1:], strict=False)):
+        print(
+            f"pictures {number * STEP + 1:6d} to {(number + 1) * STEP:6d}: {after - before:6.2f} s"
+        )
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{len(found['images'])} pictures, {len(found['annotations'])} boxes: "
+        f"{clock.seconds[-1] - clock.seconds[0]:.0f} s of CPU time with building and compiling, "
+        f"{clock.wall[-1] - clock.wall[0]:.0f} s on the clock, at most {memory:.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()
