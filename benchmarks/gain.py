@@ -73,8 +73,8 @@ def _run(options: argparse.Namespace, command: str) -> int:
         },
     }
     report = _Report(plan, frame)
+    report.write({})  # faults of what is there come before hours of training
     if options.report:
-        report.write({})
         print(f"{plan.folder}/gain.md")
         return 0
     on_cpu = here["platform"] == "cpu"

@@ -32,8 +32,10 @@ from drkd_jax.training.same_run import FREE_TO_CHANGE, differing_keys
 
 DRAWS = 1000
 _TOLERANCE = 1e-6  # of a score between a run's summary and its detections
-# A run is the same on another machine, where data and teacher lie elsewhere.
-_FREE = {*FREE_TO_CHANGE, "data.train", "data.val"} - {"train.steps"}
+# A run is the same on another machine, where data and teacher lie elsewhere: of these paths the
+# ends are compared, and the teacher's not at all.
+_PATHS = ("data.train", "data.val", "student.init")
+_FREE = {*FREE_TO_CHANGE, *_PATHS} - {"train.steps"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +106,13 @@ def differences(job: Job, folder: Path) -> list[str]:
         for key in differing_keys(found, job.config)
         if not any(key == free or key.startswith(free + ".") for free in _FREE)
     ]
-    ours, theirs = (_ends(config["data"]) for config in (job.config, found))
-    return keys + [f"data.{name}" for name in ours if ours[name] != theirs[name]]
+    return keys + [key for key in _PATHS if _ends(found, key) != _ends(job.config, key)]
 
 
-def _ends(data: Mapping[str, Any]) -> dict[str, list[list[str]]]:
-    """The last two names of every path of the data sources."""
-    return {
-        name: [part.split("/")[-2:] for part in data[name].split(":")] for name in ("train", "val")
-    }
+def _ends(config: Mapping[str, Any], key: str) -> list[list[str]]:
+    """The last two names of every path in a value such as ``coco:IMAGES:JSON``."""
+    part, name = key.split(".")
+    return [path.split("/")[-2:] for path in str(config[part].get(name, "")).split(":")]
 
 
 def _group(job: Job) -> tuple[str, str, int]:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-GAIN = Path(__file__).resolve().parents[2] / "benchmarks" / "gain.py"
+from benchmarks.gain.plan import Job, make_plan
+from benchmarks.gain.recipes import ROOT
+from benchmarks.gain.runner import Runner
+from benchmarks.gain.table import read_table
+from drkd_jax.training.loop import train
+from tests.benchmarks.test_gain_table import TABLES
+
 TEXT = """
 seeds = 5
 budgets = [800]
@@ -23,34 +33,90 @@ plain = "configs/folder.py:student:{detector}"
 distilled = "configs/folder.py:drkd:{detector}"
 [arms.plain]
 [arms.drkd]
-distill.instance_feature.weight = 0.25
+distill = {}
 """
 
 
 @pytest.fixture(scope="module")
 def main():
-    return runpy.run_path(str(GAIN))["main"]
+    return runpy.run_path(str(ROOT / "benchmarks" / "gain.py"))["main"]
 
 
-def test_quick_from_nothing_to_the_report(main, tmp_path, monkeypatch, capsys):
-    """Real trainings, as a person calls them: the programs are those of the other tests."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+class Ended:
+    """In the place of a process that has ended well."""
+
+    returncode = 0
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture
+def trained_here(monkeypatch):
+    """Saves starts of Python: one student is trained by its command, the teacher in this process,
+    and the others, which have the same programs, get what these two left.
+
+    The names of what was begun, and how.
+    """
+    by_command, begun = Runner._train, []
+
+    def quicker(self: Runner, job: Job, slot: int) -> object:
+        if job.name.endswith("drkd/2/seed0"):
+            begun.append((job.name, "command"))
+            return by_command(self, job, slot)
+        if job.is_student:
+            begun.append((job.name, "copied"))
+            twins = [each for each in self.jobs if each.summary()]
+            shutil.copytree(twins[-1 if job.teacher else 0].folder, job.folder)
+            (job.folder / "config.json").write_text(json.dumps(job.config))
+        else:
+            begun.append((job.name, "here"))
+            train(job.config, job.folder)
+        return Ended()
+
+    monkeypatch.setattr(Runner, "_train", quicker)
+    return begun
+
+
+def test_quick_from_nothing_to_the_report(
+    main, trained_here, quick_compile, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for the process that is started
     (tmp_path / "boards.toml").write_text(TEXT)
     command = [str(tmp_path / "boards.toml"), "--quick", f"--workdir={tmp_path / 'gain'}"]
     assert main(command) == 0, capsys.readouterr().err
+    assert [how for _, how in trained_here] == ["here", "copied", "command", "copied", "copied"]
     folder = tmp_path / "gain" / "boards-quick"
     results = json.loads((folder / "gain.json").read_text())
     assert [run["state"] for run in results["runs"]] == ["done"] * 4
-    config = json.loads((folder / "shapes/retinanet/drkd/2/seed1/config.json").read_text())
-    assert config["distill"]["instance_feature"]["weight"] == 0.25
-    assert config["teacher"]["checkpoint"] == str(folder / "teachers/shapes/retinanet")
     (row,) = [row for row in results["comparisons"] if "difference" in row]
     assert (row["arm"], row["paired_seeds"]) == ("drkd", [0, 1])
+    assert row["difference"]["AP"]["mean"] == pytest.approx(
+        row["scores"]["AP"]["mean"] - results["comparisons"][0]["scores"]["AP"]["mean"], abs=1e-12
+    )
+    assert results["arms"]["drkd"] == {"distilled": True, "overrides": {}}
+    student = folder / "shapes/retinanet/drkd/2/seed0"
+    config = json.loads((student / "config.json").read_text())
+    assert config["teacher"]["checkpoint"] == str(folder / "teachers/shapes/retinanet")
+    assert not (student / "checkpoints").exists()
+    assert (folder / "teachers/shapes/retinanet/checkpoints").is_dir()
     assert (folder / "gain.png").read_bytes().startswith(b"\x89PNG")
     assert "4 of 4 runs are done" in (folder / "gain.md").read_text()
-    before = (folder / "shapes/retinanet/drkd/2/seed1/train.log").read_bytes()
     assert main(command) == 0
-    assert (folder / "shapes/retinanet/drkd/2/seed1/train.log").read_bytes() == before
+    assert len(trained_here) == 5
+
+
+@pytest.mark.parametrize("name", ["shapes", "deeppcb"])
+def test_the_command_line_makes_the_config_that_is_compared_with(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the command is run
+    plan = make_plan(read_table(TABLES / f"{name}.toml"), tmp_path, Path("data"))
+    for job in (*plan.jobs[:2], *plan.jobs[-2:]):
+        words = [word for word in job.command("programs")[2:] if word.startswith("--config")]
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])  # where overrides are looked for
+        values = flags.FlagValues()
+        holder = config_flags.DEFINE_config_file("config", flag_values=values)
+        values(sys.argv)
+        assert holder.value.to_dict() == job.config
 
 
 def test_what_the_user_can_mend_is_said_in_one_line(main, tmp_path, capsys):
