@@ -225,4 +225,6 @@ def _attribute(target: Any, name: Any) -> Inert:
 for _core in ("numpy.core", "numpy._core"):
     BUILDERS[f"{_core}.multiarray._reconstruct"] = lambda *_: Block()
     BUILDERS[f"{_core}.numeric._frombuffer"] = _from_buffer
+# Protocol 2 writes no bytes at all as a call without arguments.
+BUILDERS |= {f"{module}.bytes": lambda: b"" for module in ("builtins", "__builtin__")}
 BUILDERS |= {f"{module}.getattr": _attribute for module in ("builtins", "__builtin__")}

@@ -82,7 +82,7 @@ def test_one_whole_model_among_several_is_found(retina, backbone, tmp_path):
 def test_of_several_whole_models_one_has_to_be_chosen(names, retina, tmp_path):
     both = under(names[0], retina) | under(names[1], retina)
     path = write(tmp_path / "x", both, "safetensors")
-    with pytest.raises(UserError, match="holds 2 models, under .*prefix=") as raised:
+    with pytest.raises(UserError, match=r"holds 2 models, under .*prefix=") as raised:
         open_weights(path)
     assert all((name or "the root") in str(raised.value) for name in names)
     chosen = open_weights(path, {"prefix": names[1]})
