@@ -12,8 +12,9 @@ from drkd_jax.errors import UserError
 from drkd_jax.training.student_file import student_arrays
 from drkd_jax.training.writing import make_place, write_text
 from drkd_jax.weights.account import give
-from drkd_jax.weights.opening import LIBRARIES, library_table, open_weights
+from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import write_ours, write_safetensors
+from drkd_jax.weights.understanding import LIBRARIES, library_table
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,13 +14,13 @@ from drkd_jax.models.cascade_rcnn import CascadeRCNN
 from drkd_jax.models.conventions import LIBRARY_SETTINGS
 from drkd_jax.models.detector import Detector
 from drkd_jax.models.faster_rcnn import FasterRCNN
+from drkd_jax.models.filling import from_dict
 from drkd_jax.models.retinanet import RetinaNet
 from drkd_jax.models.settings import (
     CascadeRCNNSettings,
     FasterRCNNSettings,
     PyramidSettings,
     RetinaNetSettings,
-    from_dict,
 )
 
 DETECTORS: Mapping[str, tuple[type[Detector], PyramidSettings]] = MappingProxyType(
@@ -50,16 +50,28 @@ def build_detector(
     Raises:
         UserError: for an unknown detector or key, or a value out of range, with its name.
     """
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; a detector needs at least one class")
+    make, filled = fill_settings(settings)
+    return make(filled, num_classes, rngs=rngs, dtype=jnp.dtype(dtype))
+
+
+def fill_settings(settings: Mapping[str, Any]) -> tuple[type[Detector], PyramidSettings]:
+    """The class of a detector and its settings with every default filled in; nothing is built.
+
+    Args:
+        settings: see `build_detector`.
+
+    Raises:
+        UserError: for an unknown detector or key, or a value out of range, with its name.
+    """
     values = dict(settings)
     name = values.pop("detector", None)
     if name not in DETECTORS:
         raise UserError(f"detector is {name!r}; known: {', '.join(DETECTORS)}")
-    if num_classes < 1:
-        raise UserError(f"num_classes is {num_classes}; a detector needs at least one class")
     make, default = DETECTORS[name]
     own = LIBRARY_SETTINGS.get((str(values.get("convention")), name), {})
-    filled = from_dict(from_dict(default, own), values)
-    return make(filled, num_classes, rngs=rngs, dtype=jnp.dtype(dtype))
+    return make, from_dict(from_dict(default, own), values)
 
 
 def abstract_detector(

@@ -60,9 +60,7 @@ class Pixels:
 CAFFE_PIXELS = Pixels(mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), channels="bgr")
 
 #: mmdetection's models on the ResNeXt-101-32x8d of Caffe2.
-CAFFE2_PIXELS = Pixels(
-    mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395), channels="bgr"
-)
+CAFFE2_PIXELS = Pixels(mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395), channels="bgr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,3 +204,19 @@ def conventions(name: str) -> Conventions:
     if name not in CONVENTIONS:
         raise UserError(f"convention {name!r} is not known; known: {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]
+
+
+def with_own(rule: Conventions, settings: Any) -> Conventions:
+    """A library's conventions with what a detector's own settings say in their place.
+
+    Args:
+        rule: the library's.
+        settings: a `settings.PyramidSettings`; what it leaves open stays the library's.
+    """
+    fields = {"rpn_stds": "delta_stds", "roi_stds": "roi_stds"}
+    fields |= {name: name for name in ("roi_aligned", "roi_max_level")}
+    own = {field: getattr(settings, name, None) for field, name in fields.items()}
+    said = {
+        field: value for field, value in own.items() if value not in (None, (), 0) or value is False
+    }
+    return dataclasses.replace(rule, **said)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from drkd_jax.models.conventions import conventions
+from drkd_jax.models.conventions import conventions, with_own
 from drkd_jax.models.fpn import FPN
 from drkd_jax.models.resnet import ResNet
 from drkd_jax.models.settings import PyramidSettings
@@ -27,7 +27,7 @@ class FeatureExtractor(nnx.Module):
     def __init__(self, settings: PyramidSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
         self.settings = settings
         self.dtype = dtype
-        self.convention = conventions(settings.convention)
+        self.convention = with_own(conventions(settings.convention), settings)
         self.stride = self.convention.padding
         self.backbone = ResNet(settings.backbone, rngs=rngs, dtype=dtype)
         self.neck = FPN(self.backbone.channels, settings, rngs=rngs, dtype=dtype)

@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt, with the stride in the 3x3 convolution, which may be deformable.
+"""ResNet and ResNeXt, with the stride in the 3x3 convolution or in the 1x1 one before it.
 
 Letters: B pictures, H W pixels, h w C one feature map.
 """
@@ -106,7 +106,8 @@ class Stem(nnx.Module):
     """7x7 convolution of stride 2, norm, ReLU, 3x3 max pool of stride 2."""
 
     def __init__(self, settings: BackboneSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        width = settings.width
+        width = settings.stem_width
+        self.ceil = settings.pool == "ceil"
         self.conv = conv(
             3, width, 7, stride=2, bias=settings.norm == "folded", rngs=rngs, dtype=dtype
         )
@@ -117,11 +118,14 @@ class Stem(nnx.Module):
     ) -> Float[jax.Array, "B h w C"]:
         """Map pictures to the first features, stride 4."""
         x = jax.nn.relu(self.norm(self.conv(images), picture_valid))
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        around = ((1, 1), (1, 1))
+        if self.ceil:  # the last window begins inside the map and may end a pixel outside of it
+            around = ((0, 1 - x.shape[1] % 2), (0, 1 - x.shape[2] % 2))
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=around)
 
 
 class Block(nnx.Module):
-    """A residual block: two 3x3 convolutions, or 1x1, 3x3 (with the stride), 1x1.
+    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1, one of the first two with stride.
 
     The last norm starts with scale 0, so that a fresh network begins as its shortcuts.
     """
@@ -143,7 +147,8 @@ class Block(nnx.Module):
             if settings.groups > 1:
                 inner = max(planes * settings.group_width // 64, 1) * settings.groups
             outputs = planes * EXPANSION
-            shapes = [(inputs, inner, 1, 1, 1), (inner, inner, 3, stride, settings.groups)]
+            first, second = (stride, 1) if settings.style == "caffe" else (1, stride)
+            shapes = [(inputs, inner, 1, first, 1), (inner, inner, 3, second, settings.groups)]
             shapes.append((inner, outputs, 1, 1, 1))
         else:
             outputs = planes
@@ -198,7 +203,7 @@ class ResNet(nnx.Module):
     def __init__(self, settings: BackboneSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
         self.num_frozen = settings.num_frozen
         self.stem = Stem(settings, rngs=rngs, dtype=dtype)
-        stages, channels, inputs = [], [], settings.width
+        stages, channels, inputs = [], [], settings.stem_width
         for i, num_blocks in enumerate(BLOCKS[settings.depth]):
             planes = settings.width * 2**i
             outputs = planes * (EXPANSION if settings.depth >= 50 else 1)

@@ -7,18 +7,16 @@ numbers, and on small pictures smaller anchors.
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from drkd_jax.errors import UserError
-
-T = TypeVar("T")
 
 DEPTHS = (18, 34, 50, 101, 152)
 NORMS = ("frozen_bn", "bn", "gn", "folded")
 DCNS = ("", "v1", "v2")
 EXTRAS = ("pool", "conv_c5", "conv_p5")
+STYLES = ("pytorch", "caffe")
+POOLS = ("padded", "ceil")
 
 
 def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
@@ -29,6 +27,11 @@ def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise UserError(f"{name} is {value}; it must be at least {least}")
+
+
+def _stds(name: str, values: tuple[float, ...]) -> None:
+    if values and (len(values) != 4 or min(values) <= 0):
+        raise UserError(f"{name} is {values}; it must be four numbers above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,11 @@ class BackboneSettings:
             batch, whatever the devices; 0 for the whole batch.
         dcn: deformable 3x3 convolutions in stages C3 to C5: "" for none, "v1", "v2" (modulated);
             bottleneck depths only.
+        style: where a bottleneck block has its stride: "pytorch", in the 3x3 convolution; "caffe",
+            in the first 1x1 convolution, as Caffe's and Detectron's networks do.
+        stem: channels of the stem where they are not ``width``; 0: ``width``.
+        pool: the stem's 3x3 max pool: "padded" by a pixel on every side, or "ceil", without
+            padding and with a last window that may be cut, as Caffe's own networks do.
     """
 
     depth: int = 50
@@ -64,6 +72,9 @@ class BackboneSettings:
     eps: float = 1e-5
     norm_batch: int = 0
     dcn: str = ""
+    style: str = "pytorch"
+    stem: int = 0
+    pool: str = "padded"
 
     def __post_init__(self) -> None:
         _one_of("backbone.depth", self.depth, DEPTHS)
@@ -73,6 +84,9 @@ class BackboneSettings:
         _at_least("backbone.group_width", self.group_width, 1)
         _at_least("backbone.norm_batch", self.norm_batch, 0)
         _one_of("backbone.dcn", self.dcn, DCNS)
+        _one_of("backbone.style", self.style, STYLES)
+        _one_of("backbone.pool", self.pool, POOLS)
+        _at_least("backbone.stem", self.stem, 0)
         if self.norm_batch and self.norm != "bn":
             raise UserError('backbone.norm_batch: only backbone.norm "bn" has batch statistics')
         if self.eps < 0 or (self.eps == 0 and self.norm == "bn"):
@@ -83,6 +97,11 @@ class BackboneSettings:
             raise UserError("backbone.groups: more than 1 needs backbone.depth of 50 or more")
         if self.frozen_stages is not None and not 0 <= self.frozen_stages <= 4:
             raise UserError(f"backbone.frozen_stages is {self.frozen_stages}; it must be 0 to 4")
+
+    @property
+    def stem_width(self) -> int:
+        """Channels of the stem, with the default filled in."""
+        return self.stem or self.width
 
     @property
     def num_frozen(self) -> int:
@@ -100,26 +119,30 @@ class AnchorSettings:
         scale: side of the smallest anchor in strides of its level.
         ratios: height over width.
         octaves: sizes a level.
+        sides: sides in strides, where they are no such row; they stand in the place of ``scale``
+            and ``octaves``. (): those two.
     """
 
     scale: float
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     octaves: int = 1
+    sides: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.scale <= 0 or not self.ratios or min(self.ratios) <= 0:
-            raise UserError("anchors.scale and anchors.ratios must be above 0")
+        if self.scale <= 0 or not self.ratios or min((*self.ratios, *self.sides)) <= 0:
+            raise UserError("anchors.scale, anchors.ratios and anchors.sides must be above 0")
         _at_least("anchors.octaves", self.octaves, 1)
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Sides in strides, by rising size."""
-        return tuple(self.scale * 2 ** (k / self.octaves) for k in range(self.octaves))
+        """Sides in strides, in the order of the head's outputs."""
+        row = (self.scale * 2 ** (k / self.octaves) for k in range(self.octaves))
+        return self.sides or tuple(row)
 
     @property
     def num_per_cell(self) -> int:
         """Anchors at one cell of the map."""
-        return len(self.ratios) * self.octaves
+        return len(self.ratios) * len(self.scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +230,8 @@ class PyramidSettings:
         class_ids: the head's class for each class of the data, where the two are not the same:
             torchvision's COCO models have an output for every number up to 90, of which 80 are
             classes. A detection of another class is dropped. (): the same number.
+        delta_stds: standard deviations of the deltas (x, y, w, h) of the RPN or of RetinaNet. ():
+            the convention's.
     """
 
     backbone: BackboneSettings = BackboneSettings()
@@ -219,9 +244,11 @@ class PyramidSettings:
     convention: str = "mmdet"
     head_classes: int = 0
     class_ids: tuple[int, ...] = ()
+    delta_stds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least("channels", self.channels, 1)
+        _stds("delta_stds", self.delta_stds)
         _one_of("extra", self.extra, EXTRAS)
         _at_least("head_classes", self.head_classes, 0)
         if len(set(self.class_ids)) < len(self.class_ids) or min((*self.class_ids, 0)) < 0:
@@ -265,6 +292,10 @@ class FasterRCNNSettings(PyramidSettings):
         class_agnostic: whether a region has one box for all classes, or one for each.
         roi_sampling: samples a bin and axis when regions are cut out; 0 for as many as a bin has
             pixels, which is exact in mmdetection's conventions and slower. None: the convention's.
+        roi_aligned: whether pixel centres are at half pixels when regions are cut out. None: the
+            convention's.
+        roi_max_level: coarsest level that regions are cut from. 0: the convention's.
+        roi_stds: standard deviations of the regions' deltas (x, y, w, h). (): the convention's.
         proposals: see `ProposalSettings`.
         sampler: see `SamplerSettings`.
         test: see `TestSettings`; ``pre_nms`` counts a picture. The result is that of no limit
@@ -275,6 +306,9 @@ class FasterRCNNSettings(PyramidSettings):
     fc: int = 1024
     class_agnostic: bool = False
     roi_sampling: int | None = None
+    roi_aligned: bool | None = None
+    roi_max_level: int = 0
+    roi_stds: tuple[float, ...] = ()
     proposals: ProposalSettings = ProposalSettings()
     sampler: SamplerSettings = SamplerSettings()
     test: TestSettings = TestSettings(pre_nms=2000)
@@ -283,6 +317,9 @@ class FasterRCNNSettings(PyramidSettings):
         super().__post_init__()
         _at_least("fc", self.fc, 1)
         _at_least("roi_sampling", self.roi_sampling or 0, 0)
+        _stds("roi_stds", self.roi_stds)
+        if self.roi_max_level and not self.min_level <= self.roi_max_level <= self.max_level:
+            raise UserError(f"roi_max_level is {self.roi_max_level}; there is no such level")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,51 +336,5 @@ class CascadeRCNNSettings(FasterRCNNSettings):
         super().__post_init__()
         if not self.class_agnostic:
             raise UserError("class_agnostic: cascade_rcnn has one box a region for all classes")
-
-
-def from_dict(default: T, values: Mapping[str, Any], where: str = "") -> T:
-    """Lay a plain nested dict over a settings dataclass.
-
-    Args:
-        default: the settings that hold for every key not named.
-        values: plain values; a nested settings class takes a mapping, or None for its default.
-        where: dotted name of the place, for messages.
-
-    Returns:
-        A new object of ``default``'s class.
-
-    Raises:
-        UserError: for an unknown key or a value of the wrong type, with the key named.
-    """
-    fields = {field.name: field for field in dataclasses.fields(default)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(type(default))
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{where}{key}"
-        if key not in fields:
-            raise UserError(f"unknown setting {name!r}; known here: {', '.join(sorted(fields))}")
-        current = getattr(default, key)
-        if dataclasses.is_dataclass(current):
-            if value is None:
-                continue
-            if not isinstance(value, Mapping):
-                raise UserError(f"{name} must hold settings, not {value!r}")
-            changes[key] = from_dict(current, value, f"{name}.")
-        else:
-            changes[key] = _plain(name, value, hints[key])
-    return dataclasses.replace(default, **changes)  # type: ignore[type-var]
-
-
-def _plain(name: str, value: Any, hint: Any) -> Any:
-    """A number, a string or a tuple of the type that the field wants."""
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"{name} must be a list of numbers, not {value!r}")
-        return tuple(_plain(name, item, typing.get_args(hint)[0]) for item in value)
-    wanted = typing.get_args(hint) or (hint,)
-    if float in wanted and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (isinstance(value, bool) and bool not in wanted) or not isinstance(value, wanted):
-        names = " or ".join("None" if w is type(None) else w.__name__ for w in wanted)
-        raise UserError(f"{name} must be {names}, not {value!r}")
-    return value
+        if self.roi_stds:
+            raise UserError("roi_stds: those of cascade_rcnn's three stages are fixed")

@@ -12,14 +12,21 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.models.filling import from_dict
+from drkd_jax.models.settings import BackboneSettings, PyramidSettings
 from drkd_jax.training.loading import load_arrays
 from drkd_jax.training.pixels import KEYS
 from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import flatten, unflatten
 from drkd_jax.weights.opening import open_weights
 
-# What of a backbone has to be the same for another's weights to mean the same.
+# What of a backbone has to be the same for another's weights to mean the same: what shows in the
+# arrays, and what does not.
 _BACKBONE = ("depth", "width", "groups", "dcn", "norm")
+_UNSEEN = ("eps", "style", "pool")
+_GREY = 1.0  # of 255; libraries round the same means by up to 0.7
+# What of a detector has to be, for the outputs of its heads to mean the same.
+_HEADS = ("anchors", "delta_stds", "roi_stds", "roi_aligned", "class_ids")
 
 
 def check_files(config: Mapping[str, Any]) -> None:
@@ -70,8 +77,11 @@ def build_student(
     if Path(init).is_file():
         return start_from(student, *_of_file(Path(init), student, config.get("data") or {}))
     arrays, about, step = load_arrays(init)
+    own = {key: value for key, value in about["config"]["student"].items() if key != "init"}
+    theirs = models.abstract_detector(as_tuples(own), max(len(about["categories"]), 1)).settings
+    _check_backbone(init, theirs.backbone, student.settings.backbone)
     _check_pixels(init, about["config"]["data"], config.get("data") or {})
-    return start_from(student, arrays, f"{init}, step {step}")
+    return start_from(student, *_fitting(arrays, theirs, student, f"{init}, step {step}"))
 
 
 def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any, str]:
@@ -112,7 +122,7 @@ def _check_pixels(init: str | Path, theirs: Mapping[str, Any], own: Mapping[str,
     wrong = [
         f"config.data.{key} = {theirs[key]}"
         for key in KEYS
-        if key in theirs and key in own and as_tuples(theirs[key]) != as_tuples(own[key])
+        if key in theirs and key in own and not _near(key, theirs[key], own[key])
     ]
     if wrong:
         raise UserError(
@@ -121,20 +131,27 @@ def _check_pixels(init: str | Path, theirs: Mapping[str, Any], own: Mapping[str,
         )
 
 
+def _near(key: str, theirs: Any, own: Any) -> bool:
+    """Whether two values are as good as the same; means are to less than a grey level."""
+    theirs, own = as_tuples(theirs), as_tuples(own)
+    if key != "mean" or len(theirs) != len(own):
+        return bool(theirs == own)
+    return all(abs(float(a) - float(b)) < _GREY for a, b in zip(theirs, own, strict=True))
+
+
 def _of_file(
     path: Path, student: models.Detector, data: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """The arrays of a file that mean to this student what they meant where they come from."""
     own = student.settings
     same = {key: getattr(own.backbone, key) for key in _BACKBONE}
-    weights = open_weights(path, {"backbone": same})
+    if own.backbone.style != "pytorch":  # said by the user where the file cannot show it
+        same["style"] = own.backbone.style
+    if own.backbone.pool != "padded":
+        same["pool"] = own.backbone.pool
+    weights = open_weights(path, {"backbone": same}, heads=False)
     theirs = weights.about.settings
-    eps = theirs["backbone"].get("eps", own.backbone.eps)
-    if eps != own.backbone.eps:
-        raise UserError(
-            f"config.student.init = {path}: its batch norms want an eps of {eps:g}; set "
-            f"config.student.backbone.eps = {eps:g}"
-        )
+    _check_backbone(path, from_dict(BackboneSettings(), theirs["backbone"]), own.backbone)
     _check_pixels(path, weights.about.data, data)
     arrays, where = weights.arrays, weights.origin
     for name, leaf in flatten(nnx.as_pure(nnx.split(student)[1])).items():
@@ -144,9 +161,38 @@ def _of_file(
                 f"config.student.init = {path}: {name} is {found} in the file and {leaf.shape} in "
                 "the student; the backbones have to be the same"
             )
-    if weights.about.part == "detector" and theirs.get("convention") != own.convention:
-        arrays = {
-            name: array for name, array in arrays.items() if name.startswith(("backbone.", "neck."))
-        }
-        where += f", without its heads, which are {theirs.get('convention')}'s"
-    return arrays, where
+    if weights.about.part != "detector":
+        return arrays, where
+    return _fitting(arrays, weights.model().settings, student, where)
+
+
+def _check_backbone(init: str | Path, theirs: BackboneSettings, own: BackboneSettings) -> None:
+    """Refuses weights of a backbone that computes otherwise, where no shape shows it."""
+    keys = [key for key in _UNSEEN if key != "eps" or own.norm in ("bn", "frozen_bn")]
+    wrong = [
+        f"config.student.backbone.{key} = {getattr(theirs, key)}"
+        for key in keys
+        if getattr(theirs, key) != getattr(own, key)
+    ]
+    if wrong:
+        raise UserError(
+            f"config.student.init = {init}: its backbone computes another way; set "
+            f"{', '.join(wrong)}"
+        )
+
+
+def _fitting(
+    arrays: Mapping[str, Any], theirs: PyramidSettings, student: models.Detector, where: str
+) -> tuple[dict[str, Any], str]:
+    """A detector's arrays, without those that would mean something else to this student."""
+    own, kept = student.settings, dict(arrays)
+    wrong = [key for key in _HEADS if getattr(theirs, key, None) != getattr(own, key, None)]
+    if theirs.convention != own.convention:
+        where += f", without its heads, which are {theirs.convention}'s"
+    elif type(theirs) is type(own) and wrong:
+        words = ", ".join(f"{key} {getattr(theirs, key)}" for key in wrong)
+        where += f", without its heads, whose settings are others ({words})"
+    else:
+        return kept, where
+    body = ("backbone.", "neck.")
+    return {name: array for name, array in kept.items() if name.startswith(body)}, where

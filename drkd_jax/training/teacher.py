@@ -114,7 +114,7 @@ def _of_run(checkpoint: str, model: Mapping[str, Any], dtype: Any, whole: bool) 
 
 
 def _of_file(path: Path, model: Mapping[str, Any], dtype: Any, whole: bool) -> Teacher:
-    weights = open_weights(path, as_tuples(dict(model)))
+    weights = open_weights(path, as_tuples(dict(model)), heads=whole)
     about = weights.about
     if about.part == "backbone" or (whole and about.part != "detector"):
         lacks = "feature pyramid" if about.part == "backbone" else "detection head of ours"

@@ -1,9 +1,10 @@
-"""The arrays of a foreign file by their own keys, whatever the file's form.
+"""The arrays of a foreign file by their paths from its root, whatever the file's form.
 
 | form | how it begins |
 |---|---|
 | torch.save, since torch 1.6 | a zip file |
 | torch.save, before | a pickle of a magic number |
+| a pickle of NumPy arrays (Detectron2's model zoo) | a pickle of a dict |
 | safetensors | 8 bytes that count a JSON header |
 """
 
@@ -19,20 +20,20 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.pickled_names import Tensor
+from drkd_jax.weights.file_kinds import what_it_is
+from drkd_jax.weights.pickled_names import Block, Tensor
 from drkd_jax.weights.torch_file import Saved, read_torch_file
 
-# Where training programs keep their weights, in this order.
-STATE_KEYS = ("state_dict", "model", "model_state_dict")
+_DEEPEST = 6  # dicts around a model's own
 
 
 class ForeignFile(NamedTuple):
-    """A file's arrays, and what stands beside them."""
+    """A file's arrays by their paths, and what stands beside them."""
 
     arrays: dict[str, np.ndarray]
     meta: Mapping[str, Any]  # plain values; nothing in it was checked
-    form: str  # "zip", "legacy" or "safetensors"
-    left_out: Mapping[str, str]  # keys of the weights that hold no array, and what they hold
+    form: str  # "zip", "legacy", "pickle" or "safetensors"
+    left_out: Mapping[str, str]  # paths beside arrays that hold none, and what they hold
     inert: tuple[str, ...]  # names of objects that were left unbuilt
 
     @property
@@ -42,17 +43,16 @@ class ForeignFile(NamedTuple):
 
 
 def read_foreign(path: Path) -> ForeignFile:
-    """Reads a file of torch.save or a safetensors file.
+    """Reads a file of torch.save, a pickle of arrays or a safetensors file.
 
     Raises:
-        UserError: it cannot be read, would run code, or holds no weights.
+        UserError: it cannot be read, is something else, would run code, or holds no weights.
     """
+    if what := what_it_is(path):
+        raise UserError(f"{path}: {what}")
     found = _of_torch(path, read_torch_file(path)) if not is_safetensors(path) else _safe(path)
     if not found.arrays:
-        raise UserError(
-            f"{path}: holds no weights; they are looked for at its root and under "
-            f"{', '.join(STATE_KEYS)}"
-        )
+        raise UserError(f"{path}: holds no weights: not one array in it, however deep")
     return found
 
 
@@ -67,7 +67,9 @@ def is_safetensors(path: Path) -> bool:
             head = stream.read(9)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return len(head) == 9 and head[8:] == b"{" and head[:2] != b"PK"
+    # The header's size, of a file that can be: text of 9 letters counts far more.
+    size = int.from_bytes(head[:8], "little")
+    return len(head) == 9 and head[8:] == b"{" and size < 1 << 40
 
 
 def sha256(path: Path) -> str:
@@ -88,16 +90,26 @@ def _of_torch(path: Path, saved: Saved) -> ForeignFile:
     root = saved.content
     if not isinstance(root, dict):
         raise UserError(f"{path}: holds no dict of weights but a {type(root).__name__}")
-    state = next(
-        (root[key] for key in STATE_KEYS if isinstance(root.get(key), dict)),
-        root,
-    )
-    arrays, left_out = {}, {}
-    for key, value in state.items():
-        if isinstance(value, Tensor) and isinstance(key, str):
-            arrays[key.removeprefix("module.")] = saved.array(value)
-        elif state is not root:
-            left_out[str(key)[:80]] = f"no array but a {type(value).__name__}"
+    arrays: dict[str, np.ndarray] = {}
+    left_out: dict[str, str] = {}
+    seen: set[int] = set()
+    todo: list[tuple[str, dict[Any, Any], int]] = [("", root, 0)]
+    while todo:
+        start, place, depth = todo.pop(0)
+        if id(place) in seen or depth > _DEEPEST:
+            continue
+        seen.add(id(place))
+        others = {}
+        for key, value in place.items():
+            name = f"{start}{key}"
+            if isinstance(value, (Tensor, Block)):
+                arrays[name] = saved.array(value)
+            elif isinstance(value, dict):
+                todo.append((f"{name}.", value, depth + 1))
+            else:
+                others[name[:80]] = f"no array but a {type(value).__name__}"
+        if len(others) < len(place) and start:
+            left_out |= others
     meta = root.get("meta")
     beside = {key: value for key, value in root.items() if isinstance(key, str)}
     return ForeignFile(
@@ -111,5 +123,7 @@ def _safe(path: Path) -> ForeignFile:
             arrays = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
             meta = stream.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from error
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error}); cut short? Download it again"
+        ) from error
     return ForeignFile(arrays, meta, "safetensors", {}, ())

@@ -14,7 +14,9 @@ from drkd_jax.weights.pickled_names import (
     BUILDERS,
     DTYPES,
     INERT,
+    Block,
     Inert,
+    Kind,
     Name,
     NotPlainError,
     Storage,
@@ -45,7 +47,7 @@ def read_pickle(stream: Any, inert: set[str]) -> Any:
         inert: receives the names that became `Inert`.
 
     Returns:
-        dicts, lists, tuples, sets, numbers, strings, bytes, None, `Tensor`, `Inert`.
+        dicts, lists, tuples, sets, numbers, strings, bytes, None, `Tensor`, `Block`, `Inert`.
 
     Raises:
         NotPlainError: a name that is in no table, or bytes that are no such pickle.
@@ -223,8 +225,12 @@ class _Machine:
             raise NotPlainError("a call of something that is no function")
 
     def _do_build(self, _: Any) -> None:
-        self.stack.pop()  # attributes: a state_dict carries its version numbers in them
-        if not isinstance(self.stack[-1], (dict, Inert, Tensor)):
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, (Block, Kind)):
+            target.complete(state)
+        # Attributes else: a state_dict carries its version numbers in them.
+        elif not isinstance(target, (dict, Inert, Tensor)):
             raise NotPlainError("attributes that are set on a plain value")
 
     def _do_persid(self, argument: Any) -> None:

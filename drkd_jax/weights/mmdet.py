@@ -42,8 +42,11 @@ _SKIPS = (
     Skip(r"roi_head\.mask_iou_head\.", "the mask head: masks are not predicted here"),
     Skip(r"roi_head\.semantic_head\.", "the semantic head: it is not computed here"),
     Skip(r"data_preprocessor\.", "the pictures' mean and std: they stand in the config"),
+    Skip(r"ema_\w+$", "mmdetection's EMA hook: a second set of weights, swapped with the used one"),
 )
-_CLASSIFIER = Skip(r"(head\.)?fc\.(weight|bias)$", "the ImageNet classifier")
+_CLASSIFIER = Skip(r"(head\.)?fc\.(\d+\.)?(weight|bias)$", "the ImageNet classifier")
+# Of a training without labels, or of a classifier; a pyramid that is not ours keeps its keys.
+_AFTER = Skip(r"(?!backbone\.|neck\.(lateral|fpn)_convs\.)", "outside of the backbone")
 _FOREIGN = Skip(r"(?!backbone\.|neck\.)", "a head that is not ours: backbone and FPN are used")
 
 
@@ -74,7 +77,7 @@ def table(names: Iterable[str], prefix: str = "backbone.") -> list[Entry]:
 
 def skips(part: str) -> tuple[Skip, ...]:
     """The keys that a file of this part ("detector", "pyramid", "backbone") may have besides."""
-    extra = {"detector": (), "pyramid": (_FOREIGN,), "backbone": (_CLASSIFIER,)}
+    extra = {"detector": (), "pyramid": (_FOREIGN,), "backbone": (_CLASSIFIER, _AFTER)}
     return (*_SKIPS, *extra[part])
 
 

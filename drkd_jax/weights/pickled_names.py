@@ -45,6 +45,62 @@ class Tensor:
     strides: tuple[int, ...]
 
 
+@dataclasses.dataclass
+class Kind:
+    """A NumPy dtype, which its pickle completes by a second step."""
+
+    dtype: np.dtype[Any] | None  # None: not of numbers
+
+    def complete(self, state: Any) -> None:
+        """Takes over the byte order of a pickled dtype's state."""
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if self.dtype is not None and order in ("<", ">", "="):
+            self.dtype = self.dtype.newbyteorder(order)
+        elif order not in ("<", ">", "=", "|"):
+            self.dtype = None
+
+
+@dataclasses.dataclass
+class Block:
+    """The numbers of a pickled NumPy array; bytes until someone wants them as an array."""
+
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any] | None = None
+    data: bytes = b""
+    by_columns: bool = False
+
+    def complete(self, state: Any) -> None:
+        """Takes over a pickled array's state: version, shape, dtype, order, bytes.
+
+        Raises:
+            NotPlainError: an array of objects, or one that its bytes do not fill.
+        """
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise NotPlainError("a NumPy array in an unknown form")
+        _, shape, kind, by_columns, data = state
+        self.fill(data, kind, shape, bool(by_columns))
+
+    def fill(self, data: Any, kind: Any, shape: Any, by_columns: bool) -> None:
+        """Checks and keeps the parts of an array."""
+        if isinstance(data, str):  # of Python 2, or of protocol 2
+            data = data.encode("latin-1")
+        sizes = tuple(int(n) for n in shape)
+        dtype = kind.dtype if isinstance(kind, Kind) else None
+        if dtype is None or not isinstance(data, (bytes, bytearray)):
+            raise NotPlainError("a NumPy array of something else than numbers")
+        if min((*sizes, 0)) < 0 or math.prod(sizes) * dtype.itemsize != len(data):
+            raise NotPlainError(f"a NumPy array of shape {sizes} with {len(data)} bytes")
+        self.shape, self.dtype, self.by_columns = sizes, dtype, by_columns
+        self.data = bytes(data) if isinstance(data, bytearray) else data
+
+    def array(self) -> np.ndarray:
+        """The array, read-only."""
+        if self.dtype is None:
+            return np.zeros(0, np.float32)
+        flat = np.frombuffer(self.data, self.dtype)
+        return flat.reshape(self.shape, order="F" if self.by_columns else "C")
+
+
 DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -61,7 +117,6 @@ DTYPES = {
 # Histories of losses, NumPy scalars, the arguments of a training script.
 INERT = frozenset(
     {
-        "_codecs.encode",
         "addict.addict.Dict",
         "argparse.Namespace",
         "collections.Counter",
@@ -71,11 +126,8 @@ INERT = frozenset(
         "mmcv.utils.config.ConfigDict",
         "mmengine.config.config.ConfigDict",
         "mmengine.logging.history_buffer.HistoryBuffer",
-        "numpy._core.multiarray._reconstruct",
         "numpy._core.multiarray.scalar",
-        "numpy.core.multiarray._reconstruct",
         "numpy.core.multiarray.scalar",
-        "numpy.dtype",
         "numpy.ndarray",
         "pathlib.PosixPath",
         "torch.device",
@@ -129,7 +181,32 @@ def plain_key(item: Any) -> Any:
     return item
 
 
+def _kind(name: Any = "", *_: Any) -> Kind:
+    """A dtype of plain numbers by its code, as "f4"; any other one is no array of weights."""
+    if isinstance(name, str) and (name[:1] in "fiub" and name[1:].isdigit()) and len(name) < 4:
+        try:
+            return Kind(np.dtype(name))
+        except TypeError:
+            return Kind(None)
+    return Kind(None)
+
+
+def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
+    """Bytes as protocol 2 holds them: text in one encoding."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise NotPlainError("bytes in an unknown encoding")
+    return text.encode("latin-1")
+
+
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any = "C") -> Block:
+    block = Block()
+    block.fill(data, kind, shape, order == "F")
+    return block
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _encoded,
+    "numpy.dtype": _kind,
     "collections.OrderedDict": _mapping,
     "torch.Size": lambda sizes=(): tuple(sizes),
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -145,4 +222,9 @@ def _attribute(target: Any, name: Any) -> Inert:
     return Inert(target.name)
 
 
+for _core in ("numpy.core", "numpy._core"):
+    BUILDERS[f"{_core}.multiarray._reconstruct"] = lambda *_: Block()
+    BUILDERS[f"{_core}.numeric._frombuffer"] = _from_buffer
+# Protocol 2 writes no bytes at all as a call without arguments.
+BUILDERS |= {f"{module}.bytes": lambda: b"" for module in ("builtins", "__builtin__")}
 BUILDERS |= {f"{module}.getattr": _attribute for module in ("builtins", "__builtin__")}

@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import Pixels
+from drkd_jax.models.settings import PyramidSettings
+
+# Settings of every pyramid that only a head reads.
+_HEADS = {"head_std", "head_classes", "class_ids", "delta_stds"}
 
 
 class Assumed(NamedTuple):
@@ -28,6 +32,8 @@ class Reading:
         num_classes: of the data; 0 without a head.
         class_names: of the data, where known.
         pixels: what the network reads, and where that is known from.
+        unbuilt: what the file's own config says of its head that cannot be built here.
+        neck_eps: of the batch norms in the pyramid, which are folded.
     """
 
     part: str
@@ -36,6 +42,20 @@ class Reading:
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     pixels: tuple[Pixels, str] = (Pixels(), "the usual ones")
+    unbuilt: tuple[str, ...] = ()
+    neck_eps: float = 1e-5
+
+    def without_head(self) -> Reading:
+        """Backbone and pyramid alone."""
+        fields = {field.name for field in dataclasses.fields(PyramidSettings)}
+        shown = {key: value for key, value in self.shown.items() if key in fields}
+        assumed = {
+            key: item for key, item in self.assumed.items() if key.split(".")[0] in fields - _HEADS
+        }
+        shown = {key: value for key, value in shown.items() if key not in _HEADS}
+        return dataclasses.replace(
+            self, part="pyramid", shown=shown, assumed=assumed, num_classes=0
+        )
 
     def data(self, said: Mapping[str, Any], where: str) -> dict[str, Any]:
         """What goes under `data` of a file of ours: the pixels, by the keys of a config.

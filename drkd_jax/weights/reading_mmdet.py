@@ -13,6 +13,14 @@ from typing import Any
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, MMDET, Pixels
+from drkd_jax.weights.mmdet_config import (
+    FileConfig,
+    as_names,
+    class_names,
+    find_config,
+    read_model,
+    read_pixels,
+)
 from drkd_jax.weights.reading import Assumed, Reading, count
 from drkd_jax.weights.resnet_names import Shapes, read_backbone
 
@@ -28,13 +36,14 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
     """The architecture behind a file's keys.
 
     Args:
-        shapes: of the file's arrays.
-        meta: what else the file holds; `CLASSES` and the text of its config are looked at.
-        file_name: "caffe" in it says how the backbone strides; without a config it also says
-            what the network reads.
+        shapes: of the file's arrays, without norms in the pyramid.
+        meta: what else the file holds; its classes and its config are looked at.
+        file_name: without a config "caffe" in it says how the backbone strides, and with other
+            words what the network reads.
 
     Raises:
-        UserError: a model that is not ours, with what it is.
+        UserError: a model that is not ours, with what it is; or a config that the arrays
+            contradict, or that makes a backbone or pyramid that is not built here.
     """
     if "bbox_head.fc_cls.weight" in shapes or "bbox_head.0.fc_cls.weight" in shapes:
         raise UserError(
@@ -48,22 +57,59 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
     assumed = {
         "convention": Assumed("mmdet", "mmdetection's names; 3.3.0's numbers"),
         "backbone.eps": Assumed(1e-5, "mmdetection's own"),
+        "backbone.style": style_by_name(file_name, backbone["depth"], "mmdetection's own"),
     }
-    if backbone["depth"] >= 50 and _is_caffe(meta, file_name):
-        raise UserError(
-            "a backbone in the style of Caffe, with the stride in the 1x1 "
-            "convolution; only the stride in the 3x3 convolution is built here"
-        )
-    pixels = _pixels(meta, file_name)
-    if "neck.lateral_convs.0.conv.weight" not in shapes:
-        return Reading("backbone", shown, {"backbone.eps": assumed["backbone.eps"]}, pixels=pixels)
-    shown |= _pyramid(shapes, assumed)
-    head, num_classes = _head(shapes, assumed)
-    shown |= head
-    if not head:
-        return Reading("pyramid", shown, assumed, pixels=pixels)
-    names = _class_names(meta, num_classes)
-    return Reading("detector", shown, assumed, num_classes, names, pixels)
+    config = find_config(meta)
+    neck = "neck.lateral_convs.0.conv.weight" in shapes
+    head, num_classes = {}, 0
+    if neck:
+        shown |= _pyramid(shapes, assumed)
+        head, num_classes = _head(shapes, assumed)
+        shown |= head
+    said = read_model(
+        config,
+        {
+            "backbone": backbone,
+            "laterals": 6 - shown["min_level"] if neck else 0,
+            "min_level": shown.get("min_level", 2),
+            "max_level": shown.get("max_level", 6),
+            "detector": head.get("detector", ""),
+        },
+    )
+    _agree(said, shown, num_classes, assumed)
+    pixels = _pixels(config, file_name, said.style)
+    if not neck:
+        of_backbone = {key: item for key, item in assumed.items() if key.startswith("backbone.")}
+        return Reading("backbone", shown, of_backbone, pixels=pixels)
+    names = _class_names(meta, config, num_classes)
+    part = "detector" if head else "pyramid"
+    return Reading(part, shown, assumed, num_classes, names, pixels, said.heads, said.neck_eps)
+
+
+def _agree(
+    said: FileConfig, shown: dict[str, Any], num_classes: int, assumed: dict[str, Assumed]
+) -> None:
+    """Lays what a config says over the defaults, where the arrays do not contradict it."""
+    if said.body:
+        raise UserError(f"its own config makes it what is not built here: {'; '.join(said.body)}")
+    backbone = shown["backbone"]
+    flat = {f"backbone.{key}": value for key, value in backbone.items()} | shown
+    flat["num_classes"] = num_classes
+    flat.setdefault("backbone.stem", backbone["width"])
+    wrong = [
+        f"{key} {value!r} (its arrays: {flat[key]!r})"
+        for key, value in said.claims.items()
+        if key in flat and flat[key] != value
+    ]
+    if wrong:
+        raise UserError(f"its config and its arrays are of two models: {', '.join(wrong)}")
+    why = "the config in the file"
+    if any(key.startswith("anchors.") for key in said.settings):
+        shown.pop("anchors", None)  # sizes and ratios; the arrays only show how many there are
+        assumed.pop("anchors.scale", None)
+    for key, value in said.settings.items():
+        if key not in flat:
+            assumed[key] = Assumed(value, why)
 
 
 def _norm(shapes: Shapes, prefix: str) -> str:
@@ -119,50 +165,39 @@ def _head(shapes: Shapes, assumed: dict[str, Assumed]) -> tuple[dict[str, Any], 
     return {}, 0
 
 
-def _config(meta: Mapping[str, Any]) -> str:
-    """The text of the library's config, where the file carries it."""
-    config = meta.get("config") or meta.get("cfg")
-    return config if isinstance(config, str) else ""
+def style_by_name(file_name: str, depth: int, otherwise: str) -> Assumed:
+    """The place of the stride in a bottleneck block, where only a file's name tells."""
+    if depth >= 50 and re.search(r"caffe|msra", Path(file_name).name):
+        return Assumed("caffe", "the stride in the 1x1 convolution, by the file's name")
+    return Assumed("pytorch", otherwise)
 
 
-def _pixels(meta: Mapping[str, Any], file_name: str) -> tuple[Pixels, str]:
-    """What the network reads, and where that is known from.
-
-    Source: open-mmlab/mmdetection, ``img_norm_cfg`` of 2.x, ``data_preprocessor`` of 3.x.
-    """
-    text, number = _config(meta), r"\s*([0-9.]+)\s*"
-    triples = [
-        re.search(rf"\b{key}\s*=\s*[\[(]{number},{number},{number},?\s*[\])]", text)
-        for key in ("mean", "std")
-    ]
-    to_rgb = re.search(r"\b(?:bgr_)?to_rgb\s*=\s*(True|False)", text)
-    if all(triples) and to_rgb:
-        mean, std = (tuple(map(float, found.groups())) for found in triples if found)
-        channels = "rgb" if to_rgb[1] == "True" else "bgr"
-        return Pixels(mean, std, channels), "the config in the file"  # type: ignore[arg-type]
+def _pixels(config: Mapping[str, Any], file_name: str, style: str) -> tuple[Pixels, str]:
+    """What the network reads, and where that is known from."""
+    own = read_pixels(config)
+    if own is not None:
+        return own, "the config in the file"
     name = Path(file_name).name
     if re.search(r"caffe|msra|gn-all", name):
         return CAFFE_PIXELS, "mmdetection's on Caffe's backbones, by the file's name"
     if re.search(r"x101[_-]32x8d", name):
         return CAFFE2_PIXELS, "mmdetection's on Caffe2's ResNeXt, by the file's name"
+    if style == "caffe":
+        return CAFFE_PIXELS, "mmdetection's on Caffe's backbones, as its config says it is"
     return MMDET.pixels, "mmdetection's own"
 
 
-def _is_caffe(meta: Mapping[str, Any], file_name: str) -> bool:
-    text = _config(meta)
-    marked = re.search(r"caffe|msra", Path(file_name).name)
-    return bool(marked or re.search(r"style\s*=\s*.caffe", text))
-
-
-def _class_names(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """From the file, or COCO's where the number is."""
+def _class_names(
+    meta: Mapping[str, Any], config: Mapping[str, Any], num_classes: int
+) -> tuple[str, ...]:
+    """From the file, or COCO's where the number is; whatever is known where there is no head."""
     dataset = meta.get("dataset_meta")
     places = [meta, dataset] if isinstance(dataset, Mapping) else [meta]
-    for place in places:
-        names = place.get("CLASSES", place.get("classes"))
-        listed = tuple(names) if isinstance(names, (list, tuple)) else ()
-        if len(listed) == num_classes and all(isinstance(name, str) for name in listed):
-            return listed
-    if num_classes == len(COCO_CATEGORIES):
+    listed = [as_names(place.get(key)) for place in places for key in ("CLASSES", "classes")]
+    listed.append(class_names(config))
+    for names in listed:
+        if names and len(names) == num_classes:
+            return names
+    if num_classes == len(COCO_CATEGORIES) and not any(listed):
         return tuple(category.name for category in COCO_CATEGORIES)
     return ()

@@ -6,14 +6,16 @@ Source: pytorch/vision v0.14.1, torchvision/models/detection/{faster_rcnn,retina
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
-from drkd_jax.models.conventions import TORCHVISION
+from drkd_jax.models.conventions import CAFFE_PIXELS, TORCHVISION
 from drkd_jax.weights.account import Skip
 from drkd_jax.weights.reading import Assumed, Reading, count
+from drkd_jax.weights.reading_mmdet import style_by_name
 from drkd_jax.weights.resnet_names import Shapes, read_backbone
 from drkd_jax.weights.torchvision import CLASSIFIER_SKIPS, SKIPS
 
@@ -41,12 +43,14 @@ def skips(part: str) -> tuple[Skip, ...]:
     return (*_SKIPS, *extra[part])
 
 
-def read(shapes: Shapes, file_name: str) -> Reading:
+def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
     """The architecture behind a file's keys.
 
     Args:
-        shapes: of the file's arrays.
-        file_name: that of a COCO_V1 file says that its norms want an eps of 0.
+        shapes: of the file's arrays, without norms in the pyramid.
+        meta: what else the file holds; "style" is looked at.
+        file_name: that of a COCO_V1 file says that its norms want an eps of 0; "caffe" in that of
+            a bare backbone, that it is one of Caffe.
 
     Raises:
         UserError: a model that is not ours, with what it is.
@@ -56,10 +60,19 @@ def read(shapes: Shapes, file_name: str) -> Reading:
     shown: dict[str, Any] = {"backbone": backbone}
     eps = Assumed(1e-5, "torchvision's own; only its COCO_V1 files want 0")
     name = Path(file_name).name
-    if re.search(r"_coco-[0-9a-f]{8}", name) and "_v2_" not in name:
+    # FCOS of COCO_V1 and the "v2" models were trained with torch's own.
+    if re.search(r"(rcnn|retinanet)_.*_coco-[0-9a-f]{8}", name) and "_v2_" not in name:
         eps = Assumed(0.0, "the file's name is that of a COCO_V1 model")
     if not prefix:
-        return Reading("backbone", shown, {"backbone.eps": eps}, pixels=_PIXELS)
+        style = style_by_name(name, backbone["depth"], "torchvision's own")
+        said = meta.get("style")
+        if isinstance(said, str) and re.match(r"caffe|pytorch", said) and backbone["depth"] >= 50:
+            style = Assumed("caffe" if said[:5] == "caffe" else "pytorch", "the file's metadata")
+        pixels = _PIXELS
+        if style.value == "caffe":
+            pixels = (CAFFE_PIXELS, "those of Caffe's backbones, as its style is")
+        assumed = {"backbone.eps": eps, "backbone.style": style}
+        return Reading("backbone", shown, assumed, pixels=pixels)
     assumed = {
         "convention": Assumed("torchvision", "torchvision's names"),
         "backbone.eps": eps,
@@ -98,7 +111,13 @@ def _head(shapes: Shapes) -> tuple[dict[str, Any], int, tuple[str, ...]]:
     """(settings of the head, classes of the data, their names); ({}, 0, ()): not ours."""
     logits = shapes.get("head.classification_head.cls_logits.weight")
     boxes = shapes.get("head.regression_head.bbox_reg.weight")
-    if logits and boxes and "head.classification_head.conv.0.1.weight" not in shapes:
+    # GroupNorm in the towers: RetinaNet "v2"; a box's centre: FCOS.
+    others = (
+        "head.classification_head.conv.0.1.weight",
+        "head.classification_head.conv.1.weight",
+        "head.regression_head.bbox_ctrness.weight",
+    )
+    if logits and boxes and not any(key in shapes for key in others):
         per_cell = max(boxes[0] // 4, 1)
         kind = "0.weight" if "head.classification_head.conv.0.0.weight" in shapes else "weight"
         step = 1 if kind == "0.weight" else 2  # before 0.13: convolution, ReLU, convolution, ...

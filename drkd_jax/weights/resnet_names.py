@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from drkd_jax.errors import UserError
-from drkd_jax.models.resnet import BLOCKS
+from drkd_jax.models.resnet import BLOCKS, EXPANSION
 from drkd_jax.weights.account import Entry
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -86,8 +86,12 @@ def read_backbone(shapes: Shapes, prefix: str) -> dict[str, Any]:
             f"blocks under {prefix or 'the root'}: no ResNet or ResNeXt of "
             f"{', '.join(map(str, BLOCKS))} layers"
         )
-    width = shapes[f"{prefix}conv1.weight"][0]
+    stem = shapes[f"{prefix}conv1.weight"][0]
+    last, factor = ("conv3", EXPANSION) if bottleneck else ("conv2", 1)
+    width = shapes[f"{prefix}layer1.0.{last}.weight"][0] // factor
     settings: dict[str, Any] = {"depth": depths[0], "width": width, "groups": 1, "dcn": ""}
+    if stem != width:
+        settings["stem"] = stem
     middle = shapes.get(f"{prefix}layer1.0.conv2.weight", ())
     if bottleneck and len(middle) == 4 and middle[1] and middle[0] % middle[1] == 0:
         groups = middle[0] // middle[1]

@@ -1,4 +1,4 @@
-"""Files of torch.save, read without torch: the zip form, and the one of before torch 1.6.
+"""Files of torch.save, read without torch: the zip form, the one of before torch 1.6, pickles.
 
 Numbers are not copied: every array is a view of the mapped file.
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from drkd_jax.errors import UserError
 from drkd_jax.weights.machine import read_pickle
-from drkd_jax.weights.pickled_names import NotPlainError, Storage, Tensor
+from drkd_jax.weights.pickled_names import Block, NotPlainError, Storage, Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -32,11 +32,13 @@ class Saved(NamedTuple):
     content: Any
     buffers: Mapping[str, np.ndarray]  # bytes of each storage
     big_endian: bool
-    form: str  # "zip" or "legacy"
+    form: str  # "zip", "legacy" or "pickle"
     inert: tuple[str, ...]  # names that were left unbuilt
 
-    def array(self, tensor: Tensor) -> np.ndarray:
+    def array(self, tensor: Tensor | Block) -> np.ndarray:
         """The numbers of a tensor, read-only, where they lie in the file."""
+        if isinstance(tensor, Block):
+            return tensor.array()
         storage = tensor.storage
         dtype = storage.dtype.newbyteorder(">") if self.big_endian else storage.dtype
         flat = self.buffers[storage.key][: storage.size * dtype.itemsize].view(dtype)
@@ -52,7 +54,7 @@ class Saved(NamedTuple):
 
 
 def read_torch_file(path: Path) -> Saved:
-    """Reads a file of torch.save.
+    """Reads a file of torch.save, or a pickle of NumPy arrays.
 
     Raises:
         UserError: it cannot be read, is cut short, or holds more than tensors, containers,
@@ -130,8 +132,10 @@ def _read_legacy(whole: mmap.mmap) -> Saved:
     inert: set[str] = set()
     whole.seek(0)
     magic = read_pickle(whole, inert) if whole[:1] == b"\x80" else None
+    if isinstance(magic, dict) and whole.tell() == len(whole):  # Detectron2's model zoo
+        return Saved(magic, {}, False, "pickle", tuple(sorted(inert)))
     if magic != LEGACY_MAGIC:
-        raise NotPlainError(_what_is(bytes(whole[:512])))
+        raise NotPlainError("neither a file of torch.save nor safetensors")
     protocol = read_pickle(whole, inert)
     if protocol != LEGACY_PROTOCOL:
         raise NotPlainError(f"written in a form other than {LEGACY_PROTOCOL}, the known one")
@@ -187,13 +191,3 @@ def _check(storages: list[Storage], buffers: Mapping[str, np.ndarray]) -> None:
             raise NotPlainError(
                 f"storage {key[:40]} has {len(buffers[key])} bytes, too few for {size} {dtype}"
             )
-
-
-def _what_is(head: bytes) -> str:
-    if head[:1] == b"<" or b"<html" in head.lower():
-        return "a web page, not a checkpoint; download the file again"
-    if head[257:262] == b"ustar":
-        return "a tar file of torch before 0.1.10; save it again with a newer torch"
-    if head[:1] == b"\x80":
-        return "a pickle that torch.save did not write"
-    return "neither a file of torch.save nor safetensors"

@@ -86,7 +86,7 @@ _NUMBER = re.compile(r"\{(\d)(\+|\*2)?\}")
 SKIPS = (Skip(r".*\.num_batches_tracked$", "a counter of torch's BatchNorm"),)
 CLASSIFIER_SKIPS = (
     Skip(r".*num_batches_tracked$", "a counter of torch's BatchNorm"),
-    Skip(r"fc\.(weight|bias)$", "the ImageNet classifier"),
+    Skip(r"fc\.(\d+\.)?(weight|bias)$", "the ImageNet classifier"),
 )
 
 

@@ -28,7 +28,7 @@ from drkd_jax.reference.seeded import pictures, thin, weight
 from drkd_jax.types import Features, Targets
 from drkd_jax.weights import mmdet, reading_mmdet
 from drkd_jax.weights.layouts import LAYOUTS
-from drkd_jax.weights.opening import abstract, model_shapes
+from drkd_jax.weights.empty_models import abstract, model_shapes
 from tests import margins, oracles
 from tests.models import small
 from tests.numeric_report import worst_entry

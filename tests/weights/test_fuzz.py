@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.opening import understand
+from drkd_jax.weights.understanding import understand
 from tests.weights.small import foreign
 
 NAMES = ("mmdet retinanet", "mmdet faster_rcnn", "torchvision faster_rcnn")

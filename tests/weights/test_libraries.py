@@ -10,7 +10,7 @@ from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, Pixels
 from drkd_jax.weights.layouts import their_shape
-from drkd_jax.weights.opening import understand
+from drkd_jax.weights.understanding import understand
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "weights"
 
@@ -25,7 +25,6 @@ def shapes_of(library):
 TORCHVISION = shapes_of("torchvision")
 MMDET = shapes_of("mmdet")
 PAPER_S_TEACHER = "cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco"
-NOT_OURS = {"fasterrcnn_resnet50_fpn_v2"}
 
 # Backbone as (depth, groups, width of a group, deformable).
 BACKBONES = {
@@ -46,12 +45,12 @@ def check_whole(found, shapes):
     assert account.whole, account.faults()
     assert {*account.used, *account.skipped} == set(shapes)
     assert not {*account.used} & {*account.skipped}
-    assert [entry.ours for entry in found.table] == list(account.used.values())
-    for entry, key in zip(found.table, account.used, strict=True):
+    assert [entry.ours for entry in found.table] == list(found.used.values())
+    for entry, key in zip(found.table, found.used, strict=True):
         assert key in (entry.theirs, *entry.older)
 
 
-@pytest.mark.parametrize("name", sorted(TORCHVISION.keys() - NOT_OURS))
+@pytest.mark.parametrize("name", sorted(TORCHVISION))
 def test_every_key_of_torchvision_is_accounted_for(name):
     shapes = TORCHVISION[name]
     found = understand(shapes, {}, Path(f"{name}.pth"), {})
@@ -95,10 +94,32 @@ def test_torchvision_s_detectors_are_what_they_are():
     assert "a head that is not ours: backbone and FPN are used" in found.account.skipped.values()
 
 
-def test_a_neck_with_norms_is_not_taken_for_ours():
-    found = understand(TORCHVISION["fasterrcnn_resnet50_fpn_v2"], {}, Path("x.pth"), {})
-    with pytest.raises(UserError, match=r"8 missing: .*32 unexpected: backbone.fpn.inner_blocks"):
-        found.account.check("x.pth")
+def test_faster_rcnn_v2_is_a_backbone_and_a_pyramid_with_folded_norms():
+    found = understand(TORCHVISION["fasterrcnn_resnet50_fpn_v2"], {}, Path("x_v2_coco-d.pth"), {})
+    assert (found.reading.part, found.settings["extra"]) == ("pyramid", "pool")
+    assert len(found.folds) == 8
+    key = "backbone.fpn.inner_blocks.3.1.running_var"
+    assert found.account.used[key] == "neck.laterals.3.bias"
+    assert set(found.account.skipped.values()) >= {
+        "a head that is not ours: backbone and FPN are used"
+    }
+
+
+def test_fcos_is_a_backbone_and_a_pyramid():
+    shapes = {
+        key: shape
+        for key, shape in TORCHVISION["retinanet_resnet50_fpn"].items()
+        if key.startswith("backbone.")
+    }
+    for tower, last in (("classification", "cls_logits"), ("regression", "bbox_reg")):
+        head = f"head.{tower}_head"
+        shapes |= {f"{head}.conv.0.weight": (256, 256, 3, 3), f"{head}.conv.1.weight": (256,)}
+        shapes |= {f"{head}.{last}.weight": (91 if last == "cls_logits" else 4, 256, 3, 3)}
+    shapes |= {"head.regression_head.bbox_ctrness.weight": (1, 256, 3, 3)}
+    found = understand(shapes, {}, Path("fcos_resnet50_fpn_coco-99b0c9b7.pth"), {})
+    check_whole(found, shapes)
+    assert (found.reading.part, found.settings["extra"]) == ("pyramid", "conv_p5")
+    assert found.settings["backbone"]["eps"] == 1e-5  # torchvision keeps 0 for its RCNNs
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from drkd_jax.errors import UserError
+from drkd_jax.weights.account import give
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import write_ours
-from tests.weights.small import MODELS, foreign
+from drkd_jax.weights.reading_mmdet import read
+from drkd_jax.weights.understanding import library_table
+from tests.weights.small import MODELS, foreign, random_arrays
 
 
 def assert_same(found, wanted):
@@ -108,12 +111,63 @@ def test_a_head_that_is_not_ours_leaves_backbone_and_pyramid(retina, tmp_path):
     }
 
 
-def test_files_that_mean_something_else_are_refused(retina, tmp_path):
+def test_a_backbone_in_the_style_of_caffe_is_built_so(retina, tmp_path):
     fifty = foreign("mmdet retinanet 50")[1]
-    with pytest.raises(UserError, match="a backbone in the style of Caffe"):
-        open_weights(save(tmp_path, fifty, "retinanet_r50_caffe_fpn.safetensors"))
+    weights = open_weights(save(tmp_path, fifty, "retinanet_r50_caffe_fpn.safetensors"))
+    assert weights.about.settings["backbone"]["style"] == "caffe"
+    assert (weights.about.data["channels"], weights.about.data["std"]) == ("bgr", (1.0, 1.0, 1.0))
+    weights = open_weights(save(tmp_path, fifty), {"backbone": {"style": "caffe"}})
+    assert weights.about.settings["backbone"]["style"] == "caffe"
+    assert open_weights(save(tmp_path, fifty)).about.settings["backbone"]["style"] == "pytorch"
     # Blocks of two 3x3 convolutions have their stride in the first of them in either style.
-    open_weights(save(tmp_path, retina, "retinanet_r18_caffe_fpn.safetensors"))
+    small = open_weights(save(tmp_path, retina, "retinanet_r18_caffe_fpn.safetensors"))
+    assert small.about.settings["backbone"]["style"] == "pytorch"
+    # A bare backbone says it in its name or in its file's metadata.
+    bare = {k.removeprefix("backbone."): v for k, v in fifty.items() if k.startswith("backbone.")}
+    save_file(bare, tmp_path / "x.safetensors", {"style": "caffe: stride in the first 1x1"})
+    for path in (tmp_path / "x.safetensors", save(tmp_path, bare, "resnet50_msra-5.safetensors")):
+        about = open_weights(path).about
+        assert (about.part, about.settings["backbone"]["style"]) == ("backbone", "caffe")
+        assert about.data["channels"] == "bgr"
+
+
+def test_a_stem_of_another_width_than_the_stages_is_read(tmp_path):
+    settings = {"backbone": {"width": 8, "stem": 16}}
+    arrays = random_arrays("backbone", settings, 0)
+    theirs = give(arrays, library_table("mmdet", arrays, False))
+    weights = open_weights(save(tmp_path, theirs))
+    assert weights.about.settings["backbone"].items() >= settings["backbone"].items()
+    assert_same(weights.arrays, arrays)
+
+
+def test_norms_of_a_pyramid_are_folded_exactly(retina, tmp_path):
+    rng = np.random.default_rng(1)
+    plain, norms = dict(retina), {}
+    for key in retina:
+        if key.startswith("neck.") and key.endswith("conv.bias"):
+            module, size = key.removesuffix("conv.bias"), retina[key].shape
+            del plain[key]
+            for leaf in ("weight", "bias", "running_mean", "running_var"):
+                norms[f"{module}bn.{leaf}"] = rng.uniform(0.5, 1.5, size).astype(np.float32)
+    weights = open_weights(save(tmp_path, plain | norms))
+    x = rng.standard_normal(plain["neck.lateral_convs.0.conv.weight"].shape[1])
+    kernel = plain["neck.lateral_convs.0.conv.weight"][:, :, 0, 0].astype(np.float64)
+    scale, shift, mean, var = (
+        norms[f"neck.lateral_convs.0.bn.{leaf}"].astype(np.float64)
+        for leaf in ("weight", "bias", "running_mean", "running_var")
+    )
+    wanted = (kernel @ x - mean) / np.sqrt(var + 1e-5) * scale + shift
+    own = weights.arrays["neck.laterals.0.kernel"][0, 0].astype(np.float64)
+    found = x @ own + weights.arrays["neck.laterals.0.bias"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    assert set(norms) <= set(weights.account.used)
+    assert "8 batch norms of the pyramid folded" in "\n".join(weights.lines)
+    group = {k.replace(".bn.", ".gn."): v for k, v in norms.items() if "running" not in k}
+    with pytest.raises(UserError, match=r"a norm in the pyramid without running statistics"):
+        open_weights(save(tmp_path, plain | group))
+
+
+def test_files_that_mean_something_else_are_refused(retina, tmp_path):
     old = {key.replace("roi_head.", ""): v for key, v in foreign("mmdet faster_rcnn")[1].items()}
     with pytest.raises(UserError, match="a two-stage detector of mmdetection 1"):
         open_weights(save(tmp_path, old))
@@ -124,8 +178,6 @@ def test_files_that_mean_something_else_are_refused(retina, tmp_path):
 
 
 def test_class_names_come_from_the_file_or_from_coco(tmp_path):
-    from drkd_jax.weights.reading_mmdet import read
-
     shapes = {key: value.shape for key, value in foreign("mmdet retinanet")[1].items()}
     assert read(shapes, {"CLASSES": ("a", "b", "c")}, "x").class_names == ("a", "b", "c")
     meta = {"dataset_meta": {"classes": ["a", "b", "c"]}}

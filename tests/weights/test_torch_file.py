@@ -179,23 +179,6 @@ def test_a_damaged_file_is_told_or_read_never_worse(name, tmp_path):
                 saved.array(tensor).sum()
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "empty"),
-        (b"<!DOCTYPE html><html>", "a web page"),
-        (b"\x80\x02K\x01.", "a pickle that torch.save did not write"),
-        (b"PK\x03\x04 and no more", "cut short or damaged"),
-        (b"\x00" * 300, "neither a file of torch.save nor safetensors"),
-        (b"a" * 257 + b"ustar" + b"0" * 300, "a tar file of torch before"),
-    ],
-)
-def test_other_files_are_called_what_they_are(content, words, tmp_path):
-    (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(UserError, match=words):
-        read_torch_file(tmp_path / "x.pth")
-
-
 def tensor_pickle(numbers, shape, strides, offset=0, key="0"):
     """{"w": a float32 tensor of this shape, cut from a storage of so many numbers}."""
 

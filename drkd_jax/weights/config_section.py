@@ -1,0 +1,141 @@
+"""A part of a library's config, of which every key has to be used, harmless or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from drkd_jax.weights.config_text import Unread
+
+_LARGEST = 2000  # values in one setting
+
+
+class Section:
+    """One dict of a config, with its dotted path and the complaints about it.
+
+    What was not asked for when `close` is called is a complaint by its name: a key that nobody
+    knows may change what the network computes.
+    """
+
+    def __init__(self, values: Any, path: str, complaints: list[str]):
+        self.path = path
+        self.complaints = complaints
+        self._asked: set[str] = set()
+        if not isinstance(values, Mapping):
+            self.refuse("", values, "no dict")
+            values = {}
+        self.values = {str(key): value for key, value in values.items() if key != "_delete_"}
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A plain value, lists as tuples; None stands for the default."""
+        self._asked.add(key)
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if _has_unread(value):
+            self.refuse(key, value, "no plain value")
+            return default
+        return _as_tuple(value)
+
+    def number(self, key: str, default: float | int | None = None, least: int | None = None) -> Any:
+        """A number, or the default."""
+        value = self.get(key, default)
+        if value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            self.refuse(key, value, "no number")
+            return default
+        if least is not None and value < least:
+            self.refuse(key, value, "cannot be built here")
+            return default
+        return value
+
+    def numbers(self, key: str, default: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+        """A tuple of numbers, or the default."""
+        value = self.get(key, default)
+        if not isinstance(value, tuple) or not all(
+            isinstance(item, (int, float)) and not isinstance(item, bool) for item in value
+        ):
+            self.refuse(key, value, "no row of numbers")
+            return default
+        return value
+
+    def kind(self, *known: str) -> str:
+        """The last word of "type", which has to be a known one."""
+        value = self.values.get("type")
+        self._asked.add("type")
+        if value is None:
+            return known[0]
+        name = (value.text if isinstance(value, Unread) else str(value)).rpartition(".")[2]
+        if name not in known:
+            self.refuse("type", name, f"{' or '.join(known)} can be built here")
+        return name
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """Refuses a value that is none of these; the first is the library's default."""
+        value = self.get(key, allowed[0])
+        if not any(_equal(value, known) for known in allowed):
+            wanted = " or ".join(map(_show, allowed))
+            self.refuse(key, value, f"{wanted} can be built here")
+
+    def ignore(self, *keys: str) -> None:
+        """Keys that do not change what the network computes from a picture."""
+        self._asked.update(keys)
+
+    def sub(self, key: str) -> Section:
+        """The dict under a key; an empty one where there is none."""
+        self._asked.add(key)
+        value = self.values.get(key)
+        return Section({} if value is None else value, self.name(key), self.complaints)
+
+    def name(self, key: str) -> str:
+        """The dotted path of a key."""
+        return ".".join(part for part in (self.path, key) if part)
+
+    def refuse(self, key: str, value: Any, why: str) -> None:
+        """Adds a complaint."""
+        self.complaints.append(f"{self.name(key)} = {_show(value)} ({why})")
+
+    def close(self) -> None:
+        """Refuses every key that was not asked for and is not None."""
+        for key, value in self.values.items():
+            if key not in self._asked and value is not None:
+                self.refuse(key, value, "not known here")
+
+
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_as_tuple(item) for item in value)
+    return value
+
+
+def _equal(value: Any, known: Any) -> bool:
+    """Numbers and rows of numbers by value, whatever their types."""
+    if isinstance(value, bool) or isinstance(known, bool):
+        return value is known
+    try:
+        return bool(value == known)
+    except (TypeError, ValueError):
+        return False
+
+
+def _has_unread(value: Any) -> bool:
+    """Whether something in it is no plain value, or it is larger than any setting."""
+    todo, seen = [value], 0
+    while todo:
+        item, seen = todo.pop(), seen + 1
+        if isinstance(item, Unread) or seen > _LARGEST:
+            return True
+        if isinstance(item, Mapping):
+            todo.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            todo.extend(item)
+    return False
+
+
+def _show(value: Any) -> str:
+    text = repr(value) if not isinstance(value, Unread) else value.text
+    return text if len(text) <= 80 else f"{text[:77]}..."

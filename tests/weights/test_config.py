@@ -1,0 +1,295 @@
+"""A checkpoint's own config: used, or refused by name; never passed over, never run."""
+
+from pathlib import Path
+
+import pytest
+
+from drkd_jax.errors import UserError
+from drkd_jax.models.conventions import CAFFE_PIXELS, Pixels
+from drkd_jax.weights.config_text import ConfigTextError, Unread, read_config_text
+from drkd_jax.weights.mmdet_config import class_names, read_pixels
+from drkd_jax.weights.understanding import understand
+from tests.weights.configs import FASTER_RCNN, RETINANET
+from tests.weights.small import foreign
+
+TEXTS = {"mmdet retinanet": RETINANET, "mmdet faster_rcnn": FASTER_RCNN}
+
+
+def read(name, text, key="config", **how):
+    shapes = {key: value.shape for key, value in foreign(name)[1].items()}
+    return understand(shapes, {key: text}, Path("x.pth"), {}, **how)
+
+
+def changed(name, old, new):
+    text = TEXTS[name]
+    assert old in text, old
+    return text.replace(old, new)
+
+
+def flat(settings, start=""):
+    found = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{start}{key}.")
+        else:
+            found[start + key] = value
+    return found
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_usual_config_changes_nothing(name):
+    plain, own = read(name, ""), read(name, TEXTS[name])
+    assert own.account.whole
+    usual = {"anchors.ratios": (0.5, 1.0, 2.0), "anchors.sides": (), "test.score": 0.05}
+    usual |= {"anchors.scale": 4.0, "anchors.octaves": 3, "test.pre_nms": 1000}
+    if name == "mmdet faster_rcnn":
+        usual |= {"anchors.scale": 8.0, "anchors.octaves": 1, "roi_stds": (0.1, 0.1, 0.2, 0.2)}
+        usual |= {"roi_sampling": 0, "roi_aligned": True, "roi_max_level": 5}
+        usual |= {f"proposals.{key}": 1000 for key in ("pre_nms_test", "max_out_test")}
+        usual |= {"proposals.nms": 0.7}
+        del usual["test.pre_nms"]
+    usual |= {"delta_stds": (1.0,) * 4, "test.max_out": 100, "test.nms": 0.5}
+    usual |= {"extra_relu": False}
+    assert flat(own.settings) == usual | flat(plain.settings)
+    assert own.reading.pixels[0] == plain.reading.pixels[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "setting", "value"),
+    [
+        ("octave_base_scale=4", "octave_base_scale=2", "anchors.scale", 2.0),
+        ("[0.5, 1.0, 2.0]", "[0.3, 1, 3]", "anchors.ratios", (0.3, 1.0, 3.0)),
+        (
+            *("octave_base_scale=4, scales_per_octave=3", "scales=[2, 5, 11]"),
+            *("anchors.sides", (2.0, 5.0, 11.0)),
+        ),
+        (
+            *("ratios=[0.5, 1.0, 2.0],", "ratios=[1.0], base_sizes=[16, 32, 64, 128, 256],"),
+            *("anchors.scale", 8.0),
+        ),
+        ("[1.0, 1.0, 1.0, 1.0]", "[.1, .1, .2, .2]", "delta_stds", (0.1, 0.1, 0.2, 0.2)),
+        ("num_outs=5", "num_outs=5, relu_before_extra_convs=True", "extra_relu", True),
+        ("score_thr=0.05", "score_thr=0.3", "test.score", 0.3),
+        ("iou_threshold=0.5", "iou_threshold=0.6", "test.nms", 0.6),
+        ("iou_threshold=0.5", "iou_thr=0.6", "test.nms", 0.6),
+        ("max_per_img=100", "max_per_img=30 * 10", "test.max_out", 300),
+        ("nms_pre=1000", "nms_pre=77", "test.pre_nms", 77),
+        ("type='BN'", "type='SyncBN', eps=1e-3", "backbone.eps", 1e-3),
+    ],
+)
+def test_what_a_retinanet_s_config_says_is_used(old, new, setting, value):
+    text = changed("mmdet retinanet", old, new)
+    if "ratios=[1.0]" in new:  # as many anchors a cell as the arrays have
+        text = text.replace("scales_per_octave=3", "scales_per_octave=9")
+    found = read("mmdet retinanet", text)
+    assert found.account.whole, found.account.faults()
+    assert flat(found.settings)[setting] == value
+    assert any(
+        f"{setting} = " in line and "the config in" in line for line in found.reading.lines({})
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "setting", "value"),
+    [
+        ("scales=[8]", "scales=[2]", "anchors.scale", 2.0),
+        ("scales=[8]", "octave_base_scale=6, scales_per_octave=1", "anchors.scale", 6.0),
+        ("nms_pre=1000", "nms_pre=300", "proposals.pre_nms_test", 300),
+        ("max_per_img=1000", "max_per_img=400", "proposals.max_out_test", 400),
+        ("max_per_img=1000", "nms_post=800, max_num=800", "proposals.max_out_test", 800),
+        ("nms=dict(iou_threshold=0.7, type='nms')", "nms_thr=0.6", "proposals.nms", 0.6),
+        ("[0.1, 0.1, 0.2, 0.2]", "[.05, .05, .1, .1]", "roi_stds", (0.05, 0.05, 0.1, 0.1)),
+        ("sampling_ratio=0", "sampling_ratio=2", "roi_sampling", 2),
+        ("sampling_ratio=0", "sampling_ratio=0, aligned=False", "roi_aligned", False),
+        ("[4, 8, 16, 32],", "[4, 8, 16],", "roi_max_level", 4),
+        ("score_thr=0.05", "score_thr=0.001", "test.score", 0.001),
+        ("num_outs=5", "num_outs=4", "max_level", 5),
+    ],
+)
+def test_what_a_faster_rcnn_s_config_says_is_used(old, new, setting, value):
+    text = changed("mmdet faster_rcnn", old, new)
+    if setting == "max_level":
+        text = text.replace("[4, 8, 16, 32, 64]", "[4, 8, 16, 32]")
+    found = read("mmdet faster_rcnn", text, "cfg")
+    assert found.account.whole, found.account.faults()
+    assert flat(found.settings)[setting] == value
+
+
+REFUSED = [
+    ("mmdet retinanet", "octave_base_scale=4", "octave_base_scale=f(4)", "octave_base_scale = f"),
+    ("mmdet retinanet", "strides=[8", "center_offset=0.5, strides=[8", "center_offset = 0.5"),
+    ("mmdet retinanet", "strides=[8, 16", "strides=[4, 16", "anchor_generator.strides"),
+    ("mmdet retinanet", "strides=[8", "scale_major=False, strides=[8", "scale_major = False"),
+    ("mmdet retinanet", "'AnchorGenerator'", "'LegacyAnchorGenerator'", "LegacyAnchorGenerator"),
+    ("mmdet retinanet", "[.0, .0, .0, .0]", "[.1, .0, .0, .0]", "bbox_coder.target_means"),
+    ("mmdet retinanet", "'DeltaXYWHBBoxCoder'", "'TBLRBBoxCoder'", "TBLRBBoxCoder"),
+    ("mmdet retinanet", "use_sigmoid=True", "use_sigmoid=False", "loss_cls.use_sigmoid = False"),
+    ("mmdet retinanet", "type='nms'", "type='soft_nms'", "nms.type = 'soft_nms'"),
+    ("mmdet retinanet", "min_bbox_size=0", "min_bbox_size=8", "min_bbox_size = 8"),
+    ("mmdet retinanet", "score_thr=0.05", "score_thr=0.05, fancy=3", "test_cfg.fancy = 3"),
+    ("mmdet retinanet", "num_classes=3", "num_classes=4", "num_classes 4"),
+    ("mmdet retinanet", "depth=18", "depth=34", "backbone.depth 34"),
+    ("mmdet retinanet", "num_stages=4", "num_stages=4, plugins=[dict(cfg=1)]", "backbone.plugins"),
+    ("mmdet retinanet", "num_stages=4", "num_stages=4, dilations=(1, 1, 2, 4)", "dilations"),
+    ("mmdet retinanet", "num_stages=4", "num_stages=4, strides=(1, 2, 2, 1)", "strides"),
+    ("mmdet retinanet", "type='ResNet'", "type='Res2Net'", "backbone.type = 'Res2Net'"),
+    ("mmdet retinanet", "type='BN'", "type='GN', num_groups=4", "num_groups = 4"),
+    ("mmdet retinanet", "'on_input'", "'on_lateral'", "add_extra_convs = 'on_lateral'"),
+    ("mmdet retinanet", "'on_input'", "'on_output'", "extra 'conv_p5'"),
+    ("mmdet retinanet", "start_level=1", "start_level=0", "neck.start_level = 0"),
+    ("mmdet retinanet", "type='FPN'", "type='PAFPN'", "neck.type = 'PAFPN'"),
+    (
+        *("mmdet retinanet", "type='FPN'", "type='FPN', upsample_cfg=dict(mode='bilinear')"),
+        "upsample_cfg.mode = 'bilinear'",
+    ),
+    ("mmdet faster_rcnn", "type='SingleRoIExtractor'", "type='GenericRoIExtractor'", "Generic"),
+    ("mmdet faster_rcnn", "type='RoIAlign'", "type='RoIPool'", "RoIPool"),
+    ("mmdet faster_rcnn", "output_size=7", "output_size=14", "output_size = 14"),
+    ("mmdet faster_rcnn", "sampling_ratio=0,", "sampling_ratio=int('x'),", "sampling_ratio = int"),
+    ("mmdet faster_rcnn", "out_channels=16,\n            roi", "finest_scale=28,\n roi", "finest"),
+    ("mmdet faster_rcnn", "roi_feat_size=7", "roi_feat_size=14", "roi_feat_size = 14"),
+    ("mmdet faster_rcnn", "reg_class_agnostic=False", "reg_class_agnostic=True", "class_agnostic"),
+    (
+        *("mmdet faster_rcnn", "roi_feat_size=7", "cls_predictor_cfg=dict(type='NormedLinear')"),
+        "cls_predictor_cfg.type = 'NormedLinear'",
+    ),
+    ("mmdet faster_rcnn", "nms_pre=1000", "nms_across_levels=True", "nms_across_levels"),
+    ("mmdet faster_rcnn", "type='RPNHead'", "num_convs=2", "num_convs = 2"),
+    ("mmdet faster_rcnn", "type='StandardRoIHead'", "type='DoubleHeadRoIHead'", "DoubleHead"),
+    ("mmdet faster_rcnn", "type='StandardRoIHead'", "shared_head=dict(a=1)", "shared_head"),
+    ("mmdet faster_rcnn", "fc_out_channels=24", "fc_out_channels=1024", "fc 1024"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "named"), REFUSED)
+def test_what_cannot_be_built_is_refused_by_name(name, old, new, named):
+    with pytest.raises(UserError) as raised:
+        read(name, changed(name, old, new))
+    assert named in str(raised.value)
+
+
+def test_a_head_that_cannot_be_built_leaves_backbone_and_pyramid_to_a_teacher():
+    text = changed("mmdet retinanet", "type='nms'", "type='soft_nms'")
+    for how in ({"heads": False}, {"part": "pyramid"}):
+        found = read("mmdet retinanet", text, **how)
+        assert found.reading.part == "pyramid"
+        assert found.account.whole
+        assert "anchors" not in found.settings
+        assert all(entry.ours.startswith(("backbone.", "neck.")) for entry in found.table)
+    with pytest.raises(UserError, match=r"soft_nms.*part=pyramid"):
+        read("mmdet retinanet", text)
+
+
+def test_the_stride_of_caffe_s_backbones_comes_from_the_config():
+    text = RETINANET.replace("depth=18", "depth=50").replace("[8, 16, 32, 64],", "[32],")
+    for style in ("caffe", "pytorch"):
+        found = read("mmdet retinanet 50", text.replace("'pytorch'", f"'{style}'"))
+        assert found.account.whole
+        assert found.settings["backbone"]["style"] == style
+
+
+PIPELINE = """
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', transforms=[
+    dict(type='Normalize', mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)])]
+img_norm_cfg = dict(mean=[1, 2, 3], std=[1, 1, 1], to_rgb=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "pixels"),
+    [
+        (PIPELINE, CAFFE_PIXELS),
+        ("a = [1, 2, 3]\nimg_norm_cfg = dict(mean=a, std=[s / 2 for s in a])", "std"),
+        (
+            "a = [1, 2, 3]\nimg_norm_cfg = dict(mean=a, std=a)",
+            Pixels((1.0, 2.0, 3.0), (1.0, 2.0, 3.0)),
+        ),
+        (
+            "model = dict(data_preprocessor=dict(type='mmdet.DetDataPreprocessor', mean=[4, 5, 6],"
+            "std=[1, 1, 1], rgb_to_bgr=False))",
+            Pixels((4.0, 5.0, 6.0), (1.0, 1.0, 1.0), "bgr"),
+        ),
+        ("img_norm_cfg = dict(mean=[0.5], std=[1])", "mean"),
+        ("model = dict(neck=dict(num_outs=5))", None),
+    ],
+)
+def test_mean_std_and_order_of_channels(text, pixels):
+    if isinstance(pixels, str):
+        with pytest.raises(UserError, match=rf"img_norm_cfg\.{pixels}"):
+            read_pixels(read_config_text(text))
+    else:
+        assert read_pixels(read_config_text(text)) == pixels
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "classes = ('nut', 'bolt')",
+        "data = dict(train=dict(type='RepeatDataset', dataset=dict(classes=['nut', 'bolt'])))",
+        "metainfo = {'classes': ('nut', 'bolt'), 'palette': [(1, 2, 3)]}",
+        "val_dataloader = dict(dataset=dict(dataset=dict(metainfo=dict(CLASSES=['nut', 'bolt']))))",
+        "CLASSES = ['nut', 'bolt']\ndata = dict(val=dict(classes=CLASSES))",
+    ],
+)
+def test_class_names_of_a_config(text):
+    assert class_names(read_config_text(text)) == ("nut", "bolt")
+
+
+# --- the text itself
+
+
+def test_files_that_are_based_on_one_another_are_laid_over():
+    text = (
+        "configs/_base_/x.py\nnorm = dict(type='BN')\n"
+        "model = dict(neck=dict(a=1, b=2), head=dict(c=3, norm=norm))\n"
+        "/tmp/y.py\n_base_ = ['_base_/x.py']\n"
+        "model = dict(neck=dict(b=7), head=dict(_delete_=True, d=4, n={{_base_.norm}}))\n"
+    )
+    found = read_config_text(text)["model"]
+    assert found == {"neck": {"a": 1, "b": 7}, "head": {"d": 4, "n": {"type": "BN"}}}
+
+
+def test_later_statements_count():
+    text = "m = dict(a=dict(b=1))\nm['a']['b'] = 2\nm.update(c=-3)\nn = [*m['a'].get(1), 4]"
+    found = read_config_text(text)
+    assert found["m"] == {"a": {"b": 2}, "c": -3}
+    assert isinstance(read_config_text("x = [2 ** i for i in range(3)]")["x"], Unread)
+
+
+def test_json_is_read_as_well():
+    assert read_config_text('{"model": {"a": true}}') == {"model": {"a": True}}
+    assert read_config_text("{'model': dict(a=True)}") == {"model": {"a": True}}
+
+
+def test_no_text_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "import os\nx = os.system('touch owned')\nfor i in range(3):\n    y = open('owned', 'w')\n"
+    )
+    found = read_config_text(text + "z = __import__('os').getcwd()\nw = 9 ** 9 ** 9 ** 9\n")
+    assert all(isinstance(found[name], Unread) for name in "xyzw")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_is_broken_is_no_plain_value_and_the_rest_is_read():
+    found = read_config_text("a = dict(b=1)\nmodel = dict(c=\nd = 2\n")
+    assert (found["a"], found["d"]) == ({"b": 1}, 2)
+    assert isinstance(found["model"], Unread)
+    with pytest.raises(UserError, match="model = "):
+        read("mmdet retinanet", "model = dict(c=\nd = 2\n")
+    with pytest.raises(ConfigTextError):
+        read_config_text("!!! nothing")
+    with pytest.raises(UserError, match="config text that it carries cannot be read"):
+        read("mmdet retinanet", "!!! nothing")
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 5000, "x = " + "-" * 20000 + "1", "{" * 3000])
+def test_hostile_texts_end_with_a_word(text):
+    try:
+        found = read_config_text(text)
+        assert isinstance(found["x"], Unread)
+    except ConfigTextError:
+        pass
+    many = "\n".join(f"x{i + 1} = [x{i}, x{i}]" for i in range(60))
+    with pytest.raises(UserError, match="img_norm_cfg"):
+        read_pixels(read_config_text(f"x0 = [1, 1]\n{many}\nimg_norm_cfg = dict(mean=x60)"))

@@ -1,0 +1,88 @@
+"""A file that is no file of weights is named for what it is, with what to do."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from drkd_jax.errors import UserError
+from drkd_jax.weights.files import read_foreign
+from drkd_jax.weights.opening import open_weights
+from tests.weights.test_torch_file import tensor_pickle
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f"
+    b"32b1258daaa5e2ca24d17e2393\nsize 167502836\n"
+)
+
+
+def zipped(**members):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/").replace("_DOT_", "."), content)
+    return stream.getvalue()
+
+
+def npz():
+    stream = io.BytesIO()
+    np.savez(stream, a=np.zeros(3))
+    return stream.getvalue()
+
+
+KINDS = [
+    (b"", "an empty file"),
+    (POINTER, r"a Git LFS pointer .*167502836 bytes.*git lfs pull"),
+    (b"<!DOCTYPE html><html><body>Sign in", r"a web page \(HTML\).*download the file again"),
+    (b"\n\n  <html>", "a web page"),
+    (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML document"),
+    (b'{"message": "Not Found"}', "a JSON document, no weights"),
+    (b'{"images": [', "text that begins as JSON does"),
+    (json.dumps({"metadata": {}, "weight_map": {"a": "b"}}).encode(), "the index of a model"),
+    (b"404: Not Found", "text .*404: Not Found"),
+    (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, r"a picture \(PNG\)"),
+    (b"\xff\xd8\xff\xe0" + b"\x00" * 40, r"a picture \(JPEG\)"),
+    (b"RIFF\x00\x00\x00\x00WEBPVP8 ", r"a picture \(WebP\)"),
+    (b"\x00\x00\x00\x18ftypmp42" + b"\x00" * 20, r"a video \(MP4\)"),
+    (b"\x1f\x8b\x08" + b"\x00" * 30, "compressed by gzip; unpack it"),
+    (b"\x89HDF\r\n\x1a\n" + b"\x00" * 30, "an HDF5 file"),
+    (b"%PDF-1.7 and so on", "a PDF"),
+    (b"\x93NUMPY\x01\x00", "a single NumPy array"),
+    (b"a" * 257 + b"ustar" + b"0" * 300, "a tar file"),
+    (b"\x00" * 300, "zeros only"),
+    (b"PK\x03\x04 and no more", "cut short or damaged"),
+    (npz(), r"an archive of NumPy arrays \(.npz\)"),
+    (zipped(), "an empty zip file"),
+    (zipped(readme_DOT_txt="x"), r"a zip file that torch.save did not write .*readme.txt"),
+    (zipped(a__model_DOT_pth="x"), r"a zip archive around a/model.pth; unpack"),
+    (zipped(a__data_DOT_pkl=tensor_pickle(8, (2, 4), (4, 1))), "cut short: storage 0 is not in it"),
+    (bytes(range(150, 250)) * 3, "neither a file of torch.save nor safetensors"),
+    (b"\x80\x02K\x01.", "neither a file of torch.save"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), KINDS)
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.pkl"])
+def test_other_files_are_called_what_they_are(content, words, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: .*{words}"):
+        open_weights(tmp_path / name)
+
+
+def test_a_folder_and_a_file_that_is_not_there_are_named(tmp_path):
+    with pytest.raises(UserError, match="a folder; name a file in it"):
+        read_foreign(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        open_weights(tmp_path / "nobody.pth")
+
+
+@pytest.mark.parametrize("keep", [4, 8, 9, 60, -1])
+def test_safetensors_cut_short_anywhere_are_no_puzzle(keep, tmp_path):
+    save_file({"w": np.zeros(8, np.float32)}, tmp_path / "x.safetensors")
+    whole = (tmp_path / "x.safetensors").read_bytes()
+    (tmp_path / "x.safetensors").write_bytes(whole[:keep])
+    with pytest.raises(UserError, match=r"x.safetensors: "):
+        open_weights(tmp_path / "x.safetensors")
