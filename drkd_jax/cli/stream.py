@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.reader import pixel_type
-from drkd_jax.data.transforms import fit, place
+from drkd_jax.data.transforms import fit, resize
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
 
@@ -123,7 +123,8 @@ def _batch(
     for row, (picture, size) in enumerate(group):
         assert picture.image is not None
         height, width = picture.image.shape[:2]
-        place(np.asarray(batch.images)[row], picture.image, size)
+        images = np.asarray(batch.images)
+        images[row, : size[0], : size[1]] = resize(picture.image, size, images.dtype)
         batch.sizes[row], batch.index[row] = size, picture.index
         batch.scale[row] = size[1] / width, size[0] / height
     return batch, [picture for picture, _ in group]
