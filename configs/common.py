@@ -206,6 +206,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
         batch_size=2,
         epochs=0.0,
         steps=2,
+        learning_rate=0.01,  # recipes that differ in no more than this share a compiled program
         warmup_steps=1,
         decay_at=(),
         log_every=1,

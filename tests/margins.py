@@ -29,8 +29,7 @@ FILLING = (-1.0, 0.0)
 class Margins:
     """The smallest margin of each kind of choice, and how many choices there were."""
 
-    def __init__(self, floor: float = 0.0) -> None:
-        self.floor = floor
+    def __init__(self) -> None:
         self.smallest: dict[str, float] = {}
         self.count = 0
 
@@ -43,22 +42,22 @@ class Margins:
 
     # Each gets the arguments of the function that chooses.
 
-    def order(self, values: np.ndarray, taken: int, in_order: bool) -> None:
+    def order(self, values: np.ndarray, taken: int, in_order: bool, floor: float) -> None:
         """Scores of which the best are taken: the last one from the first that is left out.
 
         With ``in_order``, where the order itself is seen later, each from the next one. All is
-        relative to the largest. Without it, scores at the floor or under it end up nowhere.
+        relative to the largest. Scores at the floor or under it end up nowhere.
         """
         rows = -np.sort(-np.asarray(values, np.float64), axis=-1)[..., : taken + 1]
         gaps = rows[..., :-1] - rows[..., 1:]
         real = np.isfinite(rows[..., 1:]) & ~np.isin(rows[..., 1:], FILLING)
+        real &= rows[..., :-1] > floor
         if not in_order:
-            real &= rows[..., :-1] > self.floor
             real[..., : taken - 1] = False
         largest = _largest(rows)
         self.note("score", gaps[real] / largest)
-        if self.floor and not in_order:
-            self.note("score", np.abs(rows - self.floor) / largest)
+        if floor > 0:
+            self.note("score", np.abs(rows - floor) / largest)
 
     def suppression(self, boxes, scores, valid, groups, threshold) -> None:
         """Overlaps from the threshold; scores of two boxes of which one suppresses the other."""
@@ -133,7 +132,7 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
     Args:
         floor: the least score of a detection, which has to be clear of it too.
     """
-    found = Margins(floor)
+    found = Margins()
     own = {
         "nms": nms_file.nms,
         "match": dense.match,
@@ -166,8 +165,11 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
         caller = sys._getframe(1)
         # A draw is made of random bits, which no processor rounds.
         if caller.f_globals["__name__"] != "drkd_jax.ops.sampling":
-            in_order = caller.f_code.co_name in ("propose", "select")
-            seen(lambda v: found.order(v, k, in_order), values)
+            place = caller.f_code.co_name
+            # Of the two choices of `propose` the second one's order is that of its answer.
+            in_order = place == "select" or "flat_scores" in caller.f_locals
+            low = -np.inf if place in ("propose", "select") else floor
+            seen(lambda v: found.order(v, k, in_order, low), values)
         return own["top_k"](values, k)
 
     def levels(boxes, min_level=2, max_level=5, canonical=56.0, **rest):

@@ -19,6 +19,8 @@ from drkd_jax.models.fpn import upsample_nearest
 from drkd_jax.models.norm import EPSILON, BatchNorm, FrozenBatchNorm, GroupNorm, group_count
 from tests.models import small
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(2.0, 3.0, (4, 5, 6, 8)).astype(np.float32)
 
