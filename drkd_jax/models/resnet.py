@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float
 from drkd_jax.models.initializers import Initializer, constant, filled, kaiming_normal
 from drkd_jax.models.norm import make_norm
 from drkd_jax.models.settings import BackboneSettings
+from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.deform_conv import deform_conv
+from drkd_jax.ops.pool import max_pool
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -50,6 +52,7 @@ def conv(
         dtype=dtype,
         kernel_init=kernel_init or kaiming_normal(),
         bias_init=bias_init or constant(0.0),
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 
@@ -117,7 +120,7 @@ class Stem(nnx.Module):
     ) -> Float[jax.Array, "B h w C"]:
         """Map pictures to the first features, stride 4."""
         x = jax.nn.relu(self.norm(self.conv(images), picture_valid))
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return max_pool(x)
 
 
 class Block(nnx.Module):

@@ -16,7 +16,7 @@ _chosen: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": where what is being traced will run."""
+    """Where what is being traced will run: "cpu", "gpu" or "tpu"."""
     return _chosen.get() or jax.default_backend()
 
 
