@@ -32,6 +32,7 @@ def measure(case: str, steps: int) -> dict[str, float]:
     start = time.process_time()
     import jax
 
+    import drkd_jax
     from configs import folder
     from drkd_jax.data.pipeline import train_loader
     from drkd_jax.training.setup import build_run
@@ -67,6 +68,7 @@ def measure(case: str, steps: int) -> dict[str, float]:
         "trace_s": traced - built,
         "compile_s": compiled - traced,
         "instructions": float(lowered.as_text().count("\n")),
+        "package": drkd_jax.__file__,
         "loss": first["total"],
         "gradient_norm": first["gradient_norm"],
     }

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from drkd_jax.errors import UserError
 from drkd_jax.models.initializers import filled
 from drkd_jax.models.settings import BackboneSettings
+from drkd_jax.ops.group_norm import group_norm
 
 EPSILON = 1e-5
 
@@ -120,15 +121,7 @@ class GroupNorm(nnx.Module):
         self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
         """Normalise; ``picture_valid`` changes nothing here."""
-        B, h, w, C = x.shape
-        wide = _widened(x).reshape(B, h * w, self.groups, C // self.groups)
-        mean = wide.mean(axis=(1, 3), keepdims=True)
-        var = jnp.square(wide - mean).mean(axis=(1, 3), keepdims=True)
-        inverse = jax.lax.rsqrt(var + EPSILON)
-        scale = self.scale[...].reshape(1, 1, self.groups, -1)
-        factor = (inverse * scale).reshape(B, 1, 1, C)
-        shift = (-mean * inverse * scale).reshape(B, 1, 1, C) + self.bias[...]
-        return _affine(x, factor, shift)
+        return group_norm(x, self.scale[...], self.bias[...], self.groups, EPSILON)
 
 
 def group_count(channels: int) -> int:

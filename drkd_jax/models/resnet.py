@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float
 from drkd_jax.models.initializers import Initializer, constant, filled, kaiming_normal
 from drkd_jax.models.norm import make_norm
 from drkd_jax.models.settings import BackboneSettings
+from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.deform_conv import deform_conv
+from drkd_jax.ops.pool import max_pool
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -50,6 +52,7 @@ def conv(
         dtype=dtype,
         kernel_init=kernel_init or kaiming_normal(),
         bias_init=bias_init or constant(0.0),
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 
@@ -118,9 +121,10 @@ class Stem(nnx.Module):
     ) -> Float[jax.Array, "B h w C"]:
         """Map pictures to the first features, stride 4."""
         x = jax.nn.relu(self.norm(self.conv(images), picture_valid))
-        around = ((1, 1), (1, 1))
-        if self.ceil:  # the last window begins inside the map and may end a pixel outside of it
-            around = ((0, 1 - x.shape[1] % 2), (0, 1 - x.shape[2] % 2))
+        if not self.ceil:
+            return max_pool(x)
+        # The last window begins inside the map and may end a pixel outside of it.
+        around = ((0, 1 - x.shape[1] % 2), (0, 1 - x.shape[2] % 2))
         return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=around)
 
 
