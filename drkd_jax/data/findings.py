@@ -139,6 +139,13 @@ def _pictures(
             "detections count in a picture, see eval.max_detections"
         )
         rows[what] = crowded > max_detections, True
+        in_all = np.bincount(table.picture_of[~table.crowd], minlength=len(table))
+        what = (
+            f"have more than {max_detections} boxes of all classes (at most "
+            f"{in_all.max(initial=0)}), and a detector gives {max_detections} detections a "
+            "picture unless test.max_out or eval.max_detections says more"
+        )
+        rows[what] = (in_all > max_detections) & (crowded <= max_detections), True
     found = []
     for what, (which, grave) in rows.items():
         if which.any():
@@ -224,8 +231,20 @@ def _turned(table: AnnotationTable, scanned: Scan, exif: str) -> Finding:
         ways.append(f"{rest.sum()} are turned, since only that has their stated size")
     text += ", ".join(ways)
     if stored.any():
+        beside = _only_inside_turned(table, stored & (scanned.orientation >= 5))
+        if beside:
+            text += f"; {beside} of their boxes fit into the turned picture only"
         text += "; if boxes lie beside their objects, set data.exif = turned"
     return Finding(text, grave=bool(stored.any()))
+
+
+def _only_inside_turned(table: AnnotationTable, lying: np.ndarray) -> int:
+    """How many boxes of pictures on their side leave the stored pixels, and not the turned ones."""
+    x, y, w, h = table.bbox[lying[table.picture_of]].T
+    height, width = table.sizes[table.picture_of][lying[table.picture_of]].T
+    right, bottom = x + w - 1, y + h - 1  # a pixel of slack
+    out = (right > width) | (bottom > height)
+    return int((out & (right <= height) & (bottom <= width)).sum())
 
 
 def require_boxes(source: Source) -> None:

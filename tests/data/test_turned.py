@@ -65,6 +65,14 @@ def test_auto_takes_what_fits_stored_and_says_so(coco_folder, orientation):
     assert told in check(coco_folder.spec).warnings
 
 
+def test_boxes_that_fit_only_the_turned_picture_are_counted(coco_folder):
+    """Label Studio states the stored size, and boxes in turned pixels."""
+    coco_folder.content["annotations"][0]["bbox"] = [5, 60, 20, 19]
+    give(coco_folder, 6)
+    (told,) = (text for text in check(coco_folder.spec).warnings if "EXIF" in text)
+    assert "; 1 of their boxes fit into the turned picture only; if boxes lie beside" in told
+
+
 def test_auto_turns_where_only_that_has_the_stated_size(coco_folder):
     give(coco_folder, 6, as_shown=True)
     image = open_source(coco_folder.spec).record(0).image

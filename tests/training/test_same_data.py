@@ -160,6 +160,20 @@ def test_the_start_says_what_the_check_says(tmp_path):
         assert [text for text in texts[part] if "more than" not in text and text not in said] == []
 
 
+def test_more_boxes_than_a_detector_gives(folder):
+    """Twelve boxes, none of a class more than ten times."""
+    folder.content["annotations"] = [
+        {"id": i, "image_id": 7, "category_id": (1, 17, 90)[i % 3], "bbox": [i, 5, 9, 9]}
+        for i in range(12)
+    ]
+    folder.write()
+    source = open_source(folder.spec)
+    found = [text for part, text, _ in data_findings(source, source, 100, 10) if part == "val"]
+    told = "1 pictures have more than 10 boxes of all classes (at most 12), and a detector gives 10"
+    assert any(text.startswith(told) for text in found)
+    assert not any("boxes of" in text for _, text, _ in data_findings(source, source, 100, 12))
+
+
 def test_pictures_of_both_sets_are_said(tmp_path):
     train, val = CocoFolder(tmp_path / "train"), CocoFolder(tmp_path / "val")
     val.images = train.images
