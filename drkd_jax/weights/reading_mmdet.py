@@ -84,9 +84,10 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
         return Reading("backbone", shown, of_backbone, pixels=pixels)
     names, size = _class_names(meta, config, num_classes), read_size(config)
     part = "detector" if head else "pyramid"
-    return Reading(
-        part, shown, assumed, num_classes, names, pixels, said.heads, said.neck_eps, size
-    )
+    unbuilt = said.heads
+    if any(key.startswith("roi_head.semantic_head.") for key in shapes):
+        unbuilt += ("roi_head.semantic_head (its features are added to those of the regions)",)
+    return Reading(part, shown, assumed, num_classes, names, pixels, unbuilt, said.neck_eps, size)
 
 
 def _agree(
