@@ -133,7 +133,7 @@ def load_weights(
     data = dict(about.data) if "mean" in about.data else dataclasses.asdict(library.pixels)
     data.pop("val", None)
     if size or "canvases" not in data:
-        shorter, longer = size or (800, 1333)
+        shorter, longer = size or (data.get("shorter", 800), data.get("longer", 1333))
         sides = tuple(-(-side // 32) * 32 for side in (shorter, longer))
         data |= {"canvases": (sides, sides[::-1]), "shorter": shorter, "longer": longer}
     config: dict[str, Any] = as_tuples({"seed": 0, "data": {"max_boxes": 100} | data})

@@ -44,7 +44,7 @@ from drkd_jax.training.state import (
     take_apart,
 )
 from drkd_jax.training.step import Recipe, TrainStep, pmap_step, train_step
-from drkd_jax.training.teacher import Teacher, load_teacher
+from drkd_jax.training.teacher import Teacher, for_data, load_teacher
 from drkd_jax.types import Batch
 
 SECTIONS = ("seed", "data", "student", "teacher", "distill", "train", "eval")
@@ -127,6 +127,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         if config.get("teacher") is None:
             raise UserError("config.distill is set and config.teacher is not: nobody teaches")
         teacher = load_teacher(config["teacher"], num_classes, config["seed"])
+        teacher = for_data(teacher, train_source.categories)
         check_canvases(pipeline, teacher.detector.stride, "teacher")
         own = {**config["data"], **teacher.pixels}
         teacher_pixels = read_pixels(own, pixels.dtype, "config.teacher.data")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +12,14 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.models.detector import Detector
 from drkd_jax.models.feature_extractor import strip
 from drkd_jax.models.folding import fold
 from drkd_jax.training.loading import fill, load_detector
 from drkd_jax.training.pixels import KEYS, only_pixels
 from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import Arrays, num_parameters
+from drkd_jax.weights.classes import follow_classes, map_classes
 from drkd_jax.weights.opening import open_weights
 
 _OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype", "data")
@@ -49,8 +51,8 @@ def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Te
 
     Args:
         settings: model settings, `checkpoint`, `init`, `evaluate`, `dtype` ("bfloat16" or
-            "float32"), and `data`: `mean`, `std` and `channels` where they are not those that the
-            checkpoint was trained by.
+            "float32"), `prefix` (one of several models in a file), and `data`: `mean`, `std` and
+            `channels` where they are not those that the checkpoint was trained by.
         num_classes: of a teacher with random weights.
         seed: of random weights.
 
@@ -86,6 +88,37 @@ def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Te
     return teacher._replace(pixels={**teacher.pixels, **said})
 
 
+def for_data(teacher: Teacher, data: Sequence[tuple[int, str]]) -> Teacher:
+    """A teacher whose classes are the data's, found by their names.
+
+    Its features are the same; its detections, where it kept its heads, come in the data's numbers.
+    A teacher that does not know the data's classes by name is returned as it is, which
+    `compare_classes` puts into words.
+
+    Args:
+        teacher: with the names of its classes, or without any.
+        data: (id, name) of each class that is trained on.
+    """
+    own = tuple(enumerate(teacher.categories, start=1))
+    if not own:
+        return teacher
+    try:
+        found = map_classes(own, data, "the data")
+    except UserError:
+        return teacher
+    if found.same:
+        return teacher
+    detector = teacher.detector
+    if isinstance(detector, Detector):
+        detector = follow_classes(detector, found)
+    return teacher._replace(
+        detector=detector,
+        graph=nnx.split(detector)[0],
+        categories=tuple(name for _, name in data),
+        origin="; ".join((teacher.origin, *found.lines)),
+    )
+
+
 def compare_classes(teacher: tuple[str, ...], student: tuple[str, ...]) -> str | None:
     """A sentence where the classes of the two differ, else None."""
     if not teacher or teacher == student:
@@ -118,7 +151,7 @@ def _of_file(path: Path, model: Mapping[str, Any], dtype: Any, whole: bool) -> T
     about = weights.about
     if about.part == "backbone" or (whole and about.part != "detector"):
         lacks = "feature pyramid" if about.part == "backbone" else "detection head of ours"
-        raise UserError(f"config.teacher.checkpoint = {path}: it has no {lacks}")
+        raise UserError(f"config.teacher.checkpoint = {path}: it has no {lacks} ({weights.origin})")
     _check_trained(about.source.get("step"), str(path))
     detector = fill(weights.model(dtype), weights.arrays, str(path))
     names = tuple(name for _, name in about.categories)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from drkd_jax.errors import UserError
+from drkd_jax.models.detector import Detector
 
 Named = tuple[int, str]  # a class's id in its own numbering, and its name
 _SHOWN = 12  # classes of each side in a message
@@ -79,6 +80,21 @@ def map_classes(
     if absent:
         lines.append(f"{where} has no class for {_list(absent)}: detections of these are left out")
     return ClassMap(labels, classes, tuple(lines))
+
+
+def follow_classes(detector: Detector, found: ClassMap) -> Detector:
+    """Lets a detector give its detections in the numbers of some data.
+
+    Args:
+        detector: built for its own classes; it is changed, and no array of it is.
+        found: of `map_classes`, with the detector's own classes first.
+
+    Returns:
+        The detector: `predict` gives the data's labels, and drops what the data have no class for.
+    """
+    detector.class_ids = tuple(detector.class_ids[own] for own in found.classes)
+    detector.num_classes = len(found.classes)
+    return detector
 
 
 def _plain(name: str) -> str:

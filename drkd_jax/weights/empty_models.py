@@ -56,9 +56,15 @@ def model_shapes(
     Raises:
         UserError: an unknown key or value, with its name.
     """
-    if part == "detector":
-        fill_settings(settings)
     shaped = {key: value for key, value in settings.items() if key not in _NO_SHAPE}
+    if part == "detector":
+        anchors = getattr(fill_settings(settings)[1], "anchors", None)
+        if anchors is not None:  # only their number shows in a shape
+            shaped["anchors"] = {"scale": 1.0, "ratios": (1.0,), "octaves": anchors.num_per_cell}
+    elif part == "pyramid":
+        from_dict(PyramidSettings(), settings)
+    else:
+        from_dict(BackboneSettings(), settings.get("backbone") or {})
     shaped["backbone"] = {
         key: value
         for key, value in (settings.get("backbone") or {}).items()

@@ -102,7 +102,7 @@ def _of_torch(path: Path, saved: Saved) -> ForeignFile:
         others = {}
         for key, value in place.items():
             name = f"{start}{key}"
-            if isinstance(value, (Tensor, Block)):
+            if isinstance(value, Tensor) or (isinstance(value, Block) and value.dtype is not None):
                 arrays[name] = saved.array(value)
             elif isinstance(value, dict):
                 todo.append((f"{name}.", value, depth + 1))

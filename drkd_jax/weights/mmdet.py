@@ -40,7 +40,6 @@ _SKIPS = (
     _COUNTER,
     Skip(r"roi_head\.mask_head\.", "the mask head: masks are not predicted here"),
     Skip(r"roi_head\.mask_iou_head\.", "the mask head: masks are not predicted here"),
-    Skip(r"roi_head\.semantic_head\.", "the semantic head: it is not computed here"),
     Skip(r"data_preprocessor\.", "the pictures' mean and std: they stand in the config"),
     Skip(r"ema_\w+$", "mmdetection's EMA hook: a second set of weights, swapped with the used one"),
 )

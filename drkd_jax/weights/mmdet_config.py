@@ -119,6 +119,23 @@ def read_pixels(config: Mapping[str, Any]) -> Pixels | None:
     return found
 
 
+def read_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Pixels of the shorter side and of the longer one at most, of the pipeline that tests."""
+    data = config.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    loader = config.get("test_dataloader")
+    places = [data.get("test"), config.get("test_pipeline"), loader, data.get("val")]
+    for place in places:
+        for kind, key in (("MultiScaleFlipAug", "img_scale"), ("Resize", "scale")):
+            for step in _steps(place, kind):
+                size = step.get(key)
+                if isinstance(size, (list, tuple)) and len(size) == 2:
+                    sides = [side for side in size if isinstance(side, int) and side >= 32]
+                    if len(sides) == 2:
+                        return min(sides), max(sides)
+    return None
+
+
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The classes of the data, where a config names them; () elsewhere."""
     for place in _datasets(config):

@@ -72,8 +72,10 @@ class Block:
     def complete(self, state: Any) -> None:
         """Takes over a pickled array's state: version, shape, dtype, order, bytes.
 
+        An array of objects or of text stays empty: it is no array of weights.
+
         Raises:
-            NotPlainError: an array of objects, or one that its bytes do not fill.
+            NotPlainError: an array that its bytes do not fill.
         """
         if not isinstance(state, tuple) or len(state) != 5:
             raise NotPlainError("a NumPy array in an unknown form")
@@ -87,7 +89,7 @@ class Block:
         sizes = tuple(int(n) for n in shape)
         dtype = kind.dtype if isinstance(kind, Kind) else None
         if dtype is None or not isinstance(data, (bytes, bytearray)):
-            raise NotPlainError("a NumPy array of something else than numbers")
+            return
         if min((*sizes, 0)) < 0 or math.prod(sizes) * dtype.itemsize != len(data):
             raise NotPlainError(f"a NumPy array of shape {sizes} with {len(data)} bytes")
         self.shape, self.dtype, self.by_columns = sizes, dtype, by_columns

@@ -34,6 +34,8 @@ class Reading:
         pixels: what the network reads, and where that is known from.
         unbuilt: what the file's own config says of its head that cannot be built here.
         neck_eps: of the batch norms in the pyramid, which are folded.
+        size: of the pictures that the file's own config tests on: the shorter side, and the longer
+            one at most, pixels; None where it does not say.
     """
 
     part: str
@@ -44,6 +46,7 @@ class Reading:
     pixels: tuple[Pixels, str] = (Pixels(), "the usual ones")
     unbuilt: tuple[str, ...] = ()
     neck_eps: float = 1e-5
+    size: tuple[int, int] | None = None
 
     def without_head(self) -> Reading:
         """Backbone and pyramid alone."""
@@ -71,7 +74,8 @@ class Reading:
         for key in said:
             if key not in own:
                 raise UserError(f"{where}: data.{key} is not one of {', '.join(own)}")
-        return own | dict(said)
+        sizes = dict(zip(("shorter", "longer"), self.size or (), strict=False))
+        return sizes | own | dict(said)
 
     def settings(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The model's settings: what shows, then what a config says, then the defaults.
@@ -109,6 +113,9 @@ class Reading:
             else:
                 why = self.pixels[1]
             lines.append(f"  data.{key} = {_short(value)}: {why}")
+        if self.size:
+            shorter, longer = self.size
+            lines.append(f"  pictures of {shorter} x {longer} in a test: the config in the file")
         return lines
 
 

@@ -20,6 +20,7 @@ from drkd_jax.weights.mmdet_config import (
     find_config,
     read_model,
     read_pixels,
+    read_size,
 )
 from drkd_jax.weights.reading import Assumed, Reading, count
 from drkd_jax.weights.resnet_names import Shapes, read_backbone
@@ -81,9 +82,12 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
     if not neck:
         of_backbone = {key: item for key, item in assumed.items() if key.startswith("backbone.")}
         return Reading("backbone", shown, of_backbone, pixels=pixels)
-    names = _class_names(meta, config, num_classes)
+    names, size = _class_names(meta, config, num_classes), read_size(config)
     part = "detector" if head else "pyramid"
-    return Reading(part, shown, assumed, num_classes, names, pixels, said.heads, said.neck_eps)
+    unbuilt = said.heads
+    if any(key.startswith("roi_head.semantic_head.") for key in shapes):
+        unbuilt += ("roi_head.semantic_head (its features are added to those of the regions)",)
+    return Reading(part, shown, assumed, num_classes, names, pixels, unbuilt, said.neck_eps, size)
 
 
 def _agree(

@@ -102,7 +102,8 @@ def understand(
     if reading.unbuilt and heads and part != "pyramid":
         raise UserError(
             f"{path}: its own config gives its head what is not built here: "
-            f"{'; '.join(reading.unbuilt)}. Its backbone and pyramid can be read: part=pyramid"
+            f"{'; '.join(reading.unbuilt)}. A teacher can use its backbone and pyramid; convert "
+            "takes them by --set part=pyramid"
         )
     whole = reading.part == "detector"
     if part not in ("", "pyramid", reading.part) or (

@@ -97,7 +97,8 @@ def unwrap(
         listed = ", ".join(f"{prefix or 'the root'!s}" for prefix in left[:_SHOWN])
         first = next((prefix for prefix in left if prefix), "")
         raise UserError(
-            f"it holds {len(left)} models, under {listed}; say which one is meant: prefix={first}"
+            f"it holds {len(left)} models, under {listed}; say which one is meant, by "
+            f"config.teacher.prefix or by convert --set prefix={first}"
         )
     others = {prefix: others.get(prefix, "another model, or a part of one") for prefix in found}
     return _under(left[0], plain, dropped, others)

@@ -17,6 +17,8 @@ from drkd_jax import models
 from drkd_jax.errors import UserError
 from drkd_jax.models.fpn import upsample_nearest
 from drkd_jax.models.norm import EPSILON, BatchNorm, FrozenBatchNorm, GroupNorm, group_count
+from drkd_jax.models.resnet import Block, Stem
+from drkd_jax.models.settings import BackboneSettings
 from tests.models import small
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -246,3 +248,47 @@ def test_batch_norm_is_the_same_on_four_devices(tmp_path):
     for name in set(one.files) - {"devices"}:
         np.testing.assert_allclose(four[name], one[name], atol=2e-5, err_msg=name)
     assert not np.allclose(one["0 out"], one["2 out"], atol=0.01)
+
+
+def test_the_stride_of_caffe_is_in_the_first_convolution():
+    """A 1x1 convolution of stride 2 sees every second pixel: the block is one of stride 1 there."""
+    x = jnp.asarray(RNG.normal(size=(2, 8, 12, 8)), jnp.float32)
+
+    def block(style, stride):
+        settings = BackboneSettings(depth=50, width=8, norm="gn", style=style)
+        made = Block(
+            *(8, 8, stride, settings), deformable=False, rngs=nnx.Rngs(0), dtype=jnp.float32
+        )
+        made.norms[2].scale[...] = jnp.ones(32)
+        return made
+
+    caffe = block("caffe", 2)
+    wanted = block("pytorch", 1)(x[:, ::2, ::2], None)
+    np.testing.assert_allclose(caffe(x, None), wanted, atol=1e-5)
+    assert [layer.strides for layer in caffe.convs] == [2, 1, 1]
+    assert float(jnp.abs(caffe(x, None) - block("pytorch", 2)(x, None)).max()) > 0.1
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 16), (13, 18)])
+def test_the_pool_without_padding_begins_inside_and_ends_where_the_map_does(rows, columns):
+    """3x3 windows at 0, 2, 4, ..., the last one cut, as Caffe's ceiling mode has them."""
+    settings = BackboneSettings(depth=50, width=8, stem=4, pool="ceil")
+    stem = Stem(settings, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    images = jnp.asarray(RNG.normal(size=(1, rows, columns, 3)), jnp.float32)
+    before = np.asarray(jax.nn.relu(stem.norm(stem.conv(images), None)))
+    sides = [-(-(side - 3) // 2) + 1 for side in before.shape[1:3]]
+    wanted = np.stack(
+        [
+            np.stack(
+                [
+                    before[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2))
+                    for j in range(sides[1])
+                ],
+                axis=1,
+            )
+            for i in range(sides[0])
+        ],
+        axis=1,
+    )
+    np.testing.assert_array_equal(stem(images, None), wanted)
+    assert wanted.shape[-1] == 4

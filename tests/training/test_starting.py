@@ -11,9 +11,11 @@ from drkd_jax.training.starting import build_student, check_files
 from drkd_jax.training.state import flatten
 from drkd_jax.training.step import Parts, put_together, take_apart
 from drkd_jax.training.teacher import load_teacher
+from drkd_jax.weights.account import give
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import write_ours
-from tests.weights.small import foreign
+from drkd_jax.weights.understanding import library_table
+from tests.weights.small import foreign, random_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -100,6 +102,27 @@ def test_an_eps_that_differs_is_refused(files, tmp_path):
         build_student(values, 3, jnp.float32)
     values["student"]["backbone"] = {**STUDENT["backbone"], "eps": 0.0}
     build_student(values, 3, jnp.float32)
+
+
+def test_a_backbone_that_strides_otherwise_is_refused(tmp_path):
+    arrays = random_arrays("backbone", {"backbone": {"width": 8}}, 0)
+    theirs = give(arrays, library_table("mmdet", arrays, False))
+    save_file(theirs, tmp_path / "resnet50_caffe.safetensors")
+    init = str(tmp_path / "resnet50_caffe.safetensors")
+    fifty = {"depth": 50, "width": 8}
+    with pytest.raises(UserError, match=r"set config.student.backbone.style = caffe"):
+        build_student(config(init=init, backbone=fifty), 3, jnp.float32)
+    student, _ = build_student(
+        config(init=init, backbone={**fifty, "style": "caffe"}), 3, jnp.float32
+    )
+    assert student.backbone.stages[1][0].convs[0].strides == 2
+
+
+def test_a_head_of_other_anchors_is_left_out(files):
+    folder, _ = files
+    path = str(folder / "detector.safetensors")
+    _, origin = student_arrays(config(init=path, anchors={"scale": 2.0}))
+    assert "without its heads, whose settings are others (anchors " in origin
 
 
 def test_weights_that_read_other_colours_are_refused(files, tmp_path):

@@ -12,7 +12,8 @@ from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import flatten, new_state, take_apart
-from drkd_jax.training.teacher import compare_classes, load_teacher
+from drkd_jax.training.teacher import compare_classes, for_data, load_teacher
+from drkd_jax.types import Detections
 from tests.training import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -94,6 +95,28 @@ def test_differing_classes_are_told():
     assert "teacher knows 2 classes (a, b), the student 1 (a)" in compare_classes(
         ("a", "b"), ("a",)
     )
+
+
+def test_classes_of_another_order_are_found_by_name(trained):
+    folders, _ = trained
+    teacher = load_teacher({"checkpoint": str(folders[5]), "evaluate": True}, 2, 0)
+    turned = for_data(teacher, [(4, "bitten disc"), (9, "disc")])
+    assert turned.categories == ("bitten disc", "disc")
+    assert (turned.detector.class_ids, turned.detector.num_classes) == ((1, 0), 2)
+    assert "found by their names, in another order" in turned.origin
+    labels = np.int32([[0, 1, 1]])
+    found = Detections(
+        np.zeros((1, 3, 4), np.float32),
+        np.float32([[0.9, 0.8, 0.7]]),
+        labels,
+        np.full((1, 3), True),
+    )
+    np.testing.assert_array_equal(turned.detector.from_head(found).labels, 1 - labels)
+    fewer = for_data(turned, [(1, "disc")])
+    kept = fewer.detector.from_head(found)
+    np.testing.assert_array_equal(kept.valid, [[True, False, False]])
+    np.testing.assert_array_equal(kept.labels[:, 0], [0])
+    assert for_data(turned, [(1, "screw")]) is turned
 
 
 def test_the_student_starts_from_another_run_s_weights(trained):

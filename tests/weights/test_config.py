@@ -7,7 +7,7 @@ import pytest
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS, Pixels
 from drkd_jax.weights.config_text import ConfigTextError, Unread, read_config_text
-from drkd_jax.weights.mmdet_config import class_names, read_pixels
+from drkd_jax.weights.mmdet_config import class_names, read_pixels, read_size
 from drkd_jax.weights.understanding import understand
 from tests.weights.configs import FASTER_RCNN, RETINANET
 from tests.weights.small import foreign
@@ -219,6 +219,25 @@ def test_mean_std_and_order_of_channels(text, pixels):
             read_pixels(read_config_text(text))
     else:
         assert read_pixels(read_config_text(text)) == pixels
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (
+            "p = [dict(type='MultiScaleFlipAug', img_scale=(1000, 600))]\ndata = dict(test=dict("
+            "pipeline=p))",
+            (600, 1000),
+        ),
+        ("test_pipeline = [dict(type='Resize', scale=(1333, 800), keep_ratio=True)]", (800, 1333)),
+        ("train_pipeline = [dict(type='Resize', scale=(64, 64))]", None),
+    ],
+)
+def test_the_size_of_the_pictures_in_a_test(text, size):
+    assert read_size(read_config_text(text)) == size
+    found = read("mmdet retinanet", f"{RETINANET}\n{text}").reading
+    data = found.data({}, "x")
+    assert (data.get("shorter"), data.get("longer")) == (size or (None, None))
 
 
 @pytest.mark.parametrize(

@@ -123,12 +123,21 @@ def test_a_pickle_runs_no_code(protocol, tmp_path, monkeypatch):
     for evil in (
         {"model": {"w": np.zeros(3, np.float32)}, "x": Calls()},
         {"w": np.array([Calls()], object)},
-        {"w": np.array(["text"])},
     ):
         (tmp_path / "x.pkl").write_bytes(pickle.dumps(evil, protocol))
         with pytest.raises(UserError, match=r"refused: "):
             read_foreign(tmp_path / "x.pkl")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_of_no_numbers_beside_the_weights_are_left_alone(protocol, tmp_path):
+    beside = {"names": np.array(["nut", "bolt"]), "of": np.array([None, 1], object)}
+    content = {"model": {"w": ARRAYS[0], "names": beside["names"]}, "meta": beside}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+    found = read_foreign(tmp_path / "x.pkl")
+    assert list(found.arrays) == ["model.w"]
+    assert "model.names" in found.left_out
 
 
 def test_an_array_that_its_bytes_do_not_fill_is_refused(tmp_path):

@@ -177,6 +177,15 @@ def test_files_that_mean_something_else_are_refused(retina, tmp_path):
         open_weights(save(tmp_path, {"weight": np.zeros((2, 2), np.float32)}))
 
 
+def test_a_semantic_head_changes_the_boxes(tmp_path):
+    theirs = dict(foreign("mmdet cascade_rcnn")[1])
+    theirs["roi_head.semantic_head.convs.0.conv.weight"] = np.zeros((2, 2), np.float32)
+    path = save(tmp_path, theirs)
+    with pytest.raises(UserError, match=r"roi_head.semantic_head .*part=pyramid"):
+        open_weights(path)
+    assert open_weights(path, {"part": "pyramid"}).about.part == "pyramid"
+
+
 def test_class_names_come_from_the_file_or_from_coco(tmp_path):
     shapes = {key: value.shape for key, value in foreign("mmdet retinanet")[1].items()}
     assert read(shapes, {"CLASSES": ("a", "b", "c")}, "x").class_names == ("a", "b", "c")
