@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float64, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from drkd_jax.data.records import Source
+from drkd_jax.data.records import Id, Source
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
 
@@ -118,7 +118,7 @@ def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]
 def coco_numbers(
     ground_truth: dict[str, Any],
     detections: list[dict[str, Any]],
-    image_ids: Iterable[Any] | None = None,
+    image_ids: Iterable[Id] | None = None,
     evaluator: str = "faster",
     max_detections: int = COCO_MAX,
 ) -> dict[str, float]:
@@ -145,7 +145,7 @@ def coco_numbers(
 def coco_scores(
     ground_truth: dict[str, Any],
     detections: list[dict[str, Any]],
-    image_ids: Iterable[Any] | None = None,
+    image_ids: Iterable[Id] | None = None,
     evaluator: str = "faster",
     max_detections: int = COCO_MAX,
 ) -> CocoScores:

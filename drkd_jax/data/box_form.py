@@ -17,6 +17,8 @@ _FITS = 0.8  # share of the odd boxes that a cause has to explain
 _SLACK = 1.0  # pixels that a box may reach out before it counts as cut
 _SEVERAL = 10  # boxes in a picture's first pixel that are no accident
 _CLEAR = 0.15  # share of odd boxes under which some of a sound set may look like this
+_NEARLY_ALL = 0.98  # share of all boxes
+_BEYOND = 0.2  # share of the odd boxes that lie outside altogether
 _FEW = 20  # boxes below which "all of them" says nothing
 
 
@@ -60,6 +62,9 @@ def cut(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
 
 
 _CORNERS = "corners in the place of width and height? COCO's bbox is x, y, width, height"
+_CENTRES = "centres in the place of top left corners? COCO's bbox starts at the top left corner"
+_SWAPPED = "y before x? COCO's bbox is x, y, width, height"
+_OTHER_SIZE = "boxes of pictures of another size? They refer to the file's own pixels"
 
 
 def _normalised(unit: np.ndarray) -> str:
@@ -86,33 +91,33 @@ def _area_of_corners(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
 
 
 def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> str:
-    """The cause that explains most of the odd boxes."""
-    x, y, w, h = table.bbox[odd].T
-    height, width = table.sizes[table.picture_of[odd]].T
-    out = _SLACK
-    positive = (w > 0) & (h > 0)
+    """The cause that explains most of the odd boxes.
+
+    Some odd boxes of a sound set look like centres or swapped axes. So these are believed only
+    where many boxes are odd, or where all boxes of the set would fit then.
+    """
+    x, y, w, h = table.bbox.T
+    height, width = table.sizes[table.picture_of].T
 
     def inside(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray) -> np.ndarray:
-        low = (x1 >= -out) & (y1 >= -out)
-        return low & (x2 <= width + out) & (y2 <= height + out)
+        low = (x1 >= -_SLACK) & (y1 >= -_SLACK) & (x2 > x1) & (y2 > y1)
+        return low & (x2 <= width + _SLACK) & (y2 <= height + _SLACK)
 
-    causes = {_CORNERS: (w > x) & (h > y) & inside(x, y, w, h)}
-    others = {
-        "centres in the place of top left corners? COCO's bbox starts at the top left corner": (
-            positive & inside(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-        ),
-        "y before x? COCO's bbox is x, y, width, height": (positive & inside(y, x, y + h, x + w)),
+    causes = {
+        _CORNERS: inside(x, y, w, h),
+        _CENTRES: inside(x - w / 2, y - h / 2, x + w / 2, y + h / 2),
+        _SWAPPED: inside(y, x, y + h, x + w),
     }
-    if share >= _CLEAR:
-        causes |= others
-    fits = {cause: float(rows.mean()) for cause, rows in causes.items()}
+    fits = {
+        cause: float(rows[odd].mean())
+        for cause, rows in causes.items()
+        if cause == _CORNERS or share >= _CLEAR or rows.mean() >= _NEARLY_ALL
+    }
     best = max(fits, key=lambda cause: fits[cause])
     if fits[best] >= _FITS:
         return best
     beyond = (x >= width) | (y >= height)
-    if beyond.mean() >= 0.2:
-        return "boxes of pictures of another size? They refer to the file's own pixels"
-    return ""
+    return _OTHER_SIZE if beyond[odd].mean() >= _BEYOND else ""
 
 
 def _percent(table: AnnotationTable) -> str:

@@ -139,6 +139,13 @@ def _pictures(
             "detections count in a picture, see eval.max_detections"
         )
         rows[what] = crowded > max_detections, True
+        in_all = np.bincount(table.picture_of[~table.crowd], minlength=len(table))
+        what = (
+            f"have more than {max_detections} boxes of all classes (at most "
+            f"{in_all.max(initial=0)}), and a detector gives {max_detections} detections a "
+            "picture unless test.max_out or eval.max_detections says more"
+        )
+        rows[what] = (in_all > max_detections) & (crowded <= max_detections), True
     found = []
     for what, (which, grave) in rows.items():
         if which.any():

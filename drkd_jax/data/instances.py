@@ -19,6 +19,8 @@ from drkd_jax.data.records import Category, Id
 from drkd_jax.data.table import AnnotationTable, id_array
 from drkd_jax.errors import UserError
 
+_WHOLE = re.compile(r"-?\d{1,20}")
+
 
 class Fault(NamedTuple):
     """What is wrong with one entry of an instances file."""
@@ -128,28 +130,25 @@ def parse_instances(
     )
 
 
-def _mended(content: dict[str, Any], images: list[Any], classes: list[Any]) -> list[str]:
+def _mended(content: dict[str, Any], images: list[_Image], classes: list[Any]) -> list[str]:
     """What was read in another way than it stands, a line a kind."""
-    lines = []
     texts = sum(isinstance(image.id, str) for image in images)
     texts += sum(isinstance(category.id, str) for _, category in classes)
-    for key in ("id", "image_id", "category_id"):
-        texts += sum(
-            isinstance(row, dict) and isinstance(row.get(key), str)
-            for row in content["annotations"]
-        )
+    nulls = {"area": 0, "iscrowd": 0}
+    for row in content["annotations"]:
+        if isinstance(row, dict):
+            texts += sum(type(row.get(key)) is str for key in ("id", "image_id", "category_id"))
+            for key in nulls:
+                nulls[key] += key in row and row[key] is None
+    lines = []
     if texts:
         lines.append(
             f"{texts} ids are texts; those that are whole numbers count as these, and pictures "
             "and classes keep them as they stand"
         )
     for key, instead in (("area", "width x height is taken"), ("iscrowd", "0 is taken")):
-        nulls = sum(
-            isinstance(row, dict) and key in row and row[key] is None
-            for row in content["annotations"]
-        )
-        if nulls:
-            lines.append(f"{nulls} annotations have '{key}' null; {instead}")
+        if nulls[key]:
+            lines.append(f"{nulls[key]} annotations have '{key}' null; {instead}")
     return lines
 
 
@@ -160,12 +159,12 @@ def _rows(
 
     Of pictures with one id all are faults, unless they are the same entry again.
     """
-    parsed: list[tuple[int, Any]] = []
+    parsed: list[Any] = []
     for position, row in enumerate(rows):
         try:
             if not isinstance(row, dict):
                 raise ValueError(f"a {type(row).__name__}, not a json object")
-            parsed.append((position, parse(row)))
+            parsed.append(parse(row))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             shown = row.get("id") if isinstance(row, dict) else None
             which = f"id {shown}" if shown is not None else f"number {position}"
@@ -173,16 +172,16 @@ def _rows(
             if "no key 'bbox'" in reason and row.get("segmentation"):
                 reason += "; it has an outline: write the box around it as 'bbox'"
             found.append(Fault(kind, which, reason))
-    keys = Counter(entry[0] for _, entry in parsed)
+    keys = Counter(entry[0] for entry in parsed)
     if len(keys) == len(parsed):
-        return [entry for _, entry in parsed]
+        return parsed
     variants: dict[Id, set[Any]] = {}
     if kind == "image":
-        for _, entry in parsed:
+        for entry in parsed:
             if keys[entry[0]] > 1:
                 variants.setdefault(entry[0], set()).add(entry[2:])
     kept, seen = [], set()
-    for _, entry in parsed:
+    for entry in parsed:
         ambiguous = len(variants.get(entry[0], ())) > 1
         if entry[0] in seen or ambiguous:
             named = f" ({entry.name})" if kind == "image" else ""
@@ -252,9 +251,11 @@ def _annotation(row: dict[str, Any]) -> _Annotation:
 
 def _id(value: Any, key: str) -> tuple[Id, Id]:
     """(what it is compared by, the id as it stands)."""
+    if type(value) is int and abs(value) < 2**64:
+        return value, value
     if isinstance(value, str) and value.strip():
         text = value.strip()
-        return (int(text) if re.fullmatch(r"-?\d{1,19}", text) else text), value
+        return (int(text) if _WHOLE.fullmatch(text) else text), value
     if isinstance(value, float) and abs(value) > 2**53:
         raise ValueError(f"{key} {_short(value)} is not a whole number that a double can hold")
     number = _whole(value, key)

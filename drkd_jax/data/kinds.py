@@ -79,14 +79,25 @@ def _video(data: bytes) -> str | None:
 
 def _text(data: bytes) -> str | None:
     start = data[:2048].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or b"<html" in start:
+    if start.startswith((b"{", b"[")):  # JSON may hold any words
+        return None
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or (
+        start.startswith(b"<") and b"<html" in start
+    ):
         return _HTML
     if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in start):
         return "an SVG drawing: export it as a PNG"
+    if b"<annotations" in start and start.startswith(b"<"):
+        return "a file of CVAT (XML): export the set in COCO's form there"
     if b"<annotation" in start and start.startswith(b"<"):
         return "a Pascal VOC file (XML, one a picture): convert the set to COCO's JSON first"
     if start.startswith((b"<?xml", b"<error", b"<message")):
         return "an XML document" + (" about an error" if b"<error" in start else "")
+    first = start.partition(b"\n")[0]
+    if first.count(b",") >= 4 and (b"xmin" in first or b"x1" in first or b"bbox" in first):
+        return "a table of boxes (CSV): convert it to COCO's JSON first"
+    if start.startswith((b"train:", b"path:", b"names:", b"nc:")):
+        return "a YAML file, as YOLO's data.yaml: convert the set to COCO's JSON first"
     if _is_yolo(data):
         return (
             "a YOLO label file (class and normalised box a line, one file a picture): convert the "

@@ -115,7 +115,8 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
         return {self.split: self._generate_examples(manual / _LINK, manual / _JSON)}
 
     def _generate_examples(self, images: Path, instances: Path) -> Iterator[tuple[str, Any]]:
-        table = CocoSource(images, instances).table
+        source = CocoSource(images, instances)
+        table = source.table
         for index, (image_id, name) in enumerate(zip(table.image_ids, table.names, strict=True)):
             height, width = table.sizes[index]
             # Boxes of the file may reach outside; BBoxFeature refuses what passes 0..1.
@@ -134,7 +135,7 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
             yield (
                 name,
                 {
-                    "image": str(images / name),
+                    "image": str(source.path(index)),
                     "image/filename": name,
                     "image/id": int(image_id),
                     "objects": objects,
@@ -155,9 +156,14 @@ def _check(source: CocoSource) -> None:
             f"{source.instances_json}: coco/2017 has no class {shown}; read such a set with "
             f"coco:{source.images_dir}:{source.instances_json}, which needs no preparing"
         )
-    for name, image_id in zip(source.table.names, source.table.image_ids, strict=True):
-        if not (source.images_dir / name).is_file():
-            raise UserError(f"picture {source.images_dir / name} (id {image_id}) does not exist")
+    if source.table.image_ids.dtype != np.int64 or source.table.ids.dtype != np.int64:
+        raise UserError(
+            f"{source.instances_json}: coco/2017 keeps ids as whole numbers under 2^63; read such "
+            f"a set with coco:{source.images_dir}:{source.instances_json}"
+        )
+    for index, image_id in enumerate(source.table.image_ids):
+        if not source.path(index).is_file():
+            raise UserError(f"picture {source.path(index)} (id {image_id}) does not exist")
 
 
 def _splits(target: Path) -> dict[str, Any]:

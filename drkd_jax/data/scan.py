@@ -79,9 +79,8 @@ def brightest(paths: Sequence[Path]) -> tuple[int, int]:
     Returns:
         (the value, how many pictures were looked at); 0 and 0 where none could be read.
     """
-    chosen = np.unique(np.linspace(0, len(paths) - 1, _LOOKED_AT).astype(int)) if paths else []
     value = looked = 0
-    for index in chosen:
+    for index in sorted({round(at) for at in np.linspace(0, len(paths) - 1, _LOOKED_AT)}):
         try:
             image = deep_pixels(paths[index].read_bytes())
         except OSError:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from drkd_jax.data.findings import MAX_DETECTIONS, find, some
+from drkd_jax.data.findings import MAX_DETECTIONS, Finding, find, some
 from drkd_jax.data.pipeline import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.training.settings import TrainSettings
@@ -56,18 +56,26 @@ def describe(run: Run, start: int) -> list[str]:
     return lines
 
 
-def data_findings(run: Run) -> list[tuple[str, str, bool]]:
+def data_findings(
+    train: Source, val: Source, max_boxes: int, max_detections: int = MAX_DETECTIONS
+) -> list[tuple[str, str, bool]]:
     """What the owner of the data may not expect, in the words of `prepare --check`.
+
+    Args:
+        train: the set that is trained on.
+        val: the set that is scored.
+        max_boxes: rows for ground truth in a batch.
+        max_detections: of a class in a picture that an evaluation counts.
 
     Returns:
         ("train" or "val", text, whether something is likely wrong) for each.
     """
-    counted = getattr(run.eval, "max_detections", 0) or MAX_DETECTIONS
-    train = find(run.train_source, max_boxes=run.pipeline.max_boxes, max_detections=None)
-    val = find(run.val_source, max_boxes=None, max_detections=counted)
-    found = [("train", *finding) for finding in train] + [("val", *finding) for finding in val]
-    shared = _shared(run.train_source, run.val_source)
-    return found + ([("val", shared, True)] if shared else [])
+    of_train = find(train, max_boxes=max_boxes, max_detections=None)
+    of_val = find(val, max_boxes=None, max_detections=max_detections)
+    shared = _shared(train, val)
+    if shared:
+        of_val.append(Finding(shared, grave=True))
+    return [("train", *finding) for finding in of_train] + [("val", *each) for each in of_val]
 
 
 def _shared(train: Source, val: Source) -> str:

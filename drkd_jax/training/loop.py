@@ -159,7 +159,9 @@ class _Sitting:
         run = self.run
         for line in describe(run, self.start):
             self.metrics.say(line)
-        for part, text, grave in from_first(lambda: data_findings(run)):
+        counted = run.eval.max_detections
+        sets = run.train_source, run.val_source, run.pipeline.max_boxes, counted
+        for part, text, grave in from_first(lambda: data_findings(*sets)):
             if grave:
                 self.metrics.warn(self.start, f"{part}: {text}")
             else:

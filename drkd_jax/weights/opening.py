@@ -254,7 +254,7 @@ def _read(shapes: Shapes, meta: Mapping[str, Any], path: Path, library: str) -> 
 
 
 def _categories(reading: Reading) -> tuple[tuple[int, str], ...]:
-    coco = {category.name: category.id for category in COCO_CATEGORIES}
+    coco = {category.name: int(category.id) for category in COCO_CATEGORIES}
     names = reading.class_names
     if set(names) <= set(coco):
         return tuple((coco[name], name) for name in names)

@@ -40,7 +40,7 @@ class About:
     part: str
     settings: Mapping[str, Any]
     num_classes: int = 0
-    categories: tuple[tuple[int, str], ...] = ()
+    categories: tuple[tuple[int | str, str], ...] = ()
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -95,7 +95,9 @@ def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
             text = stream.metadata()[KEY]
             arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         said = json.loads(text)
-        said["categories"] = tuple((int(n), str(name)) for n, name in said["categories"])
+        said["categories"] = tuple(
+            (n if isinstance(n, str) else int(n), str(name)) for n, name in said["categories"]
+        )
         about = About(**said)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a whole file of ours ({error})") from error

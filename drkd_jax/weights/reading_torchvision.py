@@ -122,5 +122,5 @@ def _with_classes(
     if outputs + first != COCO_NUMBERS:
         return shown, outputs, ()
     shown["head_classes"] = outputs
-    shown["class_ids"] = tuple(category.id - first for category in COCO_CATEGORIES)
+    shown["class_ids"] = tuple(int(category.id) - first for category in COCO_CATEGORIES)
     return shown, len(COCO_CATEGORIES), tuple(category.name for category in COCO_CATEGORIES)

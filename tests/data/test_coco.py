@@ -93,6 +93,86 @@ def test_area_and_iscrowd_may_be_missing(coco_folder):
     assert annotation["iscrowd"] == 0
 
 
+TEXTS = {
+    "all": lambda content: [
+        row.update({key: str(row[key]) for key in ("id", "image_id", "category_id") if key in row})
+        for rows in ("images", "annotations", "categories")
+        for row in content[rows]
+    ],
+    "annotations only": lambda content: [
+        row.update(image_id=str(row["image_id"]), category_id=f" {row['category_id']}")
+        for row in content["annotations"]
+    ],
+    "pictures only": lambda content: [row.update(id=str(row["id"])) for row in content["images"]],
+    "no numbers": lambda content: [
+        row.update({key: f"n{row[key]}" for key in ("id", "image_id", "category_id") if key in row})
+        for rows in ("images", "annotations", "categories")
+        for row in content[rows]
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_ids_may_be_texts_and_come_back_as_they_stand(coco_folder, kind):
+    expected = open_source(coco_folder.spec)
+    TEXTS[kind](coco_folder.content)
+    coco_folder.write()
+    source = open_source(coco_folder.spec)
+    truth = source.coco_ground_truth()
+    assert [row["id"] for row in truth["images"]] == [
+        r["id"] for r in coco_folder.content["images"]
+    ]
+    known = {row["id"] for row in truth["categories"]}
+    assert known == {row["id"] for row in coco_folder.content["categories"]}
+    assert {row["category_id"] for row in truth["annotations"]} == known
+    assert {row["image_id"] for row in truth["annotations"]} <= {r["id"] for r in truth["images"]}
+    for index in range(len(expected)):
+        ours, theirs = source.record(index), expected.record(index)
+        assert ours.image_id == source.meta(index).image_id == truth["images"][index]["id"]
+        np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+        assert [source.categories[i].name for i in ours.labels] == [
+            expected.categories[i].name for i in theirs.labels
+        ]
+    assert "ids are texts" in source.mended[0]
+
+
+def test_ids_of_any_size_and_sign_are_kept(coco_folder):
+    ids = {7: 2**53 + 1, 3: 2**63 + 5, 9: -4, 12: 2**53}
+    for row in coco_folder.content["images"]:
+        row["id"] = ids[row["id"]]
+    for row in coco_folder.content["annotations"]:
+        row["image_id"] = ids[row["image_id"]]
+    coco_folder.write()
+    source = open_source(coco_folder.spec)
+    assert [source.record(i).image_id for i in range(4)] == list(ids.values())
+    assert source.meta(0).num_boxes == 2
+    coco_folder.content["images"][0]["id"] = float(2**60)
+    coco_folder.write()
+    with pytest.raises(UserError, match="not a whole number that a double can hold"):
+        open_source(coco_folder.spec)
+
+
+def test_area_and_iscrowd_may_be_null_and_it_is_said(coco_folder):
+    for row in coco_folder.content["annotations"]:
+        row |= {"area": None, "iscrowd": None}
+    coco_folder.write()
+    source = open_source(coco_folder.spec)
+    assert source.coco_ground_truth()["annotations"][0]["area"] == 600
+    assert source.describe()["crowd"] == 0
+    assert source.mended == [
+        "6 annotations have 'area' null; width x height is taken",
+        "6 annotations have 'iscrowd' null; 0 is taken",
+    ]
+
+
+def test_an_outline_without_a_box_is_named(coco_folder):
+    del coco_folder.content["annotations"][0]["bbox"]
+    coco_folder.content["annotations"][0]["segmentation"] = [[1, 1, 5, 1, 5, 5]]
+    coco_folder.write()
+    with pytest.raises(UserError, match="id 101: no key 'bbox'; it has an outline: write the box"):
+        open_source(coco_folder.spec)
+
+
 def _set(*path: Any, value: Any) -> Callable[[dict], None]:
     def change(content: dict) -> None:
         for key in path[:-1]:

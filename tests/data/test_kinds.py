@@ -30,6 +30,9 @@ KINDS = {
     "yolo polygon": (b"0 0.5 0.5 0.25 0.125 0.1 0.2\n", "a YOLO label file"),
     "voc": (b"<annotation>\n<folder>VOC2007</folder></annotation>", "a Pascal VOC file"),
     "voc with a head": (b'<?xml version="1.0"?>\n<annotation><size/>', "a Pascal VOC file"),
+    "cvat": (b'<?xml version="1.0"?>\n<annotations><version>1.1', "a file of CVAT"),
+    "csv": (b"filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,9,9,nut", "a table of boxes"),
+    "yaml": (b"train: ../train/images\nnc: 2\n", "a YAML file"),
     "storage error": (b"<?xml version='1.0'?><Error><Code>AccessDenied", "about an error"),
 }
 
@@ -49,7 +52,15 @@ def test_as_a_picture_and_as_annotations(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b'{"images": []}', b"[1, 2]", b"\xff\xd8\xff\xe0", b"1", b"not a picture"]
+    "data",
+    [
+        b"",
+        b'{"images": [], "html": "<html>", "xmin,x1": [1, 2, 3, 4, 5]}',
+        b"[1, 2]",
+        b"\xff\xd8\xff\xe0",
+        b"1",
+        b"not a picture",
+    ],
 )
 def test_what_is_not_known_is_not_named(data):
     assert what_is(data) is None

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 
 import numpy as np
 import pytest
 
+from drkd_jax.data.findings import find
 from drkd_jax.data.pipeline import (
     PipelineConfig,
     boxes_left_out,
@@ -148,14 +148,16 @@ def test_crowd_boxes_are_not_trained_on(coco_folder):
         assert batch.valid.sum() == source.meta(int(batch.index[0])).num_boxes
 
 
-def test_boxes_past_the_rows_are_counted_and_told(coco_folder, caplog):
+def test_boxes_past_the_rows_are_counted_and_told(coco_folder):
     config = dataclasses.replace(CONFIG, batch_size=2, max_boxes=1)
     source = open_source(coco_folder.spec)
     assert boxes_left_out(source, config) == 2
     assert boxes_left_out(source, CONFIG) == 0
-    with caplog.at_level(logging.WARNING):
-        loader = train_loader(source, config)
-    assert "2 boxes an epoch are left out" in caplog.text
+    told = (
+        "2 pictures have more than data.max_boxes = 1 boxes, and training leaves 2 boxes an epoch"
+    )
+    assert any(told in finding.text for finding in find(source, max_boxes=config.max_boxes))
+    loader = train_loader(source, config)
     for batch in take(loader, 2):
         for row in np.flatnonzero(batch.picture_valid):
             record = source.record(int(batch.index[row]))
@@ -166,7 +168,7 @@ def test_boxes_past_the_rows_are_counted_and_told(coco_folder, caplog):
 def test_nothing_left_to_train_on(coco_folder):
     coco_folder.content["annotations"] = []
     coco_folder.write()
-    with pytest.raises(UserError, match="no picture is left"):
+    with pytest.raises(UserError, match="no box to train on"):
         train_loader(open_source(coco_folder.spec), CONFIG)
 
 

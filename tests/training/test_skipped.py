@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from drkd_jax.data.plan import BatchPlan
+from drkd_jax.errors import UserError
 from drkd_jax.training.loop import train
 from drkd_jax.training.metrics import read_metrics
 from tests.training import tiny
@@ -71,3 +72,16 @@ def test_a_run_goes_on_without_a_broken_picture(tmp_path):
     assert lines[-1]["skipped"] == 1
     assert min(values["total"] for values in lines) == 0  # nothing to learn from there
     assert json.loads((tmp_path / "run/eval.json").read_text())["pictures"] == COUNT
+
+    # The same command after the data changed: other boxes are said, other classes are refused.
+    path = tmp_path / "instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [5, 5, 20, 20]
+    path.write_text(json.dumps(content))
+    said = train(config, tmp_path / "run")["warnings"]
+    assert any("config.data.train is not what it was" in warning for warning in said)
+    for row in content["categories"] + content["annotations"]:
+        row["category_id" if "bbox" in row else "id"] = 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"the classes \(1 thing\); .* has \(2 thing\) now"):
+        train(config, tmp_path / "run")
