@@ -19,8 +19,8 @@ from drkd_jax.training.writing import replacing, told
 class FoundFile:
     """Takes pictures and their boxes; `found_file` opens one."""
 
-    def __init__(self, file: BinaryIO, categories: Sequence[tuple[Any, str]]):
-        self._file = file
+    def __init__(self, path: Path, file: BinaryIO, categories: Sequence[tuple[Any, str]]):
+        self._path, self._file = path, file
         self._images: list[dict[str, Any]] = []
         self._skipped: list[dict[str, str]] = []
         self._boxes = 0
@@ -34,14 +34,20 @@ class FoundFile:
             image: with "id".
             boxes: `category_id`, `bbox` (x, y, width, height in the picture's pixels) and `score`
                 each.
+
+        Raises:
+            UserError: the disk is full.
         """
         self._images.append(image)
+        lines = []
         for box in boxes:
             self._boxes += 1
             area = box["bbox"][2] * box["bbox"][3]
             row = {"id": self._boxes, "image_id": image["id"], "iscrowd": 0, "area": area, **box}
-            self._file.write(f"{',' if self._boxes > 1 else ''}\n{json.dumps(row)}".encode())
-        self._file.flush()
+            lines.append(f"{',' if self._boxes > 1 else ''}\n{json.dumps(row)}")
+        with told(self._path):
+            self._file.write("".join(lines).encode())
+            self._file.flush()
 
     def skip(self, path: str, reason: str) -> None:
         """A picture that could not be looked at."""
@@ -63,10 +69,10 @@ def found_file(path: Path, categories: Sequence[tuple[Any, str]]) -> Iterator[Fo
     """
     ended: BaseException | None = None
     with told(path), replacing(path) as file:
-        found = FoundFile(file, categories)
+        found = FoundFile(path, file, categories)
         try:
             yield found
-        except (UserError, KeyboardInterrupt) as error:
+        except (UserError, OSError, KeyboardInterrupt) as error:
             ended = error
         found.end()
     if ended is not None:

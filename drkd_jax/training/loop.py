@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from absl import flags
 
-from drkd_jax.data.findings import MAX_DETECTIONS
 from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.skipped import SKIPPED_FILE
@@ -162,7 +161,7 @@ class _Sitting:
         run = self.run
         for line in describe(run, self.start):
             self.metrics.say(line)
-        counted = getattr(run.eval, "max_detections", 0) or MAX_DETECTIONS
+        counted = run.eval.max_detections
         sets = run.train_source, run.val_source, run.pipeline.max_boxes, counted
         for part, text, grave in from_first(lambda: data_findings(*sets)):
             if grave:

@@ -36,7 +36,10 @@ def student_arrays(source: str | Path, which: str = "best") -> tuple[dict[str, A
     origin = {"workdir": Path(source).name, "which": which, "step": step}
     if about.get("numbers"):
         origin["numbers"] = about["numbers"]
-    categories = tuple((int(number), str(name)) for number, name in about["categories"])
+    categories = tuple(
+        (number if isinstance(number, str) else int(number), str(name))
+        for number, name in about["categories"]
+    )
     return {name: np.asarray(array) for name, array in arrays.items()}, About(
         part="detector",
         settings={key: value for key, value in config["student"].items() if key != "init"},

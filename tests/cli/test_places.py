@@ -1,0 +1,91 @@
+"""Every command looks at the place of its results before it works."""
+
+import importlib
+import json
+
+import pytest
+
+from drkd_jax import __main__ as command_line
+
+# The function that begins the work, and the arguments; {} stands for a place below a file.
+COMMANDS = {
+    "evaluate": ("cli.evaluate.load_named", ["--workdir=x", "--out={}"]),
+    "predict": ("cli.predict.load_named", ["--workdir=x", "--out={}", "a.jpg"]),
+    "convert": ("cli.convert.open_weights", ["--from=mmdet", "a.pth", "{}.safetensors"]),
+    "convert --json": (
+        "cli.convert.open_weights",
+        ["--from=mmdet", "a.pth", "OK.safetensors", "--json={}"],
+    ),
+    "convert --to": ("cli.convert.student_arrays", ["--to=mmdet", "run", "{}.safetensors"]),
+    "export": (
+        "cli.export.student_arrays",
+        ["--workdir=x", "--format=safetensors", "{}.safetensors"],
+    ),
+    "export orbax": ("cli.export.student_arrays", ["--workdir=x", "--format=orbax", "{}"]),
+    "benchmark": (
+        "cli.benchmark.build_run",
+        ["--config=configs/folder.py:tiny", "--random", "--json={}"],
+    ),
+    "benchmark cache": (
+        "cli.benchmark.build_run",
+        ["--config=configs/folder.py:tiny", "--random", "--compilation-cache={}"],
+    ),
+    "crosscheck": ("cli.crosscheck.command.write_cases", ["--json={}"]),
+    "crosscheck --keep": ("cli.crosscheck.command.write_cases", ["--keep={}"]),
+    "prepare": ("data.check.check", ["shapes:2", "--check", "--out={}"]),
+    "prepare --json": ("data.check.check", ["shapes:2", "--check", "--json={}"]),
+    "demo": ("report.demo.demo", ["--tiny", "--workdir={}"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_place_below_a_file_is_refused_before_the_work(name, tmp_path, monkeypatch, capsys):
+    work, arguments = COMMANDS[name]
+    module, _, function = f"drkd_jax.{work}".rpartition(".")
+
+    def begun(*_, **__):
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr(importlib.import_module(module), function, begun)
+    (tmp_path / "file").write_text("old")
+    place = tmp_path / "file" / "new"
+    given = [a.format(place).replace("OK", str(tmp_path / "ok")) for a in arguments]
+    assert command_line.main([name.split()[0], *given]) == 2
+    said = capsys.readouterr().err
+    assert str(place) in said
+    assert "cannot be written (a part of the path is a file, not a folder)" in said
+    assert len(said.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_missing_parent_is_made(tmp_path, capsys):
+    report = tmp_path / "a" / "b" / "check.json"
+    arguments = ["prepare", "--check", "shapes:2", f"--json={report}", f"--out={tmp_path / 'c/d'}"]
+    assert command_line.main(arguments) == 0
+    assert json.loads(report.read_text())["pictures"] == 2
+    assert list((tmp_path / "c" / "d").iterdir())
+
+
+def test_a_full_disk_wherever_it_shows_is_one_line(monkeypatch, capsys):
+    module = importlib.import_module("drkd_jax.cli.evaluate")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "main", full)
+    assert command_line.main(["evaluate"]) == 2
+    assert capsys.readouterr().err == "error: the disk is full\n"
+
+    def missing(_):
+        raise FileNotFoundError(2, "No such file or directory", "x")
+
+    monkeypatch.setattr(module, "main", missing)
+    with pytest.raises(FileNotFoundError):
+        command_line.main(["evaluate"])
+
+
+def test_the_home_folder_of_a_command(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command_line.main(["evaluate", "--workdir=~/none", "--out=~/out"]) == 2
+    assert f"{tmp_path}/none: no such folder" in capsys.readouterr().err
+    assert (tmp_path / "out").is_dir()
