@@ -13,15 +13,12 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.errors import UserError
+from drkd_jax.frozen import Frozen
 from drkd_jax.models.initializers import filled
 from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.ops.group_norm import group_norm
 
 EPSILON = 1e-5
-
-
-class Statistic(nnx.Variable):
-    """A mean or variance that came with pretrained weights and never changes."""
 
 
 class FrozenBatchNorm(nnx.Module):
@@ -34,8 +31,8 @@ class FrozenBatchNorm(nnx.Module):
         self.eps = eps
         self.scale = nnx.Param(filled(channels, 0.0 if zero_scale else 1.0))
         self.bias = nnx.Param(filled(channels, 0.0))
-        self.mean = Statistic(filled(channels, 0.0))
-        self.var = Statistic(filled(channels, 1.0))
+        self.mean = Frozen(filled(channels, 0.0))
+        self.var = Frozen(filled(channels, 1.0))
 
     def __call__(
         self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from drkd_jax.data.classes import list_classes
+from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.fingerprint import changes
 from drkd_jax.data.records import Category
 from drkd_jax.errors import UserError
-from drkd_jax.training.settings import as_tuples
+from drkd_jax.training.settings import EvalSettings, TrainSettings, as_tuples
 
 # What may differ between a checkpoint and the run that continues it.
 FREE_TO_CHANGE = (
@@ -33,8 +35,7 @@ FREE_TO_CHANGE = (
     "teacher.checkpoint",
     "teacher.evaluate",
 )
-# What a checkpoint of before such a key was made with.
-_ADDED = {"data.exif": "auto", "data.depth": 0}
+_DEFAULTS = {"data": PipelineConfig, "train": TrainSettings, "eval": EvalSettings}
 _CLASSES = 100  # that a message lists
 _LONG = 40  # characters of a value that a message shows
 
@@ -49,6 +50,14 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if as_tuples(old) == as_tuples(new) else [prefix[:-1]]
 
 
+def _is_default(key: str, value: Any) -> bool:
+    """Whether a key says what runs did before it was there: those checkpoints lack it."""
+    section, _, name = key.partition(".")
+    kind = _DEFAULTS.get(section)
+    fields = {field.name: field.default for field in dataclasses.fields(kind)} if kind else {}
+    return name in fields and as_tuples(fields[name]) == as_tuples(value)
+
+
 def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path) -> None:
     """Refuses to continue a checkpoint under a config that would make it another run.
 
@@ -58,7 +67,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
     wrong = [
         key
         for key in differing_keys(old, new)
-        if not (key in _ADDED and {_get(old, key), _get(new, key)} <= {None, _ADDED[key]})
+        if not (_get(old, key) is None and _is_default(key, _get(new, key)))
         and not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
     ]
     if wrong:

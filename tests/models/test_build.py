@@ -9,7 +9,7 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
-from drkd_jax.models.norm import Statistic
+from drkd_jax.frozen import Frozen
 from tests.models import small
 
 
@@ -25,7 +25,7 @@ def test_full_size_has_mmdetections_parameter_count(name, parameters):
     detector = models.abstract_detector({"detector": name}, 80)
     assert count(detector) == parameters
     # ResNet-50 has 53 norms with 26,560 channels in all: a mean and a variance each.
-    assert count(detector, Statistic) == 2 * 26_560
+    assert count(detector, Frozen) == 2 * 26_560
 
 
 @pytest.mark.parametrize(
