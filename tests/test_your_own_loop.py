@@ -1,0 +1,127 @@
+"""The loops of docs/your-own-loop.md around a small foreign detector."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+import drkd_jax
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+STUDENT = drkd_jax.FeatureSpec(channels=(4, 4), strides=(4, 8))
+TEACHER = drkd_jax.FeatureSpec(channels=(6, 6), strides=(4, 8))
+random = np.random.default_rng(0)
+IMAGES = jnp.asarray(random.standard_normal((2, 32, 32, 3)), jnp.float32)
+CORNERS = random.uniform(0, 20, (2, 4, 2))
+BOXES = jnp.asarray(
+    np.concatenate([CORNERS, CORNERS + random.uniform(3, 12, (2, 4, 2))], -1), jnp.float32
+)
+VALID = jnp.asarray([[True] * 4, [True] * 3 + [False]])
+SIZES = jnp.asarray([[32, 32], [32, 28]])
+
+
+class Foreign(nnx.Module):
+    """Two convolutions and a pyramid of two levels: nothing of ours in it."""
+
+    def __init__(self, channels: int, rngs: nnx.Rngs):
+        self.first = nnx.Conv(3, channels, (4, 4), strides=4, rngs=rngs)
+        self.second = nnx.Conv(channels, channels, (2, 2), strides=2, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
+        fine = self.first(images)
+        return fine, self.second(nnx.relu(fine))
+
+
+class ForeignLinen(linen.Module):
+    """The same in linen."""
+
+    @linen.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
+        fine = linen.Conv(4, (4, 4), strides=4)(images)
+        return fine, linen.Conv(4, (2, 2), strides=2)(linen.relu(fine))
+
+
+def detection_loss(maps: tuple[jax.Array, ...]) -> jax.Array:
+    """Something to be good at besides."""
+    return sum(((x.mean(-1) - 1) ** 2).mean() for x in maps)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return Foreign(6, nnx.Rngs(7))(IMAGES)
+
+
+def make() -> drkd_jax.Distiller:
+    config = drkd_jax.DistillConfig(pixel_relation=drkd_jax.PixelRelationConfig(nodes=(4,)))
+    return drkd_jax.Distiller(config, student=STUDENT, teacher=TEACHER, rngs=nnx.Rngs(0))
+
+
+def test_ten_lines_of_nnx(known):
+    both = nnx.List([Foreign(4, nnx.Rngs(1)), make()])
+    optimizer = nnx.Optimizer(both, optax.adamw(1e-2), wrt=nnx.Param)
+    before = jax.tree.map(
+        jnp.copy, nnx.state(both[1].pixel_relation.teacher, drkd_jax.frozen.Frozen)
+    )
+
+    @nnx.jit
+    def step(both, optimizer):
+        def loss(both):
+            maps = both[0](IMAGES)
+            out = both[1](maps, known, BOXES, VALID, SIZES)
+            return detection_loss(maps) + out.total, out.losses
+
+        (value, losses), gradient = nnx.value_and_grad(loss, has_aux=True)(both)
+        optimizer.update(both, gradient)
+        return value, losses
+
+    values = [step(both, optimizer) for _ in range(12)]
+    assert float(values[-1][0]) < 0.9 * float(values[0][0])
+    assert set(values[0][1]) == {"pixel_relation", "instance_relation", "instance_feature"}
+    assert all(float(loss) > 0 for loss in values[0][1].values())
+    # Adam moves everything that it is given, even by a gradient near 0: the teacher's modules stay.
+    after = nnx.state(both[1].pixel_relation.teacher, drkd_jax.frozen.Frozen)
+    assert jax.tree.leaves(before)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_plain_optax_around_a_linen_detector(known):
+    student = ForeignLinen()
+    graph, params, rest = nnx.split(make(), nnx.Param, ...)
+    trained = {"student": student.init(jax.random.key(1), IMAGES), "distiller": params}
+    tx = optax.sgd(0.05)
+    opt_state = tx.init(trained)
+
+    @jax.jit
+    def step(trained, rest, opt_state):
+        def loss(trained, rest):
+            maps = student.apply(trained["student"], IMAGES)
+            module = nnx.merge(graph, trained["distiller"], rest, copy=True)
+            out = module(maps, known, BOXES, VALID, SIZES)
+            return detection_loss(maps) + out.total, nnx.split(module, nnx.Param, ...)[2]
+
+        (value, rest), gradient = jax.value_and_grad(loss, has_aux=True)(trained, rest)
+        updates, opt_state_after = tx.update(gradient, opt_state, trained)
+        return value, optax.apply_updates(trained, updates), rest, opt_state_after
+
+    values = []
+    for _ in range(8):
+        value, trained, rest, opt_state = step(trained, rest, opt_state)
+        values.append(float(value))
+    assert values[-1] < 0.95 * values[0]
+    assert float(rest["teacher_scale"]["variance"][...][0]) > 0
+
+
+def test_importing_it_pulls_in_no_part_of_the_training_program():
+    heavy = "orbax tensorflow_datasets cv2 matplotlib grain pycocotools ml_collections tensorboardX"
+    code = f"import sys, drkd_jax; print([m for m in {heavy.split()!r} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
