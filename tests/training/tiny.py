@@ -89,13 +89,7 @@ def python(
         cwd=ROOT,
         # As `quick_compile` does here, so that programs are found in the same cache.
         env=os.environ
-        | {
-            "PYTHONPATH": str(ROOT),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": flags,
-            # Processes that run one program together: the first compiles it for all.
-            "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
-        }
+        | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": flags}
         | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
