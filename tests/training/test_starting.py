@@ -1,5 +1,7 @@
 """Weights of files, for students and teachers."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -131,6 +133,18 @@ def test_a_head_that_is_not_built_leaves_a_teacher_its_pyramid(files, tmp_path):
     assert not hasattr(teacher.detector, "head")
     with pytest.raises(UserError, match=r"nms.type = 'soft_nms'"):
         load_teacher({"checkpoint": str(tmp_path / "x.pth"), "evaluate": True}, 3, 0)
+
+
+def test_outputs_of_classes_in_another_order_stay_random(files, tmp_path):
+    weights = open_weights(files[0] / "detector.safetensors")
+    about = dataclasses.replace(weights.about, categories=((1, "nut"), (2, "bolt"), (3, "pin")))
+    write_ours(tmp_path / "x.safetensors", weights.arrays, about)
+    values = config(init=str(tmp_path / "x.safetensors"))
+    _, origin = build_student(values, 3, jnp.float32, ["nut", "bolt", "pin"])
+    assert "random" not in origin
+    _, origin = build_student(values, 3, jnp.float32, ["bolt", "nut", "pin"])
+    assert "in another order" in origin
+    assert origin.endswith("(random: head.cls.bias, head.cls.kernel)")
 
 
 def test_a_head_of_other_anchors_is_left_out(files):
