@@ -112,7 +112,8 @@ def build_run(values: Mapping[str, Any]) -> Run:
     tx = schedule.optimiser(settings, rate)
 
     num_classes = len(train_source.categories)
-    student, origin = build_student(config, num_classes, pixels.dtype)
+    names = [category.name for category in train_source.categories]
+    student, origin = build_student(config, num_classes, pixels.dtype, names)
     if settings.parallel == "pmap" and nnx.state(student, nnx.BatchStat):
         raise UserError(
             "config.train.parallel = 'pmap' has no batch statistics over all devices, which "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def check_files(config: Mapping[str, Any]) -> None:
 
 
 def build_student(
-    config: Mapping[str, Any], num_classes: int, dtype: Any
+    config: Mapping[str, Any], num_classes: int, dtype: Any, names: Sequence[str] = ()
 ) -> tuple[models.Detector, str]:
     """The student with its starting weights, and one line that says where they came from.
 
@@ -60,6 +61,8 @@ def build_student(
             torchvision or of mmdetection: an ImageNet backbone or a detector.
         num_classes: of the data.
         dtype: what the student computes in.
+        names: of the data's classes, where they are known: outputs of other classes, or of the
+            same in another order, stay random.
 
     Raises:
         UserError: unknown model settings, or starting weights that are not there or do not fit.
@@ -75,13 +78,15 @@ def build_student(
     if not init:
         return student, f"random weights of seed {seed}"
     if Path(init).is_file():
-        return start_from(student, *_of_file(Path(init), student, config.get("data") or {}))
+        return start_from(student, *_of_file(Path(init), student, config.get("data") or {}, names))
     arrays, about, step = load_arrays(init)
     own = {key: value for key, value in about["config"]["student"].items() if key != "init"}
     theirs = models.abstract_detector(as_tuples(own), max(len(about["categories"]), 1)).settings
     _check_backbone(init, theirs.backbone, student.settings.backbone)
     _check_pixels(init, about["config"]["data"], config.get("data") or {})
-    return start_from(student, *_fitting(arrays, theirs, student, f"{init}, step {step}"))
+    fitting = _fitting(arrays, theirs, student, f"{init}, step {step}")
+    own_names = [str(name) for _, name in about["categories"]]
+    return start_from(student, *_of_same_classes(*fitting, own_names, names))
 
 
 def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any, str]:
@@ -140,7 +145,7 @@ def _near(key: str, theirs: Any, own: Any) -> bool:
 
 
 def _of_file(
-    path: Path, student: models.Detector, data: Mapping[str, Any]
+    path: Path, student: models.Detector, data: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[dict[str, Any], str]:
     """The arrays of a file that mean to this student what they meant where they come from."""
     own = student.settings
@@ -163,7 +168,8 @@ def _of_file(
             )
     if weights.about.part != "detector":
         return arrays, where
-    return _fitting(arrays, weights.model().settings, student, where)
+    fitting = _fitting(arrays, weights.model().settings, student, where)
+    return _of_same_classes(*fitting, [name for _, name in weights.about.categories], names)
 
 
 def _check_backbone(init: str | Path, theirs: BackboneSettings, own: BackboneSettings) -> None:
@@ -196,3 +202,17 @@ def _fitting(
         return kept, where
     body = ("backbone.", "neck.")
     return {name: array for name, array in kept.items() if name.startswith(body)}, where
+
+
+def _of_same_classes(
+    arrays: Mapping[str, Any], where: str, theirs: Sequence[str], own: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    """A detector's arrays, without the outputs of classes that are not this data's in order."""
+    kept = dict(arrays)
+    if not theirs or len(theirs) != len(own) or list(theirs) == list(own):
+        return kept, where  # of another number, they do not fit anyway
+    told_apart = re.compile(r"(head\.cls|roi(\.\d)?\.(cls|box))\.")
+    kept = {name: array for name, array in kept.items() if not told_apart.match(name)}
+    if len(kept) < len(arrays):
+        where += ", without the outputs of its classes, which are others or in another order"
+    return kept, where

@@ -57,7 +57,8 @@ class Weights:
             for reason in dict.fromkeys(self.account.skipped.values())
         }
         skipped = "".join(f", {count} of {reason} skipped" for reason, count in reasons.items())
-        return f"{words}, all {len(self.arrays)} arrays{skipped}"
+        head = f"; its head is {source['head']}" if "head" in source else ""
+        return f"{words}, all {len(self.arrays)} arrays{skipped}{head}"
 
     def model(self, dtype: Any = jnp.float32) -> Any:
         """The model without values: a detector, a feature extractor or a backbone."""
@@ -108,6 +109,8 @@ def open_weights(
     source = {"file": path.name, "sha256": digest, "library": known.library, "form": found.form}
     if inner.prefix:
         source["prefix"] = inner.prefix
+    if reading.unbuilt:
+        source["head"] = f"left out: {'; '.join(reading.unbuilt)}"
     lines = [
         f"{path.name}: {known.library}, {found.form}, SHA-256 {digest[:16]}... "
         f"({checked_name(path, digest)})",

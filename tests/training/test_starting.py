@@ -1,5 +1,7 @@
 """Weights of files, for students and teachers."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from drkd_jax.weights.account import give
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import write_ours
 from drkd_jax.weights.understanding import library_table
+from tests.weights.configs import RETINANET
 from tests.weights.small import foreign, random_arrays
+from tests.weights.torch_writing import write_torch
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -112,10 +116,35 @@ def test_a_backbone_that_strides_otherwise_is_refused(tmp_path):
     fifty = {"depth": 50, "width": 8}
     with pytest.raises(UserError, match=r"set config.student.backbone.style = caffe"):
         build_student(config(init=init, backbone=fifty), 3, jnp.float32)
-    student, _ = build_student(
-        config(init=init, backbone={**fifty, "style": "caffe"}), 3, jnp.float32
-    )
+    values = config(init=init, backbone={**fifty, "style": "caffe"})
+    values["data"] = {"mean": (104.0, 117.0, 123.0), "std": (1, 1, 1), "channels": "bgr"}
+    student, _ = build_student(values, 3, jnp.float32)  # a mean to less than a grey level
     assert student.backbone.stages[1][0].convs[0].strides == 2
+
+
+def test_a_head_that_is_not_built_leaves_a_teacher_its_pyramid(files, tmp_path):
+    theirs = foreign("mmdet retinanet")[1]
+    text = RETINANET.replace("type='nms'", "type='soft_nms'")
+    content = {"meta": {"config": text, "CLASSES": ("nut", "bolt", "pin")}}
+    write_torch(tmp_path / "x.pth", content | {"state_dict": theirs})
+    teacher = load_teacher({"checkpoint": str(tmp_path / "x.pth")}, 3, 0)
+    assert "its head is left out: model.test_cfg.nms.type = 'soft_nms'" in teacher.origin
+    assert teacher.categories == ("nut", "bolt", "pin")
+    assert not hasattr(teacher.detector, "head")
+    with pytest.raises(UserError, match=r"nms.type = 'soft_nms'"):
+        load_teacher({"checkpoint": str(tmp_path / "x.pth"), "evaluate": True}, 3, 0)
+
+
+def test_outputs_of_classes_in_another_order_stay_random(files, tmp_path):
+    weights = open_weights(files[0] / "detector.safetensors")
+    about = dataclasses.replace(weights.about, categories=((1, "nut"), (2, "bolt"), (3, "pin")))
+    write_ours(tmp_path / "x.safetensors", weights.arrays, about)
+    values = config(init=str(tmp_path / "x.safetensors"))
+    _, origin = build_student(values, 3, jnp.float32, ["nut", "bolt", "pin"])
+    assert "random" not in origin
+    _, origin = build_student(values, 3, jnp.float32, ["bolt", "nut", "pin"])
+    assert "in another order" in origin
+    assert origin.endswith("(random: head.cls.bias, head.cls.kernel)")
 
 
 def test_a_head_of_other_anchors_is_left_out(files):

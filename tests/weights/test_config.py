@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS, Pixels
+from drkd_jax.models.dense import level_anchors
 from drkd_jax.weights.config_text import ConfigTextError, Unread, read_config_text
+from drkd_jax.weights.empty_models import abstract
 from drkd_jax.weights.mmdet_config import class_names, read_pixels, read_size
 from drkd_jax.weights.understanding import understand
 from tests.weights.configs import FASTER_RCNN, RETINANET
@@ -113,6 +117,22 @@ def test_what_a_faster_rcnn_s_config_says_is_used(old, new, setting, value):
     found = read("mmdet faster_rcnn", text, "cfg")
     assert found.account.whole, found.account.faults()
     assert flat(found.settings)[setting] == value
+
+
+def test_what_is_used_reaches_the_model():
+    text = changed("mmdet faster_rcnn", "[1.0, 1.0, 1.0, 1.0]", "[.5, .5, .4, .4]")
+    text = text.replace("[0.1, 0.1, 0.2, 0.2]", "[.05, .05, .1, .1]")
+    text = text.replace("sampling_ratio=0", "sampling_ratio=2, aligned=False")
+    text = text.replace("[4, 8, 16, 32],", "[4, 8, 16],").replace("scales=[8]", "scales=[3]")
+    found = read("mmdet faster_rcnn", text)
+    detector = abstract("detector", found.settings, 3, jnp.float32)
+    rule = detector.convention
+    assert (rule.rpn_stds, rule.roi_stds) == ((0.5, 0.5, 0.4, 0.4), (0.05, 0.05, 0.1, 0.1))
+    assert (rule.roi_aligned, rule.roi_max_level, detector.roi.sampling) == (False, 4, 2)
+    assert detector.roi.convention is rule
+    shapes = [(4, 4), (2, 2), (1, 1), (1, 1), (1, 1)]
+    anchors = level_anchors(detector.settings.anchors, detector.spec.strides, shapes, rule)[0]
+    np.testing.assert_array_equal(anchors[1], [-6.0, -6.0, 6.0, 6.0])  # ratio 1: 3 strides of 4
 
 
 REFUSED = [
