@@ -68,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
     try:
+        command = import_module(known[name][0]).main
         with catch_interrupts():
-            return import_module(known[name][0]).main(rest)
+            return command(rest)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER

@@ -24,6 +24,7 @@ from drkd_jax.cli.found_file import FoundFile, found_file
 from drkd_jax.cli.inputs import drawing_names, find_pictures
 from drkd_jax.cli.stream import Picture, batched, read_pictures
 from drkd_jax.data.decode import decode_picture
+from drkd_jax.data.records import Category
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.evaluation import found_in
 from drkd_jax.report.draw import draw_detections
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     trained = load_named(arguments, arguments.max or 0)
     categories = list(trained.categories)
     if not categories:  # a file of weights that names none
-        categories = [(k + 1, f"class {k + 1}") for k in range(trained.num_classes)]
+        categories = [Category(k + 1, f"class {k + 1}") for k in range(trained.num_classes)]
     writer = _Writer(out, paths, categories, arguments.score)
     broken = 0
     with (
@@ -90,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
                     sys.stdout.flush()
                 else:
                     broken += 1
-                    file.skip(str(paths[item.index]), item.fault)
+                    file.skip(str(paths[item.position]), item.fault)
                     tqdm.write(f"error: {item.fault}", file=sys.stderr)
                 bar.update()
         except KeyboardInterrupt:
@@ -167,7 +168,7 @@ class _Writer:
         Raises:
             UserError: the drawing cannot be written.
         """
-        index, image = found.picture.index, found.picture.image
+        index, image = found.picture.position, found.picture.image
         assert image is not None
         path, drawing = self._paths[index], self._out / self._drawings[index]
         shown = found.scores >= self._lowest

@@ -25,12 +25,12 @@ class Picture(NamedTuple):
     """A picture that was read, or why it could not be.
 
     Attributes:
-        index: its place among all.
+        position: among all.
         image: RGB; None where there is a fault.
         fault: in words, or "".
     """
 
-    index: int
+    position: int
     image: UInt8[np.ndarray, "H W 3"] | None
     fault: str = ""
 
@@ -86,7 +86,7 @@ def batched(
         config: canvases, sizes and the pictures of a batch.
 
     Yields:
-        (batch, its pictures by row). `index` of the batch is the picture's own.
+        (batch, its pictures by row). `index` of the batch is the picture's position.
     """
     waiting: dict[int, list[tuple[Picture, tuple[int, int]]]] = {}
     for picture in pictures:
@@ -125,6 +125,6 @@ def _batch(
         height, width = picture.image.shape[:2]
         images = np.asarray(batch.images)
         images[row, : size[0], : size[1]] = resize(picture.image, size, images.dtype)
-        batch.sizes[row], batch.index[row] = size, picture.index
+        batch.sizes[row], batch.index[row] = size, picture.position
         batch.scale[row] = size[1] / width, size[0] / height
     return batch, [picture for picture, _ in group]

@@ -50,7 +50,7 @@ _catching: list[bool] = []  # of this process; empty from the first one on
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if _catching and not (_active and _active[0].name):
+    if _catching and not (_active and _active[0].name) and not _imports(frame):
         _catching.clear()
         raise KeyboardInterrupt
     with contextlib.suppress(OSError):
@@ -59,6 +59,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for child in processes.active_children() if processes else ():
         child.terminate()
     os._exit(EXIT_INTERRUPTED)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, which may turn the exception into an ImportError."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class StopRequest:

@@ -46,6 +46,21 @@ def run(script: str, start: str = START) -> tuple[int, str, str]:
                 print("went on")
         """,
         """
+        import importlib.abc, importlib.util
+
+        class Loader(importlib.abc.Loader):
+            def exec_module(self, module):
+                try:
+                    press()  # C extensions make an ImportError of an exception
+                except BaseException as error:
+                    raise ImportError from error
+
+        spec = importlib.util.spec_from_loader("module", Loader())
+        sys.meta_path.insert(0, type("Finder", (), {"find_spec": lambda *_: spec}))
+        with catch_interrupts():
+            import module
+        """,
+        """
         with catch_interrupts(), stop_request() as request:
             press()
             assert request.name == "SIGINT"
@@ -55,7 +70,7 @@ def run(script: str, start: str = START) -> tuple[int, str, str]:
                 print("went on")
         """,
     ],
-    ids=["start", "end", "clean-up", "training"],
+    ids=["start", "end", "clean-up", "import", "training"],
 )
 def test_the_last_one_leaves_at_once(script):
     code, out, err = run(script)
