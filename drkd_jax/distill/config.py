@@ -9,7 +9,7 @@ from typing import Any
 from drkd_jax.errors import UserError
 
 FORMS = ("paper", "official")
-TEACHER_MODULES = ("trained", "frozen", "shared", "average")
+TEACHER_MODULES = ("trained", "frozen", "pretrained", "shared", "average")
 ARITHMETICS = ("auto", "plain", "gram")
 FILTERS = ("learned", "random", "none")
 SCHEDULES = ("constant", "linear", "cosine", "stop")

@@ -16,6 +16,7 @@ from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
 from drkd_jax.training import schedule
 from drkd_jax.training.evaluate import Predict, predictor
+from drkd_jax.training.gradients import GradientReport, gradient_report
 from drkd_jax.training.pixels import KEYS as PIXEL_KEYS
 from drkd_jax.training.pixels import Pixels, read_pixels
 from drkd_jax.training.settings import (
@@ -70,6 +71,7 @@ class Run:
     recipe: Recipe
     state: TrainState
     step: TrainStep
+    gradients: GradientReport | None  # where `train.log_gradients` asks for it
     predict: Predict
     warnings: list[str]
 
@@ -177,6 +179,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         recipe=recipe,
         state=put_everywhere(new_state(parts, tx, average=settings.ema > 0), mesh),
         step=(pmap_step if settings.parallel == "pmap" else train_step)(recipe, mesh),
+        gradients=gradient_report(recipe, mesh) if settings.log_gradients else None,
         predict=predictor(parts["student"].graph, pixels, mesh),
         warnings=warnings,
     )

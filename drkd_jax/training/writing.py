@@ -22,6 +22,11 @@ _WORDS = {
 
 
 def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a small file in one go: who reads it sees the old content or the new one.
 
     Raises:
@@ -30,8 +35,8 @@ def write_text(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
     with told(path):
         try:
-            with new.open("w") as file:
-                file.write(text)
+            with new.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(path)
