@@ -75,6 +75,7 @@ def base() -> ConfigDict:
     train.precision = "float32"  # float32 | bfloat16: what the networks compute in
     train.parallel = "jit"  # jit | pmap: the same losses, see docs/several-machines.md
     train.log_every = 50  # steps
+    train.log_gradients = 0  # steps between two comparisons of the terms' gradients; 0 for never
     train.checkpoint_every = 1000  # steps
     train.eval_every = 0  # steps; 0 evaluates at the end only
     train.keep = 2  # checkpoints kept beside the best one

@@ -32,15 +32,17 @@ from drkd_jax.training.evaluate import (
 from drkd_jax.training.interrupt import InterruptedRunError, StopRequest, stop_request
 from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import METRICS_FILE, Metrics, read_metrics
+from drkd_jax.training.pretrain import with_pretrained_units
 from drkd_jax.training.processes import Vote, any_of, from_first, is_first, union
 from drkd_jax.training.reading import AHEAD, Reading
 from drkd_jax.training.same_run import changed_data, check_same_classes, check_same_run
 from drkd_jax.training.setup import Run, build_run
-from drkd_jax.training.sharding import put_everywhere, replicated
+from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.training.state import Arrays, TrainState, num_parameters
 from drkd_jax.training.teacher import compare_classes
 from drkd_jax.training.trace import Trace, read_steps
 from drkd_jax.training.writing import reason, write_text
+from drkd_jax.types import Batch
 
 
 def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") -> dict[str, Any]:
@@ -102,6 +104,7 @@ class _Sitting:
         self.fingerprint: dict[str, Any] = from_first(
             lambda: {name: fingerprint(source) for name, source in sources.items()}
         )
+        self.compared: set[tuple[int, ...]] = set()  # shapes whose gradients were looked at
         self._resume()
         self.trace = Trace(workdir, read_steps(profile, self.start), silent=not is_first())
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
@@ -181,6 +184,24 @@ class _Sitting:
             self.metrics.warn(self.start, differing)
         if run.config["teacher"].get("evaluate"):
             self._evaluate_teacher(request, comparable=differing is None)
+        if self.start == 0:  # later on the units are in the checkpoint
+            self._pretrain(request)
+
+    def _pretrain(self, request: StopRequest) -> None:
+        vote = Vote(self.run.mesh, 1)
+        state = with_pretrained_units(
+            self.run,
+            self.state,
+            self.workdir,
+            self.metrics.say,
+            lambda: vote(request.name is not None),
+        )
+        if state is None:
+            raise InterruptedRunError(
+                f"{request.name or 'asked to stop'} while the teacher's units were trained: there "
+                "was nothing to save; the same command begins again"
+            )
+        self.state = state
 
     def _evaluate_teacher(self, request: StopRequest, comparable: bool) -> None:
         run = self.run
@@ -213,6 +234,8 @@ class _Sitting:
             before = time.perf_counter()
             batch = next(self.loader)
             window.waited(time.perf_counter() - before)
+            if settings.log_gradients and done % settings.log_gradients == 0:
+                before += self._gradients(batch)
             with jax.profiler.StepTraceAnnotation("train", step_num=done):
                 self.state, values = run.step(self.state, run.teacher_arrays, run.put(batch))
             self.reading.add(done, values, np.asarray(batch.index))
@@ -233,6 +256,22 @@ class _Sitting:
                 self._evaluate(done, request)
             if stop and not last:
                 self._interrupt(done, request)
+
+    def _gradients(self, batch: Batch) -> float:
+        """Compares the terms' gradients at the step to come; seconds that it took."""
+        begun, report = time.perf_counter(), self.run.gradients
+        assert report is not None
+        found = report(self.state, self.run.teacher_arrays, put_batch(batch, self.run.mesh))
+        self.reading.window.gradients(found.to_dict())
+        took = time.perf_counter() - begun
+        shape = batch.images.shape
+        if shape not in self.compared:
+            self.compared.add(shape)
+            self.metrics.say(
+                f"gradients  their program, compiled for {shape[1]}x{shape[2]}: {took:.1f} s"
+            )
+        self.reading.window.leave_out(took)
+        return took
 
     def _interrupt(self, step: int, request: StopRequest) -> NoReturn:
         self._save(step)

@@ -19,6 +19,7 @@ FREE_TO_CHANGE = (
     "train.steps",
     "train.epochs",
     "train.log_every",
+    "train.log_gradients",
     "train.checkpoint_every",
     "train.eval_every",
     "train.keep",

@@ -42,6 +42,8 @@ class TrainSettings:
         ema: decay of an exponential moving average of the student's parameters, which then is
             what is evaluated and kept; 0 keeps none.
         log_every: steps between two lines of metrics.
+        log_gradients: steps between two looks at how the gradients of detection and distillation
+            compare (`gradients.py`), by a program of its own; 0 never looks.
         checkpoint_every: steps between two checkpoints; the last step always writes one.
         eval_every: steps between two evaluations; 0 evaluates at the end only.
         keep: checkpoints kept, apart from the best one.
@@ -72,6 +74,7 @@ class TrainSettings:
     clip_norm: float = 0.0
     ema: float = 0.0
     log_every: int = 50
+    log_gradients: int = 0
     checkpoint_every: int = 1000
     eval_every: int = 0
     keep: int = 2
@@ -111,6 +114,7 @@ class TrainSettings:
             "epochs",
             "warmup_steps",
             "eval_every",
+            "log_gradients",
             "clip_norm",
             "weight_decay",
             "linear_rate_for",
@@ -126,6 +130,8 @@ class TrainSettings:
             raise UserError(
                 f"config.train.final_factor = {self.final_factor}: a share of the rate, 0 to 1"
             )
+        if self.log_gradients and self.parallel == "pmap":
+            raise UserError("config.train.log_gradients needs config.train.parallel = 'jit'")
         if not self.learning_rate > 0:
             raise UserError(
                 f"config.train.learning_rate = {self.learning_rate}: nothing would be learned; "

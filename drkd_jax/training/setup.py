@@ -19,6 +19,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.paths import expand_config
 from drkd_jax.training import schedule
 from drkd_jax.training.evaluate import Predict, predictor
+from drkd_jax.training.gradients import GradientReport, gradient_report
 from drkd_jax.training.pixels import KEYS as PIXEL_KEYS
 from drkd_jax.training.pixels import Pixels, read_pixels
 from drkd_jax.training.settings import (
@@ -73,6 +74,7 @@ class Run:
     recipe: Recipe
     state: TrainState
     step: TrainStep
+    gradients: GradientReport | None  # where `train.log_gradients` asks for it
     predict: Predict
     warnings: list[str]
 
@@ -174,6 +176,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         recipe=recipe,
         state=put_everywhere(new_state(parts, tx, average=settings.ema > 0), mesh),
         step=(pmap_step if settings.parallel == "pmap" else train_step)(recipe, mesh),
+        gradients=gradient_report(recipe, mesh) if settings.log_gradients else None,
         predict=predictor(parts["student"].graph, pixels, mesh, evaluation.least_limit),
         warnings=warnings,
     )

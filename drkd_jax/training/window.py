@@ -24,6 +24,7 @@ class Window:
     def __init__(self, weights: Mapping[str, float], batch_size: int):
         self._weights, self._batch_size = weights, batch_size
         self._values: list[dict[str, float]] = []
+        self._gradients: list[dict[str, float]] = []
         self._took: list[float] = []
         self.counts: Callable[[], dict[str, float]] = dict
         self.start()
@@ -44,6 +45,10 @@ class Window:
         """The values of one step."""
         self._values.append(values)
 
+    def gradients(self, values: dict[str, float]) -> None:
+        """What was found about gradients at one step."""
+        self._gradients.append(values)
+
     def leave_out(self, seconds: float) -> None:
         """Time that was no training."""
         self._since += seconds
@@ -59,6 +64,9 @@ class Window:
         """
         took = max(time.perf_counter() - self._since, 1e-9)
         values = _means(self._values, self._weights)
+        if self._gradients:
+            named = self._gradients[-1]
+            values |= {name: float(np.mean([v[name] for v in self._gradients])) for name in named}
         rate = len(self._values) * self._batch_size / took
         values |= {"pictures_per_second": rate, "data_wait": self._waited / took} | self.counts()
         if "diag/boxes_left_out" in values:  # by the terms; the loader may have left out more
@@ -73,7 +81,7 @@ class Window:
             shown[name] = f"{loss:.3g} ({share:.1%})"
         shown |= {"lr": f"{values['learning_rate']:.3g}", "img/s": f"{rate:.1f}"}
         shown["left"] = f"{left / 60:.0f} min" if left >= 120 else f"{left:.0f} s"
-        self._values, self._took = [], []
+        self._values, self._took, self._gradients = [], [], []
         self.start()
         return values, shown
 

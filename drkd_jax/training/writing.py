@@ -73,13 +73,18 @@ def make_place(file: str | Path, flag: str = "") -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a small file in one go: who reads it sees the old content or the new one.
 
     Raises:
         UserError: it cannot be written; the old content is still there.
     """
     with told(path), replacing(path) as file:
-        file.write(text.encode())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

@@ -20,6 +20,7 @@ from drkd_jax.training.metrics import CompilationCounter, read_metrics
 from drkd_jax.training.settings import train_settings
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.sharding import put_batch, put_everywhere
+from drkd_jax.training.step import StepValues
 from tests.training import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -131,10 +132,21 @@ def test_a_work_folder_that_is_a_file_is_told(finished, tmp_path):
 
 
 @pytest.mark.usefixtures("compiled")
-def test_a_trace_of_some_steps_is_written(finished, tmp_path):
+def test_a_trace_and_the_gradients_of_some_steps_are_written(finished, tmp_path, monkeypatch):
     config, _, _ = finished
+    config = {**config, "train": {**config["train"], "log_gradients": 4}}
+    build, name = loop.build_run, "gradient/detection/backbone"
+
+    def report(state, *_):  # a stand-in that is not compiled: test_gradients.py has the real one
+        return StepValues(np.array([state.step], np.float32), (name,))
+
+    monkeypatch.setattr(
+        loop, "build_run", lambda given: dataclasses.replace(build(given), gradients=report)
+    )
     loop.train(config, tmp_path, profile="2:4")
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if name in line]
+    assert [(line["step"], line[name]) for line in lines] == [(4, 3.0), (8, 7.0)]
 
 
 def test_pmap_knows_no_batch_statistics(finished):

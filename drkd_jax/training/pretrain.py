@@ -1,0 +1,324 @@
+"""`teacher_modules = "pretrained"`: the teacher's graph units learn inside the frozen teacher.
+
+    images -> backbone, pyramid -> t_i -> sigma_i * phi_i(t_i / sigma_i) -> heads -> detection loss
+
+Only the units learn: their relation between pixels is then one that helps the teacher to detect.
+Each starts as the identity (scale of its batch norm 0), so that the teacher starts as it is.
+sigma_i is the map's standard deviation where the distiller divides by it, else 1: a unit sees what
+it will see in the distillation. Relation units are not trained here: no head of the teacher takes a
+relation matrix.
+
+Every eighth training image is left out and serves to measure what the phase brought. A phase that
+was stopped begins again; one that is done lies in the work folder and is taken from there.
+
+Letters: B images, h w a map, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from drkd_jax.data.epoch import kept_indices
+from drkd_jax.data.part import Part
+from drkd_jax.data.pipeline import TrainIterator, steps_per_epoch, train_loader
+from drkd_jax.data.records import Source
+from drkd_jax.distill import DistillConfig, Distiller
+from drkd_jax.distill.layers import pixel_mask, safe_ratio
+from drkd_jax.errors import UserError
+from drkd_jax.training import schedule
+from drkd_jax.training.processes import from_all, from_first
+from drkd_jax.training.settings import TrainSettings
+from drkd_jax.training.setup import Run
+from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
+from drkd_jax.training.state import (
+    Arrays,
+    Parts,
+    TrainState,
+    flatten,
+    put_together,
+    take_apart,
+    unflatten,
+)
+from drkd_jax.training.step import picture_keys
+from drkd_jax.training.teacher import Teacher, load_teacher
+from drkd_jax.training.teacher_units import (
+    UNITS_FILE,
+    Pretrained,
+    fingerprint,
+    read_units,
+    write_units,
+)
+from drkd_jax.types import Array, Batch, Features
+
+_HELD_OUT = 8  # one image of so many is for measuring
+_MEASURED = 16  # held-out batches, at most
+
+
+def with_pretrained_units(
+    run: Run, state: TrainState, workdir: Path, say: Callable[[str], None], stop: Callable[[], bool]
+) -> TrainState | None:
+    """The state of step 0 with the teacher's graph units trained, or taken from the work folder.
+
+    Args:
+        run: what was built; without a distiller that wants pretrained units nothing is done.
+        state: of step 0.
+        workdir: keeps the units in `teacher_units.npz`.
+        say: takes a line for the person at the terminal.
+        stop: whether to end early; every process asks at the same steps.
+
+    Returns:
+        The state, or None where the phase was stopped.
+
+    Raises:
+        UserError: the teacher has no heads or other classes, or its loss stopped being finite.
+    """
+    if "distiller" not in run.recipe.graphs:
+        return state
+    graph = run.recipe.graphs["distiller"]
+    distiller = put_together(Parts(graph, state.params["distiller"], state.rest["distiller"]))
+    term = distiller.pixel_relation
+    if term is None or term.config.teacher_modules != "pretrained":
+        return state
+    path, mark = workdir / UNITS_FILE, fingerprint(run)
+    if from_first(lambda: read_units(path, mark) is not None):
+        found = read_units(path, mark)
+        say(f"teacher    graph units as trained before, from {path}")
+    else:
+        config = distiller.config
+        say(f"teacher    its graph units learn inside it for {config.pretrain_steps} steps ...")
+        found = train_units(run, distiller, stop)
+        if found is None:
+            return None
+        from_first(lambda: write_units(path, mark, found))
+    assert found is not None
+    say(
+        f"teacher    with its graph units its loss on {found.images} held-out images is "
+        f"{found.after:.4f}; without them {found.before:.4f} "
+        f"({found.after / found.before - 1:+.1%})"
+    )
+    if found.after > found.before:
+        say(
+            "teacher    its units made it worse: a lower distill.pretrain_rate or fewer "
+            "distill.pretrain_steps may help"
+        )
+    _, state_of_units = nnx.split(term.teacher)
+    pure = nnx.as_pure(state_of_units)
+    trained = {
+        name: jnp.asarray(found.arrays[name], leaf.dtype) for name, leaf in flatten(pure).items()
+    }
+    nnx.update(term.teacher, unflatten(trained, pure))
+    rest = take_apart(distiller, run.recipe.is_trained["distiller"]).rest
+    return _with_rest(state, put_everywhere(rest, run.mesh))
+
+
+def _with_rest(state: TrainState, rest: Arrays) -> TrainState:
+    others = {**state.rest, "distiller": rest}
+    return TrainState(state.step, state.params, others, state.opt_state, state.average)
+
+
+class _Phase(NamedTuple):
+    """Everything static about a step of the phase."""
+
+    run: Run
+    teacher: nnx.GraphDef
+    units: nnx.GraphDef
+    levels: tuple[int, ...]  # of the teacher's pyramid, one a unit
+    standardized: bool
+    dtype: Any  # of the distiller
+
+    def loss(
+        self, weights: Arrays, statistics: Arrays, teacher: Arrays, batch: Batch, step: Array
+    ) -> tuple[Array, Arrays]:
+        """The teacher's detection loss behind its units, and their statistics afterwards."""
+        detector = nnx.merge(self.teacher, teacher, copy=True)
+        units = nnx.merge(self.units, weights, statistics, copy=True)
+        pixels = self.run.recipe.teacher_pixels or self.run.recipe.pixels
+        images, targets = pixels.prepare(batch)
+        features = jax.lax.stop_gradient(detector.features(images))
+        maps = list(features.maps)
+        for unit, level in zip(units, self.levels, strict=True):
+            x = maps[level]
+            stride = features.spec.strides[level]
+            mask = pixel_mask(targets.sizes, targets.picture_valid, stride, x.shape[1:3])
+            sigma = _deviation(x, mask) if self.standardized else jnp.ones(())
+            flat = (x / sigma).astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1])
+            phi = unit(flat, mask.reshape(mask.shape[0], -1), train=True)
+            # What the unit adds, so that one that adds nothing changes no bit of the map.
+            maps[level] = x + ((phi - flat).reshape(x.shape) * sigma).astype(x.dtype)
+        keys = picture_keys(self.run.recipe.seed, step, batch.index)
+        terms = detector.losses(Features(tuple(maps), features.spec), targets, keys)
+        total = sum(terms.values(), jnp.zeros((), jnp.float32))
+        return total, nnx.as_pure(nnx.state(units, nnx.BatchStat))
+
+
+def _deviation(x: Array, mask: Array) -> Array:
+    """Standard deviation of a map's valid pixels about each channel's mean; 1 without any."""
+    inside, wide = mask[..., None], x.astype(jnp.float32)
+    count = mask.sum().astype(jnp.float32)
+    mean = safe_ratio(jnp.where(inside, wide, 0).sum((0, 1, 2)), count)
+    off = jnp.where(inside, wide - mean, 0)
+    variance = safe_ratio((off * off).sum(), count * x.shape[-1])
+    return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 1)
+
+
+def train_units(
+    run: Run, distiller: Distiller, stop: Callable[[], bool] = lambda: False
+) -> Pretrained | None:
+    """Trains the graph units of the teacher's side by the teacher's own detection loss.
+
+    Args:
+        run: its teacher, training images and seed.
+        distiller: with a pixel relation that has units of the teacher's own; not changed.
+        stop: asked at every step.
+
+    Returns:
+        The trained units with their statistics, or None where it was stopped.
+
+    Raises:
+        UserError: the teacher cannot detect, or the loss stopped being finite.
+    """
+    config, term = distiller.config, distiller.pixel_relation
+    assert term is not None
+    teacher = _whole_teacher(run)
+    arrays = put_everywhere(teacher.arrays, run.mesh)
+    graph, weights, statistics = nnx.split(term.teacher, _is_weight, ...)
+    levels = tuple(pair.teacher for pair in distiller.pairs)
+    # A distiller that divides the teacher's maps by their deviation has a module for it.
+    standardized = getattr(distiller, "teacher_scale", None) is not None
+    phase = _Phase(run, teacher.graph, graph, levels, standardized, distiller.dtype)
+    weights, statistics = put_everywhere(
+        (_as_identity(nnx.as_pure(weights)), nnx.as_pure(statistics)), run.mesh
+    )
+    settings = _settings(run, config)
+    rate = schedule.learning_rate(settings, (), settings.steps)
+    tx = schedule.optimiser(settings, rate)
+    everywhere = replicated(run.mesh)
+
+    def update(weights: Arrays, statistics: Arrays, moments: Any, *given: Any) -> Any:
+        (loss, after), gradient = jax.value_and_grad(phase.loss, has_aux=True)(
+            weights, statistics, *given
+        )
+        parts = {"units": weights}
+        change, moments = tx.update({"units": gradient}, moments, parts)
+        return optax.apply_updates(parts, change)["units"], after, moments, loss
+
+    step = jax.jit(update, donate_argnums=(0, 1, 2), out_shardings=everywhere)
+    measure = jax.jit(lambda *given: phase.loss(*given)[0], out_shardings=everywhere)
+    held_out, trained = _split_source(run)
+    with closing(_loader(run, held_out)) as loader:
+        measured = min(_MEASURED, steps_per_epoch(held_out, run.pipeline))
+
+        def score() -> tuple[float, int]:
+            loader.set_state({"next_batch": 0})
+            losses, images = [], 0
+            for number in range(measured):
+                batch = next(loader)
+                images += int(from_all(np.asarray(batch.picture_valid)).sum())
+                placed = put_batch(batch, run.mesh)
+                losses.append(measure(weights, statistics, arrays, placed, jnp.int32(number)))
+            return float(np.mean(jax.device_get(losses))), images
+
+        before, images = score()
+        moments = jax.jit(tx.init, out_shardings=everywhere)({"units": weights})
+        with closing(_loader(run, trained)) as batches:
+            for done in range(settings.steps):
+                if stop():
+                    return None
+                placed = put_batch(next(batches), run.mesh)
+                given = arrays, placed, jnp.int32(done)
+                weights, statistics, moments, _ = step(weights, statistics, moments, *given)
+        after, _ = score()
+    if not np.isfinite(after):
+        raise UserError(
+            "the teacher's graph units: its loss is no finite number after "
+            f"{settings.steps} steps; take a lower distill.pretrain_rate than "
+            f"{config.pretrain_rate:g}"
+        )
+    units = nnx.merge(graph, weights, statistics)
+    flat = flatten(nnx.as_pure(nnx.split(units)[1]))
+    return Pretrained({name: np.array(leaf) for name, leaf in flat.items()}, before, after, images)
+
+
+def _is_weight(path: tuple[Any, ...], variable: Any) -> bool:
+    """What learns: everything but running statistics, frozen in the distillation or not."""
+    return not isinstance(variable, nnx.BatchStat)
+
+
+def _as_identity(weights: Arrays) -> Arrays:
+    """The units' weights with every batch norm's scale and bias at 0: phi(x) = x."""
+    flat = flatten(weights)
+    gates = {name for name in flat if name.endswith(("norm.scale", "norm.bias"))}
+    return unflatten(
+        {name: jnp.zeros_like(leaf) if name in gates else leaf for name, leaf in flat.items()},
+        weights,
+    )
+
+
+def _settings(run: Run, config: DistillConfig) -> TrainSettings:
+    return TrainSettings(
+        batch_size=run.train.batch_size,
+        steps=config.pretrain_steps,
+        learning_rate=config.pretrain_rate,
+        optimizer="adamw",
+        b2=0.99,
+        weight_decay=1e-3,
+        weight_decay_mask="kernels",
+        warmup_steps=min(30, config.pretrain_steps // 10),
+        schedule="cosine",
+        clip_norm=1.0,
+    )
+
+
+def _whole_teacher(run: Run) -> Teacher:
+    """The teacher with its heads, which a distillation has no other use for."""
+    assert run.teacher is not None
+    names = tuple(category.name for category in run.train_source.categories)
+    if run.teacher.categories and run.teacher.categories != names:
+        raise UserError(
+            "distill.pixel_relation.teacher_modules = 'pretrained' trains by the teacher's own "
+            f"detection loss, but it knows other classes than {run.train_source.spec}; take "
+            "'frozen' or 'shared'"
+        )
+    settings = {**run.config["teacher"], "evaluate": True}
+    try:
+        return load_teacher(settings, len(names), run.config["seed"])
+    except UserError as error:
+        raise UserError(
+            f"{error}; distill.pixel_relation.teacher_modules = 'pretrained' needs the teacher's "
+            "heads"
+        ) from error
+
+
+def _split_source(run: Run) -> tuple[Source, Source]:
+    """(images to measure on, images to learn from): every eighth, and the others.
+
+    Raises:
+        UserError: there are fewer than two images.
+    """
+    kept = kept_indices(run.train_source, run.pipeline)
+    if len(kept) < 2:
+        raise UserError(
+            f"{run.train_source.spec}: one image alone cannot be split into images to pretrain "
+            "the teacher's units on and images to measure them by"
+        )
+    held_out = np.arange(len(kept)) % min(_HELD_OUT, len(kept)) == 0
+    taken, left = (Part(run.train_source, kept[at].tolist()) for at in (held_out, ~held_out))
+    return taken, left
+
+
+def _loader(run: Run, source: Source) -> TrainIterator:
+    return train_loader(
+        source,
+        run.pipeline,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

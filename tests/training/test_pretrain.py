@@ -1,0 +1,151 @@
+"""The teacher's graph units, trained inside a small random teacher."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from drkd_jax.data.part import Part
+from drkd_jax.data.sources import open_source
+from drkd_jax.distill.graph_unit import GraphUnit
+from drkd_jax.errors import UserError
+from drkd_jax.training import loop, pretrain
+from drkd_jax.training.interrupt import InterruptedRunError
+from drkd_jax.training.pretrain import with_pretrained_units
+from drkd_jax.training.setup import build_run
+from drkd_jax.training.state import flatten
+from drkd_jax.training.teacher_units import UNITS_FILE, fingerprint, read_units
+from tests.training import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def config(**distill):
+    made = tiny.config(distilled=True)
+    made["data"]["canvases"] = ((64, 96),)
+    made["teacher"]["max_level"] = made["student"]["max_level"] = 5
+    made["teacher"]["head_std"] = 0.1  # random heads that look at the map more than at their bias
+    made["distill"] = {
+        "pixel_relation": {"nodes": (4,), "teacher_modules": "pretrained"},
+        "instance_relation": None,
+        "instance_feature": None,
+        "pretrain_steps": 8,
+        "pretrain_rate": 0.05,
+    } | distill
+    return made
+
+
+@pytest.fixture(scope="module")
+def run():
+    return build_run(config())
+
+
+@pytest.fixture(scope="module")
+def trained(run, tmp_path_factory):
+    workdir, said = tmp_path_factory.mktemp("run"), []
+    state = with_pretrained_units(run, run.state, workdir, said.append, lambda: False)
+    return workdir, said, state
+
+
+def units(state):
+    return {
+        name: np.array(leaf)
+        for name, leaf in flatten(state.rest["distiller"]).items()
+        if name.startswith("pixel_relation.teacher.")
+    }
+
+
+def test_a_unit_that_starts_changes_no_bit():
+    unit = GraphUnit(6, 4, normalize=True, rngs=nnx.Rngs(0))
+    graph, weights, statistics = nnx.split(unit, pretrain._is_weight, ...)
+    weights = pretrain._as_identity(nnx.as_pure(weights))
+    assert np.any(weights["extend"]["kernel"] != 0)
+    x = jax.random.normal(jax.random.key(1), (2, 9, 6))
+    phi = nnx.merge(graph, weights, statistics)(x, jnp.ones((2, 9), bool), train=True)
+    np.testing.assert_array_equal(phi, x)
+
+
+def test_the_teacher_detects_better_with_its_units(run, trained):
+    workdir, said, state = trained
+    found = read_units(workdir / UNITS_FILE, fingerprint(run))
+    print(f"loss {found.before:.4f} -> {found.after:.4f}")
+    assert found.after < 0.95 * found.before
+    assert found.images == 3  # every eighth of 24
+    assert f"{found.before:.4f}" in said[-1]
+    assert f"{found.after:.4f}" in said[-1]
+    before, after = units(run.state), units(state)
+    assert set(after) == {f"pixel_relation.teacher.{name}" for name in found.arrays}
+    for name, array in found.arrays.items():
+        np.testing.assert_array_equal(after[f"pixel_relation.teacher.{name}"], array)
+    scales = [name for name in after if name.endswith("norm.scale")]
+    assert scales
+    assert all(np.any(after[name] != 0) for name in scales)
+    assert all(np.any(after[name] != before[name]) for name in scales)
+
+
+def test_nothing_else_of_the_run_changes(run, trained):
+    _, _, state = trained
+    own = flatten((run.state.params, run.state.opt_state, run.state.step))
+    for name, leaf in flatten((state.params, state.opt_state, state.step)).items():
+        np.testing.assert_array_equal(leaf, own[name], err_msg=name)
+    rest, others = flatten(state.rest), flatten(run.state.rest)
+    for name in rest.keys() | others.keys():
+        if ".teacher." not in name:
+            np.testing.assert_array_equal(rest[name], others[name], err_msg=name)
+    # The optimiser of the run does not know the units: they stay as they are.
+    assert not any(".teacher." in name for name in flatten(state.params["distiller"]))
+
+
+def test_a_phase_that_is_done_is_not_done_again(run, trained, monkeypatch):
+    workdir, _, state = trained
+    monkeypatch.setattr(pretrain, "train_units", lambda *_: pytest.fail("trained again"))
+    said = []
+    again = with_pretrained_units(run, run.state, workdir, said.append, lambda: False)
+    assert "as trained before" in said[0]
+    for name, array in units(again).items():
+        np.testing.assert_array_equal(array, units(state)[name])
+
+
+def test_units_of_other_settings_or_a_broken_file_are_not_taken(run, trained, tmp_path):
+    workdir, _, _ = trained
+    path = workdir / UNITS_FILE
+    assert read_units(path, "another") is None
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:200])
+    assert read_units(tmp_path / "cut", fingerprint(run)) is None
+    assert read_units(tmp_path / "nothing", fingerprint(run)) is None
+    other = build_run(config(pretrain_rate=0.01))
+    assert fingerprint(other) != fingerprint(run)
+
+
+def test_a_signal_ends_the_phase_and_the_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "with_pretrained_units", lambda *_: None)
+    with pytest.raises(InterruptedRunError, match="while the teacher's units were trained"):
+        loop.train(config(), tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_teacher_that_cannot_detect_these_classes_is_refused(run):
+    def given(**changes):
+        return type(run)(**{**vars(run), **changes})
+
+    other = given(teacher=run.teacher._replace(categories=("cat", "dog")))
+    with pytest.raises(UserError, match=r"'pretrained' .* knows other classes than shapes:24"):
+        pretrain._whole_teacher(other)
+    broken = {**run.config, "teacher": {"checkpoint": "", "init": ""}}
+    with pytest.raises(UserError, match="needs the teacher's heads"):
+        pretrain._whole_teacher(given(config=broken))
+
+
+def test_a_part_of_a_source_is_a_source():
+    source = open_source("shapes:6")
+    part = Part(source, [4, 1])
+    assert len(part) == 2
+    assert part.meta(0) == source.meta(4)
+    np.testing.assert_array_equal(part.record(1).image, source.record(1).image)
+    truth = part.coco_ground_truth()
+    assert {image["id"] for image in truth["images"]} == {source.meta(i).image_id for i in (1, 4)}
+    wanted = sum(source.meta(i).num_boxes for i in (1, 4))
+    assert len(truth["annotations"]) == wanted
