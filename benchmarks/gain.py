@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -129,8 +130,6 @@ class _Report:
 
 def _programs(workdir: Path) -> Path:
     """Where compiled programs are kept: JAX's own setting, where there is one."""
-    import os
-
     return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or workdir / "programs").absolute()
 
 

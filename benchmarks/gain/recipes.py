@@ -57,8 +57,8 @@ def resolve(recipe: str, overrides: Mapping[str, Any], where: str) -> dict[str, 
             known = f"; {'.'.join(parents)} has {', '.join(sorted(part))}" if part else ""
             raise UserError(f"{where}: {key} is no key of {recipe}{known}")
         try:
-            old, new = part[last], _as_tuple(value)
-            if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+            new = _as_tuple(value)
+            if part.get_type(last) is float and type(new) is int:
                 new = float(new)
             part[last] = new
         except TypeError as error:

@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.gain.plan import Job, Plan
 from benchmarks.gain.runner import ABOUT_FILE
+from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.report.paired import (
@@ -29,12 +30,14 @@ from drkd_jax.report.paired import (
     resampled_scores,
 )
 from drkd_jax.training.same_run import FREE_TO_CHANGE, differing_keys
+from drkd_jax.training.settings import TrainSettings, as_tuples
 
 DRAWS = 1000
 _TOLERANCE = 1e-6  # of a score between a run's summary and its detections
 # A run is the same on another machine, where data and teacher lie elsewhere: of these paths the
 # ends are compared, and the teacher's not at all.
 _PATHS = ("data.train", "data.val", "student.init")
+_DEFAULTS: dict[str, Any] = {"data": PipelineConfig, "train": TrainSettings}
 _FREE = {*FREE_TO_CHANGE, *_PATHS} - {"train.steps"}
 
 
@@ -105,8 +108,18 @@ def differences(job: Job, folder: Path) -> list[str]:
         key
         for key in differing_keys(found, job.config)
         if not any(key == free or key.startswith(free + ".") for free in _FREE)
+        and not _is_newer(key, found, job.config)
     ]
     return keys + [key for key in _PATHS if _ends(found, key) != _ends(job.config, key)]
+
+
+def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a key came after the run, and has the value that says what was done before."""
+    section, _, name = key.partition(".")
+    if section not in _DEFAULTS or name in found[section] or name not in config[section]:
+        return False
+    default = {field.name: field.default for field in dataclasses.fields(_DEFAULTS[section])}
+    return name in default and as_tuples(default[name]) == as_tuples(config[section][name])
 
 
 def _ends(config: Mapping[str, Any], key: str) -> list[list[str]]:

@@ -29,7 +29,7 @@ from drkd_jax.training.writing import write_text
 
 LOG_FILE = "train.log"
 ABOUT_FILE = "about.json"
-_POLL = 0.2  # seconds
+_POLL = 0.5  # seconds
 _LIVES = 3  # starts of one run that may end by a signal from elsewhere
 # One thread each: two such processes on two cores train 1.5 times as much as one with two threads.
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -78,8 +78,9 @@ class Runner:
         self._running: list[_Running] = []
         self._ended_by_signal: dict[str, int] = {}
         self._waiting = [job for job in jobs if job.summary() is None]
+        self._begun = {job.name: _step(job.folder) for job in self._waiting}
         for job in jobs:
-            if job.summary() is not None:
+            if job.name not in self._begun:
                 self._clean(job)
 
     @property
@@ -89,13 +90,10 @@ class Runner:
 
     def steps(self) -> int:
         """Steps done, over all jobs and calls."""
-        running = {each.job.name for each in self._running}
-        waiting = {job.name for job in self._waiting}
-        return sum(
-            _step(job.folder) if job.name in running | waiting else job.steps
-            for job in self.jobs
-            if job.name not in self.failed
-        )
+        for each in self._running:
+            self._begun[each.job.name] = _step(each.job.folder)
+        counted = [job for job in self.jobs if job.name not in self.failed]
+        return sum(self._begun.get(job.name, job.steps) for job in counted)
 
     def run(self, request: StopRequest, tick: Callable[[], None]) -> None:
         """Until nothing is left to run, or a signal asked for the end and all have stopped.
@@ -176,6 +174,7 @@ class Runner:
                 continue
             self._running.remove(each)
             if job.summary() is not None:
+                self._begun[job.name] = job.steps
                 self._clean(job)
                 yield job
             elif process is None or self._may_go_on(job, process.returncode):

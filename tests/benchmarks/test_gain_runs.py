@@ -17,7 +17,7 @@ from benchmarks.gain import results as gain_results
 from benchmarks.gain import runner as gain_runner
 from benchmarks.gain.adopt import adopt
 from benchmarks.gain.plan import Job, make_plan
-from benchmarks.gain.results import as_json, gather
+from benchmarks.gain.results import as_json, differences, gather
 from benchmarks.gain.runner import Runner, is_locked
 from benchmarks.gain.table import read_table
 from drkd_jax.data.sources import open_source
@@ -262,6 +262,15 @@ def test_a_run_of_other_settings_or_of_two_runs_is_refused(plan, few_draws):
     (job.folder / "detections.json").write_text("[]")
     with pytest.raises(UserError, match=r"detections.json scores AP 0\.0"):
         gather(plan, {})
+
+
+def test_keys_that_came_after_a_run_count_by_their_defaults(plan):
+    job = plan.students[0]
+    finish(job, 1.0, 0)
+    older = json.loads((job.folder / "config.json").read_text())
+    del older["train"]["parallel"], older["train"]["precision"], older["train"]["clip_norm"]
+    (job.folder / "config.json").write_text(json.dumps(older))
+    assert differences(job, job.folder) == ["train.clip_norm"]  # 1 here; without the key, none
 
 
 def test_finished_runs_from_elsewhere_are_linked(plan, tmp_path):
