@@ -1,6 +1,6 @@
 """The main job in one call: a teacher, a plain student, a DRKD student, and what came of it.
 
-Every run has a folder of its own in the work folder and is trained, evaluated and resumed by
+The teacher is a file that was made beforehand, or is trained first and made such a file. Every run has a folder of its own in the work folder and is trained, evaluated and resumed by
 ``training.loop.train``; nothing here trains. A finished run is not trained again.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import datetime
 import importlib.metadata
 import json
 import os
@@ -22,12 +23,16 @@ import jax
 
 import drkd_jax
 from drkd_jax.data.sources import open_source
+from drkd_jax.distill.config import distill_config
+from drkd_jax.distill.last_word import last_word
 from drkd_jax.errors import UserError
-from drkd_jax.report import tables
+from drkd_jax.report import tables, teacher_file
 from drkd_jax.report.bootstrap import Interval, ap_difference
+from drkd_jax.report.curves import read_metrics
 from drkd_jax.report.pictures import DISTILLED, KINDS, PLAIN, TEACHER, draw_pictures
 from drkd_jax.report.progress import Progress, RunLog
 from drkd_jax.training.loop import train
+from drkd_jax.training.evaluate import write_evaluation
 from drkd_jax.training.same_run import differing_keys
 
 _RESAMPLES = 400
@@ -36,7 +41,7 @@ _RESAMPLES = 400
 class Recipes(NamedTuple):
     """The configs of the three runs, as plain nested dicts.
 
-    ``distilled`` is ``student`` with a teacher and a distillation added; the teacher's checkpoint
+    ``teacher`` counts where the teacher is trained, ``distilled`` is ``student`` with a teacher and a distillation added; the teacher's checkpoint
     is filled in here.
     """
 
@@ -55,7 +60,12 @@ class Job(NamedTuple):
 
 
 def demo(
-    workdir: str | Path, recipes: Recipes, *, seeds: int = 1, command: str = ""
+    workdir: str | Path,
+    recipes: Recipes,
+    *,
+    teacher: Path | None = None,
+    seeds: int = 1,
+    command: str = "",
 ) -> dict[str, Any]:
     """Trains what is not trained yet, and writes tables and pictures.
 
@@ -63,6 +73,8 @@ def demo(
         workdir: Holds, afterwards, ``results.json``, ``results.md``, the pictures, and a folder
             for each run. Where a part of it is there already, it goes on from there.
         recipes: The three configs.
+        teacher: File of weights that teaches; None trains a teacher first, and leaves
+            ``teacher.safetensors`` in ``workdir``.
         seeds: Pairs of students, each with a seed of its own, from the recipes' one upwards.
         command: How the program was called, for the report.
 
@@ -74,13 +86,26 @@ def demo(
     """
     began = time.perf_counter()
     workdir = Path(workdir)
-    jobs = _jobs(workdir, recipes, seeds)
-    for job in jobs:
+    file = teacher or workdir / "teacher.safetensors"
+    jobs = _jobs(workdir, recipes, seeds, file)
+    runs = jobs if teacher is None else jobs[1:]
+    for job in runs:
         _check_folder(job)
-    progress = Progress(sum(int(job.config["train"]["steps"]) for job in jobs))
+    progress = Progress(sum(int(job.config["train"]["steps"]) for job in runs))
     try:
-        progress.say(f"demo: {len(jobs)} runs into {workdir}/: {', '.join(j.name for j in jobs)}")
-        summaries = [_train(job, progress) for job in jobs]
+        progress.say(f"demo: {len(runs)} runs into {workdir}/: {', '.join(j.name for j in runs)}")
+        trained = None
+        if teacher is None:
+            trained = _train(jobs[0], progress)
+            if not file.exists():
+                card = _card(jobs[0].config, trained, command)
+                teacher_file.export_half(jobs[0].folder, file, card)
+        summaries = [_score_teacher(jobs[0], file, recipes.student, trained, progress)]
+        print_of_file = teacher_file.sha256(file)
+        summaries += [
+            _train(job, progress, print_of_file if job.kind == DISTILLED else "")
+            for job in jobs[1:]
+        ]
         progress.stage("report")
         progress.say("report: comparing, drawing")
         results = _compare(recipes, jobs, summaries, command)
@@ -92,9 +117,9 @@ def demo(
             first[DISTILLED].config,
         )
         here = time.perf_counter() - began
-        trained = sum(run["seconds"] for run in results["runs"])
+        all_runs = sum(run["seconds"] for run in results["runs"])
         now = sum(summary["seconds_now"] for summary in summaries)
-        results["seconds"] = trained + max(0.0, here - now)
+        results["seconds"] = all_runs + max(0.0, here - now)
         (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (workdir / "results.md").write_text(tables.results_markdown(results))
     finally:
@@ -102,8 +127,8 @@ def demo(
     return results
 
 
-def _jobs(workdir: Path, recipes: Recipes, seeds: int) -> list[Job]:
-    """All runs, the teacher first.
+def _jobs(workdir: Path, recipes: Recipes, seeds: int, teacher: Path) -> list[Job]:
+    """All runs, the teacher first; the distilled ones learn from the file ``teacher``.
 
     Raises:
         UserError: The two students would differ in more than the distillation.
@@ -130,7 +155,7 @@ def _jobs(workdir: Path, recipes: Recipes, seeds: int) -> list[Job]:
         ):
             config = {**copy.deepcopy(recipe), "seed": seed}
             if kind == DISTILLED:
-                config["teacher"] = {**config["teacher"], "checkpoint": str(jobs[0].folder)}
+                config["teacher"] = {**config["teacher"], "checkpoint": str(teacher)}
             jobs.append(Job(kind, kind + mark, workdir / folder, config))
     return jobs
 
@@ -154,16 +179,72 @@ def _check_folder(job: Job) -> None:
         )
 
 
-def _train(job: Job, progress: Progress) -> dict[str, Any]:
+def _card(config: Mapping[str, Any], trained: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """What a teacher's file says of its making."""
+    return {
+        "command": command,
+        "seed": config["seed"],
+        "date": datetime.date.today().isoformat(),
+        "train": config["data"]["train"],
+        "val": config["data"]["val"],
+        "ap_single_precision": trained["final"]["AP"],
+        "seconds": trained["seconds"],
+    }
+
+
+def _score_teacher(
+    job: Job,
+    file: Path,
+    config: Mapping[str, Any],
+    trained: Mapping[str, Any] | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The file that teaches, scored on the students' validation pictures; as ``_train`` returns."""
+    before = time.perf_counter()
+    scored = teacher_file.score(file, config)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    step, val = int(scored.card["step"]), open_source(config["data"]["val"])
+    write_evaluation(job.folder, step, val, scored.numbers, scored.found)
+    made = "made beforehand" if trained is None else "in half precision"
+    progress.say(f"{job.name}: {file.name}, {made}, AP {tables.points(scored.numbers['AP'])}")
+    now = time.perf_counter() - before
+    earlier = trained or {"seconds": None, "stage_seconds": 0.0, "seconds_now": 0.0, "warnings": []}
+    return {
+        "final": scored.numbers,
+        "best_step": step,
+        "steps": step,
+        "seconds": earlier["seconds"],
+        "stage_seconds": earlier["stage_seconds"] + now,
+        "seconds_now": earlier["seconds_now"] + now,
+        "parameters": {"student": scored.parameters, "distiller": 0},
+        "warnings": earlier["warnings"],
+        "card": {"file": file.name, "bytes": file.stat().st_size, **scored.card},
+    }
+
+
+def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
     """One run to its end; ``stage.json`` keeps the wall clock over all sittings.
+
+    Args:
+        job: The run.
+        progress: Is told how far it is.
+        teacher: SHA-256 of the file that teaches.
 
     Returns:
         What training returned, with ``stage_seconds`` (all of this run's time: building,
         compiling, training, evaluating) and ``seconds_now`` (of it, in this sitting).
+
+    Raises:
+        UserError: The run was begun with another teacher.
     """
     steps = int(job.config["train"]["steps"])
     progress.stage(job.name)
-    stage = _read_json(job.folder / "stage.json") or {"config": job.config, "seconds": 0.0}
+    fresh = {"config": job.config, "seconds": 0.0, "teacher": teacher}
+    stage = _read_json(job.folder / "stage.json") or fresh
+    if stage.get("teacher", "") != teacher:
+        raise UserError(
+            f"{job.folder} was begun with another teacher; use another --workdir, or remove this one"
+        )
     summary = _read_json(job.folder / "summary.json")
     if summary is not None and stage.get("done"):
         progress.at(steps, skipped=True)
@@ -206,6 +287,13 @@ def _compare(
         return ap_difference(truth, found[first], found[second], resamples=_RESAMPLES)
 
     plain = [i for i, job in enumerate(jobs) if job.kind == PLAIN]
+    distilled = plain[0] + 1
+    word = last_word(
+        [m for m in read_metrics(jobs[distilled].folder / "metrics.jsonl") if m["kind"] == "train"],
+        tuple(distill_config(jobs[distilled].config["distill"]).terms),
+        student_ap=float(summaries[plain[0]]["final"]["AP"]),
+        teacher_ap=float(summaries[0]["final"]["AP"]),
+    )
     teacher_gap, gains = gap(plain[0], 0), [gap(i, i + 1) for i in plain]
     plain_ap = [float(summaries[i]["final"]["AP"]) for i in plain]
     runs = [
@@ -231,13 +319,16 @@ def _compare(
             "train": data["train"],
             "val": data["val"],
             "train_pictures": trained["pictures"],
+            "train_boxes": trained["boxes"],
             "val_pictures": counts["pictures"],
             "val_boxes": counts["boxes"],
         },
+        "teacher": summaries[0]["card"],
         "runs": runs,
         "teacher_minus_plain": dataclasses.asdict(teacher_gap),
         "drkd_minus_plain": [dataclasses.asdict(gain) for gain in gains],
         "verdict": tables.verdict(teacher_gap, gains, plain_ap),
+        "last_word": {"text": word.text, "numbers": word.numbers},
         "machine": _machine(),
         "versions": _versions(),
     }
