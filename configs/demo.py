@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 SIDE = 128  # pixels
-VAL = "shapes:300:1:easy"
+VAL = "shapes:400:1:easy"
 # The student's pictures are the first ones of the teacher's.
 TRAIN = {"teacher": "shapes:3000:0:easy", "student": "shapes:96:0:easy", "drkd": "shapes:96:0:easy"}
 STEPS = {"teacher": 2500, "student": 400, "drkd": 400}

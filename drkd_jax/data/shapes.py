@@ -123,14 +123,18 @@ def _ground(size: tuple[int, int], rng: np.random.Generator, texture: float) -> 
     image = np.empty((height, width, 3), np.float32)
     image[:] = colour
     coarse, fine = rng.uniform(-0.5, 0.5, (4, 4, 3)), rng.uniform(-0.5, 0.5, (20, 20, 3))
-    clouds = cv2.resize(coarse * (texture * rng.uniform(10, 70)), (20, 20), interpolation=cv2.INTER_CUBIC)
+    clouds = cv2.resize(
+        coarse * (texture * rng.uniform(10, 70)), (20, 20), interpolation=cv2.INTER_CUBIC
+    )
     clouds = (clouds + fine * (texture * rng.uniform(0, 35))).astype(np.float32)
     image += cv2.resize(clouds, (width, height), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.5:
         wave = _stripes(size, rng.uniform(5, 30), rng)
         if rng.random() < 0.4:
             wave = wave * _stripes(size, rng.uniform(5, 30), rng)
-        tint = rng.uniform(-0.5, 0.5, 3).astype(np.float32) * np.float32(texture * rng.uniform(15, 70))
+        tint = rng.uniform(-0.5, 0.5, 3).astype(np.float32) * np.float32(
+            texture * rng.uniform(15, 70)
+        )
         image += wave[..., None] * tint
     return image
 

@@ -15,9 +15,7 @@ from drkd_jax.paths import expand_home
 
 __all__ = ["Category", "Meta", "Record", "Source", "open_source"]
 
-_FORMS = (
-    "shapes:N[:SEED[:easy]], coco:IMAGES_DIR:INSTANCES_JSON or tfds:coco/2017:SPLIT[@DATA_DIR]"
-)
+_FORMS = "shapes:N[:SEED[:easy]], coco:IMAGES_DIR:INSTANCES_JSON or tfds:coco/2017:SPLIT[@DATA_DIR]"
 # A plus joins where a source follows; folders may have one in their name.
 _JOINT = re.compile(r"\s*\+\s*(?=(?:shapes|coco|tfds):)")
 

@@ -1,6 +1,7 @@
 """The main job in one call: a teacher, a plain student, a DRKD student, and what came of it.
 
-The teacher is a file that was made beforehand, or is trained first and made such a file. Every run has a folder of its own in the work folder and is trained, evaluated and resumed by
+The teacher is a file that was made beforehand, or it is trained first and made such a file. Every
+run has a folder of its own in the work folder and is trained, evaluated and resumed by
 ``training.loop.train``; nothing here trains. A finished run is not trained again.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import datetime
 import importlib.metadata
 import json
 import os
@@ -31,8 +31,8 @@ from drkd_jax.report.bootstrap import Interval, ap_difference
 from drkd_jax.report.curves import read_metrics
 from drkd_jax.report.pictures import DISTILLED, KINDS, PLAIN, TEACHER, draw_pictures
 from drkd_jax.report.progress import Progress, RunLog
-from drkd_jax.training.loop import train
 from drkd_jax.training.evaluate import write_evaluation
+from drkd_jax.training.loop import train
 from drkd_jax.training.same_run import differing_keys
 
 _RESAMPLES = 400
@@ -41,8 +41,8 @@ _RESAMPLES = 400
 class Recipes(NamedTuple):
     """The configs of the three runs, as plain nested dicts.
 
-    ``teacher`` counts where the teacher is trained, ``distilled`` is ``student`` with a teacher and a distillation added; the teacher's checkpoint
-    is filled in here.
+    ``teacher`` counts where the teacher is trained. ``distilled`` is ``student`` with a teacher and
+    a distillation added; the teacher's checkpoint is filled in here.
     """
 
     teacher: dict[str, Any]
@@ -98,13 +98,11 @@ def demo(
         if teacher is None:
             trained = _train(jobs[0], progress)
             if not file.exists():
-                card = _card(jobs[0].config, trained, command)
-                teacher_file.export_half(jobs[0].folder, file, card)
+                teacher_file.export_half(jobs[0].folder, file, trained, command)
         summaries = [_score_teacher(jobs[0], file, recipes.student, trained, progress)]
-        print_of_file = teacher_file.sha256(file)
+        digest = teacher_file.sha256(file)
         summaries += [
-            _train(job, progress, print_of_file if job.kind == DISTILLED else "")
-            for job in jobs[1:]
+            _train(job, progress, digest if job.kind == DISTILLED else "") for job in jobs[1:]
         ]
         progress.stage("report")
         progress.say("report: comparing, drawing")
@@ -179,19 +177,6 @@ def _check_folder(job: Job) -> None:
         )
 
 
-def _card(config: Mapping[str, Any], trained: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """What a teacher's file says of its making."""
-    return {
-        "command": command,
-        "seed": config["seed"],
-        "date": datetime.date.today().isoformat(),
-        "train": config["data"]["train"],
-        "val": config["data"]["val"],
-        "ap_single_precision": trained["final"]["AP"],
-        "seconds": trained["seconds"],
-    }
-
-
 def _score_teacher(
     job: Job,
     file: Path,
@@ -243,7 +228,8 @@ def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
     stage = _read_json(job.folder / "stage.json") or fresh
     if stage.get("teacher", "") != teacher:
         raise UserError(
-            f"{job.folder} was begun with another teacher; use another --workdir, or remove this one"
+            f"{job.folder} was begun with another teacher; use another --workdir, or remove "
+            "this one"
         )
     summary = _read_json(job.folder / "summary.json")
     if summary is not None and stage.get("done"):
@@ -289,7 +275,7 @@ def _compare(
     plain = [i for i, job in enumerate(jobs) if job.kind == PLAIN]
     distilled = plain[0] + 1
     word = last_word(
-        [m for m in read_metrics(jobs[distilled].folder / "metrics.jsonl") if m["kind"] == "train"],
+        _train_lines(jobs[distilled].folder),
         tuple(distill_config(jobs[distilled].config["distill"]).terms),
         student_ap=float(summaries[plain[0]]["final"]["AP"]),
         teacher_ap=float(summaries[0]["final"]["AP"]),
@@ -332,6 +318,11 @@ def _compare(
         "machine": _machine(),
         "versions": _versions(),
     }
+
+
+def _train_lines(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [line for line in lines if any(key.startswith("share/") for key in line)]
 
 
 def _machine() -> str:

@@ -161,9 +161,9 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         "Parameters are the detector's: distillation adds none to what is kept. *in all* has the "
         "start and the evaluations besides the training.",
         "",
-        f"The teacher is `{teacher['file']}` ({teacher['bytes'] / 1e6:.1f} MB, half precision), made "
-        f"on {teacher['date']} by `{teacher['command']}` with seed {teacher['seed']}; before it was "
-        f"rounded to half precision it had {points(teacher['ap_single_precision'])} AP on "
+        f"The teacher is `{teacher['file']}` ({teacher['bytes'] / 1e6:.1f} MB, half precision), "
+        f"made on {teacher['date']} by `{teacher['command']}` with seed {teacher['seed']}; before "
+        f"it was rounded to half precision it had {points(teacher['ap_single_precision'])} AP on "
         f"`{teacher['val']}`. Its row is measured in this run.",
         "",
         "## What this shows",

@@ -7,7 +7,9 @@ the file's own metadata.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,13 +56,14 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def export_half(workdir: Path, out: Path, card: Mapping[str, Any]) -> None:
-    """Writes the last checkpoint of a run as one file in half precision.
+def export_half(workdir: Path, out: Path, summary: Mapping[str, Any], command: str) -> None:
+    """Writes the last checkpoint of a run as one file in half precision, with its card.
 
     Args:
         workdir: of the run.
         out: the file.
-        card: plain values that are kept beside the run's step.
+        summary: what the run's training returned.
+        command: that it was trained by.
 
     Raises:
         UserError: there is no checkpoint, or the file cannot be written.
@@ -70,8 +73,19 @@ def export_half(workdir: Path, out: Path, card: Mapping[str, Any]) -> None:
         name: array.astype(np.float16) if array.dtype == np.float32 else array
         for name, array in arrays.items()
     }
-    source = {"step": about.source["step"], "precision": "float16", **card}
-    write_ours(out, half, dataclasses.replace(about, source=source))
+    config = json.loads((workdir / "config.json").read_text())
+    card = {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "seed": config["seed"],
+        "step": about.source["step"],
+        "train": config["data"]["train"],
+        "val": config["data"]["val"],
+        "ap_single_precision": summary["final"]["AP"],
+        "seconds": round(summary["seconds"]),
+        "precision": "float16",
+    }
+    write_ours(out, half, dataclasses.replace(about, source=card))
 
 
 def score(path: Path, config: Mapping[str, Any]) -> Scored:

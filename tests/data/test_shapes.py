@@ -118,4 +118,6 @@ def test_easy_pictures_are_square_and_full():
     sides = np.concatenate([r.boxes[:, 2:] - r.boxes[:, :2] for r in records]).max(axis=1)
     assert sides.max() <= 57
     assert np.quantile(sides, 0.05) >= 14  # some are cut by the edge or by another
-    assert not np.array_equal(records[0].image[:112], ShapesSource(1, 5).record(0).image[:112, :128])
+    assert not np.array_equal(
+        records[0].image[:112], ShapesSource(1, 5).record(0).image[:112, :128]
+    )

@@ -123,7 +123,7 @@ def training(monkeypatch) -> Training:
         room.teacher_file, "score", lambda _, config: Scored(*off("teacher", config), 5000, CARD)
     )
     monkeypatch.setattr(
-        room.teacher_file, "export_half", lambda folder, out, card: out.write_text(str(card))
+        room.teacher_file, "export_half", lambda folder, out, *_: out.write_text(folder.name)
     )
     return stand_in
 
