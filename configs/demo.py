@@ -15,7 +15,7 @@ SIDE = 128  # pixels
 VAL = "shapes:400:1:easy"
 # The student's pictures are the first ones of the teacher's.
 TRAIN = {"teacher": "shapes:3000:0:easy", "student": "shapes:96:0:easy", "drkd": "shapes:96:0:easy"}
-STEPS = {"teacher": 2500, "student": 400, "drkd": 400}
+STEPS = {"teacher": 1600, "student": 500, "drkd": 500}
 # name: width of the backbone, channels of the pyramid
 SIZES = {"teacher": (16, 32), "student": (8, 24), "drkd": (8, 24)}
 
@@ -41,7 +41,7 @@ def get_config(name: str | None = None) -> ConfigDict:
         steps=STEPS[role],
         log_every=25,
         checkpoint_every=200,
-        eval_every=-(-STEPS[role] // 2),
+        eval_every=-(-STEPS[role] // 3),
         **common.small_optimizer(),
     )
     config.train.schedule = "cosine"
