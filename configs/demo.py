@@ -1,7 +1,8 @@
 """The demo's three runs on drawn pictures: ``teacher:DETECTOR``, ``student:...``, ``drkd:...``.
 
 Small enough for a laptop: see ``python -m drkd_jax demo``. The student of ``student`` and of
-``drkd`` is the same, with the same seed and the same number of steps.
+``drkd`` is the same, with the same seed and the same number of steps, and both have few labelled
+pictures; the teacher has seen many.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-TRAIN, VAL = "shapes:2400:0", "shapes:160:1"
-# Two cores have to be through within ten minutes; Faster R-CNN's steps are the longer ones.
-STEPS = {
-    "retinanet": {"teacher": 520, "student": 360, "drkd": 360},
-    "faster_rcnn": {"teacher": 420, "student": 300, "drkd": 300},
-}
+SIDE = 128  # pixels
+VAL = "shapes:400:1:easy"
+# The student's pictures are the first ones of the teacher's.
+TRAIN = {"teacher": "shapes:3000:0:easy", "student": "shapes:96:0:easy", "drkd": "shapes:96:0:easy"}
+STEPS = {"teacher": 1600, "student": 500, "drkd": 500}
 # name: width of the backbone, channels of the pyramid
-SIZES = {"teacher": (24, 48), "student": (12, 32), "drkd": (12, 32)}
+SIZES = {"teacher": (16, 32), "student": (8, 24), "drkd": (8, 24)}
 
 
 def get_config(name: str | None = None) -> ConfigDict:
@@ -27,23 +27,24 @@ def get_config(name: str | None = None) -> ConfigDict:
     detector = detector or "retinanet"
     config = common.base()
     config.data.update(
-        train=TRAIN,
+        train=TRAIN[role],
         val=VAL,
-        canvases=((128, 192), (192, 128)),
-        shorter=128,
-        longer=192,
-        max_boxes=10,
+        canvases=((SIDE, SIDE),),
+        shorter=SIDE,
+        longer=SIDE,
+        max_boxes=8,
     )
     config.student.update(model(detector, role))
     config.eval.batch_size = 20
     config.train.update(
         batch_size=8,
-        steps=STEPS[detector][role],
+        steps=STEPS[role],
         log_every=25,
         checkpoint_every=200,
-        eval_every=-(-STEPS[detector][role] // 3),
+        eval_every=-(-STEPS[role] // 3),
         **common.small_optimizer(),
     )
+    config.train.schedule = "cosine"
     if role == "drkd":
         common.with_teacher(config, "")
         config.teacher.dtype = "float32"
@@ -55,4 +56,6 @@ def model(detector: str, role: str) -> ConfigDict:
     """The detector of one of the three runs."""
     settings = common.small_detector(detector)
     settings.backbone.width, settings.channels = SIZES[role]
+    if detector == "retinanet":
+        settings.anchors.scale = 1.75  # from 14 pixels, as the smallest objects
     return settings

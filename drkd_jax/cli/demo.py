@@ -30,20 +30,26 @@ def main(argv: Sequence[str]) -> int:
         NonFiniteError: A loss stopped being finite.
     """
     options = _parser().parse_args(list(argv))
+    if options.teacher_steps and not options.train_teacher:
+        raise UserError("--teacher-steps: only with --train-teacher")
     from drkd_jax.report.demo import Recipes, demo
     from drkd_jax.report.tables import scores_table
+    from drkd_jax.report.teacher_file import shipped
 
     configs = [_config(kind, options) for kind in ("teacher", "student", "drkd")]
     command = shlex.join(["python", "-m", "drkd_jax", "demo", *argv])
     make_folder(options.workdir, "--workdir")
     recipes = Recipes(*(config.to_dict() for config in configs))
+    teacher = None if options.train_teacher else shipped(options.detector)
     try:
-        results = demo(options.workdir, recipes, seeds=options.seeds, command=command)
+        results = demo(
+            options.workdir, recipes, teacher=teacher, seeds=options.seeds, command=command
+        )
     except KeyboardInterrupt:  # between two runs, whose checkpoints are written
         raise InterruptedRunError("interrupted; the same command goes on") from None
     print()
     print(scores_table(results["runs"]))
-    for paragraph in results["verdict"]:
+    for paragraph in [*results["verdict"], results["last_word"]["text"]]:
         print(f"\n{paragraph.replace('**', '')}")
     print(f"\n{options.workdir}/results.md holds the report, {results['seconds']:.0f} s in all")
     return 0
@@ -52,13 +58,20 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "demo",
-        "Trains a teacher, a plain student and a DRKD student on drawn pictures, compares them and "
-        "draws what they see. Run again, it goes on where it stopped.",
+        "Trains a plain student and a DRKD student on few drawn pictures, compares them with the "
+        "teacher and draws what they see. Run again, it goes on where it stopped.",
     )
     parser.add_argument("--workdir", default="demo", help="folder for everything (default: demo)")
     parser.add_argument("--detector", default="retinanet", choices=("retinanet", "faster_rcnn"))
     parser.add_argument("--steps", type=positive, help="steps of each student")
-    parser.add_argument("--teacher-steps", type=positive, help="steps of the teacher")
+    parser.add_argument(
+        "--train-teacher",
+        action="store_true",
+        help="train the teacher first, in the place of the one that comes with the package",
+    )
+    parser.add_argument(
+        "--teacher-steps", type=positive, help="with --train-teacher: steps of the teacher"
+    )
     parser.add_argument(
         "--seeds", type=positive, default=1, help="pairs of students, each with its own seed"
     )

@@ -14,7 +14,6 @@ from jaxtyping import Float32, Int32, UInt8
 
 from drkd_jax.data.outlines import CLASSES, Outline, clutter, placed
 
-_SIZES = (6.5, 80.0)  # pixels of the longer side
 _TOWARDS_LARGE = 0.6  # power of the even draw over the logarithm; 1 would favour the tiniest
 _TURN = 0.4  # radians to either side
 _MIN_SIDE = 6  # pixels that must be visible along both axes
@@ -22,6 +21,48 @@ _MIN_VISIBLE = 0.6  # share of an object that must stay visible
 _TRIES = 6  # places tried for an object before it is given up
 _SUBPIXEL = 4  # bits
 _FINER = 4  # sub-pixels along each axis of a pixel
+
+
+@dataclasses.dataclass(frozen=True)
+class Difficulty:
+    """What makes drawn pictures hard or easy. Ranges hold both ends.
+
+    Attributes:
+        longer: pixels of a picture's longer side.
+        shorter: pixels of its shorter side.
+        sizes: pixels of an object's longer side.
+        objects: objects that a picture is wanted to hold.
+        empty: share of pictures that are wanted without any.
+        clutter: most outlines of no class.
+        texture: factor on the contrast of clouds and stripes in the ground.
+        grain: strength of the noise over everything.
+        swing: contrast of an object against what lies below it.
+    """
+
+    longer: tuple[int, int] = (168, 192)
+    shorter: tuple[int, int] = (112, 128)
+    sizes: tuple[float, float] = (6.5, 80.0)
+    objects: tuple[int, int] = (1, 8)
+    empty: float = 0.06
+    clutter: int = 3
+    texture: float = 1.0
+    grain: tuple[float, float] = (0.02, 0.16)
+    swing: tuple[float, float] = (50.0, 130.0)
+
+
+HARD = Difficulty()
+# What a small detector learns within minutes.
+EASY = Difficulty(
+    longer=(128, 128),
+    shorter=(128, 128),
+    sizes=(14.0, 56.0),
+    objects=(2, 7),
+    empty=0.0,
+    clutter=1,
+    texture=0.4,
+    grain=(0.02, 0.08),
+    swing=(70.0, 130.0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +85,17 @@ class Layout:
     labels: Int32[np.ndarray, "n"]
 
 
-def lay_out(seed: int, index: int) -> Layout:
-    """Places clutter and 0 to 8 objects.
+def lay_out(seed: int, index: int, difficulty: Difficulty = HARD) -> Layout:
+    """Places clutter and objects.
 
     A box is tight around the pixels that its object covers by half at least and that no later
     object covers. An object is only put where it and all the others stay visible to 60 %.
     """
     rng = np.random.default_rng([seed, index, 0])
-    longer, shorter = int(rng.integers(168, 193)), int(rng.integers(112, 129))
+    longer, shorter = _between(difficulty.longer, rng), _between(difficulty.shorter, rng)
     size = (longer, shorter) if rng.random() < 0.4 else (shorter, longer)
-    things = [_scatter(size, rng) for _ in range(rng.integers(0, 4))]
-    wanted = 0 if rng.random() < 0.06 else int(rng.integers(1, 9))
+    things = [_scatter(size, rng) for _ in range(_between((0, difficulty.clutter), rng))]
+    wanted = 0 if rng.random() < difficulty.empty else _between(difficulty.objects, rng)
 
     owner = np.zeros(size, np.uint8)  # 1 + the object seen at each pixel
     objects: list[Coverage] = []
@@ -65,7 +106,8 @@ def lay_out(seed: int, index: int) -> Layout:
     for _ in range(wanted):
         label = int(rng.integers(len(makers)))
         outline = makers[label](rng)
-        extent = _SIZES[0] * (_SIZES[1] / _SIZES[0]) ** (rng.random() ** _TOWARDS_LARGE)
+        least, most = difficulty.sizes
+        extent = least * (most / least) ** (rng.random() ** _TOWARDS_LARGE)
         for _ in range(_TRIES):
             shape = placed(outline, extent, rng.uniform(-_TURN, _TURN), _somewhere(size, rng))
             found = _try(size, shape, owner, full, seen)
@@ -110,6 +152,10 @@ def _layout(
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(labels, np.int32),
     )
+
+
+def _between(ends: tuple[int, int], rng: np.random.Generator) -> int:
+    return int(rng.integers(ends[0], ends[1] + 1))
 
 
 def _somewhere(size: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from drkd_jax.paths import expand_home
 
 __all__ = ["Category", "Meta", "Record", "Source", "open_source"]
 
-_FORMS = "shapes:N[:SEED], coco:IMAGES_DIR:INSTANCES_JSON or tfds:coco/2017:SPLIT[@DATA_DIR]"
+_FORMS = "shapes:N[:SEED[:easy]], coco:IMAGES_DIR:INSTANCES_JSON or tfds:coco/2017:SPLIT[@DATA_DIR]"
 # A plus joins where a source follows; folders may have one in their name.
 _JOINT = re.compile(r"\s*\+\s*(?=(?:shapes|coco|tfds):)")
 
@@ -23,7 +23,8 @@ _JOINT = re.compile(r"\s*\+\s*(?=(?:shapes|coco|tfds):)")
 def open_source(spec: str, on_error: str = "stop", *, exif: str = "auto", depth: int = 0) -> Source:
     """Opens a source by its name in a config.
 
-    - ``shapes:N[:SEED]``: N pictures drawn by the program, the same for the same SEED (default 0).
+    - ``shapes:N[:SEED[:easy]]``: N pictures drawn by the program, the same for the same SEED
+      (default 0); easy ones a small detector learns within minutes.
     - ``coco:IMAGES_DIR:INSTANCES_JSON``: pictures of a folder, boxes of COCO's instances file.
     - ``tfds:coco/2017:SPLIT[@DATA_DIR]``: a prepared TensorFlow dataset, read without TensorFlow.
     - ``A + B``: several of these as one, their classes joined by name.
@@ -66,11 +67,12 @@ def _open(spec: str, on_error: str, exif: str, depth: int) -> Source:
 
 def _open_shapes(spec: str, rest: str) -> ShapesSource:
     parts = rest.split(":")
+    easy = len(parts) == 3 and parts.pop() == "easy"
     if len(parts) > 2 or not all(part.isdecimal() for part in parts) or int(parts[0]) < 1:
         raise UserError(
-            f"data source '{spec}': wanted shapes:N[:SEED] with whole numbers, N at least 1"
+            f"data source '{spec}': wanted shapes:N[:SEED[:easy]] with whole numbers, N at least 1"
         )
-    return ShapesSource(*(int(part) for part in parts))
+    return ShapesSource(*(int(part) for part in parts), easy=easy)
 
 
 def _split_paths(spec: str, rest: str) -> tuple[str, str]:

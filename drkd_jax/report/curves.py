@@ -67,7 +67,11 @@ def detection_losses(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(key for key in names if key.endswith("_loss") and "/" not in key)
 
 
-def curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def curves(
+    path: str | Path,
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    levels: Mapping[str, float] | None = None,
+) -> None:
     """Detection loss and validation AP of every run, and the shares of the distillation terms.
 
     The detection loss leaves the distillation terms out, so the runs can be compared.
@@ -75,6 +79,7 @@ def curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     Args:
         path: PNG to write.
         runs: What ``read_metrics`` gave, by name.
+        levels: AP (0..1) of runs without records, drawn as a level.
     """
     distilled = {
         name: sorted({k for r in records for k in r if k.startswith("share/")})
@@ -86,6 +91,12 @@ def curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     top = 0.0
     for i, (name, records) in enumerate(runs.items()):
         colour = _RUN_COLOURS[i % len(_RUN_COLOURS)]
+        level = (levels or {}).get(name)
+        if level is not None:
+            axes[1].axhline(100 * level, color=colour, lw=2, ls="--", label=name)
+            top = max(top, 100 * level)
+        if not records:
+            continue
         steps, values = series(records, detection_losses(records))
         axes[0].plot(steps, values, color=colour, alpha=0.25, lw=1)
         axes[0].plot(steps, _smooth(values), color=colour, lw=2, label=name)

@@ -1,6 +1,7 @@
 """The main job in one call: a teacher, a plain student, a DRKD student, and what came of it.
 
-Every run has a folder of its own in the work folder and is trained, evaluated and resumed by
+The teacher is a file that was made beforehand, or it is trained first and made such a file. Every
+run has a folder of its own in the work folder and is trained, evaluated and resumed by
 ``training.loop.train``; nothing here trains. A finished run is not trained again.
 """
 
@@ -22,11 +23,15 @@ import jax
 
 import drkd_jax
 from drkd_jax.data.sources import open_source
+from drkd_jax.distill.config import distill_config
+from drkd_jax.distill.last_word import last_word
 from drkd_jax.errors import UserError
-from drkd_jax.report import tables
+from drkd_jax.report import tables, teacher_file
 from drkd_jax.report.bootstrap import Interval, ap_difference
+from drkd_jax.report.curves import read_metrics
 from drkd_jax.report.pictures import DISTILLED, KINDS, PLAIN, TEACHER, draw_pictures
 from drkd_jax.report.progress import Progress, RunLog
+from drkd_jax.training.evaluate import write_evaluation
 from drkd_jax.training.loop import train
 from drkd_jax.training.same_run import differing_keys
 
@@ -36,8 +41,8 @@ _RESAMPLES = 400
 class Recipes(NamedTuple):
     """The configs of the three runs, as plain nested dicts.
 
-    ``distilled`` is ``student`` with a teacher and a distillation added; the teacher's checkpoint
-    is filled in here.
+    ``teacher`` counts where the teacher is trained. ``distilled`` is ``student`` with a teacher and
+    a distillation added; the teacher's checkpoint is filled in here.
     """
 
     teacher: dict[str, Any]
@@ -55,7 +60,12 @@ class Job(NamedTuple):
 
 
 def demo(
-    workdir: str | Path, recipes: Recipes, *, seeds: int = 1, command: str = ""
+    workdir: str | Path,
+    recipes: Recipes,
+    *,
+    teacher: Path | None = None,
+    seeds: int = 1,
+    command: str = "",
 ) -> dict[str, Any]:
     """Trains what is not trained yet, and writes tables and pictures.
 
@@ -63,6 +73,8 @@ def demo(
         workdir: Holds, afterwards, ``results.json``, ``results.md``, the pictures, and a folder
             for each run. Where a part of it is there already, it goes on from there.
         recipes: The three configs.
+        teacher: File of weights that teaches; None trains a teacher first, and leaves
+            ``teacher.safetensors`` in ``workdir``.
         seeds: Pairs of students, each with a seed of its own, from the recipes' one upwards.
         command: How the program was called, for the report.
 
@@ -74,13 +86,24 @@ def demo(
     """
     began = time.perf_counter()
     workdir = Path(workdir)
-    jobs = _jobs(workdir, recipes, seeds)
-    for job in jobs:
+    file = teacher or workdir / "teacher.safetensors"
+    jobs = _jobs(workdir, recipes, seeds, file)
+    runs = jobs if teacher is None else jobs[1:]
+    for job in runs:
         _check_folder(job)
-    progress = Progress(sum(int(job.config["train"]["steps"]) for job in jobs))
+    progress = Progress(sum(int(job.config["train"]["steps"]) for job in runs))
     try:
-        progress.say(f"demo: {len(jobs)} runs into {workdir}/: {', '.join(j.name for j in jobs)}")
-        summaries = [_train(job, progress) for job in jobs]
+        progress.say(f"demo: {len(runs)} runs into {workdir}/: {', '.join(j.name for j in runs)}")
+        trained = None
+        if teacher is None:
+            trained = _train(jobs[0], progress)
+            if not file.exists():
+                teacher_file.export_half(jobs[0].folder, file, trained, command)
+        summaries = [_score_teacher(jobs[0], file, recipes.student, trained, progress)]
+        digest = teacher_file.sha256(file)
+        summaries += [
+            _train(job, progress, digest if job.kind == DISTILLED else "") for job in jobs[1:]
+        ]
         progress.stage("report")
         progress.say("report: comparing, drawing")
         results = _compare(recipes, jobs, summaries, command)
@@ -92,9 +115,9 @@ def demo(
             first[DISTILLED].config,
         )
         here = time.perf_counter() - began
-        trained = sum(run["seconds"] for run in results["runs"])
+        all_runs = sum(run["seconds"] for run in results["runs"])
         now = sum(summary["seconds_now"] for summary in summaries)
-        results["seconds"] = trained + max(0.0, here - now)
+        results["seconds"] = all_runs + max(0.0, here - now)
         (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (workdir / "results.md").write_text(tables.results_markdown(results))
     finally:
@@ -102,8 +125,8 @@ def demo(
     return results
 
 
-def _jobs(workdir: Path, recipes: Recipes, seeds: int) -> list[Job]:
-    """All runs, the teacher first.
+def _jobs(workdir: Path, recipes: Recipes, seeds: int, teacher: Path) -> list[Job]:
+    """All runs, the teacher first; the distilled ones learn from the file ``teacher``.
 
     Raises:
         UserError: The two students would differ in more than the distillation.
@@ -130,7 +153,7 @@ def _jobs(workdir: Path, recipes: Recipes, seeds: int) -> list[Job]:
         ):
             config = {**copy.deepcopy(recipe), "seed": seed}
             if kind == DISTILLED:
-                config["teacher"] = {**config["teacher"], "checkpoint": str(jobs[0].folder)}
+                config["teacher"] = {**config["teacher"], "checkpoint": str(teacher)}
             jobs.append(Job(kind, kind + mark, workdir / folder, config))
     return jobs
 
@@ -154,16 +177,60 @@ def _check_folder(job: Job) -> None:
         )
 
 
-def _train(job: Job, progress: Progress) -> dict[str, Any]:
+def _score_teacher(
+    job: Job,
+    file: Path,
+    config: Mapping[str, Any],
+    trained: Mapping[str, Any] | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The file that teaches, scored on the students' validation pictures; as ``_train`` returns."""
+    before = time.perf_counter()
+    scored = teacher_file.score(file, config)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    step, val = int(scored.card["step"]), open_source(config["data"]["val"])
+    write_evaluation(job.folder, step, val, scored.numbers, scored.found)
+    made = "made beforehand" if trained is None else "in half precision"
+    progress.say(f"{job.name}: {file.name}, {made}, AP {tables.points(scored.numbers['AP'])}")
+    now = time.perf_counter() - before
+    earlier = trained or {"seconds": None, "stage_seconds": 0.0, "seconds_now": 0.0, "warnings": []}
+    return {
+        "final": scored.numbers,
+        "best_step": step,
+        "steps": step,
+        "seconds": earlier["seconds"],
+        "stage_seconds": earlier["stage_seconds"] + now,
+        "seconds_now": earlier["seconds_now"] + now,
+        "parameters": {"student": scored.parameters, "distiller": 0},
+        "warnings": earlier["warnings"],
+        "card": {"file": file.name, "bytes": file.stat().st_size, **scored.card},
+    }
+
+
+def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
     """One run to its end; ``stage.json`` keeps the wall clock over all sittings.
+
+    Args:
+        job: The run.
+        progress: Is told how far it is.
+        teacher: SHA-256 of the file that teaches.
 
     Returns:
         What training returned, with ``stage_seconds`` (all of this run's time: building,
         compiling, training, evaluating) and ``seconds_now`` (of it, in this sitting).
+
+    Raises:
+        UserError: The run was begun with another teacher.
     """
     steps = int(job.config["train"]["steps"])
     progress.stage(job.name)
-    stage = _read_json(job.folder / "stage.json") or {"config": job.config, "seconds": 0.0}
+    fresh = {"config": job.config, "seconds": 0.0, "teacher": teacher}
+    stage = _read_json(job.folder / "stage.json") or fresh
+    if stage.get("teacher", "") != teacher:
+        raise UserError(
+            f"{job.folder} was begun with another teacher; use another --workdir, or remove "
+            "this one"
+        )
     summary = _read_json(job.folder / "summary.json")
     if summary is not None and stage.get("done"):
         progress.at(steps, skipped=True)
@@ -206,6 +273,13 @@ def _compare(
         return ap_difference(truth, found[first], found[second], resamples=_RESAMPLES)
 
     plain = [i for i, job in enumerate(jobs) if job.kind == PLAIN]
+    distilled = plain[0] + 1
+    word = last_word(
+        _train_lines(jobs[distilled].folder),
+        tuple(distill_config(jobs[distilled].config["distill"]).terms),
+        student_ap=float(summaries[plain[0]]["final"]["AP"]),
+        teacher_ap=float(summaries[0]["final"]["AP"]),
+    )
     teacher_gap, gains = gap(plain[0], 0), [gap(i, i + 1) for i in plain]
     plain_ap = [float(summaries[i]["final"]["AP"]) for i in plain]
     runs = [
@@ -231,16 +305,24 @@ def _compare(
             "train": data["train"],
             "val": data["val"],
             "train_pictures": trained["pictures"],
+            "train_boxes": trained["boxes"],
             "val_pictures": counts["pictures"],
             "val_boxes": counts["boxes"],
         },
+        "teacher": summaries[0]["card"],
         "runs": runs,
         "teacher_minus_plain": dataclasses.asdict(teacher_gap),
         "drkd_minus_plain": [dataclasses.asdict(gain) for gain in gains],
         "verdict": tables.verdict(teacher_gap, gains, plain_ap),
+        "last_word": {"text": word.text, "numbers": word.numbers},
         "machine": _machine(),
         "versions": _versions(),
     }
+
+
+def _train_lines(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [line for line in lines if any(key.startswith("share/") for key in line)]
 
 
 def _machine() -> str:

@@ -62,7 +62,8 @@ def draw_pictures(
             "The relation matrix ψ between the objects of one picture, on both sides."
         )
     records = {kind: read_metrics(folders[kind] / "metrics.jsonl") for kind in KINDS}
-    curves(workdir / "curves.png", records)
+    scored = json.loads((folders[TEACHER] / "eval.json").read_text())
+    curves(workdir / "curves.png", records, {} if records[TEACHER] else {TEACHER: scored["AP"]})
     captions["curves.png"] = (
         "Detection loss and AP over the steps, and what each term of the distillation is of the "
         "DRKD student's total loss."

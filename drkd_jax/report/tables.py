@@ -34,7 +34,8 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         runs: Each with ``name``, ``scores`` (0..1, by COCO's names), ``parameters``, ``steps``,
-            ``train_seconds`` and ``seconds`` (with start, compilation and evaluations).
+            ``train_seconds`` (None: it was trained beforehand) and ``seconds`` (with start,
+            compilation and evaluations).
 
     Returns:
         A Markdown table. "-" stands where the validation pictures have no object of that size.
@@ -44,7 +45,8 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
     for run in runs:
         scores = [points(run["scores"].get(key)) for _, key in COLUMNS]
         size = f"{run['parameters'] / 1e6:.2f} M"
-        times = [f"{run['train_seconds']:.0f} s", f"{run['seconds']:.0f} s"]
+        trained = run["train_seconds"]
+        times = ["-" if trained is None else f"{trained:.0f} s", f"{run['seconds']:.0f} s"]
         rows.append([run["name"], *scores, size, str(run["steps"]), *times])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -141,26 +143,34 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     Args:
         results: What the demo writes to ``results.json``.
     """
-    data, versions = results["data"], results["versions"]
-    teacher = results["runs"][0]
+    data, versions, teacher = results["data"], results["versions"], results["teacher"]
     lines = [
         f"# DRKD demo: {results['detector']} on {data['val'].partition(':')[0]}",
         "",
         "A teacher, a plain student and a student distilled from the teacher (DRKD): the two "
         "students are the same network, from the same seed, over the same steps and pictures.",
         "",
+        f"**Few labels**: the students learn from {data['train_pictures']} labelled pictures "
+        f"(`{data['train']}`, {data['train_boxes']} objects); the teacher learnt from "
+        f"`{teacher['train']}`.",
+        "",
         scores_table(results["runs"]),
         "",
-        "COCO numbers in points (AR: 100 detections a picture), of the last step's weights (the "
-        f"teacher teaches with those of its best step, {teacher['best_step']}), on "
-        f"`{data['val']}` ({data['val_pictures']} pictures, {data['val_boxes']} objects). Trained "
-        f"on `{data['train']}` ({data['train_pictures']} pictures). Parameters are the detector's: "
-        "distillation adds none to what is kept. *in all* has the start and the evaluations "
-        "besides the training.",
+        "COCO numbers in points (AR: 100 detections a picture), of the last step's weights, on "
+        f"`{data['val']}` ({data['val_pictures']} pictures, {data['val_boxes']} objects). "
+        "Parameters are the detector's: distillation adds none to what is kept. *in all* has the "
+        "start and the evaluations besides the training.",
+        "",
+        f"The teacher is `{teacher['file']}` ({teacher['bytes'] / 1e6:.1f} MB, half precision), "
+        f"made on {teacher['date']} by `{teacher['command']}` with seed {teacher['seed']}; before "
+        f"it was rounded to half precision it had {points(teacher['ap_single_precision'])} AP on "
+        f"`{teacher['val']}`. Its row is measured in this run.",
         "",
         "## What this shows",
         "",
         "\n\n".join(results["verdict"]),
+        "",
+        results["last_word"]["text"],
         "",
         "## Pictures",
         "",

@@ -85,7 +85,7 @@ def is_ours(path: Path) -> bool:
 
 
 def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
-    """The arrays of a file of ours, and what it says of them.
+    """The arrays of a file of ours, and what it says of them; half precision becomes single.
 
     Raises:
         UserError: it is damaged.
@@ -93,7 +93,7 @@ def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
     try:
         with safe_open(path, framework="numpy") as stream:
             text = stream.metadata()[KEY]
-            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            arrays = {name: _single(stream.get_tensor(name)) for name in stream.keys()}  # noqa: SIM118
         said = json.loads(text)
         said["categories"] = tuple(
             (n if isinstance(n, str) else int(n), str(name)) for n, name in said["categories"]
@@ -104,3 +104,7 @@ def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
     if about.part not in PARTS:
         raise UserError(f"{path}: holds a {about.part!r}; known: {', '.join(PARTS)}")
     return arrays, about
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array

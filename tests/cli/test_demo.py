@@ -48,13 +48,19 @@ def test_shorter_runs_keep_their_shape(detector):
     assert short.student.to_dict() == long.student.to_dict()
     for old, new in zip(long.train.decay_at, short.train.decay_at, strict=True):
         assert new == old if old < 1 else new == pytest.approx(old * 45 / long.train.steps)
-    teacher = demo._config("teacher", options(f"--detector={detector}", "--steps=45"))
+    asked = options(f"--detector={detector}", "--train-teacher", "--steps=45")
+    teacher = demo._config("teacher", asked)
     assert teacher.train.steps == recipe.get_config(f"teacher:{detector}").train.steps
 
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [("--steps=0", "--steps"), ("--detector=yolo", "yolo"), ("--bogus", "--bogus")],
+    [
+        ("--steps=0", "--steps"),
+        ("--teacher-steps=9", "--train-teacher"),
+        ("--detector=yolo", "yolo"),
+        ("--bogus", "--bogus"),
+    ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(argument, words, capsys):
     assert program.main(["demo", argument]) == 2

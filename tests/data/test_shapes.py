@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from drkd_jax.data.layout import cover, lay_out, outline_area
+from drkd_jax.data.layout import HARD, cover, lay_out, outline_area
 from drkd_jax.data.outlines import CLASSES, placed
 from drkd_jax.data.shapes import ShapesSource, lay_on
 
@@ -82,7 +82,7 @@ def test_objects_are_painted_where_their_boxes_are():
         layout = lay_out(2, index)
         for coverage in layout.objects:
             image = np.full((*layout.size, 3), 100, np.float32)
-            lay_on(image, coverage, np.random.default_rng(index), faint=False)
+            lay_on(image, coverage, np.random.default_rng(index), HARD.swing)
             y, x = np.nonzero(np.abs(image - 100).max(axis=2) > 0.1)
             strong = np.nonzero(coverage.alpha >= 1)
             assert x.min() >= coverage.columns.start + strong[1].min()
@@ -106,3 +106,18 @@ def test_ground_truth_counts(source):
     assert len(truth["annotations"]) == counts["boxes"]
     assert [c["id"] for c in truth["categories"]] == list(range(1, 7))
     assert min(a["id"] for a in truth["annotations"]) == 1  # 0 means "no match" to pycocotools
+
+
+def test_easy_pictures_are_square_and_full():
+    easy = ShapesSource(40, 5, easy=True)
+    assert easy.spec == "shapes:40:5:easy"
+    records = [easy.record(index) for index in range(40)]
+    assert {record.image.shape for record in records} == {(128, 128, 3)}
+    assert min(len(record.boxes) for record in records) >= 1
+    assert max(len(record.boxes) for record in records) <= 7
+    sides = np.concatenate([r.boxes[:, 2:] - r.boxes[:, :2] for r in records]).max(axis=1)
+    assert sides.max() <= 57
+    assert np.quantile(sides, 0.05) >= 14  # some are cut by the edge or by another
+    assert not np.array_equal(
+        records[0].image[:112], ShapesSource(1, 5).record(0).image[:112, :128]
+    )

@@ -49,7 +49,7 @@ def test_curves_figure_has_a_third_panel_for_a_distilled_run(tmp_path):
     plain = [{"step": s, "cls_loss": 1 / s, "box_loss": 0.1} for s in range(1, 30)]
     plain.append({"step": 29, "AP": 0.2})
     distilled = [{**record, "share/pixel_relation": 0.3} for record in plain]
-    curves.curves(tmp_path / "two.png", {"plain": plain, "empty": []})
+    curves.curves(tmp_path / "two.png", {"plain": plain, "empty": []}, {"empty": 0.3})
     curves.curves(tmp_path / "three.png", {"plain": plain, "distilled": distilled})
     two, three = (cv2.imread(str(tmp_path / f"{n}.png")).shape[1] for n in ("two", "three"))
     assert three > 1.4 * two

@@ -16,6 +16,7 @@ from drkd_jax.report import demo as room
 from drkd_jax.report import pictures
 from drkd_jax.report.demo import Recipes, demo
 from drkd_jax.report.relations import Relations
+from drkd_jax.report.teacher_file import Scored
 
 VAL = "shapes:12:1"
 NOISE = {"teacher": 1.0, "student": 5.0, "drkd": 3.0}  # pixels that boxes are off by
@@ -39,6 +40,33 @@ def recipes() -> Recipes:
     return Recipes(teacher, student, distilled)
 
 
+CARD = {
+    "command": "how it was made",
+    "seed": 7,
+    "step": 30,
+    "date": "2026-11-25",
+    "train": "shapes:99",
+    "val": VAL,
+    "ap_single_precision": 0.5,
+}
+
+
+def off(kind: str, config: dict) -> tuple[dict, list]:
+    """Detections that are off by the noise of their kind, and their COCO numbers."""
+    truth = open_source(config["data"]["val"]).coco_ground_truth()
+    rng = np.random.default_rng(config["seed"])
+    found = [
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "bbox": [float(v) for v in np.asarray(a["bbox"]) + rng.normal(0, NOISE[kind], 4)],
+            "score": 0.8,
+        }
+        for a in truth["annotations"]
+    ]
+    return coco_numbers(truth, found), found
+
+
 class Training:
     """Writes the files of a run; the DRKD student's detections are better than the plain one's."""
 
@@ -51,23 +79,11 @@ class Training:
         if workdir.name == self.fail:
             raise KeyboardInterrupt
         if config["teacher"]:
-            assert (Path(config["teacher"]["checkpoint"]) / "summary.json").exists()
-        kind = workdir.name.partition("_")[0]
-        source = open_source(config["data"]["val"])
-        truth = source.coco_ground_truth()
-        rng = np.random.default_rng(config["seed"])
-        found = [
-            {
-                "image_id": a["image_id"],
-                "category_id": a["category_id"],
-                "bbox": [float(v) for v in np.asarray(a["bbox"]) + rng.normal(0, NOISE[kind], 4)],
-                "score": 0.8,
-            }
-            for a in truth["annotations"]
-        ]
+            assert Path(config["teacher"]["checkpoint"]).exists()
+        numbers, found = off(workdir.name.partition("_")[0], config)
         steps = config["train"]["steps"]
         summary = {
-            "final": coco_numbers(truth, found),
+            "final": numbers,
             "best_step": steps,
             "steps": steps,
             "seconds": 12.0,
@@ -103,7 +119,42 @@ def training(monkeypatch) -> Training:
     monkeypatch.setattr(room, "train", stand_in)
     monkeypatch.setattr(room, "draw_pictures", lambda *_: {})
     monkeypatch.setattr(room, "_RESAMPLES", 20)
+    monkeypatch.setattr(
+        room.teacher_file, "score", lambda _, config: Scored(*off("teacher", config), 5000, CARD)
+    )
+    monkeypatch.setattr(
+        room.teacher_file, "export_half", lambda folder, out, *_: out.write_text(folder.name)
+    )
     return stand_in
+
+
+@pytest.fixture
+def made_before(tmp_path) -> Path:
+    path = tmp_path / "given.safetensors"
+    path.write_text("weights")
+    return path
+
+
+def test_a_teacher_made_beforehand_is_scored_and_not_trained(training, tmp_path, made_before):
+    results = demo(tmp_path / "demo", recipes(), teacher=made_before)
+    assert training.calls == ["student", "drkd"]
+    assert [run["name"] for run in results["runs"]] == ["teacher", "plain student", "DRKD student"]
+    assert results["runs"][0]["train_seconds"] is None
+    assert results["runs"][0]["parameters"] == 5000
+    text = (tmp_path / "demo" / "results.md").read_text()
+    for words in ("given.safetensors", "how it was made", "8 labelled pictures", "shapes:99"):
+        assert words in text
+    assert results["last_word"]["numbers"]["teacher_gap"] == pytest.approx(
+        results["runs"][0]["scores"]["AP"] - results["runs"][1]["scores"]["AP"]
+    )
+    assert results["last_word"]["text"] in text
+
+
+def test_another_teacher_in_the_same_folder_is_refused(training, tmp_path, made_before):
+    demo(tmp_path / "demo", recipes(), teacher=made_before)
+    made_before.write_text("other weights")
+    with pytest.raises(UserError, match=r"drkd was begun with another teacher.*--workdir"):
+        demo(tmp_path / "demo", recipes(), teacher=made_before)
 
 
 def test_everything_is_left_behind(training, tmp_path, monkeypatch):

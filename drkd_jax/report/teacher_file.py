@@ -1,0 +1,113 @@
+"""A teacher as one small file: the ones that come with the package, how they are made and scored.
+
+Half precision on the disk, float32 when read. What is known of its making, its card, stands in
+the file's own metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from drkd_jax.data.sources import open_source
+from drkd_jax.models.folding import fold
+from drkd_jax.training.evaluate import evaluate, predictor
+from drkd_jax.training.loading import fill
+from drkd_jax.training.pixels import read_pixels
+from drkd_jax.training.settings import as_tuples, eval_settings
+from drkd_jax.training.setup import read_pipeline
+from drkd_jax.training.sharding import data_mesh, put_everywhere
+from drkd_jax.training.state import num_parameters
+from drkd_jax.training.student_file import student_arrays
+from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.ours import write_ours
+
+_FOLDER = Path(__file__).with_name("teachers")
+
+
+class Scored(NamedTuple):
+    """A file's detector on the pictures that a config names."""
+
+    numbers: dict[str, float]  # the 12 of COCO
+    found: list[dict[str, Any]]  # detections, in COCO's form
+    parameters: int
+    card: dict[str, Any]
+
+
+def shipped(detector: str) -> Path:
+    """The teacher that comes with the package.
+
+    Args:
+        detector: "retinanet" or "faster_rcnn".
+    """
+    return _FOLDER / f"{detector}.safetensors"
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def export_half(workdir: Path, out: Path, summary: Mapping[str, Any], command: str) -> None:
+    """Writes the last checkpoint of a run as one file in half precision, with its card.
+
+    Args:
+        workdir: of the run.
+        out: the file.
+        summary: what the run's training returned.
+        command: that it was trained by.
+
+    Raises:
+        UserError: there is no checkpoint, or the file cannot be written.
+    """
+    arrays, about = student_arrays(workdir, "last")
+    half = {
+        name: array.astype(np.float16) if array.dtype == np.float32 else array
+        for name, array in arrays.items()
+    }
+    config = json.loads((workdir / "config.json").read_text())
+    card = {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "seed": config["seed"],
+        "step": about.source["step"],
+        "train": config["data"]["train"],
+        "val": config["data"]["val"],
+        "ap_single_precision": summary["final"]["AP"],
+        "seconds": round(summary["seconds"]),
+        "precision": "float16",
+    }
+    write_ours(out, half, dataclasses.replace(about, source=card))
+
+
+def score(path: Path, config: Mapping[str, Any]) -> Scored:
+    """Runs the detector of a file over `config.data.val`.
+
+    Args:
+        path: a file of ours that holds a detector.
+        config: a run's, for its pictures and its evaluation.
+
+    Raises:
+        UserError: the file or the pictures cannot be read.
+    """
+    weights = open_weights(path)
+    settings, mesh = eval_settings(config["eval"]), data_mesh()
+    graph, state = nnx.split(fold(fill(weights.model(), weights.arrays, str(path))))
+    pixels = read_pixels(as_tuples(dict(config["data"])), "float32")
+    numbers, found = evaluate(
+        predictor(graph, pixels, mesh, settings.least_limit),
+        (put_everywhere(nnx.as_pure(state), mesh),),
+        open_source(config["data"]["val"]),
+        read_pipeline(as_tuples(dict(config)), settings.batch_size),
+        settings,
+        mesh,
+    )
+    return Scored(numbers, found, num_parameters(weights.arrays), dict(weights.about.source))
