@@ -16,7 +16,6 @@ from absl import flags
 from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.skipped import SKIPPED_FILE
-from drkd_jax.distill.last_word import last_word
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import why_nothing_to_find
 from drkd_jax.paths import expand_home
@@ -38,7 +37,8 @@ from drkd_jax.training.reading import AHEAD, Reading
 from drkd_jax.training.same_run import changed_data, check_same_classes, check_same_run
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
-from drkd_jax.training.state import Arrays, TrainState, num_parameters
+from drkd_jax.training.state import Arrays, TrainState
+from drkd_jax.training.summary import judge_distillation, summarize
 from drkd_jax.training.teacher import compare_classes
 from drkd_jax.training.trace import Trace, read_steps
 from drkd_jax.training.writing import reason, write_text
@@ -339,41 +339,23 @@ class _Sitting:
         )
 
     def _summary(self, seconds: float) -> dict[str, Any]:
-        state, teacher = self.state, self.run.teacher
+        run, warnings = self.run, self.metrics.warnings
         assert self.evaluated is not None
         assert self.best is not None
-        if self.start == self.run.steps:
-            self.metrics.say(f"this run is finished: {self.run.steps} steps are done")
-        summary = {
-            "final": self.evaluated[1],
-            "best": self.best[1],
-            "best_step": self.best[0],
-            "steps": self.run.steps,
-            "seconds": seconds,
-            "parameters": {
-                "student": num_parameters(state.student),
-                "distiller": num_parameters(state.params.get("distiller", {})),
-                "teacher": teacher.num_parameters if teacher else 0,
-            },
-            "warnings": self.metrics.warnings,
-        }
+        if self.start == run.steps:
+            self.metrics.say(f"this run is finished: {run.steps} steps are done")
+        final = self.evaluated[1]
+        summary = summarize(run, self.state, final, self.best, seconds, warnings)
+        if run.weights:
+            ap = final["AP"], self.teacher_ap
+            judged = from_first(
+                lambda: judge_distillation(self.workdir, tuple(run.weights), *ap)._asdict()
+            )
+            self.metrics.say(f"distilled  {judged['text']}")
+            summary["distillation"] = judged
         if is_first():
-            if self.run.weights:
-                summary["distillation"] = self._last_word()
             write_text(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
-
-    def _last_word(self) -> dict[str, Any]:
-        lines = read_metrics(self.workdir / METRICS_FILE)
-        assert self.evaluated is not None
-        word = last_word(
-            [line for line in lines if line["kind"] == "train"],
-            tuple(self.run.weights),
-            student_ap=self.evaluated[1]["AP"],
-            teacher_ap=self.teacher_ap,
-        )
-        self.metrics.say(f"distilled  {word.text}")
-        return {"text": word.text, "numbers": word.numbers}
 
 
 def _stop_unbegun(request: StopRequest, start: int = 0) -> None:
