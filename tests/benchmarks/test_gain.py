@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 import shutil
@@ -106,11 +107,13 @@ def test_quick_from_nothing_to_the_report(
     assert len(trained_here) == 5
 
 
-@pytest.mark.parametrize("name", ["shapes", "deeppcb"])
+@pytest.mark.parametrize("name", ["shapes", "deeppcb", "ablation"])
 def test_the_command_line_makes_the_config_that_is_compared_with(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # where the command is run
-    plan = make_plan(read_table(TABLES / f"{name}.toml"), tmp_path, Path("data"))
-    for job in (*plan.jobs[:2], *plan.jobs[-2:]):
+    table = read_table(TABLES / f"{name}.toml")
+    whole = tuple(dataclasses.replace(each, labels=None) for each in table.sets)
+    plan = make_plan(dataclasses.replace(table, sets=whole), tmp_path, Path("data"))
+    for job in (plan.jobs[0], *plan.jobs[-len(table.arms) :]):
         words = [word for word in job.command("programs")[2:] if word.startswith("--config")]
         monkeypatch.setattr(sys, "argv", ["train.py", *words])  # where overrides are looked for
         values = flags.FlagValues()
