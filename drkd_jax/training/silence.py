@@ -14,7 +14,8 @@ class Silence:
     """Counts, for each term, the steps in a row in which it was silent.
 
     Args:
-        weights: of the distillation terms; other terms are watched for 0 only.
+        weights: of the distillation terms, as configured: a schedule that takes them down on
+            purpose is no silence. Other terms are watched for 0 only.
         detection: names of the detector's own terms.
         steps: silent steps in a row before a warning.
         share: a weighted distillation term under this share of the total is silent.
