@@ -150,11 +150,10 @@ def _match_by_truth(
 ) -> Matches:
     anchors, boxes = jax.lax.stop_gradient((jnp.asarray(anchors), jnp.asarray(boxes)))
     valid, eligible = jnp.asarray(valid), jnp.asarray(eligible)
-    planes = tuple(jnp.broadcast_to(side, eligible.shape) for side in box_ops.sides(anchors))
-    of_truth = box_ops.sides(boxes)
+    planes = box_ops.sides(jnp.broadcast_to(anchors, (*eligible.shape, 4)))
 
     def look(number: Array, found: _Found) -> _Found:
-        one = tuple(side[:, number, None] for side in of_truth)
+        one = box_ops.sides(boxes[:, number, None])
         counts = valid[:, number, None] & eligible
         iou = jnp.where(counts, box_ops.overlap(planes, one), -1.0)
         # Claims are overlaps equal to their own maximum: computed once, rounded one way.
