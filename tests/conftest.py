@@ -40,6 +40,7 @@ LONG = (
     "training/test_loop.py",
     "cli/test_demo.py",
     "training/test_overfit.py",
+    "benchmarks/test_gain.py",
 )
 
 
