@@ -190,7 +190,8 @@ def train_units(
     assert term is not None
     teacher = _whole_teacher(run)
     arrays = put_everywhere(teacher.arrays, run.mesh)
-    graph, weights, statistics = nnx.split(term.teacher, _is_weight, ...)
+    found: Any = nnx.split(term.teacher, _is_weight, ...)
+    graph, weights, statistics = found
     levels = tuple(pair.teacher for pair in distiller.pairs)
     # A distiller that divides the teacher's maps by their deviation has a module for it.
     standardized = getattr(distiller, "teacher_scale", None) is not None

@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,5 +72,6 @@ def write_units(path: Path, mark: str, found: Pretrained) -> None:
     about = {name: value for name, value in found._asdict().items() if name != "arrays"}
     text = json.dumps({"fingerprint": mark, **about})
     buffer = io.BytesIO()
-    np.savez(buffer, about=np.array(text), **found.arrays)
+    content: dict[str, Any] = {"about": np.array(text), **found.arrays}
+    np.savez(buffer, **content)
     write_bytes(path, buffer.getvalue())
