@@ -216,7 +216,7 @@ def with_own(rule: Conventions, settings: Any) -> Conventions:
     fields = {"rpn_stds": "delta_stds", "roi_stds": "roi_stds"}
     fields |= {name: name for name in ("roi_aligned", "roi_max_level")}
     own = {field: getattr(settings, name, None) for field, name in fields.items()}
-    said = {
-        field: value for field, value in own.items() if value not in (None, (), 0) or value is False
+    said: dict[str, Any] = {
+        field: value for field, value in own.items() if value is False or value not in (None, (), 0)
     }
     return dataclasses.replace(rule, **said)

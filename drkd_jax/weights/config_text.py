@@ -123,8 +123,9 @@ class _Reader:
     def _assign(self, target: ast.expr, value: Any) -> None:
         if isinstance(target, ast.Name):
             old = self.names.get(target.id)
-            both = self.merges and isinstance(value, dict) and isinstance(old, dict)
-            self.names[target.id] = _laid_over(old, value) if both else value
+            if self.merges and isinstance(value, dict) and isinstance(old, dict):
+                value = _laid_over(old, value)
+            self.names[target.id] = value
             return
         path = _path(target)
         if path is None:

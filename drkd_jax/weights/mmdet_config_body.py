@@ -31,7 +31,8 @@ def read_body(model: Section, laterals: int, depth: int, width: int) -> Body:
         depth: layers that the arrays show.
         width: `BackboneSettings.width` that the arrays show.
     """
-    body, stages = Body({}, {}, EPSILON), (0, 1, 2, 3)
+    body = Body({}, {}, EPSILON)
+    stages: tuple[int, ...] = (0, 1, 2, 3)
     if "backbone" in model:
         stages = _backbone(model.sub("backbone"), body, depth, width)
     if "neck" in model and laterals:

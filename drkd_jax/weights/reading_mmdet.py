@@ -62,7 +62,8 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
     }
     config = find_config(meta)
     neck = "neck.lateral_convs.0.conv.weight" in shapes
-    head, num_classes = {}, 0
+    head: dict[str, Any] = {}
+    num_classes = 0
     if neck:
         shown |= _pyramid(shapes, assumed)
         head, num_classes = _head(shapes, assumed)

@@ -155,7 +155,7 @@ def _under(
             ]
             outside[key] = reasons[-1] if reasons else where
     taken = [f"{part}." for part in (prefix.rstrip("."), *dropped) if part]
-    lines = ()
+    lines: tuple[str, ...] = ()
     if taken:
         lines = (f"{' and '.join(taken)} taken off the names of {len(names)} arrays",)
     return Unwrapped(prefix, names, outside, lines)
