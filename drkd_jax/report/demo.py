@@ -225,7 +225,7 @@ def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
     steps = int(job.config["train"]["steps"])
     progress.stage(job.name)
     fresh = {"config": job.config, "seconds": 0.0, "teacher": teacher}
-    stage = _read_json(job.folder / "stage.json") or fresh
+    stage: dict[str, Any] = _read_json(job.folder / "stage.json") or fresh
     if stage.get("teacher", "") != teacher:
         raise UserError(
             f"{job.folder} was begun with another teacher; use another --workdir, or remove "

@@ -88,7 +88,7 @@ def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Te
     return teacher._replace(pixels={**teacher.pixels, **said})
 
 
-def for_data(teacher: Teacher, data: Sequence[tuple[int, str]]) -> Teacher:
+def for_data(teacher: Teacher, data: Sequence[tuple[Any, str]]) -> Teacher:
     """A teacher whose classes are the data's, found by their names.
 
     Its features are the same; its detections, where it kept its heads, come in the data's numbers.
