@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from drkd_jax.distill.config import TERMS
 from drkd_jax.errors import UserError
 from drkd_jax.training.loop import train
 
@@ -36,7 +37,7 @@ def test_two_steps_in_the_tiny_form(name, tmp_path):
     losses = [line for line in lines if line["kind"] == "train"]
     assert len(losses) == 2
     assert all(line["total"] > 0 for line in losses)
-    terms = set(config.distill or ()) - {"pictures_per_device"}
+    terms = set(config.distill or ()) & set(TERMS)
     assert {f"share/{term}" for term in terms} <= set(losses[0])
     assert all(losses[0][f"share/{term}"] > 0 for term in terms)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -38,8 +39,12 @@ class Detector(nnx.Module):
 
 
 class Output(NamedTuple):
+    total: Any
     losses: dict[str, Any]
     diagnostics: dict[str, Any]
+
+
+WEIGHTS = {"near": 0.5, "far": 0.25}
 
 
 class Distiller(nnx.Module):
@@ -48,9 +53,11 @@ class Distiller(nnx.Module):
     def __init__(self, key: int):
         self.adapt = nnx.Linear(2, 2, rngs=nnx.Rngs(key))
 
-    def __call__(self, student: Features, teacher: Features, targets: Any) -> Output:
-        off = self.adapt(student.maps[0]) - teacher.maps[0]
-        return Output({"near": jnp.mean(off**2), "far": jnp.mean(jnp.sqrt(1 + off**2))}, {})
+    def __call__(self, student: Any, teacher: Any, *targets: Any) -> Output:
+        off = self.adapt(student[0]) - jax.lax.stop_gradient(teacher[0])
+        losses = {"near": jnp.mean(off**2), "far": jnp.mean(jnp.sqrt(1 + off**2))}
+        total = sum(WEIGHTS[name] * loss for name, loss in losses.items())
+        return Output(total, losses, {})
 
 
 def is_trained(path: Any, variable: Any) -> bool:
@@ -66,7 +73,7 @@ def recipe(tx: optax.GradientTransformation | None = None, **settings: Any) -> A
     made = Recipe(
         graphs={**{name: part.graph for name, part in parts.items()}, "teacher": graph},
         is_trained=dict.fromkeys(parts, is_trained),
-        weights={"near": 0.5, "far": 0.25},
+        weights=WEIGHTS,
         tx=tx or optax.sgd(0.1),
         schedule=lambda step: jnp.asarray(0.1),
         pixels=Pixels((120.0,) * 3, (60.0,) * 3),
