@@ -72,9 +72,12 @@ def test_a_folded_detector_has_the_same_features(backbone):
 
 
 def test_a_folded_detector_detects_the_same():
-    detector = randomise(
-        small.build("retinanet", backbone={"depth": 18, "width": 8, "norm": "frozen_bn"})
-    )
+    # A dozen candidates a level: no two scores of them within rounding.
+    few = {"score": 0.0, "pre_nms": 12, "max_out": 10}
+    backbone = {"depth": 18, "width": 8, "norm": "frozen_bn"}
+    detector = randomise(small.build("retinanet", backbone=backbone, test=few))
+    # Not so sure that the best scores all round to 1.
+    detector.head.cls.kernel[...] = detector.head.cls.kernel[...] * 0.2
     folded = fold(detector)
     assert folded.num_classes == small.NUM_CLASSES
     assert folded.settings.test == detector.settings.test
