@@ -15,7 +15,6 @@ from drkd_jax.models.norm import make_norm
 from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.deform_conv import deform_conv
-from drkd_jax.ops.pool import max_pool
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -120,7 +119,7 @@ class Stem(nnx.Module):
     ) -> Float[jax.Array, "B h w C"]:
         """Map pictures to the first features, stride 4."""
         x = jax.nn.relu(self.norm(self.conv(images), picture_valid))
-        return max_pool(x)
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 class Block(nnx.Module):
