@@ -15,7 +15,6 @@ from drkd_jax.models.norm import make_norm
 from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.deform_conv import deform_conv
-from drkd_jax.ops.pool import max_pool
 
 BLOCKS = {
     18: (2, 2, 2, 2),
@@ -121,10 +120,9 @@ class Stem(nnx.Module):
     ) -> Float[jax.Array, "B h w C"]:
         """Map pictures to the first features, stride 4."""
         x = jax.nn.relu(self.norm(self.conv(images), picture_valid))
-        if not self.ceil:
-            return max_pool(x)
-        # The last window begins inside the map and may end a pixel outside of it.
-        around = ((0, 1 - x.shape[1] % 2), (0, 1 - x.shape[2] % 2))
+        around = ((1, 1), (1, 1))
+        if self.ceil:  # the last window begins inside the map and may end a pixel outside of it
+            around = ((0, 1 - x.shape[1] % 2), (0, 1 - x.shape[2] % 2))
         return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=around)
 
 
