@@ -103,7 +103,7 @@ def row(case: str, own: dict[str, float], other: dict[str, float] | None) -> str
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--against", type=Path, help="another tree, or a --json file of one")
-    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--cases", default=",".join(CASES), help="of: " + ", ".join(CASES))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cores", type=int, default=0, help="0: all")
     parser.add_argument("--json", help="write the figures to this file")
