@@ -1,4 +1,4 @@
-# make demo    sets up .venv and runs the main job: teacher, plain student, DRKD student, side by side
+# make demo    sets up .venv and runs the main job: plain student and DRKD student beside a teacher
 # make test    sets up .venv and runs the tests
 # make check   format, lint, types, import floors, tests
 # make jitter  which verdicts change with the last digits: 20 seeds, and XLA's code paths (hours)
