@@ -19,10 +19,7 @@ TRAIN = {
     "student": "shapes:256:0:easy",
     "drkd": "shapes:256:0:easy",
 }
-STEPS = {
-    "retinanet": {"teacher": 2800, "student": 900, "drkd": 900},
-    "faster_rcnn": {"teacher": 1600, "student": 900, "drkd": 900},
-}
+STEPS = {"teacher": 1600, "student": 900, "drkd": 900}
 # name: width of the backbone, channels of the pyramid
 SIZES = {"teacher": (16, 32), "student": (8, 24), "drkd": (8, 24)}
 
@@ -45,10 +42,10 @@ def get_config(name: str | None = None) -> ConfigDict:
     config.eval.batch_size = 20
     config.train.update(
         batch_size=8,
-        steps=STEPS[detector][role],
+        steps=STEPS[role],
         log_every=25,
         checkpoint_every=200,
-        eval_every=-(-STEPS[detector][role] // 3),
+        eval_every=-(-STEPS[role] // 3),
         **common.small_optimizer(),
     )
     config.train.schedule = "cosine"
