@@ -18,8 +18,8 @@ SCHEDULES = ("constant", "linear", "cosine", "stop")
 # Measured in docs/method.md: the two that do not collapse on noise are "frozen" and "average";
 # "frozen" also serves a teacher of other widths than the student's.
 _TEACHER_DEFAULT = {"paper": "frozen", "official": "trained"}
-# Paper form: in variances of the teacher's maps; measured with few labels (docs/results.md). Official
-# form: the author's, two-stage; they belong to plain norms over two pictures a device.
+# Paper form: in variances of the teacher's maps; measured with few labels (docs/results.md).
+# Official form: the author's, two-stage; they belong to plain norms over two pictures a device.
 _WEIGHTS = {
     "paper": {"pixel_relation": 0.5, "instance_relation": 2.0, "instance_feature": 0.5},
     "official": {"pixel_relation": 1e-3, "instance_relation": 4e-3, "instance_feature": 2.4e-3},
