@@ -135,7 +135,7 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
     found = Margins()
     own = {
         "nms": nms_file.nms,
-        "match": dense.match,
+        "match": dense.match_boxes,
         "top_k": jax.lax.top_k,
         "levels": roi_head.region_levels,
         "axis": roi_tiles.axis,
@@ -153,13 +153,17 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
         )
         return own["nms"](boxes, scores, valid, groups, threshold)
 
-    def match(iou, valid, positive, negative, low_quality=None, eligible=None, overwrite=True):
-        counted = jax.numpy.ones(iou.shape[0], bool) if eligible is None else eligible
-        seen(
-            lambda i, v, e: found.matching(i, v, positive, negative, low_quality, e),
-            *(iou, valid, counted),
-        )
-        return own["match"](iou, valid, positive, negative, low_quality, eligible, overwrite)
+    def match(anchors, boxes, valid, positive, negative, low_quality, eligible, *rest):
+        def note(ious, v, e):
+            for iou, real, counted in zip(ious, v, e, strict=True):
+                found.matching(iou, real, positive, negative, low_quality, counted)
+
+        # In float32, where anchors that lie alike have overlaps that are equal to the bit.
+        axes = (0 if anchors.ndim == 3 else None, 0)
+        ious = jax.vmap(roi_head.box_ops.pairwise_iou, axes)(jax.numpy.asarray(anchors), boxes)
+        seen(note, ious, valid, eligible)
+        limits = positive, negative, low_quality
+        return own["match"](anchors, boxes, valid, *limits, eligible, *rest)
 
     def top_k(values, k):
         caller = sys._getframe(1)
@@ -186,8 +190,8 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
         for owner, name, function in (
             (nms_file, "nms", nms),
             (rpn, "nms", nms),
-            (dense, "match", match),
-            (roi_head, "match", match),
+            (dense, "match_boxes", match),
+            (roi_head, "match_boxes", match),
             (jax.lax, "top_k", top_k),
             (roi_head, "region_levels", levels),
             (roi_tiles, "axis", axis),

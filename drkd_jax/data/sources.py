@@ -67,7 +67,9 @@ def _open(spec: str, on_error: str, exif: str, depth: int) -> Source:
 
 def _open_shapes(spec: str, rest: str) -> ShapesSource:
     parts = rest.split(":")
-    easy = len(parts) == 3 and parts.pop() == "easy"
+    easy = len(parts) == 3 and parts[-1] == "easy"
+    if easy:
+        parts.pop()
     if len(parts) > 2 or not all(part.isdecimal() for part in parts) or int(parts[0]) < 1:
         raise UserError(
             f"data source '{spec}': wanted shapes:N[:SEED[:easy]] with whole numbers, N at least 1"

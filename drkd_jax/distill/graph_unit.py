@@ -43,7 +43,8 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, channels: int, scale: float | int = 1.0):
-        self.scale = nnx.Param(jnp.full(channels, float(scale)))
+        # With a dtype: a weakly typed start would compile the step a second time.
+        self.scale = nnx.Param(jnp.full(channels, scale, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.variance = nnx.BatchStat(jnp.ones(channels))

@@ -185,4 +185,4 @@ def test_a_file_is_not_scored_on_data_of_other_classes(workdir, tmp_path, capsys
     capsys.readouterr()
     call = ["evaluate", f"--weights={out}", "--data=shapes:2:1", f"--out={tmp_path}"]
     assert main(call) == 2
-    assert "has the classes" in capsys.readouterr().err
+    assert "which the detector does not have" in capsys.readouterr().err

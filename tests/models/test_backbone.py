@@ -257,7 +257,7 @@ def test_the_stride_of_caffe_is_in_the_first_convolution():
     def block(style, stride):
         settings = BackboneSettings(depth=50, width=8, norm="gn", style=style)
         made = Block(
-            *(8, 8, stride, settings), deformable=False, rngs=nnx.Rngs(0), dtype=jnp.float32
+            *(8, 8, stride, settings), deformable=False, rngs=nnx.Rngs(0), dtype=jnp.dtype(jnp.float32)
         )
         made.norms[2].scale[...] = jnp.ones(32)
         return made
@@ -273,7 +273,7 @@ def test_the_stride_of_caffe_is_in_the_first_convolution():
 def test_the_pool_without_padding_begins_inside_and_ends_where_the_map_does(rows, columns):
     """3x3 windows at 0, 2, 4, ..., the last one cut, as Caffe's ceiling mode has them."""
     settings = BackboneSettings(depth=50, width=8, stem=4, pool="ceil")
-    stem = Stem(settings, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    stem = Stem(settings, rngs=nnx.Rngs(0), dtype=jnp.dtype(jnp.float32))
     images = jnp.asarray(RNG.normal(size=(1, rows, columns, 3)), jnp.float32)
     before = np.asarray(jax.nn.relu(stem.norm(stem.conv(images), None)))
     sides = [-(-(side - 3) // 2) + 1 for side in before.shape[1:3]]
