@@ -10,6 +10,15 @@ import pytest
 from drkd_jax import __main__ as command_line
 from tests.training.tiny import ROOT
 
+
+@pytest.fixture(autouse=True)
+def heard():
+    """A runner that was begun in the background may ignore Ctrl-C, and what it starts does too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 START = """
     import os, signal, sys, time
     from drkd_jax.training.interrupt import catch_interrupts, leave_quietly, stop_request

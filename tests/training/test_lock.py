@@ -60,6 +60,6 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / LOCK_FILE).mkdir()
-    words = r"lock: cannot be written \(Is a directory\)"
+    words = r"lock: cannot be written \(it is a folder\)"
     with pytest.raises(UserError, match=words), locked(tmp_path):
         pass
