@@ -21,6 +21,7 @@ from drkd_jax.ops import nms as nms_file
 from drkd_jax.ops import roi_tiles
 
 # Float32 rounding moves overlaps by 2e-7 and scores, relative to the largest, by 1e-6 at most.
+TIE = 2.0**-22  # of overlaps: some last bits of a float32 below 1
 LIMITS = {"overlap": 1e-5, "score": 2e-6, "level": 1e-5, "samples": 1e-5}
 # What stands for a box that is not there: its order does not matter.
 FILLING = (-1.0, 0.0)
@@ -88,9 +89,11 @@ class Margins:
         of_truth = -np.sort(-counted, axis=0)[:2]
         reached = of_truth[0] > 0
         self.note("overlap", np.abs(of_truth[0] - low_quality)[reached & (low_quality > 0)])
-        if len(of_truth) > 1:  # equal ones are claimed together
+        if len(of_truth) > 1:
+            # Anchors that lie alike tie: equal ones are claimed together. Where rounding parts such
+            # a pair by its last bits, which of the two is claimed still hangs on it: not looked at.
             gaps = (of_truth[0] - of_truth[1])[reached]
-            self.note("overlap", gaps[gaps > 0])
+            self.note("overlap", gaps[gaps > TIE])
 
     def level(self, sides: np.ndarray, canonical: float, count: int) -> None:
         """Sides of regions from those at which a coarser level begins, in octaves."""
