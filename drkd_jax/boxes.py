@@ -46,7 +46,12 @@ def pairwise_iou(a: Float[Array, "*L N 4"], b: Float[Array, "*L M 4"]) -> Float[
     Returns:
         ``[..., N, M]`` in 0..1; 0 where the union is 0, so padding rows of zeros overlap nothing.
     """
-    return overlap(sides(a[..., :, None, :]), sides(b[..., None, :, :]))
+    left_top = jnp.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    right_bottom = jnp.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    sides = jnp.maximum(right_bottom - left_top, 0.0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
+    return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
 
 
 def overlap(a: Sides, b: Sides) -> Float[Array, "..."]:
