@@ -16,7 +16,8 @@ VAL = "shapes:400:1:easy"
 TEACHER_TRAIN = "shapes:3000:0:easy"
 # Few labels; the first ones of the teacher's pictures. Faster R-CNN gets further on fewer.
 STUDENT_TRAIN = {"retinanet": "shapes:768:0:easy", "faster_rcnn": "shapes:256:0:easy"}
-STEPS = {"teacher": 1600, "student": 900, "drkd": 900}
+TEACHER_STEPS = 1600
+STUDENT_STEPS = {"retinanet": 900, "faster_rcnn": 600}
 # name: width of the backbone, channels of the pyramid
 SIZES = {"teacher": (16, 32), "student": (8, 24), "drkd": (8, 24)}
 
@@ -26,9 +27,11 @@ def get_config(name: str | None = None) -> ConfigDict:
         return common.tiny(get_config("drkd:retinanet"))
     role, _, detector = (name or "student").partition(":")
     detector = detector or "retinanet"
+    teacher = role == "teacher"
+    steps = TEACHER_STEPS if teacher else STUDENT_STEPS[detector]
     config = common.base()
     config.data.update(
-        train=TEACHER_TRAIN if role == "teacher" else STUDENT_TRAIN[detector],
+        train=TEACHER_TRAIN if teacher else STUDENT_TRAIN[detector],
         val=VAL,
         canvases=((SIDE, SIDE),),
         shorter=SIDE,
@@ -39,14 +42,14 @@ def get_config(name: str | None = None) -> ConfigDict:
     config.eval.batch_size = 20
     config.train.update(
         batch_size=8,
-        steps=STEPS[role],
+        steps=steps,
         log_every=25,
         checkpoint_every=200,
-        eval_every=-(-STEPS[role] // 3),
+        eval_every=-(-steps // 3),
         **common.small_optimizer(),
     )
     config.train.schedule = "cosine"
-    if detector == "retinanet" and role != "teacher":
+    if detector == "retinanet" and not teacher:
         config.train.learning_rate = 3e-3
     if role == "drkd":
         common.with_teacher(config, "")
