@@ -69,7 +69,7 @@ class Section:
         self._asked.add("type")
         if value is None:
             return known[0]
-        name = (value.text if isinstance(value, Unread) else str(value)).rpartition(".")[2]
+        name = (value if isinstance(value, str) else _show(value)).rpartition(".")[2]
         if name not in known:
             self.refuse("type", name, f"{' or '.join(known)} can be built here")
         return name

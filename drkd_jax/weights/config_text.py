@@ -13,13 +13,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 LONGEST = 1 << 22  # characters; a detector's config has some ten thousand
-_MOST = 10_000  # items of a list that a product makes
+_MOST = 10_000  # items of a list that a product makes, characters or items of a sum
 _DEEPEST = 60  # nested values
+_HUGE = 100_000  # values of one name, when written out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,9 @@ class _Reader:
     def run(self, tree: ast.Module) -> None:
         for statement in tree.body:
             self._statement(statement)
+            for name in set(_named(statement)) & self.names.keys():
+                if _is_huge(self.names[name]):
+                    self.names[name] = Unread(ast.unparse(statement).split("\n")[0][:80])
 
     def run_parts(self, text: str) -> None:
         """Statement by statement, where the whole cannot be parsed."""
@@ -149,7 +154,7 @@ class _Reader:
                 place.update(news)
                 return
         if isinstance(place, dict):
-            for name in _loaded(node.func.value):
+            for name in _named(node.func.value):
                 self.names[name] = Unread(ast.unparse(node)[:80])
 
     def value(self, node: ast.expr) -> Any:
@@ -240,7 +245,8 @@ class _Reader:
         left, right = self.value(node.left), self.value(node.right)
         for kinds in ((int, float), (str,), (list,), (tuple,)):
             if isinstance(node.op, ast.Add) and all(isinstance(x, kinds) for x in (left, right)):
-                return left + right
+                if kinds == (int, float) or len(left) + len(right) <= _MOST:
+                    return left + right
         numbers = all(isinstance(x, (int, float)) for x in (left, right))
         if isinstance(node.op, ast.Mult):
             if numbers:
@@ -286,13 +292,36 @@ def _path(target: ast.expr) -> list[Any] | None:
     return [target.id, *reversed(parts)]
 
 
-def _stored(node: ast.AST) -> Iterator[str]:
+def _is_huge(value: Any) -> bool:
+    """Whether it holds itself, or more than any config says when written out.
+
+    A list of two of the list before, sixty lines long, is short to read and endless to print.
+    """
+    sizes: dict[int, float] = {}
+
+    def size(item: Any) -> float:
+        if isinstance(item, int):
+            return 1.0 if item.bit_length() <= 64 else math.inf
+        if isinstance(item, str):
+            return 1 + len(item) / 100
+        if not isinstance(item, (dict, list, tuple)):
+            return 1.0
+        if id(item) not in sizes:
+            sizes[id(item)] = math.inf  # what is met again inside itself
+            parts = [*item.keys(), *item.values()] if isinstance(item, dict) else item
+            sizes[id(item)] = sum(map(size, parts), 1.0)
+        return sizes[id(item)]
+
+    return size(value) > _HUGE
+
+
+def _named(node: ast.AST) -> Iterator[str]:
     for inner in ast.walk(node):
-        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+        if isinstance(inner, ast.Name):
             yield inner.id
 
 
-def _loaded(node: ast.AST) -> Iterator[str]:
+def _stored(node: ast.AST) -> Iterator[str]:
     for inner in ast.walk(node):
-        if isinstance(inner, ast.Name):
+        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
             yield inner.id

@@ -7,6 +7,7 @@ the names of `pickled_names`, and every other one ends the reading.
 from __future__ import annotations
 
 import pickletools
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -234,7 +235,7 @@ class _Machine:
             raise NotPlainError("attributes that are set on a plain value")
 
     def _do_persid(self, argument: Any) -> None:
-        raise NotPlainError(f"the foreign object {argument!r}"[:120])
+        raise NotPlainError(f"the foreign object {reprlib.repr(argument)}")
 
     def _do_binpersid(self, _: Any) -> None:
         identity = self.stack.pop()

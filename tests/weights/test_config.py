@@ -329,6 +329,30 @@ def test_hostile_texts_end_with_a_word(text):
         assert isinstance(found["x"], Unread)
     except ConfigTextError:
         pass
-    many = "\n".join(f"x{i + 1} = [x{i}, x{i}]" for i in range(60))
+
+
+DOUBLED = {
+    "lists": "x{0} = [x{1}, x{1}]",
+    "keys": "x{0} = (x{1}, x{1})\nd{0} = {{x{0}: 1}}",
+    "dicts": "x{0} = dict()\nx{0}['a'] = x{1}\nx{0}['b'] = x{1}",
+    "texts": "x{0} = x{1} + x{1}",
+    "numbers": "x{0} = x{1} * x{1}",
+}
+
+
+@pytest.mark.parametrize("line", DOUBLED.values(), ids=DOUBLED)
+def test_values_that_double_in_every_line_end_with_a_word(line):
+    start = "'ab'" if "+" in line else "[1, 1]" if "*" not in line else 3
+    many = f"x0 = {start}\n" + "\n".join(line.format(i + 1, i) for i in range(60))
+    found = read_config_text(f"{many}\nimg_norm_cfg = dict(mean=x60)\n")
+    assert len(repr(found)) < 1e7
     with pytest.raises(UserError, match="img_norm_cfg"):
-        read_pixels(read_config_text(f"x0 = [1, 1]\n{many}\nimg_norm_cfg = dict(mean=x60)"))
+        read_pixels(found)
+    kinds = read_config_text(f"{many}\ntest_pipeline = [dict(type=x60)]\n")
+    assert read_pixels(kinds) is None
+
+
+def test_a_value_that_holds_itself_is_no_plain_value():
+    found = read_config_text("m = dict(a=1)\nm['b'] = m\nn = dict(c=m)")
+    assert isinstance(found["m"], Unread)
+    assert isinstance(found["n"]["c"], Unread)
