@@ -244,9 +244,9 @@ class _Reader:
     def _sum(self, node: ast.BinOp) -> Any:
         left, right = self.value(node.left), self.value(node.right)
         for kinds in ((int, float), (str,), (list,), (tuple,)):
-            if isinstance(node.op, ast.Add) and all(isinstance(x, kinds) for x in (left, right)):
-                if kinds == (int, float) or len(left) + len(right) <= _MOST:
-                    return left + right
+            fit = isinstance(node.op, ast.Add) and all(isinstance(x, kinds) for x in (left, right))
+            if fit and (kinds == (int, float) or len(left) + len(right) <= _MOST):
+                return left + right
         numbers = all(isinstance(x, (int, float)) for x in (left, right))
         if isinstance(node.op, ast.Mult):
             if numbers:
