@@ -230,7 +230,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
 
 def _shrink(model: ConfigDict) -> None:
     small = {
-        "backbone": {"depth": 18, "width": 8, "groups": 1, "norm": "gn", "frozen_stages": 0},
+        "backbone": {"depth": 10, "width": 8, "groups": 1, "norm": "gn", "frozen_stages": 0},
         "channels": 16,
         "test": {"pre_nms": 50, "max_out": 20},
     }

@@ -11,10 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Half the time of compiling, where speed is not the matter: nearly everywhere.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # The older code generator of XLA's CPU compiler needs half the time for a program of many small
 # kernels; from jaxlib 0.11 on there is only the new one. `crosscheck` runs what users run.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-    older = "--xla_cpu_use_fusion_emitters=false"
+    older = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     # What is set from outside comes last and wins.
     os.environ["XLA_FLAGS"] = f"{older} {os.environ.get('XLA_FLAGS', '')}".strip()
 
@@ -54,16 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
-QUICK = "jax_disable_most_optimizations"
-
-
 @pytest.fixture(scope="module")
-def quick_compile():
-    """Compiles without XLA's costly optimisations: half the time, where speed is not the matter."""
-    before = jax.config.values[QUICK]
-    jax.config.update(QUICK, True)
+def whole_compile():
+    """Compiles as users do, for what runs longer than it compiles."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
     yield
-    jax.config.update(QUICK, before)
+    jax.config.update(name, before)
 
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -14,8 +14,6 @@ from flax import linen, nnx
 
 import drkd_jax
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 STUDENT = drkd_jax.FeatureSpec(channels=(4, 4), strides=(4, 8))
 TEACHER = drkd_jax.FeatureSpec(channels=(6, 6), strides=(4, 8))
 random = np.random.default_rng(0)

@@ -17,6 +17,7 @@ from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.deform_conv import deform_conv
 
 BLOCKS = {
+    10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),

@@ -11,7 +11,7 @@ from typing import Any
 
 from drkd_jax.errors import UserError
 
-DEPTHS = (18, 34, 50, 101, 152)
+DEPTHS = (10, 18, 34, 50, 101, 152)
 NORMS = ("frozen_bn", "bn", "gn", "folded")
 DCNS = ("", "v1", "v2")
 EXTRAS = ("pool", "conv_c5", "conv_p5")
@@ -39,7 +39,7 @@ class BackboneSettings:
     """A ResNet or ResNeXt.
 
     Attributes:
-        depth: 18, 34, 50, 101 or 152 layers.
+        depth: 10, 18, 34, 50, 101 or 152 layers.
         width: channels of the stem; stage i works with ``width * 2**i``.
         groups: groups of the 3x3 convolution (ResNeXt; bottleneck depths only).
         group_width: base width of a group at stage 0 for ``width`` 64: the "4" of 32x4d. Counts

@@ -79,10 +79,7 @@ def trained_here(monkeypatch):
     return begun
 
 
-def test_quick_from_nothing_to_the_report(
-    main, trained_here, quick_compile, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for the process that is started
+def test_quick_from_nothing_to_the_report(main, trained_here, tmp_path, monkeypatch, capsys):
     (tmp_path / "boards.toml").write_text(TEXT)
     command = [str(tmp_path / "boards.toml"), "--quick", f"--workdir={tmp_path / 'gain'}"]
     assert main(command) == 0, capsys.readouterr().err

@@ -15,7 +15,6 @@ from drkd_jax.training.compilation_cache import keep_programs
 from drkd_jax.training.setup import build_run
 from tests.training import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 RECIPE = "--config=tests/training/recipe.py:plain"
 
 

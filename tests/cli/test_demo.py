@@ -10,8 +10,6 @@ from configs import demo as recipe
 from drkd_jax import __main__ as program
 from drkd_jax.cli import demo
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def test_tiny_demo_leaves_everything_behind_and_goes_on(tmp_path, capsys):
     arguments = ["demo", "--tiny", f"--workdir={tmp_path}"]

@@ -18,8 +18,6 @@ from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import TrainState, take_apart
 from tests.training import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

@@ -18,8 +18,6 @@ from drkd_jax.frozen import Frozen
 from drkd_jax.types import Features, FeatureSpec
 from tests.distill.common import Runner, call, make, pyramid, settings, targets
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 STUDENT, TEACHER = pyramid(0, 6), pyramid(1, 10)
 BOXES = np.random.default_rng(3).standard_normal((1, 5, 12)).astype(np.float32)
 BOXES[0, 1] = BOXES[0, 0]

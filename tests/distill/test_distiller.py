@@ -13,8 +13,6 @@ from drkd_jax.errors import UserError
 from drkd_jax.types import Features, Targets
 from tests.distill.common import Runner, call, make, pyramid, relative, settings, targets
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 STUDENT, TEACHER = pyramid(0, 6), pyramid(1, 10)
 FORMS = ("paper", "official")
 

@@ -12,8 +12,6 @@ from drkd_jax.distill.official import convert, load_official
 from drkd_jax.errors import UserError
 from tests.distill.common import make, pyramid, settings
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SIDES = pyramid(0, 8, (4, 8, 16)), pyramid(1, 8, (4, 8, 16))
 
 

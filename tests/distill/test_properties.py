@@ -15,8 +15,6 @@ from hypothesis.extra.numpy import arrays
 from drkd_jax.types import Features, Targets
 from tests.distill.common import CANVAS, Runner, pyramid, settings
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 G = 5  # padded boxes of a picture
 few = hypothesis_settings(max_examples=25, deadline=None)
 numbers = strategies.floats(-20, 120, width=32)

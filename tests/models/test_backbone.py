@@ -21,8 +21,6 @@ from drkd_jax.models.resnet import Block, Stem
 from drkd_jax.models.settings import BackboneSettings
 from tests.models import small
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(2.0, 3.0, (4, 5, 6, 8)).astype(np.float32)
 

@@ -17,8 +17,6 @@ from drkd_jax.types import Features
 from tests import margins
 from tests.models import small
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SETTINGS = {
     **small.SETTINGS["faster_rcnn"],
     "detector": "cascade_rcnn",

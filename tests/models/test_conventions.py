@@ -23,8 +23,6 @@ from drkd_jax.types import Detections
 from tests import oracles
 from tests.models import small
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 OLD = CONVENTIONS["mmdet-2.3"]
 RNG = np.random.default_rng(4)
 CANVAS = np.array([[64, 64]], np.int32)

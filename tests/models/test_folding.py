@@ -15,8 +15,6 @@ from drkd_jax.types import Features
 from tests import margins
 from tests.models import small
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(2, 64, 96, 3)).astype(np.float32)
 

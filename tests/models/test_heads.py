@@ -16,8 +16,6 @@ from drkd_jax.models.settings import AnchorSettings, SamplerSettings, TestSettin
 from tests import margins, oracles
 from tests.models import small
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RULE = CONVENTIONS["mmdet"]
 ANCHORS = level_anchors(AnchorSettings(2.0, (0.5, 1.0), 2), (16, 32), ((4, 6), (2, 3)), RULE)
 ALL = np.concatenate(ANCHORS)

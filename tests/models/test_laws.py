@@ -13,8 +13,6 @@ from flax import nnx
 from tests import margins
 from tests.models import small
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 class Case:
     """One detector; gradients at a padded batch, values alone at the same batch unpadded."""

@@ -33,8 +33,6 @@ from tests import margins, oracles
 from tests.models import small
 from tests.numeric_report import worst_entry
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 OWN = Path(__file__).parents[1] / "fixtures" / "mmdet"
 FOLDER = Path(os.environ.get("DRKD_MMDET", OWN))
 REQUEST = {model["name"]: model for model in json.loads((FOLDER / "request.json").read_text())}

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -77,9 +77,8 @@ def given(logits, deltas, levels, sizes, **_):
     return Proposals(boxes=boxes, scores=every, valid=every > 0)
 
 
-def detections(checkpoint: str) -> list[dict]:
+def detections(checkpoint: str, run: Run) -> list[dict]:
     """What the checkpoint's detector finds in the validation pictures."""
-    run = build_run(config("retinanet", "jit"))
     detector, _, _ = load_detector(checkpoint, "last")
     graph, state = nnx.split(detector)
     predict = predictor(graph, run.pixels, run.mesh)
@@ -96,9 +95,9 @@ def go_on(steps: int, parallel: str, workdir: str) -> None:
 
 
 @contextlib.contextmanager
-def one_program() -> Iterator[Run]:
-    """Runs of RetinaNet on one device, of any length, on the programs of one: compiled once."""
-    run = build_run(config("retinanet", "jit"))
+def one_program(parallel: str) -> Iterator[Callable[[], Run]]:
+    """Runs of RetinaNet, of any length, on the programs of one: compiled once."""
+    run = build_run(config("retinanet", parallel))
     state = jax.device_get(run.state)
 
     def build(values: dict) -> Run:
@@ -109,7 +108,7 @@ def one_program() -> Iterator[Run]:
         )
 
     with mock.patch.object(loop, "build_run", build):
-        yield dataclasses.replace(run, state=put_everywhere(state, run.mesh))
+        yield lambda: dataclasses.replace(run, state=put_everywhere(state, run.mesh))
 
 
 def main(arguments: dict) -> None:
@@ -117,27 +116,21 @@ def main(arguments: dict) -> None:
     logging.set_verbosity(logging.WARNING)
     if arguments["peers"]:
         connect(**arguments["peers"])
-    if arguments["begins"]:
-        with one_program() as run:
-            go_on(BEGUN, "jit", arguments["checkpoint"])
+    parallel = arguments["go_on"]
+    with one_program(parallel) as run:
+        if arguments["begins"]:
+            go_on(BEGUN, parallel, arguments["checkpoint"])
             shutil.copytree(arguments["checkpoint"], arguments["workdir"])
-            answer(arguments, run)
-    else:
-        answer(arguments, None)
-
-
-def answer(arguments: dict, run: Run | None) -> None:
-    """Does what is asked, and writes what came of it."""
-    result = {
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-        "steps": {
-            job: steps(*job.split("|"), run if job == "retinanet|jit" else None)
-            for job in arguments["jobs"]
-        },
-        "detections": detections(arguments["checkpoint"]),
-    }
-    go_on(WHOLE, arguments["go_on"], arguments["workdir"])  # a run that one device began
+        result = {
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+            "steps": {
+                job: steps(*job.split("|"), run() if job == f"retinanet|{parallel}" else None)
+                for job in arguments["jobs"]
+            },
+            "detections": detections(arguments["checkpoint"], run()),
+        }
+        go_on(WHOLE, parallel, arguments["workdir"])  # a run that one device began
     Path(arguments["answer"]).write_text(json.dumps(result))
 
 

@@ -6,6 +6,7 @@ from configs import overfit
 from drkd_jax.training.loop import train
 
 
+@pytest.mark.usefixtures("whole_compile")
 @pytest.mark.parametrize(("detector", "goal"), [("retinanet", 0.95), ("faster_rcnn", 0.85)])
 def test_learns_four_pictures_by_heart(detector, goal, tmp_path):
     config = overfit.get_config(detector)

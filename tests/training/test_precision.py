@@ -9,8 +9,6 @@ from drkd_jax.training.setup import build_run
 from drkd_jax.training.step import loss_terms
 from tests.training import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # In these every digit of float32 is wanted: losses, softmax, norms, boxes, and every sum.
 CAREFUL = (
     "exp",

@@ -20,8 +20,6 @@ from drkd_jax.training.state import flatten
 from drkd_jax.training.teacher_units import UNITS_FILE, fingerprint, read_units
 from tests.training import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def config(**distill):
     made = tiny.config(distilled=True)

@@ -6,13 +6,9 @@ import resource
 import signal
 import time
 
-import pytest
-
 from drkd_jax.training.loading import load_arrays
 from drkd_jax.training.metrics import read_metrics
 from tests.training import tiny
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def train(workdir, steps, *more):

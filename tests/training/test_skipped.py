@@ -16,8 +16,6 @@ from drkd_jax.training.loop import train
 from drkd_jax.training.metrics import read_metrics
 from tests.training import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 COUNT, BATCH, STEPS = 105, 4, 3
 CANVASES = np.arange(COUNT) % 5 == 0  # 21 portraits: the last batch of them holds one picture
 

@@ -21,8 +21,6 @@ from tests.weights.configs import RETINANET
 from tests.weights.small import foreign, random_arrays
 from tests.weights.torch_writing import write_torch
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 STUDENT = {
     "detector": "retinanet",
     "backbone": {"depth": 18, "width": 8, "norm": "frozen_bn"},

@@ -16,8 +16,6 @@ from drkd_jax.training.teacher import compare_classes, for_data, load_teacher
 from drkd_jax.types import Detections
 from tests.training import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CATEGORIES = [[1, "disc"], [2, "bitten disc"]]
 
 

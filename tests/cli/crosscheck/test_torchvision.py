@@ -22,8 +22,6 @@ from drkd_jax.reference.seeded import Model
 from drkd_jax.types import Features
 from tests import margins, oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FOLDER = Path(__file__).parents[2] / "fixtures" / "torchvision"
 MODELS = [Model(**values) for values in json.loads((FOLDER / "request.json").read_text())]
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
