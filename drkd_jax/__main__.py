@@ -28,7 +28,7 @@ COMMANDS = {
     "convert": ("drkd_jax.cli.convert", "weights of torchvision and mmdetection, and back"),
     "export": ("drkd_jax.cli.export", "the student of a run alone, in one file"),
     "prepare": ("drkd_jax.cli.prepare", "unzipped COCO to a TFDS data folder"),
-    "crosscheck": ("drkd_jax.cli.crosscheck", "compare with the PyTorch reference"),
+    "crosscheck": ("crosscheck", "compare with the PyTorch reference"),
     "benchmark": ("drkd_jax.cli.benchmark", "what a training step of a recipe costs here"),
     "demo": ("drkd_jax.cli.demo", "the main job, small, end to end"),
 }

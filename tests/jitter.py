@@ -32,7 +32,7 @@ NUMERIC = (
     "tests/models",
     "tests/ops",
     "tests/distill",
-    "tests/cli/crosscheck",
+    "tests/crosscheck",
     "tests/test_anchors.py",
     "tests/test_boxes.py",
     "tests/test_losses.py",

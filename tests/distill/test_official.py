@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from drkd_jax.cli.crosscheck.cases import Maker
-from drkd_jax.cli.crosscheck.official_cases import official_cases
+from crosscheck.cases import Maker
+from crosscheck.official_cases import official_cases
 from drkd_jax.distill.official import convert, load_official
 from drkd_jax.errors import UserError
 from tests.distill.common import make, pyramid, settings

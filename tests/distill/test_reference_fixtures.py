@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from drkd_jax.cli.crosscheck.command import our_answer
-from drkd_jax.cli.crosscheck.compare import compare
-from drkd_jax.cli.crosscheck.exchange import read_answers, read_cases
+from crosscheck.command import our_answer
+from crosscheck.compare import compare
+from crosscheck.exchange import read_answers, read_cases
 
 FOLDERS = sorted((Path(__file__).parents[1] / "fixtures").glob("crosscheck_*"))
 CASES = [(folder, case) for folder in FOLDERS for case in read_cases(folder)]

@@ -1,7 +1,7 @@
 """Our detectors against mmdetection's own, stage by stage, from the padded tensor on.
 
 The answers in tests/fixtures/mmdet are those of mmdetection 3.3.0 to narrow forms of its shipped
-configs; `python -m drkd_jax.reference.mmdet tests/fixtures/mmdet` makes them again. Weights and
+configs; `python -m crosscheck.reference.mmdet tests/fixtures/mmdet` makes them again. Weights and
 pictures are drawn here as they were there. With DRKD_MMDET=FOLDER another folder's answers are
 used, such as those of the full-size models of request_full.json.
 """
@@ -24,7 +24,7 @@ from drkd_jax.models.dense import assign
 from drkd_jax.models.roi_head import Regions
 from drkd_jax.models.rpn import propose
 from drkd_jax.ops.sampling import Sampled
-from drkd_jax.reference.seeded import pictures, thin, weight
+from crosscheck.reference.seeded import pictures, thin, weight
 from drkd_jax.types import Features, Targets
 from drkd_jax.weights import mmdet, reading_mmdet
 from drkd_jax.weights.layouts import LAYOUTS

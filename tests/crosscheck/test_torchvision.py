@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drkd_jax.cli.crosscheck import torchvision
-from drkd_jax.cli.crosscheck.compare import Row
-from drkd_jax.cli.crosscheck.network import Network, load
-from drkd_jax.cli.crosscheck.stages import batch as batch_of
+from crosscheck import torchvision
+from crosscheck.compare import Row
+from crosscheck.network import Network, load
+from crosscheck.reference.seeded import Model
+from crosscheck.stages import batch as batch_of
 from drkd_jax.errors import UserError
 from drkd_jax.models.dense import assign
-from drkd_jax.reference.seeded import Model
 from drkd_jax.types import Features
 from tests import margins, oracles
 
-FOLDER = Path(__file__).parents[2] / "fixtures" / "torchvision"
+FOLDER = Path(__file__).parents[1] / "fixtures" / "torchvision"
 MODELS = [Model(**values) for values in json.loads((FOLDER / "request.json").read_text())]
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from drkd_jax.cli.crosscheck import ours
+from crosscheck import ours
 
 Arrays = dict[str, dict[str, np.ndarray]]
 

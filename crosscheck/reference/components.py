@@ -1,7 +1,7 @@
 """What `crosscheck` asks the reference for: one function a component.
 
 Each takes plain settings and tensors (differentiable inputs `x`, parameters `p`, constants `c`)
-and gives named outputs. The JAX side has functions of the same names (cli/crosscheck/ours.py).
+and gives named outputs. The JAX side has functions of the same names (crosscheck/ours.py).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drkd_jax.reference import detection
-from drkd_jax.reference.distiller import distill
-from drkd_jax.reference.graph_unit import graph_unit
-from drkd_jax.reference.instance_relation import relation
-from drkd_jax.reference.relation_filter import relation_filter
-from drkd_jax.reference.roi_align_adaptive import roi_align
-from drkd_jax.reference.steps import optimiser_steps
+from crosscheck.reference import detection
+from crosscheck.reference.distiller import distill
+from crosscheck.reference.graph_unit import graph_unit
+from crosscheck.reference.instance_relation import relation
+from crosscheck.reference.relation_filter import relation_filter
+from crosscheck.reference.roi_align_adaptive import roi_align
+from crosscheck.reference.steps import optimiser_steps
 
 Tensors = dict[str, Tensor]
 Component = Callable[[dict[str, Any], Tensors, Tensors, Tensors], Tensors]

@@ -16,8 +16,8 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import nn
 
-from drkd_jax.reference.probes import bisect, outputs_of, spread
-from drkd_jax.reference.seeded import Drawn, weight
+from crosscheck.reference.probes import bisect, outputs_of, spread
+from crosscheck.reference.seeded import Drawn, weight
 
 WANTED = 40  # detections a picture to aim at
 

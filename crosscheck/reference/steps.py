@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drkd_jax.reference.distiller import distill
-from drkd_jax.reference.layers import sub
+from crosscheck.reference.distiller import distill
+from crosscheck.reference.layers import sub
 
 
 def student_maps(p: dict[str, Tensor], images: Tensor) -> list[Tensor]:

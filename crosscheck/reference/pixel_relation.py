@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from drkd_jax.reference.graph_unit import graph_unit
-from drkd_jax.reference.layers import Parameters, linear, sub
+from crosscheck.reference.graph_unit import graph_unit
+from crosscheck.reference.layers import Parameters, linear, sub
 
 
 def pixel_relation(

@@ -1,4 +1,4 @@
-"""Our side of `crosscheck`: the same components as drkd_jax/reference/components.py.
+"""Our side of `crosscheck`: the same components as crosscheck/reference/components.py.
 
 Each takes plain settings and arrays (differentiable inputs `x`, parameters `p`, constants `c`) and
 gives named outputs.

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from crosscheck.reference.seeded import Model, weight
 from drkd_jax import models
 from drkd_jax.models.dense import Assigned
 from drkd_jax.models.rpn import propose
-from drkd_jax.reference.seeded import Model, weight
 from drkd_jax.types import Features, Targets
 from drkd_jax.weights.layouts import LAYOUTS, their_shape
 from drkd_jax.weights.torchvision import entries

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drkd_jax.reference.roi_align_adaptive import roi_align
+from crosscheck.reference.roi_align_adaptive import roi_align
 
 Tensors = dict[str, Tensor]
 

@@ -1,4 +1,4 @@
-"""python -m drkd_jax.reference FOLDER [OFFICIAL]: answers the cases that `crosscheck` wrote there.
+"""python -m crosscheck.reference FOLDER [OFFICIAL]: answers the cases that `crosscheck` wrote.
 
 Reads cases.json (a list of name, component, settings) and cases.npz ("CASE|KIND|NAME", with kinds
 x, p, c, w), writes answers.npz ("CASE|out|NAME", "CASE|dx|NAME", "CASE|dp|NAME").
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drkd_jax.reference.components import COMPONENTS
+from crosscheck.reference.components import COMPONENTS
 
 
 def answer(
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     folder = Path(argv[0])
     components = dict(COMPONENTS)
     if len(argv) > 1:
-        from drkd_jax.reference.official import components_of
+        from crosscheck.reference.official import components_of
 
         components |= components_of(Path(argv[1]))
     torch.set_num_threads(1)

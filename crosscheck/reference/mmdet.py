@@ -1,6 +1,6 @@
 """What mmdetection's own detectors say: every stage, losses, gradients, detections.
 
-    python -m drkd_jax.reference.mmdet FOLDER [THREADS]
+    python -m crosscheck.reference.mmdet FOLDER [THREADS]
 
 reads FOLDER/request.json (a list of `Model` as plain values) and writes FOLDER/MODEL.npz. Needs
 mmdetection 3.x with mmcv's operators, torch and NumPy, and nothing else. Models are built from
@@ -30,8 +30,8 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from drkd_jax.reference.mmdet_build import Model, build, liven, samples
-from drkd_jax.reference.probes import (
+from crosscheck.reference.mmdet_build import Model, build, liven, samples
+from crosscheck.reference.probes import (
     GAP,
     gradients,
     nms_fault,
@@ -40,7 +40,7 @@ from drkd_jax.reference.probes import (
     serve,
     widened,
 )
-from drkd_jax.reference.seeded import pictures, thin
+from crosscheck.reference.seeded import pictures, thin
 
 SEEDS = 400  # batches to try
 RPN_GAP = 2e-5  # between overlaps of proposals and the threshold: many more pairs

@@ -19,12 +19,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from crosscheck import official, ours, torchvision
+from crosscheck.cases import Case, all_cases
+from crosscheck.compare import Row, compare
+from crosscheck.exchange import read_answers, write_cases
+from crosscheck.official_cases import official_cases
 from drkd_jax.cli.arguments import Parser
-from drkd_jax.cli.crosscheck import official, ours, torchvision
-from drkd_jax.cli.crosscheck.cases import Case, all_cases
-from drkd_jax.cli.crosscheck.compare import Row, compare
-from drkd_jax.cli.crosscheck.exchange import read_answers, write_cases
-from drkd_jax.cli.crosscheck.official_cases import official_cases
 from drkd_jax.errors import UserError
 from drkd_jax.training.writing import make_folder, make_place, write_text
 
@@ -33,9 +33,9 @@ COMPONENTS = ours.COMPONENTS | official.COMPONENTS
 
 def start_reference(folder: Path, python: str, official: str | None) -> subprocess.Popen[str]:
     """Starts the reference on a folder of cases, in an interpreter that has torch."""
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [python, "-m", "drkd_jax.reference", str(folder), *([official] if official else [])]
+    command = [python, "-m", "crosscheck.reference", str(folder), *([official] if official else [])]
     try:
         return subprocess.Popen(
             command,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drkd_jax.reference.layers import Parameters, linear, sub
+from crosscheck.reference.layers import Parameters, linear, sub
 
 BN_EPS = 1e-4
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drkd_jax.reference.layers import Parameters, linear, sub
-from drkd_jax.reference.relation_filter import relation_filter
+from crosscheck.reference.layers import Parameters, linear, sub
+from crosscheck.reference.relation_filter import relation_filter
 
 COSINE_EPS = 1e-6
 

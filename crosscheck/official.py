@@ -1,6 +1,6 @@
 """Our side of `crosscheck --official`: the author's weight names through our modules.
 
-The other side is drkd_jax/reference/official.py.
+The other side is crosscheck/reference/official.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from drkd_jax.cli.crosscheck.ours import (
+from crosscheck.ours import (
     Arrays,
     Component,
     Settings,

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from drkd_jax.cli.crosscheck import command
-from drkd_jax.cli.crosscheck.cases import Case
-from drkd_jax.cli.crosscheck.compare import compare
+from crosscheck import command
+from crosscheck.cases import Case
+from crosscheck.compare import compare
 from drkd_jax.errors import UserError
 
 CASE = Case("a case", "unit", {}, {}, 1e-5, 1e-4)

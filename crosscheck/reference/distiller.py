@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drkd_jax.reference.instance_feature import instance_feature
-from drkd_jax.reference.instance_relation import instance_relation
-from drkd_jax.reference.layers import pixel_mask, sub
-from drkd_jax.reference.pixel_relation import pixel_relation
-from drkd_jax.reference.roi_align_adaptive import roi_align
+from crosscheck.reference.instance_feature import instance_feature
+from crosscheck.reference.instance_relation import instance_relation
+from crosscheck.reference.layers import pixel_mask, sub
+from crosscheck.reference.pixel_relation import pixel_relation
+from crosscheck.reference.roi_align_adaptive import roi_align
 
 
 def _regions(x: Tensor, boxes: Tensor, valid: Tensor, stride: int, sizes: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """`crosscheck --torchvision`: whole detectors against torchvision's own, live.
 
-Both start at the same padded tensor with the same weights; see drkd_jax/reference/torchvision.py.
+Both start at the same padded tensor with the same weights; see crosscheck/reference/torchvision.py.
 The other side's gradients are computed in float64, and `check` computes ours so as well: in float32
 torchvision's own stand up to a thousandth from them and ours up to four, by rounding alone.
 """
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from drkd_jax.cli.crosscheck.compare import Row
-from drkd_jax.cli.crosscheck.network import Answers, Network, load
-from drkd_jax.cli.crosscheck.stages import batch
+from crosscheck.compare import Row
+from crosscheck.network import Answers, Network, load
+from crosscheck.reference.seeded import Model
+from crosscheck.stages import batch
 from drkd_jax.errors import UserError
-from drkd_jax.reference.seeded import Model
 
 # Few classes: among many, scores crowd, and hardly a picture has 20 that are clear of each other.
 # `first` is the batch that was found by looking; another version of torch looks on from there.
@@ -70,9 +70,9 @@ def live(folder: Path, python: str, only: str) -> tuple[list[Row], str]:
         raise UserError(f"--only {only}: no network has that in its name")
     request = json.dumps([dataclasses.asdict(model) for model in chosen], indent=1)
     (folder / "request.json").write_text(request)
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [python, "-m", "drkd_jax.reference.torchvision", str(folder)]
+    command = [python, "-m", "crosscheck.reference.torchvision", str(folder)]
     environment = {**os.environ, "PYTHONPATH": path}
     try:
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 """What torchvision's own detectors say: every stage, losses, gradients, detections.
 
-    python -m drkd_jax.reference.torchvision FOLDER
+    python -m crosscheck.reference.torchvision FOLDER
 
 reads FOLDER/request.json (a list of `Model` as plain values) and writes FOLDER/MODEL.npz. Needs
 torch and torchvision (0.14 was used), NumPy, and nothing else. Weights, pictures and ground
@@ -26,7 +26,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import boxes as box_ops
 
-from drkd_jax.reference.probes import (
+from crosscheck.reference.probes import (
     GAP,
     TIES,
     gradients,
@@ -35,8 +35,8 @@ from drkd_jax.reference.probes import (
     serve,
     widened,
 )
-from drkd_jax.reference.seeded import Drawn, Model, pictures, thin
-from drkd_jax.reference.torchvision_build import build, draw_weights, liven
+from crosscheck.reference.seeded import Drawn, Model, pictures, thin
+from crosscheck.reference.torchvision_build import build, draw_weights, liven
 
 SEEDS = 400  # batches to try
 

@@ -19,8 +19,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from drkd_jax.reference.probes import outputs_of, spread
-from drkd_jax.reference.seeded import Drawn, Model, weight
+from crosscheck.reference.probes import outputs_of, spread
+from crosscheck.reference.seeded import Drawn, Model, weight
 
 DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 WANTED = 30  # detections a picture to aim at

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from drkd_jax.cli.crosscheck.network import Answers, Network, flat_name
+from crosscheck.network import Answers, Network, flat_name
+from crosscheck.reference.seeded import Drawn, pictures, thin
 from drkd_jax.models.dense import Assigned, assign
 from drkd_jax.models.roi_head import Regions
 from drkd_jax.ops.sampling import Sampled
-from drkd_jax.reference.seeded import Drawn, pictures, thin
 from drkd_jax.types import Targets
 from drkd_jax.weights.account import give
 from drkd_jax.weights.torchvision import entries
