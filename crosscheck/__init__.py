@@ -1,5 +1,15 @@
-"""`python -m drkd_jax crosscheck`: every formula of the project against PyTorch."""
+"""Every formula of the project against PyTorch: `python -m drkd_jax crosscheck`, in a checkout.
 
-from crosscheck.command import main
+Nothing is imported here: `crosscheck.reference` runs in an interpreter without JAX.
+"""
 
-__all__ = ["main"]
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    from crosscheck import command
+
+    return command.main(argv)

@@ -343,7 +343,7 @@ def _step_cases(make: Maker) -> Iterator[Case]:
             p[f"student.conv{i}.bias"] = make.normal(4, scale=0.1)
         p["student.head"] = make.normal(4, 5, scale=0.3)
         drawn = maps(make, canvas, (4, 8), steps * pictures, *channels)
-        c = targets(make, canvas, pictures, 3)
+        c = targets(make, canvas, pictures, 6)  # enough for a choice in a row without i = j
         for name in ("t0", "t1"):
             c[name] = drawn[name].reshape(steps, pictures, *drawn[name].shape[1:])
         c["images"] = make.normal(steps, pictures, *canvas, 3)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from crosscheck import official, ours, torchvision
 from crosscheck.cases import Case, all_cases
@@ -137,7 +138,11 @@ def main(argv: Sequence[str]) -> int:
         write_cases(cases, folder)
         reference = start_reference(folder, python, checkout)
         try:
-            answers = {case.name: our_answer(case) for case in cases}
+            answers = {}
+            for case in tqdm(cases, unit="case", disable=None):
+                if reference.poll():  # its fault is told below, before minutes of work
+                    break
+                answers[case.name] = our_answer(case)
             said, complaint = reference.communicate()
         finally:
             reference.kill()

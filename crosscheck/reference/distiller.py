@@ -49,7 +49,8 @@ def distill(
     """
     strides, form, groups = settings["strides"], settings["form"], settings["groups"]
     levels = range(len(strides))
-    students, teachers = ([x[f"{side}{i}"] for i in levels] for side in "st")
+    students = [x[f"s{i}"] for i in levels]
+    teachers = [x[f"t{i}"].detach() for i in levels]  # nothing is trained by way of its maps
     if settings["standardize"]:
         teachers = [
             _standardized(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from crosscheck.cases import Case
 from crosscheck.compare import compare
 from drkd_jax.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 CASE = Case("a case", "unit", {}, {}, 1e-5, 1e-4)
 
 
@@ -34,6 +37,21 @@ def test_a_gradient_that_is_0_is_held_against_the_largest():
     assert all(row.passes for row in compare(CASE, ours, theirs))
     ours["dp|b"] = np.full(4, 1e-3)
     assert [row.passes for row in compare(CASE, ours, theirs)] == [True, False]
+
+
+def test_the_other_side_imports_neither_jax_nor_the_package():
+    """Its interpreter has torch and NumPy, and no more."""
+    modules = sorted((ROOT / "crosscheck" / "reference").glob("*.py"))
+    assert len(modules) > 15
+    for path in [ROOT / "crosscheck" / "__init__.py", *modules]:
+        tree = ast.parse(path.read_text())
+        top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        names = {alias.name for node in top for alias in node.names if node.__class__ is ast.Import}
+        names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+        assert foreign <= {"numpy", "torch", "torchvision", "mmdet", "mmengine", "crosscheck"}, path
+        inside = {name for name in names if name.startswith("crosscheck")}
+        assert all(name.startswith("crosscheck.reference") for name in inside), path.name
 
 
 def test_complaints_say_what_to_do(tmp_path, monkeypatch):
