@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -22,11 +21,9 @@ from jaxtyping import Bool, Float64, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from drkd_jax.data.records import Id, Source
+from drkd_jax.data.records import Id, Source, id_key
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
-
-_WHOLE = re.compile(r"-?\d+")
 
 COCO_MAX = 100  # detections of a class and picture that COCO counts
 
@@ -284,11 +281,6 @@ def found_in(
         kept[:, [0, 2]] = np.asarray(batch.sizes)[row, 1] - kept[:, [2, 0]]
     kept /= np.tile(np.asarray(batch.scale)[row], 2)
     return kept, scores[best].astype(np.float64), labels[best]
-
-
-def id_key(value: Any) -> Any:
-    """What an id is compared by: a text that is a whole number is the same id as the number."""
-    return int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
 
 
 def _renumbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

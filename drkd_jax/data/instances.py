@@ -7,7 +7,6 @@ otherwise entries with a fault are left out and handed back as a list.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
@@ -15,11 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drkd_jax.data.records import Category, Id
+from drkd_jax.data.records import Category, Id, id_key
 from drkd_jax.data.table import AnnotationTable, id_array
 from drkd_jax.errors import UserError
-
-_WHOLE = re.compile(r"-?\d{1,20}")
 
 
 class Fault(NamedTuple):
@@ -157,9 +154,11 @@ def _rows(
 ) -> list[Any]:
     """Parses each entry, its id's key first. What cannot be, or has the id of another, is a fault.
 
-    Of pictures with one id all are faults, unless they are the same entry again.
+    Of pictures with one id all are faults, unless they are the same entry again; one that cannot
+    be parsed counts among them, since boxes may be its own.
     """
     parsed: list[Any] = []
+    broken: set[Any] = set()
     for position, row in enumerate(rows):
         try:
             if not isinstance(row, dict):
@@ -172,8 +171,10 @@ def _rows(
             if "no key 'bbox'" in reason and row.get("segmentation"):
                 reason += "; it has an outline: write the box around it as 'bbox'"
             found.append(Fault(kind, which, reason))
+            if kind == "image":
+                broken |= _keys([row])
     keys = Counter(entry[0] for entry in parsed)
-    if len(keys) == len(parsed):
+    if len(keys) == len(parsed) and broken.isdisjoint(keys):
         return parsed
     variants: dict[Id, set[Any]] = {}
     if kind == "image":
@@ -182,7 +183,7 @@ def _rows(
                 variants.setdefault(entry[0], set()).add(entry[2:])
     kept, seen = [], set()
     for entry in parsed:
-        ambiguous = len(variants.get(entry[0], ())) > 1
+        ambiguous = len(variants.get(entry[0], ())) > 1 or entry[0] in broken
         if entry[0] in seen or ambiguous:
             named = f" ({entry.name})" if kind == "image" else ""
             reason = f"occurs twice; ids must be unique{named}"
@@ -254,9 +255,9 @@ def _id(value: Any, key: str) -> tuple[Id, Id]:
     if type(value) is int and abs(value) < 2**64:
         return value, value
     if isinstance(value, str) and value.strip():
-        text = value.strip()
-        return (int(text) if _WHOLE.fullmatch(text) else text), value
-    if isinstance(value, float) and abs(value) > 2**53:
+        return id_key(value), value
+    # 2**53 itself may have been the number after it.
+    if isinstance(value, float) and abs(value) >= 2**53:
         raise ValueError(f"{key} {_short(value)} is not a whole number that a double can hold")
     number = _whole(value, key)
     return number, number

@@ -13,9 +13,10 @@ import pytest
 
 from drkd_jax.data.classes import with_classes
 from drkd_jax.data.findings import find
-from drkd_jax.data.records import Category
+from drkd_jax.data.records import Category, id_key
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
+from drkd_jax.evaluation import coco_numbers
 
 NUT, BOLT, CAP = [5, 5, 10, 10], [20, 5, 12, 8], [5, 20, 6, 9]  # a class by its box
 
@@ -97,6 +98,35 @@ def test_a_set_without_one_of_the_classes(tmp_path, classes):
     truth = source.coco_ground_truth()
     assert sorted(c["id"] for c in truth["categories"]) == sorted(ids)
     assert "val has no class (2 bolt): it is not scored there" in notes
+
+
+def perfect(source) -> float:
+    truth = source.coco_ground_truth()
+    rows = ({**row, "score": 0.9} for row in truth["annotations"])
+    return coco_numbers(truth, list(rows))["AP"]
+
+
+def test_a_lacking_class_whose_id_is_taken_as_a_text(tmp_path):
+    """ "1" and 1 are the same id, and would be one class to an evaluator."""
+    source, _ = matched(make(tmp_path, {"1": "cap", "2": "bolt"}))
+    assert len({id_key(category.id) for category in source.categories}) == 3
+    assert perfect(source) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("numbers", [("1", 1), ("0001", 1), (" 1", "1")])
+def test_joined_sets_with_one_id_written_in_two_ways(tmp_path, numbers):
+    specs = []
+    for number, label in zip(numbers, ("nut", "bolt"), strict=True):
+        root = tmp_path / label
+        specs.append(make(root, {number: label}, pictures=1))
+        path = root / "instances.json"
+        content = json.loads(path.read_text())
+        content["images"][0]["id"] = content["annotations"][0]["image_id"] = number
+        path.write_text(json.dumps(content))
+    source = open_source(" + ".join(specs))
+    assert [source.meta(i).image_id for i in range(2)] == [1, 2]
+    assert {c.name: c.id for c in source.categories} == {"nut": numbers[0], "bolt": 2}
+    assert perfect(source) == pytest.approx(1)
 
 
 def test_what_cannot_be_mapped_shows_ids_beside_names(tmp_path):
