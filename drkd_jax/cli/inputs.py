@@ -14,6 +14,7 @@ _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif"),
     *(".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
+_LONGEST = 255  # bytes of a name, by most file systems
 # How pictures begin that have no such name.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 
@@ -34,7 +35,8 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
     """The files that are named, and all pictures in the folders that are.
 
     A file that is named is taken whatever it is; in a folder, and in the folders in it, only what
-    looks like a picture, in the order of its path. Hidden files and folders are left aside.
+    looks like a picture, in the order of its path. Hidden files and folders are left aside; links
+    to folders are followed, each folder once.
 
     Args:
         named: files and folders.
@@ -74,9 +76,11 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     """A file name in `out` for the drawing of each picture: STEM.png, or STEM_2.png and so on.
 
     No two are the same, nor would be on a file system that knows no case or composes letters
-    another way, and none is that of a picture to be read.
+    another way, and none is that of a picture to be read. A stem too long for it is cut.
     """
-    keys = [_key(path.stem) for path in paths]
+    room = _LONGEST - len(f"_{len(paths) + 1}.png")
+    stems = [shortened(path.stem, room) for path in paths]
+    keys = [_key(stem) for stem in stems]
     folder = out.resolve()
     inside = {parent for parent in {path.parent for path in paths} if parent.resolve() == folder}
     taken = {_key(path.name) for path in paths if path.parent in inside}
@@ -88,14 +92,24 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     taken |= {f"{key}.png" for key in free}
     number: dict[str, int] = {}
     names = []
-    for path, key in zip(paths, keys, strict=True):
-        name = f"{path.stem}.png"
+    for stem, key in zip(stems, keys, strict=True):
+        name = f"{stem}.png"
         while key not in free and _key(name) in taken:
             number[key] = number.get(key, 1) + 1
-            name = f"{path.stem}_{number[key]}.png"
+            name = f"{stem}_{number[key]}.png"
         taken.add(_key(name))
         names.append(name)
     return names
+
+
+def shortened(stem: str, room: int) -> str:
+    """A stem of at most so many bytes, cut between letters."""
+    data = os.fsencode(stem)
+    if len(data) <= room:
+        return stem
+    while data[room] & 0xC0 == 0x80:  # inside a letter of UTF-8
+        room -= 1
+    return os.fsdecode(data[:room])
 
 
 def _key(name: str) -> str:
@@ -103,12 +117,16 @@ def _key(name: str) -> str:
 
 
 def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and (skip is None or Path(place, name).resolve() != skip)
-        )
+    seen = {folder.resolve()} | ({skip} if skip is not None else set())
+
+    def is_new(path: Path) -> bool:
+        """Links may lead back to where they are."""
+        real = path.resolve()
+        return real not in seen and not seen.add(real)  # type: ignore[func-returns-value]
+
+    for place, folders, files in os.walk(folder, followlinks=True):
+        named = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in named if is_new(Path(place, name))]
         for name in sorted(files):
             if not name.startswith("."):
                 yield Path(place, name)
@@ -117,6 +135,8 @@ def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
 def _looks_like_picture(path: Path) -> bool:
     if path.suffix.lower() in _SUFFIXES:
         return True
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             beginning = file.read(12)

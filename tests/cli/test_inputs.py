@@ -1,6 +1,7 @@
 """Which pictures are looked at, and what their drawings are called."""
 
 import itertools
+import os
 import unicodedata
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def test_no_drawing_takes_the_place_of_a_picture(tmp_path):
     assert found == ["a_2.png", "b.png", "b_2_2.png"]
 
 
+def test_a_name_too_long_for_a_drawing_is_cut():
+    long, umlauts = "x" * 251, "\u00fc" * 125
+    paths = [f"{place}/{stem}.jpg" for place in "pq" for stem in (long, umlauts)]
+    found = names(*paths, "r/" + "y" * 255)
+    assert len(set(found)) == 5
+    assert max(len(name.encode()) for name in found) <= 255
+    assert all(name.endswith(".png") for name in found)
+    assert found[1].startswith("\u00fc" * 120)
+
+
 def test_names_take_time_in_proportion():
     many = [f"{i % 7}/{i // 7}.jpg" for i in range(7000)] + ["x.jpg"] * 7000
     assert len(set(names(*many))) == 14000
@@ -65,6 +76,16 @@ def test_folders_are_walked_and_the_rest_is_left_aside(tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
     assert sorted(names) == ["a/c.PNG", "b.jpg", "without_suffix"]
     assert found.notes == (f"{tmp_path}: 2 files that are no pictures are left aside",)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    touch(tmp_path, "set/a.jpg", "elsewhere/b.jpg")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    os.mkfifo(tmp_path / "set" / "pipe")
+    found = find_pictures([tmp_path / "set"])
+    names = [path.relative_to(tmp_path / "set").as_posix() for path in found.paths]
+    assert names == ["a.jpg", "linked/b.jpg"]
 
 
 def test_results_in_a_folder_are_no_input(tmp_path):

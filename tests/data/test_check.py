@@ -9,6 +9,7 @@ import pytest
 from drkd_jax import __main__ as command_line
 from drkd_jax.cli import prepare
 from drkd_jax.data.check import check
+from drkd_jax.errors import UserError
 
 
 def test_counts_by_class_and_size(coco_folder):
@@ -59,6 +60,27 @@ def test_the_command_reports_and_draws(coco_folder, tmp_path, capsys):
     report = json.loads(file.read_text())
     assert report["boxes"] == 4
     assert report["classes"][0]["name"] == "person"
+
+
+def test_what_is_found_is_said_before_anything_is_written(
+    coco_folder, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(prepare, "_write", full)
+    with pytest.raises(UserError):
+        prepare.main([coco_folder.spec, "--check", f"--json={tmp_path / 'report.json'}"])
+    assert "0 errors, 1 warnings" in capsys.readouterr().out
+
+
+def test_a_long_name_makes_a_drawing(coco_folder, tmp_path):
+    name = "\u00fc" * 125 + ".jpg"
+    (coco_folder.images / "a.jpg").rename(coco_folder.images / name)
+    coco_folder.content["images"][0]["file_name"] = name
+    coco_folder.write()
+    assert prepare.main([coco_folder.spec, "--check", f"--out={tmp_path / 'out'}"]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_errors_are_listed_and_end_with_2(coco_folder, tmp_path, capsys):
