@@ -25,6 +25,7 @@ from drkd_jax.data.records import Id, Source, id_key
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
 
+_LARGEST = 1e10  # square pixels: COCO's rule counts no object of a larger stated area
 COCO_MAX = 100  # detections of a class and picture that COCO counts
 
 
@@ -211,9 +212,12 @@ def why_nothing_to_find(
     known = {image["id"] for image in ground_truth["images"]}
     scored = known if image_ids is None else known & set(image_ids)
     rows = [row for row in ground_truth["annotations"] if row["image_id"] in scored]
-    if any(not row.get("iscrowd") for row in rows):
+    single = [row for row in rows if not row.get("iscrowd")]
+    if any(0 <= row["area"] <= _LARGEST for row in single):
         return None
     crowd = f"only crowd regions ({len(rows)})" if rows else "no annotation"
+    if single:
+        crowd = f"only annotations with an area under 0 or above {_LARGEST:g} ({len(single)})"
     return (
         f"there is nothing to find: {crowd} in {len(scored)} pictures, so every number is -1; "
         "score on pictures that have boxes"

@@ -105,6 +105,10 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> str:
         low = (x1 >= -_SLACK) & (y1 >= -_SLACK) & (x2 > x1) & (y2 > y1)
         return low & (x2 <= width + _SLACK) & (y2 <= height + _SLACK)
 
+    # What is odd for another reason (its area, its smallness) says nothing of the form.
+    odd = odd & ~inside(x, y, x + w, y + h)
+    if odd.mean() < LARGE:
+        return ""
     causes = {
         _CORNERS: inside(x, y, w, h),
         _CENTRES: inside(x - w / 2, y - h / 2, x + w / 2, y + h / 2),

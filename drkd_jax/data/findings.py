@@ -258,6 +258,17 @@ def require_boxes(source: Source) -> None:
         raise UserError(f"{source.spec}: {problem}")
 
 
+def require_usable(source: Source) -> None:
+    """Refuses a set to be scored whose annotations are all unusable; it may have none.
+
+    Raises:
+        UserError: with the likely cause.
+    """
+    table = getattr(source, "table", None)
+    if table is not None and len(table.ids) and not table.usable.any():
+        require_boxes(source)
+
+
 def no_box(source: Source) -> str:
     """Why nothing of a set can be trained on; "" where something can."""
     table = getattr(source, "table", None)

@@ -7,6 +7,7 @@ otherwise entries with a fault are left out and handed back as a list.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
@@ -138,6 +139,13 @@ def _mended(content: dict[str, Any], images: list[_Image], classes: list[Any]) -
             for key in nulls:
                 nulls[key] += key in row and row[key] is None
     lines = []
+    names = [row.get("name") for row in content["categories"] if isinstance(row, dict)]
+    untidy = [name for name in names if isinstance(name, str) and name != _tidy(name)]
+    if untidy:
+        lines.append(
+            f"{len(untidy)} class names are read without blanks around them and with letters in "
+            f"one part: {', '.join(map(repr, untidy[:3]))}"
+        )
     if texts:
         lines.append(
             f"{texts} ids are texts; those that are whole numbers count as these, and pictures "
@@ -212,7 +220,12 @@ def _category(row: dict[str, Any]) -> tuple[Id, Category]:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"name {name!r} is not a text")
     key, own = _id(row["id"], "id")
-    return key, Category(own, name)
+    return key, Category(own, _tidy(name))
+
+
+def _tidy(name: str) -> str:
+    """A class's name without what no eye tells apart: blanks around it, letters in two parts."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _image(row: dict[str, Any], paths: Mapping[str, str]) -> _Image:

@@ -142,6 +142,12 @@ def test_nothing_is_said_of_sound_boxes(seed):
     assert box_form(table(reaching)).cause == ""
 
 
+def test_an_area_that_is_none_says_nothing_of_the_form():
+    values = boxes()
+    form = box_form(table(values, np.full(len(values), -1.0)))
+    assert (form.share, form.cause, form.none_usable) == (1, "", True)
+
+
 @pytest.fixture
 def spec(tmp_path: Path):
     def write(values: np.ndarray) -> str:

@@ -31,8 +31,9 @@ def make(root: Path, classes: dict[Any, str], pictures: int = 2, first: Any = 1)
         cv2.imwrite(str(root / "images" / name), np.full((40, 50, 3), i, np.uint8))
         images.append({"id": first + i, "file_name": name, "height": 40, "width": 50})
         for number, label in classes.items():
-            if label in box_of:
-                row = {"image_id": first + i, "category_id": number, "bbox": box_of[label]}
+            if label.strip() in box_of:
+                box = box_of[label.strip()]
+                row = {"image_id": first + i, "category_id": number, "bbox": box}
                 annotations.append({"id": len(annotations) + 1, **row})
     categories = [{"id": number, "name": name} for number, name in classes.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
@@ -127,6 +128,16 @@ def test_joined_sets_with_one_id_written_in_two_ways(tmp_path, numbers):
     assert [source.meta(i).image_id for i in range(2)] == [1, 2]
     assert {c.name: c.id for c in source.categories} == {"nut": numbers[0], "bolt": 2}
     assert perfect(source) == pytest.approx(1)
+
+
+def test_names_that_only_look_the_same_are_the_same(tmp_path):
+    source, notes = matched(make(tmp_path, {1: "nut ", 2: "\tbolt", 3: "cap"}))
+    assert source.categories == TRAIN
+    assert notes == []
+    (told,) = (finding.text for finding in find(source) if "class names" in finding.text)
+    assert told.startswith("2 class names are read without blanks")
+    decomposed = open_source(make(tmp_path / "a", {1: "ka\u0308se"}))
+    assert decomposed.categories == (Category(1, "k\u00e4se"),)
 
 
 def test_what_cannot_be_mapped_shows_ids_beside_names(tmp_path):

@@ -31,6 +31,7 @@ def folder(tmp_path) -> CocoFolder:
 def test_changed_classes_are_refused_with_both_lists(tmp_path):
     old = [[1, "nut"], [2, "bolt"]]
     check_same_classes(old, [[1, "nut"], [2, "bolt"]], tmp_path)
+    check_same_classes(old, [["1", "nut"], ["2", "bolt"]], tmp_path)  # the same ids
     for new in ([[1, "bolt"], [2, "nut"]], [[0, "nut"], [1, "bolt"]], old[:1], [[1, "nut"]] * 2):
         with pytest.raises(UserError) as raised:
             check_same_classes(old, new, tmp_path)
