@@ -189,11 +189,17 @@ def _place(source: Any, index: int) -> str:
 
 
 def _files(source: Any) -> list[Finding]:
-    """How the files themselves are turned, and how deep they are."""
+    """Which files are no pictures, how they are turned, and how deep they are."""
     found, scanned = [], getattr(source, "scan", None)
     if scanned is None:
         return []
     table = source.table
+    # In joined sets some pictures are no files.
+    broken = [i for i in np.flatnonzero(scanned.broken) if source.path(int(i)) is not None]
+    if broken:
+        named = some([table.names[i] for i in broken])
+        text = f"{len(broken)} picture files are missing, empty or no pictures: {named}"
+        found.append(Finding(text, grave=True))
     exif, depth = getattr(source, "exif", "auto"), getattr(source, "depth", 0)
     if (scanned.orientation > 1).any():
         found.append(_turned(table, scanned, exif))

@@ -9,6 +9,8 @@ import pytest
 from drkd_jax import __main__ as command_line
 from drkd_jax.cli import prepare
 from drkd_jax.data.check import check
+from drkd_jax.data.findings import find
+from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 
 
@@ -97,6 +99,19 @@ def test_errors_are_listed_and_end_with_2(coco_folder, tmp_path, capsys):
     assert f"error: {coco_folder.images / 'c.jpg'}: cannot be decoded" in out
     assert len(json.loads(file.read_text())["errors"]) == 3
     assert len(list((tmp_path / "out").iterdir())) == 2  # of those that can be read
+
+
+@pytest.mark.parametrize("content", [None, b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_files_that_are_no_pictures_are_said_at_the_start(coco_folder, content):
+    path = coco_folder.images / "d.jpg"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    (told,) = (finding for finding in find(open_source(coco_folder.spec)) if finding.grave)
+    assert told.text == "1 picture files are missing, empty or no pictures: d.jpg"
+    report = check(coco_folder.spec)
+    assert told.text in report.warnings
+    assert len(report.errors) == 1
 
 
 def test_many_errors_are_cut_short(coco_folder, capsys):
