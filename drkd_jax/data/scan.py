@@ -62,8 +62,9 @@ def _look(path: Path) -> tuple[int, int, int, int, int, int]:
     except OSError:
         return 1, 8, -1, 0, 0, 1
     content = zlib.crc32(head) << 31 ^ length & 0x7FFFFFFF
-    broken = not head or what_is(head) is not None
-    return header.orientation, header.bits, content, *size, int(broken)
+    kind = what_is(head) or ""
+    broken = not head or (kind and "photograph" not in kind)  # the decoder knows some, as AVIF
+    return header.orientation, header.bits, content, *size, int(bool(broken))
 
 
 def _size(path: Path) -> tuple[int, int]:

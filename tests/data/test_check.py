@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 
 import cv2
@@ -112,6 +113,19 @@ def test_files_that_are_no_pictures_are_said_at_the_start(coco_folder, content):
     report = check(coco_folder.spec)
     assert told.text in report.warnings
     assert len(report.errors) == 1
+
+
+def test_an_avif_picture_may_be_read(coco_folder):
+    """It depends on how OpenCV was built."""
+    path = coco_folder.images / "d.jpg"
+    done, data = False, b""
+    with contextlib.suppress(cv2.error):
+        done, data = cv2.imencode(".avif", cv2.imread(str(path)))
+    if not done:
+        pytest.skip("this OpenCV writes no AVIF")
+    path.write_bytes(data.tobytes())
+    assert not any(finding.grave for finding in find(open_source(coco_folder.spec)))
+    assert not check(coco_folder.spec).errors
 
 
 def test_many_errors_are_cut_short(coco_folder, capsys):
