@@ -5,9 +5,11 @@ import os
 import unicodedata
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
-from drkd_jax.cli.inputs import drawing_names, find_pictures
+from drkd_jax.cli.inputs import drawing_names, find_pictures, marked
 from drkd_jax.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -93,6 +95,18 @@ def test_results_in_a_folder_are_no_input(tmp_path):
     assert find_pictures([tmp_path], tmp_path / "out").paths == (tmp_path / "a.jpg",)
     touch(tmp_path, "b.png")
     assert len(find_pictures([tmp_path], tmp_path).paths) == 3
+
+
+def test_drawings_of_earlier_calls_are_no_input(tmp_path):
+    png = cv2.imencode(".png", np.full((9, 8, 3), 7, np.uint8))[1].tobytes()
+    touch(tmp_path, "a.jpg", "own.png", content=png)
+    touch(tmp_path, "a.png", "run1/a.png", content=marked(png))
+    assert (cv2.imread(str(tmp_path / "a.png")) == 7).all()
+    found = find_pictures([tmp_path], tmp_path)
+    assert [path.name for path in found.paths] == ["a.jpg", "own.png"]
+    assert found.notes == (f"{tmp_path}: 2 drawings of earlier calls are left aside",)
+    assert drawing_names(found.paths, tmp_path) == ["a.png", "own_2.png"]
+    assert len(find_pictures([tmp_path / "a.png"]).paths) == 1  # named, it is taken
 
 
 def test_a_file_is_taken_whatever_it_is_and_once(tmp_path):
