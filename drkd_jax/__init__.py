@@ -7,14 +7,20 @@ What a training loop of your own needs is here; docs/your-own-loop.md has it in 
     loss = detection_loss + out.total
 """
 
-from drkd_jax.distill.config import (
-    DistillConfig,
-    InstanceFeatureConfig,
-    InstanceRelationConfig,
-    PixelRelationConfig,
-)
-from drkd_jax.distill.distiller import Distiller, DistillOutput
-from drkd_jax.types import FeatureSpec
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drkd_jax.distill.config import (
+        DistillConfig,
+        InstanceFeatureConfig,
+        InstanceRelationConfig,
+        PixelRelationConfig,
+    )
+    from drkd_jax.distill.distiller import Distiller, DistillOutput
+    from drkd_jax.types import FeatureSpec
 
 __version__ = "0.1.0"
 
@@ -28,3 +34,19 @@ __all__ = [
     "PixelRelationConfig",
     "__version__",
 ]
+
+_OF_CONFIG = ("DistillConfig", "InstanceFeatureConfig", "InstanceRelationConfig")
+_PLACES = {
+    **dict.fromkeys((*_OF_CONFIG, "PixelRelationConfig"), "drkd_jax.distill.config"),
+    **dict.fromkeys(("Distiller", "DistillOutput"), "drkd_jax.distill.distiller"),
+    "FeatureSpec": "drkd_jax.types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: programs want to catch Ctrl-C before JAX takes its seconds."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'drkd_jax' has no attribute {name!r}")
+    found = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = found
+    return found

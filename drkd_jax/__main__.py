@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from drkd_jax.training.interrupt import leave_quietly
+
+if __name__ == "__main__":
+    leave_quietly()  # Ctrl-C during the imports below
+
 import io
 import os
 import sys
@@ -18,7 +23,6 @@ from drkd_jax.training.interrupt import (
     InterruptedRunError,
     NonFiniteError,
     catch_interrupts,
-    leave_quietly,
 )
 from drkd_jax.training.writing import no_place, refusal
 
@@ -94,7 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave_quietly()
     for stream in (sys.stdout, sys.stderr):  # file names may be no text, and a terminal ASCII
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -22,12 +21,11 @@ from jaxtyping import Bool, Float64, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from drkd_jax.data.records import Id, Source
+from drkd_jax.data.records import Id, Source, id_key
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
 
-_WHOLE = re.compile(r"-?\d+")
-
+_LARGEST = 1e10  # square pixels: COCO's rule counts no object of a larger stated area
 COCO_MAX = 100  # detections of a class and picture that COCO counts
 
 
@@ -214,9 +212,12 @@ def why_nothing_to_find(
     known = {image["id"] for image in ground_truth["images"]}
     scored = known if image_ids is None else known & set(image_ids)
     rows = [row for row in ground_truth["annotations"] if row["image_id"] in scored]
-    if any(not row.get("iscrowd") for row in rows):
+    single = [row for row in rows if not row.get("iscrowd")]
+    if any(0 <= row["area"] <= _LARGEST for row in single):
         return None
     crowd = f"only crowd regions ({len(rows)})" if rows else "no annotation"
+    if single:
+        crowd = f"only annotations with an area under 0 or above {_LARGEST:g} ({len(single)})"
     return (
         f"there is nothing to find: {crowd} in {len(scored)} pictures, so every number is -1; "
         "score on pictures that have boxes"
@@ -284,11 +285,6 @@ def found_in(
         kept[:, [0, 2]] = np.asarray(batch.sizes)[row, 1] - kept[:, [2, 0]]
     kept /= np.tile(np.asarray(batch.scale)[row], 2)
     return kept, scores[best].astype(np.float64), labels[best]
-
-
-def id_key(value: Any) -> Any:
-    """What an id is compared by: a text that is a whole number is the same id as the number."""
-    return int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
 
 
 def _renumbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

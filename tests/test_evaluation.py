@@ -333,6 +333,12 @@ def test_why_there_is_nothing_to_find():
     assert "only crowd regions (1)" in why_nothing_to_find(_truth([[0, 0, 9, 9]], crowd=1))
     assert "in 0 pictures" in why_nothing_to_find(_truth([[0, 0, 9, 9]]), [7])
 
+    for area in (-20, 1e11):  # which no evaluator counts
+        truth = _truth([[0, 0, 9, 9]])
+        truth["annotations"][0]["area"] = area
+        assert coco_numbers(truth, [_detection([0, 0, 9, 9])])["AP"] == -1
+        assert "only annotations with an area under 0" in why_nothing_to_find(truth)
+
 
 def test_classes_of_one_name_stay_apart():
     truth = _truth([[0, 0, 50, 50]])

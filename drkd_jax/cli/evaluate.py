@@ -11,6 +11,7 @@ from typing import Any
 from drkd_jax.cli.arguments import Parser, positive
 from drkd_jax.cli.detector import Trained, add_arguments, load_named, where
 from drkd_jax.data.classes import list_classes, with_classes
+from drkd_jax.data.findings import find, require_usable
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import EVALUATORS, why_nothing_to_find
@@ -86,7 +87,11 @@ def main(argv: Sequence[str]) -> int:
         depth=pipeline.depth,
     )
     source, category_ids, notes = _by_name(trained, source)
+    require_usable(source)
     settings = dataclasses.replace(trained.eval, **asked)
+    for finding in find(source, max_boxes=None, max_detections=settings.max_detections):
+        if finding.grave:
+            print(f"warning: {finding.text}", file=sys.stderr, flush=True)
     numbers, found = evaluate(
         trained.predict,
         trained.arrays,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +15,14 @@ _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif"),
     *(".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
+_LONGEST = 255  # bytes of a name, by most file systems
 # How pictures begin that have no such name.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+
+
+# Says in a drawing what it is, so that it is no picture to the next call.
+_MARK = b"tEXtSoftware\0drkd_jax predict"
+_MARK_AT = 33  # behind a PNG's first chunk
 
 
 class Inputs(NamedTuple):
@@ -34,7 +41,8 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
     """The files that are named, and all pictures in the folders that are.
 
     A file that is named is taken whatever it is; in a folder, and in the folders in it, only what
-    looks like a picture, in the order of its path. Hidden files and folders are left aside.
+    looks like a picture, in the order of its path. Hidden files and folders, and drawings of
+    earlier calls, are left aside; links to folders are followed, each folder once.
 
     Args:
         named: files and folders.
@@ -48,12 +56,14 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
     notes = []
     twice = 0
     for each in map(Path, named):
-        files, aside = [each], 0
+        files, aside, drawings = [each], 0, 0
         if each.is_dir():
             files = []
             skip = own if own is not None and own != each.resolve() else None
             for path in _walk(each, skip):
-                if _looks_like_picture(path):
+                if _is_drawing(path):
+                    drawings += 1
+                elif _looks_like_picture(path):
                     files.append(path)
                 else:
                     aside += 1
@@ -61,6 +71,8 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
                 notes.append(f"{each}: holds no picture")
         if aside:
             notes.append(f"{each}: {aside} files that are no pictures are left aside")
+        if drawings:
+            notes.append(f"{each}: {drawings} drawings of earlier calls are left aside")
         for path in files:
             twice += paths.setdefault(os.path.abspath(path), path) is not path
     if twice:
@@ -74,9 +86,11 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     """A file name in `out` for the drawing of each picture: STEM.png, or STEM_2.png and so on.
 
     No two are the same, nor would be on a file system that knows no case or composes letters
-    another way, and none is that of a picture to be read.
+    another way, and none is that of a picture to be read. A stem too long for it is cut.
     """
-    keys = [_key(path.stem) for path in paths]
+    room = _LONGEST - len(f"_{len(paths) + 1}.png")
+    stems = [shortened(path.stem, room) for path in paths]
+    keys = [_key(stem) for stem in stems]
     folder = out.resolve()
     inside = {parent for parent in {path.parent for path in paths} if parent.resolve() == folder}
     taken = {_key(path.name) for path in paths if path.parent in inside}
@@ -88,27 +102,58 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     taken |= {f"{key}.png" for key in free}
     number: dict[str, int] = {}
     names = []
-    for path, key in zip(paths, keys, strict=True):
-        name = f"{path.stem}.png"
+    for stem, key in zip(stems, keys, strict=True):
+        name = f"{stem}.png"
         while key not in free and _key(name) in taken:
             number[key] = number.get(key, 1) + 1
-            name = f"{path.stem}_{number[key]}.png"
+            name = f"{stem}_{number[key]}.png"
         taken.add(_key(name))
         names.append(name)
     return names
+
+
+def shortened(stem: str, room: int) -> str:
+    """A stem of at most so many bytes, cut between letters."""
+    data = os.fsencode(stem)
+    if len(data) <= room:
+        return stem
+    while data[room] & 0xC0 == 0x80:  # inside a letter of UTF-8
+        room -= 1
+    return os.fsdecode(data[:room])
 
 
 def _key(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+def marked(png: bytes) -> bytes:
+    """A PNG that says that it is a drawing of ours."""
+    crc = zlib.crc32(_MARK).to_bytes(4, "big")
+    chunk = (len(_MARK) - 4).to_bytes(4, "big") + _MARK + crc
+    return png[:_MARK_AT] + chunk + png[_MARK_AT:]
+
+
+def _is_drawing(path: Path) -> bool:
+    if path.suffix.lower() != ".png" or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(_MARK_AT + 4 + len(_MARK)).endswith(_MARK)
+    except OSError:  # it is named when it is read
+        return False
+
+
 def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and (skip is None or Path(place, name).resolve() != skip)
-        )
+    seen = {folder.resolve()} | ({skip} if skip is not None else set())
+
+    def is_new(path: Path) -> bool:
+        """Links may lead back to where they are."""
+        real = path.resolve()
+        return real not in seen and not seen.add(real)  # type: ignore[func-returns-value]
+
+    for place, folders, files in os.walk(folder, followlinks=True):
+        named = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in named if is_new(Path(place, name))]
         for name in sorted(files):
             if not name.startswith("."):
                 yield Path(place, name)
@@ -117,6 +162,8 @@ def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
 def _looks_like_picture(path: Path) -> bool:
     if path.suffix.lower() in _SUFFIXES:
         return True
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             beginning = file.read(12)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from drkd_jax.cli.arguments import Parser, positive
 from drkd_jax.cli.detector import Trained, add_arguments, load_named
 from drkd_jax.cli.found_file import FoundFile, found_file
-from drkd_jax.cli.inputs import drawing_names, find_pictures
+from drkd_jax.cli.inputs import drawing_names, find_pictures, marked
 from drkd_jax.cli.stream import Picture, batched, read_pictures
 from drkd_jax.data.decode import decode_picture
 from drkd_jax.data.records import Category
@@ -183,7 +183,7 @@ class _Writer:
         if not done:
             raise UserError(f"{drawing}: a drawing of this size cannot be written as PNG")
         with told(drawing):
-            drawing.write_bytes(data.tobytes())
+            drawing.write_bytes(marked(data.tobytes()))
         height, width = image.shape[:2]
         about = {"id": index + 1, "file_name": str(path), "height": height, "width": width}
         sides = found.boxes[:, 2:] - found.boxes[:, :2]

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from drkd_jax.cli.arguments import Parser
+from drkd_jax.cli.inputs import shortened
 from drkd_jax.data.decode import EXIF
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.training.writing import make_folder, make_place
@@ -84,18 +85,19 @@ def _check(arguments: argparse.Namespace) -> int:
 
         report: Report = check(spec, progress=progress, **reading)
     for line in _lines(report.as_json()):
-        print(line, flush=True)
-    if json_file:
-        _write(Path(json_file), json.dumps(report.as_json(), indent=1) + "\n")
-    if out:
-        print(f"{_draw(spec, reading, report.samples, Path(out))} sample drawings in {out}")
+        print(line)
     for kind, texts in (("warning", report.warnings), ("error", report.errors)):
         for text in texts[:_TOLD]:
             print(f"{kind}: {text}")
         if len(texts) > _TOLD:
             where = f"; all of them are in {json_file}" if json_file else "; --json=FILE lists all"
             print(f"{kind}: and {len(texts) - _TOLD} more{where}")
-    print(f"{len(report.errors)} errors, {len(report.warnings)} warnings")
+    # All is said before anything is written: a full disk does not lose it.
+    print(f"{len(report.errors)} errors, {len(report.warnings)} warnings", flush=True)
+    if json_file:
+        _write(Path(json_file), json.dumps(report.as_json(), indent=1) + "\n")
+    if out:
+        print(f"{_draw(spec, reading, report.samples, Path(out))} sample drawings in {out}")
     return EXIT_USER if report.errors else 0
 
 
@@ -146,7 +148,8 @@ def _draw(spec: str, reading: dict[str, Any], samples: Sequence[int], folder: Pa
             image, record.boxes * np.float32(scale), record.labels, None, names, texts=texts
         )
         drawn += 1
-        path = folder / f"sample_{drawn:02d}_{Path(record.name).stem}.png"
+        stem = shortened(f"sample_{drawn:02d}_{Path(record.name).stem}", 255 - len(".png"))
+        path = folder / f"{stem}.png"
         done, data = cv2.imencode(".png", drawing[..., ::-1])
         assert done
         _write(path, data.tobytes())

@@ -51,7 +51,7 @@ def box_form(table: AnnotationTable) -> BoxForm:
         return BoxForm(max(share, float(corners.mean())), _CORNERS, none_usable)
     if share >= LARGE:
         return BoxForm(share, _explain(table, odd, share), none_usable)
-    return BoxForm(share, _percent(table), none_usable)
+    return BoxForm(share, _shares(table), none_usable)
 
 
 def cut(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
@@ -64,6 +64,8 @@ def cut(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
 _CORNERS = "corners in the place of width and height? COCO's bbox is x, y, width, height"
 _CENTRES = "centres in the place of top left corners? COCO's bbox starts at the top left corner"
 _SWAPPED = "y before x? COCO's bbox is x, y, width, height"
+_CORNERS_Y = "corners, y before x (ymin, xmin, ymax, xmax)? COCO's bbox is x, y, width, height"
+_SPANS = "spans (xmin, xmax, ymin, ymax)? COCO's bbox is x, y, width, height"
 _OTHER_SIZE = "boxes of pictures of another size? They refer to the file's own pixels"
 
 
@@ -103,10 +105,16 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> str:
         low = (x1 >= -_SLACK) & (y1 >= -_SLACK) & (x2 > x1) & (y2 > y1)
         return low & (x2 <= width + _SLACK) & (y2 <= height + _SLACK)
 
+    # What is odd for another reason (its area, its smallness) says nothing of the form.
+    odd = odd & ~inside(x, y, x + w, y + h)
+    if odd.mean() < LARGE:
+        return ""
     causes = {
         _CORNERS: inside(x, y, w, h),
         _CENTRES: inside(x - w / 2, y - h / 2, x + w / 2, y + h / 2),
         _SWAPPED: inside(y, x, y + h, x + w),
+        _CORNERS_Y: inside(y, x, h, w),
+        _SPANS: inside(x, w, y, h),
     }
     fits = {
         cause: float(rows[odd].mean())
@@ -120,17 +128,21 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> str:
     return _OTHER_SIZE if beyond[odd].mean() >= _BEYOND else ""
 
 
-def _percent(table: AnnotationTable) -> str:
-    """Whether all boxes lie where shares of a hundred would, in pictures much larger than that."""
+def _shares(table: AnnotationTable) -> str:
+    """Whether all boxes lie where shares of 100 or of 1000 would, in pictures larger than that."""
     x, y, w, h = table.bbox.T
-    large = table.sizes[table.picture_of].min(axis=1) >= 200
-    right, bottom = x + w, y + h
-    if len(x) < _FEW or not large.all() or len(np.unique(table.picture_of)) < 5:
+    if len(x) < _FEW or len(np.unique(table.picture_of)) < 5:
         return ""
-    reach = max(right.max(), bottom.max())
-    if 80 <= reach <= 101 and min(right.max(), bottom.max()) >= 60:
-        return (
-            "all boxes lie in the first 100 pixels of larger pictures: in percent? COCO's bbox is "
-            "in pixels"
-        )
+    sides = np.sort(table.sizes[table.picture_of], axis=1)
+    shorter, longer = sides.min(axis=0)
+    near, far = sorted([(x + w).max(), (y + h).max()])
+    for whole, name in ((100, "percent"), (1000, "thousandths")):
+        # The nearer the pictures' own size is, the fuller the shares have to be.
+        much_larger = shorter >= 2 * whole and far >= 0.8 * whole and near >= 0.6 * whole
+        larger = shorter > whole and longer >= 1.5 * whole and near >= 0.9 * whole
+        if far <= 1.01 * whole and (much_larger or larger):
+            return (
+                f"all boxes lie in the first {whole} pixels of larger pictures: in {name}? COCO's "
+                "bbox is in pixels"
+            )
     return ""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from drkd_jax.data.records import Category, Id, Meta, Record, Source
+from drkd_jax.data.records import Category, Id, Meta, Record, Source, id_key
 from drkd_jax.data.table import AnnotationTable
 from drkd_jax.errors import UserError
 
@@ -65,13 +65,13 @@ def with_classes(
         ids[c.name] != c.id for c in classes if c.name in ids
     ):
         notes.append(f"classes of {what} are brought to those of {whose} by name. {lists}")
-    taken: set[Id] = {c.id for c in own}
+    taken: set[Id] = {id_key(c.id) for c in own}
     merged = []
     for category in classes:
         number = ids.get(category.name, category.id)
-        if category.name not in ids and number in taken:
+        if category.name not in ids and id_key(number) in taken:
             number = free_id(taken)
-        taken.add(number)
+        taken.add(id_key(number))
         merged.append(Category(number, category.name))
     labels = np.array([label_of.get(name, 0) for name in names], np.int32)
     return Relabelled(source, tuple(merged), labels), notes
@@ -141,7 +141,7 @@ def list_classes(classes: Sequence[Category], most: int = 12) -> str:
 
 
 def free_id(taken: set[Id]) -> int:
-    """A number above all ids that are taken."""
+    """A number above all ids whose keys are taken."""
     return max([number for number in taken if isinstance(number, int)], default=0) + 1
 
 

@@ -89,8 +89,7 @@ def turn(image: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarra
 
 def deep_pixels(data: bytes) -> UInt16[np.ndarray, "H W 3"] | None:
     """The numbers of a 16-bit picture as they are in the file; None where it cannot be decoded."""
-    image = _decoded(data, read_header(data), _STORED | cv2.IMREAD_ANYDEPTH)
-    return image if image is not None and image.dtype == np.uint16 else None
+    return _deep(data, read_header(data))
 
 
 def stored_size(data: bytes, name: str, *, exif: str = "stored") -> tuple[int, int]:
@@ -132,12 +131,23 @@ def _decode(data: bytes, depth: int) -> np.ndarray | None:
         return None
     header = read_header(data) if depth or data[:2] in (b"II", b"MM") else Header()
     if not depth or header.bits == 8:
+        image = _decoded(data, header, _STORED)
+        if image is not None or header.bits == 8:
+            return image
+        depth = 16  # a TIFF of 12 bits can be read deep only
+    image = _deep(data, header)
+    if image is None:
         return _decoded(data, header, _STORED)
-    image = _decoded(data, header, _STORED | cv2.IMREAD_ANYDEPTH)
-    if image is None or image.dtype != np.uint16:
-        return image
     brightest = (1 << depth) - 1
     return cv2.convertScaleAbs(np.minimum(image, brightest), alpha=255 / brightest)
+
+
+def _deep(data: bytes, header: Header) -> np.ndarray | None:
+    """BGR as stored, 16 bits; None where it is not so deep. Signed numbers are cut at 0."""
+    image = _decoded(data, header, _STORED | cv2.IMREAD_ANYDEPTH)
+    if image is not None and image.dtype == np.int16:
+        image = np.maximum(image, 0).astype(np.uint16)
+    return image if image is not None and image.dtype == np.uint16 else None
 
 
 def _decoded(data: bytes, header: Header, flags: int) -> np.ndarray | None:

@@ -81,16 +81,20 @@ class _Files:
             path = PurePosixPath(text).as_posix()
             if text != name and path in self.exact:
                 yield path, way
-        text = re.sub(r"^[a-z]+://", "/", list(spellings.values())[-1].partition("?")[0])
-        parts = PurePosixPath(_DRIVE.sub("/", text)).parts
-        for start in range(len(parts)):
-            if ".." not in parts and parts[start] != "/":
-                path = "/".join(parts[start:])
-                if path in self.exact:
-                    yield path, "without the folders in front"
-        whole = self.loose.get(_loose("/".join(part for part in parts if part != "/")))
-        if whole is not None:
-            yield whole, "with other capital letters or accents"
+        text = re.sub(r"^[a-z]+://", "/", name.replace("\\", "/"))
+        address, _, query = text.partition("?")
+        # Label Studio's local files are /data/local-files/?d=FOLDER/NAME
+        named = query.partition("d=")[2] if address.endswith("/local-files/") else address
+        parts = PurePosixPath(_DRIVE.sub("/", unquote(named))).parts
+        ends = [] if ".." in parts else range(len(parts))
+        paths = ["/".join(parts[start:]) for start in ends if parts[start].strip("/")]
+        for path in paths:
+            if path in self.exact:
+                yield path, "without the folders in front"
+        for path in paths:
+            loose = self.loose.get(_loose(path))
+            if loose is not None:
+                yield loose, "with other capital letters or accents"
 
 
 def _is_there(folder: Path, name: str, listed: dict[str, set[str]]) -> bool:

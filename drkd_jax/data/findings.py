@@ -57,7 +57,8 @@ def find(
     found = [Finding(line) for line in getattr(source, "mended", ())]
     found += _boxes(table)
     found += _pictures(table, max_boxes, max_detections)
-    found += _names(table, [_place(source, index) for index in range(len(source))])
+    pairs = zip(places(source), table.names, strict=True)
+    found += _names(table, [place or name for place, name in pairs])
     found += _files(source)
     return sorted(found, key=lambda finding: not finding.grave)
 
@@ -182,18 +183,35 @@ def _names(table: AnnotationTable, places: Sequence[str]) -> list[Finding]:
     return found
 
 
-def _place(source: Any, index: int) -> str:
-    """What tells one picture file from another."""
-    path = source.path(index) if hasattr(source, "path") else None
-    return os.path.normpath(path) if path is not None else source.table.names[index]
+def places(source: Any) -> list[str | None]:
+    """What tells each picture file from another, however its folder is reached; None: no file."""
+    if not hasattr(source, "path"):
+        return [None] * len(source)
+    folders: dict[str, str] = {}  # to ask for each file is slow over a network
+    found: list[str | None] = []
+    for index in range(len(source)):
+        path = source.path(index)
+        if path is not None:
+            folder, name = os.path.split(path)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            path = os.path.join(folders[folder], name)
+        found.append(path)
+    return found
 
 
 def _files(source: Any) -> list[Finding]:
-    """How the files themselves are turned, and how deep they are."""
+    """Which files are no pictures, how they are turned, and how deep they are."""
     found, scanned = [], getattr(source, "scan", None)
     if scanned is None:
         return []
     table = source.table
+    # In joined sets some pictures are no files.
+    broken = [i for i in np.flatnonzero(scanned.broken) if source.path(int(i)) is not None]
+    if broken:
+        named = some([table.names[i] for i in broken])
+        text = f"{len(broken)} picture files are missing, empty or no pictures: {named}"
+        found.append(Finding(text, grave=True))
     exif, depth = getattr(source, "exif", "auto"), getattr(source, "depth", 0)
     if (scanned.orientation > 1).any():
         found.append(_turned(table, scanned, exif))
@@ -256,6 +274,17 @@ def require_boxes(source: Source) -> None:
     problem = no_box(source)
     if problem:
         raise UserError(f"{source.spec}: {problem}")
+
+
+def require_usable(source: Source) -> None:
+    """Refuses a set to be scored whose annotations are all unusable; it may have none.
+
+    Raises:
+        UserError: with the likely cause.
+    """
+    table = getattr(source, "table", None)
+    if table is not None and len(table.ids) and not table.usable.any():
+        require_boxes(source)
 
 
 def no_box(source: Source) -> str:

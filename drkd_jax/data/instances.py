@@ -7,7 +7,7 @@ otherwise entries with a fault are left out and handed back as a list.
 from __future__ import annotations
 
 import math
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drkd_jax.data.records import Category, Id
+from drkd_jax.data.records import Category, Id, id_key
 from drkd_jax.data.table import AnnotationTable, id_array
 from drkd_jax.errors import UserError
-
-_WHOLE = re.compile(r"-?\d{1,20}")
 
 
 class Fault(NamedTuple):
@@ -141,6 +139,13 @@ def _mended(content: dict[str, Any], images: list[_Image], classes: list[Any]) -
             for key in nulls:
                 nulls[key] += key in row and row[key] is None
     lines = []
+    names = [row.get("name") for row in content["categories"] if isinstance(row, dict)]
+    untidy = [name for name in names if isinstance(name, str) and name != _tidy(name)]
+    if untidy:
+        lines.append(
+            f"{len(untidy)} class names are read without blanks around them and with letters in "
+            f"one part: {', '.join(map(repr, untidy[:3]))}"
+        )
     if texts:
         lines.append(
             f"{texts} ids are texts; those that are whole numbers count as these, and pictures "
@@ -157,9 +162,11 @@ def _rows(
 ) -> list[Any]:
     """Parses each entry, its id's key first. What cannot be, or has the id of another, is a fault.
 
-    Of pictures with one id all are faults, unless they are the same entry again.
+    Of pictures with one id all are faults, unless they are the same entry again; one that cannot
+    be parsed counts among them, since boxes may be its own.
     """
     parsed: list[Any] = []
+    broken: set[Any] = set()
     for position, row in enumerate(rows):
         try:
             if not isinstance(row, dict):
@@ -172,8 +179,10 @@ def _rows(
             if "no key 'bbox'" in reason and row.get("segmentation"):
                 reason += "; it has an outline: write the box around it as 'bbox'"
             found.append(Fault(kind, which, reason))
+            if kind == "image":
+                broken |= _keys([row])
     keys = Counter(entry[0] for entry in parsed)
-    if len(keys) == len(parsed):
+    if len(keys) == len(parsed) and broken.isdisjoint(keys):
         return parsed
     variants: dict[Id, set[Any]] = {}
     if kind == "image":
@@ -182,7 +191,7 @@ def _rows(
                 variants.setdefault(entry[0], set()).add(entry[2:])
     kept, seen = [], set()
     for entry in parsed:
-        ambiguous = len(variants.get(entry[0], ())) > 1
+        ambiguous = len(variants.get(entry[0], ())) > 1 or entry[0] in broken
         if entry[0] in seen or ambiguous:
             named = f" ({entry.name})" if kind == "image" else ""
             reason = f"occurs twice; ids must be unique{named}"
@@ -211,7 +220,12 @@ def _category(row: dict[str, Any]) -> tuple[Id, Category]:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"name {name!r} is not a text")
     key, own = _id(row["id"], "id")
-    return key, Category(own, name)
+    return key, Category(own, _tidy(name))
+
+
+def _tidy(name: str) -> str:
+    """A class's name without what no eye tells apart: blanks around it, letters in two parts."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _image(row: dict[str, Any], paths: Mapping[str, str]) -> _Image:
@@ -254,9 +268,9 @@ def _id(value: Any, key: str) -> tuple[Id, Id]:
     if type(value) is int and abs(value) < 2**64:
         return value, value
     if isinstance(value, str) and value.strip():
-        text = value.strip()
-        return (int(text) if _WHOLE.fullmatch(text) else text), value
-    if isinstance(value, float) and abs(value) > 2**53:
+        return id_key(value), value
+    # 2**53 itself may have been the number after it.
+    if isinstance(value, float) and abs(value) >= 2**53:
         raise ValueError(f"{key} {_short(value)} is not a whole number that a double can hold")
     number = _whole(value, key)
     return number, number

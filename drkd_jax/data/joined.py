@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from drkd_jax.data.classes import free_id
-from drkd_jax.data.records import Category, Id, Meta, Record, Source
+from drkd_jax.data.records import Category, Id, Meta, Record, Source, id_key
 from drkd_jax.data.scan import Scan, scan
 from drkd_jax.data.table import AnnotationTable, id_array, plain_id
 from drkd_jax.errors import UserError
@@ -51,7 +51,7 @@ class JoinedSource:
         ]
         self._starts = np.cumsum([0, *(len(source) for source in self.sources)])
         ids = [source.meta(i).image_id for source in self.sources for i in range(len(source))]
-        self._renumbered = len({str(number).strip() for number in ids}) < len(ids)
+        self._renumbered = len(set(map(id_key, ids))) < len(ids)
         self._ids = id_array(list(range(1, len(ids) + 1)) if self._renumbered else ids)
         if self._renumbered:
             self.mended.append(
@@ -67,9 +67,9 @@ class JoinedSource:
                 raise UserError(f"{source.spec}: two classes of one name; they cannot be joined")
             for category in source.categories:
                 if category.name not in found:
-                    number = category.id if category.id not in taken else free_id(taken)
+                    number = free_id(taken) if id_key(category.id) in taken else category.id
                     found[category.name] = number
-                    taken.add(number)
+                    taken.add(id_key(number))
         moved = [
             f"'{c.name}' is {found[c.name]} for {c.id}"
             for source in self.sources

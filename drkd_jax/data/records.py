@@ -5,12 +5,21 @@ Letters: H W pixels of the source picture, n its boxes.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
 
 Id = int | str  # of a picture or class, as the source's own file has it
+
+_WHOLE = re.compile(r"-?\d{1,20}")
+
+
+def id_key(value: Any) -> Any:
+    """What an id is compared by: a text that is a whole number is the same id as the number."""
+    text = value.strip() if isinstance(value, str) else ""
+    return int(text) if _WHOLE.fullmatch(text) else (text or value)
 
 
 class Category(NamedTuple):

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from drkd_jax.data.decode import deep_pixels, stored_size
 from drkd_jax.data.header import read_head, read_header
+from drkd_jax.data.kinds import what_is
 from drkd_jax.errors import UserError
 
 _THREADS = 16  # a question over a network takes a millisecond, and most of it is waiting
@@ -34,31 +35,36 @@ class Scan:
         content: of the length and the first bytes; -1 for a file that cannot be read.
         sizes: height and width as stored, in pixels, of pictures that lie on their side; 0
             elsewhere.
+        broken: whether a file cannot be read, is empty, or begins as something that is no picture.
     """
 
     orientation: Int64[np.ndarray, "P"]
     bits: Int64[np.ndarray, "P"]
     content: Int64[np.ndarray, "P"]
     sizes: Int64[np.ndarray, "P 2"]
+    broken: Bool[np.ndarray, "P"]
 
 
 def scan(paths: Sequence[Path]) -> Scan:
     """Reads the header of every file."""
     with ThreadPoolExecutor(_THREADS) as pool:
         rows = list(pool.map(_look, paths, chunksize=64))
-    table = np.array(rows, np.int64).reshape(-1, 5)
-    return Scan(table[:, 0], table[:, 1], table[:, 2], table[:, 3:])
+    table = np.array(rows, np.int64).reshape(-1, 6)
+    return Scan(table[:, 0], table[:, 1], table[:, 2], table[:, 3:5], table[:, 5] > 0)
 
 
-def _look(path: Path) -> tuple[int, int, int, int, int]:
+def _look(path: Path) -> tuple[int, int, int, int, int, int]:
     try:
         head = read_head(path)
         length = os.stat(path).st_size
         header = read_header(head)
         size = _size(path) if header.orientation >= 5 else (0, 0)
     except OSError:
-        return 1, 8, -1, 0, 0
-    return header.orientation, header.bits, zlib.crc32(head) << 31 ^ length & 0x7FFFFFFF, *size
+        return 1, 8, -1, 0, 0, 1
+    content = zlib.crc32(head) << 31 ^ length & 0x7FFFFFFF
+    kind = what_is(head) or ""
+    broken = not head or (kind and "photograph" not in kind)  # the decoder knows some, as AVIF
+    return header.orientation, header.bits, content, *size, int(bool(broken))
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from drkd_jax.data.findings import MAX_DETECTIONS, Finding, find, some
+from drkd_jax.data.findings import MAX_DETECTIONS, Finding, find, places, some
 from drkd_jax.data.pipeline import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.distill import distill_config
@@ -111,13 +111,11 @@ def data_findings(
 
 def _shared(train: Source, val: Source) -> str:
     """Which picture files both sets have."""
-    if not (hasattr(train, "path") and hasattr(val, "path")):
-        return ""
-    trained = {str(train.path(index)) for index in range(len(train))} - {"None"}
-    both = [index for index in range(len(val)) if str(val.path(index)) in trained]
+    trained = set(places(train)) - {None}
+    both = [place for place in places(val) if place in trained]
     if not both or len(both) == len(val) == len(train):  # one set given twice is meant
         return ""
-    named = some([str(val.path(index)) for index in both])
+    named = some(both)
     return f"{len(both)} of its {len(val)} pictures are in config.data.train as well: {named}"
 
 

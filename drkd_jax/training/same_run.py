@@ -10,7 +10,7 @@ from typing import Any
 from drkd_jax.data.classes import list_classes
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.fingerprint import changes
-from drkd_jax.data.records import Category
+from drkd_jax.data.records import Category, id_key
 from drkd_jax.errors import UserError
 from drkd_jax.training.settings import EvalSettings, TrainSettings, as_tuples
 
@@ -95,7 +95,8 @@ def check_same_classes(
         UserError: both lists are shown.
     """
     before, now = ([Category(*pair) for pair in classes] for classes in (old, new))
-    if before != now:
+    before_keys, now_keys = ([(id_key(c.id), c.name) for c in part] for part in (before, now))
+    if before_keys != now_keys:
         raise UserError(
             f"{workdir} holds a run on the classes {list_classes(before, _CLASSES)}; "
             f"config.data.train has {list_classes(now, _CLASSES)} now. Use another --workdir, or "

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from drkd_jax import distill, models
 from drkd_jax.data.classes import with_classes
-from drkd_jax.data.findings import require_boxes
+from drkd_jax.data.findings import require_usable
 from drkd_jax.data.pipeline import PipelineConfig, steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
@@ -200,9 +200,7 @@ def open_sources(
         for key in ("train", "val")
     )
     val, notes = with_classes(val, train.categories, "config.data.val", "config.data.train")
-    table = getattr(val, "table", None)
-    if table is not None and len(table.ids) and not table.usable.any():
-        require_boxes(val)
+    require_usable(val)
     return train, val, notes
 
 

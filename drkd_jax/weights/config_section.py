@@ -41,7 +41,7 @@ class Section:
         return _as_tuple(value)
 
     def number(self, key: str, default: float | int | None = None, least: int | None = None) -> Any:
-        """A number, or the default."""
+        """A number, or the default; one without a fraction is whole, however it is written."""
         value = self.get(key, default)
         if value is default:
             return value
@@ -51,7 +51,7 @@ class Section:
         if least is not None and value < least:
             self.refuse(key, value, "cannot be built here")
             return default
-        return value
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def numbers(self, key: str, default: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         """A tuple of numbers, or the default."""

@@ -222,6 +222,9 @@ def _pixels(part: Section, turned: bool) -> Pixels:
         if len(row) != 3:
             part.refuse(key, row, "three numbers, one a colour, can be built here")
             return Pixels()
+    if min(std) <= 0:
+        part.refuse("std", std, "numbers above 0 can be built here")
+        return Pixels()
     channels = "rgb" if turned else "bgr"
     return Pixels(tuple(map(float, mean)), tuple(map(float, std)), channels)  # type: ignore[arg-type]
 

@@ -113,7 +113,7 @@ def _neck(part: Section, body: Body, laterals: int, stages: tuple[int, ...]) -> 
         part.refuse("start_level", start, f"a pyramid on {names}; its last stage has to be C5")
     min_level = 6 - laterals
     if "num_outs" in part:
-        outs = part.number("num_outs")
+        outs = part.number("num_outs", 5)
         top = min_level + outs - 1
         if not 5 <= top <= 8:
             part.refuse("num_outs", outs, f"P5 to P8 can be the last level here, not P{top}")

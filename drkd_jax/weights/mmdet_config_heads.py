@@ -290,7 +290,7 @@ def _proposals(part: Section, settings: dict[str, Any]) -> None:
 def _detections(part: Section, settings: dict[str, Any]) -> None:
     """`test_cfg` of RetinaNet, `test_cfg.rcnn` of two stages."""
     if "score_thr" in part:
-        settings["test.score"] = float(part.number("score_thr"))
+        settings["test.score"] = float(part.number("score_thr", 0.05))
     if "nms_pre" in part:
         _count(part, ("nms_pre",), "test.pre_nms", settings)
     _count(part, ("max_per_img",), "test.max_out", settings)
@@ -310,7 +310,7 @@ def _count(part: Section, keys: Sequence[str], ours: str, settings: dict[str, An
 
 def _overlap(part: Section, ours: str, settings: dict[str, Any]) -> None:
     if "nms_thr" in part:
-        settings[ours] = float(part.number("nms_thr"))
+        settings[ours] = float(part.number("nms_thr", 0.5))
     if "nms" not in part:
         part.ignore("nms")
         return
@@ -318,7 +318,7 @@ def _overlap(part: Section, ours: str, settings: dict[str, Any]) -> None:
     nms.kind("nms")
     for key in ("iou_threshold", "iou_thr"):
         if key in nms:
-            settings[ours] = float(nms.number(key))
+            settings[ours] = float(nms.number(key, 0.5))
     nms.only("class_agnostic", False)
     nms.ignore("split_thr")
     nms.close()

@@ -1,12 +1,15 @@
 """Which pictures are looked at, and what their drawings are called."""
 
 import itertools
+import os
 import unicodedata
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
-from drkd_jax.cli.inputs import drawing_names, find_pictures
+from drkd_jax.cli.inputs import drawing_names, find_pictures, marked
 from drkd_jax.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -53,6 +56,16 @@ def test_no_drawing_takes_the_place_of_a_picture(tmp_path):
     assert found == ["a_2.png", "b.png", "b_2_2.png"]
 
 
+def test_a_name_too_long_for_a_drawing_is_cut():
+    long, umlauts = "x" * 251, "\u00fc" * 125
+    paths = [f"{place}/{stem}.jpg" for place in "pq" for stem in (long, umlauts)]
+    found = names(*paths, "r/" + "y" * 255)
+    assert len(set(found)) == 5
+    assert max(len(name.encode()) for name in found) <= 255
+    assert all(name.endswith(".png") for name in found)
+    assert found[1].startswith("\u00fc" * 120)
+
+
 def test_names_take_time_in_proportion():
     many = [f"{i % 7}/{i // 7}.jpg" for i in range(7000)] + ["x.jpg"] * 7000
     assert len(set(names(*many))) == 14000
@@ -67,11 +80,33 @@ def test_folders_are_walked_and_the_rest_is_left_aside(tmp_path):
     assert found.notes == (f"{tmp_path}: 2 files that are no pictures are left aside",)
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    touch(tmp_path, "set/a.jpg", "elsewhere/b.jpg")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    os.mkfifo(tmp_path / "set" / "pipe")
+    found = find_pictures([tmp_path / "set"])
+    names = [path.relative_to(tmp_path / "set").as_posix() for path in found.paths]
+    assert names == ["a.jpg", "linked/b.jpg"]
+
+
 def test_results_in_a_folder_are_no_input(tmp_path):
     touch(tmp_path, "a.jpg", "out/a.png")
     assert find_pictures([tmp_path], tmp_path / "out").paths == (tmp_path / "a.jpg",)
     touch(tmp_path, "b.png")
     assert len(find_pictures([tmp_path], tmp_path).paths) == 3
+
+
+def test_drawings_of_earlier_calls_are_no_input(tmp_path):
+    png = cv2.imencode(".png", np.full((9, 8, 3), 7, np.uint8))[1].tobytes()
+    touch(tmp_path, "a.jpg", "own.png", content=png)
+    touch(tmp_path, "a.png", "run1/a.png", content=marked(png))
+    assert (cv2.imread(str(tmp_path / "a.png")) == 7).all()
+    found = find_pictures([tmp_path], tmp_path)
+    assert [path.name for path in found.paths] == ["a.jpg", "own.png"]
+    assert found.notes == (f"{tmp_path}: 2 drawings of earlier calls are left aside",)
+    assert drawing_names(found.paths, tmp_path) == ["a.png", "own_2.png"]
+    assert len(find_pictures([tmp_path / "a.png"]).paths) == 1  # named, it is taken
 
 
 def test_a_file_is_taken_whatever_it_is_and_once(tmp_path):

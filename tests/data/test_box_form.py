@@ -87,6 +87,8 @@ FORMS = {
     "centres": (centres, "centres in the place of top left corners?"),
     "y first": (lambda v: v[:, [1, 0, 3, 2]], "y before x?"),
     "percent": (lambda v: 100 * normalised(v), "in percent?"),
+    "corners, y first": (lambda v: corners(v)[:, [1, 0, 3, 2]], "corners, y before x"),
+    "spans": (lambda v: corners(v)[:, [0, 2, 1, 3]], "spans (xmin, xmax, ymin, ymax)?"),
     "of a larger picture": (lambda v: 3 * v, "pictures of another size?"),
 }
 
@@ -96,6 +98,30 @@ FORMS = {
 def test_the_cause_is_named(form, seed):
     change, told = FORMS[form]
     assert told in box_form(table(change(boxes(seed)))).cause
+
+
+@pytest.mark.parametrize(
+    ("sizes", "whole", "told"),
+    [
+        ([(1080, 1920)], 1000, "in thousandths?"),
+        ([(3000, 4000), (2000, 1500)], 1000, "in thousandths?"),
+        ([(375, 500), (180, 300)], 100, "in percent?"),
+        ([(3000, 4000)], 100, "in percent?"),
+        ([(1080, 1920)], None, ""),
+        ([(375, 500), (180, 300)], None, ""),
+    ],
+)
+def test_shares_of_pictures_of_any_size(sizes, whole, told):
+    values = normalised(boxes())
+    made = content(values)
+    for number, image in enumerate(made["images"]):
+        image["height"], image["width"] = sizes[number % len(sizes)]
+    for row, value in zip(made["annotations"], values, strict=True):
+        height, width = sizes[row["image_id"] % len(sizes)]
+        scale = [width, height, width, height] if whole is None else [whole] * 4
+        row["bbox"] = (value * scale).tolist()
+    cause = box_form(parse_instances(made, "x")).cause
+    assert told in cause if told else cause == ""
 
 
 def test_a_stated_area_gives_corners_away_where_nothing_is_cut():
@@ -114,6 +140,12 @@ def test_nothing_is_said_of_sound_boxes(seed):
     reaching = values + rng.normal(0, 15, values.shape) * (rng.random((len(values), 1)) < 0.5)
     reaching[:, 2:] = np.maximum(reaching[:, 2:], 5)
     assert box_form(table(reaching)).cause == ""
+
+
+def test_an_area_that_is_none_says_nothing_of_the_form():
+    values = boxes()
+    form = box_form(table(values, np.full(len(values), -1.0)))
+    assert (form.share, form.cause, form.none_usable) == (1, "", True)
 
 
 @pytest.fixture

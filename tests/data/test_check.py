@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 
 import cv2
@@ -9,6 +10,9 @@ import pytest
 from drkd_jax import __main__ as command_line
 from drkd_jax.cli import prepare
 from drkd_jax.data.check import check
+from drkd_jax.data.findings import find
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
 
 
 def test_counts_by_class_and_size(coco_folder):
@@ -61,6 +65,27 @@ def test_the_command_reports_and_draws(coco_folder, tmp_path, capsys):
     assert report["classes"][0]["name"] == "person"
 
 
+def test_what_is_found_is_said_before_anything_is_written(
+    coco_folder, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(prepare, "_write", full)
+    with pytest.raises(UserError):
+        prepare.main([coco_folder.spec, "--check", f"--json={tmp_path / 'report.json'}"])
+    assert "0 errors, 1 warnings" in capsys.readouterr().out
+
+
+def test_a_long_name_makes_a_drawing(coco_folder, tmp_path):
+    name = "\u00fc" * 125 + ".jpg"
+    (coco_folder.images / "a.jpg").rename(coco_folder.images / name)
+    coco_folder.content["images"][0]["file_name"] = name
+    coco_folder.write()
+    assert prepare.main([coco_folder.spec, "--check", f"--out={tmp_path / 'out'}"]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
 def test_errors_are_listed_and_end_with_2(coco_folder, tmp_path, capsys):
     for name in ("a.jpg", "c.jpg"):
         (coco_folder.images / name).write_bytes(b"x")
@@ -75,6 +100,32 @@ def test_errors_are_listed_and_end_with_2(coco_folder, tmp_path, capsys):
     assert f"error: {coco_folder.images / 'c.jpg'}: cannot be decoded" in out
     assert len(json.loads(file.read_text())["errors"]) == 3
     assert len(list((tmp_path / "out").iterdir())) == 2  # of those that can be read
+
+
+@pytest.mark.parametrize("content", [None, b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_files_that_are_no_pictures_are_said_at_the_start(coco_folder, content):
+    path = coco_folder.images / "d.jpg"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    (told,) = (finding for finding in find(open_source(coco_folder.spec)) if finding.grave)
+    assert told.text == "1 picture files are missing, empty or no pictures: d.jpg"
+    report = check(coco_folder.spec)
+    assert told.text in report.warnings
+    assert len(report.errors) == 1
+
+
+def test_an_avif_picture_may_be_read(coco_folder):
+    """It depends on how OpenCV was built."""
+    path = coco_folder.images / "d.jpg"
+    done, data = False, b""
+    with contextlib.suppress(cv2.error):
+        done, data = cv2.imencode(".avif", cv2.imread(str(path)))
+    if not done:
+        pytest.skip("this OpenCV writes no AVIF")
+    path.write_bytes(data.tobytes())
+    assert not any(finding.grave for finding in find(open_source(coco_folder.spec)))
+    assert not check(coco_folder.spec).errors
 
 
 def test_many_errors_are_cut_short(coco_folder, capsys):

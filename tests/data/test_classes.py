@@ -13,9 +13,10 @@ import pytest
 
 from drkd_jax.data.classes import with_classes
 from drkd_jax.data.findings import find
-from drkd_jax.data.records import Category
+from drkd_jax.data.records import Category, id_key
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
+from drkd_jax.evaluation import coco_numbers
 
 NUT, BOLT, CAP = [5, 5, 10, 10], [20, 5, 12, 8], [5, 20, 6, 9]  # a class by its box
 
@@ -30,8 +31,9 @@ def make(root: Path, classes: dict[Any, str], pictures: int = 2, first: Any = 1)
         cv2.imwrite(str(root / "images" / name), np.full((40, 50, 3), i, np.uint8))
         images.append({"id": first + i, "file_name": name, "height": 40, "width": 50})
         for number, label in classes.items():
-            if label in box_of:
-                row = {"image_id": first + i, "category_id": number, "bbox": box_of[label]}
+            if label.strip() in box_of:
+                box = box_of[label.strip()]
+                row = {"image_id": first + i, "category_id": number, "bbox": box}
                 annotations.append({"id": len(annotations) + 1, **row})
     categories = [{"id": number, "name": name} for number, name in classes.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
@@ -97,6 +99,45 @@ def test_a_set_without_one_of_the_classes(tmp_path, classes):
     truth = source.coco_ground_truth()
     assert sorted(c["id"] for c in truth["categories"]) == sorted(ids)
     assert "val has no class (2 bolt): it is not scored there" in notes
+
+
+def perfect(source) -> float:
+    truth = source.coco_ground_truth()
+    rows = ({**row, "score": 0.9} for row in truth["annotations"])
+    return coco_numbers(truth, list(rows))["AP"]
+
+
+def test_a_lacking_class_whose_id_is_taken_as_a_text(tmp_path):
+    """ "1" and 1 are the same id, and would be one class to an evaluator."""
+    source, _ = matched(make(tmp_path, {"1": "cap", "2": "bolt"}))
+    assert len({id_key(category.id) for category in source.categories}) == 3
+    assert perfect(source) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("numbers", [("1", 1), ("0001", 1), (" 1", "1")])
+def test_joined_sets_with_one_id_written_in_two_ways(tmp_path, numbers):
+    specs = []
+    for number, label in zip(numbers, ("nut", "bolt"), strict=True):
+        root = tmp_path / label
+        specs.append(make(root, {number: label}, pictures=1))
+        path = root / "instances.json"
+        content = json.loads(path.read_text())
+        content["images"][0]["id"] = content["annotations"][0]["image_id"] = number
+        path.write_text(json.dumps(content))
+    source = open_source(" + ".join(specs))
+    assert [source.meta(i).image_id for i in range(2)] == [1, 2]
+    assert {c.name: c.id for c in source.categories} == {"nut": numbers[0], "bolt": 2}
+    assert perfect(source) == pytest.approx(1)
+
+
+def test_names_that_only_look_the_same_are_the_same(tmp_path):
+    source, notes = matched(make(tmp_path, {1: "nut ", 2: "\tbolt", 3: "cap"}))
+    assert source.categories == TRAIN
+    assert notes == []
+    (told,) = (finding.text for finding in find(source) if "class names" in finding.text)
+    assert told.startswith("2 class names are read without blanks")
+    decomposed = open_source(make(tmp_path / "a", {1: "ka\u0308se"}))
+    assert decomposed.categories == (Category(1, "k\u00e4se"),)
 
 
 def test_what_cannot_be_mapped_shows_ids_beside_names(tmp_path):

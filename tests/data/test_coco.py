@@ -202,6 +202,7 @@ def _delete(*path: Any) -> Callable[[dict], None]:
         (_set("images", 1, "height", value=0), "image id 3: its size 50x0"),
         (_set("images", 1, "width", value="x"), "image id 3: width 'x' is not a whole number"),
         (_set("images", 1, "id", value=7), "image id 7: occurs twice"),
+        (_set("images", 1, "id", value=float(2**53)), "that a double can hold"),
         (_set("categories", 0, "id", value=1), "category id 1: occurs twice"),
         (_set("annotations", 0, "id", value=102), "annotation id 102: occurs twice"),
         (_set("annotations", 0, "image_id", value=99), "annotation id 101: unknown image_id 99"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -39,6 +41,68 @@ def test_dark_pictures_are_said_and_mended(coco_folder, bits, kind):
     source = open_source(coco_folder.spec, depth=bits)
     assert source.record(0).image.max() == 255
     assert not any(each.grave for each in find(source))
+
+
+def plain_tiff(values: np.ndarray, *, bits: int = 16, signed: bool = False, big: bool = False):
+    """A grey TIFF of one strip, also with 64-bit places (BigTIFF), which Pillow does not write."""
+    height, width = values.shape
+    data = values.astype("<u2").tobytes()
+    if bits == 12:  # packed
+        rows = np.unpackbits(values.astype(">u2").view(np.uint8).reshape(height, width, 2), axis=2)
+        data = np.packbits(rows[..., 4:].reshape(height, -1), axis=1).tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: height}
+    tags |= {279: len(data), 339: 2 if signed else 1}
+    entry = "<HHQQ" if big else "<HHII"
+    head = b"II+\0" + struct.pack("<HHQ", 8, 0, 16) if big else b"II*\0" + struct.pack("<I", 8)
+    head += struct.pack("<Q" if big else "<H", len(tags))
+    place = len(head) + len(tags) * struct.calcsize(entry) + (8 if big else 4)
+    for tag, value in tags.items():
+        head += struct.pack(entry, tag, 4, 1, place if tag == 273 else value)
+    return head + bytes(8 if big else 4) + data
+
+
+def netpbm(kind: str, values: np.ndarray, comment: str = "") -> bytes:
+    head = f"{kind}\n{comment}{values.shape[1]} {values.shape[0]}\n4095\n"
+    if kind in ("P2", "P3"):
+        return (head + " ".join(map(str, values.repeat(3 if kind == "P3" else 1))) + "\n").encode()
+    return head.encode() + values.astype(">u2").tobytes()
+
+
+OTHERS = {
+    "JPEG 2000": lambda values: cv2.imencode(".jp2", values)[1].tobytes(),
+    "PGM": lambda values: netpbm("P5", values),
+    "PGM with a long comment": lambda values: netpbm("P5", values, f"# {'x' * 300}\n"),
+    "PGM as text": lambda values: netpbm("P2", values),
+    "PPM as text": lambda values: netpbm("P3", values),
+    "BigTIFF": lambda values: plain_tiff(values, big=True),
+    "signed TIFF": lambda values: plain_tiff(values, signed=True),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_dark_pictures_of_other_formats(coco_folder, kind):
+    values = np.linspace(0, 4095, 60 * 80).reshape(60, 80).round().astype(np.uint16)
+    (coco_folder.images / "a.jpg").write_bytes(OTHERS[kind](values))
+    (finding,) = (each for each in find(open_source(coco_folder.spec)) if "16-bit" in each.text)
+    assert finding.grave
+    assert "is 4095 of 65535" in finding.text
+    assert "data.depth = 12 makes 4095 white" in finding.text
+    image = open_source(coco_folder.spec, depth=12).record(0).image
+    assert (image.dtype, image.max()) == (np.uint8, 255)
+    np.testing.assert_allclose(image[..., 0], values / 4095 * 255, atol=1)
+
+
+def test_a_packed_tiff_of_12_bits_is_read(coco_folder):
+    values = np.linspace(0, 4095, 60 * 80).reshape(60, 80).round().astype(np.uint16)
+    (coco_folder.images / "a.jpg").write_bytes(plain_tiff(values, bits=12))
+    image = open_source(coco_folder.spec).record(0).image
+    np.testing.assert_allclose(image[..., 0], values / 4095 * 255, atol=1)
+
+
+def test_negative_numbers_are_black(coco_folder):
+    values = np.full((60, 80), -5, np.int16)
+    (coco_folder.images / "a.jpg").write_bytes(plain_tiff(values.view(np.uint16), signed=True))
+    assert open_source(coco_folder.spec, depth=12).record(0).image.max() == 0
 
 
 def test_all_16_bits_are_no_cause_for_alarm(coco_folder):

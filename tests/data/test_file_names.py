@@ -28,6 +28,22 @@ MENDED = {
     "absolute, deeper": ("/home/me/cam/a1.jpg", "cam/a1.jpg", "without the folders in front"),
     "windows": ("C:\\Users\\me\\a1.jpg", "a1.jpg", "without the folders in front"),
     "url": ("https://host/x/a1.jpg?w=9", "a1.jpg", "without the folders in front"),
+    "label studio": (
+        "/data/local-files/?d=cam%2Fa1.jpg",
+        "cam/a1.jpg",
+        "without the folders in front",
+    ),
+    "label studio, plain": (
+        "/data/local-files/?d=x/a 1.jpg",
+        "a 1.jpg",
+        "without the folders in front",
+    ),
+    "capitals of windows": ("D:\\Pics\\A1.JPG", "a1.jpg", "with other capital letters or accents"),
+    "url, a sign of its own": (
+        "https://host/x/a%3F1.jpg?w=9",
+        "a?1.jpg",
+        "without the folders in front",
+    ),
     "sub-folder": ("train2017/a1.jpg", "a1.jpg", "without the folders in front"),
     "capitals": ("A1.JPG", "a1.jpg", "with other capital letters or accents"),
     "decomposed": ("a\u0308.jpg", "\u00e4.jpg", "with other capital letters or accents"),

@@ -227,6 +227,20 @@ def test_every_picture_of_an_ambiguous_id_goes_with_its_boxes(root, tmp_path, nu
         assert f"annotation id {annotation}: its picture, id 1004, is left out" in gone
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_an_id_of_a_broken_entry_is_ambiguous_too(root, tmp_path, first):
+    """Its boxes may be those of the entry that cannot be read."""
+    content = _content()
+    twin = {**content["images"][5], "id": 1004, "height": 0}
+    content["images"].insert(0 if first else COUNT, twin)
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    source = open_source(f"coco:{root / 'whole'}:{path}", "skip")
+    assert "4.jpg" not in source.table.names
+    assert (len(source), source.describe()["boxes"]) == (COUNT - 1, COUNT - 1)
+    assert "annotation id 5: its picture, id 1004, is left out" in map(str, source.faults)
+
+
 def test_the_same_entry_again_is_not_ambiguous(root, tmp_path):
     content = _content()
     content["images"].append(content["images"][4])

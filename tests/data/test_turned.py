@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 
 from drkd_jax.data.check import check
 from drkd_jax.data.decode import decode_picture, stored_size
+from drkd_jax.data.findings import find
 from drkd_jax.data.header import read_header
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
@@ -104,6 +106,55 @@ def test_stored_refuses_the_size_of_the_turned_picture(coco_folder):
     source = open_source(coco_folder.spec, exif="stored")
     with pytest.raises(UserError, match=r"is 80x60 .*data\.exif = stored, its annotations say 60x"):
         source.record(0)
+
+
+def late_png(orientation: int) -> bytes:
+    """As exiftool writes it: the EXIF behind more pixels than a header is read of."""
+    noise = np.random.default_rng(2).integers(0, 256, (HEIGHT * 4, WIDTH * 4, 3), np.uint8)
+    early, plain = picture("PNG", orientation, noise), picture("PNG", 1, noise)
+    at = early.index(b"eXIf") - 4
+    chunk = early[at : at + 12 + int.from_bytes(early[at : at + 4], "big")]
+    plain = plain.replace(plain[at : at + len(chunk)], b"") if b"eXIf" in plain else plain
+    return plain[:-12] + chunk + plain[-12:]
+
+
+def late_jpeg(orientation: int, marker: int, count: int) -> bytes:
+    """Colour profiles or a program's own notes before the EXIF."""
+    noise = np.random.default_rng(2).integers(0, 256, (HEIGHT * 4, WIDTH * 4, 3), np.uint8)
+    data = picture("JPEG", orientation, noise)
+    segment = bytes([0xFF, marker]) + (60_002).to_bytes(2, "big") + bytes(60_000)
+    return data[:2] + segment * count + data[2:]
+
+
+LATE = {
+    "PNG": late_png,
+    "JPEG behind a profile": lambda o: late_jpeg(o, 0xE2, 3),
+    "JPEG behind notes": lambda o: late_jpeg(o, 0xED, 1),
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_orientation_far_from_the_beginning_counts(coco_folder, kind, orientation):
+    (coco_folder.images / "a.jpg").write_bytes(LATE[kind](orientation))
+    coco_folder.content["images"][0] |= {"height": HEIGHT * 4, "width": WIDTH * 4}
+    coco_folder.write()
+    (told,) = (f.text for f in find(open_source(coco_folder.spec)) if "EXIF" in f.text)
+    assert "1 are taken as stored" in told
+    source = open_source(coco_folder.spec, exif="turned")
+    shape = (WIDTH * 4, HEIGHT * 4) if orientation == 6 else (HEIGHT * 4, WIDTH * 4)
+    assert source.record(0).image.shape[:2] == shape == tuple(source.meta(0)[1:3])
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_an_orientation_may_be_a_long_number(order):
+    little = order == "II"
+    pack = "<" if little else ">"
+    exif = order.encode() + struct.pack(f"{pack}HIHHHIII", 42, 8, 1, 0x0112, 4, 1, 6, 0)
+    body = b"Exif\0\0" + exif
+    data = picture("JPEG", 1)
+    data = data[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + data[2:]
+    assert read_header(data).orientation == 6
 
 
 def test_an_orientation_that_is_none_is_upright():

@@ -117,3 +117,28 @@ def test_a_command_says_so_in_one_line(words, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said == ("interrupted: 3 of 5 pictures are done\n" if words else "interrupted\n")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "runpy.run_module('drkd_jax', run_name='__main__')",
+        "runpy.run_path('train.py', run_name='__main__')",
+    ],
+)
+def test_programs_listen_before_jax_is_imported(program):
+    """In the seconds that it takes, Ctrl-C would print a traceback or be lost."""
+    script = f"""
+    import runpy, sys
+    from drkd_jax.training import interrupt
+
+    def begun():
+        print("jax" in sys.modules, "flax" in sys.modules)
+        raise SystemExit(0)
+
+    interrupt.leave_quietly = begun
+    {program}
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["False", "False"], run.stderr

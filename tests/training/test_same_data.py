@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from drkd_jax.data.check import check
+from drkd_jax.data.findings import find
 from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.sources import open_source
@@ -31,6 +32,7 @@ def folder(tmp_path) -> CocoFolder:
 def test_changed_classes_are_refused_with_both_lists(tmp_path):
     old = [[1, "nut"], [2, "bolt"]]
     check_same_classes(old, [[1, "nut"], [2, "bolt"]], tmp_path)
+    check_same_classes(old, [["1", "nut"], ["2", "bolt"]], tmp_path)  # the same ids
     for new in ([[1, "bolt"], [2, "nut"]], [[0, "nut"], [1, "bolt"]], old[:1], [[1, "nut"]] * 2):
         with pytest.raises(UserError) as raised:
             check_same_classes(old, new, tmp_path)
@@ -182,3 +184,20 @@ def test_pictures_of_both_sets_are_said(tmp_path):
     trained, valued, _ = opened(train, val)
     (told,) = (text for _, text, _ in data_findings(trained, valued, 100) if "as well" in text)
     assert told.startswith("2 of its 2 pictures are in config.data.train as well: ")
+
+
+@pytest.mark.parametrize("way", ["link", "relative", "dots"])
+def test_pictures_of_both_sets_are_found_however_their_folder_is_reached(folder, monkeypatch, way):
+    root = folder.images.parent
+    monkeypatch.chdir(root)
+    (root / "link").symlink_to(folder.images)
+    name = {"link": root / "link", "relative": "images", "dots": root / "images" / ".." / "images"}
+    trained = open_source(folder.spec)
+    folder.content["images"] = folder.content["images"][:2]
+    folder.content["annotations"] = folder.content["annotations"][:2]
+    folder.write()
+    valued = open_source(f"coco:{name[way]}:{folder.json}")
+    (told,) = (text for _, text, _ in data_findings(trained, valued, 100) if "as well" in text)
+    assert told.startswith("2 of its 2 pictures are in config.data.train as well: ")
+    joined = open_source(f"{folder.spec} + {valued.spec}")
+    assert any("2 times pictures are the same file" in finding.text for finding in find(joined))
