@@ -174,8 +174,8 @@ def as_names(value: Any) -> tuple[str, ...]:
             value = json.loads(value)
         except ValueError:
             return ()
-    if isinstance(value, str):  # ("nut") for ("nut",)
-        return (value,) if value else ()
+    if isinstance(value, str):  # ("nut") for ("nut",), or the path of a list
+        return (value,) if value and not value.endswith(".txt") else ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         return ()
     return tuple(value)

@@ -73,7 +73,7 @@ def test_what_is_done_to_pictures_before_the_network(text, pixels):
 
 def test_a_config_without_its_base_file_is_refused():
     text = "_base_ = './r50.py'\nmodel = dict(bbox_head=dict(num_classes=3))"
-    with pytest.raises(UserError, match="_base_ = './r50.py'"):
+    with pytest.raises(UserError, match=r"_base_ = './r50.py'"):
         read("mmdet retinanet", text)
 
 
