@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,7 +42,8 @@ def map_classes(
     """Finds each class of some data among those of a detector, by name.
 
     Names are compared as they stand, and where that fails without regard to case, blanks,
-    underscores and hyphens. The ids of either side mean nothing to the other.
+    underscores, hyphens and the ways to write an accent. The ids of either side mean nothing to
+    the other.
 
     Args:
         detector: (id, name) of each label of the detector, in order.
@@ -98,6 +100,8 @@ def follow_classes(detector: Detector, found: ClassMap) -> Detector:
 
 
 def _plain(name: str) -> str:
+    # The same letters are typed in more than one way: one sign, or a letter and its accent.
+    name = unicodedata.normalize("NFKC", name)
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 

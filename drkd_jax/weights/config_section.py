@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from drkd_jax.weights.config_text import Unread
+from drkd_jax.weights.config_values import Unread
 
 _LARGEST = 2000  # values in one setting
+_FARTHEST = 1e15  # of a number from 0
 
 
 class Section:
@@ -48,18 +49,30 @@ class Section:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.refuse(key, value, "no number")
             return default
+        if not abs(value) < _FARTHEST:  # nor what is no number at all
+            self.refuse(key, value, "no finite number")
+            return default
         if least is not None and value < least:
             self.refuse(key, value, "cannot be built here")
             return default
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
+    def whole(self, key: str, default: int | None = None, least: int | None = None) -> Any:
+        """A number without a fraction, or the default."""
+        value = self.number(key, default, least)
+        if value is None or value == int(value):
+            return value if value is None else int(value)
+        self.refuse(key, value, "no whole number")
+        return default
+
     def numbers(self, key: str, default: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         """A tuple of numbers, or the default."""
         value = self.get(key, default)
         if not isinstance(value, tuple) or not all(
-            isinstance(item, (int, float)) and not isinstance(item, bool) for item in value
+            isinstance(item, (int, float)) and not isinstance(item, bool) and abs(item) < _FARTHEST
+            for item in value
         ):
-            self.refuse(key, value, "no row of numbers")
+            self.refuse(key, value, "no row of finite numbers")
             return default
         return value
 

@@ -11,31 +11,26 @@ Source: open-mmlab/mmengine mmengine/config/config.py (how base files are laid o
 from __future__ import annotations
 
 import ast
-import dataclasses
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-LONGEST = 1 << 22  # characters; a detector's config has some ten thousand
+from drkd_jax.weights.config_values import HUGE, Unread, laid_over, size_of
+
+LONGEST = 1 << 20  # characters; a detector's config has some ten thousand
 _MOST = 10_000  # items of a list that a product makes, characters or items of a sum
 _DEEPEST = 60  # nested values
-_HUGE = 100_000  # values of one name, when written out
-
-
-@dataclasses.dataclass(frozen=True)
-class Unread:
-    """An expression that is no plain value."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
+_WORK = 2_000_000  # values that are read, copied or looked at, of one text
+_STATEMENT = 20  # what one statement costs of that, whatever it says
 
 
 class ConfigTextError(ValueError):
     """The text as a whole is no config."""
+
+
+class _TooMuchError(Exception):
+    """A short text that would take endless time or memory; no `ValueError`, which is a value's."""
 
 
 def read_config_text(text: str) -> dict[str, Any]:
@@ -60,11 +55,13 @@ def read_config_text(text: str) -> dict[str, Any]:
     try:
         reader = _Reader(bool(re.search(r"(?m)^_base_\s*=|\bread_base\(", text)))
         try:
-            reader.run(ast.parse(text))
+            reader.run(text)
         except (SyntaxError, ValueError) as error:
             reader.run_parts(text)
             if not reader.names:
                 raise ConfigTextError(f"no Python ({error})") from error
+    except _TooMuchError as error:
+        raise ConfigTextError(f"more than {_WORK} values, which no config has") from error
     except (RecursionError, MemoryError) as error:
         raise ConfigTextError("nested deeper than any config") from error
     return reader.names
@@ -75,7 +72,9 @@ def _one_dict(text: str) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            value = _Reader(False).value(ast.parse(text, mode="eval").body)
+            value = _Reader(False).expression(text)
+        except _TooMuchError as again:
+            raise ConfigTextError(f"more than {_WORK} values, which no config has") from again
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ConfigTextError(f"neither JSON nor Python ({error})") from error
     if not isinstance(value, dict):
@@ -88,22 +87,45 @@ class _Reader:
         self.names: dict[str, Any] = {}
         self.merges = merges  # whether a dict assigned again is laid over the earlier one
         self.depth = 0
+        self.lines: list[bytes] = []
+        self.left = _WORK
 
-    def run(self, tree: ast.Module) -> None:
+    def run(self, text: str) -> None:
+        tree, self.lines = ast.parse(text), text.encode().split(b"\n")
         for statement in tree.body:
+            self._pay(_STATEMENT)
             self._statement(statement)
             for name in set(_named(statement)) & self.names.keys():
-                if _is_huge(self.names[name]):
-                    self.names[name] = Unread(ast.unparse(statement).split("\n")[0][:80])
+                size, looked_at = size_of(self.names[name])
+                self._pay(looked_at)
+                if size > HUGE:
+                    self.names[name] = self._unread(statement)
 
     def run_parts(self, text: str) -> None:
         """Statement by statement, where the whole cannot be parsed."""
         for part in re.split(r"(?m)^(?=[A-Za-z_])", text):
+            self._pay(_STATEMENT)
             try:
-                self.run(ast.parse(part))
+                self.run(part)
             except (SyntaxError, ValueError):
                 if found := re.match(r"(\w+)\s*=", part):
                     self.names[found[1]] = Unread(part.split("\n")[0][:80])
+
+    def expression(self, text: str) -> Any:
+        """The value of a text that is one expression."""
+        self.lines = text.encode().split(b"\n")
+        return self.value(ast.parse(text, mode="eval").body)
+
+    def _pay(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise _TooMuchError
+
+    def _unread(self, node: ast.expr | ast.stmt) -> Unread:
+        """The first line of what stands there; writing a tree out again may take very long."""
+        line = self.lines[node.lineno - 1] if node.lineno <= len(self.lines) else b"..."
+        end = node.end_col_offset if node.end_lineno == node.lineno else None
+        return Unread(line[node.col_offset : end][:80].decode("utf-8", "ignore"))
 
     def _statement(self, node: ast.stmt) -> None:
         if isinstance(node, ast.Assign):
@@ -123,19 +145,20 @@ class _Reader:
             self._update(node.value)
         elif not isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
             for name in _stored(node):
-                self.names[name] = Unread(ast.unparse(node).split("\n")[0][:80])
+                self.names[name] = self._unread(node)
 
     def _assign(self, target: ast.expr, value: Any) -> None:
         if isinstance(target, ast.Name):
             old = self.names.get(target.id)
             if self.merges and isinstance(value, dict) and isinstance(old, dict):
-                value = _laid_over(old, value)
+                self._pay(size_of(old)[1] + size_of(value)[1])
+                value = laid_over(old, value)
             self.names[target.id] = value
             return
         path = _path(target)
         if path is None:
             for name in _stored(target):
-                self.names[name] = Unread(ast.unparse(target)[:80])
+                self.names[name] = self._unread(target)
             return
         place: Any = self.names
         for part in path[:-1]:
@@ -151,19 +174,20 @@ class _Reader:
         if isinstance(place, dict) and node.func.attr == "update":
             news = self._dict(node)
             if isinstance(news, dict):
-                place.update(news)
+                place.update(self._copied(news))
                 return
         if isinstance(place, dict):
             for name in _named(node.func.value):
-                self.names[name] = Unread(ast.unparse(node)[:80])
+                self.names[name] = self._unread(node)
 
     def value(self, node: ast.expr) -> Any:
         """The plain value of an expression, or `Unread`."""
+        self._pay(1)
         self.depth += 1
         try:
             found = self._value(node) if self.depth <= _DEEPEST else Unread("...")
         except (ArithmeticError, LookupError, TypeError, ValueError):
-            found = Unread(ast.unparse(node)[:80])
+            found = self._unread(node)
         finally:
             self.depth -= 1
         return found
@@ -176,7 +200,7 @@ class _Reader:
             items: list[Any] = []
             for item in node.elts:
                 if isinstance(item, ast.Starred):
-                    items.extend(self.value(item.value))
+                    items.extend(self._copied(self.value(item.value)))
                 else:
                     items.append(self.value(item))
             return items if isinstance(node, ast.List) else tuple(items)
@@ -204,13 +228,18 @@ class _Reader:
             place = self.value(node.value)
             if isinstance(place, dict):
                 return place[node.attr]
-        return Unread(ast.unparse(node)[:80])
+        return self._unread(node)
+
+    def _copied(self, value: Any) -> Any:
+        """A value whose items are about to be copied."""
+        self._pay(len(value))
+        return value
 
     def _braces(self, node: ast.Dict) -> Any:
         found: dict[Any, Any] = {}
         for key, value in zip(node.keys, node.values, strict=True):
             if key is None:
-                found.update(self.value(value))
+                found.update(self._copied(self.value(value)))
             else:
                 found[self.value(key)] = self.value(value)
         return found
@@ -222,21 +251,22 @@ class _Reader:
         if len(node.args) == 1 and not node.keywords:
             value = self.value(node.args[0])
             if name in ("list", "tuple") and isinstance(value, (list, tuple)):
+                self._copied(value)
                 return list(value) if name == "list" else tuple(value)
             if name == "float" and isinstance(value, (int, float, str)):
                 return float(value)
             if name == "int" and isinstance(value, (int, float)):
                 return int(value)
-        return Unread(ast.unparse(node)[:80])
+        return self._unread(node)
 
     def _dict(self, node: ast.Call) -> Any:
         found: dict[Any, Any] = {}
         for argument in node.args:
-            found.update(self.value(argument))
+            found.update(self._copied(self.value(argument)))
         for keyword in node.keywords:
             value = self.value(keyword.value)
             if keyword.arg is None:
-                found.update(value)
+                found.update(self._copied(value))
             else:
                 found[keyword.arg] = value
         return found
@@ -246,6 +276,7 @@ class _Reader:
         for kinds in ((int, float), (str,), (list,), (tuple,)):
             fit = isinstance(node.op, ast.Add) and all(isinstance(x, kinds) for x in (left, right))
             if fit and (kinds == (int, float) or len(left) + len(right) <= _MOST):
+                self._pay(0 if kinds == (int, float) else len(left) + len(right))
                 return left + right
         numbers = all(isinstance(x, (int, float)) for x in (left, right))
         if isinstance(node.op, ast.Mult):
@@ -253,6 +284,7 @@ class _Reader:
                 return left * right
             rows = isinstance(left, (list, tuple)) and isinstance(right, int)
             if rows and len(left) * right <= _MOST:
+                self._pay(max(len(left) * right, 0))
                 return left * right
         elif isinstance(node.op, ast.Sub) and numbers:
             return left - right
@@ -262,20 +294,7 @@ class _Reader:
             return left // right
         elif isinstance(node.op, ast.Pow) and numbers and abs(left) <= 1e4 and abs(right) <= 32:
             return left**right
-        return Unread(ast.unparse(node)[:80])
-
-
-def _laid_over(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A dict of a config laid over that of its base file, as mmengine does."""
-    merged = {} if over.get("_delete_") is True else dict(base)
-    for key, value in over.items():
-        if key == "_delete_":
-            continue
-        old = merged.get(key)
-        merged[key] = (
-            _laid_over(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
-        )
-    return merged
+        return self._unread(node)
 
 
 def _path(target: ast.expr) -> list[Any] | None:
@@ -290,29 +309,6 @@ def _path(target: ast.expr) -> list[Any] | None:
             return None
         target = target.value
     return [target.id, *reversed(parts)]
-
-
-def _is_huge(value: Any) -> bool:
-    """Whether it holds itself, or more than any config says when written out.
-
-    A list of two of the list before, sixty lines long, is short to read and endless to print.
-    """
-    sizes: dict[int, float] = {}
-
-    def size(item: Any) -> float:
-        if isinstance(item, int):
-            return 1.0 if item.bit_length() <= 64 else math.inf
-        if isinstance(item, str):
-            return 1 + len(item) / 100
-        if not isinstance(item, (dict, list, tuple)):
-            return 1.0
-        if id(item) not in sizes:
-            sizes[id(item)] = math.inf  # what is met again inside itself
-            parts = [*item.keys(), *item.values()] if isinstance(item, dict) else item
-            sizes[id(item)] = sum(map(size, parts), 1.0)
-        return sizes[id(item)]
-
-    return size(value) > _HUGE
 
 
 def _named(node: ast.AST) -> Iterator[str]:

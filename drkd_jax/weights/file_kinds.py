@@ -28,9 +28,21 @@ _BEGINNINGS = (
     (b"GGUF", "a GGUF file, which is not read"),
     (b"\x93NUMPY", "a single NumPy array, no weights by name"),
     (b"\x1aE\xdf\xa3", "a video"),
+    (b"FLV", "a video (FLV)"),
+    (b"OggS", "a video or sound (Ogg)"),
+    (b"\x00\x00\x01\xba", "a video (MPEG)"),
+    (b"\x00\x00\x01\xb3", "a video (MPEG)"),
+    (b"0&\xb2u\x8ef\xcf\x11", "a video (WMV)"),
+    (b'\x04"M\x18', "compressed by lz4; unpack it first"),
     (b"#!", "a script"),
 )
-_LFS = b"version https://git-lfs"
+_LFS = (b"version https://git-lfs", b"version https://hawser")
+# Where they begin elsewhere than at the first byte.
+_WITHIN = (
+    (4, b"TFL3", "a model of TensorFlow Lite, which is not read"),
+    *((4, kind, "a video (QuickTime)") for kind in (b"moov", b"mdat", b"wide", b"free")),
+    (4, b"pytorch", "an ONNX model, which is not read; save the state_dict"),
+)
 
 
 def what_it_is(path: Path) -> str:
@@ -49,6 +61,13 @@ def what_it_is(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not size:
         return "an empty file; download it again"
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= size - 8:
+        return ""  # safetensors, whose header's size may begin as anything does
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    if b"/annex/objects/" in head[:200] and size < 2048:
+        return "a git-annex pointer to the weights, not the weights; run: git annex get"
+    if head.startswith(b"outs:") and b"md5:" in head:
+        return "a DVC pointer to the weights, not the weights; run: dvc pull"
     if head.startswith(_LFS):
         told = next((line for line in head.split(b"\n") if line.startswith(b"size ")), b"")
         there = told.removeprefix(b"size ").decode("ascii", "replace").strip()
@@ -56,6 +75,9 @@ def what_it_is(path: Path) -> str:
         return f"a Git LFS pointer to the weights{of}, not the weights; run: git lfs pull"
     for start, what in _BEGINNINGS:
         if head.startswith(start):
+            return what
+    for place, start, what in _WITHIN:
+        if head[place : place + len(start)] == start:
             return what
     if head[:4] == b"RIFF":
         return "a picture (WebP)" if head[8:12] == b"WEBP" else "a video or sound (RIFF)"
@@ -98,6 +120,8 @@ def _zip(path: Path) -> str:
 
 
 def _text(path: Path, head: bytes, size: int) -> str:
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        head = head[: len(head) // 2 * 2].decode("utf-16", "replace").encode()
     try:
         words = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -107,6 +131,10 @@ def _text(path: Path, head: bytes, size: int) -> str:
     if any(ord(letter) < 9 for letter in words):
         return ""
     start = words.lstrip().lower()
+    if start.startswith("<svg") or (start.startswith("<?xml") and "<svg" in start):
+        return "a picture (SVG)"
+    if start.startswith("<?xml") and "<net " in start:
+        return "a network of OpenVINO, which is not read"
     if start.startswith("<?xml") and "<html" not in start:
         return f"an XML document (an error of the server?), {_AGAIN}"
     if start.startswith("<"):
@@ -117,7 +145,7 @@ def _text(path: Path, head: bytes, size: int) -> str:
         try:
             json.loads(path.read_text("utf-8-sig") if size < 1 << 26 else "")
             return "a JSON document, no weights"
-        except (ValueError, OSError):
+        except (ValueError, OSError, RecursionError):
             return "text that begins as JSON does, no weights"
     first = words.strip().splitlines()[0][:60] if words.strip() else ""
     printable = sum(letter.isprintable() or letter in "\r\n\t" for letter in words)

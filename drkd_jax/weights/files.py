@@ -110,11 +110,23 @@ def _of_torch(path: Path, saved: Saved) -> ForeignFile:
                 others[name[:80]] = f"no array but a {type(value).__name__}"
         if len(others) < len(place) and start:
             left_out |= others
-    meta = root.get("meta")
+    meta = _meta(root)
     beside = {key: value for key, value in root.items() if isinstance(key, str)}
     return ForeignFile(
         arrays, meta if isinstance(meta, dict) else beside, saved.form, left_out, saved.inert
     )
+
+
+def _meta(root: dict[Any, Any]) -> Any:
+    """The dict "meta" of a checkpoint, which may itself be inside of another."""
+    places = [root]
+    for _ in range(_DEEPEST):
+        for place in places:
+            if isinstance(place.get("meta"), dict):
+                return place["meta"]
+        inner = {id(v): v for place in places for v in place.values() if isinstance(v, dict)}
+        places = list(inner.values())
+    return None
 
 
 def _safe(path: Path) -> ForeignFile:
@@ -122,6 +134,11 @@ def _safe(path: Path) -> ForeignFile:
         with safe_open(path, framework="numpy") as stream:
             arrays = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
             meta = stream.metadata() or {}
+    except AttributeError as error:  # NumPy has no type of that name
+        raise UserError(
+            f"{path}: holds numbers of a kind that is not read ({error}); save it in float32, "
+            "float16 or bfloat16"
+        ) from error
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path}: not a whole safetensors file ({error}); cut short? Download it again"

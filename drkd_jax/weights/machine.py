@@ -16,6 +16,7 @@ from drkd_jax.weights.pickled_names import (
     DTYPES,
     INERT,
     Block,
+    Config,
     Inert,
     Kind,
     Name,
@@ -53,11 +54,12 @@ def read_pickle(stream: Any, inert: set[str]) -> Any:
     Raises:
         NotPlainError: a name that is in no table, or bytes that are no such pickle.
     """
-    machine = _Machine(inert)
+    machine, start = _Machine(inert), stream.tell()
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return machine.stack.pop()
+            machine.read = stream.tell() - start
             machine.step(opcode.name, argument)
     except NotPlainError:
         raise
@@ -72,6 +74,8 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.inert = inert
+        self.handled = 0  # letters, bytes and items that calls were given
+        self.read = 0  # bytes of the stream so far
 
     def step(self, name: str, argument: Any) -> None:
         """Carries out one instruction."""
@@ -193,7 +197,8 @@ class _Machine:
             self.stack.append(Name(kind if kind in DTYPES else name))
         else:
             raise NotPlainError(
-                f"it asks for {name[:120]}, which is no tensor, dict, number or string"
+                f"it asks for {name[:120]}, which is no tensor, dict, number or string; "
+                "save the state_dict of a model, and none of its objects"
             )
 
     def _do_inst(self, argument: str) -> None:
@@ -221,14 +226,22 @@ class _Machine:
         if isinstance(target, Inert):
             self.stack.append(target)
         elif isinstance(target, Name) and target.name in BUILDERS:
+            self._count(arguments)
             self.stack.append(BUILDERS[target.name](*arguments))
         else:
             raise NotPlainError("a call of something that is no function")
 
+    def _count(self, arguments: Any) -> None:
+        """Ends a file that gives what it holds once to calls again and again, each a copy."""
+        self.handled += sum(len(item) for item in arguments if hasattr(item, "__len__"))
+        if self.handled > 4 * self.read + 10_000:
+            raise NotPlainError("calls that copy what it holds over and over")
+
     def _do_build(self, _: Any) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, (Block, Kind)):
+        if isinstance(target, (Block, Kind, Config)):
+            self._count(state if isinstance(state, tuple) else ())
             target.complete(state)
         # Attributes else: a state_dict carries its version numbers in them.
         elif not isinstance(target, (dict, Inert, Tensor)):

@@ -16,7 +16,8 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import Pixels
 from drkd_jax.models.norm import EPSILON
 from drkd_jax.weights.config_section import Section
-from drkd_jax.weights.config_text import ConfigTextError, Unread, read_config_text
+from drkd_jax.weights.config_text import ConfigTextError, read_config_text
+from drkd_jax.weights.config_values import HUGE, Unread, size_of
 from drkd_jax.weights.mmdet_config_body import read_body
 from drkd_jax.weights.mmdet_config_heads import read_heads
 
@@ -53,6 +54,8 @@ def find_config(meta: Mapping[str, Any]) -> dict[str, Any]:
         UserError: it is no text that can be read.
     """
     found = next((meta[key] for key in ("config", "cfg") if meta.get(key)), None)
+    if isinstance(found, bytes):
+        found = found.decode("utf-8", "replace")
     if isinstance(found, str):
         try:
             return read_config_text(found)
@@ -62,7 +65,18 @@ def find_config(meta: Mapping[str, Any]) -> dict[str, Any]:
                 "computes stands there; save the weights without that text, and give what is not "
                 "the library's own as settings"
             ) from error
-    return dict(found) if isinstance(found, Mapping) else {}
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping) or size_of(found)[0] > HUGE:
+        what = (
+            "larger than any" if isinstance(found, Mapping) else f"of type {type(found).__name__}"
+        )
+        raise UserError(
+            f"the config that it carries is {what}, which cannot be read, and what its network "
+            "computes stands there; save the weights without it, and give what is not the "
+            "library's own as settings"
+        )
+    return dict(found)
 
 
 def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfig:
@@ -76,6 +90,10 @@ def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfi
     body_faults: list[str] = []
     head_faults: list[str] = []
     values, path = _model(config)
+    if config.get("_base_") and not (isinstance(values, Mapping) and "backbone" in values):
+        base = Section(config, "", body_faults)
+        base.refuse("_base_", config["_base_"], "a file that is not in it, and no backbone is")
+        return FileConfig({}, {}, tuple(body_faults), ())
     if values is None:
         return FileConfig({}, {}, (), ())
     model = Section(values, path, body_faults)
@@ -113,7 +131,11 @@ def read_pixels(config: Mapping[str, Any]) -> Pixels | None:
         UserError: it says something that is not built here, with the key.
     """
     faults: list[str] = []
-    found = _preprocessor(config, faults) or _normalize(config, faults)
+    own, known = _preprocessor(config, faults)
+    found = own or _normalize(config, faults)
+    _check_loading(config, faults)
+    if found is None and known and not faults:
+        found = Pixels((0.0,) * 3, (1.0,) * 3, "bgr")  # nothing is done to them
     if faults:
         raise UserError(f"its config says {'; '.join(faults)}")
     return found
@@ -152,8 +174,8 @@ def as_names(value: Any) -> tuple[str, ...]:
             value = json.loads(value)
         except ValueError:
             return ()
-    if isinstance(value, str):  # ("nut") for ("nut",)
-        return (value,) if value else ()
+    if isinstance(value, str):  # ("nut") for ("nut",), or the path of a list
+        return (value,) if value and not value.endswith(".txt") else ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         return ()
     return tuple(value)
@@ -172,7 +194,8 @@ def _model(config: Mapping[str, Any]) -> tuple[Any, str]:
     return value, path
 
 
-def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> Pixels | None:
+def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels | None, bool]:
+    """What the model's own step does to pictures, and whether a config of 3.x has such a step."""
     model, path = _model(config)
     outer = config.get("model")
     places = [(model, f"{path}.data_preprocessor"), (outer, "model.data_preprocessor")]
@@ -188,22 +211,15 @@ def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> Pixels | None
         if isinstance(value, Mapping) and ("mean" in value or "bgr_to_rgb" in value):
             part = Section(value, where, faults)
             turned = bool(part.get("bgr_to_rgb", False) or part.get("rgb_to_bgr", False))
-            return _pixels(part, turned)
+            return _pixels(part, turned), True
         if isinstance(value, Unread):
             faults.append(f"{where} = {value.text} (no plain value)")
-    return None
+    return None, any(isinstance(value, Mapping) and value for value, _ in found)
 
 
 def _normalize(config: Mapping[str, Any], faults: list[str]) -> Pixels | None:
     """The `Normalize` of the pipeline that tests, or `img_norm_cfg`."""
-    data = config.get("data")
-    data = data if isinstance(data, Mapping) else {}
-    places: list[Any] = [data.get(key) for key in ("test", "val")]
-    places += [config.get(key) for key in ("test_pipeline", "val_pipeline")]
-    places += [data.get("train"), config.get("train_pipeline")]
-    for place in places:
-        for step in _steps(place, "LoadImageFromFile"):
-            Section(step, "LoadImageFromFile", faults).only("channel_order", "bgr")
+    for place in _pipelines(config):
         for step in _steps(place, "Normalize"):
             part = Section(step, "Normalize", faults)
             return _pixels(part, bool(part.get("to_rgb", True)))
@@ -214,6 +230,31 @@ def _normalize(config: Mapping[str, Any], faults: list[str]) -> Pixels | None:
     if isinstance(own, Unread):
         faults.append(f"img_norm_cfg = {own.text} (no plain value)")
     return None
+
+
+def _pipelines(config: Mapping[str, Any]) -> list[Any]:
+    """Where the steps before the network stand, those of a test first."""
+    data = config.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    places: list[Any] = [data.get(key) for key in ("test", "val")]
+    places += [config.get(key) for key in ("test_dataloader", "test_pipeline")]
+    places += [config.get(key) for key in ("val_dataloader", "val_pipeline")]
+    return [
+        *places,
+        data.get("train"),
+        config.get("train_dataloader"),
+        config.get("train_pipeline"),
+    ]
+
+
+def _check_loading(config: Mapping[str, Any], faults: list[str]) -> None:
+    """Refuses pictures that are opened in another way than three colours, blue first."""
+    for place in _pipelines(config):
+        for step in _steps(place, "LoadImageFromFile"):
+            load = Section(step, "LoadImageFromFile", faults)
+            load.only("channel_order", "bgr")
+            load.only("color_type", "color", "color_ignore_orientation")
+            return
 
 
 def _pixels(part: Section, turned: bool) -> Pixels:

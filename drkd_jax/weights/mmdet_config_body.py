@@ -47,11 +47,11 @@ def _backbone(part: Section, body: Body, depth: int, width: int) -> tuple[int, .
     kind = part.kind("ResNet", "ResNeXt")
     for theirs, ours in (("depth", "depth"), ("base_channels", "width"), ("groups", "groups")):
         if theirs in part:
-            claims[f"backbone.{ours}"] = part.number(theirs)
+            claims[f"backbone.{ours}"] = part.whole(theirs)
     if kind == "ResNet":
         claims.pop("backbone.groups", None)
     if "stem_channels" in part:
-        claims["backbone.stem"] = part.number("stem_channels")
+        claims["backbone.stem"] = part.whole("stem_channels")
     style = part.get("style", "pytorch")
     if style not in ("pytorch", "caffe"):
         part.refuse("style", style, "pytorch or caffe can be built here")
@@ -105,7 +105,7 @@ def _deformable(part: Section, claims: dict[str, Any]) -> None:
 def _neck(part: Section, body: Body, laterals: int, stages: tuple[int, ...]) -> Body:
     settings, claims = body.settings, body.claims
     part.kind("FPN")
-    start, end = part.number("start_level", 0), part.number("end_level", -1)
+    start, end = part.whole("start_level", 0), part.whole("end_level", -1)
     whole = end in (-1, len(stages) - 1, len(stages))
     used = stages[start:] if whole else stages[start:end]
     if used != tuple(range(4 - laterals, 4)):
@@ -113,7 +113,7 @@ def _neck(part: Section, body: Body, laterals: int, stages: tuple[int, ...]) -> 
         part.refuse("start_level", start, f"a pyramid on {names}; its last stage has to be C5")
     min_level = 6 - laterals
     if "num_outs" in part:
-        outs = part.number("num_outs", 5)
+        outs = part.whole("num_outs", 5)
         top = min_level + outs - 1
         if not 5 <= top <= 8:
             part.refuse("num_outs", outs, f"P5 to P8 can be the last level here, not P{top}")
@@ -122,7 +122,7 @@ def _neck(part: Section, body: Body, laterals: int, stages: tuple[int, ...]) -> 
     claims["extra"] = settings["extra"]
     settings["extra_relu"] = bool(part.get("relu_before_extra_convs", False))
     if "out_channels" in part:
-        claims["channels"] = part.number("out_channels")
+        claims["channels"] = part.whole("out_channels")
     eps = body.neck_eps
     if part.values.get("norm_cfg"):
         norm = part.sub("norm_cfg")

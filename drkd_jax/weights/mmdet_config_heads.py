@@ -64,7 +64,7 @@ def _retina(
     head.kind(*_RETINA)
     for theirs, ours in (("num_classes", "num_classes"), ("stacked_convs", "head_convs")):
         if theirs in head:
-            claims[ours] = head.number(theirs)
+            claims[ours] = head.whole(theirs)
     _anchors(head, settings, strides)
     settings["delta_stds"] = _coder(head, ONES)
     _sigmoid(head, True)
@@ -98,7 +98,7 @@ def _anchors(head: Section, settings: dict[str, Any], strides: Sequence[int]) ->
         return
     part = head.sub("anchor_generator")
     part.kind("AnchorGenerator")
-    scales, octaves = part.numbers("scales"), part.number("scales_per_octave", least=1)
+    scales, octaves = part.numbers("scales"), part.whole("scales_per_octave", least=1)
     base = part.number("octave_base_scale")
     ratios = part.numbers("ratios")
     if not ratios or min(ratios) <= 0:
@@ -126,8 +126,11 @@ def _anchors(head: Section, settings: dict[str, Any], strides: Sequence[int]) ->
 def _base_size(part: Section, strides: Sequence[int]) -> float:
     """What the base sizes of all levels are in strides, 1 where they are not said."""
     theirs = part.get("strides", tuple(strides))
-    one = [set(step) if isinstance(step, tuple) else {step} for step in theirs]
-    if one != [{stride} for stride in strides]:
+    steps = theirs if isinstance(theirs, tuple) else (theirs,)
+    if len(steps) != len(strides) or any(
+        step not in (stride, (stride,), (stride, stride))
+        for step, stride in zip(steps, strides, strict=True)
+    ):
         part.refuse("strides", theirs, f"the pyramid's are {', '.join(map(str, strides))}")
     sizes = part.numbers("base_sizes")
     if not sizes:
@@ -162,9 +165,10 @@ def _sigmoid(head: Section, wanted: bool) -> None:
     """Whether scores are each a sigmoid, or a softmax together."""
     if "loss_cls" in head:
         loss = head.sub("loss_cls")
-        loss.only("use_sigmoid", wanted)
-        if str(loss.values.get("type", "")).endswith("SeesawLoss"):
-            loss.refuse("type", loss.get("type"), "its scores are no softmax")
+        if bool(loss.get("use_sigmoid", False)) != wanted:
+            loss.refuse("use_sigmoid", not wanted, f"{wanted} can be built here")
+        if not wanted:  # a loss of another kind may make scores in a way of its own
+            loss.kind("CrossEntropyLoss", "GHMC", "LabelSmoothLoss")
     head.ignore("loss_cls")
 
 
@@ -224,7 +228,7 @@ def _extractor(part: Section, settings: dict[str, Any], strides: Sequence[int]) 
     layer.only("out_size", 7)
     layer.only("pool_mode", "avg")
     key = "sample_num" if "sample_num" in layer else "sampling_ratio"
-    settings["roi_sampling"] = layer.number(key, 0, least=0)
+    settings["roi_sampling"] = layer.whole(key, 0, least=0)
     settings["roi_aligned"] = bool(layer.get("aligned", True))
     layer.ignore("use_torchvision")
     layer.close()
@@ -250,7 +254,7 @@ def _box_head(part: Section, claims: dict[str, Any]) -> tuple[float, ...]:
     part.only("num_reg_fcs", 0)
     for theirs, ours in (("num_classes", "num_classes"), ("fc_out_channels", "fc")):
         if theirs in part:
-            claims[ours] = part.number(theirs)
+            claims[ours] = part.whole(theirs)
     if "reg_class_agnostic" in part and part.get("num_classes", 2) != 1:
         claims["class_agnostic"] = bool(part.get("reg_class_agnostic"))
     part.only("roi_feat_size", 7, (7, 7))
@@ -303,7 +307,7 @@ def _detections(part: Section, settings: dict[str, Any]) -> None:
 def _count(part: Section, keys: Sequence[str], ours: str, settings: dict[str, Any]) -> None:
     for key in keys:
         if key in part:
-            settings[ours] = int(part.number(key, 1000, least=1))
+            settings[ours] = part.whole(key, 1000, least=1)
             part.ignore(*keys)
             return
 

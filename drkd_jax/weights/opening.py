@@ -122,7 +122,37 @@ def open_weights(
     ]
     data = reading.data(said, str(path))
     about = About(reading.part, settings, reading.num_classes, _categories(reading), source, data)
-    return Weights(path, known.arrays(arrays), about, account, tuple(lines))
+    own = known.arrays(arrays)
+    _check_numbers(path, own, {ours: key for key, ours in known.used.items()}, arrays)
+    return Weights(path, own, about, account, tuple(lines))
+
+
+def _check_numbers(
+    path: Path,
+    own: Mapping[str, np.ndarray],
+    keys: Mapping[str, str],
+    found: Mapping[str, np.ndarray],
+) -> None:
+    """Refuses arrays that are no weights whatever their shapes: quantised, or of a run gone wrong.
+
+    Args:
+        path: for messages.
+        own: arrays by our names.
+        keys: the file's keys by our names.
+        found: the file's arrays by its keys.
+    """
+    for name, array in own.items():
+        key = keys.get(name, name)
+        kind = found[key].dtype if key in found else array.dtype
+        if kind.kind in "iub":
+            raise UserError(f"{path}: {key} is of {kind}: quantised weights, which are not read")
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{path}: {key} holds values that are no finite numbers (a training gone wrong, or "
+                "numbers too large for half precision); take an earlier checkpoint"
+            )
+        if name.endswith(".var") and array.size and array.min() < 0:
+            raise UserError(f"{path}: {key} holds variances below 0; the file is damaged")
 
 
 def _unwrap(
@@ -195,6 +225,7 @@ def _open_ours(path: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -
         raise UserError(
             f"{path}: {len(wrong)} arrays are not those of its settings; the first is {wrong[0]}"
         )
+    _check_numbers(path, arrays, {}, arrays)
     line = f"{path.name}: ours, {about.part}, {len(arrays)} arrays, all used"
     return Weights(path, arrays, about, None, (line,))
 

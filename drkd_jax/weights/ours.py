@@ -99,7 +99,7 @@ def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
             (n if isinstance(n, str) else int(n), str(name)) for n, name in said["categories"]
         )
         about = About(**said)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a whole file of ours ({error})") from error
     if about.part not in PARTS:
         raise UserError(f"{path}: holds a {about.part!r}; known: {', '.join(PARTS)}")

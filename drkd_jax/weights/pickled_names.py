@@ -86,7 +86,7 @@ class Block:
         """Checks and keeps the parts of an array."""
         if isinstance(data, str):  # of Python 2, or of protocol 2
             data = data.encode("latin-1")
-        sizes = tuple(int(n) for n in shape)
+        sizes = _whole(shape)
         dtype = kind.dtype if isinstance(kind, Kind) else None
         if dtype is None or not isinstance(data, (bytes, bytearray)):
             return
@@ -102,6 +102,20 @@ class Block:
         flat = np.frombuffer(self.data, self.dtype)
         return flat.reshape(self.shape, order="F" if self.by_columns else "C")
 
+
+class Config(dict[Any, Any]):
+    """A pickled `Config` of mmcv or mmengine: its values, with which its state begins."""
+
+    def complete(self, state: Any) -> None:
+        """Takes over the values; the file's name and text follow them."""
+        if isinstance(state, tuple) and state and isinstance(state[0], dict):
+            self.update(state[0])
+
+
+# Of arrays, and of the tuples that are keys.
+_DIMENSIONS = 64
+_FARTHEST = 1 << 58
+_KEY = 16
 
 DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -119,19 +133,21 @@ DTYPES = {
 # Histories of losses, NumPy scalars, the arguments of a training script.
 INERT = frozenset(
     {
-        "addict.addict.Dict",
         "argparse.Namespace",
         "collections.Counter",
-        "collections.defaultdict",
         "collections.deque",
         "datetime.datetime",
-        "mmcv.utils.config.ConfigDict",
-        "mmengine.config.config.ConfigDict",
         "mmengine.logging.history_buffer.HistoryBuffer",
         "numpy._core.multiarray.scalar",
         "numpy.core.multiarray.scalar",
         "numpy.ndarray",
+        "lightning.fabric.utilities.data.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+        "omegaconf.dictconfig.DictConfig",
         "pathlib.PosixPath",
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "yacs.config.CfgNode",
         "torch.device",
     }
     | {
@@ -153,8 +169,7 @@ class Name(NamedTuple):
 def _tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
     if not isinstance(storage, Storage):
         raise NotPlainError("a tensor without a storage")
-    sizes = tuple(int(n) for n in shape)
-    steps = tuple(int(n) for n in strides)
+    sizes, steps = _whole(shape), _whole(strides)
     offset, held = int(offset), storage.view[1] if storage.view else storage.size
     if len(sizes) != len(steps) or offset < 0 or min((*sizes, *steps, 0)) < 0:
         raise NotPlainError(f"a tensor of shape {sizes} with strides {steps} at {offset}")
@@ -168,19 +183,37 @@ def _tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) ->
     return Tensor(storage, offset, sizes, steps)
 
 
+def _whole(numbers: Any) -> tuple[int, ...]:
+    """Sides or strides of an array, as many and as large as an array can have."""
+    if len(numbers) > _DIMENSIONS:
+        raise NotPlainError(f"an array of {len(numbers)} dimensions")
+    found = tuple(int(n) for n in numbers)
+    if any(abs(n) > _FARTHEST for n in found) or math.prod(max(n, 1) for n in found) > _FARTHEST:
+        raise NotPlainError("an array that no memory could hold")
+    return found
+
+
 def _mapping(items: Any = ()) -> dict[Any, Any]:
-    return {plain_key(key): value for key, value in items}
+    pairs = items.items() if isinstance(items, dict) else items
+    return {plain_key(key): value for key, value in pairs}
 
 
 def plain_key(item: Any) -> Any:
     """A key of a dict or a member of a set: nothing deep, which hashing could not survive."""
     if isinstance(item, tuple) and not isinstance(item, Inert):
-        flat = not any(isinstance(part, (tuple, frozenset)) for part in item)
+        flat = len(item) <= _KEY and not any(
+            isinstance(part, (tuple, frozenset)) or _is_long(part) for part in item
+        )
     else:
-        flat = not isinstance(item, (list, set, frozenset, dict))
+        flat = not isinstance(item, (list, set, frozenset, dict)) and not _is_long(item)
     if not flat:
         raise NotPlainError("a key that is no number or string")
     return item
+
+
+def _is_long(item: Any) -> bool:
+    """A number that takes long to hash again and again, or to print."""
+    return isinstance(item, int) and item.bit_length() > 128
 
 
 def _kind(name: Any = "", *_: Any) -> Kind:
@@ -210,6 +243,12 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encoded,
     "numpy.dtype": _kind,
     "collections.OrderedDict": _mapping,
+    "collections.defaultdict": lambda *_: {},
+    "addict.addict.Dict": _mapping,
+    "mmcv.utils.config.ConfigDict": _mapping,
+    "mmengine.config.config.ConfigDict": _mapping,
+    "mmcv.utils.config.Config": lambda *_: Config(),
+    "mmengine.config.config.Config": lambda *_: Config(),
     "torch.Size": lambda sizes=(): tuple(sizes),
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch._utils._rebuild_tensor": _tensor,

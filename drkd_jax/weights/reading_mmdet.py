@@ -104,7 +104,7 @@ def _agree(
     wrong = [
         f"{key} {value!r} (its arrays: {flat[key]!r})"
         for key, value in said.claims.items()
-        if key in flat and flat[key] != value
+        if value is not None and key in flat and flat[key] != value
     ]
     if wrong:
         raise UserError(f"its config and its arrays are of two models: {', '.join(wrong)}")

@@ -14,6 +14,7 @@ from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS, TORCHVISION
 from drkd_jax.weights.account import Skip
+from drkd_jax.weights.mmdet_config import as_names
 from drkd_jax.weights.reading import Assumed, Reading, count
 from drkd_jax.weights.reading_mmdet import style_by_name
 from drkd_jax.weights.resnet_names import Shapes, read_backbone
@@ -48,7 +49,7 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
 
     Args:
         shapes: of the file's arrays, without norms in the pyramid.
-        meta: what else the file holds; "style" is looked at.
+        meta: what else the file holds; "style" and its classes are looked at.
         file_name: that of a COCO_V1 file says that its norms want an eps of 0; "caffe" in that of
             a bare backbone, that it is one of Caffe.
 
@@ -87,7 +88,19 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
         assumed["class_ids"] = Assumed(
             head["class_ids"], f"{COCO_NUMBERS} outputs are COCO's numbers, 80 of them classes"
         )
+    names = names or _named(meta, num_classes)
     return Reading("detector", shown, assumed, num_classes, names, _PIXELS)
+
+
+def _named(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """The classes that a training put beside its weights, without the background."""
+    for key in ("classes", "CLASSES", "class_names", "categories"):
+        names = as_names(meta.get(key))
+        if names and names[0].strip("_").lower() in ("background", "bg"):
+            names = names[1:]
+        if names and len(names) == num_classes:
+            return names
+    return ()
 
 
 def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:

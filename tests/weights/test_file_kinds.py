@@ -61,6 +61,19 @@ KINDS = [
     (zipped(a__data_DOT_pkl=tensor_pickle(8, (2, 4), (4, 1))), "cut short: storage 0 is not in it"),
     (bytes(range(150, 250)) * 3, "neither a file of torch.save nor safetensors"),
     (b"\x80\x02K\x01.", "neither a file of torch.save"),
+    (b"\xef\xbb\xbf" + POINTER.replace(b"\n", b"\r\n"), r"a Git LFS pointer .*167502836 bytes"),
+    (b"version https://hawser.github.com/spec/v1\nsize 5\n", "a Git LFS pointer"),
+    (b"/annex/objects/MD5E-s167502836--abc.pth\n", "a git-annex pointer.*git annex get"),
+    (b"outs:\n- md5: aaa\n  size: 5\n  path: x.pth\n", "a DVC pointer.*dvc pull"),
+    ("<!DOCTYPE html><html>Sign in".encode("utf-16"), "a web page"),
+    (b"<?xml version='1.0'?>\n<svg>", r"a picture \(SVG\)"),
+    (b"[" * 100_000, "text that begins as JSON does"),
+    (b'{"a":' * 100_000, "text that begins as JSON does"),
+    (b"\x00\x00\x00\x08wide\x00\x00\x00\x00mdat\xff\xff", r"a video \(QuickTime\)"),
+    (b"\x00\x00\x01\xba\x44\xff" * 9, r"a video \(MPEG\)"),
+    (b"FLV\x01\x05\xff\xff", r"a video \(FLV\)"),
+    (b"\x08\x07\x12\x07pytorch\x1a\x051.9.0\xff", "an ONNX model"),
+    (b"\x1c\x00\x00\x00TFL3\xff\xff", "TensorFlow Lite"),
 ]
 
 
@@ -86,3 +99,24 @@ def test_safetensors_cut_short_anywhere_are_no_puzzle(keep, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(whole[:keep])
     with pytest.raises(UserError, match=r"x.safetensors: "):
         open_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("size", [19778, 19280, 35615])
+def test_a_header_s_size_that_spells_another_kind_is_safetensors_still(size, tmp_path):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).ljust(size)
+    (tmp_path / "x").write_bytes(size.to_bytes(8, "little") + header.encode() + bytes(8))
+    assert read_foreign(tmp_path / "x").shapes == {"w": (2,)}
+
+
+def test_numbers_of_a_kind_that_numpy_has_not_are_told(tmp_path):
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(UserError, match=r"a kind that is not read .*float8.*bfloat16"):
+        read_foreign(tmp_path / "x")
+
+
+def test_a_file_of_ours_whose_text_is_nested_endlessly_is_told(tmp_path):
+    arrays = {"w": np.zeros(2, np.float32)}
+    save_file(arrays, tmp_path / "x", {"drkd_jax": "[" * 100_000})
+    with pytest.raises(UserError, match="not a whole file of ours"):
+        open_weights(tmp_path / "x")

@@ -78,3 +78,19 @@ def test_the_hash_in_a_name_is_compared(tmp_path):
     assert checked_name(tmp_path / "resnet50-ba7816bf.pth", digest) == "as its name says"
     assert checked_name(tmp_path / "resnet50-00000000.pth", digest) == "its name says 00000000"
     assert checked_name(path, digest) == "the name holds no hash"
+
+
+@pytest.mark.parametrize("around", ["", "model", "checkpoint"])
+def test_what_a_checkpoint_says_of_itself_may_lie_inside_of_another(around, tmp_path):
+    inner = under("state_dict", TENSOR) + text("meta") + under("config", text("a = 1")) + b"s"
+    whole = under(around, inner) if around else inner
+    write_zip(tmp_path / "x.pth", b"\x80\x02" + whole + b".", NUMBERS)
+    assert read_foreign(tmp_path / "x.pth").meta == {"config": "a = 1"}
+
+
+def test_a_checkpoint_of_lightning_is_read(tmp_path):
+    kind = b"cpytorch_lightning.utilities.parsing\nAttributeDict\n"
+    beside = text("hyper_parameters") + kind + b")R(" + text("lr") + b"K\x01us"
+    inner = under("state_dict", under("model", TENSOR))
+    write_zip(tmp_path / "x.ckpt", b"\x80\x02" + inner + beside + b".", NUMBERS)
+    assert read_foreign(tmp_path / "x.ckpt").shapes == {"state_dict.model.w": (2, 4)}

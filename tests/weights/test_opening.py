@@ -217,3 +217,25 @@ def test_a_file_of_ours_is_replaced_whole_or_not_at_all(retina, tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         write_ours(tmp_path / "taken" / "x.safetensors", weights.arrays, weights.about)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken", "x.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "words"),
+    [
+        ("backbone.conv1.weight", lambda v: v * np.nan, "no finite numbers"),
+        ("neck.fpn_convs.1.conv.bias", lambda v: v + np.inf, "no finite numbers"),
+        ("bbox_head.retina_cls.weight", lambda v: v.astype(np.int8), "of int8: quantised"),
+        ("backbone.bn1.running_var", lambda v: -v, "variances below 0"),
+    ],
+)
+def test_arrays_that_are_no_weights_are_named(key, change, words, retina, tmp_path):
+    with pytest.raises(UserError, match=f"{key} .*{words}"):
+        open_weights(save(tmp_path, {**retina, key: change(retina[key])}))
+
+
+def test_class_names_beside_torchvision_s_weights(tmp_path):
+    theirs = foreign("torchvision faster_rcnn")[1]
+    for names in (["nut", "bolt", "pin"], ["__background__", "nut", "bolt", "pin"]):
+        save_file(theirs, tmp_path / "x.safetensors", {"classes": json.dumps(names)})
+        weights = open_weights(tmp_path / "x.safetensors")
+        assert weights.about.categories == ((1, "nut"), (2, "bolt"), (3, "pin"))

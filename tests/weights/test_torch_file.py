@@ -218,6 +218,12 @@ CLAIMS = {
 }
 
 
+CLAIMS |= {
+    "more dimensions than an array can have": (8, (1,) * 100, (1,) * 100, 0),
+    "no numbers in more memory than there is": (8, (0, *(2**31 - 1,) * 3), (1,) * 4, 0),
+}
+
+
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_a_tensor_that_reaches_outside_its_storage_is_refused(claim, tmp_path):
     write_zip(tmp_path / "x.pth", tensor_pickle(*CLAIMS[claim]), np.zeros(8, np.float32))
@@ -263,6 +269,34 @@ def test_structures_that_would_exhaust_an_unpickler_are_harmless():
     with pytest.raises(NotPlainError, match="a key"):
         read_pickle(io.BytesIO(deep), set())
     assert read_pickle(io.BytesIO(b"\x80\x02K\x01r\xff\xff\xff\x7f."), set()) == 1
+
+
+LIST = b"](" + b"K\x01" * 5000 + b"eq\x01"
+TEXT = b"X" + struct.pack("<I", 5000) + b"a" * 5000 + b"q\x01"
+AGAIN = b"h\x02h\x01\x85R" * 20
+REPEATED = {
+    "sizes": LIST + b"ctorch\nSize\nq\x02" + AGAIN,
+    "texts": TEXT + b"c_codecs\nencode\nq\x02" + AGAIN,
+    "keys of many numbers": b"}((" + b"K\x01" * 5000 + b"tq\x01Nh\x01Nu",
+    "keys of many digits": b"}(\x8b" + struct.pack("<i", 5000) + b"\x01" * 5000 + b"q\x01Nu",
+}
+
+
+@pytest.mark.parametrize("inside", REPEATED.values(), ids=REPEATED)
+def test_one_large_value_used_again_and_again_ends_with_a_word(inside):
+    """Each use would be a copy, or a hash over all of it: a short file of endless work."""
+    with pytest.raises(NotPlainError, match=r"over and over|a key that"):
+        read_pickle(io.BytesIO(b"\x80\x02](" + inside + b"e."), set())
+
+
+def test_a_pickled_config_is_its_values():
+    values = b"}X\x01\x00\x00\x00aK\x01s"
+    for name in (b"mmengine.config.config\nConfigDict", b"addict.addict\nDict"):
+        assert read_pickle(io.BytesIO(b"\x80\x02c" + name + b"\n" + values + b"\x85R."), set()) == {
+            "a": 1
+        }
+    whole = b"\x80\x02cmmcv.utils.config\nConfig\n)\x81" + values + b"NN\x87b."
+    assert read_pickle(io.BytesIO(whole), set()) == {"a": 1}
 
 
 def write_zip(path, pickled, numbers=None, order=None):
