@@ -6,7 +6,7 @@
 # Another Python: make test PYTHON=python3.12   Another folder: make demo WORKDIR=somewhere
 
 PYTHON ?= python3
-DETECTOR ?= retinanet
+DETECTOR ?= faster_rcnn
 JOBS ?= 2
 WORKDIR ?= demo/$(DETECTOR)
 VENV := .venv

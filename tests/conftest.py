@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Half the time of compiling, where speed is not the matter: nearly everywhere.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # The older code generator of XLA's CPU compiler needs half the time for a program of many small
-# kernels; from jaxlib 0.11 on there is only the new one. `crosscheck` runs what users run.
+# kernels; from jaxlib 0.11 on there is only the new one.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     older = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     # What is set from outside comes last and wins.

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "teacher and draws what they see. Run again, it goes on where it stopped.",
     )
     parser.add_argument("--workdir", default="demo", help="folder for everything (default: demo)")
-    parser.add_argument("--detector", default="retinanet", choices=("retinanet", "faster_rcnn"))
+    parser.add_argument("--detector", default="faster_rcnn", choices=("retinanet", "faster_rcnn"))
     parser.add_argument("--steps", type=positive, help="steps of each student")
     parser.add_argument(
         "--train-teacher",

@@ -12,7 +12,7 @@ from drkd_jax.cli import demo
 
 
 def test_tiny_demo_leaves_everything_behind_and_goes_on(tmp_path, capsys):
-    arguments = ["demo", "--tiny", f"--workdir={tmp_path}"]
+    arguments = ["demo", "--tiny", "--detector=retinanet", f"--workdir={tmp_path}"]
     assert program.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "DRKD student" in printed

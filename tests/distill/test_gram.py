@@ -15,6 +15,8 @@ from drkd_jax.distill.pixel_relation import PixelRelation
 from drkd_jax.types import FeatureSpec
 from tests.distill.common import relative
 
+pytestmark = pytest.mark.usefixtures("whole_compile")
+
 SHAPE = 2, 12, 20
 MASK = np.ones(SHAPE, bool)
 MASK[0, 9:] = MASK[1, :, 13:] = False
