@@ -31,7 +31,9 @@ def base() -> ConfigDict:
     data.canvases = ((800, 1344), (1344, 800))  # height, width; multiples of the coarsest stride
     data.shorter = 800  # pixels of the shorter side after resizing ...
     data.longer = 1333  # ... unless the longer side would pass this
-    data.resize = "mmdet"  # mmdet | torchvision: whose rule; the latter keeps floats
+    # mmdet | torchvision: whose rule; the latter keeps floats. stretch: every picture gets the
+    # height data.shorter and the width data.longer
+    data.resize = "mmdet"
     data.max_boxes = 100  # rows for ground truth in a batch
     data.flip = 0.5  # probability of a mirrored training picture
     data.scale_jitter = (1.0, 1.0)  # factors of a training picture's sides, between these two

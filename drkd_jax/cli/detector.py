@@ -136,6 +136,11 @@ def load_weights(
         shorter, longer = size or (data.get("shorter", 800), data.get("longer", 1333))
         sides = tuple(-(-side // 32) * 32 for side in (shorter, longer))
         data |= {"canvases": (sides, sides[::-1]), "shorter": shorter, "longer": longer}
+        if data.get("resize") == "stretch":
+            if size:  # the shorter side and the longer one at most: shapes are kept
+                data["resize"] = "mmdet"
+            else:
+                data["canvases"] = (sides,)
     config: dict[str, Any] = as_tuples({"seed": 0, "data": {"max_boxes": 100} | data})
     mesh = data_mesh()
     detector = fold(fill(weights.model(), weights.arrays, path))

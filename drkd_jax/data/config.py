@@ -17,7 +17,8 @@ class PipelineConfig:
         batch_size: pictures of a batch over all hosts.
         canvases: (height, width) in pixels; a batch is of one of them.
         shorter: pixels of the shorter side after resizing...
-        longer: ...unless the longer side would pass this.
+        longer: ...unless the longer side would pass this. Under ``resize = "stretch"`` these are
+            the height and the width.
         max_boxes: rows G for ground truth; boxes past them are left out, counted, and told.
         flip: probability that a training picture is mirrored.
         scale_jitter: least and largest factor of a training picture's sides after resizing; what
@@ -28,8 +29,8 @@ class PipelineConfig:
         num_workers: reading processes; 0 reads in this one.
         prefetch: batches read ahead.
         drop_empty: leave out training pictures without a box, or with a side under 32 pixels.
-        resize: the library by whose rule pictures are resized, see ``transforms.RULES``. Under
-            "torchvision" a batch holds floats, four times the bytes.
+        resize: the library by whose rule pictures are resized, or "stretch", see
+            ``transforms.RULES``. Under "torchvision" a batch holds floats, four times the bytes.
         on_error: "stop" at a picture that cannot be read, or "skip" it; see ``skipped.py``.
         exif: "auto", "stored" or "turned": the pixels that the boxes of a turned photograph refer
             to; see ``decode_picture``.
@@ -81,7 +82,7 @@ class PipelineConfig:
         if not 0 <= self.colour_jitter <= 1:
             raise UserError(f"colour_jitter = {self.colour_jitter}: a strength from 0 to 1")
         object.__setattr__(self, "scale_jitter", low_high)
-        if self.longer < self.shorter:
+        if self.longer < self.shorter and self.resize != "stretch":
             raise UserError(f"longer = {self.longer} is less than shorter = {self.shorter}")
         # Tuples of tuples, whatever a config file held: the config is hashed and pickled.
         object.__setattr__(self, "canvases", tuple((int(h), int(w)) for h, w in self.canvases))

@@ -95,7 +95,7 @@ class BatchReader:
 
 def pixel_type(config: PipelineConfig) -> type[np.generic]:
     """What a batch holds for each colour of a pixel: bytes, or floats of 0 to 255."""
-    return np.uint8 if config.resize == "mmdet" else np.float32
+    return np.float32 if config.resize == "torchvision" else np.uint8
 
 
 class TimedReader:

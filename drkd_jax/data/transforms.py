@@ -17,7 +17,9 @@ from jaxtyping import Float, Float32, UInt8
 #: "mmdet": a side is rounded half up; bytes are interpolated and rounded to bytes again.
 #: "torchvision": a side is cut to whole pixels, and misses one where its scale is rounded (of 427
 #: pixels it makes 799 for 800); floats are interpolated and stay floats.
-RULES = ("mmdet", "torchvision")
+#: "stretch": every picture gets the same sides, whatever its shape (mmdetection's ``Resize`` with
+#: ``keep_ratio=False``); bytes, as under "mmdet".
+RULES = ("mmdet", "torchvision", "stretch")
 
 
 def scaled_side(side: int, scale: float, rule: str = "mmdet") -> int:
@@ -26,7 +28,7 @@ def scaled_side(side: int, scale: float, rule: str = "mmdet") -> int:
     Source: open-mmlab/mmcv, mmcv/image/geometric.py (``int(side * scale + 0.5)``); PyTorch,
     torch/nn/functional.py (``interpolate`` with ``recompute_scale_factor``).
     """
-    return max(1, int(side * scale + (0.5 if rule == "mmdet" else 0.0)))
+    return max(1, int(side * scale + (0.0 if rule == "torchvision" else 0.5)))
 
 
 def resize_scale(height: int, width: int, shorter: int, longer: int, rule: str = "mmdet") -> float:
@@ -37,7 +39,7 @@ def resize_scale(height: int, width: int, shorter: int, longer: int, rule: str =
     tensor: PyTorch multiplies by the reciprocal).
     """
     large, small = max(height, width), min(height, width)
-    if rule == "mmdet":
+    if rule != "torchvision":
         return min(longer / large, shorter / small)
     per_pixel = np.float32(1) / np.array([large, small], np.float32)
     return float(np.min(per_pixel * np.array([longer, shorter], np.float32)))
@@ -55,20 +57,24 @@ def fit(
 
     The smallest canvas that holds the resized picture; of equal ones that of its own orientation
     (square pictures count as landscape, as in mmdetection). Where none holds it, the canvas of
-    its orientation that lets it stay largest, and the picture is scaled down to fit.
+    its orientation that lets it stay largest, and the picture is scaled down to fit. Under
+    "stretch" the size asked for takes the place of the resized picture's.
 
     Args:
         height: source pixels.
         width: source pixels.
-        shorter: wanted pixels of the shorter side.
-        longer: limit of the longer side.
+        shorter: wanted pixels of the shorter side; under "stretch" the height.
+        longer: limit of the longer side; under "stretch" the width.
         canvases: (height, width) of each canvas.
         rule: one of `RULES`.
 
     Returns:
         The canvas's position, and (height, width) of the picture on it.
     """
-    scale = resize_scale(height, width, shorter, longer, rule)
+    if rule == "stretch":
+        height, width, scale = shorter, longer, 1.0
+    else:
+        scale = resize_scale(height, width, shorter, longer, rule)
     size = scaled_side(height, scale, rule), scaled_side(width, scale, rule)
 
     def mismatch(canvas: tuple[int, int]) -> bool:

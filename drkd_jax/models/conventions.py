@@ -53,7 +53,7 @@ class Pixels:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     channels: Literal["rgb", "bgr"] = "rgb"
-    resize: Literal["mmdet", "torchvision"] = "mmdet"
+    resize: Literal["mmdet", "torchvision", "stretch"] = "mmdet"
 
 
 #: mmdetection's models on backbones of Caffe and Detectron (``caffe``, ``gn-all`` in their names).

@@ -1,9 +1,8 @@
-"""The config that a checkpoint of mmdetection carries: its model, its pixels, its classes.
+"""The config that a checkpoint of mmdetection carries: its model and its classes.
 
 Everything in it that changes what the network computes is used, or refused by name.
 
-Source: open-mmlab/mmdetection v2.28 and v3.3.0: `img_norm_cfg`, `Normalize` and top-level
-`test_cfg` of 2.x, `data_preprocessor` of 3.x.
+Source: open-mmlab/mmdetection v2.28 and v3.3.0: top-level `test_cfg` of 2.x.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from drkd_jax.errors import UserError
-from drkd_jax.models.conventions import Pixels
 from drkd_jax.models.norm import EPSILON
 from drkd_jax.weights.config_section import Section
 from drkd_jax.weights.config_text import ConfigTextError, read_config_text
-from drkd_jax.weights.config_values import HUGE, Unread, size_of
+from drkd_jax.weights.config_values import HUGE, size_of
 from drkd_jax.weights.mmdet_config_body import read_body
 from drkd_jax.weights.mmdet_config_heads import read_heads
 
@@ -89,7 +87,7 @@ def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfi
     """
     body_faults: list[str] = []
     head_faults: list[str] = []
-    values, path = _model(config)
+    values, path = find_model(config)
     if config.get("_base_") and not (isinstance(values, Mapping) and "backbone" in values):
         base = Section(config, "", body_faults)
         base.refuse("_base_", config["_base_"], "a file that is not in it, and no backbone is")
@@ -124,40 +122,6 @@ def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfi
     )
 
 
-def read_pixels(config: Mapping[str, Any]) -> Pixels | None:
-    """What the network reads, where a config says it.
-
-    Raises:
-        UserError: it says something that is not built here, with the key.
-    """
-    faults: list[str] = []
-    own, known = _preprocessor(config, faults)
-    found = own or _normalize(config, faults)
-    _check_loading(config, faults)
-    if found is None and known and not faults:
-        found = Pixels((0.0,) * 3, (1.0,) * 3, "bgr")  # nothing is done to them
-    if faults:
-        raise UserError(f"its config says {'; '.join(faults)}")
-    return found
-
-
-def read_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Pixels of the shorter side and of the longer one at most, of the pipeline that tests."""
-    data = config.get("data")
-    data = data if isinstance(data, Mapping) else {}
-    loader = config.get("test_dataloader")
-    places = [data.get("test"), config.get("test_pipeline"), loader, data.get("val")]
-    for place in places:
-        for kind, key in (("MultiScaleFlipAug", "img_scale"), ("Resize", "scale")):
-            for step in _steps(place, kind):
-                size = step.get(key)
-                if isinstance(size, (list, tuple)) and len(size) == 2:
-                    sides = [side for side in size if isinstance(side, int) and side >= 32]
-                    if len(sides) == 2:
-                        return min(sides), max(sides)
-    return None
-
-
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The classes of the data, where a config names them; () elsewhere."""
     for place in _datasets(config):
@@ -181,7 +145,7 @@ def as_names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _model(config: Mapping[str, Any]) -> tuple[Any, str]:
+def find_model(config: Mapping[str, Any]) -> tuple[Any, str]:
     """The dict that describes the detector, and its name."""
     value, path = config.get("model", config.get("algorithm")), "model"
     for _ in range(3):
@@ -192,95 +156,6 @@ def _model(config: Mapping[str, Any]) -> tuple[Any, str]:
             break
         value, path = value[inner], f"{path}.{inner}"
     return value, path
-
-
-def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels | None, bool]:
-    """What the model's own step does to pictures, and whether a config of 3.x has such a step."""
-    model, path = _model(config)
-    outer = config.get("model")
-    places = [(model, f"{path}.data_preprocessor"), (outer, "model.data_preprocessor")]
-    found = [
-        (value.get("data_preprocessor"), where)
-        for value, where in places
-        if isinstance(value, Mapping)
-    ]
-    found.append((config.get("data_preprocessor"), "data_preprocessor"))
-    for value, where in found:
-        if isinstance(value, Mapping) and isinstance(value.get("data_preprocessor"), Mapping):
-            value = value["data_preprocessor"]  # of a semi-supervised training
-        if isinstance(value, Mapping) and ("mean" in value or "bgr_to_rgb" in value):
-            part = Section(value, where, faults)
-            turned = bool(part.get("bgr_to_rgb", False) or part.get("rgb_to_bgr", False))
-            return _pixels(part, turned), True
-        if isinstance(value, Unread):
-            faults.append(f"{where} = {value.text} (no plain value)")
-    return None, any(isinstance(value, Mapping) and value for value, _ in found)
-
-
-def _normalize(config: Mapping[str, Any], faults: list[str]) -> Pixels | None:
-    """The `Normalize` of the pipeline that tests, or `img_norm_cfg`."""
-    for place in _pipelines(config):
-        for step in _steps(place, "Normalize"):
-            part = Section(step, "Normalize", faults)
-            return _pixels(part, bool(part.get("to_rgb", True)))
-    own = config.get("img_norm_cfg")
-    if isinstance(own, Mapping):
-        part = Section(own, "img_norm_cfg", faults)
-        return _pixels(part, bool(part.get("to_rgb", True)))
-    if isinstance(own, Unread):
-        faults.append(f"img_norm_cfg = {own.text} (no plain value)")
-    return None
-
-
-def _pipelines(config: Mapping[str, Any]) -> list[Any]:
-    """Where the steps before the network stand, those of a test first."""
-    data = config.get("data")
-    data = data if isinstance(data, Mapping) else {}
-    places: list[Any] = [data.get(key) for key in ("test", "val")]
-    places += [config.get(key) for key in ("test_dataloader", "test_pipeline")]
-    places += [config.get(key) for key in ("val_dataloader", "val_pipeline")]
-    return [
-        *places,
-        data.get("train"),
-        config.get("train_dataloader"),
-        config.get("train_pipeline"),
-    ]
-
-
-def _check_loading(config: Mapping[str, Any], faults: list[str]) -> None:
-    """Refuses pictures that are opened in another way than three colours, blue first."""
-    for place in _pipelines(config):
-        for step in _steps(place, "LoadImageFromFile"):
-            load = Section(step, "LoadImageFromFile", faults)
-            load.only("channel_order", "bgr")
-            load.only("color_type", "color", "color_ignore_orientation")
-            return
-
-
-def _pixels(part: Section, turned: bool) -> Pixels:
-    mean, std = part.numbers("mean", (0.0,) * 3), part.numbers("std", (1.0,) * 3)
-    for key, row in (("mean", mean), ("std", std)):
-        if len(row) != 3:
-            part.refuse(key, row, "three numbers, one a colour, can be built here")
-            return Pixels()
-    if min(std) <= 0:
-        part.refuse("std", std, "numbers above 0 can be built here")
-        return Pixels()
-    channels = "rgb" if turned else "bgr"
-    return Pixels(tuple(map(float, mean)), tuple(map(float, std)), channels)  # type: ignore[arg-type]
-
-
-def _steps(place: Any, kind: str) -> Iterator[Mapping[str, Any]]:
-    """Every step of a kind in a nested pipeline, from its beginning."""
-    todo, seen = [place], 0
-    while todo and seen < 5000:
-        item, seen = todo.pop(), seen + 1
-        if isinstance(item, Mapping):
-            if str(item.get("type", "")).rpartition(".")[2] == kind:
-                yield item
-            todo += reversed(list(item.values()))
-        elif isinstance(item, (list, tuple)):
-            todo += reversed(item)
 
 
 def _datasets(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -21,6 +21,17 @@ class Assumed(NamedTuple):
     why: str
 
 
+class PictureSize(NamedTuple):
+    """Pictures of a test, in pixels: their shorter side, and the longer one at most.
+
+    Where every picture is stretched to one shape: its height and width.
+    """
+
+    shorter: int
+    longer: int
+    stretch: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """The architecture of a file.
@@ -34,8 +45,7 @@ class Reading:
         pixels: what the network reads, and where that is known from.
         unbuilt: what the file's own config says of its head that cannot be built here.
         neck_eps: of the batch norms in the pyramid, which are folded.
-        size: of the pictures that the file's own config tests on: the shorter side, and the longer
-            one at most, pixels; None where it does not say.
+        size: of the pictures that the file's own config tests on; None where it does not say.
     """
 
     part: str
@@ -46,7 +56,7 @@ class Reading:
     pixels: tuple[Pixels, str] = (Pixels(), "the usual ones")
     unbuilt: tuple[str, ...] = ()
     neck_eps: float = 1e-5
-    size: tuple[int, int] | None = None
+    size: PictureSize | None = None
 
     def without_head(self) -> Reading:
         """Backbone and pyramid alone."""
@@ -74,7 +84,11 @@ class Reading:
         for key in said:
             if key not in own:
                 raise UserError(f"{where}: data.{key} is not one of {', '.join(own)}")
-        sizes = dict(zip(("shorter", "longer"), self.size or (), strict=False))
+        if self.size is None:
+            return own | dict(said)
+        sizes: dict[str, Any] = {"shorter": self.size.shorter, "longer": self.size.longer}
+        if self.size.stretch:
+            own["resize"] = "stretch"
         return sizes | own | dict(said)
 
     def settings(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -110,12 +124,17 @@ class Reading:
         for key, value in dataclasses.asdict(self.pixels[0]).items():
             if f"data.{key}" in said:
                 value, why = said[f"data.{key}"], "as asked for"
+            elif key == "resize" and self.size and self.size.stretch:
+                value, why = "stretch", "the config in the file (Resize with keep_ratio=False)"
             else:
                 why = self.pixels[1]
             lines.append(f"  data.{key} = {_short(value)}: {why}")
         if self.size:
-            shorter, longer = self.size
-            lines.append(f"  pictures of {shorter} x {longer} in a test: the config in the file")
+            what = "high and wide" if self.size.stretch else "in a test"
+            lines.append(
+                f"  pictures of {self.size.shorter} x {self.size.longer} {what}: "
+                "the config in the file"
+            )
         return lines
 
 

@@ -19,9 +19,8 @@ from drkd_jax.weights.mmdet_config import (
     class_names,
     find_config,
     read_model,
-    read_pixels,
-    read_size,
 )
+from drkd_jax.weights.mmdet_config_pixels import read_pixels, read_size
 from drkd_jax.weights.reading import Assumed, Reading, count
 from drkd_jax.weights.resnet_names import Shapes, read_backbone
 

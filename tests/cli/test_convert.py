@@ -19,6 +19,7 @@ from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import flatten, new_state, take_apart
 from drkd_jax.weights.opening import open_weights
 from tests.training import tiny
+from tests.weights.configs import RETINANET
 from tests.weights.small import foreign
 
 CATEGORIES = [[1, "disc"], [2, "bitten disc"]]
@@ -166,6 +167,20 @@ def test_what_a_network_reads_is_kept_and_can_be_set(tmp_path, capsys):
     assert "data.colour is not one of" in refused(
         capsys, "--from=mmdet", "--set=data.colour=1", file, out
     )
+
+
+def test_pictures_are_stretched_where_the_file_s_own_config_does(tmp_path):
+    _, theirs = foreign("mmdet retinanet")
+    file, out = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
+    test = "test_pipeline = [dict(type='Resize', scale=(90, 60), keep_ratio=False)]"
+    save_file(theirs, file, metadata={"config": f"{RETINANET}\n{test}"})
+    assert main(["convert", "--from=mmdet", str(file), str(out)]) == 0
+    for path in (file, out):
+        pipeline = load_weights(str(path), None, 1).pipeline
+        assert (pipeline.resize, pipeline.shorter, pipeline.longer) == ("stretch", 60, 90)
+        assert pipeline.canvases == ((64, 96),)
+    pipeline = load_weights(str(file), (32, 64), 1).pipeline
+    assert (pipeline.resize, pipeline.shorter, pipeline.longer) == ("mmdet", 32, 64)
 
 
 def test_a_work_folder_converts_to_the_library_s_names(workdir, tmp_path):

@@ -82,3 +82,10 @@ def test_boxes_are_scaled_with_their_picture():
     boxes = np.array([[1, 2, 20, 10]], np.float32)
     scaled = scale_boxes(boxes, np.array([2.0, 2.0], np.float32), (20, 40))
     np.testing.assert_array_equal(scaled, [[2, 4, 40, 20]])
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (33, 2000), (900, 300)])
+def test_a_stretched_picture_has_the_sides_that_are_asked_for(height, width):
+    assert fit(height, width, 300, 500, ((320, 512),), "stretch") == (0, (300, 500))
+    assert fit(height, width, 500, 300, ((320, 512), (512, 320)), "stretch") == (1, (500, 300))
+    assert fit(height, width, 600, 400, ((320, 512), (512, 320)), "stretch") == (1, (480, 320))

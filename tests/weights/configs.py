@@ -1,5 +1,10 @@
 """Config texts of mmdetection, as its checkpoints carry them, for the narrow models."""
 
+from pathlib import Path
+
+from drkd_jax.weights.understanding import understand
+from tests.weights.small import foreign
+
 RETINANET = """
 model = dict(
     type='RetinaNet',
@@ -74,3 +79,9 @@ model = dict(
     type='FasterRCNN')
 train_dataloader = dict(dataset=dict(metainfo=dict(classes=('nut', 'bolt', 'pin'))))
 """
+
+
+def read(name, text, key="config", **how):
+    """What is understood of a narrow model that carries a config text."""
+    shapes = {key: value.shape for key, value in foreign(name)[1].items()}
+    return understand(shapes, {key: text}, Path("x.pth"), {}, **how)

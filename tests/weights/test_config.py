@@ -1,27 +1,18 @@
 """A checkpoint's own config: used, or refused by name; never passed over, never run."""
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from drkd_jax.errors import UserError
-from drkd_jax.models.conventions import CAFFE_PIXELS, Pixels
 from drkd_jax.models.dense import level_anchors
 from drkd_jax.weights.config_text import ConfigTextError, Unread, read_config_text
 from drkd_jax.weights.empty_models import abstract
-from drkd_jax.weights.mmdet_config import class_names, read_pixels, read_size
-from drkd_jax.weights.understanding import understand
-from tests.weights.configs import FASTER_RCNN, RETINANET
-from tests.weights.small import foreign
+from drkd_jax.weights.mmdet_config import class_names
+from drkd_jax.weights.mmdet_config_pixels import read_pixels
+from tests.weights.configs import FASTER_RCNN, RETINANET, read
 
 TEXTS = {"mmdet retinanet": RETINANET, "mmdet faster_rcnn": FASTER_RCNN}
-
-
-def read(name, text, key="config", **how):
-    shapes = {key: value.shape for key, value in foreign(name)[1].items()}
-    return understand(shapes, {key: text}, Path("x.pth"), {}, **how)
 
 
 def changed(name, old, new):
@@ -211,59 +202,6 @@ def test_the_stride_of_caffe_s_backbones_comes_from_the_config():
         found = read("mmdet retinanet 50", text.replace("'pytorch'", f"'{style}'"))
         assert found.account.whole
         assert found.settings["backbone"]["style"] == style
-
-
-PIPELINE = """
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', transforms=[
-    dict(type='Normalize', mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)])]
-img_norm_cfg = dict(mean=[1, 2, 3], std=[1, 1, 1], to_rgb=True)
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "pixels"),
-    [
-        (PIPELINE, CAFFE_PIXELS),
-        ("a = [1, 2, 3]\nimg_norm_cfg = dict(mean=a, std=[s / 2 for s in a])", "std"),
-        (
-            "a = [1, 2, 3]\nimg_norm_cfg = dict(mean=a, std=a)",
-            Pixels((1.0, 2.0, 3.0), (1.0, 2.0, 3.0)),
-        ),
-        (
-            "model = dict(data_preprocessor=dict(type='mmdet.DetDataPreprocessor', mean=[4, 5, 6],"
-            "std=[1, 1, 1], rgb_to_bgr=False))",
-            Pixels((4.0, 5.0, 6.0), (1.0, 1.0, 1.0), "bgr"),
-        ),
-        ("img_norm_cfg = dict(mean=[0.5], std=[1])", "mean"),
-        ("img_norm_cfg = dict(mean=[1, 2, 3], std=[0, 1, 1])", "std"),
-        ("model = dict(neck=dict(num_outs=5))", None),
-    ],
-)
-def test_mean_std_and_order_of_channels(text, pixels):
-    if isinstance(pixels, str):
-        with pytest.raises(UserError, match=rf"img_norm_cfg\.{pixels}"):
-            read_pixels(read_config_text(text))
-    else:
-        assert read_pixels(read_config_text(text)) == pixels
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        (
-            "p = [dict(type='MultiScaleFlipAug', img_scale=(1000, 600))]\ndata = dict(test=dict("
-            "pipeline=p))",
-            (600, 1000),
-        ),
-        ("test_pipeline = [dict(type='Resize', scale=(1333, 800), keep_ratio=True)]", (800, 1333)),
-        ("train_pipeline = [dict(type='Resize', scale=(64, 64))]", None),
-    ],
-)
-def test_the_size_of_the_pictures_in_a_test(text, size):
-    assert read_size(read_config_text(text)) == size
-    found = read("mmdet retinanet", f"{RETINANET}\n{text}").reading
-    data = found.data({}, "x")
-    assert (data.get("shorter"), data.get("longer")) == (size or (None, None))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import Pixels
 from drkd_jax.weights import config_text
 from drkd_jax.weights.config_text import ConfigTextError, read_config_text
-from drkd_jax.weights.mmdet_config import find_config, read_pixels
+from drkd_jax.weights.mmdet_config import find_config
+from drkd_jax.weights.mmdet_config_pixels import read_pixels
 from drkd_jax.weights.pickled_names import Inert
 from tests.weights.configs import RETINANET
 from tests.weights.test_config import changed, flat, read
