@@ -26,6 +26,7 @@ def recipe(student: ConfigDict, learning_rate: float) -> ConfigDict:
     config.student.update(student)
     config.student.init = BACKBONE_INIT
     config.train.epochs = 24.0
+    config.train.decay_at = (16.0, 22.0)
     config.train.learning_rate = learning_rate
     config.train.checkpoint_every = 2000
     config.train.eval_every = 7330  # an epoch

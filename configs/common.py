@@ -8,12 +8,13 @@ Any key can be set from the command line: ``--config.train.learning_rate=0.005``
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from drkd_jax.distill.config import TERMS, DistillConfig
+from drkd_jax.models.build import DETECTORS
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -49,7 +50,9 @@ def base() -> ConfigDict:
     data.std = IMAGENET_STD
     data.channels = "rgb"  # rgb | bgr: what the student reads; mean and std in that order
 
-    config.student = ConfigDict()
+    # Every key of every detector (drkd_jax/models/settings.py); an empty one is at the detector's
+    # default, which its convention may change.
+    config.student = model_keys()
     config.student.init = ""  # "" from scratch; a work folder, or a file (docs/weights.md)
 
     config.teacher = placeholder(ConfigDict)  # None: no teacher
@@ -69,7 +72,7 @@ def base() -> ConfigDict:
     train.warmup_steps = 500
     train.warmup_factor = 0.001  # the first step's share of the learning rate
     train.schedule = "step"  # step | cosine (then decay_at and decay_factor say nothing)
-    train.decay_at = (16.0, 22.0)  # in epochs where ``epochs`` is set, else in steps
+    train.decay_at = ()  # shares of the run under 1, else in epochs or steps, as its length is
     train.decay_factor = 0.1
     train.final_factor = 0.0  # of cosine: the share of the rate left at the end
     train.clip_norm = 0.0  # largest gradient norm, student and distiller each; 0 for none
@@ -81,6 +84,8 @@ def base() -> ConfigDict:
     train.checkpoint_every = 1000  # steps
     train.eval_every = 0  # steps; 0 evaluates at the end only
     train.keep = 2  # checkpoints kept beside the best one
+    train.silence_steps = 200  # a term that is silent for so long is named in a warning;
+    train.silence_share = 1e-3  # silent is what makes less than this share of the loss
 
     config.eval = ConfigDict()
     config.eval.batch_size = 16
@@ -92,16 +97,48 @@ def base() -> ConfigDict:
 
 def with_teacher(config: ConfigDict, checkpoint: str, **settings: Any) -> ConfigDict:
     """Adds a teacher. Without ``settings`` its model is read from the checkpoint."""
-    config.teacher = ConfigDict(
-        {
-            "checkpoint": checkpoint,  # a work folder, or a file (docs/weights.md)
-            "init": "",  # "random" lets an untrained teacher through, by name
-            "evaluate": False,  # measure the teacher's AP on ``data.val`` at the start
-            "dtype": "bfloat16",
-            **settings,
-        }
-    )
+    teacher = config.teacher = model_keys()
+    teacher.checkpoint = checkpoint  # a work folder, or a file (docs/weights.md)
+    teacher.init = ""  # "random" lets an untrained teacher through, by name
+    teacher.evaluate = False  # measure the teacher's AP on ``data.val`` at the start
+    teacher.dtype = "bfloat16"
+    teacher.prefix = placeholder(str)  # of one model in a file of several
+    teacher.data = ConfigDict()  # what it reads, where its file says other than is true
+    teacher.data.mean, teacher.data.std = placeholder(tuple), placeholder(tuple)
+    teacher.data.channels = placeholder(str)
+    teacher.update(ConfigDict(settings))
     return config
+
+
+def model_keys() -> ConfigDict:
+    """An empty place of the right type for every setting of every detector."""
+    types: dict[str, Any] = {"detector": str}
+    for _, settings in DETECTORS.values():
+        types |= _types(settings)
+    return _places(types)
+
+
+def _types(settings: Any) -> dict[str, Any]:
+    """Type of each field, tuple for any tuple; a dict of them for nested settings."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, hint = getattr(settings, field.name), hints[field.name]
+        if dataclasses.is_dataclass(value):
+            found[field.name] = _types(value)
+        elif get_origin(hint) is tuple:
+            found[field.name] = tuple
+        else:
+            kinds = get_args(hint) or (hint,)
+            found[field.name] = next(kind for kind in kinds if kind is not type(None))
+    return found
+
+
+def _places(types: dict[str, Any]) -> ConfigDict:
+    places = ConfigDict()
+    for key, kind in types.items():
+        places[key] = _places(kind) if isinstance(kind, dict) else placeholder(kind)
+    return places
 
 
 def retinanet(depth: int = 50, **backbone: Any) -> ConfigDict:
@@ -228,9 +265,8 @@ def tiny(config: ConfigDict) -> ConfigDict:
     _shrink(config.student)
     config.student.init = ""
     if config.teacher is not None:
-        if "detector" not in config.teacher:
-            config.teacher.update(config.student)
-            del config.teacher.init
+        if config.teacher.detector is None:
+            config.teacher.update(config.student.to_dict())
         _shrink(config.teacher)
         config.teacher.checkpoint, config.teacher.init = "", "random"
     if config.distill is not None and config.distill.get("pixel_relation"):

@@ -1,14 +1,19 @@
 """Every recipe builds, and runs two steps in its tiny form."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from configs.common import base
+from drkd_jax.data.config import PipelineConfig
 from drkd_jax.distill.config import TERMS
 from drkd_jax.errors import UserError
+from drkd_jax.models.build import DETECTORS, fill_settings
 from drkd_jax.training.loop import train
+from drkd_jax.training.settings import EvalSettings, TrainSettings, set_keys
 
 RECIPES = sorted(
     path.stem
@@ -76,3 +81,53 @@ def test_student_and_distilled_student_are_the_same(name, detector):
         assert plain[part] == distilled[part], part
     assert plain["distill"] is None
     assert distilled["distill"] is not None
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_setting_of_a_detector_has_a_place_in_every_recipe(name):
+    config = recipe(name)
+    places = [config.student] + ([config.teacher] if config.teacher is not None else [])
+    for _, settings in DETECTORS.values():
+        for field in dataclasses.fields(settings):
+            value = getattr(settings, field.name)
+            for place in places:
+                assert field.name in place
+                if dataclasses.is_dataclass(value):
+                    inner = {one.name for one in dataclasses.fields(value)}
+                    assert inner <= set(place[field.name])
+
+
+def test_an_empty_place_is_the_detector_s_default_and_one_that_is_set_counts():
+    config = recipe("folder", "student:retinanet")
+    own = set_keys(config.student.to_dict())
+    assert own["backbone"] == {"depth": 18, "norm": "gn", "frozen_stages": 0, "width": 8}
+    assert "min_level" not in own
+    assert "test" not in own
+    del own["init"]
+    assert fill_settings(own)[1].min_level == 3
+    config.student.min_level, config.student.test.score = 2, 0.1
+    changed = set_keys(config.student.to_dict())
+    del changed["init"]
+    filled = fill_settings(changed)[1]
+    assert (filled.min_level, filled.test.score, filled.test.nms) == (2, 0.1, 0.5)
+    config.student.fc = 7  # of another detector
+    wrong = set_keys(config.student.to_dict())
+    del wrong["init"]
+    with pytest.raises(UserError, match="unknown setting 'fc'"):
+        fill_settings(wrong)
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "elsewhere", "free"),
+    [
+        ("train", TrainSettings, set(), {"batch_size", "learning_rate"}),
+        ("eval", EvalSettings, set(), set()),
+        ("data", PipelineConfig, {"batch_size", "seed"}, {"canvases", "shorter", "longer"}),
+    ],
+)
+def test_a_default_is_the_same_wherever_it_stands(part, settings, elsewhere, free):
+    own, fields = base()[part], dataclasses.fields(settings)
+    assert {field.name for field in fields} - elsewhere <= set(own)
+    for field in fields:
+        if field.name not in elsewhere | free:
+            assert own[field.name] == field.default, field.name

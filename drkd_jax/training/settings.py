@@ -152,7 +152,7 @@ class EvalSettings:
             raise the detector's own limits, too.
     """
 
-    batch_size: int = 1
+    batch_size: int = 16
     max_pictures: int = 0
     evaluator: str = "faster"
     max_detections: int = COCO_MAX
@@ -224,6 +224,17 @@ def as_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: as_tuples(item) for key, item in value.items()}
     return value
+
+
+def set_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that are set, at every depth: the empty places of a recipe are None."""
+    kept: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            value = set_keys(value) or None
+        if value is not None:
+            kept[key] = value
+    return kept
 
 
 def _choice(where: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -27,6 +27,7 @@ from drkd_jax.training.settings import (
     TrainSettings,
     as_tuples,
     eval_settings,
+    set_keys,
     train_settings,
 )
 from drkd_jax.training.sharding import (
@@ -96,6 +97,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         UserError: whatever in the config, the data or the teacher cannot be used.
     """
     config: dict[str, Any] = expand_config(as_tuples(dict(values)))
+    config |= {key: set_keys(config[key]) for key in ("student", "teacher") if config.get(key)}
     for key in config:
         if key not in SECTIONS:
             raise UserError(f"config.{key}: no such part; there are {', '.join(SECTIONS)}")
