@@ -42,7 +42,7 @@ def measure(case: str, steps: int) -> dict[str, float]:
     config.data.train, config.data.val = "shapes:64", "shapes:4:1"
     if role == "drkd":
         teacher = folder.get_config(f"teacher:{detector}").student
-        config.teacher.update(teacher)
+        config.teacher.update(teacher.to_dict())
         config.teacher.init = "random"
     run = build_run(config.to_dict())
     loader = train_loader(run.train_source, run.pipeline)

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from drkd_jax.errors import UserError
+from drkd_jax.training.settings import set_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +64,8 @@ def resolve(recipe: str, overrides: Mapping[str, Any], where: str) -> dict[str, 
             part[last] = new
         except TypeError as error:
             raise UserError(f"{where}: {key} = {value!r}: {error}") from error
-    return config.to_dict()
+    found = config.to_dict()  # its empty places are as good as absent
+    return found | {key: set_keys(found[key]) for key in ("student", "teacher") if found.get(key)}
 
 
 def as_flags(overrides: Mapping[str, Any]) -> list[str]:

@@ -94,7 +94,7 @@ def _random(config: dict[str, Any], classes: int) -> Iterator[dict[str, Any]]:
     config["student"]["init"] = ""
     if config.get("teacher") is not None:
         teacher = {**config["teacher"], "checkpoint": "", "init": "random"}
-        if "detector" not in teacher:
+        if not teacher.get("detector"):
             teacher |= _model_by_name(config["teacher"]["checkpoint"], config["student"])
         config["teacher"] = teacher
     config["data"]["canvases"] = config["data"]["canvases"][:1]
@@ -137,7 +137,8 @@ def _model_by_name(checkpoint: str, student: dict[str, Any]) -> dict[str, Any]:
         "group_width": int(group_width or 64),
         "dcn": next((kind for word, kind in dcn.items() if word in name), ""),
     }
-    return {key: student[key] for key in ("detector", "channels", "extra")} | {"backbone": backbone}
+    same = {key: student.get(key) for key in ("detector", "channels", "extra")}
+    return same | {"backbone": backbone}
 
 
 def _figures(run: Run, cost: Cost, peak_tflops: float) -> dict[str, Any]:
