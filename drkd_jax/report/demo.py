@@ -208,7 +208,7 @@ def _score_teacher(
 
 
 def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
-    """One run to its end; ``stage.json`` keeps the wall clock over all sittings.
+    """One run to its end; ``stage.json`` keeps the wall clock over all sessions.
 
     Args:
         job: The run.
@@ -217,7 +217,7 @@ def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
 
     Returns:
         What training returned, with ``stage_seconds`` (all of this run's time: building,
-        compiling, training, evaluating) and ``seconds_now`` (of it, in this sitting).
+        compiling, training, evaluating) and ``seconds_now`` (of it, in this session).
 
     Raises:
         UserError: The run was begun with another teacher.

@@ -18,11 +18,11 @@ from tensorboardX.summary import scalar
 
 
 class Board:
-    """One event file of one sitting.
+    """One event file of one session.
 
     Args:
-        folder: where the sittings' files lie; made where it is not there.
-        start: the step the sitting starts from; TensorBoard then hides later ones of the sitting
+        folder: where the sessions' files lie; made where it is not there.
+        start: the step the session starts from; TensorBoard then hides later ones of the session
             before.
 
     Raises:

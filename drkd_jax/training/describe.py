@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +11,12 @@ from drkd_jax.data.findings import MAX_DETECTIONS, Finding, find, places, some
 from drkd_jax.data.pipeline import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.distill import distill_config
+from drkd_jax.evaluation import why_nothing_to_find
+from drkd_jax.training.processes import from_first
 from drkd_jax.training.settings import TrainSettings
 from drkd_jax.training.setup import Run
 from drkd_jax.training.state import num_parameters
+from drkd_jax.training.teacher import compare_classes
 
 
 def describe(run: Run, start: int) -> list[str]:
@@ -58,6 +62,37 @@ def describe(run: Run, start: int) -> list[str]:
         + (f"; kept and scored: the average of decay {settings.ema:g}" if settings.ema else ""),
     ]
     return lines
+
+
+def findings(run: Run, say: Callable[[str], None]) -> list[str]:
+    """What was found in the data and the settings; every process calls it.
+
+    Args:
+        run: what was built.
+        say: takes what is good to know.
+
+    Returns:
+        What a person should look at.
+    """
+    sets = run.train_source, run.val_source, run.pipeline.max_boxes, run.eval.max_detections
+    warnings = []
+    for part, text, grave in from_first(lambda: data_findings(*sets)):
+        if grave:
+            warnings.append(f"{part}: {text}")
+        else:
+            say(f"{part:10s} {text}")
+    warnings += run.warnings
+    nothing = why_nothing_to_find(run.val_source.coco_ground_truth())
+    if nothing:
+        warnings.append(f"config.data.val = {run.val_source.spec}: {nothing}")
+    return warnings
+
+
+def other_classes(run: Run) -> str | None:
+    """A sentence where the teacher's classes are not the data's, else None."""
+    assert run.teacher is not None
+    names = tuple(category.name for category in run.train_source.categories)
+    return compare_classes(run.teacher.categories, names)
 
 
 def _phases(run: Run) -> str:

@@ -16,11 +16,9 @@ from absl import flags
 from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.skipped import SKIPPED_FILE
-from drkd_jax.errors import UserError
-from drkd_jax.evaluation import why_nothing_to_find
 from drkd_jax.paths import expand_home
 from drkd_jax.training.checkpoint import Checkpoints
-from drkd_jax.training.describe import data_findings, describe
+from drkd_jax.training.describe import describe, findings, other_classes
 from drkd_jax.training.evaluate import (
     EvaluationStoppedError,
     Predict,
@@ -30,7 +28,7 @@ from drkd_jax.training.evaluate import (
 )
 from drkd_jax.training.interrupt import InterruptedRunError, StopRequest, stop_request
 from drkd_jax.training.lock import locked
-from drkd_jax.training.metrics import METRICS_FILE, Metrics, read_metrics
+from drkd_jax.training.metrics import METRICS_FILE, Metrics, last_evaluation
 from drkd_jax.training.pretrain import with_pretrained_units
 from drkd_jax.training.processes import Vote, any_of, from_first, is_first, union
 from drkd_jax.training.reading import AHEAD, Reading
@@ -39,9 +37,8 @@ from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.training.state import Arrays, TrainState
 from drkd_jax.training.summary import judge_distillation, summarize
-from drkd_jax.training.teacher import compare_classes
 from drkd_jax.training.trace import Trace, read_steps
-from drkd_jax.training.writing import reason, write_text
+from drkd_jax.training.writing import make_folder, write_text
 from drkd_jax.types import Batch
 
 
@@ -59,7 +56,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
 
     Returns:
         `final` and `best` (COCO numbers), `best_step`, `steps`, `seconds` of training over all its
-        sittings, `parameters` (student, distiller, teacher), `warnings`.
+        sessions, `parameters` (student, distiller, teacher), `warnings`.
 
     Raises:
         UserError: what the user can mend, before anything is overwritten.
@@ -77,15 +74,15 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
         _stop_unbegun(request)
 
         def occupy() -> None:
-            _make_folder(workdir)
+            make_folder(workdir, "--workdir")
             stack.enter_context(locked(workdir))
 
         from_first(occupy)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, run.train.keep)))
-        return _Sitting(run, workdir, checkpoints, profile).finish(request)
+        return _Session(run, workdir, checkpoints, profile).finish(request)
 
 
-class _Sitting:
+class _Session:
     """One process's share of a run, from its start or a checkpoint to its end or a signal."""
 
     def __init__(self, run: Run, workdir: Path, checkpoints: Checkpoints, profile: str):
@@ -110,7 +107,7 @@ class _Sitting:
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
         self.reading = Reading(run, self.metrics, checkpoints)
         self.reading.window.counts = self.loader.counts
-        evaluated = from_first(self._last_evaluation)
+        evaluated = from_first(lambda: last_evaluation(workdir / METRICS_FILE))
         self.evaluated: tuple[int, dict[str, float]] | None = evaluated and tuple(evaluated)
         self.best = checkpoints.best()  # step and numbers
         self.since = time.perf_counter()
@@ -151,35 +148,16 @@ class _Sitting:
             text = json.dumps(self.run.config, indent=2)
             write_text(self.workdir / "config.json", text + "\n")
 
-    def _last_evaluation(self) -> tuple[int, dict[str, float]] | None:
-        # Written down by the sittings before; `Metrics` has cut off what comes again.
-        lines = read_metrics(self.workdir / METRICS_FILE)
-        found = [line for line in lines if line["kind"] == "eval"]
-        if not found:
-            return None
-        numbers = {k: v for k, v in found[-1].items() if k not in ("kind", "step")}
-        return found[-1]["step"], numbers
-
     def _open(self, request: StopRequest) -> None:
         run = self.run
         for line in describe(run, self.start):
             self.metrics.say(line)
-        counted = run.eval.max_detections
-        sets = run.train_source, run.val_source, run.pipeline.max_boxes, counted
-        for part, text, grave in from_first(lambda: data_findings(*sets)):
-            if grave:
-                self.metrics.warn(self.start, f"{part}: {text}")
-            else:
-                self.metrics.say(f"{part:10s} {text}")
-        for warning in run.warnings:
+        warnings = findings(run, self.metrics.say)
+        for warning in warnings:
             self.metrics.warn(self.start, warning)
-        nothing = why_nothing_to_find(run.val_source.coco_ground_truth())
-        if nothing:
-            self.metrics.warn(self.start, f"config.data.val = {run.val_source.spec}: {nothing}")
         if run.teacher is None:
             return
-        names = tuple(category.name for category in run.train_source.categories)
-        differing = compare_classes(run.teacher.categories, names)
+        differing = other_classes(run)
         if differing:
             self.metrics.warn(self.start, differing)
         if run.config["teacher"].get("evaluate"):
@@ -359,17 +337,10 @@ class _Sitting:
 
 
 def _stop_unbegun(request: StopRequest, start: int = 0) -> None:
-    """Ends a sitting that a signal met before its first step: there is nothing to save."""
+    """Ends a session that a signal met before its first step: there is nothing to save."""
     if any_of(request.name is not None):
         begun = f"the checkpoint of step {start}" if start else "the beginning"
         raise InterruptedRunError(
             f"{request.name or 'asked to stop'} before the first step: there was nothing to save; "
             f"the same command goes on from {begun}"
         )
-
-
-def _make_folder(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be made ({reason(error)})") from error

@@ -130,6 +130,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def last_evaluation(path: Path) -> tuple[int, dict[str, float]] | None:
+    """The step and the numbers of the last evaluation in a `metrics.jsonl`.
+
+    `Metrics`, opened before at the step that a run goes on from, has cut off what comes again.
+    """
+    found = [line for line in read_metrics(path) if line["kind"] == "eval"]
+    if not found:
+        return None
+    numbers = {key: value for key, value in found[-1].items() if key not in ("kind", "step")}
+    return found[-1]["step"], numbers
+
+
 class CompilationCounter:
     """Counts the programs that XLA compiles (or takes from its cache) while it is active."""
 

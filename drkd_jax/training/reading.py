@@ -50,7 +50,7 @@ def _largest_untrained_share(config: Mapping[str, Any]) -> float:
 
 
 class Reading:
-    """The steps under way of one sitting.
+    """The steps under way of one session.
 
     Args:
         run: what is trained.
@@ -65,7 +65,7 @@ class Reading:
         self.window = Window(run.weights, run.train.batch_size)
         self._run, self._metrics, self._checkpoints = run, metrics, checkpoints
         self._silence: Silence | None = None
-        # A sitting's start is what it compares with.
+        # A session's start is what it compares with.
         self._monitor = CollapseMonitor(untrained=_largest_untrained_share(run.config))
         self._pending: deque[_Pending] = deque()
 

@@ -29,7 +29,7 @@ def summarize(
         state: at its end.
         final: numbers of the last evaluation.
         best: step and numbers of the best one.
-        seconds: of training over all sittings.
+        seconds: of training over all sessions.
         warnings: that were given.
     """
     return {

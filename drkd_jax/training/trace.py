@@ -10,16 +10,16 @@ from drkd_jax.errors import UserError
 from drkd_jax.training.writing import told
 
 FOLDER = "profile"
-_WARM_UP = 2  # steps of a sitting that are left out where only a number is given: they compile
+_WARM_UP = 2  # steps of a session that are left out where only a number is given: they compile
 
 
 def read_steps(text: str, start: int) -> range:
     """The steps that `--profile` asks for.
 
     Args:
-        text: "5" for five steps once the sitting has warmed up, "100:110" for steps 100 to 109
+        text: "5" for five steps once the session has warmed up, "100:110" for steps 100 to 109
             of the run; "" for none.
-        start: the step that the sitting starts from.
+        start: the step that the session starts from.
 
     Returns:
         Numbers of steps, counted from 1.

@@ -132,7 +132,7 @@ def test_a_work_folder_that_is_a_file_is_told(finished, tmp_path):
     (tmp_path / "file").write_text("mine")
     for place in ("file", "file/below"):
         with pytest.raises(
-            UserError, match=r"cannot be made \((there is a file|a part of the path)"
+            UserError, match=r"cannot be written \((there is a file|a part of the path)"
         ):
             loop.train(config, tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"
