@@ -1,0 +1,45 @@
+"""`models`, the link at the top of a checkout, gives the classes of `drkd_jax.models`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.training.tiny import ROOT
+
+SAME = """
+import importlib, pkgutil, sys
+import models, models.detector, models.build
+from models import build
+from models.detector import Detector
+import drkd_jax.models
+from flax import nnx
+
+assert models is drkd_jax.models
+assert build is models.build is sys.modules["drkd_jax.models.build"]
+assert Detector is models.Detector is sys.modules["drkd_jax.models.detector"].Detector
+for found in pkgutil.iter_modules(drkd_jax.models.__path__):
+    one = importlib.import_module(f"models.{found.name}")
+    assert one is importlib.import_module(f"drkd_jax.models.{found.name}"), found.name
+    assert one.__name__ == one.__spec__.name == f"drkd_jax.models.{found.name}"
+
+try:
+    import models.yolo
+except ModuleNotFoundError as error:
+    assert str(error) == "No module named 'models.yolo'", error
+else:
+    raise AssertionError("models.yolo")
+print("one")
+"""
+
+
+@pytest.mark.parametrize("first", ["models.retinanet", "drkd_jax.models"])
+def test_the_link_makes_no_second_set_of_classes(first):
+    """In a process of its own, since what is imported first is what matters."""
+    code = f"import {first}\n{SAME}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "one\n", done.stderr
