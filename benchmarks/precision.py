@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import common
+from drkd_jax.recipes import common
 from drkd_jax.report.curves import curves, read_metrics
 from drkd_jax.training.loop import train
 

@@ -1,1 +1,1 @@
-"""Recipes: one run a file, and what they share in `common`."""
+"""Recipes: one run a file. What they share is `drkd_jax.recipes`; a wheel has them inside."""

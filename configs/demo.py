@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from drkd_jax.recipes import common
 
 SIDE = 128  # pixels
 VAL = "shapes:400:1:easy"
@@ -27,6 +27,9 @@ def get_config(name: str | None = None) -> ConfigDict:
         return common.tiny(get_config("drkd:retinanet"))
     role, _, detector = (name or "student").partition(":")
     detector = detector or "retinanet"
+    if role not in SIZES:
+        raise ValueError(f"unknown form '{role}'; there are {', '.join(SIZES)} and tiny")
+    student = model(detector, role)
     teacher = role == "teacher"
     steps = TEACHER_STEPS if teacher else STUDENT_STEPS[detector]
     config = common.base()
@@ -38,7 +41,7 @@ def get_config(name: str | None = None) -> ConfigDict:
         longer=SIDE,
         max_boxes=8,
     )
-    config.student.update(model(detector, role))
+    config.student.update(student)
     config.eval.batch_size = 20
     config.train.update(
         batch_size=8,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from drkd_jax.recipes import common
 
 SIDE = 256  # pixels
 ROLES = ("teacher", "student", "drkd")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from drkd_jax.recipes import common
 
 STEPS = 500
 

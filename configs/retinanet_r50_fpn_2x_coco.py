@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import coco_2x, common
+from drkd_jax.recipes import coco_2x, common
 
 
 def get_config(name: str | None = None) -> ConfigDict:

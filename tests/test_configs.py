@@ -3,23 +3,19 @@
 import dataclasses
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 
-from configs.common import base
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.distill.config import TERMS
 from drkd_jax.errors import UserError
 from drkd_jax.models.build import DETECTORS, fill_settings
+from drkd_jax.recipes.common import base
+from drkd_jax.recipes.finding import recipe_names
 from drkd_jax.training.loop import train
 from drkd_jax.training.settings import EvalSettings, TrainSettings, set_keys
 
-RECIPES = sorted(
-    path.stem
-    for path in (Path(__file__).parents[1] / "configs").glob("*.py")
-    if path.stem not in ("__init__", "common", "coco_2x")
-)
+RECIPES = recipe_names()
 # The demo's tiny form is run whole, its teacher and both students, by cli/test_demo.py.
 RUN_HERE = [name for name in RECIPES if name != "demo"]
 PAPER = [name for name in RECIPES if "2x_coco" in name]

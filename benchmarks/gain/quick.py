@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from benchmarks.gain.recipes import load_recipe
-from configs import common
+from benchmarks.gain.recipes import ROOT
+from drkd_jax.recipes import common
+from drkd_jax.recipes.finding import load_recipe
 
 
 def get_config(name: str) -> ConfigDict:
-    config = load_recipe(name)
+    config = load_recipe(name, ROOT)
     # A teacher's model is read from its checkpoint; shrinking would draw one at random.
     teacher, config.teacher = config.teacher, None
     config = common.tiny(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,45 +9,24 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from drkd_jax.errors import UserError
+from drkd_jax.recipes.finding import load_recipe
 from drkd_jax.training.settings import set_keys
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_recipe(name: str) -> ConfigDict:
-    """The config of a recipe.
-
-    Args:
-        name: ``FILE.py`` or ``FILE.py:FORM``; a file relative to the checkout.
-
-    Raises:
-        UserError: There is no such file, or it refuses the form.
-    """
-    file, _, form = name.partition(":")
-    path = ROOT / file
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"recipe {name}: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        return module.get_config(form) if form else module.get_config()
-    except (ValueError, KeyError) as error:
-        raise UserError(f"recipe {name}: {error}") from error
 
 
 def resolve(recipe: str, overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The whole config of a run, as a plain nested dict.
 
     Args:
-        recipe: See `load_recipe`.
+        recipe: A recipe's name, or its file relative to the checkout; see `find_recipe`.
         overrides: Values by dotted key.
         where: What the error text calls the place that they come from.
 
     Raises:
         UserError: A key is none of the recipe's, or a value of another kind; it is named.
     """
-    config = load_recipe(recipe)
+    config = load_recipe(recipe, ROOT)
     for key, value in overrides.items():
         *parents, last = key.split(".")
         part: Any = config

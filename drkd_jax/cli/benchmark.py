@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
+from drkd_jax.cli.recipe_flag import define_recipe_flag
 from drkd_jax.errors import UserError
 from drkd_jax.training.compilation_cache import keep_programs
 from drkd_jax.training.measure import Cost, measure
@@ -23,7 +23,8 @@ from drkd_jax.training.noise import write_noise
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.writing import make_place, write_text
 
-_HELP = """usage: python -m drkd_jax benchmark --config=configs/NAME.py[:tiny] [--config.a.b=v]
+_HELP = """usage: python -m drkd_jax benchmark --config=RECIPE[:tiny] [--config.a.b=v]
+  --config=RECIPE           a recipe's name, or a file as configs/NAME.py
   --random                  random weights and noise for pictures, in the place of every file
   --classes=80              classes of the noise
   --steps=10                timed steps, after two that warm up
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _options(argv: Sequence[str]) -> dict[str, Any]:
     own = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, flag_values=own, sys_argv=list(argv))
+    define_recipe_flag("", own, argv)
     flags.DEFINE_bool("random", False, "", flag_values=own)
     flags.DEFINE_integer("classes", 80, "", lower_bound=1, flag_values=own)
     flags.DEFINE_integer("steps", 10, "", lower_bound=1, flag_values=own)
@@ -79,10 +80,9 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
         options: dict[str, Any] = {name: own[name].value for name in own}
         if not options["config"]:
             raise UserError("--config is missing (see python -m drkd_jax benchmark --help)")
-        options["config"].to_dict()  # a config file that could not be read says so only now
     except UserError:
         raise
-    except Exception as error:  # a config file is a program: it can fail in any way
+    except Exception as error:
         raise UserError(f"{type(error).__name__}: {error}") from error
     return options
 

@@ -80,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(kind: str, options: argparse.Namespace) -> ConfigDict:
-    from configs import common
-    from configs import demo as recipe
+    from drkd_jax.recipes import common
+    from drkd_jax.recipes.finding import load_recipe
 
-    config = recipe.get_config(f"{kind}:{options.detector}")
+    config = load_recipe(f"demo:{kind}:{options.detector}")
     if options.tiny:
         teacher, config.teacher = config.teacher, None
         config = common.tiny(config)

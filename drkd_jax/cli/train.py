@@ -1,4 +1,4 @@
-"""The command line of `train.py`: flags, config file, exit codes."""
+"""The command line of `train.py` and `drkd train`: flags, recipe, exit codes."""
 
 # Nothing here may touch a device before `connect`: JAX fixes its devices at the first touch.
 
@@ -7,13 +7,15 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from drkd_jax.cli.recipe_flag import define_recipe_flag
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
 from drkd_jax.paths import expand_arguments
+from drkd_jax.recipes.finding import recipe_names
 from drkd_jax.training.interrupt import (
     EXIT_INTERRUPTED,
     InterruptedRunError,
@@ -24,8 +26,8 @@ from drkd_jax.training.interrupt import (
 )
 from drkd_jax.training.writing import no_place, refusal
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The recipe: configs/NAME.py, or configs/NAME.py:tiny for its small form."
+_CONFIG = define_recipe_flag(
+    "The recipe: its NAME, or a file as configs/NAME.py; NAME:tiny for its small form."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints and metrics go; a run found there goes on."
@@ -57,9 +59,27 @@ _CACHE = flags.DEFINE_string(
 )
 
 
-def main() -> NoReturn:
-    """Parses the command line and trains."""
+_USAGE = """usage: drkd train --config=RECIPE[:FORM] --workdir=DIR [--config.KEY=VALUE ...]
+Trains a detector, with or without distillation; the same command goes on where it stopped.
+Recipes: {}.
+`drkd recipes RECIPE` prints the keys of one.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Parses the command line and trains.
+
+    Args:
+        argv: What follows `drkd train`; None: this process is `train.py`.
+    """
     leave_quietly()
+    if argv is not None:
+        if {"-h", "--help"} & set(argv):
+            print(_USAGE.format(", ".join(recipe_names())))
+            print(flags.FLAGS.module_help(sys.modules[__name__]).strip())
+            raise SystemExit(0)
+        sys.argv[:] = ["drkd train", *argv]  # ml_collections looks for overrides there
+        flags.FLAGS.unparse_flags()  # the other commands go by without them
     sys.argv[1:] = expand_arguments(sys.argv[1:])
     app.run(_run, flags_parser=_parse)
     raise SystemExit(0)
@@ -70,18 +90,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         for flag in (_CONFIG, _WORKDIR):
             if not flag.value:
-                raise UserError(f"--{flag.name} is missing; see train.py --help")
+                raise UserError(f"--{flag.name} is missing; see {Path(argv[0]).name} --help")
         for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
             if flag.value is not None and not _DISTRIBUTED.value:
                 raise UserError(f"--{flag.name} belongs to --distributed, which is missing")
         if len(rest) > 1:
             raise UserError(f"what is {' '.join(rest[1:])}? Every argument is --name=value")
-        _CONFIG.value.to_dict()  # a config file that could not be read says so only now
     except (AttributeError, KeyError) as error:
         given = " ".join(item for item in argv if item.startswith("--config."))
         name = str(error).strip("\"'")
         _fail(UserError(f"the config knows no key '{name}'; given are {given}"), EXIT_USER)
-    except Exception as error:  # a config file is a program: it can fail in any way
+    except Exception as error:
         _fail(error, EXIT_USER)
     return rest
 

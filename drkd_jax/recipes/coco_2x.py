@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from drkd_jax.recipes import common
 
 # The files as their makers publish them; nothing has to be converted first.
 BACKBONE_INIT = "weights/resnet50-0676ba61.pth"  # torchvision, ResNet50_Weights.IMAGENET1K_V1
@@ -54,7 +54,7 @@ def distilled(
 
 
 def named(config: ConfigDict, name: str | None) -> ConfigDict:
-    """The recipe under the name that follows the colon of ``--config=FILE.py:NAME``."""
+    """The recipe under the name that follows the colon of ``--config=FILE.py:FORM``."""
     if name in (None, ""):
         return config
     if name == "tiny":

@@ -1,7 +1,7 @@
 """What the recipes share: every key a run knows, with its default, and the ``:tiny`` form.
 
 A recipe is a file with ``get_config(name=None) -> ConfigDict``. It starts from ``base()`` and
-changes what is its own. ``--config=FILE.py:NAME`` passes NAME; every recipe knows ``tiny``.
+changes what is its own. ``--config=FILE.py:FORM`` passes FORM; every recipe knows ``tiny``.
 Any key can be set from the command line: ``--config.train.learning_rate=0.005``.
 """
 
@@ -23,12 +23,12 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def base() -> ConfigDict:
     """Every key of a run. ``student`` still needs its model settings."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of weights, order of the pictures, and sampling
 
     data = config.data = ConfigDict()
     # shapes:N[:SEED] | coco:IMAGES_DIR:INSTANCES_JSON | tfds:coco/2017:SPLIT[@DATA_DIR]
     data.train = "shapes:1024"
-    data.val = "shapes:200:1"
+    data.val = "shapes:200:1"  # what is scored; the same kinds of sources
     data.canvases = ((800, 1344), (1344, 800))  # height, width; multiples of the coarsest stride
     data.shorter = 800  # pixels of the shorter side after resizing ...
     data.longer = 1333  # ... unless the longer side would pass this
@@ -43,11 +43,11 @@ def base() -> ConfigDict:
     data.on_error = "stop"  # stop | skip: what a picture or entry that cannot be read does
     data.exif = "auto"  # auto | stored | turned: pixels that boxes of a turned photograph mean
     data.depth = 0  # bits that 16-bit pictures use, 8 to 16; 0 for all 16
-    data.num_threads = 4
+    data.num_threads = 4  # that read and resize
     data.num_workers = 0  # worker processes; 0 reads in threads
     data.prefetch = 4  # batches
-    data.mean = IMAGENET_MEAN
-    data.std = IMAGENET_STD
+    data.mean = IMAGENET_MEAN  # what is subtracted from the channels, of 0..255 ...
+    data.std = IMAGENET_STD  # ... and what they are divided by then
     data.channels = "rgb"  # rgb | bgr: what the student reads; mean and std in that order
 
     # Every key of every detector (drkd_jax/models/settings.py); an empty one is at the detector's
@@ -61,19 +61,19 @@ def base() -> ConfigDict:
     train = config.train = ConfigDict()
     train.batch_size = 16  # pictures a step over all devices
     train.epochs = 0.0  # length of the run; 0 where ``steps`` gives it
-    train.steps = 0
-    train.learning_rate = 0.02
+    train.steps = 0  # length of the run; 0 where ``epochs`` gives it
+    train.learning_rate = 0.02  # the largest, after the warm-up
     train.linear_rate_for = 0  # batch size that the rate is meant for; 0 leaves the rate alone
     train.optimizer = "sgd"  # sgd | adamw
     train.momentum = 0.9  # of sgd
     train.b1, train.b2 = 0.9, 0.999  # of adamw
-    train.weight_decay = 1e-4
+    train.weight_decay = 1e-4  # share of a parameter taken off in a step, times the rate
     train.weight_decay_mask = "all"  # all | kernels (no decay on biases and norms)
-    train.warmup_steps = 500
+    train.warmup_steps = 500  # in which the learning rate rises
     train.warmup_factor = 0.001  # the first step's share of the learning rate
     train.schedule = "step"  # step | cosine (then decay_at and decay_factor say nothing)
     train.decay_at = ()  # shares of the run under 1, else in epochs or steps, as its length is
-    train.decay_factor = 0.1
+    train.decay_factor = 0.1  # what the rate is multiplied by there
     train.final_factor = 0.0  # of cosine: the share of the rate left at the end
     train.clip_norm = 0.0  # largest gradient norm, student and distiller each; 0 for none
     train.ema = 0.0  # decay of a moving average of the student, which is then scored and kept
@@ -88,7 +88,7 @@ def base() -> ConfigDict:
     train.silence_share = 1e-3  # silent is what makes less than this share of the loss
 
     config.eval = ConfigDict()
-    config.eval.batch_size = 16
+    config.eval.batch_size = 16  # pictures a step when scoring
     config.eval.max_pictures = 0  # score only the first so many; 0 for all
     config.eval.max_detections = 100  # of a class and picture that count; COCO's number is 100
     config.eval.evaluator = "faster"  # faster | pycocotools: the same numbers, several times slower
@@ -101,11 +101,11 @@ def with_teacher(config: ConfigDict, checkpoint: str, **settings: Any) -> Config
     teacher.checkpoint = checkpoint  # a work folder, or a file (docs/weights.md)
     teacher.init = ""  # "random" lets an untrained teacher through, by name
     teacher.evaluate = False  # measure the teacher's AP on ``data.val`` at the start
-    teacher.dtype = "bfloat16"
+    teacher.dtype = "bfloat16"  # what the teacher computes in: float32 | bfloat16
     teacher.prefix = placeholder(str)  # of one model in a file of several
     teacher.data = ConfigDict()  # what it reads, where its file says other than is true
-    teacher.data.mean, teacher.data.std = placeholder(tuple), placeholder(tuple)
-    teacher.data.channels = placeholder(str)
+    teacher.data.mean, teacher.data.std = placeholder(tuple), placeholder(tuple)  # as the student's
+    teacher.data.channels = placeholder(str)  # rgb | bgr
     teacher.update(ConfigDict(settings))
     return config
 
@@ -170,8 +170,14 @@ def small_detector(detector: str) -> ConfigDict:
 
     Anchors begin at 16 pixels. GroupNorm takes the place of pretrained statistics, and narrow
     heads start wider than 0.01, which belongs to 256 channels.
+
+    Raises:
+        ValueError: there is no such detector.
     """
-    settings = {"retinanet": retinanet, "faster_rcnn": faster_rcnn}[detector](18, width=16)
+    made = {"retinanet": retinanet, "faster_rcnn": faster_rcnn}
+    if detector not in made:
+        raise ValueError(f"unknown detector '{detector}'; there are {' and '.join(made)}")
+    settings = made[detector](18, width=16)
     settings.backbone.update(norm="gn", frozen_stages=0)
     settings.update(channels=32, head_std=0.03)
     if detector == "retinanet":

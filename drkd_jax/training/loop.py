@@ -49,7 +49,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
     work folder must be the same one for all of them. The first process alone writes.
 
     Args:
-        config: plain nested dict with the keys of `configs/common.py`.
+        config: plain nested dict with the keys of `recipes/common.py`.
         workdir: holds, afterwards, `config.json`, `metrics.jsonl`, `tensorboard/`,
             `checkpoints/`, `best/`, `eval.json`, `detections.json`, `summary.json`, `lock`.
         profile: steps to trace into `profile/`: "5", or "100:110".

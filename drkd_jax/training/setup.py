@@ -91,7 +91,7 @@ class Run:
 
 
 def build_run(values: Mapping[str, Any]) -> Run:
-    """Builds a run from its config (the keys of `configs/common.py`, as plain nested dicts).
+    """Builds a run from its config (the keys of `recipes/common.py`, as plain nested dicts).
 
     Raises:
         UserError: whatever in the config, the data or the teacher cannot be used.

@@ -138,7 +138,7 @@ def test_a_fault_of_the_table_is_named(old, new, words, tmp_path):
         ),
         ("instance_relation.weight", "relation.weight", "distill.relation.weight is no key"),
         ("config.train.steps = 3", 'config.train.steps = "3"', "teacher: train.steps = '3'"),
-        ("folder.py:student", "folders.py:student", "folders.py is no Python file"),
+        ("folder.py:student", "folders.py:student", "folders.py: no such file; there are demo, "),
         ("folder.py:student", "folder.py:pupil", "unknown form 'pupil'"),
         ('"shapes:8"', '"coco:{data}/i:{data}/j"', "say with --data=DIR"),
         ("teacher:{detector}", "teacher:{model}", "known in braces are {data}, {set}, {detector}"),
