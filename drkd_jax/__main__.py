@@ -1,4 +1,4 @@
-"""``python -m drkd_jax COMMAND``: one file a command, loaded when it is called."""
+"""``drkd COMMAND`` and ``python -m drkd_jax COMMAND``: one file each, loaded when called."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from typing import NoReturn
 
 from absl import flags, logging
 
@@ -27,6 +28,8 @@ from drkd_jax.training.interrupt import (
 from drkd_jax.training.writing import no_place, refusal
 
 COMMANDS = {
+    "train": ("drkd_jax.cli.train", "a detector, with or without distillation"),
+    "recipes": ("drkd_jax.cli.recipes", "what there is to train, and every key of a recipe"),
     "evaluate": ("drkd_jax.cli.evaluate", "COCO's 12 numbers of a trained detector"),
     "predict": ("drkd_jax.cli.predict", "a trained detector on your own pictures"),
     "convert": ("drkd_jax.cli.convert", "weights of torchvision and mmdetection, and back"),
@@ -47,7 +50,7 @@ def usage() -> str:
     """What there is to call."""
     lines = [f"  {name:11s} {what}" for name, (_, what) in commands().items()]
     return "\n".join(
-        ["usage: python -m drkd_jax COMMAND [--help]", *lines, "Training: python train.py --help"]
+        ["usage: drkd COMMAND [--help], or python -m drkd_jax COMMAND [--help]", *lines]
     )
 
 
@@ -66,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     known = commands()
     if name not in known:
+        if name in COMMANDS:
+            print(f"error: {name} runs in a checkout: python -m drkd_jax {name}", file=sys.stderr)
+            return EXIT_USER
         print(f"error: no command '{name}'; there are {', '.join(known)}", file=sys.stderr)
         return EXIT_USER
     logging.set_verbosity(logging.WARNING)
@@ -97,8 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """Runs the command that this process was called with, and leaves with its exit code."""
     for stream in (sys.stdout, sys.stderr):  # file names may be no text, and a terminal ASCII
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    program()
