@@ -1,1 +1,1 @@
-"""The commands of ``python -m drkd_jax`` and the flags of ``train.py``."""
+"""The commands of ``drkd`` and ``python -m drkd_jax``, and the flags of ``train.py``."""
