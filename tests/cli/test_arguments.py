@@ -45,6 +45,28 @@ def test_train_refuses_with_one_line_and_exit_code_2(arguments, words, tmp_path)
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--config is missing; see drkd train --help"),
+        (["--config=foldr", "--workdir={}"], "no recipe 'foldr'; there are demo, "),
+        (["--config", "folder:tiny", "--workdir={}", "--config.train.momentun=1"], "momentun"),
+        (["--config=folder:tiny", "--workdir={}", "more"], "what is more?"),
+    ],
+)
+def test_train_as_a_command_refuses_the_same_way(arguments, words, tmp_path):
+    folder = tmp_path / "run"
+    words_given = (argument.format(folder) for argument in arguments)
+    process = python("-m", "drkd_jax", "train", *words_given)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert not folder.exists()
+
+
 def test_train_tells_its_flags():
     code, out, _ = run("--help")
     assert code == 1  # absl's own code for --help
