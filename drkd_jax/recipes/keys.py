@@ -46,9 +46,10 @@ def list_keys(config: ConfigDict) -> list[Key]:
         words |= {f"distill.{term}.{name}": text for name, text in own.items()}
     for side in ("student", "teacher"):
         model = config[side]
-        if model is not None and "detector" in model:
-            words[f"{side}.detector"] = " | ".join(DETECTORS)
-            own = _of_settings(DETECTORS[model.detector][1])
+        named = [model.detector] if model is not None and model.detector else []
+        words[f"{side}.detector"] = " | ".join(DETECTORS)
+        for detector in (*DETECTORS, *named):  # the one that is meant has the last word
+            own = _of_settings(DETECTORS[detector][1])
             words |= {f"{side}.{name}": text for name, text in own.items()}
     return [Key(name, value, words.get(name, "")) for name, value in _flat(config)]
 
@@ -64,21 +65,22 @@ def _flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, Any]]:
 def commented() -> dict[str, str]:
     """What the comments of `common` say, by key.
 
-    A comment belongs to the assignment or dictionary entry in its line; one with a line of its own,
-    to that in the next line.
+    A comment belongs to the assignment in its line; one with lines of its own, to that after them.
     """
     source = inspect.getsource(common)
-    comments = {}
+    comments: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
-            alone = token.line.lstrip().startswith("#")
-            comments[token.start[0] + alone] = token.string.lstrip("# ")
+            line, text = token.start[0], token.string.lstrip("# ")
+            if token.line.lstrip().startswith("#"):
+                line, text = line + 1, f"{comments.pop(line, '')} {text}".strip()
+            comments[line] = text
     words = {}
     for function in ast.parse(source).body:
-        if isinstance(function, ast.FunctionDef):
-            places = {"base": _assigned, "with_teacher": _entries}.get(function.name)
-            for name, line in places(function) if places else ():
-                words[name] = comments.get(line, "").replace("``", "")
+        if isinstance(function, ast.FunctionDef) and function.name in ("base", "with_teacher"):
+            for name, line in _assigned(function):
+                if line in comments:
+                    words[name] = comments[line].replace("``", "")
     return words
 
 
@@ -89,14 +91,6 @@ def _assigned(function: ast.FunctionDef) -> Iterator[tuple[str, int]]:
                 several = target.elts if isinstance(target, ast.Tuple) else [target]
                 for each in several:
                     yield ast.unparse(each).removeprefix("config."), node.end_lineno or node.lineno
-
-
-def _entries(function: ast.FunctionDef) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(function):
-        if isinstance(node, ast.Dict):
-            for key in node.keys:
-                if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                    yield f"teacher.{key.value}", key.lineno
 
 
 def _of_settings(settings: Any, above: str = "") -> dict[str, str]:
