@@ -203,15 +203,12 @@ class Distiller(nnx.Module):
     ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         """Both sides' regions on the finest paired levels, each with its own stride."""
         near, size = self.pairs[: self.config.region_levels], self.config.region_size
-        of_student = tuple(
-            cut(x, chosen, self.strides[0][pair.student], size, sizes)
-            for x, pair in zip(student, near, strict=False)
+        of_student = tuple(self.strides[0][pair.student] for pair in near)
+        of_teacher = tuple(self.strides[1][pair.teacher] for pair in near)
+        return (
+            cut(student[: len(near)], chosen, of_student, size, sizes),
+            cut(teacher[: len(near)], chosen, of_teacher, size, sizes),
         )
-        of_teacher = tuple(
-            cut(x, chosen, self.strides[1][pair.teacher], size, sizes)
-            for x, pair in zip(teacher, near, strict=False)
-        )
-        return of_student, of_teacher
 
     def masks(
         self,
@@ -311,6 +308,6 @@ def relation_matrix(
     if side == "teacher" and term.config.form != "official":
         x = _scaled(distiller, x, level)
     sizes = None if term.config.form == "official" else targets.sizes
-    regions = cut(x, chosen, stride, distiller.config.region_size, sizes)
+    (regions,) = cut((x,), chosen, (stride,), distiller.config.region_size, sizes)
     unit = term.student[level] if side == "student" else term.teacher_unit(level)
     return unit.relation(flat(regions), chosen.valid)

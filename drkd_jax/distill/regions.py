@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
+from drkd_jax.ops.roi_align import roi_align
 from drkd_jax.types import Array
 
 
@@ -46,20 +46,29 @@ def choose_boxes(
 
 
 def cut(
-    features: Float[Array, "B h w C"],
+    maps: tuple[Float[Array, "B _h _w _C"], ...],
     chosen: ChosenBoxes,
-    stride: int,
+    strides: tuple[int, ...],
     size: int,
     sizes: Int[Array, "B 2"] | None,
-) -> Float[Array, "B n S S C"]:
-    """The boxes' regions of one map, as the author cuts them: not aligned, adaptive samples.
+) -> tuple[Float[Array, "B n S S _C"], ...]:
+    """The boxes' regions of some maps, as the author cuts them: not aligned, adaptive samples.
+
+    Maps of equal channels are read in one go: a program of a third of the size for three levels.
 
     Args:
-        features: one side's map.
+        maps: one side's, of one dtype.
         chosen: the boxes.
-        stride: that side's canvas pixels per map pixel.
+        strides: of each map, canvas pixels per map pixel.
         size: S.
         sizes: the pictures' own sizes, so that no bin leans on their padding; None in the official
             form, where it does.
     """
-    return roi_align_adaptive(features, chosen.boxes, stride, size, aligned=False, sizes=sizes)
+    if len({x.shape[-1] for x in maps}) > 1:
+        each = zip(maps, strides, strict=True)
+        return tuple(cut((x,), chosen, (stride,), size, sizes)[0] for x, stride in each)
+    pictures, number = chosen.valid.shape
+    boxes = jnp.tile(chosen.boxes, (1, len(maps), 1))
+    levels = jnp.tile(jnp.repeat(jnp.arange(len(maps)), number), (pictures, 1))
+    found = roi_align(maps, boxes, levels, strides, size, 0, aligned=False, sizes=sizes)
+    return tuple(jnp.split(found, len(maps), axis=1))

@@ -145,13 +145,20 @@ def _num_tiles(plan: Plan) -> tuple[Array, Array]:
     return down * across, across
 
 
+def _take(rows: Array, index: Array) -> Array:
+    """Rows by an index that is known to be one: no program for those that lie outside."""
+    return rows.at[index].get(mode="promise_in_bounds")
+
+
 def _round(plan: Plan, number: Array, per_round: int, how: How) -> _Round:
     """The tiles of round ``number`` of one picture; beyond its last one, tiles of weight 0."""
     count, across = _num_tiles(plan)
     ends = jnp.cumsum(count)
     tile = number * per_round + jnp.arange(per_round)
     region = jnp.minimum(jnp.sum(ends <= tile[:, None], axis=1), ends.shape[0] - 1)
-    own, count, across, end = jax.tree.map(lambda v: v[region], (plan, count, across, ends))
+    own, count, across, end = jax.tree.map(
+        lambda of_region: _take(of_region, region), (plan, count, across, ends)
+    )
     tile_of_region = tile - (end - count)
     top = own.y.low + tile_of_region // across * TILE[0]
     left = own.x.low + tile_of_region % across * TILE[1]
@@ -226,7 +233,7 @@ def _read_backward(how: How, saved: Any, gradient: Array) -> tuple[Array, None]:
         T = len(tiles.region)
         rows, columns = tiles.rows.swapaxes(1, 2), tiles.columns.swapaxes(1, 2)
         columns = jnp.broadcast_to(columns[:, None], (T, S, TILE[1], S))
-        strips = jnp.matmul(columns, gradient[tiles.region], precision=_HIGHEST)
+        strips = jnp.matmul(columns, _take(gradient, tiles.region), precision=_HIGHEST)
         cells = jnp.matmul(rows, strips.reshape(T, S, TILE[1] * C), precision=_HIGHEST)
         return jax.lax.scatter_add(
             result,

@@ -12,6 +12,7 @@ from drkd_jax.training.gradients import gradient_report
 from drkd_jax.training.settings import train_settings
 from drkd_jax.training.sharding import data_mesh
 from drkd_jax.training.step import loss_terms
+from drkd_jax.training.step import norm as length
 from drkd_jax.training.window import Window
 from tests.training import toy
 
@@ -84,3 +85,13 @@ def test_pmap_is_refused():
             {"batch_size": 2, "steps": 2, "learning_rate": 0.1, "log_gradients": 1}
             | {"parallel": "pmap"}
         )
+
+
+def test_the_length_of_a_tree_is_that_of_its_numbers():
+    rng = np.random.default_rng(0)
+    shapes = {"small": (3, 5), "one": (), "large": (200, 100), "another": (2**14 + 1,)}
+    tree = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    for kept in (tree, {"large": tree["large"]}, {"small": tree["small"]}):
+        own = np.concatenate([leaf.ravel().astype(np.float64) for leaf in kept.values()])
+        np.testing.assert_allclose(length(kept), np.linalg.norm(own), rtol=1e-6)
+    assert float(length({})) == 0.0
