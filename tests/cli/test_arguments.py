@@ -1,5 +1,7 @@
 """Bad arguments: one clear line, exit code 2."""
 
+import json
+
 import pytest
 
 from drkd_jax import __main__ as command_line
@@ -15,33 +17,79 @@ def run(*arguments):
 RECIPE = "--config=tests/training/recipe.py"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "--config is missing"),
-        ([RECIPE], "--workdir is missing"),
-        (["--config=configs/none.py", "--workdir={}"], "configs/none.py"),
-        ([RECIPE, "--workdir={}", "--config.train.momentun=1"], "momentun"),
-        ([RECIPE, "--workdir={}", "--config.train.steps=many"], "many"),
-        ([RECIPE, "--workdir={}", "--steps=3"], "Unknown command line flag 'steps'"),
-        ([RECIPE, "--workdir={}", "more"], "what is more?"),
-        ([RECIPE, "--workdir={}", "--config.data.train=folder:x"], "unknown data source"),
-        ([RECIPE, "--workdir={}", "--process-id=1"], "--process-id belongs to --distributed"),
-        ([RECIPE, "--workdir={}", "--coordinator=a:1"], "--coordinator belongs to --distributed"),
-        ([RECIPE, "--workdir={}", "--distributed"], "the processes of this run do not find each"),
-        ([RECIPE, "--workdir={}", "--distributed", "--num-processes=2"], "give all three"),
-        ([RECIPE, "--workdir={}", "--distributed", "--process-id=one"], "--process-id=one"),
-        ([RECIPE, "--workdir={}", "--profile=9:3"], "--profile=9:3: a number of steps, or"),
-    ],
-)
-def test_train_refuses_with_one_line_and_exit_code_2(arguments, words, tmp_path):
-    folder = tmp_path / "run"
-    code, out, err = run(*(argument.format(folder) for argument in arguments))
+REFUSED = [
+    ([], "--config is missing"),
+    ([RECIPE], "--workdir is missing"),
+    (["--config=configs/none.py", "--workdir={}"], "configs/none.py"),
+    ([RECIPE, "--workdir={}", "--config.train.momentun=1"], "momentun"),
+    ([RECIPE, "--workdir={}", "--config.train.steps=many"], "many"),
+    ([RECIPE, "--workdir={}", "--steps=3"], "Unknown command line flag 'steps'"),
+    ([RECIPE, "--workdir={}", "more"], "what is more?"),
+    ([RECIPE, "--workdir={}", "--config.data.train=folder:x"], "unknown data source"),
+    ([RECIPE, "--workdir={}", "--process-id=1"], "--process-id belongs to --distributed"),
+    ([RECIPE, "--workdir={}", "--coordinator=a:1"], "--coordinator belongs to --distributed"),
+    ([RECIPE, "--workdir={}", "--distributed"], "the processes of this run do not find each"),
+    ([RECIPE, "--workdir={}", "--distributed", "--num-processes=2"], "give all three"),
+    ([RECIPE, "--workdir={}", "--distributed", "--process-id=one"], "--process-id=one"),
+    ([RECIPE, "--workdir={}", "--profile=9:3"], "--profile=9:3: a number of steps, or"),
+]
+
+# Each in a process of its own, which begins where the imports of all of them have ended.
+IN_TURN = """
+import gc, json, os, runpy, sys
+from pathlib import Path
+
+import drkd_jax.training.loop
+import tests.training.recipe
+
+gc.freeze()
+folder, codes = Path(sys.argv[1]), []
+for number, arguments in enumerate(json.loads(sys.argv[2])):
+    if not (child := os.fork()):
+        break
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    (folder / "codes").write_text(json.dumps(codes))
+    raise SystemExit
+for descriptor, name in ((1, "out"), (2, "err")):
+    os.dup2(os.open(folder / f"{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+sys.argv = ["train.py", *arguments]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """(exit code, output, errors, work folder) of each of `REFUSED`."""
+    folder = tmp_path_factory.mktemp("refused")
+    places = [folder / f"run{number}" for number in range(len(REFUSED))]
+    asked = [
+        [argument.format(place) for argument in arguments]
+        for (arguments, _), place in zip(REFUSED, places, strict=True)
+    ]
+    process = python("-c", IN_TURN, str(folder), json.dumps(asked))
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return [
+        (code, *((folder / f"{number}.{name}").read_text() for name in ("out", "err")), place)
+        for number, (code, place) in enumerate(
+            zip(json.loads((folder / "codes").read_text()), places, strict=True)
+        )
+    ]
+
+
+def check_refusal(code, out, err, words):
     assert code == 2, err
     assert out == ""
     (line,) = err.splitlines()
     assert line.startswith("error: ")
     assert words in line
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)), ids=[words for _, words in REFUSED])
+def test_train_refuses_with_one_line_and_exit_code_2(refused, number):
+    *found, folder = refused[number]
+    check_refusal(*found, REFUSED[number][1])
     assert not folder.exists()
 
 
@@ -65,6 +113,11 @@ def test_train_as_a_command_refuses_the_same_way(arguments, words, tmp_path):
     assert line.startswith("error: ")
     assert words in line
     assert not folder.exists()
+
+
+def test_so_does_a_process_from_its_start_on(tmp_path):
+    check_refusal(*run(RECIPE, f"--workdir={tmp_path / 'run'}", "more"), "what is more?")
+    assert not (tmp_path / "run").exists()
 
 
 def test_train_tells_its_flags():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def test_complaints_say_what_to_do(tmp_path, monkeypatch):
         command.main([])
     with pytest.raises(UserError, match=r"GloRe\.py"):
         command.main(["--torch-python", sys.executable, "--official", str(tmp_path)])
+    own = command.all_cases
+    monkeypatch.setattr(command, "all_cases", functools.cache(lambda dtype: [*own(dtype)]))
     with pytest.raises(UserError, match="no case"):
         command.main(["--torch-python", sys.executable, "--only", "nonsense"])
     with pytest.raises(UserError, match="cannot be started"):

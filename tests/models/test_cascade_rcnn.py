@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from drkd_jax import boxes as box_ops
 from drkd_jax import models
@@ -31,7 +32,8 @@ def test_every_stage_refines_the_boxes_of_the_one_before():
         head.box.kernel[...] = head.box.kernel[...] * 300
         head.cls.kernel[...] = head.cls.kernel[...] * 30
     images, targets, _ = small.batch()
-    features = net.features(images)
+    graph, state = nnx.split(net)
+    features = jax.jit(lambda state: nnx.merge(graph, state, copy=True).features(images))(state)
     with margins.clear():
         found = net.predict(features, targets.sizes)
     shapes = [m.shape[1:3] for m in features.maps]
