@@ -37,7 +37,7 @@ _jaxtyped = jaxtyping.jaxtyped
 def _checked(*given: Any, **settings: Any) -> Any:
     """`jaxtyped`, save for functions inside of functions whose signature says no shape.
 
-    Those are made, and would be wrapped, again at every call: a third of the time of tracing.
+    Those are made, and would be wrapped, again at every call: a quarter of the time of tracing.
     """
     if not given:
         return partial(_checked, **settings)

@@ -54,7 +54,7 @@ def cut(
 ) -> tuple[Float[Array, "B n S S _C"], ...]:
     """The boxes' regions of some maps, as the author cuts them: not aligned, adaptive samples.
 
-    Maps of equal channels are read in one go: a program of a third of the size for three levels.
+    Maps of equal channels are read in one go: one loop to compile in place of one a map.
 
     Args:
         maps: one side's, of one dtype.

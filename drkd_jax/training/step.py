@@ -235,8 +235,8 @@ def moved_average(average: Arrays, params: Arrays, decay: float, step: Int[Array
 def norm(tree: Any) -> Float[Array, ""]:
     """The length of all numbers of a pytree as one vector.
 
-    Small arrays, most of them, are laid end to end first: a sum for each of them is a sixth of the
-    whole step to compile.
+    Small arrays, most of them, are laid end to end first: with a sum for each of them, an eighth of
+    a small distilled step's equations were here.
     """
     small: list[Array] = []
     large: list[Array] = []
