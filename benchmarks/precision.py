@@ -55,7 +55,7 @@ def recipe(precision: str, steps: int) -> dict:
     config.student.update(common.small_detector("retinanet"))
     common.with_teacher(config, "", **config.student.to_dict() | {"init": "random"})
     config.teacher.dtype = precision
-    config.distill = common.small_distillation("retinanet")
+    config.distill = common.small_distillation()
     config.eval.batch_size = 12
     config.train.update(
         precision=precision,

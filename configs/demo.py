@@ -57,7 +57,7 @@ def get_config(name: str | None = None) -> ConfigDict:
     if role == "drkd":
         common.with_teacher(config, "")
         config.teacher.dtype = "float32"
-        config.distill = common.small_distillation(detector)
+        config.distill = common.small_distillation()
     return config
 
 

@@ -231,18 +231,10 @@ def small_optimizer() -> dict[str, Any]:
     }
 
 
-def small_distillation(detector: str) -> ConfigDict:
-    """The default form of the three terms, with nodes for small maps.
-
-    RetinaNet's are a fifth of the default weights: at all of them its student spends on the
-    teacher's features what is missing in its heads (docs/results.md).
-    """
+def small_distillation() -> ConfigDict:
+    """The default form of the three terms, with nodes for small maps."""
     config = distillation()
     config.pixel_relation.nodes = (16,)
-    if detector == "retinanet":
-        config.pixel_relation.weight = 0.1
-        config.instance_relation.weight = 0.4
-        config.instance_feature.weight = 0.1
     return config
 
 
