@@ -241,7 +241,8 @@ def small_distillation() -> ConfigDict:
 def tiny(config: ConfigDict) -> ConfigDict:
     """The same recipe made small enough to run two steps on drawn pictures in a test.
 
-    Models keep their class, their pyramid and their losses; pictures, widths and counts shrink.
+    Models keep their class and their losses; pictures, widths, counts and the number of levels (P3
+    to P5) shrink.
     Weights that would have to be loaded are drawn at random, by name.
     """
     config.data.train, config.data.val = "shapes:8", "shapes:4:1"
@@ -276,6 +277,8 @@ def _shrink(model: ConfigDict) -> None:
     small = {
         "backbone": {"depth": 10, "width": 8, "groups": 1, "norm": "gn", "frozen_stages": 0},
         "channels": 16,
+        "min_level": 3,
+        "max_level": 5,
         "test": {"pre_nms": 50, "max_out": 20},
     }
     if model.detector == "retinanet":

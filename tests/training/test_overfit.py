@@ -13,6 +13,7 @@ def test_learns_four_pictures_by_heart(detector, goal, tmp_path):
     config.data.train = config.data.val = "shapes:4:3"
     config.data.update(canvases=((128, 128),), shorter=128, longer=128)
     config.eval.batch_size = 4
+    config.student.backbone.depth, config.student.max_level = 10, 5
     config.train.update(batch_size=4, steps=160, checkpoint_every=160, eval_every=0)
     summary = train(config.to_dict(), tmp_path)
     assert summary["final"]["AP50"] >= goal

@@ -27,6 +27,7 @@ def config(detector: str = "retinanet", *, distilled: bool = False, **train: Any
     if two_stage:
         regions = {"pre_nms": 60, "max_out": 40, "pre_nms_test": 60, "max_out_test": 40}
         student |= {"fc": 16, "proposals": regions, "sampler": {"rpn": 64, "roi": 32}}
+        student |= {"min_level": 3, "max_level": 5}
     else:
         student |= {"head_convs": 1, "max_level": 5}
     result: dict[str, Any] = {
