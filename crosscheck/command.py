@@ -20,16 +20,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from crosscheck import official, ours, torchvision
+from crosscheck import map_terms, official, ours, torchvision
 from crosscheck.cases import Case, all_cases
 from crosscheck.compare import Row, compare
 from crosscheck.exchange import read_answers, write_cases
+from crosscheck.map_terms import map_term_cases
 from crosscheck.official_cases import official_cases
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.training.writing import make_folder, make_place, write_text
 
-COMPONENTS = ours.COMPONENTS | official.COMPONENTS
+COMPONENTS = ours.COMPONENTS | official.COMPONENTS | map_terms.COMPONENTS
 
 
 def start_reference(folder: Path, python: str, official: str | None) -> subprocess.Popen[str]:
@@ -129,6 +130,7 @@ def main(argv: Sequence[str]) -> int:
     cases: list[Case] = []
     for dtype in ("float32", "float64"):
         cases += all_cases(dtype)
+        cases += map_term_cases(dtype)
         cases += official_cases(dtype) if checkout else []
     cases = [case for case in cases if (arguments.only or "") in case.name]
     if not cases:

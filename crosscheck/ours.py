@@ -43,7 +43,8 @@ def shapes(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of a module by flat name, "student.0.state.kernel"."""
     flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(make), NUMBERS))
     named = {_name(path): tuple(slot.shape) for path, slot in flat}
-    named.pop("teacher_scale.variance", None)  # found in the batch
+    for name in ("teacher_scale.variance", "map_terms.mgd.calls"):  # found in the batch; a count
+        named.pop(name, None)
     return named
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from drkd_jax.data.config import PipelineConfig
-from drkd_jax.distill.config import TERMS
+from drkd_jax.distill.config import distill_config
 from drkd_jax.errors import UserError
 from drkd_jax.models.build import DETECTORS, fill_settings
 from drkd_jax.recipes.common import base
@@ -38,7 +38,7 @@ def test_two_steps_in_the_tiny_form(name, tmp_path):
     losses = [line for line in lines if line["kind"] == "train"]
     assert len(losses) == 2
     assert all(line["total"] > 0 for line in losses)
-    terms = set(config.distill or ()) & set(TERMS)
+    terms = distill_config(config.to_dict()["distill"]).terms if config.distill else {}
     assert {f"share/{term}" for term in terms} <= set(losses[0])
     assert all(losses[0][f"share/{term}"] > 0 for term in terms)
 

@@ -17,6 +17,7 @@ from crosscheck.reference import detection
 from crosscheck.reference.distiller import distill
 from crosscheck.reference.graph_unit import graph_unit
 from crosscheck.reference.instance_relation import relation
+from crosscheck.reference.map_terms import map_term
 from crosscheck.reference.relation_filter import relation_filter
 from crosscheck.reference.roi_align_adaptive import roi_align
 from crosscheck.reference.steps import optimiser_steps
@@ -113,6 +114,7 @@ COMPONENTS: dict[str, Component] = {
     "matrix": matrix,
     "regions": regions,
     "terms": terms,
+    "map_term": map_term,
     "detection_losses": detection_losses,
     "box_coding": box_coding,
     "anchors": anchors,

@@ -25,7 +25,7 @@ def _regions(x: Tensor, boxes: Tensor, valid: Tensor, stride: int, sizes: Tensor
     return out
 
 
-def _standardized(x: Tensor, mask: Tensor) -> Tensor:
+def standardized(x: Tensor, mask: Tensor) -> Tensor:
     """A map over the deviation of its valid pixels about each channel's mean."""
     inside = x[mask].detach()
     return x / ((inside - inside.mean(0)) ** 2).mean().sqrt()
@@ -53,9 +53,7 @@ def distill(
     teachers = [x[f"t{i}"].detach() for i in levels]  # nothing is trained by way of its maps
     if settings["standardize"]:
         teachers = [
-            _standardized(
-                t, pixel_mask(c["sizes"], c["picture_valid"], stride, tuple(t.shape[1:3]))
-            )
+            standardized(t, pixel_mask(c["sizes"], c["picture_valid"], stride, tuple(t.shape[1:3])))
             for stride, t in zip(strides, teachers, strict=True)
         ]
     losses = {}

@@ -98,8 +98,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise UserError(f"what is {' '.join(rest[1:])}? Every argument is --name=value")
     except (AttributeError, KeyError) as error:
         given = " ".join(item for item in argv if item.startswith("--config."))
-        name = str(error).strip("\"'")
-        _fail(UserError(f"the config knows no key '{name}'; given are {given}"), EXIT_USER)
+        # The key, and in a line of its own a guess at what was meant.
+        said = str(error.args[0] if error.args else error).splitlines() or [""]
+        guess = "".join(f" ({line})" for line in said[1:])
+        name = said[0].strip("\"'")
+        _fail(UserError(f"the config knows no key '{name}'{guess}; given are {given}"), EXIT_USER)
     except Exception as error:
         _fail(error, EXIT_USER)
     return rest

@@ -6,6 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from drkd_jax.distill.cwd import CWDConfig
+from drkd_jax.distill.feature_imitation import FeatureImitationConfig
+from drkd_jax.distill.fgd import FGDConfig
+from drkd_jax.distill.mgd import MGDConfig
+from drkd_jax.distill.pkd import PKDConfig
 from drkd_jax.errors import UserError
 
 FORMS = ("paper", "official")
@@ -170,13 +175,6 @@ class InstanceFeatureConfig:
             object.__setattr__(self, "weight", _WEIGHTS[self.form]["instance_feature"])
 
 
-TERMS = {
-    "pixel_relation": PixelRelationConfig,
-    "instance_relation": InstanceRelationConfig,
-    "instance_feature": InstanceFeatureConfig,
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
     """All terms of the distillation; a term that is None, or has weight 0, is left out.
@@ -203,6 +201,8 @@ class DistillConfig:
         pretrain_steps: of `teacher_modules = "pretrained"`: steps in which the teacher's graph
             units learn inside the teacher before the run (training/pretrain.py).
         pretrain_rate: of the same: their learning rate.
+        feature_imitation, pkd, cwd, mgd, fgd: other distillers, off by their weight of 0
+            (map_term.py); any of them beside any of the terms above.
     """
 
     pixel_relation: PixelRelationConfig | None = PixelRelationConfig()
@@ -219,6 +219,11 @@ class DistillConfig:
     fall_from: float = 0.0
     pretrain_steps: int = 300
     pretrain_rate: float = 2e-3
+    feature_imitation: FeatureImitationConfig | None = FeatureImitationConfig()
+    pkd: PKDConfig | None = PKDConfig()
+    cwd: CWDConfig | None = CWDConfig()
+    mgd: MGDConfig | None = MGDConfig()
+    fgd: FGDConfig | None = FGDConfig()
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -247,6 +252,14 @@ class DistillConfig:
         """Settings of the terms that are computed, by name."""
         named = {name: getattr(self, name) for name in TERMS}
         return {name: value for name, value in named.items() if value and value.weight}
+
+
+# Every term, by the name of its settings: the fields above that have settings of their own.
+TERMS: dict[str, Any] = {
+    field.name: type(field.default)
+    for field in dataclasses.fields(DistillConfig)
+    if dataclasses.is_dataclass(field.default)
+}
 
 
 def _build(kind: Any, settings: Mapping[str, Any], where: str) -> Any:

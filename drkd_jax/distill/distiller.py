@@ -12,12 +12,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Key
 
 from drkd_jax.distill.config import DistillConfig
 from drkd_jax.distill.instance_feature import InstanceFeature
 from drkd_jax.distill.instance_relation import InstanceRelation, flat
 from drkd_jax.distill.layers import pixel_mask
+from drkd_jax.distill.map_term import MapTermConfig, Seen
 from drkd_jax.distill.pairing import pair_levels
 from drkd_jax.distill.pixel_relation import PixelRelation
 from drkd_jax.distill.regions import ChosenBoxes, choose_boxes, cut
@@ -45,7 +46,8 @@ class Distiller(nnx.Module):
 
     Attributes:
         pairs: the levels in common, finest first.
-        pixel_relation, instance_relation, instance_feature: the terms, or None.
+        pixel_relation, instance_relation, instance_feature: DRKD's terms, or None.
+        map_terms: the other distillers that are on, by name.
         teacher_scale: what the default form divides the teacher's maps by, or None.
     """
 
@@ -89,6 +91,10 @@ class Distiller(nnx.Module):
         self.instance_feature: InstanceFeature | None = (
             InstanceFeature(feature, near, *specs, rngs=rngs) if feature else None
         )
+        others = {n: value for n, value in terms.items() if isinstance(value, MapTermConfig)}
+        self.map_terms = nnx.Dict(
+            {name: value.build(self.pairs, *specs, rngs=rngs) for name, value in others.items()}
+        )
         scaled = config.standardize_teacher and any(t.form == "paper" for t in terms.values())
         self.teacher_scale: TeacherScale | None = TeacherScale(len(self.pairs)) if scaled else None
 
@@ -110,6 +116,7 @@ class Distiller(nnx.Module):
         sizes: Int[Array, "B 2"],
         image_valid: Bool[Array, "B"] | None = None,
         *,
+        keys: Key[Array, "B"] | None = None,
         train: bool = True,
     ) -> DistillOutput:
         """Compares the two sides' features of one batch.
@@ -122,6 +129,8 @@ class Distiller(nnx.Module):
             sizes: height and width of each image without its padding, pixels.
             image_valid: images that are there; False for those that only fill the batch up. None:
                 all.
+            keys: one random key a picture and step, for terms that draw (MGD); None: they draw by
+                the number of the call and the place in the batch.
             train: batch statistics, and states that move; else the running statistics.
 
         Returns:
@@ -173,6 +182,12 @@ class Distiller(nnx.Module):
                 *regions[form], chosen.valid, groups=groups[form]
             )
             diagnostics |= found
+        if self.map_terms:
+            there = valid & image_valid[:, None]
+            seen = Seen(s, of_teacher["paper"], masks["paper"], boxes, there, keys, train)
+        for name, term in self.map_terms.items():
+            losses[name], found = term(seen)
+            diagnostics |= {f"{name}/{what}": value for what, value in found.items()}
         weights = self.weights
         weighted = [weights[name] * loss for name, loss in losses.items()]
         total = jnp.stack(weighted).sum() if weighted else jnp.zeros((), jnp.float32)

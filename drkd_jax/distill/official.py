@@ -111,6 +111,8 @@ def load_official(distiller: Distiller, state_dict: Mapping[str, Any]) -> list[s
         UserError: a name is missing, a shape does not fit, or the distiller is of another form.
     """
     for name, settings in distiller.config.terms.items():
+        if name in distiller.map_terms:  # other distillers' modules are not the author's
+            continue
         shared = getattr(settings, "teacher_modules", "trained") == "shared"
         if settings.form != "official" or shared:
             raise UserError(

@@ -11,6 +11,7 @@ from drkd_jax.data.classes import list_classes
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.fingerprint import changes
 from drkd_jax.data.records import Category, id_key
+from drkd_jax.distill.config import DistillConfig, distill_config
 from drkd_jax.errors import UserError
 from drkd_jax.training.settings import EvalSettings, TrainSettings, as_tuples
 
@@ -54,6 +55,8 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
 def _is_default(key: str, value: Any) -> bool:
     """Whether a key says what runs did before it was there: those checkpoints lack it."""
     section, _, name = key.partition(".")
+    if section == "distill" and name and "." not in name:  # a whole term, or a key beside them
+        return distill_config({name: value}) == DistillConfig()
     kind = _DEFAULTS.get(section)
     fields = {field.name: field.default for field in dataclasses.fields(kind)} if kind else {}
     return name in fields and as_tuples(fields[name]) == as_tuples(value)

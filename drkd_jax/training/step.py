@@ -126,7 +126,8 @@ def loss_terms(
     student = modules["student"]
     features = gather(student.features(images, targets.picture_valid))
     targets, index = gather((targets, batch.index))
-    values = dict(student.losses(features, targets, picture_keys(recipe.seed, step, index)))
+    keys = picture_keys(recipe.seed, step, index)
+    values = dict(student.losses(features, targets, keys))
     total = sum(values.values(), jnp.zeros((), jnp.float32))
     if "distiller" in modules:
         guide = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
@@ -143,6 +144,7 @@ def loss_terms(
             targets.valid,
             targets.sizes,
             targets.picture_valid,
+            keys=keys,
         )
         factor = jnp.ones(()) if recipe.distill_factor is None else recipe.distill_factor(step)
         values |= output.losses

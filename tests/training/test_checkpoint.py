@@ -202,6 +202,15 @@ def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
         check_same_run(stored, other, tmp_path)
 
 
+def test_a_distiller_that_came_since_is_another_run_only_where_it_is_on(tmp_path):
+    stored = {**CONFIG, "distill": {"region_size": 3, "pixel_relation": {"weight": 0.5}}}
+    off = {"pkd": {"weight": 0.0}, "mgd": {"weight": 0.0, "masked": 0.65}, "schedule": "constant"}
+    check_same_run(stored, {**stored, "distill": stored["distill"] | off}, tmp_path)
+    on = stored["distill"] | off | {"cwd": {"weight": 10.0}}
+    with pytest.raises(UserError, match=r"differ: distill\.cwd \(None there"):
+        check_same_run(stored, {**stored, "distill": on}, tmp_path)
+
+
 def test_lists_and_tuples_are_the_same_config():
     assert differing_keys({"a": [1, [2]]}, {"a": (1, (2,))}) == []
     assert differing_keys({"a": None}, {"a": {"b": 1}}) == ["a"]

@@ -53,7 +53,7 @@ class Distiller(nnx.Module):
     def __init__(self, key: int):
         self.adapt = nnx.Linear(2, 2, rngs=nnx.Rngs(key))
 
-    def __call__(self, student: Any, teacher: Any, *targets: Any) -> Output:
+    def __call__(self, student: Any, teacher: Any, *targets: Any, keys: Any) -> Output:
         off = self.adapt(student[0]) - jax.lax.stop_gradient(teacher[0])
         losses = {"near": jnp.mean(off**2), "far": jnp.mean(jnp.sqrt(1 + off**2))}
         total = sum(WEIGHTS[name] * loss for name, loss in losses.items())

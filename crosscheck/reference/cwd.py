@@ -1,0 +1,20 @@
+"""The counterpart of distill/cwd.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def cwd(pictures: list[Any], config: dict[str, Any], p: Any, level: int) -> Tensor:
+    """Divergence of each channel's distribution over the pixels, a mean over channels, pictures."""
+    tau = config["temperature"]
+    parts = []
+    for one in pictures:
+        s, t = (functional.log_softmax(x.flatten(0, 1).T / tau, 1) for x in (one.s, one.t))
+        divergence = functional.kl_div(s, t, reduction="sum", log_target=True)
+        parts.append(tau**2 * divergence / len(s))
+    return torch.stack(parts).mean()
