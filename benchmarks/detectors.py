@@ -33,7 +33,7 @@ from drkd_jax.training import schedule
 from drkd_jax.training.pixels import Pixels
 from drkd_jax.training.settings import TrainSettings
 from drkd_jax.training.sharding import data_mesh, put_batch, put_everywhere
-from drkd_jax.training.state import new_state, take_apart
+from drkd_jax.training.state import new_state, split_module
 from drkd_jax.training.step import Recipe, train_step
 from drkd_jax.training.teacher import load_teacher
 from drkd_jax.types import Batch
@@ -112,7 +112,7 @@ def measure(
     times[f"{name} teacher"] = shortest(lambda: forward(arrays, images), arguments.repeat)
 
     student = models.init_detector(settings, CLASSES[name], 0, dtype)
-    parts = {"student": take_apart(student, student.is_trained)}
+    parts = {"student": split_module(student, student.is_trained)}
     training = TrainSettings(batch_size=arguments.batch, learning_rate=1e-5, steps=100)
     rate = schedule.learning_rate(training, (), training.steps)
     recipe = Recipe(

@@ -95,9 +95,9 @@ def main() -> None:
             trained: Any, others: Any, teacher_state: Any, images: jax.Array, targets: Targets
         ) -> Any:
             module = nnx.merge(graph, trained[0], others[0], copy=True)
-            guide = nnx.merge(teacher_graph, teacher_state, copy=True)
+            teacher_module = nnx.merge(teacher_graph, teacher_state, copy=True)
             features = module.features(images)
-            known = guide.features(images)
+            known = teacher_module.features(images)
             total = sum(module.losses(features, targets, keys).values())
             if held[0] is not None:
                 extra = nnx.merge(held[0], trained[1], others[1], copy=True)

@@ -11,7 +11,7 @@ from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.training.student_file import student_arrays
 from drkd_jax.training.writing import make_place, write_text
-from drkd_jax.weights.account import give
+from drkd_jax.weights.key_report import give
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import write_ours, write_safetensors
 from drkd_jax.weights.understanding import LIBRARIES, library_table

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from drkd_jax.errors import UserError
-from drkd_jax.training.writing import replacing, told
+from drkd_jax.training.writing import as_user_error, replacing
 
 
 class FoundFile:
@@ -45,7 +45,7 @@ class FoundFile:
             area = box["bbox"][2] * box["bbox"][3]
             row = {"id": self._boxes, "image_id": image["id"], "iscrowd": 0, "area": area, **box}
             lines.append(f"{',' if self._boxes > 1 else ''}\n{json.dumps(row)}")
-        with told(self._path):
+        with as_user_error(self._path):
             self._file.write("".join(lines).encode())
             self._file.flush()
 
@@ -68,7 +68,7 @@ def found_file(path: Path, categories: Sequence[tuple[Any, str]]) -> Iterator[Fo
         UserError: it cannot be written.
     """
     ended: BaseException | None = None
-    with told(path), replacing(path) as file:
+    with as_user_error(path), replacing(path) as file:
         found = FoundFile(path, file, categories)
         try:
             yield found

@@ -29,7 +29,7 @@ from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.evaluation import found_in
 from drkd_jax.report.draw import draw_detections
 from drkd_jax.training.sharding import put_batch
-from drkd_jax.training.writing import make_folder, told
+from drkd_jax.training.writing import as_user_error, make_folder
 from drkd_jax.types import Batch, Detections
 
 
@@ -182,7 +182,7 @@ class _Writer:
         done, data = cv2.imencode(".png", drawn[..., ::-1])
         if not done:
             raise UserError(f"{drawing}: a drawing of this size cannot be written as PNG")
-        with told(drawing):
+        with as_user_error(drawing):
             drawing.write_bytes(marked(data.tobytes()))
         height, width = image.shape[:2]
         about = {"id": index + 1, "file_name": str(path), "height": height, "width": width}

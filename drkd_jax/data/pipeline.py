@@ -112,14 +112,14 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         counts = self._counter.take()
         return counts | ({} if self._skips is None else {"skipped": float(self.num_skipped)})
 
-    def share_skipped(self, union: Callable[[np.ndarray], np.ndarray]) -> None:
+    def share_skipped(self, allgather: Callable[[np.ndarray], np.ndarray]) -> None:
         """Has every host know what all of them skipped; see ``SkipList.share``.
 
         Raises:
             UserError: more than 1 % of the pictures, on every host alike.
         """
         if self._skips is not None:
-            self._skips.share(union)
+            self._skips.share(allgather)
 
     @property
     def num_skipped(self) -> int:
@@ -192,14 +192,14 @@ class EvalBatches:
                 del batches
                 gc.collect()
 
-    def share_skipped(self, union: Callable[[np.ndarray], np.ndarray]) -> None:
+    def share_skipped(self, allgather: Callable[[np.ndarray], np.ndarray]) -> None:
         """As of ``TrainIterator``.
 
         Raises:
             UserError: more than 1 % of the pictures, on every host alike.
         """
         if self._skips is not None:
-            self._skips.share(union)
+            self._skips.share(allgather)
 
     @property
     def num_skipped(self) -> int:

@@ -81,16 +81,16 @@ class SkipList:
                 "the instances file (`prepare --check SOURCE` lists all faults)"
             )
 
-    def share(self, union: Callable[[np.ndarray], np.ndarray]) -> None:
+    def share(self, allgather: Callable[[np.ndarray], np.ndarray]) -> None:
         """Notes what other hosts had to leave out; all of them call it at the same place.
 
         Args:
-            union: takes whole numbers of this host ``[n]`` and returns those of all.
+            allgather: takes whole numbers of this host ``[n]`` and returns those of all.
 
         Raises:
             UserError: more than 1 % of the pictures could not be read, by whomever.
         """
-        self.add(union(np.array(sorted(self.reasons), np.int64)))
+        self.add(allgather(np.array(sorted(self.reasons), np.int64)))
 
     def _write(self, line: dict[str, Any]) -> None:
         key = _key(line)

@@ -20,7 +20,7 @@ from drkd_jax.data.pipeline import eval_batches
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import replicated
-from drkd_jax.training.state import take_apart
+from drkd_jax.training.state import split_module
 from drkd_jax.types import Batch, Features
 
 SIDES: tuple[Literal["teacher"], Literal["student"]] = ("teacher", "student")
@@ -73,8 +73,8 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
     specs = student.spec, run.teacher.detector.spec
     distiller = nnx.eval_shape(lambda: distill.Distiller(terms, *specs, rngs=nnx.Rngs(0)))
     graphs = {
-        "student": take_apart(student, student.is_trained).graph,
-        "distiller": take_apart(distiller, distiller.is_trained).graph,
+        "student": split_module(student, student.is_trained).graph,
+        "distiller": split_module(distiller, distiller.is_trained).graph,
     }
     teacher_graph = run.teacher.graph
     pair = distiller.pairs[0]

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from drkd_jax.errors import UserError
 from drkd_jax.training.loading import WHICH, stored
 from drkd_jax.training.state import Arrays, TrainState, flatten, num_parameters, unflatten
-from drkd_jax.training.writing import held_back, is_refused_write, reason, told
+from drkd_jax.training.writing import as_user_error, collect_unraisable, is_refused_write, reason
 
 
 class Checkpoints:
@@ -43,7 +43,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every file it touches
-        with told(workdir):
+        with as_user_error(workdir):
             if jax.process_index() == 0:
                 for name in WHICH.values():
                     _remove_unfinished(workdir / name)
@@ -177,7 +177,7 @@ class Checkpoints:
 
     def _refused(self, manager: ocp.CheckpointManager, step: int, write: Callable[[], Any]) -> None:
         """Calls `write`; raises `UserError` where the system refuses."""
-        with held_back() as said:
+        with collect_unraisable() as said:
             try:
                 write()
             except Exception as error:

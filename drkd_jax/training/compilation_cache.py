@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from drkd_jax.training.writing import told
+from drkd_jax.training.writing import as_user_error
 
 
 def keep_programs(folder: str | Path) -> None:
@@ -16,7 +16,7 @@ def keep_programs(folder: str | Path) -> None:
         UserError: the folder cannot be made.
     """
     path = Path(folder)
-    with told(path):
+    with as_user_error(path):
         path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path.absolute()))
     # Small programs too: a start runs hundreds of them.

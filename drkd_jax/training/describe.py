@@ -12,7 +12,7 @@ from drkd_jax.data.pipeline import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.distill import distill_config
 from drkd_jax.evaluation import why_nothing_to_find
-from drkd_jax.training.processes import from_first
+from drkd_jax.training.processes import broadcast
 from drkd_jax.training.settings import TrainSettings
 from drkd_jax.training.setup import Run
 from drkd_jax.training.state import num_parameters
@@ -76,7 +76,7 @@ def findings(run: Run, say: Callable[[str], None]) -> list[str]:
     """
     sets = run.train_source, run.val_source, run.pipeline.max_boxes, run.eval.max_detections
     warnings = []
-    for part, text, grave in from_first(lambda: data_findings(*sets)):
+    for part, text, grave in broadcast(lambda: data_findings(*sets)):
         if grave:
             warnings.append(f"{part}: {text}")
         else:

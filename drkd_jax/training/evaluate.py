@@ -20,7 +20,7 @@ from drkd_jax.data.pipeline import PipelineConfig, eval_batches
 from drkd_jax.data.sources import Source
 from drkd_jax.evaluation import coco_numbers, to_coco
 from drkd_jax.training.pixels import Pixels
-from drkd_jax.training.processes import union
+from drkd_jax.training.processes import allgather
 from drkd_jax.training.settings import EvalSettings
 from drkd_jax.training.sharding import put_batch, replicated
 from drkd_jax.training.state import Arrays
@@ -140,7 +140,7 @@ def evaluate(
         waiting = (batch, detections)
     if waiting is not None:
         found += _read(*waiting, source, category_ids)
-    batches.share_skipped(union)
+    batches.share_skipped(allgather)
     image_ids = batches.image_ids if settings.max_pictures else None
     truth = source.coco_ground_truth()
     numbers = coco_numbers(truth, found, image_ids, settings.evaluator, settings.max_detections)

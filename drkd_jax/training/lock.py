@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drkd_jax.errors import UserError
-from drkd_jax.training.writing import told
+from drkd_jax.training.writing import as_user_error
 
 LOCK_FILE = "lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -34,7 +34,7 @@ def locked(workdir: Path) -> Iterator[None]:
         UserError: another run holds it (which one is said), or the folder cannot be written.
     """
     path = workdir / LOCK_FILE
-    with told(path):
+    with as_user_error(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -48,7 +48,7 @@ def locked(workdir: Path) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
             _log.warning("%s: this file system has no locks; start one run only in it", workdir)
-        with told(path):
+        with as_user_error(path):
             os.ftruncate(handle, 0)
             about = {
                 "process": os.getpid(),

@@ -17,6 +17,7 @@ from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.skipped import SKIPPED_FILE
 from drkd_jax.paths import expand_home
+from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.describe import describe, findings, other_classes
 from drkd_jax.training.evaluate import (
@@ -30,8 +31,7 @@ from drkd_jax.training.interrupt import InterruptedRunError, StopRequest, stop_r
 from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import METRICS_FILE, Metrics, last_evaluation
 from drkd_jax.training.pretrain import with_pretrained_units
-from drkd_jax.training.processes import Vote, any_of, from_first, is_first, union
-from drkd_jax.training.reading import AHEAD, Reading
+from drkd_jax.training.processes import Vote, allgather, any_process, broadcast, is_first
 from drkd_jax.training.same_run import changed_data, check_same_classes, check_same_run
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
@@ -73,11 +73,11 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
         run = build_run(config)
         _stop_unbegun(request)
 
-        def occupy() -> None:
+        def acquire() -> None:
             make_folder(workdir, "--workdir")
             stack.enter_context(locked(workdir))
 
-        from_first(occupy)
+        broadcast(acquire)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, run.train.keep)))
         return _Session(run, workdir, checkpoints, profile).finish(request)
 
@@ -98,16 +98,16 @@ class _Session:
         self.start, self.seconds = 0, 0.0
         self.teacher_ap: float | None = None  # where teacher.evaluate asks for it
         sources = {"train": run.train_source, "val": run.val_source}
-        self.fingerprint: dict[str, Any] = from_first(
+        self.fingerprint: dict[str, Any] = broadcast(
             lambda: {name: fingerprint(source) for name, source in sources.items()}
         )
         self.compared: set[tuple[int, ...]] = set()  # shapes whose gradients were looked at
         self._resume()
         self.trace = Trace(workdir, read_steps(profile, self.start), silent=not is_first())
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
-        self.reading = Reading(run, self.metrics, checkpoints)
+        self.reading = AsyncMetrics(run, self.metrics, checkpoints)
         self.reading.window.counts = self.loader.counts
-        evaluated = from_first(lambda: last_evaluation(workdir / METRICS_FILE))
+        evaluated = broadcast(lambda: last_evaluation(workdir / METRICS_FILE))
         self.evaluated: tuple[int, dict[str, float]] | None = evaluated and tuple(evaluated)
         self.best = checkpoints.best()  # step and numbers
         self.since = time.perf_counter()
@@ -226,7 +226,7 @@ class _Session:
                 self.trace.stop()
                 self.metrics.say(f"profile    written to {self.trace.folder}")
             if done % settings.log_every == 0 or last:
-                self.loader.share_skipped(union)
+                self.loader.share_skipped(allgather)
                 self.reading.log(done)
             if done % settings.checkpoint_every == 0 or last or stop:
                 self._save(done)
@@ -326,7 +326,7 @@ class _Session:
         summary = summarize(run, self.state, final, self.best, seconds, warnings)
         if run.weights:
             ap = final["AP"], self.teacher_ap
-            judged = from_first(
+            judged = broadcast(
                 lambda: judge_distillation(self.workdir, tuple(run.weights), *ap)._asdict()
             )
             self.metrics.say(f"distilled  {judged['text']}")
@@ -338,7 +338,7 @@ class _Session:
 
 def _stop_unbegun(request: StopRequest, start: int = 0) -> None:
     """Ends a session that a signal met before its first step: there is nothing to save."""
-    if any_of(request.name is not None):
+    if any_process(request.name is not None):
         begun = f"the checkpoint of step {start}" if start else "the beginning"
         raise InterruptedRunError(
             f"{request.name or 'asked to stop'} before the first step: there was nothing to save; "

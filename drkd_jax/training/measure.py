@@ -21,7 +21,7 @@ from drkd_jax.data.pipeline import train_loader
 from drkd_jax.errors import UserError
 from drkd_jax.training.setup import Run, build_distiller
 from drkd_jax.training.sharding import put_everywhere
-from drkd_jax.training.state import Arrays, take_apart
+from drkd_jax.training.state import Arrays, split_module
 from drkd_jax.training.step import Recipe, loss_terms
 from drkd_jax.types import Batch
 
@@ -159,12 +159,12 @@ def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict
     }
     if run.teacher is not None:
 
-        def guide(teacher: Arrays, batch: Batch) -> Any:
+        def features_of(teacher: Arrays, batch: Batch) -> Any:
             module = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
             images, _ = recipe.pixels.prepare(batch)
             return module.features(recipe.for_teacher(batch, images)).maps
 
-        programs["teacher"] = program(guide, teacher, batch)
+        programs["teacher"] = program(features_of, teacher, batch)
         programs["whole"] = program(gradient(recipe), state.params, state.rest, teacher, batch)
         if len(recipe.weights) > 1:
             for term in recipe.weights:
@@ -195,7 +195,7 @@ def _without(run: Run, term: str) -> tuple[Recipe, Any, Any]:
     distiller: distill.Distiller = build_distiller(
         config, student, run.teacher, recipe.pixels.dtype
     )
-    parts = take_apart(distiller, distiller.is_trained)
+    parts = split_module(distiller, distiller.is_trained)
     smaller = dataclasses.replace(
         recipe,
         graphs={**recipe.graphs, "distiller": parts.graph},

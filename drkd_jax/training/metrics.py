@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from drkd_jax.training.board import Board
-from drkd_jax.training.writing import told, write_text
+from drkd_jax.training.tensorboard import TensorBoardWriter
+from drkd_jax.training.writing import as_user_error, write_text
 
 METRICS_FILE = "metrics.jsonl"
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -42,9 +42,9 @@ class Metrics:
             if self._path.exists():
                 kept = [line for line in read_metrics(self._path) if line["step"] <= start]
                 write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-            with told(workdir):
+            with as_user_error(workdir):
                 self._file = self._path.open("a")
-                self._board = Board(workdir / "tensorboard", start)
+                self._board = TensorBoardWriter(workdir / "tensorboard", start)
         self._terminal = sys.stderr
         self._lines = not self._terminal.isatty()
         self._bar = tqdm(
@@ -101,7 +101,7 @@ class Metrics:
         """Ends the bar and closes the files."""
         self._bar.close()
         if not self._silent:
-            with told(self._path):
+            with as_user_error(self._path):
                 self._file.close()
                 self._board.close()
 
@@ -112,7 +112,7 @@ class Metrics:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with told(self._path):
+        with as_user_error(self._path):
             self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
             self._file.flush()
             if kind != "warning":

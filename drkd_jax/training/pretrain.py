@@ -35,17 +35,17 @@ from drkd_jax.distill import DistillConfig, Distiller
 from drkd_jax.distill.layers import pixel_mask, safe_ratio
 from drkd_jax.errors import UserError
 from drkd_jax.training import schedule
-from drkd_jax.training.processes import from_all, from_first
+from drkd_jax.training.processes import broadcast, from_all
 from drkd_jax.training.settings import TrainSettings
 from drkd_jax.training.setup import Run
 from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.training.state import (
     Arrays,
-    Parts,
+    SplitModule,
     TrainState,
     flatten,
-    put_together,
-    take_apart,
+    merge_module,
+    split_module,
     unflatten,
 )
 from drkd_jax.training.step import picture_keys
@@ -84,12 +84,12 @@ def with_pretrained_units(
     if "distiller" not in run.recipe.graphs:
         return state
     graph = run.recipe.graphs["distiller"]
-    distiller = put_together(Parts(graph, state.params["distiller"], state.rest["distiller"]))
+    distiller = merge_module(SplitModule(graph, state.params["distiller"], state.rest["distiller"]))
     term = distiller.pixel_relation
     if term is None or term.config.teacher_modules != "pretrained":
         return state
     path, mark = workdir / UNITS_FILE, fingerprint(run)
-    if from_first(lambda: read_units(path, mark) is not None):
+    if broadcast(lambda: read_units(path, mark) is not None):
         found = read_units(path, mark)
         say(f"teacher    graph units as trained before, from {path}")
     else:
@@ -98,7 +98,7 @@ def with_pretrained_units(
         found = train_units(run, distiller, stop)
         if found is None:
             return None
-        from_first(lambda: write_units(path, mark, found))
+        broadcast(lambda: write_units(path, mark, found))
     assert found is not None
     say(
         f"teacher    with its graph units its loss on {found.images} held-out images is "
@@ -116,7 +116,7 @@ def with_pretrained_units(
         name: jnp.asarray(found.arrays[name], leaf.dtype) for name, leaf in flatten(pure).items()
     }
     nnx.update(term.teacher, unflatten(trained, pure))
-    rest = take_apart(distiller, run.recipe.is_trained["distiller"]).rest
+    rest = split_module(distiller, run.recipe.is_trained["distiller"]).rest
     return _with_rest(state, put_everywhere(rest, run.mesh))
 
 

@@ -112,7 +112,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def from_first(make: Callable[[], Any]) -> Any:
+def broadcast(make: Callable[[], Any]) -> Any:
     """What `make` returned on process 0 (JSON values), for all; its `UserError` too.
 
     Everybody has to call it, in the same order.
@@ -143,12 +143,12 @@ def from_all(values: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))
 
 
-def any_of(wanted: bool) -> bool:
+def any_process(wanted: bool) -> bool:
     """Whether any process wants something. All have to ask at the same place, and wait there."""
     return bool(from_all(np.array([wanted])).any())
 
 
-def union(numbers: np.ndarray) -> np.ndarray:
+def allgather(numbers: np.ndarray) -> np.ndarray:
     """The whole numbers of all processes, each once, in ascending order.
 
     Args:

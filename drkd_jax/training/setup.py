@@ -43,7 +43,7 @@ from drkd_jax.training.state import (
     Filter,
     TrainState,
     new_state,
-    take_apart,
+    split_module,
 )
 from drkd_jax.training.step import Recipe, TrainStep, pmap_step, train_step
 from drkd_jax.training.teacher import Teacher, for_data, load_teacher
@@ -124,7 +124,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
             "config.student.backbone.norm = 'bn' needs: take 'jit', or norm 'frozen_bn' or 'gn'"
         )
     check_canvases(pipeline, student.stride, "student")
-    parts = {"student": take_apart(student, student.is_trained)}
+    parts = {"student": split_module(student, student.is_trained)}
     filters: dict[str, Filter] = {"student": student.is_trained}
     graphs = {"student": parts["student"].graph}
     teacher, weights, teacher_pixels, phases = None, {}, None, distill.DistillConfig()
@@ -140,7 +140,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
             own_rule = f"it reads {teacher_pixels}, the student {pixels}"
             teacher = teacher._replace(origin=f"{teacher.origin}; {own_rule}")
         distiller = build_distiller(config, student, teacher, pixels.dtype)
-        parts["distiller"] = take_apart(distiller, distiller.is_trained)
+        parts["distiller"] = split_module(distiller, distiller.is_trained)
         filters["distiller"] = distiller.is_trained
         graphs |= {"distiller": parts["distiller"].graph, "teacher": teacher.graph}
         weights = {name: float(weight) for name, weight in distiller.weights.items()}

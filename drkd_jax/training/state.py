@@ -21,7 +21,7 @@ Arrays = Any  # a pytree of arrays: nnx.State holding bare arrays
 Filter = Callable[[Any, Any], bool]
 
 
-class Parts(NamedTuple):
+class SplitModule(NamedTuple):
     """A module taken apart: `graph` is static, the two others are pytrees of bare arrays."""
 
     graph: nnx.GraphDef
@@ -52,20 +52,20 @@ class TrainState:
         return self.average or self.params["student"], self.rest["student"]
 
 
-def take_apart(module: nnx.Module, is_trained: Filter) -> Parts:
+def split_module(module: nnx.Module, is_trained: Filter) -> SplitModule:
     """Splits a module by `is_trained(path, variable)`."""
     found: Any = nnx.split(module, is_trained, ...)
     graph, params, rest = found
-    return Parts(graph, nnx.as_pure(params), nnx.as_pure(rest))
+    return SplitModule(graph, nnx.as_pure(params), nnx.as_pure(rest))
 
 
-def put_together(parts: Parts) -> Any:
+def merge_module(parts: SplitModule) -> Any:
     """The module again, with Variables of its own: safe inside a gradient's trace."""
     return nnx.merge(parts.graph, parts.params, parts.rest, copy=True)
 
 
 def new_state(
-    parts: Mapping[str, Parts], tx: optax.GradientTransformation, *, average: bool = False
+    parts: Mapping[str, SplitModule], tx: optax.GradientTransformation, *, average: bool = False
 ) -> TrainState:
     """The state of step 0.
 

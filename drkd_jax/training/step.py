@@ -27,7 +27,14 @@ from jaxtyping import Float, Int, Key
 from drkd_jax.training.pixels import Pixels
 from drkd_jax.training.schedule import Schedule
 from drkd_jax.training.sharding import replicated
-from drkd_jax.training.state import Arrays, Filter, Parts, TrainState, put_together, take_apart
+from drkd_jax.training.state import (
+    Arrays,
+    Filter,
+    SplitModule,
+    TrainState,
+    merge_module,
+    split_module,
+)
 from drkd_jax.types import Array, Batch
 
 Tree = TypeVar("Tree")
@@ -120,7 +127,8 @@ def loss_terms(
         "distill_factor", diagnostics as "diag/NAME".
     """
     modules = {
-        name: put_together(Parts(recipe.graphs[name], params[name], rest[name])) for name in params
+        name: merge_module(SplitModule(recipe.graphs[name], params[name], rest[name]))
+        for name in params
     }
     images, targets = recipe.pixels.prepare(batch)
     student = modules["student"]
@@ -130,8 +138,8 @@ def loss_terms(
     values = dict(student.losses(features, targets, keys))
     total = sum(values.values(), jnp.zeros((), jnp.float32))
     if "distiller" in modules:
-        guide = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
-        teacher_features = gather(guide.features(recipe.for_teacher(batch, images)))
+        teacher_module = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
+        teacher_features = gather(teacher_module.features(recipe.for_teacher(batch, images)))
         seen = features.maps
         if recipe.adaptation_steps:
             adapts = step < recipe.adaptation_steps
@@ -152,7 +160,7 @@ def loss_terms(
         total = total + (output.total if recipe.distill_factor is None else factor * output.total)
         values |= {f"diag/{name}": value for name, value in output.diagnostics.items()}
     after = {
-        name: take_apart(module, recipe.is_trained[name]).rest for name, module in modules.items()
+        name: split_module(module, recipe.is_trained[name]).rest for name, module in modules.items()
     }
     return total, (values, after)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from drkd_jax.errors import UserError
-from drkd_jax.training.writing import told
+from drkd_jax.training.writing import as_user_error
 
 FOLDER = "profile"
 _WARM_UP = 2  # steps of a session that are left out where only a number is given: they compile
@@ -66,7 +66,7 @@ class Trace:
             return
         self._running = True
         if not self._silent:
-            with told(self.folder):
+            with as_user_error(self.folder):
                 self.folder.mkdir(exist_ok=True)
             jax.profiler.start_trace(str(self.folder))
 

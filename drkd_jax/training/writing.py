@@ -83,7 +83,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written; the old content is still there.
     """
-    with told(path), replacing(path) as file:
+    with as_user_error(path), replacing(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -114,7 +114,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def as_user_error(path: Path) -> Iterator[None]:
     """Turns the operating system's refusal to write `path` into words for the user.
 
     Raises:
@@ -144,7 +144,7 @@ def _is_stream(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[list[Any]]:
+def collect_unraisable() -> Iterator[list[Any]]:
     """Holds back the errors that threads of C++ libraries can raise to nobody.
 
     Python prints a traceback for each of them at once, in the midst of whatever is said. Within,

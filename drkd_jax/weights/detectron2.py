@@ -16,8 +16,8 @@ import numpy as np
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, Pixels
-from drkd_jax.weights.account import Entry, Skip
-from drkd_jax.weights.reading import Assumed, Reading
+from drkd_jax.weights.checkpoint_spec import Assumed, CheckpointSpec
+from drkd_jax.weights.key_report import Entry, Skip
 from drkd_jax.weights.resnet_names import Shapes, backbone_entries, read_backbone
 
 _BODY = "backbone.bottom_up."
@@ -74,7 +74,7 @@ def table(names: Iterable[str], prefixed: bool) -> list[Entry]:
     return entries
 
 
-def read(shapes: Shapes, arrays: Mapping[str, np.ndarray], file_name: str) -> Reading:
+def read(shapes: Shapes, arrays: Mapping[str, np.ndarray], file_name: str) -> CheckpointSpec:
     """The architecture behind a file's keys.
 
     Args:
@@ -103,7 +103,7 @@ def read(shapes: Shapes, arrays: Mapping[str, np.ndarray], file_name: str) -> Re
     }
     laterals = [n for n in range(2, 6) if f"backbone.fpn_lateral{n}.weight" in shapes]
     if not laterals:
-        return Reading("backbone", shown, assumed, pixels=(pixels, why))
+        return CheckpointSpec("backbone", shown, assumed, pixels=(pixels, why))
     if laterals != list(range(laterals[0], 6)):
         raise UserError(f"an FPN on the levels {', '.join(map(str, laterals))}")
     channels = shapes["backbone.fpn_lateral5.weight"][0]
@@ -116,7 +116,7 @@ def read(shapes: Shapes, arrays: Mapping[str, np.ndarray], file_name: str) -> Re
         from_c5 = extra[1] == shapes["backbone.fpn_lateral5.weight"][1]
         shown |= {"extra": "conv_c5" if from_c5 else "conv_p5", "max_level": 7}
         assumed["extra_relu"] = Assumed(True, "Detectron2's own")
-    return Reading("pyramid", shown, assumed, pixels=(pixels, why))
+    return CheckpointSpec("pyramid", shown, assumed, pixels=(pixels, why))
 
 
 def _pixels(arrays: Mapping[str, np.ndarray], groups: int) -> tuple[Pixels, str]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.account import Entry, Skip
+from drkd_jax.weights.key_report import Entry, Skip
 from drkd_jax.weights.resnet_names import backbone_entries
 
 # Our module, as a pattern, and theirs; "{0}", "{1}" are the pattern's groups.

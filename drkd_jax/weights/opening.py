@@ -13,11 +13,11 @@ import numpy as np
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.weights import detectron2
-from drkd_jax.weights.account import Account
+from drkd_jax.weights.checkpoint_spec import CheckpointSpec
 from drkd_jax.weights.empty_models import abstract, model_shapes
 from drkd_jax.weights.files import ForeignFile, checked_name, is_safetensors, read_foreign, sha256
+from drkd_jax.weights.key_report import KeyReport
 from drkd_jax.weights.ours import About, is_ours, read_ours
-from drkd_jax.weights.reading import Reading
 from drkd_jax.weights.understanding import Understood, understand
 from drkd_jax.weights.wrappers import Unwrapped, unwrap
 
@@ -40,7 +40,7 @@ class Weights:
     path: Path
     arrays: dict[str, np.ndarray]
     about: About
-    account: Account | None
+    account: KeyReport | None
     lines: tuple[str, ...]
 
     @property
@@ -211,7 +211,7 @@ def _left(found: ForeignFile, inner: Unwrapped) -> list[str]:
 
 def _open_ours(path: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -> Weights:
     arrays, about = read_ours(path)
-    reading = Reading(about.part, about.settings, {})
+    reading = CheckpointSpec(about.part, about.settings, {})
     settings = reading.settings(config, str(path))
     reading.data(said, str(path))  # the keys are known ones
     about = dataclasses.replace(about, settings=settings, data=dict(about.data) | dict(said))
@@ -230,7 +230,7 @@ def _open_ours(path: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -
     return Weights(path, arrays, about, None, (line,))
 
 
-def _categories(reading: Reading) -> tuple[tuple[int, str], ...]:
+def _categories(reading: CheckpointSpec) -> tuple[tuple[int, str], ...]:
     coco = {category.name: int(category.id) for category in COCO_CATEGORIES}
     names = reading.class_names
     if set(names) <= set(coco):

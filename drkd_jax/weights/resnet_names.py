@@ -11,7 +11,7 @@ from typing import Any
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.resnet import BLOCKS, EXPANSION
-from drkd_jax.weights.account import Entry
+from drkd_jax.weights.key_report import Entry
 
 Shapes = Mapping[str, tuple[int, ...]]
 

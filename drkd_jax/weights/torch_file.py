@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.machine import read_pickle
 from drkd_jax.weights.pickled_names import Block, NotPlainError, Storage, Tensor
+from drkd_jax.weights.unpickler import read_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001

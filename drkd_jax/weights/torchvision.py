@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from drkd_jax.weights.account import Entry, Skip
+from drkd_jax.weights.key_report import Entry, Skip
 
 # Ours, theirs, the layout of a kernel, and the name before torchvision 0.13 wrapped convolutions.
 # A number of ours stands in theirs as {0}, {1}, ..; one more as {0+}; twice as {0*2}.

@@ -13,12 +13,13 @@ from drkd_jax.errors import UserError
 from drkd_jax.weights import (
     detectron2,
     mmdet,
-    reading_mmdet,
-    reading_torchvision,
+    spec_mmdet,
+    spec_torchvision,
     torchvision,
 )
-from drkd_jax.weights.account import Account, Entry, Skip, account_for, take
+from drkd_jax.weights.checkpoint_spec import CheckpointSpec
 from drkd_jax.weights.empty_models import model_shapes
+from drkd_jax.weights.key_report import Entry, KeyReport, Skip, account_for, take
 from drkd_jax.weights.pyramid_norms import (
     Fold,
     find_folds,
@@ -26,7 +27,6 @@ from drkd_jax.weights.pyramid_norms import (
     folded_keys,
     folded_shapes,
 )
-from drkd_jax.weights.reading import Reading
 from drkd_jax.weights.resnet_names import Shapes
 
 LIBRARIES = ("torchvision", "mmdet", "detectron2")
@@ -34,15 +34,15 @@ LIBRARIES = ("torchvision", "mmdet", "detectron2")
 _IS: Mapping[str, Callable[[Shapes], bool]] = MappingProxyType(
     {
         "detectron2": detectron2.is_detectron2,
-        "mmdet": reading_mmdet.is_mmdet,
-        "torchvision": reading_torchvision.is_torchvision,
+        "mmdet": spec_mmdet.is_mmdet,
+        "torchvision": spec_torchvision.is_torchvision,
     }
 )
 _SKIPS: Mapping[str, Callable[[str], tuple[Skip, ...]]] = MappingProxyType(
     {
         "detectron2": detectron2.skips,
         "mmdet": mmdet.skips,
-        "torchvision": reading_torchvision.skips,
+        "torchvision": spec_torchvision.skips,
     }
 )
 
@@ -51,12 +51,12 @@ class Understood(NamedTuple):
     """What the keys and shapes of a foreign file say."""
 
     library: str
-    reading: Reading
+    reading: CheckpointSpec
     settings: dict[str, Any]
     table: list[Entry]
-    account: Account
+    account: KeyReport
     folds: tuple[Fold, ...]
-    used: dict[str, str]  # as `Account.used`, with folded norms as the biases that they become
+    used: dict[str, str]  # as `KeyReport.used`, with folded norms as the biases that they become
 
     def arrays(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The file's arrays by our names, with the norms of its pyramid folded."""
@@ -118,7 +118,7 @@ def understand(
     table = library_table(library, wanted, prefixed)
     account = account_for(folded, table, wanted, _SKIPS[library](reading.part))
     used = dict(account.used)
-    honest = Account(
+    honest = KeyReport(
         folded_keys(used, folds, shapes),
         account.skipped,
         account.missing,
@@ -156,7 +156,7 @@ def _read(
     path: Path,
     library: str,
     arrays: Mapping[str, np.ndarray],
-) -> Reading:
+) -> CheckpointSpec:
     if library not in LIBRARIES:
         raise UserError(f"library {library!r}: one of {', '.join(LIBRARIES)}")
     other = next((name for name in LIBRARIES if name != library and _IS[name](shapes)), None)
@@ -166,8 +166,8 @@ def _read(
         if library == "detectron2":
             return detectron2.read(shapes, arrays, path.name)
         if library == "mmdet":
-            return reading_mmdet.read(shapes, meta, path.name)
-        return reading_torchvision.read(shapes, meta, path.name)
+            return spec_mmdet.read(shapes, meta, path.name)
+        return spec_torchvision.read(shapes, meta, path.name)
     except (ArithmeticError, LookupError, ValueError) as error:
         raise UserError(f"{path}: its arrays have shapes that no model of ours has") from error
     except UserError as error:

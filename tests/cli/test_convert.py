@@ -16,7 +16,7 @@ from drkd_jax.__main__ import main
 from drkd_jax.cli.detector import load_weights
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import flatten, new_state, take_apart
+from drkd_jax.training.state import flatten, new_state, split_module
 from drkd_jax.weights.opening import open_weights
 from tests.training import tiny
 from tests.weights.configs import RETINANET
@@ -109,7 +109,7 @@ def workdir(tmp_path_factory):
     config = tiny.config()
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     student = models.init_detector(settings, 2, 7)
-    state = new_state({"student": take_apart(student, student.is_trained)}, optax.sgd(0.1))
+    state = new_state({"student": split_module(student, student.is_trained)}, optax.sgd(0.1))
     state = put_everywhere(state, data_mesh())
     state = type(state)(jnp.int32(5), state.params, state.rest, state.opt_state)
     folder = tmp_path_factory.mktemp("run")

@@ -15,7 +15,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.evaluation import NUMBERS, coco_numbers
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import TrainState, take_apart
+from drkd_jax.training.state import TrainState, split_module
 from tests.training import tiny
 
 
@@ -29,7 +29,7 @@ def workdir(tmp_path_factory):
     source = open_source(config["data"]["val"])
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     student = models.init_detector(settings, len(source.categories), 1)
-    parts = take_apart(student, student.is_trained)
+    parts = split_module(student, student.is_trained)
     state = TrainState(jnp.int32(4), {"student": parts.params}, {"student": parts.rest}, ())
     checkpoints = Checkpoints(folder, 1)
     categories = [list(category) for category in source.categories]

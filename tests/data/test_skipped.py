@@ -153,12 +153,12 @@ def test_what_other_hosts_met_counts_on_all(root, tmp_path):
     for index, skips in zip((3, 4), lists, strict=True):
         skips.add(np.array([index]))  # each by itself is under 1 %
 
-    def union(_):
+    def allgather(_):
         return np.unique([*lists[0].reasons, *lists[1].reasons])
 
     for skips in lists:
         with pytest.raises(UserError, match=r"2 of 120 pictures cannot be read, more than 1%"):
-            skips.share(union)
+            skips.share(allgather)
     assert {line["index"] for line in _lines(tmp_path / "0.jsonl")} == {3, 4}
 
 

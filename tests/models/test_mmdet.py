@@ -26,7 +26,7 @@ from drkd_jax.models.rpn import propose
 from drkd_jax.ops.sampling import Sampled
 from crosscheck.reference.seeded import pictures, thin, weight
 from drkd_jax.types import Features, Targets
-from drkd_jax.weights import mmdet, reading_mmdet
+from drkd_jax.weights import mmdet, spec_mmdet
 from drkd_jax.weights.layouts import LAYOUTS
 from drkd_jax.weights.empty_models import abstract, model_shapes
 from tests import margins, oracles
@@ -74,7 +74,7 @@ def load(name):
     model = REQUEST[name]
     answers = np.load(FOLDER / f"{name}.npz")
     theirs = drawn_weights(answers, model.get("seed", 0))
-    reading = reading_mmdet.read({k: v.shape for k, v in theirs.items()}, {}, f"{name}.pth")
+    reading = spec_mmdet.read({k: v.shape for k, v in theirs.items()}, {}, f"{name}.pth")
     settings = reading.settings(said(model), name)
     shapes = model_shapes(reading.part, settings, reading.num_classes)
     table = mmdet.table(shapes)

@@ -17,10 +17,10 @@ from drkd_jax.training.same_run import check_same_run, differing_keys
 from drkd_jax.training.sharding import data_mesh, put_everywhere, replicated
 from drkd_jax.training.state import (
     flatten,
+    merge_module,
     new_state,
     num_parameters,
-    put_together,
-    take_apart,
+    split_module,
     unflatten,
 )
 
@@ -41,8 +41,8 @@ class Small(nnx.Module):
 def parts_of(width=4, key=0):
     student, distiller = Small(width, key), Small(5, key + 1)
     return {
-        "student": take_apart(student, student.is_trained),
-        "distiller": take_apart(distiller, distiller.is_trained),
+        "student": split_module(student, student.is_trained),
+        "distiller": split_module(distiller, distiller.is_trained),
     }
 
 
@@ -75,7 +75,7 @@ def test_a_module_taken_apart_and_flattened_comes_back():
     assert "layers.0.kernel" in flatten(parts.rest)
     assert num_parameters(parts.params) == 4 * 2 + 2 + 2 + 2
     again = unflatten(flatten(parts.params), parts.params)
-    module = put_together(parts._replace(params=again))
+    module = merge_module(parts._replace(params=again))
     np.testing.assert_array_equal(
         module.layers[1].kernel[...], parts_of()["student"].params["layers"][1]["kernel"]
     )

@@ -9,11 +9,11 @@ import pytest
 
 from drkd_jax.errors import UserError
 from drkd_jax.training.gradients import gradient_report
+from drkd_jax.training.metric_averager import MetricAverager
 from drkd_jax.training.settings import train_settings
 from drkd_jax.training.sharding import data_mesh
 from drkd_jax.training.step import loss_terms
 from drkd_jax.training.step import norm as length
-from drkd_jax.training.window import Window
 from tests.training import toy
 
 
@@ -67,7 +67,7 @@ def test_while_the_distiller_adapts_the_terms_have_no_gradient():
 
 
 def test_what_was_found_is_in_the_next_line_and_not_in_the_one_after():
-    window = Window({}, 4)
+    window = MetricAverager({}, 4)
     step = {"total": 2.0, "learning_rate": 0.1, "finite": 1.0}
     for norm in (1.0, 2.0):
         window.values(dict(step))

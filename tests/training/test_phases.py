@@ -12,11 +12,11 @@ from drkd_jax.distill import DistillConfig
 from drkd_jax.errors import UserError
 from drkd_jax.training import checkpoint
 from drkd_jax.training.loading import load_arrays
+from drkd_jax.training.metric_averager import MetricAverager
 from drkd_jax.training.schedule import check_distillation, distill_factor
 from drkd_jax.training.sharding import data_mesh, put_everywhere, replicated
 from drkd_jax.training.state import flatten
 from drkd_jax.training.step import loss_terms, train_step
-from drkd_jax.training.window import Window
 from tests.training import toy
 
 
@@ -98,7 +98,7 @@ def test_the_factor_multiplies_every_weighted_term_and_is_reported():
 
 
 def test_shares_are_of_the_weights_of_their_steps():
-    window = Window({"near": 2.0}, 4)
+    window = MetricAverager({"near": 2.0}, 4)
     for factor, near, total in ((0.0, 5.0, 1.0), (0.5, 3.0, 4.0)):
         step = {"total": total, "near": near, "distill_factor": factor}
         window.values({**step, "learning_rate": 0.1, "finite": 1.0})

@@ -217,21 +217,21 @@ def test_who_waits_in_vain_says_so_in_one_line(started, monkeypatch, capsys):
 
 
 def test_what_each_has_is_known_to_all(monkeypatch):
-    assert processes.any_of(True)
-    assert not processes.any_of(False)
+    assert processes.any_process(True)
+    assert not processes.any_process(False)
     others = iter([np.array([2, 3]), np.array([4, 1, -1, 7, 1, 9])])  # their numbers, and they
     monkeypatch.setattr(processes, "from_all", lambda _: next(others))
-    assert processes.union(np.array([4, 1])).tolist() == [1, 4, 7, 9]
+    assert processes.allgather(np.array([4, 1])).tolist() == [1, 4, 7, 9]
 
 
 def test_a_process_alone_asks_nobody():
     assert processes.is_first()
-    assert processes.from_first(lambda: [1, "a"]) == [1, "a"]
+    assert processes.broadcast(lambda: [1, "a"]) == [1, "a"]
     np.testing.assert_array_equal(processes.from_all(np.arange(3)), np.arange(3))
     vote = processes.Vote(data_mesh(), late=3)
     assert [vote(wanted) for wanted in (False, True)] == [False, True]
-    assert processes.union(np.array([4, 1])).tolist() == [1, 4]
-    assert processes.union(np.array([], int)).tolist() == []
+    assert processes.allgather(np.array([4, 1])).tolist() == [1, 4]
+    assert processes.allgather(np.array([], int)).tolist() == []
     processes.listen()  # does nothing here
     processes.leave(3)  # nor this
     assert jax.process_count() == 1

@@ -11,9 +11,9 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS
 from drkd_jax.training.starting import build_student, check_files
 from drkd_jax.training.state import flatten
-from drkd_jax.training.step import Parts, put_together, take_apart
+from drkd_jax.training.step import SplitModule, merge_module, split_module
 from drkd_jax.training.teacher import load_teacher
-from drkd_jax.weights.account import give
+from drkd_jax.weights.key_report import give
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import write_ours
 from drkd_jax.weights.understanding import library_table
@@ -51,7 +51,7 @@ def files(tmp_path_factory):
 
 def student_arrays(values, num_classes=3):
     student, origin = build_student(values, num_classes, jnp.float32)
-    parts = take_apart(student, student.is_trained)
+    parts = split_module(student, student.is_trained)
     return flatten(parts.params) | flatten(parts.rest), origin
 
 
@@ -218,7 +218,7 @@ def test_a_teacher_s_features_are_the_detector_s(files):
     student, _ = build_student(config(init=path), 3, jnp.float32)
     images = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
     empty = type(teacher.arrays)({})
-    folded = put_together(Parts(teacher.graph, teacher.arrays, empty)).features(images)
+    folded = merge_module(SplitModule(teacher.graph, teacher.arrays, empty)).features(images)
     for a, b in zip(folded.maps, student.features(images).maps, strict=True):
         scale = np.abs(np.asarray(b)).max()
         assert np.isfinite(scale)

@@ -11,7 +11,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import flatten, new_state, take_apart
+from drkd_jax.training.state import flatten, new_state, split_module
 from drkd_jax.training.teacher import compare_classes, for_data, load_teacher
 from drkd_jax.types import Detections
 from tests.training import tiny
@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     config = tiny.config()
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     student = models.init_detector(settings, 2, 7)
-    state = new_state({"student": take_apart(student, student.is_trained)}, optax.sgd(0.1))
+    state = new_state({"student": split_module(student, student.is_trained)}, optax.sgd(0.1))
     state = put_everywhere(state, data_mesh())
     folders = {}
     for step in (0, 5):

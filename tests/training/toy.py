@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from drkd_jax.training.pixels import Pixels
-from drkd_jax.training.state import new_state, take_apart
+from drkd_jax.training.state import new_state, split_module
 from drkd_jax.training.step import Recipe
 from drkd_jax.types import Batch, Features, FeatureSpec
 
@@ -68,7 +68,7 @@ def is_trained(path: Any, variable: Any) -> bool:
 def recipe(tx: optax.GradientTransformation | None = None, **settings: Any) -> Any:
     """(recipe, parts by name, the teacher's arrays)."""
     modules = {"student": Detector(0), "distiller": Distiller(1)}
-    parts = {name: take_apart(module, is_trained) for name, module in modules.items()}
+    parts = {name: split_module(module, is_trained) for name, module in modules.items()}
     graph, teacher = nnx.split(Detector(2))
     made = Recipe(
         graphs={**{name: part.graph for name, part in parts.items()}, "teacher": graph},

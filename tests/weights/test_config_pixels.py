@@ -4,9 +4,9 @@ import pytest
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS, Pixels
+from drkd_jax.weights.checkpoint_spec import PictureSize
 from drkd_jax.weights.config_text import read_config_text
 from drkd_jax.weights.mmdet_config_pixels import read_pixels, read_size
-from drkd_jax.weights.reading import PictureSize
 from tests.weights.configs import RETINANET, read
 
 PIPELINE = """

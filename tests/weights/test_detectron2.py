@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.account import give
 from drkd_jax.weights.files import read_foreign
+from drkd_jax.weights.key_report import give
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.understanding import library_table
 from tests.weights.small import foreign, random_arrays

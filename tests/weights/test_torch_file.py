@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.machine import read_pickle
 from drkd_jax.weights.pickled_names import NotPlainError
 from drkd_jax.weights.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL, read_torch_file
+from drkd_jax.weights.unpickler import read_pickle
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "weights"
 FILES = ("zip.pth", "protocol4.pth", "legacy.pth")

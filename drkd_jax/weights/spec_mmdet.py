@@ -13,6 +13,7 @@ from typing import Any
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, MMDET, Pixels
+from drkd_jax.weights.checkpoint_spec import Assumed, CheckpointSpec, count
 from drkd_jax.weights.mmdet_config import (
     FileConfig,
     as_names,
@@ -21,7 +22,6 @@ from drkd_jax.weights.mmdet_config import (
     read_model,
 )
 from drkd_jax.weights.mmdet_config_pixels import read_pixels, read_size
-from drkd_jax.weights.reading import Assumed, Reading, count
 from drkd_jax.weights.resnet_names import Shapes, read_backbone
 
 
@@ -32,7 +32,7 @@ def is_mmdet(shapes: Shapes) -> bool:
     )
 
 
-def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
+def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointSpec:
     """The architecture behind a file's keys.
 
     Args:
@@ -81,13 +81,15 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
     pixels = _pixels(config, file_name, said.style)
     if not neck:
         of_backbone = {key: item for key, item in assumed.items() if key.startswith("backbone.")}
-        return Reading("backbone", shown, of_backbone, pixels=pixels)
+        return CheckpointSpec("backbone", shown, of_backbone, pixels=pixels)
     names, size = _class_names(meta, config, num_classes), read_size(config)
     part = "detector" if head else "pyramid"
     unbuilt = said.heads
     if any(key.startswith("roi_head.semantic_head.") for key in shapes):
         unbuilt += ("roi_head.semantic_head (its features are added to those of the regions)",)
-    return Reading(part, shown, assumed, num_classes, names, pixels, unbuilt, said.neck_eps, size)
+    return CheckpointSpec(
+        part, shown, assumed, num_classes, names, pixels, unbuilt, said.neck_eps, size
+    )
 
 
 def _agree(

@@ -10,7 +10,7 @@ import numpy as np
 _SHORT = 10  # steps: some of them are under way while the loop turns on (`reading.AHEAD`)
 
 
-class Window:
+class MetricAverager:
     """The steps since the last log line.
 
     Args:

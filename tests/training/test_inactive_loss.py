@@ -2,13 +2,13 @@ import math
 
 import pytest
 
-from drkd_jax.training.silence import Silence
+from drkd_jax.training.inactive_loss import InactiveLossMonitor
 
 WEIGHTS = {"pixel_relation": 2.0, "instance_relation": 1.0}
 
 
-def told(values, times, **settings):
-    silence = Silence(WEIGHTS, ("box_loss",), **settings)
+def as_user_error(values, times, **settings):
+    silence = InactiveLossMonitor(WEIGHTS, ("box_loss",), **settings)
     spoken = {"total": 10.0, "pixel_relation": 1.0, "instance_relation": 1.0, "box_loss": 1.0}
     return [silence.observe({**spoken, **values}) for _ in range(times)]
 
@@ -39,7 +39,7 @@ def test_the_share_counts_the_weight():
 
 
 def test_a_term_that_speaks_again_starts_the_count_anew():
-    silence = Silence({"pixel_relation": 1.0}, steps=3)
+    silence = InactiveLossMonitor({"pixel_relation": 1.0}, steps=3)
     quiet, loud = {"total": 1.0, "pixel_relation": 0.0}, {"total": 1.0, "pixel_relation": 0.5}
     steps = [quiet, quiet, loud, quiet, quiet, quiet, quiet, loud, quiet, quiet, quiet]
     warned = [step for step, values in enumerate(steps) if silence.observe(values)]
@@ -53,5 +53,5 @@ def test_detection_terms_and_the_gradient_are_watched_for_0():
 
 
 def test_a_weight_of_0_is_told_at_the_start():
-    (warning,) = Silence({"a": 0.0, "b": 1.0}).at_start()
+    (warning,) = InactiveLossMonitor({"a": 0.0, "b": 1.0}).at_start()
     assert "term a has weight 0" in warning

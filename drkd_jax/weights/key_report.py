@@ -33,7 +33,7 @@ class Skip(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
+class KeyReport:
     """What became of every key.
 
     Attributes:
@@ -103,7 +103,7 @@ def account_for(
     table: Iterable[Entry],
     wanted: Mapping[str, tuple[int, ...]],
     skips: Iterable[Skip],
-) -> Account:
+) -> KeyReport:
     """Compare a foreign file's keys with what a model needs.
 
     Args:
@@ -134,7 +134,7 @@ def account_for(
             unexpected[key] = shape
         else:
             skipped[key] = reason
-    return Account(used, skipped, missing, unexpected, misshapen)
+    return KeyReport(used, skipped, missing, unexpected, misshapen)
 
 
 def take(

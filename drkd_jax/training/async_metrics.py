@@ -16,13 +16,13 @@ import numpy as np
 from drkd_jax.distill.config import distill_config
 from drkd_jax.distill.monitor import UNTRAINED_SHARE, CollapseMonitor
 from drkd_jax.training.checkpoint import Checkpoints
+from drkd_jax.training.inactive_loss import InactiveLossMonitor
 from drkd_jax.training.interrupt import NonFiniteError
+from drkd_jax.training.metric_averager import MetricAverager
 from drkd_jax.training.metrics import Metrics
 from drkd_jax.training.processes import from_all
 from drkd_jax.training.setup import Run
-from drkd_jax.training.silence import Silence
 from drkd_jax.training.step import StepValues
-from drkd_jax.training.window import Window
 
 AHEAD = 3  # steps that may be under way before the oldest one's values are read
 _REPORTED = (
@@ -49,7 +49,7 @@ def _largest_untrained_share(config: Mapping[str, Any]) -> float:
     return UNTRAINED_SHARE if pixel is None or pixel.teacher_modules == "frozen" else 1.0
 
 
-class Reading:
+class AsyncMetrics:
     """The steps under way of one session.
 
     Args:
@@ -62,9 +62,9 @@ class Reading:
     """
 
     def __init__(self, run: Run, metrics: Metrics, checkpoints: Checkpoints):
-        self.window = Window(run.weights, run.train.batch_size)
+        self.window = MetricAverager(run.weights, run.train.batch_size)
         self._run, self._metrics, self._checkpoints = run, metrics, checkpoints
-        self._silence: Silence | None = None
+        self._silence: InactiveLossMonitor | None = None
         # A session's start is what it compares with.
         self._monitor = CollapseMonitor(untrained=_largest_untrained_share(run.config))
         self._pending: deque[_Pending] = deque()
@@ -112,7 +112,7 @@ class Reading:
                 for name in values
                 if name not in (*_REPORTED, *run.weights) and not name.startswith("diag/")
             )
-            self._silence = Silence(
+            self._silence = InactiveLossMonitor(
                 run.weights, own, run.train.silence_steps, run.train.silence_share
             )
             for warning in self._silence.at_start():

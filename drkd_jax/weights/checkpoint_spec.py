@@ -33,7 +33,7 @@ class PictureSize(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class CheckpointSpec:
     """The architecture of a file.
 
     Attributes:
@@ -58,7 +58,7 @@ class Reading:
     neck_eps: float = 1e-5
     size: PictureSize | None = None
 
-    def without_head(self) -> Reading:
+    def without_head(self) -> CheckpointSpec:
         """Backbone and pyramid alone."""
         fields = {field.name for field in dataclasses.fields(PyramidSettings)}
         shown = {key: value for key, value in self.shown.items() if key in fields}

@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 
-class Board:
+class TensorBoardWriter:
     """One event file of one session.
 
     Args:

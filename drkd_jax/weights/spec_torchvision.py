@@ -13,11 +13,11 @@ from typing import Any
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS, TORCHVISION
-from drkd_jax.weights.account import Skip
+from drkd_jax.weights.checkpoint_spec import Assumed, CheckpointSpec, count
+from drkd_jax.weights.key_report import Skip
 from drkd_jax.weights.mmdet_config import as_names
-from drkd_jax.weights.reading import Assumed, Reading, count
-from drkd_jax.weights.reading_mmdet import style_by_name
 from drkd_jax.weights.resnet_names import Shapes, read_backbone
+from drkd_jax.weights.spec_mmdet import style_by_name
 from drkd_jax.weights.torchvision import CLASSIFIER_SKIPS, SKIPS
 
 COCO_NUMBERS = 91  # outputs of a model of COCO: its class numbers go up to 90, with gaps
@@ -44,7 +44,7 @@ def skips(part: str) -> tuple[Skip, ...]:
     return (*_SKIPS, *extra[part])
 
 
-def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
+def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointSpec:
     """The architecture behind a file's keys.
 
     Args:
@@ -73,7 +73,7 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
         if style.value == "caffe":
             pixels = (CAFFE_PIXELS, "those of Caffe's backbones, as its style is")
         assumed = {"backbone.eps": eps, "backbone.style": style}
-        return Reading("backbone", shown, assumed, pixels=pixels)
+        return CheckpointSpec("backbone", shown, assumed, pixels=pixels)
     assumed = {
         "convention": Assumed("torchvision", "torchvision's names"),
         "backbone.eps": eps,
@@ -82,14 +82,14 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> Reading:
     head, num_classes, names = _head(shapes)
     shown |= head
     if not head:
-        return Reading("pyramid", shown, assumed, pixels=_PIXELS)
+        return CheckpointSpec("pyramid", shown, assumed, pixels=_PIXELS)
     if "class_ids" in head:
         del shown["class_ids"]
         assumed["class_ids"] = Assumed(
             head["class_ids"], f"{COCO_NUMBERS} outputs are COCO's numbers, 80 of them classes"
         )
     names = names or _named(meta, num_classes)
-    return Reading("detector", shown, assumed, num_classes, names, _PIXELS)
+    return CheckpointSpec("detector", shown, assumed, num_classes, names, _PIXELS)
 
 
 def _named(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:

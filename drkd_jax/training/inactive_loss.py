@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 
-class Silence:
+class InactiveLossMonitor:
     """Counts, for each term, the steps in a row in which it was silent.
 
     Args:
