@@ -7,14 +7,14 @@ from drkd_jax.training.inactive_loss import InactiveLossMonitor
 WEIGHTS = {"pixel_relation": 2.0, "instance_relation": 1.0}
 
 
-def as_user_error(values, times, **settings):
+def warned(values, times, **settings):
     silence = InactiveLossMonitor(WEIGHTS, ("box_loss",), **settings)
     spoken = {"total": 10.0, "pixel_relation": 1.0, "instance_relation": 1.0, "box_loss": 1.0}
     return [silence.observe({**spoken, **values}) for _ in range(times)]
 
 
 def test_terms_that_speak_give_no_warning():
-    assert told({}, 500) == [[]] * 500
+    assert warned({}, 500) == [[]] * 500
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_terms_that_speak_give_no_warning():
     ],
 )
 def test_a_silent_term_is_named_once_at_step_200(value, words):
-    warnings = told({"pixel_relation": value}, 450)
+    warnings = warned({"pixel_relation": value}, 450)
     assert [step for step, each in enumerate(warnings, 1) if each] == [200]
     (warning,) = warnings[199]
     assert "pixel_relation" in warning
@@ -34,8 +34,8 @@ def test_a_silent_term_is_named_once_at_step_200(value, words):
 
 
 def test_the_share_counts_the_weight():
-    assert told({"pixel_relation": 0.0051}, 300) == [[]] * 300  # 2 x 0.0051 of 10
-    assert any(told({"instance_relation": 0.0051}, 300))
+    assert warned({"pixel_relation": 0.0051}, 300) == [[]] * 300  # 2 x 0.0051 of 10
+    assert any(warned({"instance_relation": 0.0051}, 300))
 
 
 def test_a_term_that_speaks_again_starts_the_count_anew():
@@ -47,9 +47,9 @@ def test_a_term_that_speaks_again_starts_the_count_anew():
 
 
 def test_detection_terms_and_the_gradient_are_watched_for_0():
-    assert "loss term box_loss has been 0" in told({"box_loss": 0.0}, 200)[-1][0]
-    assert "gradient" in told({"gradient_norm": 0.0}, 200)[-1][0]
-    assert not any(told({"box_loss": 1e-9, "gradient_norm": 1e-9}, 300))
+    assert "loss term box_loss has been 0" in warned({"box_loss": 0.0}, 200)[-1][0]
+    assert "gradient" in warned({"gradient_norm": 0.0}, 200)[-1][0]
+    assert not any(warned({"box_loss": 1e-9, "gradient_norm": 1e-9}, 300))
 
 
 def test_a_weight_of_0_is_told_at_the_start():

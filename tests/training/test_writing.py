@@ -6,6 +6,7 @@ import pytest
 
 from drkd_jax.errors import UserError
 from drkd_jax.training.writing import (
+    as_user_error,
     is_refused_write,
     make_folder,
     make_place,
@@ -13,7 +14,6 @@ from drkd_jax.training.writing import (
     reason,
     refusal,
     replacing,
-    told,
     write_text,
 )
 
@@ -51,9 +51,9 @@ def test_what_a_library_says_of_a_full_disk_is_understood():
 
 
 def test_only_the_system_s_errors_are_turned_into_words(tmp_path):
-    with pytest.raises(UserError, match="no permission"), told(tmp_path):
+    with pytest.raises(UserError, match="no permission"), as_user_error(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied")
-    with pytest.raises(KeyError), told(tmp_path):
+    with pytest.raises(KeyError), as_user_error(tmp_path):
         raise KeyError("x")
 
 
