@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +28,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """The first axis spread over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def each_device(mesh: Mesh | None, function: Callable[..., Tree]) -> Callable[..., Tree]:
+    """A function whose every device sees its own pictures alone.
+
+    Left to itself the compiler gathers all pictures' features on every device for each grouped
+    convolution, and computes it whole there (openxla/xla issue 47945).
+
+    Args:
+        mesh: of `data_mesh`; for None and one device the function is returned as it is.
+        function: of arrays that are everywhere, and then of pytrees whose first axis is the
+            pictures, as in what it returns; a picture's result must not hang on other pictures.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def spread(everywhere: Any, *pictures: Any) -> Tree:
+        own = PartitionSpec("data")
+        places = (PartitionSpec(), *(own for _ in pictures))
+        # Arrays that are everywhere have a gradient that is summed over the devices.
+        return jax.shard_map(function, mesh=mesh, in_specs=places, out_specs=own, check_vma=False)(
+            everywhere, *pictures
+        )
+
+    return spread
 
 
 def check_batch_size(

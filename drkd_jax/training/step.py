@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -26,7 +27,7 @@ from jaxtyping import Float, Int, Key
 
 from drkd_jax.training.pixels import Pixels
 from drkd_jax.training.schedule import Schedule
-from drkd_jax.training.sharding import replicated
+from drkd_jax.training.sharding import each_device, replicated
 from drkd_jax.training.state import (
     Arrays,
     Filter,
@@ -35,7 +36,7 @@ from drkd_jax.training.state import (
     merge_module,
     split_module,
 )
-from drkd_jax.types import Array, Batch
+from drkd_jax.types import Array, Batch, Features
 
 Tree = TypeVar("Tree")
 _AXIS = "data"
@@ -109,6 +110,7 @@ def loss_terms(
     batch: Batch,
     step: Int[Array, ""],
     gather: Callable[[Any], Any] = lambda tree: tree,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict[str, Arrays]]]:
     """The total loss of a batch.
 
@@ -118,8 +120,9 @@ def loss_terms(
         rest: their other arrays.
         teacher: the teacher's arrays, or None.
         batch: the global batch; or a device's part of it, and
-        gather: makes the whole of every device's part of a pytree.
         step: steps done so far.
+        gather: makes the whole of every device's part of a pytree.
+        mesh: over which the global batch is spread; None where it is not, or by parts already.
 
     Returns:
         (total, (values by name, the other arrays after the forward pass)): detection terms under
@@ -132,14 +135,21 @@ def loss_terms(
     }
     images, targets = recipe.pixels.prepare(batch)
     student = modules["student"]
-    features = gather(student.features(images, targets.picture_valid))
+    spread = mesh is not None and mesh.size > 1
+    if not spread or nnx.state(student, nnx.BatchStat):  # statistics are of all pictures
+        features = gather(student.features(images, targets.picture_valid))
+    else:
+        arrays = params["student"], rest["student"]
+        features = each_device(mesh, partial(_student_features, recipe))(
+            arrays, images, targets.picture_valid
+        )
     targets, index = gather((targets, batch.index))
     keys = picture_keys(recipe.seed, step, index)
     values = dict(student.losses(features, targets, keys))
     total = sum(values.values(), jnp.zeros((), jnp.float32))
     if "distiller" in modules:
-        teacher_module = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
-        teacher_features = gather(teacher_module.features(recipe.for_teacher(batch, images)))
+        of_teacher = each_device(mesh, partial(_teacher_features, recipe))
+        teacher_features = gather(of_teacher(teacher, recipe.for_teacher(batch, images)))
         seen = features.maps
         if recipe.adaptation_steps:
             adapts = step < recipe.adaptation_steps
@@ -165,6 +175,17 @@ def loss_terms(
     return total, (values, after)
 
 
+def _student_features(
+    recipe: Recipe, arrays: tuple[Arrays, Arrays], images: Any, valid: Any
+) -> Features:
+    student = merge_module(SplitModule(recipe.graphs["student"], *arrays))
+    return student.features(images, valid)
+
+
+def _teacher_features(recipe: Recipe, arrays: Arrays, images: Any) -> Features:
+    return nnx.merge(recipe.graphs["teacher"], arrays, copy=True).features(images)
+
+
 def train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     """The jitted step `(state, teacher arrays, batch) -> (state, values)`; the state is donated.
 
@@ -175,7 +196,7 @@ def train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     """
 
     def step(state: TrainState, teacher: Arrays, batch: Batch) -> tuple[TrainState, StepValues]:
-        return _update(recipe, state, _gradient(recipe, state, teacher, batch))
+        return _update(recipe, state, _gradient(recipe, state, teacher, batch, mesh=mesh))
 
     # The outputs' place is said, or the compiler may choose another and the next call compiles.
     everywhere = replicated(mesh)
@@ -193,7 +214,7 @@ def pmap_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, _AXIS, tiled=True), tree)
 
     def step(state: TrainState, teacher: Arrays, batch: Batch) -> tuple[TrainState, StepValues]:
-        found = _gradient(recipe, state, teacher, batch, gather)
+        found = _gradient(recipe, state, teacher, batch, gather=gather)
         # Each device has the gradient of the heads whole, and of the features before they were
         # gathered its own pictures' share, as often as there are devices: the mean is right for
         # both.
@@ -265,10 +286,10 @@ class _Gradient(NamedTuple):
 
 
 def _gradient(
-    recipe: Recipe, state: TrainState, teacher: Arrays, batch: Batch, *gather: Callable[[Any], Any]
+    recipe: Recipe, state: TrainState, teacher: Arrays, batch: Batch, **how: Any
 ) -> _Gradient:
     def loss(params: dict[str, Arrays]) -> tuple[Float[Array, ""], Any]:
-        return loss_terms(recipe, params, state.rest, teacher, batch, state.step, *gather)
+        return loss_terms(recipe, params, state.rest, teacher, batch, state.step, **how)
 
     (total, (terms, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     return _Gradient(total, terms, rest, gradient)
