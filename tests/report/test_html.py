@@ -108,7 +108,7 @@ def check_harmless(text: str) -> Reader:
     for _, attributes in read.elements:
         assert not [key for key in attributes if key.startswith("on")]
         assert (attributes.get("href") or "#").startswith("#")
-        assert (attributes.get("src") or "data:").startswith("data:image/jpeg;base64,"[:5])
+        assert (attributes.get("src") or "data:").startswith("data:")
     sheet = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     assert sheet is not None
     assert "url(" not in sheet[1]

@@ -78,6 +78,20 @@ pre { font-size: 0.8rem; white-space: pre-wrap; margin: 0.25rem 0; }
 .right path:last-of-type { stroke: #56c8ff; } .right text { fill: #bfe9ff; }
 .wrong path:last-of-type { stroke: #ff9a2e; stroke-dasharray: 6 3; } .wrong text { fill: #ffd6a1; }
 .missed path:last-of-type { stroke: #fff; stroke-dasharray: 2 3; }
+.marks label { position: absolute; transform: translate(-50%, -50%); width: 2rem; height: 2rem;
+  border-radius: 50%; border: 2px solid #fff; background: #14171ccc; color: #fff; cursor: pointer;
+  font: 600 0.9rem/1.75rem system-ui, sans-serif; text-align: center; }
+.pick { display: grid; gap: 1rem; max-width: 60rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.pick legend { grid-column: 1 / -1; }
+.pick .frame { align-self: start; }
+.views > div { display: none; grid-template-columns: 1fr 1fr; gap: 0.5rem; }
+.views figure { margin: 0; }
+.views figcaption { font-size: 0.85rem; }
+.views img { width: 100%; height: auto; image-rendering: pixelated; border-radius: 0.25rem; }
+.scale { display: inline-block; width: 8rem; height: 0.8rem; vertical-align: middle;
+  background: linear-gradient(90deg, #3b4cc0, #8db0fe, #dddddd, #f49a7b, #b40426); }
+.small { font-size: 0.9rem; color: var(--soft); }
 .key { display: inline-block; width: 1.6rem; height: 1rem; background: #5a606b; border: 2px solid; }
 .key.right { border-color: #56c8ff; } .key.wrong { border: 2px dashed #ff9a2e; }
 .key.missed { border: 2px dotted #fff; }
@@ -99,9 +113,12 @@ def style_sheet(views: int) -> str:
         checked = f".scene > input:nth-of-type({i})"
         sheet += (
             f"{checked}:checked ~ .frame > svg:nth-of-type({i}) {{ display: block; }}\n"
+            f"{checked}:checked ~ .views > div:nth-of-type({i}) {{ display: grid; }}\n"
+            f"{checked}:checked ~ .marks > label:nth-of-type({i}) {{ background: #ffe600;"
+            " color: #000; border-color: #000; }\n"
             f"{checked}:checked ~ .tabs > label:nth-of-type({i}) {{ background: var(--accent);"
             " color: var(--on-accent); border-color: var(--accent); }\n"
-            f"{checked}:focus-visible ~ .tabs > label:nth-of-type({i}) {{"
+            f"{checked}:focus-visible ~ div > label:nth-of-type({i}) {{"
             " outline: 2px solid var(--ink); outline-offset: 2px; }\n"
         )
     return sheet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import drkd_jax
@@ -11,10 +11,13 @@ from drkd_jax.report.page import sections
 from drkd_jax.report.page.changes import look
 from drkd_jax.report.page.charts import curves
 from drkd_jax.report.page.gallery import gallery
+from drkd_jax.report.page.heat import MOST as MOST_PIXELS
+from drkd_jax.report.page.heat import heat_maps
 from drkd_jax.report.page.markup import Html, join, tag
 from drkd_jax.report.page.runs import RunFiles, Truth, open_truth
 from drkd_jax.report.page.scores import DRAWS, Comparison, Spread, compare
 from drkd_jax.report.page.style import style_sheet
+from drkd_jax.report.relations import Relations
 from drkd_jax.report.tables import points
 
 
@@ -35,6 +38,7 @@ def page(
     *,
     title: str = "DRKD report",
     words: Sequence[str] = (),
+    relations: tuple[Relations, Mapping[str, str]] | None = None,
     draws: int = DRAWS,
 ) -> str:
     """One self-contained HTML page about finished runs.
@@ -45,6 +49,7 @@ def page(
             sorted by the change from it to the first of the others.
         title: Of the page.
         words: What is to be said first; by default each run's difference from the reference.
+        relations: Of a distilled run on one picture, and the names of its two sides.
         draws: Of the validation pictures, for the intervals.
 
     Returns:
@@ -60,6 +65,7 @@ def page(
         ("numbers", "Numbers", _numbers(done)),
         ("curves", "Curves", curves(runs)),
         ("pictures", "Pictures", _pictures(done)),
+        ("relations", "Relations", heat_maps(*relations) if relations else None),
         ("settings", "What the configs differ in", sections.settings(runs)),
         ("reading", "How to read this", _reading(done, draws)),
     ]
@@ -80,7 +86,7 @@ def page(
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
-        tag("style", Html(style_sheet(len(runs) + 1))),
+        tag("style", Html(style_sheet(max(len(runs) + 1, MOST_PIXELS)))),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
@@ -121,7 +127,8 @@ def _short(done: _Compared, words: Sequence[str]) -> Html:
         words = [_difference(done, i) for i in range(len(done.runs)) if i != done.reference]
         if not words:
             words = [f"{done.runs[0].name} reaches {points(done.runs[0].scores['AP'])} AP."]
-    said = [tag("p", word.replace("**", "")) for word in words]
+    # Written for results.md as well, whose marks are none here.
+    said = [tag("p", word.replace("**", "").replace("`", "")) for word in words]
     for run in done.runs:
         last = (run.summary.get("distillation") or {}).get("text")
         if last:
