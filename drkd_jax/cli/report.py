@@ -34,19 +34,28 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--reference", help="name of the run that others are compared with (default: the first)"
     )
+    parser.add_argument(
+        "--relations",
+        metavar="NAME",
+        help="distilled run whose relation maps are shown; its checkpoint and teacher are loaded",
+    )
     parser.add_argument("--title", default="DRKD report", help="heading of the page")
     parser.add_argument("--out", default="report.html", help="file to write")
     arguments = parser.parse_args(list(argv))
     from drkd_jax.report.page.runs import named_folders, read_runs
+    from drkd_jax.report.page.seen import seen
     from drkd_jax.report.page.write import page
 
     out = make_place(arguments.out, "--out")
     named = named_folders(arguments.runs)
     names = [name for name, _ in named]
     reference = arguments.reference or names[0]
-    if reference not in names:
-        raise UserError(f"--reference={reference}: no such run; there are {', '.join(names)}")
-    text = page(read_runs(named), names.index(reference), title=arguments.title)
+    for flag, name in (("--reference", reference), ("--relations", arguments.relations)):
+        if name is not None and name not in names:
+            raise UserError(f"{flag}={name}: no such run; there are {', '.join(names)}")
+    runs = read_runs(named)
+    relations = seen(runs[names.index(arguments.relations)]) if arguments.relations else None
+    text = page(runs, names.index(reference), title=arguments.title, relations=relations)
     write_text(out, text)
     print(f"{out}: {len(names)} runs, {len(text.encode()) / 1e6:.1f} MB")
     return 0

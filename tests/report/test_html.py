@@ -68,7 +68,7 @@ def leave_run(folder: Path, noise: float, val: str = VAL, **changes) -> Path:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("runs")
-    drkd = {"teacher": {"checkpoint": "there"}}
+    drkd = {"teacher": {"checkpoint": "there"}, "distill": {"warmup_steps": 3}}
     return [leave_run(root / "plain", 6.0), leave_run(root / "drkd", 1.0, **drkd)]
 
 
@@ -165,7 +165,11 @@ def test_numbers_are_those_of_eval_json(folders, whole):
 
 
 def test_settings_that_differ_are_listed(whole):
-    assert [row[0] for row in cells(whole, "Settings that differ")] == ["key", "teacher"]
+    assert [row[0] for row in cells(whole, "Settings that differ")] == [
+        "key",
+        "distill",
+        "teacher",
+    ]
 
 
 def test_hostile_names_stay_text(tmp_path):
@@ -188,6 +192,12 @@ def test_hostile_names_stay_text(tmp_path):
     read = check_harmless(text)
     assert len(read.all("img")) == 1
     assert "&lt;script&gt;" in text
+
+
+def test_one_run_alone_shows_its_first_pictures(folders):
+    text = page(read_runs([("alone", folders[0])]), draws=5)
+    assert len(check_harmless(text).all("img")) == 3
+    assert "Points more than" not in text
 
 
 def test_elements_escape_what_they_are_given():
@@ -271,6 +281,8 @@ def test_the_command_writes_the_page(tmp_path, folders, capsys):
     ("arguments", "words"),
     [
         (["{}/plain", "--reference=best"], "--reference=best"),
+        (["{}/plain", "--relations=plain"], "no run with a distillation"),
+        (["{}/drkd", "--relations=drkd"], "has no checkpoints"),
         (["{}/nowhere"], "nowhere: there is no such folder"),
         (["{}"], "holds no evaluated run"),
         (["a={}/plain", "a={}/drkd"], "two runs are called a"),

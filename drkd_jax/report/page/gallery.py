@@ -25,6 +25,7 @@ from drkd_jax.report.page.runs import Truth
 MOST = 6  # pictures of each kind
 LONGER = 640  # pixels of an embedded picture's longer side, at most
 _QUALITY = 80
+_UNCHANGED = 3  # pictures that are shown where none changed
 
 
 def gallery(
@@ -48,14 +49,20 @@ def gallery(
     helped, hurt = most_changed(pictures, reference, other, MOST)
     changes = np.array([p.right[other] - p.right[reference] for p in pictures], int)
     total = [sum(p.right[run] for p in pictures) for run in (reference, other)]
+    objects = sum(len(p.truth.boxes) for p in pictures)
     words = (
         f"Each run shows its best boxes, as many as the picture has objects; a box is right where "
         f"it overlaps a free object of its class by at least half. Over the {len(pictures)} "
-        f"pictures with objects {names[reference]} finds {total[0]} and {names[other]} {total[1]} "
-        f"of {sum(len(p.truth.boxes) for p in pictures)} so. {names[other]} finds more in "
-        f"{int((changes > 0).sum())} pictures, fewer in {int((changes < 0).sum())}, as many in "
-        f"{int((changes == 0).sum())}. Pictures are sorted by that change."
+        f"pictures with objects {names[reference]} finds {total[0]} of {objects} so"
     )
+    if reference == other:
+        words += "."
+    else:
+        words += (
+            f", {names[other]} {total[1]}. {names[other]} finds more in "
+            f"{int((changes > 0).sum())} pictures, fewer in {int((changes < 0).sum())}, as many in "
+            f"{int((changes == 0).sum())}. Pictures are sorted by that change."
+        )
     key = tag(
         "ul",
         tag("li", tag("span", class_="key right"), "right box, or object in the ground truth"),
@@ -64,10 +71,21 @@ def gallery(
         class_="legend",
     )
     parts: list[Html] = [tag("p", words), key]
-    for title, chosen, group in (
+    groups = [
         (f"Helped most: {names[other]} finds more than {names[reference]}", helped, "more"),
         (f"Hurt most: {names[other]} finds fewer than {names[reference]}", hurt, "fewer"),
-    ):
+    ]
+    if not helped and not hurt:
+        groups = [
+            (
+                "The first pictures"
+                if reference == other
+                else "No picture changed; the first ones",
+                list(pictures[:_UNCHANGED]),
+                "same",
+            )
+        ]
+    for title, chosen, group in groups:
         parts.append(tag("h3", title))
         if not chosen:
             parts.append(tag("p", "There is no such picture."))
@@ -130,10 +148,13 @@ def _scene(
     )
     change = picture.right[other] - picture.right[reference]
     name = Path(record.name).name
-    title = f"{name}: {picture.right[reference]} to {picture.right[other]} of {number}"
+    mark, title = None, f"{name}: {picture.right[other]} of {number}"
+    if reference != other:
+        mark = tag("strong", f"{change:+d}")
+        title = f"{name}: {picture.right[reference]} to {picture.right[other]} of {number}"
     return tag(
         "fieldset",
-        tag("legend", tag("strong", f"{change:+d}"), " ", title, title=record.name),
+        tag("legend", mark, " ", title, title=record.name),
         buttons,
         tag("div", labels, class_="tabs"),
         tag("div", image, layers, class_="frame"),

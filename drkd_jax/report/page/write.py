@@ -167,7 +167,7 @@ def _numbers(done: _Compared) -> Html:
 
 
 def _pictures(done: _Compared) -> Html | None:
-    if done.truth is None or done.comparison is None or done.reference == done.other:
+    if done.truth is None or done.comparison is None:
         return None
     return gallery(
         look(done.runs, done.truth),
