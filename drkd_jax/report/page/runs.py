@@ -104,18 +104,13 @@ def read_runs(named: Sequence[tuple[str, Path]]) -> list[RunFiles]:
     runs = [read_run(name, folder) for name, folder in named]
     first = runs[0]
     for run in runs[1:]:
-        for what, one, other in (
-            ("", first.data, run.data),
-            ("the first data.max_pictures of ", first.max_pictures, run.max_pictures),
-            ("another count of detections on ", first.max_detections, run.max_detections),
-        ):
-            if one != other:
-                raise UserError(
-                    f"{run.folder} was evaluated on {what}{run.data} ({other}), {first.folder} on "
-                    f"{first.data} ({one}): numbers of different pictures cannot be compared. "
-                    f"`python -m drkd_jax evaluate --workdir={run.folder} --data={first.data}` "
-                    "makes them the same"
-                )
+        ours, theirs = _measured(run), _measured(first)
+        if ours != theirs:
+            raise UserError(
+                f"{run.folder} was evaluated on {ours}, {first.folder} on {theirs}: such numbers "
+                f"cannot be compared. `python -m drkd_jax evaluate --workdir={run.folder} "
+                f"--data={first.data}` makes them the same"
+            )
     return runs
 
 
@@ -177,6 +172,13 @@ def open_truth(run: RunFiles) -> tuple[Truth | None, str]:
             "annotations": [row for row in coco["annotations"] if row["image_id"] in kept],
         }
     return Truth(source, coco), ""
+
+
+def _measured(run: RunFiles) -> str:
+    """What a run's numbers are of, in words."""
+    part = f"the first {run.max_pictures} pictures of " if run.max_pictures else ""
+    most = "" if run.max_detections == COCO_MAX else f" with {run.max_detections} detections"
+    return f"{part}{run.data}{most}"
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -97,6 +97,7 @@ pre { font-size: 0.8rem; white-space: pre-wrap; margin: 0.25rem 0; }
 .key.missed { border: 2px dotted #fff; }
 @media (max-width: 34rem) { body { padding: 0.75rem 0.75rem 3rem; }
   .numbers .between { display: block; }
+  table:not(.numbers) td { min-width: 6.5rem; }
   .numbers th:not(:first-child), .numbers td { padding-left: 0.5rem; } }
 @media print { .tabs, nav { display: none; } .scene { break-inside: avoid; } }
 """
