@@ -37,6 +37,7 @@ COMMANDS = {
     "prepare": ("drkd_jax.cli.prepare", "unzipped COCO to a TFDS data folder"),
     "crosscheck": ("crosscheck", "compare with the PyTorch reference"),
     "benchmark": ("drkd_jax.cli.benchmark", "what a training step of a recipe costs here"),
+    "report": ("drkd_jax.cli.report", "finished runs compared in one HTML file"),
     "demo": ("drkd_jax.cli.demo", "the main job, small, end to end"),
 }
 

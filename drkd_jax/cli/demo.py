@@ -51,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
     print(scores_table(results["runs"]))
     for paragraph in [*results["verdict"], results["last_word"]["text"]]:
         print(f"\n{paragraph.replace('**', '')}")
-    print(f"\n{options.workdir}/results.md holds the report, {results['seconds']:.0f} s in all")
+    seconds = f"{results['seconds']:.0f} s in all"
+    print(f"\n{options.workdir}/report.html and results.md hold the report, {seconds}")
     return 0
 
 

@@ -10,18 +10,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import importlib.metadata
 import json
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
-import drkd_jax
 from drkd_jax.data.sources import open_source
 from drkd_jax.distill.config import distill_config
 from drkd_jax.distill.last_word import last_word
@@ -29,11 +23,21 @@ from drkd_jax.errors import UserError
 from drkd_jax.report import tables, teacher_file
 from drkd_jax.report.bootstrap import Interval, ap_difference
 from drkd_jax.report.curves import read_metrics
-from drkd_jax.report.pictures import DISTILLED, KINDS, PLAIN, TEACHER, draw_pictures
+from drkd_jax.report.environment import machine, versions
+from drkd_jax.report.page.of_demo import demo_page
+from drkd_jax.report.pictures import (
+    DISTILLED,
+    KINDS,
+    PLAIN,
+    TEACHER,
+    draw_pictures,
+    see_relations,
+)
 from drkd_jax.report.progress import Progress, RunLog
 from drkd_jax.training.evaluate import write_evaluation
 from drkd_jax.training.loop import train
 from drkd_jax.training.same_run import differing_keys
+from drkd_jax.training.writing import write_text
 
 _RESAMPLES = 400
 
@@ -70,8 +74,8 @@ def demo(
     """Trains what is not trained yet, and writes tables and pictures.
 
     Args:
-        workdir: Holds, afterwards, ``results.json``, ``results.md``, the pictures, and a folder
-            for each run. Where a part of it is there already, it goes on from there.
+        workdir: Holds, afterwards, ``report.html``, ``results.json``, ``results.md``, the pictures,
+            and a folder for each run. Where a part of it is there already, it goes on from there.
         recipes: The three configs.
         teacher: File of weights that teaches; None trains a teacher first, and leaves
             ``teacher.safetensors`` in ``workdir``.
@@ -108,18 +112,19 @@ def demo(
         progress.say("report: comparing, drawing")
         results = _compare(recipes, jobs, summaries, command)
         first = {kind: next(j for j in jobs if j.kind == kind) for kind in KINDS}
-        results["pictures"] = draw_pictures(
-            workdir,
-            open_source(recipes.student["data"]["val"]),
-            {kind: job.folder for kind, job in first.items()},
-            first[DISTILLED].config,
-        )
+        folders = {kind: job.folder for kind, job in first.items()}
+        val = open_source(recipes.student["data"]["val"])
+        shown = see_relations(val, first[DISTILLED].config, folders[DISTILLED])
+        results["pictures"] = draw_pictures(workdir, val, folders, shown)
         here = time.perf_counter() - began
         all_runs = sum(run["seconds"] for run in results["runs"])
         now = sum(summary["seconds_now"] for summary in summaries)
         results["seconds"] = all_runs + max(0.0, here - now)
         (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (workdir / "results.md").write_text(tables.results_markdown(results))
+        configs = {kind: job.config for kind, job in first.items() if job in runs}
+        html = demo_page(folders, configs, results, shown, _RESAMPLES)
+        write_text(workdir / "report.html", html)
     finally:
         progress.close()
     return results
@@ -315,29 +320,14 @@ def _compare(
         "drkd_minus_plain": [dataclasses.asdict(gain) for gain in gains],
         "verdict": tables.verdict(teacher_gap, gains, plain_ap),
         "last_word": {"text": word.text, "numbers": word.numbers},
-        "machine": _machine(),
-        "versions": _versions(),
+        "machine": machine(),
+        "versions": versions(),
     }
 
 
 def _train_lines(folder: Path) -> list[dict[str, Any]]:
     lines = read_metrics(folder / "metrics.jsonl")
     return [line for line in lines if any(key.startswith("share/") for key in line)]
-
-
-def _machine() -> str:
-    device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{jax.device_count()} x {device.device_kind} ({device.platform}), {cores} CPU cores"
-
-
-def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocotools")
-    return {
-        "drkd_jax": drkd_jax.__version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -118,15 +118,21 @@ def count(truth: Found, found: Found, overlap: float = 0.5) -> tuple[int, int]:
     Returns:
         Objects found; boxes that found none.
     """
+    right = int((matched(truth, found, overlap) >= 0).sum())
+    return right, len(found.boxes) - right
+
+
+def matched(truth: Found, found: Found, overlap: float = 0.5) -> Int[np.ndarray, "n"]:
+    """Which annotated object each box takes, by the rule of `count`; -1 where it takes none."""
     free = np.ones(len(truth.boxes), bool)
-    right = 0
+    taken = np.full(len(found.boxes), -1)
     scores = np.zeros(len(found.boxes)) if found.scores is None else found.scores
     for i in np.argsort(-scores, kind="stable"):
         value = _overlaps(found.boxes[i], truth.boxes) * (free & (truth.labels == found.labels[i]))
         if value.size and value.max() >= overlap:
-            free[value.argmax()] = False
-            right += 1
-    return right, len(found.boxes) - right
+            taken[i] = value.argmax()
+            free[taken[i]] = False
+    return taken
 
 
 def similarity(

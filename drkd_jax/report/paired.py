@@ -21,10 +21,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.special import stdtrit
 
+from drkd_jax.evaluation import COCO_MAX
+
 METRICS = ("AP", "AP50", "AP_S", "AP_M")
 _AREAS = {"AP": 0, "AP_S": 1, "AP_M": 2}  # places in pycocotools' list of area ranges
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _LEVEL = 0.95
+_AT_ONCE = 64  # draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,10 @@ def picture_draws(num_pictures: int, draws: int, seed: int = 0) -> Int[np.ndarra
 
 
 def resampled_scores(
-    ground_truth: dict, detections: list[dict], draws: Int[np.ndarray, "S I"]
+    ground_truth: dict,
+    detections: list[dict],
+    draws: Int[np.ndarray, "S I"],
+    max_detections: int = COCO_MAX,
 ) -> dict[str, Float[np.ndarray, "S"]]:
     """COCO's AP, AP50, AP_S and AP_M of one run on every draw of the pictures.
 
@@ -88,6 +94,7 @@ def resampled_scores(
         detections: In COCO's form.
         draws: How often each picture counts; see `picture_draws`. A row of ones gives the scores
             on the pictures as they are.
+        max_detections: Of a class and picture that count, the best ones.
 
     Returns:
         By the names in `METRICS`, 0..1. A draw that lacks a class is averaged over the classes it
@@ -96,10 +103,17 @@ def resampled_scores(
     Source: pycocotools, ``COCOeval.accumulate``. Equal rows beside each other, as a picture drawn
         twice makes them, share the precision of the last one, so counting them at once is exact.
     """
-    areas = _matches(ground_truth, detections)
+    areas = _matches(ground_truth, detections, max_detections)
     scores = {}
     for name, area in _AREAS.items():
-        classes = np.stack([_class_precision(matches, draws) for matches in areas[area]])
+        # In parts: a large set has too many detections for all draws at once.
+        parts = range(0, len(draws), _AT_ONCE)
+        classes = np.stack(
+            [
+                np.concatenate([_class_precision(m, draws[i : i + _AT_ONCE]) for i in parts])
+                for m in areas[area]
+            ]
+        )
         found = ~np.isnan(classes[..., 0])  # [K, S]
         number = np.where(found.any(axis=0), found.sum(axis=0), np.nan)
         mean = np.where(found[..., None], classes, 0.0).sum(axis=0) / number[:, None]  # [S, T]
@@ -184,7 +198,9 @@ def _class_precision(matches: _Matches, draws: Int[np.ndarray, "S I"]) -> Float[
     return precision
 
 
-def _matches(ground_truth: dict, detections: list[dict]) -> list[list[_Matches]]:
+def _matches(
+    ground_truth: dict, detections: list[dict], max_detections: int
+) -> list[list[_Matches]]:
     """Matches once with pycocotools: for the areas all, small and medium, class by class."""
     # pycocotools writes into the dicts it is handed and takes id 0 for no match.
     rows = enumerate(ground_truth["annotations"], 1)
@@ -201,7 +217,7 @@ def _matches(ground_truth: dict, detections: list[dict]) -> list[list[_Matches]]
         scorer = COCOeval(coco, found, "bbox")
         scorer.params.areaRng = scorer.params.areaRng[:3]
         scorer.params.areaRngLbl = scorer.params.areaRngLbl[:3]
-        scorer.params.maxDets = scorer.params.maxDets[-1:]
+        scorer.params.maxDets = [max_detections]
         scorer.evaluate()
     shape = (len(scorer.params.catIds), 3, len(scorer.params.imgIds))
     images = np.empty(len(scorer.evalImgs), object)

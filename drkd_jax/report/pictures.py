@@ -13,15 +13,20 @@ from drkd_jax.data.sources import Source
 from drkd_jax.report import figures
 from drkd_jax.report.curves import curves, read_metrics
 from drkd_jax.report.figures import Found, Scene
-from drkd_jax.report.relations import relations
+from drkd_jax.report.relations import Relations, relations
 
 TEACHER, PLAIN, DISTILLED = KINDS = ("teacher", "plain student", "DRKD student")
 _SCENES = 3  # pictures in the figure of detections
 _LEAST = 4  # objects that such a picture has at least
 
 
+def see_relations(val: Source, config: Mapping[str, Any], folder: Path) -> Relations:
+    """A distilled run's relations on the first picture that is shown."""
+    return relations(config, folder, choose_pictures(val, _SCENES, _LEAST)[0])
+
+
 def draw_pictures(
-    workdir: Path, val: Source, folders: Mapping[str, Path], distilled: Mapping[str, Any]
+    workdir: Path, val: Source, folders: Mapping[str, Path], shown: Relations
 ) -> dict[str, str]:
     """Draws everything that the runs of a demo have to show.
 
@@ -29,7 +34,7 @@ def draw_pictures(
         workdir: Where the PNGs go.
         val: The pictures that the runs were evaluated on.
         folders: The run of each kind (``KINDS``), finished.
-        distilled: The config of the DRKD student's run.
+        shown: What `see_relations` gave.
 
     Returns:
         File name to caption, in the order of the report.
@@ -43,7 +48,6 @@ def draw_pictures(
         f"objects, on the first validation pictures with at least {_LEAST} objects (the fullest "
         "ones where there are too few of them)."
     }
-    shown = relations(distilled, folders[DISTILLED], indices[0])
     named = {"teacher": TEACHER, "student": DISTILLED}
     if shown.pixel and len(shown.boxes):
         sides = shown.boxes[:, 2:] - shown.boxes[:, :2]

@@ -37,6 +37,7 @@ COMMANDS = {
     "crosscheck --keep": ("crosscheck.command.write_cases", ["--keep={}"]),
     "prepare": ("drkd_jax.data.check.check", ["shapes:2", "--check", "--out={}"]),
     "prepare --json": ("drkd_jax.data.check.check", ["shapes:2", "--check", "--json={}"]),
+    "report": ("drkd_jax.report.page.runs.named_folders", ["x", "--out={}"]),
     "demo": ("drkd_jax.report.demo.demo", ["--tiny", "--workdir={}"]),
 }
 

@@ -15,8 +15,10 @@ from drkd_jax.evaluation import coco_numbers
 from drkd_jax.report import demo as room
 from drkd_jax.report import pictures
 from drkd_jax.report.demo import Recipes, demo
+from drkd_jax.report.page.of_demo import demo_page
 from drkd_jax.report.relations import Relations
 from drkd_jax.report.teacher_file import Scored
+from tests.report.test_html import check_harmless
 
 VAL = "shapes:12:1"
 NOISE = {"teacher": 1.0, "student": 5.0, "drkd": 3.0}  # pixels that boxes are off by
@@ -118,6 +120,8 @@ def training(monkeypatch) -> Training:
     stand_in = Training()
     monkeypatch.setattr(room, "train", stand_in)
     monkeypatch.setattr(room, "draw_pictures", lambda *_: {})
+    monkeypatch.setattr(room, "see_relations", lambda *_: None)
+    monkeypatch.setattr(room, "demo_page", lambda *_: "")
     monkeypatch.setattr(room, "_RESAMPLES", 20)
     monkeypatch.setattr(
         room.teacher_file, "score", lambda _, config: Scored(*off("teacher", config), 5000, CARD)
@@ -159,6 +163,8 @@ def test_another_teacher_in_the_same_folder_is_refused(training, tmp_path, made_
 
 def test_everything_is_left_behind(training, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "draw_pictures", pictures.draw_pictures)
+    monkeypatch.setattr(room, "see_relations", pictures.see_relations)
+    monkeypatch.setattr(room, "demo_page", demo_page)
     monkeypatch.setattr(pictures, "relations", fake_relations)
     results = demo(tmp_path, recipes(), command="the command")
     assert training.calls == ["teacher", "student", "drkd"]
@@ -177,6 +183,15 @@ def test_everything_is_left_behind(training, tmp_path, monkeypatch):
     }
     assert "the command" in text
     assert "no claim of a gain rests on this run" in text
+    page = (tmp_path / "report.html").read_text()
+    check_harmless(page)
+    for words in (
+        "no claim of a gain rests",
+        "Helped most",
+        "Pick a pixel",
+        "Settings that differ",
+    ):
+        assert words in page
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(training, tmp_path):

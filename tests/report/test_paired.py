@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import stats
 
+from drkd_jax.report import paired
 from drkd_jax.report.paired import (
     METRICS,
     paired_difference,
@@ -43,6 +44,17 @@ def test_draws_are_repeated_pictures(seed):
         wanted = coco_scores(*repeated(truth, detections, row))
         for name in METRICS:
             assert found[name][s] == pytest.approx(wanted[name], abs=1e-12)
+
+
+def test_draws_in_parts_are_the_same_bits(monkeypatch):
+    truth = make(14)
+    found = detect(truth, 2.0, 0)
+    draws = picture_draws(14, 7)
+    whole = resampled_scores(truth, found, draws)
+    monkeypatch.setattr(paired, "_AT_ONCE", 3)
+    parts = resampled_scores(truth, found, draws)
+    for name in METRICS:
+        assert np.array_equal(whole[name], parts[name])
 
 
 def test_a_draw_without_any_box_is_nan_and_no_detection_is_zero():

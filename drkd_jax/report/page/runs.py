@@ -1,0 +1,223 @@
+"""Work folders for the page: what each run left, and whether they can be compared at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from drkd_jax.data.sources import Source, open_source
+from drkd_jax.errors import UserError
+from drkd_jax.evaluation import COCO_MAX
+from drkd_jax.paths import expand_home
+from drkd_jax.report.curves import read_metrics
+
+MOST_RUNS = 6  # that colours and columns are told apart of
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """A finished run.
+
+    Attributes:
+        name: As it is called on the page.
+        folder: Where it lies.
+        scores: COCO's numbers of its last evaluation, 0..1.
+        data: The source that they were measured on.
+        found: Detections in COCO's form; None where the folder has none.
+        config: Of the run; empty where the folder has none.
+        summary: What training said at its end; empty likewise.
+        about: Machine and versions; empty likewise.
+        records: Lines of its log, by step.
+    """
+
+    name: str
+    folder: Path
+    scores: dict[str, float]
+    data: str
+    found: list[dict[str, Any]] | None
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    about: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @property
+    def max_pictures(self) -> int:
+        """The first so many pictures were scored; 0: all."""
+        return int((self.config.get("eval") or {}).get("max_pictures") or 0)
+
+    @property
+    def max_detections(self) -> int:
+        """Detections of a class and picture that were counted, as the numbers' names say."""
+        counts = [key[2:] for key in self.scores if key.startswith("AR") and key[2:].isdecimal()]
+        return max((int(count) for count in counts if int(count) > 10), default=COCO_MAX)
+
+
+class Truth(NamedTuple):
+    """What the runs were measured on.
+
+    Attributes:
+        source: Hands over the pictures.
+        coco: COCO's instances dict of the pictures that were scored.
+    """
+
+    source: Source
+    coco: dict[str, Any]
+
+
+def named_folders(arguments: Sequence[str]) -> list[tuple[str, Path]]:
+    """Names and folders from arguments of the form WORKDIR or NAME=WORKDIR.
+
+    A folder without a name is called as it is; folders of one name by the part of their paths in
+    which they differ.
+
+    Raises:
+        UserError: Two runs have the same name, or there are too many.
+    """
+    if len(arguments) > MOST_RUNS:
+        raise UserError(f"{len(arguments)} runs are named; a report holds {MOST_RUNS} at most")
+    given: list[tuple[str, Path]] = []
+    for argument in arguments:
+        name, equals, folder = argument.partition("=")
+        is_path = not equals or not name or os.sep in name or Path(argument).is_dir()
+        given.append(("", Path(argument)) if is_path else (name, Path(expand_home(folder))))
+    paths = [Path(os.path.abspath(path)) for name, path in given if not name]
+    short = dict(zip(paths, _short_names(paths), strict=True))
+    named = [(name or short[Path(os.path.abspath(path))], path) for name, path in given]
+    for name, times in Counter(name for name, _ in named).items():
+        if times > 1:
+            raise UserError(f"two runs are called {name}: name them, as in NAME=WORKDIR")
+    return named
+
+
+def read_runs(named: Sequence[tuple[str, Path]]) -> list[RunFiles]:
+    """Reads the work folders.
+
+    Raises:
+        UserError: A folder holds no evaluated run, a file in it is broken, or two runs were
+            evaluated on different pictures.
+    """
+    runs = [read_run(name, folder) for name, folder in named]
+    first = runs[0]
+    for run in runs[1:]:
+        ours, theirs = _measured(run), _measured(first)
+        if ours != theirs:
+            raise UserError(
+                f"{run.folder} was evaluated on {ours}, {first.folder} on {theirs}: such numbers "
+                f"cannot be compared. `python -m drkd_jax evaluate --workdir={run.folder} "
+                f"--data={first.data}` makes them the same"
+            )
+    return runs
+
+
+def read_run(name: str, folder: Path) -> RunFiles:
+    """Reads one work folder.
+
+    Raises:
+        UserError: It holds no evaluated run, or a file in it is broken.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; name a work folder of train.py")
+    config, summary = _mapping(folder / "config.json"), _mapping(folder / "summary.json")
+    scored = _mapping(folder / "eval.json")
+    numbers = scored or summary.get("final") or {}
+    scores = {
+        key: float(value)
+        for key, value in numbers.items()
+        if key.startswith("A") and isinstance(value, int | float)
+    }
+    data = scored.get("data") or (config.get("data") or {}).get("val") or ""
+    if "AP" not in scores:
+        raise UserError(
+            f"{folder}: holds no evaluated run (no eval.json with an AP); let training end, or run "
+            f"`python -m drkd_jax evaluate --workdir={folder}`"
+        )
+    path = folder / "detections.json"
+    found = _read(path) if path.is_file() else None
+    if found is not None and not _is_coco(found):
+        raise UserError(
+            f"{path}: not a list of detections in COCO's form; `python -m drkd_jax evaluate "
+            f"--workdir={folder}` writes it again"
+        )
+    about, records = _mapping(folder / "about.json"), read_metrics(folder / "metrics.jsonl")
+    return RunFiles(name, folder, scores, str(data), found, config, summary, about, records)
+
+
+def open_truth(run: RunFiles) -> tuple[Truth | None, str]:
+    """The pictures that a run was evaluated on.
+
+    Returns:
+        (them, or None where they cannot be read any more; why not).
+    """
+    settings = run.config.get("data") or {}
+    try:
+        source = open_source(
+            run.data,
+            settings.get("on_error") or "stop",
+            exif=settings.get("exif") or "auto",
+            depth=int(settings.get("depth") or 0),
+        )
+        coco = source.coco_ground_truth()
+    except UserError as error:
+        return None, " ".join(str(error).split())
+    if run.max_pictures:
+        kept = {source.meta(i).image_id for i in range(min(run.max_pictures, len(source)))}
+        coco = {
+            **coco,
+            "images": [row for row in coco["images"] if row["id"] in kept],
+            "annotations": [row for row in coco["annotations"] if row["image_id"] in kept],
+        }
+    return Truth(source, coco), ""
+
+
+def _measured(run: RunFiles) -> str:
+    """What a run's numbers are of, in words."""
+    part = f"the first {run.max_pictures} pictures of " if run.max_pictures else ""
+    most = "" if run.max_detections == COCO_MAX else f" with {run.max_detections} detections"
+    return f"{part}{run.data}{most}"
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    counts = Counter(path.name for path in paths)
+    names = []
+    for path in paths:
+        alike = [other.parts for other in paths if other.name == path.name]
+        if counts[path.name] == 1 or len(set(alike)) == 1:
+            names.append(path.name)
+            continue
+        parts, shortest = path.parts, min(map(len, alike))
+        end = next(i for i in range(shortest) if len({p[-1 - i] for p in alike}) > 1)
+        start = next(i for i in range(shortest) if len({p[i] for p in alike}) > 1)
+        names.append("/".join(parts[start : len(parts) - end]) or path.name)
+    return names
+
+
+def _is_coco(rows: Any) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, Mapping)
+        and {"image_id", "category_id", "bbox", "score"} <= row.keys()
+        and isinstance(row["bbox"], list)
+        and len(row["bbox"]) == 4
+        for row in rows
+    )
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object; remove it, or write it again")
+    return content
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error

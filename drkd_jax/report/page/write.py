@@ -1,0 +1,193 @@
+"""Puts the page together: from work folders to one HTML text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import drkd_jax
+from drkd_jax.evaluation import class_names
+from drkd_jax.report.page import sections
+from drkd_jax.report.page.changes import look
+from drkd_jax.report.page.charts import curves
+from drkd_jax.report.page.gallery import gallery
+from drkd_jax.report.page.heat import MOST as MOST_PIXELS
+from drkd_jax.report.page.heat import heat_maps
+from drkd_jax.report.page.markup import Html, join, tag
+from drkd_jax.report.page.runs import RunFiles, Truth, open_truth
+from drkd_jax.report.page.scores import DRAWS, Comparison, Spread, compare
+from drkd_jax.report.page.style import style_sheet
+from drkd_jax.report.relations import Relations
+from drkd_jax.report.tables import points
+
+
+class _Compared(NamedTuple):
+    """Runs, and what ground truth adds to them."""
+
+    runs: Sequence[RunFiles]
+    reference: int
+    other: int  # the run that pictures and classes are sorted by
+    truth: Truth | None
+    comparison: Comparison | None
+    notes: list[str]
+
+
+def page(
+    runs: Sequence[RunFiles],
+    reference: int = 0,
+    *,
+    title: str = "DRKD report",
+    words: Sequence[str] = (),
+    relations: tuple[Relations, Mapping[str, str]] | None = None,
+    draws: int = DRAWS,
+) -> str:
+    """One self-contained HTML page about finished runs.
+
+    Args:
+        runs: Evaluated on the same pictures.
+        reference: Position of the run that the others are compared with. Pictures and classes are
+            sorted by the change from it to the first of the others.
+        title: Of the page.
+        words: What is to be said first; by default each run's difference from the reference.
+        relations: Of a distilled run on one picture, and the names of its two sides.
+        draws: Of the validation pictures, for the intervals.
+
+    Returns:
+        HTML with everything in it: no script, and nothing that is loaded.
+
+    Raises:
+        UserError: A run's detections do not fit the ground truth.
+    """
+    done = _compared(runs, reference, draws)
+    named = [
+        ("short", "In short", _short(done, words)),
+        ("trained", "What was trained", sections.trained(runs)),
+        ("numbers", "Numbers", _numbers(done)),
+        ("curves", "Curves", curves(runs)),
+        ("pictures", "Pictures", _pictures(done)),
+        ("relations", "Relations", heat_maps(*relations) if relations else None),
+        ("settings", "What the configs differ in", sections.settings(runs)),
+        ("reading", "How to read this", _reading(done, draws)),
+    ]
+    kept = [(key, heading, content) for key, heading, content in named if content is not None]
+    body = tag(
+        "body",
+        tag("header", tag("h1", title), tag("p", _about(done))),
+        tag("nav", [tag("a", h, href=f"#{key}") for key, h, _ in kept], aria_label="contents"),
+        tag(
+            "main",
+            [tag("section", tag("h2", h, id=key), content) for key, h, content in kept],
+        ),
+        tag("footer", tag("p", tag("small", f"drkd_jax {drkd_jax.__version__}"))),
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Html(style_sheet(max(len(runs) + 1, MOST_PIXELS)))),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _compared(runs: Sequence[RunFiles], reference: int, draws: int) -> _Compared:
+    other = next((i for i in range(len(runs)) if i != reference), reference)
+    truth, why = open_truth(runs[reference])
+    notes = []
+    if truth is None:
+        notes.append(
+            f"The validation pictures cannot be read any more, so intervals, classes and pictures "
+            f"are missing. {why}"
+        )
+    without = [run.name for run in runs if run.found is None]
+    if without:
+        notes.append(
+            f"{', '.join(without)}: no detections.json, so intervals, classes and pictures are "
+            "missing; `python -m drkd_jax evaluate` writes it."
+        )
+    comparison = None
+    if truth is not None and not without:
+        comparison = compare(runs, reference, truth, draws)
+        notes += comparison.notes
+    return _Compared(runs, reference, other, truth, comparison, notes)
+
+
+def _about(done: _Compared) -> str:
+    names = ", ".join(run.name for run in done.runs)
+    counts = ""
+    if done.truth is not None:
+        rows = [row for row in done.truth.coco["annotations"] if not row.get("iscrowd")]
+        counts = f" ({len(done.truth.coco['images'])} pictures, {len(rows)} objects)"
+    return f"{names}, measured on {done.runs[0].data or 'pictures that are not named'}{counts}."
+
+
+def _short(done: _Compared, words: Sequence[str]) -> Html:
+    if not words:
+        words = [_difference(done, i) for i in range(len(done.runs)) if i != done.reference]
+        if not words:
+            words = [f"{done.runs[0].name} reaches {points(done.runs[0].scores['AP'])} AP."]
+    # Written for results.md as well, whose marks are none here.
+    said = [tag("p", word.replace("**", "").replace("`", "")) for word in words]
+    for run in done.runs:
+        last = (run.summary.get("distillation") or {}).get("text")
+        if last:
+            said.append(tag("p", tag("strong", f"{run.name}: "), str(last)))
+    warned = [f"{run.name}: {w}" for run in done.runs for w in run.summary.get("warnings") or ()]
+    alarms = [tag("p", text, class_="warning") for text in [*done.notes, *warned]]
+    return join(tag("div", said, class_="verdict"), alarms)
+
+
+def _difference(done: _Compared, i: int) -> str:
+    run, base = done.runs[i], done.runs[done.reference]
+    ours, theirs = points(run.scores["AP"]), points(base.scores["AP"])
+    gap = points(run.scores["AP"] - base.scores["AP"], signed=True)
+    text = f"{run.name} has {ours} AP, {base.name} {theirs}: {gap}"
+    if done.comparison is None:
+        return f"{text}."
+    spread: Spread = done.comparison.differences[i]["AP"]
+    between = f"95 % interval {points(spread.low, True)} to {points(spread.high, True)}"
+    verdict = (
+        "more than the choice of the validation pictures moves"
+        if spread.settled
+        else "within what the choice of the validation pictures alone moves"
+    )
+    return f"{text} ({between}), {verdict}."
+
+
+def _numbers(done: _Compared) -> Html:
+    parts = [
+        sections.differences(done.runs, done.reference, done.comparison),
+        sections.numbers(done.runs, done.comparison),
+        sections.sizes(done.runs, done.truth),
+    ]
+    if done.comparison is not None:
+        parts.append(sections.classes(done.runs, done.reference, done.other, done.comparison))
+    return tag("div", parts, class_="side")
+
+
+def _pictures(done: _Compared) -> Html | None:
+    if done.truth is None or done.comparison is None:
+        return None
+    return gallery(
+        look(done.runs, done.truth),
+        [run.name for run in done.runs],
+        class_names(done.truth.coco["categories"]),
+        done.truth,
+        done.reference,
+        done.other,
+    )
+
+
+def _reading(done: _Compared, draws: int) -> Html:
+    words = [
+        "Numbers are those of each run's last evaluation (eval.json). AP and recall are COCO's, in "
+        "points of 100; a line (-) stands where the pictures have no such object.",
+    ]
+    if done.comparison is not None:
+        words.append(
+            f"Intervals come from drawing the validation pictures again {draws} times, with "
+            "replacement, the same draw for every run. They say what the choice of pictures moves. "
+            "Another training seed moves AP too, and one run of each kind cannot tell how much."
+        )
+    return join([tag("p", each) for each in words])
