@@ -111,7 +111,9 @@ def _write_program(arguments: argparse.Namespace, out: Path) -> int:
     write_bytes(out, content)
     write_text(beside, json.dumps(_about(read, form, where(arguments)[0]), indent=2) + "\n")
     canvas = "x".join(map(str, form.canvas))
-    pictures = f"{form.batch} pictures" if form.batch else "any number of pictures"
+    pictures = (
+        f"{form.batch} picture{'s' * (form.batch > 1)}" if form.batch else "any number of pictures"
+    )
     print(
         f"{len(content) / 1e6:.1f} MB for {pictures} on {canvas} pixels, on "
         f"{', '.join(form.platforms)}, written to {out}; {beside.name} says what goes in and out"

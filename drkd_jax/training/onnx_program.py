@@ -10,6 +10,10 @@ regions by a loop of their own; they have no ONNX form here.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -77,8 +81,6 @@ def to_onnx(detector: RetinaNet, pixels: Pixels, form: Form) -> bytes:
     Returns:
         A serialized `onnx.ModelProto`.
     """
-    import jax2onnx
-
     if form.suppress:
         graph, state = nnx.split(detector)
         arrays = nnx.as_pure(state)
@@ -102,13 +104,28 @@ def to_onnx(detector: RetinaNet, pixels: Pixels, form: Form) -> bytes:
     # replaces by its own.
     with tracing_for("onnx"):
         traced = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(candidates)(*inputs))
-    model = jax2onnx.to_onnx(traced, inputs=inputs, model_name="detector", opset=21)
+    with _quiet():
+        import jax2onnx
+
+        model = jax2onnx.to_onnx(traced, inputs=inputs, model_name="detector", opset=21)
     _number_rows(model)
     middle = ("candidate_boxes", "candidate_scores", "candidate_labels", "scores_by_class")
     _rename(model, ("images", "sizes"), middle if form.suppress else _ALL)
     if form.suppress:
         _append_suppression(model, detector, form.batch)
     return bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back what the converter prints and logs of its own parts; errors are raised still."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _by_class(module: RetinaNet, boxes: Any, scores: Any, labels: Any) -> tuple[Any, ...]:

@@ -17,13 +17,18 @@ PICTURES, BATCH = 20, 4
 
 
 @needed
-def test_onnxruntime_finds_what_we_find(tmp_path):
+def test_onnxruntime_finds_what_we_find(tmp_path, capfd):
     import onnxruntime
 
     weights, out = tmp_path / "student.safetensors", tmp_path / "student.onnx"
     write_detector(weights, "retinanet")
     call = ["export", f"--weights={weights}", "--to=onnx", f"--batch={BATCH}", str(out)]
+    capfd.readouterr()
     assert main(call) == 0
+    printed = capfd.readouterr()
+    assert f"for {BATCH} pictures on 64x96 pixels, on onnx, written to" in printed.out
+    assert len(printed.out.splitlines()) == 1
+    assert printed.err == ""
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     images, sizes = pictures(PICTURES)
     names = [output.name for output in session.get_outputs()]
