@@ -85,6 +85,9 @@ def _parser() -> Parser:
 
 
 def _write_program(arguments: argparse.Namespace, out: Path) -> int:
+    beside = out.with_name(out.name + ".json")
+    make_place(out)
+    make_place(beside)
     onnx = arguments.to == "onnx"
     if onnx:
         need_packages()
@@ -92,9 +95,6 @@ def _write_program(arguments: argparse.Namespace, out: Path) -> int:
             raise UserError("--platforms belongs to --to=stablehlo; ONNX runs wherever it is run")
     elif find_spec("flatbuffers") is None:
         raise UserError("jax.export needs flatbuffers to write a file: pip install flatbuffers")
-    beside = out.with_name(out.name + ".json")
-    make_place(out)
-    make_place(beside)
     read = read_named(arguments)
     form = Form(
         canvas=arguments.canvas or read.pipeline.canvases[0],

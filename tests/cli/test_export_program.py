@@ -19,7 +19,7 @@ from drkd_jax.types import Batch
 from drkd_jax.weights.ours import About, write_ours
 from tests.training import tiny
 
-pytest.importorskip("flatbuffers", reason="jax.export writes by it")
+pytest.importorskip("flatbuffers", reason="needs flatbuffers, by which jax.export writes")
 
 CANVAS = (64, 96)
 PICTURES = 20
