@@ -33,7 +33,7 @@ COMMANDS = {
     "evaluate": ("drkd_jax.cli.evaluate", "COCO's 12 numbers of a trained detector"),
     "predict": ("drkd_jax.cli.predict", "a trained detector on your own pictures"),
     "convert": ("drkd_jax.cli.convert", "weights of torchvision and mmdetection, and back"),
-    "export": ("drkd_jax.cli.export", "the student of a run alone, in one file"),
+    "export": ("drkd_jax.cli.export", "a detector alone: arrays, or a program without our code"),
     "prepare": ("drkd_jax.cli.prepare", "unzipped COCO to a TFDS data folder"),
     "crosscheck": ("crosscheck", "compare with the PyTorch reference"),
     "benchmark": ("drkd_jax.cli.benchmark", "what a training step of a recipe costs here"),

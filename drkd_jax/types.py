@@ -95,3 +95,14 @@ class Detections(NamedTuple):
     scores: Float[Array, "B N"]
     labels: Int[Array, "B N"]
     valid: Bool[Array, "B N"]
+
+
+class Unsuppressed(NamedTuple):
+    """All boxes of each picture with the scores of all classes, before any is left out.
+
+    K classes of the data, N anchors or regions, D boxes of each: K, one a class, or 1 for all.
+    """
+
+    boxes: Float[Array, "B N D 4"]  # clipped to their pictures
+    scores: Float[Array, "B N K"]
+    valid: Bool[Array, "B N"]

@@ -18,7 +18,7 @@ from drkd_jax.models.conventions import conventions
 from drkd_jax.models.folding import fold
 from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.loading import fill, load_detector
-from drkd_jax.training.pixels import read_pixels
+from drkd_jax.training.pixels import Pixels, read_pixels
 from drkd_jax.training.settings import EvalSettings, as_tuples, eval_settings, train_settings
 from drkd_jax.training.setup import read_pipeline
 from drkd_jax.training.sharding import data_mesh, put_everywhere
@@ -28,18 +28,37 @@ from drkd_jax.weights.opening import open_weights
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name a trained detector; `load_named` takes them."""
+    add_place(parser)
+    parser.add_argument("--batch-size", type=positive, default=1, help="--weights: pictures a step")
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say where a trained detector lies; `read_named` takes them."""
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--workdir", help="work folder of a training run")
     place.add_argument("--weights", help="a file of ours, of torchvision or of mmdetection")
     parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
     parser.add_argument("--size", type=_size, metavar="SxL", help="--weights: 800x1333 by default")
-    parser.add_argument("--batch-size", type=positive, default=1, help="--weights: pictures a step")
 
 
 def _size(text: str) -> tuple[int, int]:
     """Two numbers from text like 800x1333."""
     shorter, longer = (positive(part) for part in text.split("x"))
     return shorter, longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A trained detector as it was read, before anything is compiled or placed."""
+
+    detector: Any
+    pixels: Pixels
+    config: dict[str, Any]
+    step: int
+    categories: tuple[Category, ...]  # () where a file does not name them
+    num_classes: int
+    pipeline: PipelineConfig
+    eval: EvalSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,48 +98,91 @@ def load_named(arguments: argparse.Namespace, least_limit: int | None = None) ->
     Raises:
         UserError: there is no checkpoint, or the file cannot be used.
     """
-    place, is_file = where(arguments)
+    named, is_file = where(arguments)
     if is_file:
-        return load_weights(place, arguments.size, arguments.batch_size, least_limit or 0)
-    return load(place, arguments.which, least_limit)
+        return load_weights(named, arguments.size, arguments.batch_size, least_limit or 0)
+    return load(named, arguments.which, least_limit)
+
+
+def read_named(arguments: argparse.Namespace) -> Read:
+    """Reads what the arguments of `add_place` name.
+
+    Raises:
+        UserError: there is no checkpoint, or the file cannot be used.
+    """
+    named, is_file = where(arguments)
+    if is_file:
+        return read_weights(named, arguments.size)
+    return read_run(named, arguments.which)
 
 
 def load(workdir: str, which: str, least_limit: int | None = None) -> Trained:
-    """Loads "best" or "last" of a work folder.
+    """`read_run`, placed; ``least_limit`` as of `load_named`.
+
+    Raises:
+        UserError: there is no checkpoint, or it does not fit its own config.
+    """
+    read = read_run(workdir, which)
+    return ready(read, read.eval.least_limit if least_limit is None else least_limit)
+
+
+def load_weights(
+    path: str, size: tuple[int, int] | None, batch_size: int, least_limit: int = 0
+) -> Trained:
+    """`read_weights`, placed; ``least_limit`` as of `load_named`.
+
+    Raises:
+        UserError: the file cannot be used, or holds no detector of ours.
+    """
+    return ready(read_weights(path, size, batch_size), least_limit)
+
+
+def ready(read: Read, least_limit: int) -> Trained:
+    """A detector on this machine's devices; ``least_limit`` as of `load_named`."""
+    mesh = data_mesh()
+    graph, state = nnx.split(read.detector)
+    return Trained(
+        config=read.config,
+        step=read.step,
+        categories=read.categories,
+        num_classes=read.num_classes,
+        pipeline=read.pipeline,
+        eval=read.eval,
+        mesh=mesh,
+        predict=predictor(graph, read.pixels, mesh, least_limit),
+        arrays=(put_everywhere(nnx.as_pure(state), mesh),),
+    )
+
+
+def read_run(workdir: str, which: str) -> Read:
+    """Reads "best" or "last" of a work folder.
 
     Raises:
         UserError: there is no checkpoint, or it does not fit its own config.
     """
     detector, about, step = load_detector(workdir, which)
-    config, mesh = about["config"], data_mesh()
-    graph, state = nnx.split(detector)
+    config = about["config"]
     settings = eval_settings(config.get("eval") or {})
-    pixels = read_pixels(config["data"], train_settings(config["train"]).precision)
-    limit = settings.least_limit if least_limit is None else least_limit
-    return Trained(
+    return Read(
+        detector=detector,
+        pixels=read_pixels(config["data"], train_settings(config["train"]).precision),
         config=config,
         step=step,
         categories=tuple(Category(number, name) for number, name in about["categories"]),
         num_classes=len(about["categories"]),
         pipeline=read_pipeline(config, settings.batch_size),
         eval=settings,
-        mesh=mesh,
-        predict=predictor(graph, pixels, mesh, limit),
-        arrays=(put_everywhere(nnx.as_pure(state), mesh),),
     )
 
 
-def load_weights(
-    path: str, size: tuple[int, int] | None, batch_size: int, least_limit: int = 0
-) -> Trained:
-    """Loads a file of ours, of torchvision or of mmdetection, its batch norms folded.
+def read_weights(path: str, size: tuple[int, int] | None, batch_size: int = 1) -> Read:
+    """Reads a file of ours, of torchvision or of mmdetection, its batch norms folded.
 
     Args:
         path: of the file.
         size: pixels of the shorter side after resizing and of the longer one at most; None: what
             the file says, or 800 and 1333.
         batch_size: pictures a step.
-        least_limit: as of `load_named`.
 
     Raises:
         UserError: the file cannot be used, or holds no detector of ours.
@@ -142,17 +204,13 @@ def load_weights(
             else:
                 data["canvases"] = (sides,)
     config: dict[str, Any] = as_tuples({"seed": 0, "data": {"max_boxes": 100} | data})
-    mesh = data_mesh()
-    detector = fold(fill(weights.model(), weights.arrays, path))
-    graph, state = nnx.split(detector)
-    return Trained(
+    return Read(
+        detector=fold(fill(weights.model(), weights.arrays, path)),
+        pixels=read_pixels(config["data"], "float32"),
         config=config,
         step=int(about.source.get("step", 0)),
         categories=tuple(Category(number, name) for number, name in about.categories),
         num_classes=about.num_classes,
         pipeline=read_pipeline(config, batch_size),
         eval=EvalSettings(batch_size=batch_size),
-        mesh=mesh,
-        predict=predictor(graph, read_pixels(config["data"], "float32"), mesh, least_limit),
-        arrays=(put_everywhere(nnx.as_pure(state), mesh),),
     )

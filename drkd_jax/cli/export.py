@@ -1,39 +1,149 @@
-"""``python -m drkd_jax export``: the student alone, without optimiser, distiller and data."""
+"""``python -m drkd_jax export``: a detector for others, as its arrays or as a program."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from drkd_jax.cli.arguments import Parser
+from drkd_jax.cli.arguments import Parser, positive
+from drkd_jax.cli.detector import Read, add_place, read_named, where
 from drkd_jax.errors import UserError
+from drkd_jax.training.onnx_program import check_onnx, need_packages, to_onnx
+from drkd_jax.training.program import DTYPES, PLATFORMS, Form, check_form, to_stablehlo
+from drkd_jax.training.program_about import about_program
 from drkd_jax.training.student_file import student_arrays, write_orbax
-from drkd_jax.training.writing import make_place
+from drkd_jax.training.writing import make_place, write_bytes, write_text
 from drkd_jax.weights.ours import write_ours
+
+# What a file of each kind is called.
+_ENDINGS = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
+_OF_PROGRAMS = ("canvas", "batch", "pixels", "no_nms", "platforms", "size")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the student of a run: a safetensors file of ours, or an orbax folder.
+    """Writes a detector: its arrays (safetensors, orbax), or a program that runs by itself.
 
     Raises:
         UserError: wrong arguments, no checkpoint, or a place that cannot be written.
     """
-    parser = Parser("export", "The student of a run alone, by our names.")
-    parser.add_argument("--workdir", required=True, help="work folder of a training run")
-    parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
-    parser.add_argument("--format", required=True, choices=("orbax", "safetensors"))
-    parser.add_argument("out", metavar="OUT", help="NAME.safetensors, or a folder for orbax")
-    arguments = parser.parse_args(list(argv))
-    out = Path(arguments.out)
-    if arguments.format == "safetensors" and out.suffix != ".safetensors":
-        raise UserError(f"{out}: the name has to end in .safetensors")
-    if arguments.format == "orbax" and out.exists():
+    arguments = _parser().parse_args(list(argv))
+    out, kind = Path(arguments.out), arguments.to
+    ending = _ENDINGS.get(kind, "")
+    if ending and out.suffix != ending:
+        raise UserError(f"{out}: the name has to end in {ending}")
+    if kind == "orbax" and out.exists():
         raise UserError(f"{out}: is there already; name another folder")
+    if kind in ("stablehlo", "onnx"):
+        return _write_program(arguments, out)
+    for name in _OF_PROGRAMS:
+        if getattr(arguments, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} belongs to programs; --to={kind} writes arrays alone")
     make_place(out)
-    arrays, about = student_arrays(arguments.workdir, arguments.which)
-    if arguments.format == "safetensors":
+    arrays, about = student_arrays(where(arguments)[0], arguments.which)
+    if kind == "safetensors":
         write_ours(out, arrays, about)
     else:
         write_orbax(out, arrays, about)
-    print(f"{len(arrays)} arrays of step {about.source['step']}, written to {out}")
+    print(f"{len(arrays)} arrays of step {about.source.get('step', 0)}, written to {out}")
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("export", "A detector for others: its arrays by our names, or a program.")
+    add_place(parser)
+    parser.add_argument(
+        *("--to", "--format"),
+        dest="to",
+        required=True,
+        choices=("orbax", "safetensors", "stablehlo", "onnx"),
+        help="arrays in a folder or a file; a program that JAX, or an ONNX runtime, runs alone",
+    )
+    program = parser.add_argument_group("of a program (--to=stablehlo, --to=onnx)")
+    program.add_argument(
+        "--canvas", type=_canvas, metavar="HxW", help="pixels; the first one of the training's"
+    )
+    program.add_argument(
+        "--batch", type=positive, help="pictures of a call; any number (ONNX: 1) by default"
+    )
+    program.add_argument("--pixels", choices=DTYPES, help="what they come as; uint8 by default")
+    program.add_argument(
+        "--no-nms", action="store_true", help="every decoded box and its scores of all classes"
+    )
+    program.add_argument(
+        "--platforms", type=_platforms, metavar="NAMES", help="of StableHLO; cpu,cuda by default"
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        help="NAME.safetensors, .stablehlo or .onnx, or a folder for orbax",
+    )
+    return parser
+
+
+def _write_program(arguments: argparse.Namespace, out: Path) -> int:
+    beside = out.with_name(out.name + ".json")
+    make_place(out)
+    make_place(beside)
+    onnx = arguments.to == "onnx"
+    if onnx:
+        need_packages()
+        if arguments.platforms:
+            raise UserError("--platforms belongs to --to=stablehlo; ONNX runs wherever it is run")
+    elif find_spec("flatbuffers") is None:
+        raise UserError("jax.export needs flatbuffers to write a file: pip install flatbuffers")
+    read = read_named(arguments)
+    form = Form(
+        canvas=arguments.canvas or read.pipeline.canvases[0],
+        batch=arguments.batch or (1 if onnx else None),
+        dtype=arguments.pixels or DTYPES[0],
+        suppress=not arguments.no_nms,
+        platforms=("onnx",) if onnx else arguments.platforms or Form.platforms,
+    )
+    check_form(form, read.detector.stride)
+    if onnx:
+        check_onnx(read.detector, form.suppress)
+    write = to_onnx if onnx else to_stablehlo
+    content = write(read.detector, read.pixels, form)
+    write_bytes(out, content)
+    write_text(beside, json.dumps(_about(read, form, where(arguments)[0]), indent=2) + "\n")
+    canvas = "x".join(map(str, form.canvas))
+    pictures = (
+        f"{form.batch} picture{'s' * (form.batch > 1)}" if form.batch else "any number of pictures"
+    )
+    print(
+        f"{len(content) / 1e6:.1f} MB for {pictures} on {canvas} pixels, on "
+        f"{', '.join(form.platforms)}, written to {out}; {beside.name} says what goes in and out"
+    )
+    return 0
+
+
+def _about(read: Read, form: Form, source: str) -> dict[str, object]:
+    return about_program(
+        form,
+        read.pixels,
+        read.categories,
+        read.num_classes,
+        read.pipeline,
+        read.detector.settings,
+        Path(source).name,
+        read.step,
+    )
+
+
+def _canvas(text: str) -> tuple[int, int]:
+    """Two numbers from text like 800x1344."""
+    height, width = (positive(part) for part in text.split("x"))
+    return height, width
+
+
+def _platforms(text: str) -> tuple[str, ...]:
+    """Names from text like cpu,cuda."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in PLATFORMS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(PLATFORMS)}")
+    return names

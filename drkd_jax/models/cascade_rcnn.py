@@ -15,10 +15,10 @@ from drkd_jax import boxes as box_ops
 from drkd_jax.errors import UserError
 from drkd_jax.models.dense import device_maps, level_anchors
 from drkd_jax.models.detector import Detector
-from drkd_jax.models.roi_head import RoIHead, roi_detections
-from drkd_jax.models.rpn import RPNHead, propose
+from drkd_jax.models.roi_head import RoIHead, roi_detections, roi_unsuppressed
+from drkd_jax.models.rpn import Proposals, RPNHead, propose
 from drkd_jax.models.settings import CascadeRCNNSettings
-from drkd_jax.types import Array, Detections, Features, Targets
+from drkd_jax.types import Array, Detections, Features, Targets, Unsuppressed
 
 # Standard deviations of each stage's deltas (x, y, w, h).
 STAGE_STDS = (
@@ -69,6 +69,24 @@ class CascadeRCNN(Detector):
 
     def predict(self, features: Features, sizes: Int[Array, "B 2"]) -> Detections:
         """See `Detector.predict`. The class logits are the mean of those of the three stages."""
+        proposals, probability, deltas = self._stages(features, sizes)
+        rule, test = self.convention, self.settings.test
+        return self.from_head(
+            roi_detections(probability, deltas, proposals, sizes, test, rule, STAGE_STDS[-1])
+        )
+
+    def unsuppressed(self, features: Features, sizes: Int[Array, "B 2"]) -> Unsuppressed:
+        """See `Detector.unsuppressed`."""
+        proposals, probability, deltas = self._stages(features, sizes)
+        found = roi_unsuppressed(
+            probability, deltas, proposals, sizes, self.convention, STAGE_STDS[-1]
+        )
+        return Unsuppressed(*self.classes_from_head(*found), proposals.valid)
+
+    def _stages(
+        self, features: Features, sizes: Int[Array, "B 2"]
+    ) -> tuple[Proposals, Float[Array, "B R K1"], Float[Array, "B R D 4"]]:
+        """Regions of the last stage, the mean probabilities, the last stage's deltas."""
         rule, settings = self.convention, self.settings
         maps = device_maps(features)
         logits, deltas = self.rpn(maps)
@@ -92,14 +110,4 @@ class CascadeRCNN(Detector):
                     proposals.boxes, moves[:, :, 0], stds, rule.max_log, rule.clamp_below
                 )
                 proposals = proposals._replace(boxes=box_ops.clip(refined, sizes))
-        return self.from_head(
-            roi_detections(
-                jax.nn.softmax(total, axis=-1),
-                moves,
-                proposals,
-                sizes,
-                settings.test,
-                rule,
-                STAGE_STDS[-1],
-            )
-        )
+        return proposals, jax.nn.softmax(total, axis=-1), moves

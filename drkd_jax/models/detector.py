@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Key
 from drkd_jax.errors import UserError
 from drkd_jax.models.feature_extractor import FeatureExtractor
 from drkd_jax.models.settings import PyramidSettings
-from drkd_jax.types import Array, Detections, Features, Targets
+from drkd_jax.types import Array, Detections, Features, Targets, Unsuppressed
 
 _is_param = nnx.filterlib.OfType(nnx.Param)
 
@@ -69,6 +69,17 @@ class Detector(FeatureExtractor, abc.ABC):
             sizes: height and width of each picture on the canvas, pixels.
         """
 
+    @abc.abstractmethod
+    def unsuppressed(self, features: Features, sizes: Int[Array, "B 2"]) -> Unsuppressed:
+        """Decoded boxes and class scores as they are before `predict` chooses among them.
+
+        Regions of a two-stage detector have been chosen: its second stage starts from them.
+
+        Args:
+            features: of this detector.
+            sizes: height and width of each picture on the canvas, pixels.
+        """
+
     def to_head(self, targets: Targets) -> Targets:
         """Targets with the head's numbers for the classes."""
         return targets._replace(labels=jnp.asarray(self.class_ids, jnp.int32)[targets.labels])
@@ -86,6 +97,13 @@ class Detector(FeatureExtractor, abc.ABC):
             jnp.take_along_axis(jnp.maximum(labels, 0), order, axis=1),
             jnp.take_along_axis(valid, order, axis=1),
         )
+
+    def classes_from_head(
+        self, boxes: Float[Array, "B N D 4"], scores: Float[Array, "B N K"]
+    ) -> tuple[Float[Array, "B N D2 4"], Float[Array, "B N K2"]]:
+        """Boxes and scores of the data's classes out of those of the head's."""
+        ids = list(self.class_ids)
+        return (boxes if boxes.shape[2] == 1 else boxes[:, :, ids]), scores[:, :, ids]
 
     def is_trained(self, path: tuple[str | int, ...], variable: object) -> bool:
         """Whether a variable is a parameter outside the frozen stages; a filter for nnx.split.

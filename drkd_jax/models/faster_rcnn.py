@@ -18,12 +18,13 @@ from drkd_jax.models.roi_head import (
     RoIHead,
     roi_detections,
     roi_losses,
+    roi_unsuppressed,
     sample_regions,
 )
-from drkd_jax.models.rpn import RPNHead, propose, rpn_losses, sample_anchors
+from drkd_jax.models.rpn import Proposals, RPNHead, propose, rpn_losses, sample_anchors
 from drkd_jax.models.settings import FasterRCNNSettings
 from drkd_jax.ops.sampling import Sampled
-from drkd_jax.types import Array, Detections, Features, Targets
+from drkd_jax.types import Array, Detections, Features, Targets, Unsuppressed
 
 
 class FasterRCNN(Detector):
@@ -101,6 +102,22 @@ class FasterRCNN(Detector):
 
     def predict(self, features: Features, sizes: Int[Array, "B 2"]) -> Detections:
         """See `Detector.predict`."""
+        proposals, probability, boxes = self._second_stage(features, sizes)
+        found = roi_detections(
+            probability, boxes, proposals, sizes, self.settings.test, self.convention
+        )
+        return self.from_head(found)
+
+    def unsuppressed(self, features: Features, sizes: Int[Array, "B 2"]) -> Unsuppressed:
+        """See `Detector.unsuppressed`."""
+        proposals, probability, deltas = self._second_stage(features, sizes)
+        found = roi_unsuppressed(probability, deltas, proposals, sizes, self.convention)
+        return Unsuppressed(*self.classes_from_head(*found), proposals.valid)
+
+    def _second_stage(
+        self, features: Features, sizes: Int[Array, "B 2"]
+    ) -> tuple[Proposals, Float[Array, "B R K1"], Float[Array, "B R D 4"]]:
+        """Regions, the probabilities of their classes, and their deltas."""
         rule, settings = self.convention, self.settings
         logits, deltas = self.rpn(device_maps(features))
         proposals = propose(
@@ -114,9 +131,7 @@ class FasterRCNN(Detector):
             convention=rule,
         )
         classes, boxes = self.roi(device_maps(features), self.spec, proposals.boxes)
-        probability = jax.nn.softmax(classes, axis=-1)
-        found = roi_detections(probability, boxes, proposals, sizes, settings.test, rule)
-        return self.from_head(found)
+        return proposals, jax.nn.softmax(classes, axis=-1), boxes
 
     def _anchors(self, features: Features) -> tuple[Float[np.ndarray, "_A 4"], ...]:
         shapes = [(m.shape[1], m.shape[2]) for m in features.maps]

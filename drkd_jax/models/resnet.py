@@ -15,6 +15,7 @@ from drkd_jax.models.norm import make_norm
 from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.deform_conv import deform_conv
+from drkd_jax.ops.pool import max_pool
 
 BLOCKS = {
     10: (1, 1, 1, 1),
@@ -124,7 +125,7 @@ class Stem(nnx.Module):
         around = ((1, 1), (1, 1))
         if self.ceil:  # the last window begins inside the map and may end a pixel outside of it
             around = ((0, 1 - x.shape[1] % 2), (0, 1 - x.shape[2] % 2))
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=around)
+        return max_pool(x, 3, 2, around)
 
 
 class Block(nnx.Module):

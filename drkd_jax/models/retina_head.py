@@ -168,7 +168,20 @@ def retina_detections(
     settings: TestSettings,
     convention: Conventions,
 ) -> Detections:
-    """The candidates of each level, then NMS over all levels, class by class.
+    """`retina_candidates`, then NMS over all levels, class by class."""
+    found = retina_candidates(logits, deltas, anchors, sizes, settings, convention)
+    return best_detections(*found, settings, convention.dense_min_side)
+
+
+def retina_candidates(
+    logits: tuple[Float[Array, "B _A K"], ...],
+    deltas: tuple[Float[Array, "B _A 4"], ...],
+    anchors: tuple[Float[Array, "_A 4"], ...],
+    sizes: Int[Array, "B 2"],
+    settings: TestSettings,
+    convention: Conventions,
+) -> tuple[Float[Array, "B M 4"], Float[Array, "B M"], Int[Array, "B M"]]:
+    """The candidates of each level: boxes clipped to their pictures, scores, labels of the head.
 
     At most ``settings.pre_nms`` pairs a level enter the NMS on average: that is no limit where
     candidates are pairs; where they are anchors with all their classes, more may pass the score,
@@ -198,7 +211,7 @@ def retina_detections(
         all_scores, row = jax.lax.top_k(all_scores, most)
         all_boxes = take_rows(all_boxes, row)
         all_labels = jnp.take_along_axis(all_labels, row, axis=1)
-    return best_detections(all_boxes, all_scores, all_labels, settings, convention.dense_min_side)
+    return all_boxes, all_scores, all_labels
 
 
 def best_detections(

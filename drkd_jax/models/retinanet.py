@@ -5,16 +5,23 @@ Letters: B pictures, A anchors of all levels.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int, Key
 
+from drkd_jax import boxes as box_ops
 from drkd_jax.models.dense import assign, device_maps, level_anchors
 from drkd_jax.models.detector import Detector
-from drkd_jax.models.retina_head import RetinaHead, retina_detections, retina_losses
+from drkd_jax.models.retina_head import (
+    RetinaHead,
+    retina_candidates,
+    retina_detections,
+    retina_losses,
+)
 from drkd_jax.models.settings import RetinaNetSettings
-from drkd_jax.types import Array, Detections, Features, Targets
+from drkd_jax.types import Array, Detections, Features, Targets, Unsuppressed
 
 
 class RetinaNet(Detector):
@@ -60,6 +67,31 @@ class RetinaNet(Detector):
             logits, deltas, self._anchors(features), sizes, self.settings.test, self.convention
         )
         return self.from_head(found)
+
+    def candidates(
+        self, features: Features, sizes: Int[Array, "B 2"]
+    ) -> tuple[Float[Array, "B M 4"], Float[Array, "B M"], Int[Array, "B M"]]:
+        """Boxes, scores and labels of the head that `predict` suppresses, see `retina_candidates`."""
+        logits, deltas = self.head(device_maps(features))
+        return retina_candidates(
+            logits, deltas, self._anchors(features), sizes, self.settings.test, self.convention
+        )
+
+    def unsuppressed(self, features: Features, sizes: Int[Array, "B 2"]) -> Unsuppressed:
+        """See `Detector.unsuppressed`: every anchor, finest level first."""
+        logits, deltas = (jnp.concatenate(x, axis=1) for x in self.head(device_maps(features)))
+        anchors = jnp.asarray(np.concatenate(self._anchors(features)))
+        decoded = box_ops.decode(
+            jnp.broadcast_to(anchors, deltas.shape),
+            deltas,
+            self.convention.rpn_stds,
+            self.convention.max_log,
+            self.convention.clamp_below,
+        )
+        boxes, scores = self.classes_from_head(
+            box_ops.clip(decoded, sizes)[:, :, None], jax.nn.sigmoid(logits)
+        )
+        return Unsuppressed(boxes, scores, jnp.ones(scores.shape[:2], bool))
 
     def _anchors(self, features: Features) -> tuple[Float[np.ndarray, "_A 4"], ...]:
         shapes = [(m.shape[1], m.shape[2]) for m in features.maps]

@@ -242,3 +242,36 @@ def roi_detections(
     return best_detections(
         box_ops.clip(decoded, sizes), scores, label, settings, convention.roi_min_side
     )
+
+
+def roi_unsuppressed(
+    probability: Float[Array, "B R K1"],
+    deltas: Float[Array, "B R D 4"],
+    proposals: Proposals,
+    sizes: Int[Array, "B 2"],
+    convention: Conventions,
+    stds: tuple[float, float, float, float] | None = None,
+) -> tuple[Float[Array, "B R D 4"], Float[Array, "B R K"]]:
+    """The boxes of every region, clipped, and its score of every class but the background.
+
+    Args:
+        probability: as of `roi_detections`, as all that follow.
+        deltas: of each region.
+        proposals: the regions.
+        sizes: height and width of each picture, pixels.
+        convention: the library's numbers.
+        stds: standard deviations of the deltas; None: the convention's.
+
+    Returns:
+        (boxes, scores); the scores of regions that are not valid are 0.
+    """
+    B, R, D, _ = deltas.shape
+    decoded = box_ops.decode(
+        jnp.broadcast_to(jnp.asarray(proposals.boxes)[:, :, None], deltas.shape),
+        deltas,
+        stds or convention.roi_stds,
+        convention.max_log,
+        convention.clamp_below,
+    )
+    boxes = box_ops.clip(decoded.reshape(B, R * D, 4), sizes).reshape(B, R, D, 4)
+    return boxes, jnp.where(proposals.valid[..., None], probability[..., :-1], 0.0)

@@ -79,7 +79,7 @@ def _over_pixels(x: Array) -> Any:
     return x.sum(axis=(1, 2), keepdims=True)
 
 
-def _group_mean(sums: Array, shape: tuple[int, ...], groups: int) -> Any:
+def _group_mean(sums: Array, shape: tuple[Any, ...], groups: int) -> Any:
     """Each channel's group's mean, from sums over pixels: ``[B, 1, 1, C]``."""
     B, h, w, C = shape
     per_group = C // groups

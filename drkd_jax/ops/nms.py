@@ -65,7 +65,7 @@ def nms(
     boxes, scores = jax.lax.stop_gradient((jnp.asarray(boxes), jnp.asarray(scores)))
     # Overlaps of narrow boxes would be rounded: exact is what float32 makes of them.
     boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
-    iou_threshold = _at_most(iou_threshold, boxes.dtype)
+    iou_threshold = at_most(iou_threshold, boxes.dtype)
     valid = jnp.asarray(valid)
     if platform() == "cpu" and len(boxes):
         return _walk(boxes, scores, valid, groups, iou_threshold)
@@ -151,8 +151,8 @@ def _words(flags: Bool[Array, "N"]) -> Array:
     return jnp.sum(bits, axis=0, dtype=jnp.uint32)
 
 
-def _at_most(threshold: Threshold, dtype: Any) -> Any:
-    """The largest number of the dtype that is no larger: as good to be compared with."""
+def at_most(threshold: Threshold, dtype: Any) -> Any:
+    """The largest number of the dtype that is no larger: as good to compare its numbers with."""
     if not isinstance(threshold, float):
         return threshold
     rounded = np.asarray(threshold, dtype)

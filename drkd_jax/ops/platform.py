@@ -16,7 +16,7 @@ _chosen: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def platform() -> str:
-    """Where what is being traced will run: "cpu", "gpu" or "tpu"."""
+    """Where what is being traced will run: "cpu", "gpu", "tpu", or "onnx" for such a file."""
     return _chosen.get() or jax.default_backend()
 
 
@@ -28,7 +28,7 @@ def tracing_for(name: str) -> Iterator[None]:
     traced before is not traced again.
 
     Args:
-        name: "cpu", "gpu" or "tpu".
+        name: "cpu", "gpu", "tpu" or "onnx".
     """
     token = _chosen.set(name)
     try:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
 #: Cells of a tile along y and x.
@@ -33,6 +34,7 @@ TILE = (16, 16)
 # Tiles of all pictures in one round. A CPU wants them to stay in its caches, a GPU wants work.
 _ROUND = {"cpu": 8}
 _ROUND_ELSEWHERE = 1024
+_FEW = 4  # pictures
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _LINES = jax.lax.GatherDimensionNumbers((2, 3), (), (0,))
@@ -173,8 +175,9 @@ def _work_off(
     plan: Plan, how: How, one: Callable[..., Array], result: Array, given: Array
 ) -> Array:
     """Runs ``one(round, result, given)`` of each picture for every round."""
-    tiles = _ROUND.get(jax.default_backend(), _ROUND_ELSEWHERE)
-    per_round = max(1, tiles // result.shape[0])
+    # A number of pictures that is not known yet (`jax.export`) is taken for a few.
+    pictures = result.shape[0] if isinstance(result.shape[0], int) else _FEW
+    per_round = max(1, _ROUND.get(platform(), _ROUND_ELSEWHERE) // pictures)
 
     def every_picture(number: Array, result: Array) -> Array:
         def of_one(plan: Plan, result: Array, given: Array) -> Array:

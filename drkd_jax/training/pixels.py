@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 
 from drkd_jax.errors import UserError
-from drkd_jax.ops.pictures import prepare
+from drkd_jax.ops.pictures import normalise, prepare
 from drkd_jax.types import Array, Batch, Targets
 
 #: The keys of `config.data` that belong to a network, not to the loader.
@@ -43,6 +43,14 @@ class Pixels:
     def prepare(self, batch: Batch) -> tuple[Float[Array, "B H W 3"], Targets]:
         """The network's input and the targets, see `ops.pictures.prepare`."""
         return prepare(batch, self.mean, self.std, self.dtype, self.channels)
+
+    def normalise(
+        self,
+        images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+        sizes: Int[Array, "B 2"],
+    ) -> Float[Array, "B H W 3"]:
+        """The network's input alone, of pictures that are not to be mirrored."""
+        return normalise(images, sizes, self.mean, self.std, self.dtype, self.channels)
 
 
 def read_pixels(data: Mapping[str, Any], dtype: Any, where: str = "config.data") -> Pixels:

@@ -25,6 +25,10 @@ COMMANDS = {
         ["--workdir=x", "--format=safetensors", "{}.safetensors"],
     ),
     "export orbax": ("drkd_jax.cli.export.student_arrays", ["--workdir=x", "--format=orbax", "{}"]),
+    "export stablehlo": (
+        "drkd_jax.cli.export.read_named",
+        ["--workdir=x", "--to=stablehlo", "{}.stablehlo"],
+    ),
     "benchmark": (
         "drkd_jax.cli.benchmark.build_run",
         ["--config=configs/folder.py:tiny", "--random", "--json={}"],
