@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from crosscheck import map_terms, official, ours, torchvision
-from crosscheck.cases import Case, all_cases
+from crosscheck.case import Case
+from crosscheck.cases import all_cases
 from crosscheck.compare import Row, compare
 from crosscheck.exchange import read_answers, write_cases
 from crosscheck.map_terms import map_term_cases

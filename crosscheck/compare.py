@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from crosscheck.cases import Case
+from crosscheck.case import Case
 
 GRADIENT_FLOOR = 1e-3  # of the case's largest gradient: some gradients are exactly 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscheck.cases import Case
+from crosscheck.case import Case
 
 
 def write_cases(cases: Sequence[Case], folder: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from crosscheck import ours
-from crosscheck.cases import Case, Maker, maps, targets
+from crosscheck.case import Case, Maker, maps, targets
 from drkd_jax.distill.config import TERMS, distill_config
 from drkd_jax.distill.distiller import Distiller
 from drkd_jax.distill.mgd import kept_pixels

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscheck.cases import Case, Maker, maps, targets
+from crosscheck.case import Case, Maker, maps, targets
 
 
 def _official_parameters(make: Maker, settings: dict[str, Any], width: int) -> dict[str, Any]:

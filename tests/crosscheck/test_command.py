@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from crosscheck import command
-from crosscheck.cases import Case
+from crosscheck.case import Case
 from crosscheck.compare import compare
 from drkd_jax.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from crosscheck.cases import Maker
+from crosscheck.case import Maker
 from crosscheck.official_cases import official_cases
 from drkd_jax.distill.official import convert, load_official
 from drkd_jax.errors import UserError

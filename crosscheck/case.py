@@ -1,0 +1,104 @@
+"""What every case of the cross-check is, and where its numbers come from.
+
+Letters: B pictures, h w a map, C channels, G boxes of a picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from crosscheck import ours
+
+Arrays = dict[str, dict[str, np.ndarray]]
+
+FORWARD = {"float32": 1e-5, "float64": 1e-10}
+GRADIENT = {"float32": 1e-4, "float64": 1e-10}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row of the table, in one precision.
+
+    Attributes:
+        name: unique, without "|".
+        component: a name in COMPONENTS of ours.py (official.py) and of the reference.
+        settings: plain values, for JSON.
+        arrays: by kind ("x" inputs, "p" parameters, "c" constants, "w" weights of the outputs in
+            the sum that is differentiated) and name.
+        forward: tolerance of the outputs, relative norm.
+        gradient: tolerance of the gradients.
+    """
+
+    name: str
+    component: str
+    settings: dict[str, Any]
+    arrays: Arrays
+    forward: float
+    gradient: float
+
+
+class Maker:
+    """Draws the numbers of one precision."""
+
+    def __init__(self, dtype: str):
+        self.dtype = dtype
+        self.random = np.random.default_rng(0)
+
+    def normal(self, *shape: int, scale: float | int = 1.0) -> np.ndarray:
+        """Normal numbers of this precision."""
+        return (scale * self.random.standard_normal(shape)).astype(self.dtype)
+
+    def parameters(self, build: Callable[[], Any]) -> dict[str, np.ndarray]:
+        """Numbers for a module of ours, of the size that it starts with."""
+        found = {}
+        for name, shape in ours.shapes(build).items():
+            found[name] = self.normal(*shape, scale=0.1 if len(shape) == 1 else shape[0] ** -0.5)
+            if name.endswith("norm.scale"):
+                found[name] += 1
+        return found
+
+    def boxes(self, canvas: tuple[int, int], *shape: int) -> np.ndarray:
+        """Boxes of every size on the canvas, some thinner than a map pixel."""
+        height, width = canvas
+        low = self.random.uniform(0, 0.7, (*shape, 2))
+        side = np.exp(self.random.uniform(math.log(0.02), math.log(0.9), (*shape, 2)))
+        boxes = np.concatenate([low, np.minimum(low + side, 1)], -1)
+        return (boxes * (width, height, width, height)).astype(np.float32)
+
+    def case(self, name: str, component: str, settings: dict[str, Any], arrays: Arrays) -> Case:
+        """A case with the tolerances of this precision."""
+        tolerances = FORWARD[self.dtype], GRADIENT[self.dtype]
+        if component == "optimiser_steps":
+            tolerances = (GRADIENT[self.dtype],) * 2
+        return Case(f"{name} {self.dtype}", component, settings, arrays, *tolerances)
+
+
+def targets(make: Maker, canvas: tuple[int, int], pictures: int, boxes: int) -> dict[str, Any]:
+    """Sizes, boxes and validity of a batch: the first box of all and a few of the last are not."""
+    valid = np.ones((pictures, boxes), bool)
+    valid[-1, 2:] = False
+    valid[0, 0] = False
+    sizes = np.tile(np.asarray(canvas, np.int32), (pictures, 1))
+    sizes[-1] = canvas[0] * 3 // 4, canvas[1] - 13
+    return {
+        "sizes": sizes,
+        "boxes": make.boxes(canvas, pictures, boxes),
+        "valid": valid,
+        "picture_valid": np.ones(pictures, bool),
+    }
+
+
+def maps(
+    make: Maker, canvas: tuple[int, int], strides: tuple[int, ...], pictures: int, s: int, t: int
+) -> dict[str, np.ndarray]:
+    """Maps "s0", "t0".. of both sides, with s and t channels."""
+    return {
+        f"{side}{i}": make.normal(pictures, -(-canvas[0] // k), -(-canvas[1] // k), channels)
+        for i, k in enumerate(strides)
+        for side, channels in (("s", s), ("t", t))
+    }
