@@ -51,6 +51,9 @@ _INTERRUPTED = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=255,
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry-run", False, "Say what would happen, and memory and time of a step; writes nothing."
+)
 _PROFILE = flags.DEFINE_string(
     "profile", "", "Steps to trace into WORKDIR/profile: 5, or 100:110 for steps 100 to 109."
 )
@@ -89,7 +92,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         for flag in (_CONFIG, _WORKDIR):
-            if not flag.value:
+            if not flag.value and not (flag is _WORKDIR and _DRY_RUN.value):
                 raise UserError(f"--{flag.name} is missing; see {Path(argv[0]).name} --help")
         for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
             if flag.value is not None and not _DISTRIBUTED.value:
@@ -135,6 +138,11 @@ def _run(_: Sequence[str]) -> None:
 
 
 def _train() -> None:
+    if _DRY_RUN.value:
+        from drkd_jax.training.dry_run import dry_run
+
+        dry_run(_CONFIG.value.to_dict())
+        return
     if _DISTRIBUTED.value:
         _meet()  # a signal ends this wait at once; there is nothing to save
     with stop_request():
