@@ -130,7 +130,7 @@ def test_train_tells_its_flags():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["evaluete"], "no command 'evaluete'; there are evaluate, predict"),
+        (["evaluete"], "no command 'evaluete'; there are train, recipes, evaluate, predict"),
         (["evaluate"], "one of the arguments --workdir --weights is required"),
         (["evaluate", "--weights=x"], "--weights needs --data"),
         (["evaluate", "--weights=x", "--data=shapes:2"], "x: cannot be read"),
