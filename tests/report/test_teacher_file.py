@@ -7,7 +7,7 @@ import pytest
 
 from configs import demo as recipe
 from drkd_jax.report.teacher_file import shipped
-from drkd_jax.training.settings import as_tuples
+from drkd_jax.training.settings import as_tuples, set_keys
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import About, read_ours, write_ours
 
@@ -28,7 +28,7 @@ def test_a_shipped_teacher_is_small_good_and_of_the_recipe(detector):
     assert (card["train"], card["val"]) == (config["data"]["train"], config["data"]["val"])
     assert "--train-teacher" in card["command"]
     assert card["ap_single_precision"] >= {"retinanet": 0.39, "faster_rcnn": 0.6}[detector]
-    settings = dict(config["student"])
+    settings = set_keys(config["student"])
     settings.pop("init")
     assert as_tuples(dict(weights.about.settings)) == settings
 
