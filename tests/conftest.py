@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Tracing makes many objects that live on: looking for garbage among them, and for the line that
 # each equation comes from, took a tenth of the time.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
-gc.set_threshold(100_000, 50, 50)
+gc.set_threshold(50_000, 20, 10)
 # The older code generator of XLA's CPU compiler needs half the time for a program of many small
 # kernels; from jaxlib 0.11 on there is only the new one.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
