@@ -2,23 +2,26 @@
 
 A plugin of pytest. The numeric tests run once as they are and N times with inputs and weights
 moved by about 1e-7 of themselves, which is what another processor's rounding does to them; then
-once on each of XLA's code paths that can be chosen on one machine. Every run is a process of its
-own, since most inputs are drawn while a test file is imported. Verdicts that differ are listed, and
-the exit code is 1.
+once on each of XLA's code paths that can be chosen on one machine. Verdicts that differ are listed,
+and the exit code is 1.
 
 Numbers are moved where they are drawn: `numpy.random.default_rng` and `RandomState` (weights
-are drawn by them too), and the inputs of stored cases. Stored answers stay: they belong to the
-numbers that were not moved, and a tolerance has to have room for both.
+are drawn by them too), and the inputs of stored cases; equal numbers are moved equally. Stored
+answers stay: they belong to the numbers that were not moved, and a tolerance has to have room for
+both. Where it has not, since both sides are computed in float64, `still` keeps the inputs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,23 +66,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # What is done in a run: moving, and keeping the verdicts.
 
 
-def moved(values: Any, noise: np.random.Generator) -> Any:
-    """Floating numbers, each moved by up to twice `STEP` of itself; 0 stays 0."""
+_still = False
+
+
+@contextlib.contextmanager
+def still() -> Iterator[None]:
+    """What is drawn in here is not moved.
+
+    For what is computed in float64 and compared with stored answers, which belong to exactly these
+    inputs. No processor's rounding moves a number by 1e-7 there.
+    """
+    global _still
+    before, _still = _still, True
+    try:
+        yield
+    finally:
+        _still = before
+
+
+def moved(values: Any, seed: int) -> Any:
+    """Floating numbers, each moved by up to twice `STEP` of itself; 0 stays 0.
+
+    Equal numbers are moved equally: what is drawn twice from one seed is still the same.
+    """
     array = np.asarray(values)
-    if array.dtype.kind != "f":
+    if _still or array.dtype.kind != "f":
         return values
+    noise = np.random.Generator(np.random.PCG64([seed, zlib.crc32(array.tobytes())]))
     out = (array * (1 + STEP * noise.uniform(-2, 2, array.shape))).astype(array.dtype)
     return out if array.shape else out[()]
 
 
 def install(seed: int, patch: pytest.MonkeyPatch) -> None:
     """Makes every number that NumPy draws, and the inputs of stored cases, a little different."""
-    noise = np.random.Generator(np.random.PCG64(seed))
 
     def moving(base: type, *names: str) -> type:
         def drawing(name: str) -> Any:
             own = getattr(base, name)
-            return lambda self, *a, **k: moved(own(self, *a, **k), noise)
+            return lambda self, *a, **k: moved(own(self, *a, **k), seed)
 
         return type(f"Moved{base.__name__}", (base,), {name: drawing(name) for name in names})
 
@@ -92,7 +116,7 @@ def install(seed: int, patch: pytest.MonkeyPatch) -> None:
 
     def loaded(file: Any, *more: Any, **named: Any) -> Any:
         found = load(file, *more, **named)
-        return MovedFile(found, noise) if Path(str(file)).name == "cases.npz" else found
+        return MovedFile(found, seed) if Path(str(file)).name == "cases.npz" else found
 
     patch.setattr(np, "load", loaded)
 
@@ -100,11 +124,11 @@ def install(seed: int, patch: pytest.MonkeyPatch) -> None:
 class MovedFile:
     """A file of arrays, opened, that moves what is read from it."""
 
-    def __init__(self, file: Any, noise: np.random.Generator):
-        self.file, self.noise, self.files = file, noise, file.files
+    def __init__(self, file: Any, seed: int):
+        self.file, self.seed, self.files = file, seed, file.files
 
     def __getitem__(self, key: str) -> Any:
-        return moved(self.file[key], self.noise)
+        return moved(self.file[key], self.seed)
 
     def __enter__(self) -> MovedFile:
         return self
@@ -134,53 +158,76 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 # What starts the runs.
 
 
-def one_run(arguments: list[str], seed: int, flags: str = "", processors: int = 0) -> dict:
-    """The verdicts of all tests of one run: (outcome, why) by test.
+def start(
+    arguments: list[str], seeds: list[int], flags: str = "", processors: int = 0
+) -> Iterator[dict[str, tuple[str, str]]]:
+    """Runs all tests once for each seed, in one new process.
+
+    What a process has compiled it need not compile again; test files are imported anew for each
+    seed, since most inputs are drawn meanwhile.
 
     Args:
         arguments: of pytest.
-        seed: of the noise; 0: nothing moves.
+        seeds: of the noise; 0: nothing moves.
         flags: for XLA, after those that are set.
-        processors: how many the run may use; 0: all.
+        processors: how many the process may use; 0: all.
+
+    Yields:
+        The verdicts of a seed: (outcome, why) by test.
     """
     with tempfile.TemporaryDirectory() as folder:
-        verdicts = Path(folder) / "verdicts.jsonl"
+        paths = {str(seed): str(Path(folder) / f"{seed}.jsonl") for seed in seeds}
         environment = {
             **os.environ,
-            SEED: str(seed),
-            VERDICTS: str(verdicts),
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "tests.jitter",
-        ]
-        limit = "--hypothesis-seed=0"  # the same examples in every run
+        command = [sys.executable, "-c", "from tests import jitter; jitter.child()"]
         kept = os.sched_getaffinity(0) if processors else set()
         if processors:  # a child takes over what its parent may use
             os.sched_setaffinity(0, set(sorted(kept)[:processors]))
+        said = Path(folder) / "said"
         try:
-            process = subprocess.run(
-                [*command, limit, *arguments],
-                cwd=ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            with said.open("w") as file:
+                process = subprocess.Popen(
+                    [*command, json.dumps([paths, arguments])],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=file,
+                    stderr=file,
+                )
         finally:
             if processors:
                 os.sched_setaffinity(0, kept)
-        if process.returncode not in (0, 1) or not verdicts.exists():
-            raise SystemExit(f"a run broke off: {process.stdout[-2000:]}{process.stderr[-2000:]}")
-        lines = [json.loads(line) for line in verdicts.read_text().splitlines()]
-        return {test: (outcome, "".join(why)) for test, outcome, *why in lines}
+        try:
+            for path in map(Path, paths.values()):
+                done = path.with_suffix(".done")
+                while process.poll() is None and not done.exists():
+                    time.sleep(0.1)
+                if not done.exists():
+                    raise SystemExit(f"a run broke off: {said.read_text()[-4000:]}")
+                lines = [json.loads(line) for line in path.read_text().splitlines()]
+                yield {test: (outcome, "".join(why)) for test, outcome, *why in lines}
+        finally:
+            process.kill()
+            process.wait()
+
+
+def child() -> None:
+    """What runs in the process that `start` starts: one run of pytest after the other."""
+    paths, arguments = json.loads(sys.argv[1])
+    options = ["-q", "-p", "no:cacheprovider", "-p", "tests.jitter"]
+    options += ["--hypothesis-seed=0"]  # the same examples in every run
+    for seed, path in paths.items():
+        os.environ |= {SEED: seed, VERDICTS: path}
+        for name in [name for name in sys.modules if name.startswith("tests.")]:
+            if name not in (__name__, "tests.jitter", "tests.conftest"):
+                del sys.modules[name]
+        code = pytest.main([*options, *arguments])
+        if code not in (0, 1):
+            raise SystemExit(f"pytest ended with {code}")
+        Path(path).touch()
+        Path(path).with_suffix(".done").touch()
 
 
 def own_arguments(given: list[str]) -> list[str]:
@@ -202,29 +249,32 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     arguments = own_arguments([str(a) for a in config.invocation_params.args])
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         arguments += NUMERIC
-    runs = {f"seed {seed}": (seed,) for seed in range(1, (seeds or 0) + 1)}
-    if paths:
-        runs |= {name: (0, *options) for name, options in CODE_PATHS.items()}
     began = time.monotonic()
-    plain = one_run(arguments, 0)
+    moving = start(arguments, list(range((seeds or 0) + 1)))
+    plain = next(moving)
     failed = sorted(test for test, (outcome, _) in plain.items() if outcome == "failed")
     print(f"{len(plain)} tests as they are, {len(failed)} failed", *failed, sep="\n  ", flush=True)
     changed: dict[str, list[str]] = {}
-    for name, options in runs.items():
-        found = one_run(arguments, *options)
+
+    def compare(name: str, found: dict[str, tuple[str, str]]) -> None:
+        missing = "missing", ""
         differing = sorted(
             test
             for test in plain.keys() | found.keys()
-            if plain.get(test, ("missing",))[0] != found.get(test, ("missing",))[0]
+            if plain.get(test, missing)[0] != found.get(test, missing)[0]
         )
-        print(
-            f"{name}: {len(differing)} verdicts changed, {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
+        seconds = time.monotonic() - began
+        print(f"{name}: {len(differing)} verdicts changed, {seconds:.0f} s", flush=True)
         for test in differing:
-            print(f"  {test}: {' '.join(found.get(test, ('missing',)))}", flush=True)
+            print(f"  {test}: {' '.join(found.get(test, missing))}", flush=True)
             changed.setdefault(test, []).append(name)
-    print(f"{len(runs)} runs, {len(changed)} verdicts that change")
+
+    for seed, found in enumerate(moving, 1):
+        compare(f"seed {seed}", found)
+    chosen = CODE_PATHS if paths else {}
+    for name, (flags, processors) in chosen.items():
+        compare(name, next(start(arguments, [0], flags, processors)))
+    print(f"{(seeds or 0) + len(chosen)} runs, {len(changed)} verdicts that change")
     for test, names in sorted(changed.items()):
         print(f"  {test}: in {', '.join(names)}")
     return int(bool(changed))

@@ -50,7 +50,11 @@ def test_what_is_drawn_moves_by_a_ten_millionth(monkeypatch, tmp_path):
     ):
         off = np.abs(moved / drawn - 1)
         assert 0 < off.max() < 2.01e-7
-    np.testing.assert_array_equal(np.random.default_rng(3).integers(0, 9, 1000), whole)
+        np.testing.assert_array_equal(np.random.default_rng(3).integers(0, 9, 1000), whole)
+    again = np.random.default_rng(3).normal(size=1000)  # one seed, one list of numbers
+    np.testing.assert_array_equal(np.random.default_rng(3).normal(size=1000), again)
+    with jitter.still():
+        np.testing.assert_array_equal(np.random.default_rng(3).normal(size=1000), plain)
     with np.load(tmp_path / "cases.npz") as file:
         np.testing.assert_array_equal(file["n"], np.arange(3))
         x = file["x"]

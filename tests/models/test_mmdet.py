@@ -29,7 +29,7 @@ from drkd_jax.types import Features, Targets
 from drkd_jax.weights import mmdet, spec_mmdet
 from drkd_jax.weights.layouts import LAYOUTS
 from drkd_jax.weights.empty_models import abstract, model_shapes
-from tests import margins, oracles
+from tests import jitter, margins, oracles
 from tests.models import small
 from tests.numeric_report import worst_entry
 
@@ -74,22 +74,28 @@ def load(name):
     model = REQUEST[name]
     answers = np.load(FOLDER / f"{name}.npz")
     theirs = drawn_weights(answers, model.get("seed", 0))
+    with jitter.still():  # their gradients, in float64, belong to exactly these
+        exact = drawn_weights(answers, model.get("seed", 0))
     reading = spec_mmdet.read({k: v.shape for k, v in theirs.items()}, {}, f"{name}.pth")
     settings = reading.settings(said(model), name)
     shapes = model_shapes(reading.part, settings, reading.num_classes)
     table = mmdet.table(shapes)
     assert {entry.theirs for entry in table} == set(theirs)
-    ours = {entry.ours: LAYOUTS[entry.layout].to_ours(theirs[entry.theirs]) for entry in table}
     graph, state = nnx.split(
         abstract(reading.part, settings, reading.num_classes, jnp.dtype("float32"))
     )
 
-    def filled(path, leaf):
-        array = ours[jax.tree_util.keystr(path, simple=True, separator=".")]
-        assert array.shape == leaf.shape, path
-        return jnp.asarray(array)
+    names = {entry.ours: entry for entry in table}
 
-    state = jax.tree_util.tree_map_with_path(filled, nnx.as_pure(state))
+    def filled(theirs):
+        def fill(path, leaf):
+            entry = names[jax.tree_util.keystr(path, simple=True, separator=".")]
+            array = LAYOUTS[entry.layout].to_ours(theirs[entry.theirs])
+            assert array.shape == leaf.shape, path
+            return jnp.asarray(array)
+
+        return jax.tree_util.tree_map_with_path(fill, nnx.as_pure(state))
+
     return SimpleNamespace(
         name=name,
         model=model,
@@ -97,11 +103,12 @@ def load(name):
         part=reading.part,
         answers=answers,
         graph=graph,
-        state=state,
+        state=filled(theirs),
+        exact_state=lambda: filled(exact),
         wide_graph=lambda: nnx.split(
             abstract(reading.part, settings, reading.num_classes, jnp.dtype("float64"))
         )[0],
-        table={entry.ours: entry for entry in table},
+        table=names,
     )
 
 
@@ -250,8 +257,9 @@ def compiled(case, run):
     call = jit(lambda state, *arrays: run(nnx.merge(case.graph, state, copy=True), *arrays))
 
     def exact_gradients(images, *others):
+        drawn = case.exact_state()
         with jax.enable_x64(True):
-            state = jax.tree.map(lambda x: x.astype(jnp.float64), case.state)
+            state = jax.tree.map(lambda x: x.astype(jnp.float64), drawn)
             detector = nnx.merge(case.wide_graph(), state)
             graph, trained, rest = nnx.split(detector, detector.is_trained, ...)
 
@@ -341,6 +349,9 @@ def test_faster_rcnn_is_theirs(faster, number):
     check_detections(faster, found, answers, B)
     check_losses(losses, answers)
     if number == 0:
+        with jitter.still():
+            images, targets, _ = batch(faster, number)
+        given = images, targets, chosen, their_regions(answers, targets, K), proposals
         check_gradients(faster, faster.exact_gradients(*given), answers)
 
 
@@ -385,6 +396,8 @@ def test_retinanet_is_theirs(retina, number):
     check_detections(retina, found, answers, len(images))
     check_losses(losses, answers)
     if number == 0:
+        with jitter.still():
+            images, targets, _ = batch(retina, number)
         check_gradients(retina, retina.exact_gradients(images, targets), answers)
 
 
