@@ -237,7 +237,9 @@ def _asked(request: urllib.request.Request, part: Path) -> Iterator[Any]:
                 "proxy or an old system is the cause, SSL_CERT_FILE names the certificates to trust"
             ) from error
         words = getattr(reason, "strerror", None) or reason
-        raise UserError(f"{host} cannot be reached ({words}); is there a network?") from error
+        raise UserError(
+            f"{host} cannot be reached ({words}): no network, or no such host"
+        ) from error
     except TimeoutError as error:
         raise UserError(f"{host} does not answer within {_TIMEOUT:.0f} s") from error
     except ConnectionResetError as error:

@@ -6,6 +6,7 @@ The client is the extra `hub`. Its cache is its own (`HF_HOME`), and its switche
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from drkd_jax.errors import UserError
 
 _FORM = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^:@\s]+))?(?::([^\s]+))?")
+_TIMEOUT = 10.0  # seconds
 _KINDS = (".safetensors", ".pth", ".pt", ".pkl", ".bin")
 # Same keys and shapes as a plain ResNet, with blurred strides that no file shows.
 _BLURRED = re.compile(r"resnet(blur|aa)\d")
@@ -54,8 +56,10 @@ def fetch_from_hub(name: str) -> Path:
             f"{name}: needs huggingface_hub: pip install 'drkd-jax[hub]' (or pip install '.[hub]' "
             "in a checkout)"
         )
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, utils
 
+    if not os.environ.get("HF_HUB_VERBOSITY"):  # what ends a fetch is said here, in one line
+        utils.logging.set_verbosity_error()
     wanted = parse_hub_name(name)
     if _BLURRED.search(wanted.repo):
         raise UserError(
@@ -134,7 +138,9 @@ def _files(wanted: HubName) -> list[str]:
     from huggingface_hub import HfApi, errors, snapshot_download
 
     try:
-        return list(HfApi().list_repo_files(wanted.repo, revision=wanted.revision))
+        # Asked once; `list_repo_files` would try for half a minute where there is no network.
+        found = HfApi().model_info(wanted.repo, revision=wanted.revision, timeout=_TIMEOUT)
+        return [each.rfilename for each in found.siblings or []]
     except errors.HfHubHTTPError as error:
         if error.response is not None and error.response.status_code < 500:
             raise

@@ -192,9 +192,9 @@ def online(client, contents, monkeypatch):
     """A server that answers as the hub does, and what it is asked for."""
     with serving() as files:
         for repo, own in contents.items():
-            tree = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in own]
-            place = f"/api/models/{repo}/tree/main?recursive=true&expand=false"
-            files.content[place] = json.dumps(tree).encode()
+            siblings = [{"rfilename": name} for name in own]
+            about = {"id": repo, "sha": COMMIT, "siblings": siblings}
+            files.content[f"/api/models/{repo}"] = json.dumps(about).encode()
             for name, content in own.items():
                 path = f"/{repo}/resolve/main/{name}"
                 files.content[path] = content
