@@ -6,8 +6,10 @@ The teacher is a Cascade Mask R-CNN X101-32x4d-FPN with deformable convolutions 
 which backbone and pyramid are used. The paper's second one, Faster R-CNN X101-64x4d (42.1 mAP):
 ``--config.teacher.checkpoint=weights/faster_rcnn_x101_64x4d_fpn_1x_coco_20200204-833ee192.pth``.
 Needs: torchvision's ``weights/resnet50-0676ba61.pth``, mmdetection's
-``weights/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth``, COCO 2017 prepared
-for TFDS (docs/data.md).
+``weights/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth``, or
+``--config.student.init=torchvision:resnet50 --config.teacher.checkpoint=``
+``mmdet:cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco``, which fetch them; COCO 2017
+prepared for TFDS (docs/data.md).
 Command: python train.py --config=configs/faster_rcnn_r50_fpn_2x_coco_drkd.py --workdir=runs/drkd
 Cost: 24 epochs of 117 k pictures at 800 x 1333, 176 k steps of 16 pictures, each with a forward
 pass of the teacher besides.

@@ -4,8 +4,10 @@ Paper: Ni et al., Dual Relation Knowledge Distillation for Object Detection, IJC
 Row: RetinaNet-Res50, 37.4 -> 40.3 mAP on val 2017 (the paper's numbers; not reproduced here).
 The teacher is RetinaNet X101-64x4d (41.0 mAP).
 Needs: torchvision's ``weights/resnet50-0676ba61.pth``, mmdetection's
-``weights/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af.pth``, COCO 2017 prepared for TFDS
-(docs/data.md).
+``weights/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth``, or
+``--config.student.init=torchvision:resnet50
+--config.teacher.checkpoint=mmdet:retinanet_x101_64x4d_fpn_1x_coco``, which fetch them; COCO 2017
+prepared for TFDS (docs/data.md).
 Command: python train.py --config=configs/retinanet_r50_fpn_2x_coco_drkd.py --workdir=runs/drkd
 Cost: 24 epochs of 117 k pictures at 800 x 1333, 176 k steps of 16 pictures, each with a forward
 pass of the teacher besides.

@@ -23,6 +23,7 @@ from drkd_jax.training.settings import EvalSettings, as_tuples, eval_settings, t
 from drkd_jax.training.setup import read_pipeline
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import Arrays
+from drkd_jax.weights.by_name import is_name
 from drkd_jax.weights.opening import open_weights
 
 
@@ -36,7 +37,10 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     """The arguments that say where a trained detector lies; `read_named` takes them."""
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--workdir", help="work folder of a training run")
-    place.add_argument("--weights", help="a file of ours, of torchvision or of mmdetection")
+    place.add_argument(
+        "--weights",
+        help="a file of ours, of torchvision or of mmdetection, or its name (docs/weights.md)",
+    )
     parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
     parser.add_argument("--size", type=_size, metavar="SxL", help="--weights: 800x1333 by default")
 
@@ -82,6 +86,8 @@ def where(arguments: argparse.Namespace) -> tuple[str, bool]:
     A work folder named by --weights, or a file by --workdir, is taken for what it is.
     """
     place = arguments.workdir or arguments.weights
+    if is_name(place):
+        return place, True
     if Path(place).exists():
         return place, not Path(place).is_dir()
     return place, arguments.weights is not None
@@ -179,7 +185,7 @@ def read_weights(path: str, size: tuple[int, int] | None, batch_size: int = 1) -
     """Reads a file of ours, of torchvision or of mmdetection, its batch norms folded.
 
     Args:
-        path: of the file.
+        path: of the file, or its name.
         size: pixels of the shorter side after resizing and of the longer one at most; None: what
             the file says, or 800 and 1333.
         batch_size: pictures a step.

@@ -16,6 +16,7 @@ from drkd_jax.training.program import DTYPES, PLATFORMS, Form, check_form, to_st
 from drkd_jax.training.program_about import about_program
 from drkd_jax.training.student_file import student_arrays, write_orbax
 from drkd_jax.training.writing import make_place, write_bytes, write_text
+from drkd_jax.weights.by_name import is_name
 from drkd_jax.weights.ours import write_ours
 
 # What a file of each kind is called.
@@ -129,7 +130,7 @@ def _about(read: Read, form: Form, source: str) -> dict[str, object]:
         read.num_classes,
         read.pipeline,
         read.detector.settings,
-        Path(source).name,
+        source if is_name(source) else Path(source).name,
         read.step,
     )
 

@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from drkd_jax.recipes import common
 
-# The files as their makers publish them; nothing has to be converted first.
+# The files as their makers publish them; nothing has to be converted first. A run that misses one
+# says the short name that fetches it (docs/weights.md).
 BACKBONE_INIT = "weights/resnet50-0676ba61.pth"  # torchvision, ResNet50_Weights.IMAGENET1K_V1
 TEACHERS = {  # mmdetection's model zoo
     "faster_rcnn": "weights/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth",
-    "retinanet": "weights/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af.pth",
+    "retinanet": "weights/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth",
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from drkd_jax.training.loading import load_arrays
 from drkd_jax.training.pixels import KEYS
 from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import flatten, unflatten
+from drkd_jax.weights.by_name import is_name, local_file
 from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.published import short_name
 
 # What of a backbone has to be the same for another's weights to mean the same: what shows in the
 # arrays, and what does not.
@@ -33,22 +36,44 @@ _HEADS = ("anchors", "delta_stds", "roi_stds", "roi_aligned", "class_ids")
 def check_files(config: Mapping[str, Any]) -> None:
     """Looks for the starting weights of both sides before anything else is done.
 
+    What is named and not placed (`weights/by_name.py`) is fetched here, before anything waits.
+
     Raises:
-        UserError: names all that are missing, and the keys that ask for them.
+        UserError: names all that are missing, and the keys that ask for them; or one that cannot
+            be fetched.
     """
     teacher = config.get("teacher") or {}
     wanted = {
         "config.student.init": config["student"].get("init", ""),
         "config.teacher.checkpoint": "" if teacher.get("init") else teacher.get("checkpoint", ""),
     }
-    missing = {key: path for key, path in wanted.items() if path and not Path(path).exists()}
+    paths = {key: path for key, path in wanted.items() if path and not is_name(path)}
+    missing = {key: path for key, path in paths.items() if not Path(path).exists()}
     if missing:
         listed = " and ".join(f"{key} = {path}" for key, path in missing.items())
         raise UserError(
             f"{listed}: not there. Put the file (of torchvision, mmdetection or ours) or the work "
             "folder of a trained detector there, or name another one; --config.student.init= "
-            "starts the student from random weights"
+            f"starts the student from random weights{_published(missing)}"
         )
+    for key, place in wanted.items():
+        if is_name(place):
+            with _of_key(key):
+                local_file(place)
+
+
+@contextlib.contextmanager
+def _of_key(key: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key} = {error}") from error
+
+
+def _published(missing: Mapping[str, str]) -> str:
+    """How the published ones among missing files can be had."""
+    names = {key: short_name(Path(path).name) for key, path in missing.items()}
+    return "".join(f"; --{key}={name} fetches it" for key, name in names.items() if name)
 
 
 def build_student(
@@ -58,7 +83,7 @@ def build_student(
 
     Args:
         config: of the run; `student.init` is empty, a work folder, or a file of ours, of
-            torchvision or of mmdetection: an ImageNet backbone or a detector.
+            torchvision or of mmdetection, by path or name: an ImageNet backbone or a detector.
         num_classes: of the data.
         dtype: what the student computes in.
         names: of the data's classes, where they are known: outputs of other classes, or of the
@@ -77,8 +102,8 @@ def build_student(
         )
     if not init:
         return student, f"random weights of seed {seed}"
-    if Path(init).is_file():
-        return start_from(student, *_of_file(Path(init), student, config.get("data") or {}, names))
+    if is_name(init) or Path(init).is_file():
+        return start_from(student, *_of_file(init, student, config.get("data") or {}, names))
     arrays, about, step = load_arrays(init)
     own = {key: value for key, value in about["config"]["student"].items() if key != "init"}
     theirs = models.abstract_detector(as_tuples(own), max(len(about["categories"]), 1)).settings
@@ -145,7 +170,7 @@ def _near(key: str, theirs: Any, own: Any) -> bool:
 
 
 def _of_file(
-    path: Path, student: models.Detector, data: Mapping[str, Any], names: Sequence[str]
+    path: str, student: models.Detector, data: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[dict[str, Any], str]:
     """The arrays of a file that mean to this student what they meant where they come from."""
     own = student.settings

@@ -19,6 +19,7 @@ from drkd_jax.training.loading import fill, load_detector
 from drkd_jax.training.pixels import KEYS, only_pixels
 from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import Arrays, num_parameters
+from drkd_jax.weights.by_name import is_name
 from drkd_jax.weights.classes import follow_classes, map_classes
 from drkd_jax.weights.opening import open_weights
 
@@ -44,10 +45,10 @@ class Teacher(NamedTuple):
 def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Teacher:
     """Builds `config.teacher`: backbone and pyramid, norms folded, kernels in `dtype`.
 
-    With `checkpoint` (a work folder, or a file of ours, of torchvision or of mmdetection) the
-    model is the checkpoint's own; model settings that stand in `settings` as well have to agree,
-    and decide what a foreign file does not show. Without one only `init = "random"` lets it
-    through. The heads are kept only where `evaluate` wants the teacher's AP.
+    With `checkpoint` (a work folder, or a file of ours, of torchvision or of mmdetection, by path
+    or name) the model is the checkpoint's own; model settings that stand in `settings` as well
+    have to agree, and decide what a foreign file does not show. Without one only `init = "random"`
+    lets it through. The heads are kept only where `evaluate` wants the teacher's AP.
 
     Args:
         settings: model settings, `checkpoint`, `init`, `evaluate`, `dtype` ("bfloat16" or
@@ -81,8 +82,8 @@ def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Te
             "the teacher is untrained: config.teacher.checkpoint is empty. Give the work folder "
             "or the file of a trained teacher, or say config.teacher.init = 'random'"
         )
-    if Path(checkpoint).is_file():
-        teacher = _of_file(Path(checkpoint), model, dtype, whole)
+    if is_name(checkpoint) or Path(checkpoint).is_file():
+        teacher = _of_file(checkpoint, model, dtype, whole)
     else:
         teacher = _of_run(checkpoint, model, dtype, whole)
     return teacher._replace(pixels={**teacher.pixels, **said})
@@ -146,14 +147,14 @@ def _of_run(checkpoint: str, model: Mapping[str, Any], dtype: Any, whole: bool) 
     return _teacher(detector, origin, names, whole, about["config"]["data"])
 
 
-def _of_file(path: Path, model: Mapping[str, Any], dtype: Any, whole: bool) -> Teacher:
+def _of_file(path: str, model: Mapping[str, Any], dtype: Any, whole: bool) -> Teacher:
     weights = open_weights(path, as_tuples(dict(model)), heads=whole)
     about = weights.about
     if about.part == "backbone" or (whole and about.part != "detector"):
         lacks = "feature pyramid" if about.part == "backbone" else "detection head of ours"
         raise UserError(f"config.teacher.checkpoint = {path}: it has no {lacks} ({weights.origin})")
-    _check_trained(about.source.get("step"), str(path))
-    detector = fill(weights.model(dtype), weights.arrays, str(path))
+    _check_trained(about.source.get("step"), path)
+    detector = fill(weights.model(dtype), weights.arrays, path)
     names = tuple(name for _, name in about.categories)
     kept = "" if whole or about.part == "pyramid" else "; its heads are left out"
     return _teacher(detector, weights.origin + kept, names, whole, about.data)

@@ -13,6 +13,7 @@ import numpy as np
 from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.weights import detectron2
+from drkd_jax.weights.by_name import is_name, local_file
 from drkd_jax.weights.checkpoint_spec import CheckpointSpec
 from drkd_jax.weights.empty_models import abstract, model_shapes
 from drkd_jax.weights.files import ForeignFile, checked_name, is_safetensors, read_foreign, sha256
@@ -30,7 +31,8 @@ class Weights:
     """Arrays by our names, and the model that they fill to the last one.
 
     Attributes:
-        path: of the file.
+        path: of the file on this machine.
+        name: what it was asked for by: its path, or a name of `by_name.py`.
         arrays: float32.
         about: settings, classes, origin.
         account: what became of every key; None for a file of ours.
@@ -38,6 +40,7 @@ class Weights:
     """
 
     path: Path
+    name: str
     arrays: dict[str, np.ndarray]
     about: About
     account: KeyReport | None
@@ -47,7 +50,8 @@ class Weights:
     def origin(self) -> str:
         """One line: the file, and what became of its keys."""
         source = self.about.source
-        words = f"{self.path}, {self.about.part}"
+        place = f"{self.name} ({self.path})" if is_name(self.name) else str(self.path)
+        words = f"{place}, {self.about.part}"
         if "library" in source:
             words += f" of {source['library']}"
         if self.account is None:
@@ -75,7 +79,8 @@ def open_weights(
     """Reads a file of weights, whichever it is.
 
     Args:
-        path: of ours, of torchvision, mmdetection or Detectron2.
+        path: of ours, of torchvision, mmdetection or Detectron2; or a name of one
+            (`by_name.py`), as text.
         config: model settings of the user. They have to agree with what shows in the file, and
             decide what does not show. Under "data" what its network reads (`mean`, `std`,
             `channels`, `resize`), where that is not what the file or its library says. "prefix"
@@ -89,13 +94,14 @@ def open_weights(
 
     Raises:
         UserError: the file cannot be read, is no model of ours, does not agree with the config,
-            or has keys missing, left over or of other shapes, which are listed.
+            or has keys missing, left over or of other shapes, which are listed; or its name leads
+            to no file.
     """
-    path, asked = Path(path), dict(config or {})
+    name, path, asked = str(path), local_file(path), dict(config or {})
     config = {key: value for key, value in asked.items() if key not in _READING}
     said = asked.get("data") or {}
     if is_safetensors(path) and is_ours(path):
-        return _open_ours(path, config, said)
+        return _open_ours(path, name, config, said)
     found = read_foreign(path)
     how: dict[str, Any] = {"part": str(asked.get("part", "")), "heads": heads}
     inner = _unwrap(found, path, config, library, asked.get("prefix"))
@@ -107,6 +113,8 @@ def open_weights(
     account = dataclasses.replace(known.account, skipped={**known.account.skipped, **inner.outside})
     digest = sha256(path)
     source = {"file": path.name, "sha256": digest, "library": known.library, "form": found.form}
+    if is_name(name):
+        source["name"] = name
     if inner.prefix:
         source["prefix"] = inner.prefix
     if reading.unbuilt:
@@ -124,7 +132,7 @@ def open_weights(
     about = About(reading.part, settings, reading.num_classes, _categories(reading), source, data)
     own = known.arrays(arrays)
     _check_numbers(path, own, {ours: key for key, ours in known.used.items()}, arrays)
-    return Weights(path, own, about, account, tuple(lines))
+    return Weights(path, name, own, about, account, tuple(lines))
 
 
 def _check_numbers(
@@ -209,7 +217,9 @@ def _left(found: ForeignFile, inner: Unwrapped) -> list[str]:
     return lines
 
 
-def _open_ours(path: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -> Weights:
+def _open_ours(
+    path: Path, given: str, config: Mapping[str, Any], said: Mapping[str, Any]
+) -> Weights:
     arrays, about = read_ours(path)
     reading = CheckpointSpec(about.part, about.settings, {})
     settings = reading.settings(config, str(path))
@@ -227,7 +237,7 @@ def _open_ours(path: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -
         )
     _check_numbers(path, arrays, {}, arrays)
     line = f"{path.name}: ours, {about.part}, {len(arrays)} arrays, all used"
-    return Weights(path, arrays, about, None, (line,))
+    return Weights(path, given, arrays, about, None, (line,))
 
 
 def _categories(reading: CheckpointSpec) -> tuple[tuple[int, str], ...]:
