@@ -126,6 +126,20 @@ def pairwise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(union > 0, inter / np.where(union > 0, union, 1), 0.0)
 
 
+def tied(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Which anchors are as good as the best one of some truth but for the last bits.
+
+    Which of them is claimed for that truth hangs on rounding.
+
+    Args:
+        anchors: ``[A, 4]``.
+        boxes: ``[G, 4]`` truths that are there.
+    """
+    overlaps = pairwise(anchors, boxes)
+    best = overlaps.max(axis=0, initial=0)
+    return ((overlaps > 0) & (overlaps >= best - TIE)).any(axis=1)
+
+
 @contextmanager
 def clear(floor: float = 0.0) -> Iterator[Margins]:
     """Looks at every choice that a model makes inside, run without jit, and checks them all.
