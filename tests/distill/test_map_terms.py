@@ -20,7 +20,7 @@ from drkd_jax.distill.pkd import standardized
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
 from drkd_jax.types import Features, Targets
-from tests.distill.common import make, pyramid, relative, settings, targets
+from tests.distill.common import convolved, make, pyramid, relative, settings, targets
 
 NAMES = ("feature_imitation", "pkd", "cwd", "mgd", "fgd")
 DRKD = ("pixel_relation", "instance_relation", "instance_feature")
@@ -117,14 +117,6 @@ def test_cwd_against_numpy(module):
             p, q = (softmax(x.reshape(-1, 6), 0) for x in (t, s))
             expected += (p * np.log(p / q)).sum() / 6 / 2
     assert module.losses()["cwd"] == pytest.approx(expected, rel=1e-5)
-
-
-def convolved(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    (h, w), k = x.shape[:2], np.asarray(kernel, np.float64)
-    return np.asarray(bias) + sum(
-        padded[i : i + h, j : j + w] @ k[i, j] for i in range(3) for j in range(3)
-    )
 
 
 def test_mgd_against_numpy(module):
