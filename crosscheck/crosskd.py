@@ -73,7 +73,7 @@ def crosskd_cases(dtype: str) -> Iterator[Case]:
         }
         c = targets(make, canvas, pictures, 4)
         c["picture_valid"][1] = False  # one that only fills the batch up
-        x = {}
+        x: dict[str, np.ndarray] = {}
         for branch, outputs, bias in zip(BRANCHES, (CLASSES, 4), (-2.0, 0.0), strict=True):
             drawn = maps(make, canvas, strides, pictures, *channels)
             x |= {f"{name[0]}_{branch}{name[1:]}": value for name, value in drawn.items()}

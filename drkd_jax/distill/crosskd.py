@@ -8,7 +8,7 @@
 s and t are both sides' maps inside the head, a branch each for classes and boxes, not activated;
 a gives every channel of f(s) the mean and the deviation of t's, over the pixels of the whole batch.
 QFL(c, p) = |sigmoid(c) - sigmoid(p)| BCE(c, sigmoid(p)), w = max over classes of sigmoid(p), and
-W = sum of w over all levels: the canvas and the number of empty pixels change nothing.
+W = sum of w over all levels, so the canvas changes nothing.
 
 The student's own last layers see the ground truth alone, so the two never ask them for different
 answers; classes, anchors and box code are the teacher's on both sides. GIoU does not change when
@@ -156,7 +156,9 @@ class CrossKD(nnx.Module):
                 "give it the heads' maps (drkd_jax.Responses), or set the weight to 0."
             )
         of_student, of_teacher, head = seen.responses
-        classes, boxes, weights = [], [], []
+        classes: list[jax.Array] = []
+        boxes: list[jax.Array] = []
+        weights: list[jax.Array] = []
         for s, t, mask in zip(of_student, of_teacher, map(jnp.asarray, seen.masks), strict=True):
             wanted = jax.lax.stop_gradient(head(*(jnp.where(mask[..., None], x, 0) for x in t)))
             sides = zip(self.adaptation, s, t, strict=True)

@@ -12,6 +12,7 @@ from drkd_jax.models import Detector
 from drkd_jax.models.retinanet import RetinaNet
 from drkd_jax.models.settings import AnchorSettings
 from drkd_jax.training.teacher import Teacher, compare_classes
+from drkd_jax.weights.classes import map_classes
 
 _OFF = "or set distill.crosskd.weight = 0"
 
@@ -48,17 +49,28 @@ def check_teacher(
             f"distill.crosskd: the student's anchors have {_words(own)}, the teacher's "
             f"{_words(theirs)}: give config.student.anchors the teacher's, {_OFF}"
         )
-    differing = compare_classes(teacher.categories, tuple(names))
-    if differing is None and detector.num_classes != student.num_classes:
-        differing = (
-            f"the teacher's head knows {detector.num_classes} classes without names, the student "
-            f"{student.num_classes}"
-        )
+    differing = _differing(teacher, student.num_classes, names)
     if differing:
         raise UserError(
             f"distill.crosskd: {differing}. Its head has to know the data's classes: take such a "
             f"teacher, {_OFF}"
         )
+
+
+def _differing(teacher: Teacher, num_classes: int, names: Sequence[str]) -> str | None:
+    """A sentence where the teacher's answers are not about the data's classes in their order."""
+    if not teacher.categories:
+        known = teacher.detector.num_classes
+        if known == num_classes:
+            return None
+        return f"the teacher's head knows {known} classes without names, the student {num_classes}"
+    own, data = (list(enumerate(side)) for side in (teacher.categories, names))
+    try:
+        if map_classes(own, data).same:  # upper case and blanks aside
+            return None
+    except UserError:
+        pass
+    return compare_classes(teacher.categories, tuple(names))
 
 
 def _alike(a: AnchorSettings, b: AnchorSettings) -> bool:

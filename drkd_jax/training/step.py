@@ -156,7 +156,8 @@ def loss_terms(
     if "distiller" in modules:
         of_teacher = each_device(mesh, partial(_teacher_features, recipe))
         teacher_features = gather(of_teacher(teacher, recipe.for_teacher(batch, images)))
-        seen, more = (features.maps, towers), {}
+        seen: Any = features.maps, towers
+        more: dict[str, Responses] = {}
         if recipe.adaptation_steps:
             adapts = step < recipe.adaptation_steps
             # A choice, not a product with 0: where it is not taken its gradient is exactly 0.
@@ -164,8 +165,8 @@ def loss_terms(
         if layers is not None:
             head = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
             known = head.towers(teacher_features, layers)
-            rest = partial(head.responses, layers=layers)
-            more["responses"] = Responses(seen[1], known, rest)
+            onwards = partial(head.responses, layers=layers)
+            more["responses"] = Responses(seen[1], known, onwards)
         output = modules["distiller"](
             seen[0],
             teacher_features.maps,

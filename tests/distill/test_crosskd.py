@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from drkd_jax.distill import distill_config
 from drkd_jax.distill.config import TERMS
 from drkd_jax.distill.crosskd import aligned, quality_focal
 from drkd_jax.errors import UserError
-from drkd_jax.types import FeatureSpec, Responses
+from drkd_jax.types import FeatureSpec
 from tests.distill.common import convolved, make, pyramid, targets
+from tests.training import tiny
 
 ALONE = {**dict.fromkeys(TERMS), "crosskd": {"weight": 1.0, "box": 0.5}}
 STRIDES, SIZE = (8, 16), (32, 44)  # of each picture of `targets`
@@ -69,7 +71,7 @@ class Module:
         def loss(student, teacher, params):
             module = nnx.merge(self.graph, params, self.rest, copy=True)
             more = given.boxes, given.valid, given.sizes, given.picture_valid
-            responses = Responses(student, teacher, head)
+            responses = drkd_jax.Responses(student, teacher, head)
             out = module(STUDENT.maps, TEACHER.maps, *more, responses=responses)
             return out.losses["crosskd"], out
 
@@ -138,7 +140,7 @@ def of_numpy(module) -> float:
 
 
 def test_against_numpy(module):
-    assert module.loss() == pytest.approx(of_numpy(module), rel=1e-5)
+    assert module.loss() == pytest.approx(of_numpy(module), rel=8e-7)
 
 
 def padded(side, value):
@@ -151,8 +153,7 @@ def padded(side, value):
 
 
 def test_padded_pixels_change_nothing(module):
-    found = module.loss(padded(OF_STUDENT, 7.0), padded(OF_TEACHER, -5.0))
-    assert found == pytest.approx(module.loss(), rel=1e-6)
+    assert module.loss(padded(OF_STUDENT, 7.0), padded(OF_TEACHER, -5.0)) == module.loss()
 
 
 def test_filling_pictures_change_nothing(module):
@@ -162,13 +163,21 @@ def test_filling_pictures_change_nothing(module):
         return jax.tree.map(lambda x: x.at[1].set(value), side)
 
     results = [module.loss(other(OF_STUDENT, v), other(OF_TEACHER, -v), given) for v in (1.0, 50.0)]
-    assert results[0] == pytest.approx(results[1], rel=1e-6)
-    assert results[0] > 0
+    assert results[0] == results[1] > 0
 
 
 def test_the_order_of_pictures_changes_nothing(module):
     turned = jax.tree.map(lambda x: x[::-1], (OF_STUDENT, OF_TEACHER, GIVEN))
-    assert module.loss(*turned) == pytest.approx(module.loss(), rel=1e-5)
+    assert module.loss(*turned) == pytest.approx(module.loss(), rel=1e-6)
+
+
+def test_devices_change_nothing():
+    process = tiny.python("-m", "tests.distill.crosskd_on_devices", devices=2)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert found["devices"] == 2
+    assert max(found["off"]) < 1e-6, found
 
 
 def test_boxes_change_nothing_and_may_be_none(module):
@@ -190,7 +199,7 @@ def test_it_pulls_at_the_student_and_not_at_the_teacher(module):
     found = {name: float(value) for name, value in out.diagnostics.items()}
     assert set(found) == {f"crosskd/{name}" for name in ("P3/loss", "P4/loss", "classes", "boxes")}
     parts = found["crosskd/classes"] + 0.5 * found["crosskd/boxes"]
-    assert found["crosskd/P3/loss"] + found["crosskd/P4/loss"] == pytest.approx(parts, rel=1e-6)
+    assert found["crosskd/P3/loss"] + found["crosskd/P4/loss"] == pytest.approx(parts, rel=1.4e-7)
 
 
 def test_the_teachers_own_answers_are_the_least():
@@ -205,11 +214,12 @@ def test_the_teachers_own_answers_are_the_least():
         return (1 - drkd_jax.boxes.generalized_iou(*both)).sum()
 
     for function, least in ((classes, sure), (boxes, 0.2 * deltas)):
+        # One operation at a time: fused, the two sides' sigmoids differ in a last digit.
         value, gradient = jax.value_and_grad(function)(least)
-        assert float(value) == pytest.approx(0, abs=1e-5)
-        np.testing.assert_allclose(gradient, 0, atol=1e-6)
+        assert float(value) == 0
+        np.testing.assert_allclose(gradient, 0, atol=8e-7)
         for step in (-0.1, 0.1):
-            assert float(function(least + step)) > 0.05
+            assert float(function(least + step)) > 0.5
 
 
 def test_aligned_has_the_other_maps_statistics():
@@ -217,7 +227,7 @@ def test_aligned_has_the_other_maps_statistics():
     mask = jnp.ones(s.shape[:3], bool).at[:, 4:].set(False)
     inside = np.asarray(aligned(3 * s + 5, t, mask))[:, :4]
     for of in (np.mean, np.std):
-        np.testing.assert_allclose(of(inside, (0, 1, 2)), of(t[:, :4], (0, 1, 2)), atol=1e-5)
+        np.testing.assert_allclose(of(inside, (0, 1, 2)), of(t[:, :4], (0, 1, 2)), atol=5e-6)
     np.testing.assert_allclose(aligned(t, t, mask)[:, :4], t[:, :4], atol=1e-5)
 
 

@@ -51,6 +51,7 @@ def test_heads_that_fit_pass():
     wider = detector(channels=40, head_convs=2)
     check_teacher(TERM, STUDENT, teacher(wider, NAMES), NAMES)
     check_teacher(TERM, STUDENT, teacher(wider), NAMES)
+    check_teacher(TERM, STUDENT, teacher(wider, ("Disc", "RING", "square")), NAMES)
 
 
 @pytest.mark.parametrize(
