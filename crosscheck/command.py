@@ -20,10 +20,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from crosscheck import map_terms, official, ours, torchvision
+from crosscheck import crosskd, map_terms, official, ours, torchvision
 from crosscheck.case import Case
 from crosscheck.cases import all_cases
 from crosscheck.compare import Row, compare
+from crosscheck.crosskd import crosskd_cases
 from crosscheck.exchange import read_answers, write_cases
 from crosscheck.map_terms import map_term_cases
 from crosscheck.official_cases import official_cases
@@ -31,7 +32,7 @@ from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.training.writing import make_folder, make_place, write_text
 
-COMPONENTS = ours.COMPONENTS | official.COMPONENTS | map_terms.COMPONENTS
+COMPONENTS = ours.COMPONENTS | official.COMPONENTS | map_terms.COMPONENTS | crosskd.COMPONENTS
 
 
 def start_reference(folder: Path, python: str, official: str | None) -> subprocess.Popen[str]:
@@ -132,6 +133,7 @@ def main(argv: Sequence[str]) -> int:
     for dtype in ("float32", "float64"):
         cases += all_cases(dtype)
         cases += map_term_cases(dtype)
+        cases += crosskd_cases(dtype)
         cases += official_cases(dtype) if checkout else []
     cases = [case for case in cases if (arguments.only or "") in case.name]
     if not cases:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         PixelRelationConfig,
     )
     from drkd_jax.distill.distiller import Distiller, DistillOutput
-    from drkd_jax.types import FeatureSpec
+    from drkd_jax.types import FeatureSpec, Responses
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ __all__ = [
     "InstanceFeatureConfig",
     "InstanceRelationConfig",
     "PixelRelationConfig",
+    "Responses",
     "__version__",
 ]
 
@@ -39,7 +40,7 @@ _OF_CONFIG = ("DistillConfig", "InstanceFeatureConfig", "InstanceRelationConfig"
 _PLACES = {
     **dict.fromkeys((*_OF_CONFIG, "PixelRelationConfig"), "drkd_jax.distill.config"),
     **dict.fromkeys(("Distiller", "DistillOutput"), "drkd_jax.distill.distiller"),
-    "FeatureSpec": "drkd_jax.types",
+    **dict.fromkeys(("FeatureSpec", "Responses"), "drkd_jax.types"),
 }
 
 

@@ -71,6 +71,29 @@ def overlap(a: Sides, b: Sides) -> Float[Array, "..."]:
     return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
 
 
+def generalized_iou(a: Float[Array, "*N 4"], b: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
+    """Generalised intersection over union of each box of ``a`` with the box of ``b`` in its row.
+
+    The overlap, less the share of the smallest box around both that neither covers. Where both are
+    stretched along an axis, or moved, it stays.
+
+    Args:
+        a: ``[..., 4]`` xyxy, with positive sides.
+        b: the same.
+
+    Returns:
+        ``[...]`` above -1, at most 1.
+
+    Source: Rezatofighi et al. 2019, "Generalized Intersection over Union".
+    """
+    inner = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
+    inner = jnp.maximum(inner, 0.0)
+    outer = jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2])
+    common, around = (side[..., 0] * side[..., 1] for side in (inner, outer))
+    union = area(a) + area(b) - common
+    return common / union - (around - union) / around
+
+
 def sides(boxes: Float[Array, "*N 4"]) -> Sides:
     """Left, top, right and bottom of boxes, as arrays of their own."""
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]

@@ -10,6 +10,7 @@ to keep shapes fixed are marked in a bool ``valid`` array, never by a sentinel v
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -86,6 +87,21 @@ class Features:
 
     maps: tuple[Any, ...]
     spec: FeatureSpec = dataclasses.field(metadata={"static": True})
+
+
+class Responses(NamedTuple):
+    """What two dense detectors' heads know of a batch, for a distiller of responses.
+
+    A head has two branches, classes and boxes, whose layers all levels share. ``student`` and
+    ``teacher`` hold a pair of maps [B, h, w, C] (classes, boxes) for each level of the side's
+    pyramid, finest first: the branches' outputs after some layers, not activated.
+    """
+
+    student: tuple[tuple[Any, Any], ...]
+    teacher: tuple[tuple[Any, Any], ...]
+    # The teacher's layers after that, activation first, of one level's pair: class logits
+    # [B, h w A, K] and box deltas [B, h w A, 4] of A anchors a pixel, by row, column, anchor.
+    head: Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Detections(NamedTuple):

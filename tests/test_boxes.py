@@ -37,6 +37,15 @@ def test_pairwise_iou_of_padding_is_zero_and_has_a_finite_gradient():
     assert np.isfinite(slope).all()
 
 
+def test_generalized_iou_of_known_boxes():
+    a = np.asarray([[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 4, 4]], np.float32)
+    b = np.asarray([[0, 0, 2, 2], [1, 0, 3, 2], [3, 0, 4, 1], [1, 1, 3, 3]], np.float32)
+    np.testing.assert_allclose(boxes.generalized_iou(a, b), [1, 1 / 3, -0.5, 0.25], rtol=1e-7)
+    stretched = [side * (16, 0.5, 16, 0.5) + (32, -8, 32, -8) for side in (a, b)]
+    stretched = [side.astype(np.float32) for side in stretched]
+    np.testing.assert_array_equal(boxes.generalized_iou(*stretched), boxes.generalized_iou(a, b))
+
+
 def test_pairwise_iou_takes_a_batch():
     rng = np.random.default_rng(0)
     a, b = oracles.random_boxes(rng, (2, 3)), oracles.random_boxes(rng, (2, 5))

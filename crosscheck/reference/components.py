@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from crosscheck.reference import detection
+from crosscheck.reference.crosskd import crosskd
 from crosscheck.reference.distiller import distill
 from crosscheck.reference.graph_unit import graph_unit
 from crosscheck.reference.instance_relation import relation
@@ -115,6 +116,7 @@ COMPONENTS: dict[str, Component] = {
     "regions": regions,
     "terms": terms,
     "map_term": map_term,
+    "crosskd": crosskd,
     "detection_losses": detection_losses,
     "box_coding": box_coding,
     "anchors": anchors,

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from drkd_jax.distill.crosskd import CrossKDConfig
 from drkd_jax.distill.cwd import CWDConfig
 from drkd_jax.distill.feature_imitation import FeatureImitationConfig
 from drkd_jax.distill.fgd import FGDConfig
@@ -203,6 +204,7 @@ class DistillConfig:
         pretrain_rate: of the same: their learning rate.
         feature_imitation, pkd, cwd, mgd, fgd: other distillers, off by their weight of 0
             (map_term.py); any of them beside any of the terms above.
+        crosskd: the same, of the heads' responses (crosskd.py).
     """
 
     pixel_relation: PixelRelationConfig | None = PixelRelationConfig()
@@ -224,6 +226,7 @@ class DistillConfig:
     cwd: CWDConfig | None = CWDConfig()
     mgd: MGDConfig | None = MGDConfig()
     fgd: FGDConfig | None = FGDConfig()
+    crosskd: CrossKDConfig | None = CrossKDConfig()
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:

@@ -24,7 +24,7 @@ from drkd_jax.distill.pixel_relation import PixelRelation
 from drkd_jax.distill.regions import ChosenBoxes, choose_boxes, cut
 from drkd_jax.distill.teacher_scale import TeacherScale
 from drkd_jax.errors import UserError
-from drkd_jax.types import Array, Features, FeatureSpec, Targets
+from drkd_jax.types import Array, Features, FeatureSpec, Responses, Targets
 
 Side = Literal["student", "teacher"]
 
@@ -103,6 +103,12 @@ class Distiller(nnx.Module):
         """What each loss is multiplied by in the total."""
         return {name: float(value.weight) for name, value in self.config.terms.items()}
 
+    @property
+    def head_layers(self) -> int | None:
+        """Layers of the heads after which the distiller reads them; None: it reads no head."""
+        term = self.config.terms.get("crosskd")
+        return term.layers if term else None
+
     def is_trained(self, path: tuple[Any, ...], variable: Any) -> bool:
         """Filter for `nnx.split`: what the optimiser moves, that is every `nnx.Param`."""
         return nnx.filterlib.to_predicate(nnx.Param)(path, variable)
@@ -117,6 +123,7 @@ class Distiller(nnx.Module):
         image_valid: Bool[Array, "B"] | None = None,
         *,
         keys: Key[Array, "B"] | None = None,
+        responses: Responses | None = None,
         train: bool = True,
     ) -> DistillOutput:
         """Compares the two sides' features of one batch.
@@ -131,13 +138,15 @@ class Distiller(nnx.Module):
                 all.
             keys: one random key a picture and step, for terms that draw (MGD); None: they draw by
                 the number of the call and the place in the batch.
+            responses: both sides' heads, for CrossKD alone; no gradient passes to the teacher's.
             train: batch statistics, and states that move; else the running statistics.
 
         Returns:
             Total, losses before their weights, and diagnostics by name.
 
         Raises:
-            UserError: the official form's `pictures_per_device` does not divide the batch.
+            UserError: the official form's `pictures_per_device` does not divide the batch, or
+                CrossKD is on and has no responses.
         """
         if image_valid is None:
             image_valid = jnp.ones(sizes.shape[0], bool)
@@ -184,7 +193,8 @@ class Distiller(nnx.Module):
             diagnostics |= found
         if self.map_terms:
             there = valid & image_valid[:, None]
-            seen = Seen(s, of_teacher["paper"], masks["paper"], boxes, there, keys, train)
+            heads = self._responses(responses)
+            seen = Seen(s, of_teacher["paper"], masks["paper"], boxes, there, keys, train, heads)
         for name, term in self.map_terms.items():
             losses[name], found = term(seen)
             diagnostics |= {f"{name}/{what}": value for what, value in found.items()}
@@ -192,6 +202,14 @@ class Distiller(nnx.Module):
         weighted = [weights[name] * loss for name, loss in losses.items()]
         total = jnp.stack(weighted).sum() if weighted else jnp.zeros((), jnp.float32)
         return DistillOutput(total, losses, diagnostics)
+
+    def _responses(self, given: Responses | None) -> Responses | None:
+        """The heads' maps of the paired levels, in the distiller's dtype."""
+        if given is None or self.head_layers is None:
+            return None
+        s, t = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), (given.student, given.teacher))
+        s, t = tuple(s[p.student] for p in self.pairs), tuple(t[p.teacher] for p in self.pairs)
+        return Responses(s, jax.lax.stop_gradient(t), given.head)
 
     def _groups(self, images: int) -> int:
         """How many of the author's devices a batch is, for the terms in the official form.

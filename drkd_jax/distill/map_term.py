@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from drkd_jax.distill.layers import Linear, LinearMap
 from drkd_jax.distill.pairing import LevelPair
-from drkd_jax.types import Array, FeatureSpec
+from drkd_jax.types import Array, FeatureSpec, Responses
 
 LevelLoss = tuple[jax.Array, dict[str, jax.Array]]  # of one level, and what else there is to log
 
@@ -37,6 +37,7 @@ class Seen(NamedTuple):
     valid: Bool[Array, "B G"]  # rows of `boxes` that are there
     keys: Key[Array, "B"] | None  # one random key a picture; None: the caller gave none
     train: bool
+    responses: Responses | None = None  # of the heads, paired levels alone; the teacher's as above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,8 @@ class MapTermConfig:
         teacher: FeatureSpec,
         *,
         rngs: nnx.Rngs,
-    ) -> MapTerm:
-        """The term's module over these paired levels."""
+    ) -> nnx.Module:
+        """The term's module over these paired levels, called with what is `Seen`."""
         raise NotImplementedError
 
 

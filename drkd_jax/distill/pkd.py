@@ -61,12 +61,29 @@ def standardized(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]) -> Floa
     Returns:
         In float32 at least; 0 where a pixel does not count, and in channels that do not vary.
     """
+    off, _, std = statistics(x, mask)
+    return off / (std + EPSILON)
+
+
+def statistics(
+    x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]
+) -> tuple[Float[Array, "B h w C"], Float[Array, "C"], Float[Array, "C"]]:
+    """A map without each channel's mean, and that mean and the standard deviation over n - 1.
+
+    Args:
+        x: a map.
+        mask: pixels that count.
+
+    Returns:
+        (x - mean, mean, deviation), in float32 at least; the first is 0 where a pixel does not
+        count, and all are where none does.
+    """
     inside = mask[..., None]
     count = mask.sum()
     x = jnp.where(inside, x.astype(accumulator(x)), 0)
-    off = jnp.where(inside, x - safe_ratio(x.sum((0, 1, 2)), count), 0)
-    std = safe_sqrt(safe_ratio((off * off).sum((0, 1, 2)), count - 1))
-    return off / (std + EPSILON)
+    mean = safe_ratio(x.sum((0, 1, 2)), count)
+    off = jnp.where(inside, x - mean, 0)
+    return off, mean, safe_sqrt(safe_ratio((off * off).sum((0, 1, 2)), count - 1))
 
 
 class PKD(MapTerm):

@@ -69,17 +69,44 @@ class RetinaHead(nnx.Module):
         self, maps: tuple[Float[jax.Array, "B _h _w C"], ...]
     ) -> tuple[tuple[Float[Array, "B _A K"], ...], tuple[Float[Array, "B _A 4"], ...]]:
         """Class logits and deltas of each level, float32, anchors in `level_anchors`' order."""
-        logits, deltas = [], []
-        for x in maps:
-            a = b = x
-            for layer in self.cls_convs:
-                a = jax.nn.relu(layer(a))
-            for layer in self.box_convs:
-                b = jax.nn.relu(layer(b))
-            B = x.shape[0]
-            logits.append(self.cls(a).reshape(B, -1, self.num_classes).astype(jnp.float32))
-            deltas.append(self.box(b).reshape(B, -1, 4).astype(jnp.float32))
-        return tuple(logits), tuple(deltas)
+        return self.outputs(tuple(self.before(x, 0) for x in maps), 0)
+
+    def before(
+        self, x: Float[jax.Array, "B h w C"], layers: int
+    ) -> tuple[Float[jax.Array, "B h w C"], Float[jax.Array, "B h w C"]]:
+        """A level's map after the first layers of the towers: of classes, of boxes.
+
+        Args:
+            x: the level's map.
+            layers: convolutions of each tower that it goes through; the last one's output is not
+                activated. 0: the map itself, for both.
+        """
+        a = b = x
+        for i in range(layers):
+            a = self.cls_convs[i](jax.nn.relu(a) if i else a)
+            b = self.box_convs[i](jax.nn.relu(b) if i else b)
+        return a, b
+
+    def after(
+        self, a: Float[jax.Array, "B h w C"], b: Float[jax.Array, "B h w C"], layers: int
+    ) -> tuple[Float[Array, "B A K"], Float[Array, "B A 4"]]:
+        """A level's class logits and deltas, float32, of what `before` gave for so many layers."""
+        if layers:
+            a, b = jax.nn.relu(a), jax.nn.relu(b)
+        for layer in list(self.cls_convs)[layers:]:
+            a = jax.nn.relu(layer(a))
+        for layer in list(self.box_convs)[layers:]:
+            b = jax.nn.relu(layer(b))
+        B = a.shape[0]
+        logits = self.cls(a).reshape(B, -1, self.num_classes).astype(jnp.float32)
+        return logits, self.box(b).reshape(B, -1, 4).astype(jnp.float32)
+
+    def outputs(
+        self, towers: tuple[tuple[jax.Array, jax.Array], ...], layers: int
+    ) -> tuple[tuple[Float[Array, "B _A K"], ...], tuple[Float[Array, "B _A 4"], ...]]:
+        """Class logits and deltas of each level, of what `before` gave for each."""
+        found = [self.after(a, b, layers) for a, b in towers]
+        return tuple(logits for logits, _ in found), tuple(deltas for _, deltas in found)
 
 
 def retina_losses(

@@ -47,8 +47,27 @@ class RetinaNet(Detector):
         self, features: Features, targets: Targets, keys: Key[Array, "B"]
     ) -> dict[str, Float[Array, ""]]:
         """``cls_loss`` and ``box_loss``; draws nothing, so ``keys`` changes nothing."""
+        return self.losses_after(self.towers(features, 0), 0, features, targets)
+
+    def towers(
+        self, features: Features, layers: int
+    ) -> tuple[tuple[jax.Array, jax.Array], ...]:
+        """Maps (classes, boxes) of each level after so many of the towers' layers.
+
+        See `RetinaHead.before`.
+        """
+        return tuple(self.head.before(x, layers) for x in device_maps(features))
+
+    def losses_after(
+        self,
+        towers: tuple[tuple[jax.Array, jax.Array], ...],
+        layers: int,
+        features: Features,
+        targets: Targets,
+    ) -> dict[str, Float[Array, ""]]:
+        """`losses` of what `towers` gave for so many layers of these features."""
         targets = self.to_head(targets)
-        logits, deltas = self.head(device_maps(features))
+        logits, deltas = self.head.outputs(towers, layers)
         anchors = np.concatenate(self._anchors(features))
         assigned = assign(anchors, targets, self.convention.dense, self.convention)
         return retina_losses(
@@ -59,6 +78,18 @@ class RetinaNet(Detector):
             targets,
             self.convention,
         )
+
+    def responses(
+        self, classes: Float[jax.Array, "B h w C"], boxes: Float[jax.Array, "B h w C"], layers: int
+    ) -> tuple[Float[Array, "B A K"], Float[Array, "B A 4"]]:
+        """Logits of the data's classes and deltas of a level, of a pair that `towers` gave.
+
+        See `RetinaHead.after`.
+        """
+        logits, deltas = self.head.after(classes, boxes, layers)
+        if self.class_ids != tuple(range(self.head_classes)):
+            logits = logits[..., list(self.class_ids)]
+        return logits, deltas
 
     def predict(self, features: Features, sizes: Int[Array, "B 2"]) -> Detections:
         """See `Detector.predict`."""

@@ -20,6 +20,7 @@ from drkd_jax.paths import expand_config
 from drkd_jax.training import schedule
 from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.gradients import GradientReport, gradient_report
+from drkd_jax.training.heads import check_student, check_teacher
 from drkd_jax.training.pixels import KEYS as PIXEL_KEYS
 from drkd_jax.training.pixels import Pixels, read_pixels
 from drkd_jax.training.settings import (
@@ -131,8 +132,13 @@ def build_run(values: Mapping[str, Any]) -> Run:
     if config.get("distill") is not None:
         if config.get("teacher") is None:
             raise UserError("config.distill is set and config.teacher is not: nobody teaches")
-        teacher = load_teacher(config["teacher"], num_classes, config["seed"])
+        term = distill.distill_config(config["distill"]).terms.get("crosskd")
+        if term:
+            check_student(term, student)
+        teacher = load_teacher(config["teacher"], num_classes, config["seed"], heads=bool(term))
         teacher = for_data(teacher, train_source.categories)
+        if term:
+            check_teacher(term, student, teacher, names)
         check_canvases(pipeline, teacher.detector.stride, "teacher")
         own = {**config["data"], **teacher.pixels}
         teacher_pixels = read_pixels(own, pixels.dtype, "config.teacher.data")

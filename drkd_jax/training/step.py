@@ -36,7 +36,7 @@ from drkd_jax.training.state import (
     merge_module,
     split_module,
 )
-from drkd_jax.types import Array, Batch, Features
+from drkd_jax.types import Array, Batch, Features, Responses
 
 Tree = TypeVar("Tree")
 _AXIS = "data"
@@ -145,24 +145,37 @@ def loss_terms(
         )
     targets, index = gather((targets, batch.index))
     keys = picture_keys(recipe.seed, step, index)
-    values = dict(student.losses(features, targets, keys))
+    layers = modules["distiller"].head_layers if "distiller" in modules else None
+    towers: Any = ()
+    if layers is None:
+        values = dict(student.losses(features, targets, keys))
+    else:  # the distiller reads the student's head, which is gone through once
+        towers = student.towers(features, layers)
+        values = dict(student.losses_after(towers, layers, features, targets))
     total = sum(values.values(), jnp.zeros((), jnp.float32))
     if "distiller" in modules:
         of_teacher = each_device(mesh, partial(_teacher_features, recipe))
         teacher_features = gather(of_teacher(teacher, recipe.for_teacher(batch, images)))
-        seen = features.maps
+        seen: Any = features.maps, towers
+        more: dict[str, Responses] = {}
         if recipe.adaptation_steps:
             adapts = step < recipe.adaptation_steps
             # A choice, not a product with 0: where it is not taken its gradient is exactly 0.
-            seen = tuple(jnp.where(adapts, jax.lax.stop_gradient(x), x) for x in seen)
+            seen = jax.tree.map(lambda x: jnp.where(adapts, jax.lax.stop_gradient(x), x), seen)
+        if layers is not None:
+            head = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
+            known = head.towers(teacher_features, layers)
+            onwards = partial(head.responses, layers=layers)
+            more["responses"] = Responses(seen[1], known, onwards)
         output = modules["distiller"](
-            seen,
+            seen[0],
             teacher_features.maps,
             targets.boxes,
             targets.valid,
             targets.sizes,
             targets.picture_valid,
             keys=keys,
+            **more,
         )
         factor = jnp.ones(()) if recipe.distill_factor is None else recipe.distill_factor(step)
         values |= output.losses

@@ -29,7 +29,7 @@ _OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype", "data")
 class Teacher(NamedTuple):
     """A teacher ready to be an argument of the step."""
 
-    detector: Any  # with its heads only where `config.teacher.evaluate` wants its AP
+    detector: Any  # with its heads only where somebody wants them, see `load_teacher`
     graph: nnx.GraphDef
     arrays: Arrays  # bare arrays of the whole module
     origin: str  # one line: where the weights came from
@@ -42,13 +42,15 @@ class Teacher(NamedTuple):
         return num_parameters(self.arrays)
 
 
-def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Teacher:
+def load_teacher(
+    settings: Mapping[str, Any], num_classes: int, seed: int, *, heads: bool = False
+) -> Teacher:
     """Builds `config.teacher`: backbone and pyramid, norms folded, kernels in `dtype`.
 
     With `checkpoint` (a work folder, or a file of ours, of torchvision or of mmdetection, by path
     or name) the model is the checkpoint's own; model settings that stand in `settings` as well
     have to agree, and decide what a foreign file does not show. Without one only `init = "random"`
-    lets it through. The heads are kept only where `evaluate` wants the teacher's AP.
+    lets it through. The heads are kept only where `evaluate` wants the teacher's AP, or `heads`.
 
     Args:
         settings: model settings, `checkpoint`, `init`, `evaluate`, `dtype` ("bfloat16" or
@@ -56,6 +58,7 @@ def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Te
             `channels` where they are not those that the checkpoint was trained by.
         num_classes: of a teacher with random weights.
         seed: of random weights.
+        heads: keep the heads, which a distiller reads.
 
     Raises:
         UserError: an untrained teacher that `init` does not name, or a checkpoint that is not
@@ -70,7 +73,7 @@ def load_teacher(settings: Mapping[str, Any], num_classes: int, seed: int) -> Te
     dtype = jnp.dtype(name)
     model = {key: value for key, value in settings.items() if key not in _OWN_KEYS}
     said = only_pixels(settings.get("data") or {}, "config.teacher.data")
-    whole = bool(settings.get("evaluate"))
+    whole = heads or bool(settings.get("evaluate"))
     if init == "random":
         if not model:
             raise UserError("config.teacher.init = 'random' needs the teacher's model settings")

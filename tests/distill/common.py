@@ -124,3 +124,12 @@ def relative(found: Any, wanted: Any) -> float:
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         off, size = off + ((a - b) ** 2).sum(), size + (b**2).sum()
     return float(np.sqrt(off / max(size, 1e-300)))
+
+
+def convolved(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """A map [h, w, C] after a 3x3 convolution, in float64."""
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    (h, w), k = x.shape[:2], np.asarray(kernel, np.float64)
+    return np.asarray(bias) + sum(
+        padded[i : i + h, j : j + w] @ k[i, j] for i in range(3) for j in range(3)
+    )

@@ -20,7 +20,7 @@ from drkd_jax.distill.pkd import standardized
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
 from drkd_jax.types import Features, Targets
-from tests.distill.common import make, pyramid, relative, settings, targets
+from tests.distill.common import convolved, make, pyramid, relative, settings, targets
 
 NAMES = ("feature_imitation", "pkd", "cwd", "mgd", "fgd")
 DRKD = ("pixel_relation", "instance_relation", "instance_feature")
@@ -94,7 +94,7 @@ def test_feature_imitation_against_numpy(module):
         0.5 * np.mean((np.stack(t) - np.stack(s)) ** 2)
         for s, t in sides(module, "feature_imitation")
     )
-    assert module.losses()["feature_imitation"] == pytest.approx(expected, rel=1e-5)
+    assert module.losses()["feature_imitation"] == pytest.approx(expected, rel=7e-7)
 
 
 def test_pkd_is_one_minus_pearsons_r(module):
@@ -103,7 +103,9 @@ def test_pkd_is_one_minus_pearsons_r(module):
         s, t = (np.stack(x).reshape(-1, 6) for x in (s, t))
         r = [np.corrcoef(s[:, c], t[:, c])[0, 1] for c in range(6)]
         expected += (1 - 1 / len(s)) * np.mean(1 - np.asarray(r))  # the deviation is over n - 1
-    assert module.losses()["pkd"] == pytest.approx(expected, rel=1e-5)
+    assert module.losses()["pkd"] == pytest.approx(
+        expected, rel=1e-5
+    )  # the 1e-6 beside the deviation
 
 
 def softmax(x: np.ndarray, axis: int | None = None) -> np.ndarray:
@@ -116,15 +118,7 @@ def test_cwd_against_numpy(module):
         for s, t in zip(*level, strict=True):
             p, q = (softmax(x.reshape(-1, 6), 0) for x in (t, s))
             expected += (p * np.log(p / q)).sum() / 6 / 2
-    assert module.losses()["cwd"] == pytest.approx(expected, rel=1e-5)
-
-
-def convolved(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    (h, w), k = x.shape[:2], np.asarray(kernel, np.float64)
-    return np.asarray(bias) + sum(
-        padded[i : i + h, j : j + w] @ k[i, j] for i in range(3) for j in range(3)
-    )
+    assert module.losses()["cwd"] == pytest.approx(expected, rel=7e-7)
 
 
 def test_mgd_against_numpy(module):
@@ -137,7 +131,7 @@ def test_mgd_against_numpy(module):
             x = np.maximum(convolved(x, made.first[...], made.first_bias[...]), 0)
             x = convolved(x, made.second[...], made.second_bias[...])
             expected += ((t - x) ** 2).sum() / 2
-    assert module.losses()["mgd"] == pytest.approx(expected, rel=1e-5)
+    assert module.losses()["mgd"] == pytest.approx(expected, rel=7e-7)
 
 
 def test_fgd_against_numpy(module):
@@ -159,7 +153,7 @@ def test_fgd_against_numpy(module):
             apart = abs(pixels[0] - pixels[1]).sum() + abs(channels[0] - channels[1]).sum()
             parts = (squares * (objects + 0.5 * background)).sum() + 0.5 * apart
             expected += (parts + 0.005 * ((t - s) ** 2).sum()) / 2
-    assert module.losses()["fgd"] == pytest.approx(expected, rel=1e-5)
+    assert module.losses()["fgd"] == pytest.approx(expected, rel=7e-7)
 
 
 def padded(side: Features, value: float) -> Features:
@@ -174,8 +168,7 @@ def padded(side: Features, value: float) -> Features:
 def test_padded_pixels_and_rows_change_nothing(module):
     expected = module.losses()
     assert all(value > 0 for value in expected.values())
-    found = module.losses(padded(STUDENT, 7.0), padded(TEACHER, -5.0))
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert module.losses(padded(STUDENT, 7.0), padded(TEACHER, -5.0)) == expected
     given = targets()
     garbage = jnp.where(given.valid[..., None], given.boxes, jnp.asarray((5.0, 900.0, -30.0, 1e4)))
     assert module.losses(given=given._replace(boxes=garbage)) == expected
@@ -191,7 +184,7 @@ def test_filling_pictures_change_nothing(module):
         )
         for v in (1.0, 50.0)
     ]
-    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    assert results[0] == results[1]
     assert all(value > 0 for value in results[0].values())
 
 
@@ -201,7 +194,7 @@ def test_the_order_of_pictures_changes_nothing(module):
 
     given = jax.tree.map(lambda x: x[::-1], targets())
     found = module.losses(turned(STUDENT), turned(TEACHER), given, KEYS[::-1])
-    assert found == pytest.approx(module.losses(), rel=1e-5)
+    assert found == pytest.approx(module.losses(), rel=2e-6)
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
@@ -227,7 +220,7 @@ def test_every_term_pulls_at_the_student_and_none_at_the_teacher(module):
 
 def test_a_teacher_in_other_units_changes_nothing(module):
     ten = Features(tuple(10 * x for x in TEACHER.maps), TEACHER.spec)
-    assert module.losses(teacher=ten) == pytest.approx(module.losses(), rel=2e-5)
+    assert module.losses(teacher=ten) == pytest.approx(module.losses(), rel=2e-6)
 
 
 def test_pkd_sees_no_scale_and_no_offset_of_a_channel():

@@ -50,6 +50,8 @@ WEIGHTS = {"near": 0.5, "far": 0.25}
 class Distiller(nnx.Module):
     """Two terms between the maps, after a kernel on the student's side."""
 
+    head_layers = None  # it reads no head
+
     def __init__(self, key: int):
         self.adapt = nnx.Linear(2, 2, rngs=nnx.Rngs(key))
 

@@ -1,0 +1,92 @@
+"""CrossKD (drkd_jax/distill/crosskd.py): its cases, and our answers.
+
+Letters: B pictures, h w a map, C channels, A anchors a pixel, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from crosscheck import ours
+from crosscheck.case import Case, Maker, maps, targets
+from crosscheck.map_terms import make_distiller
+from drkd_jax.types import Responses
+
+BRANCHES = ("classes", "boxes")
+CLASSES, ANCHORS = 5, 3
+
+
+def crosskd(
+    settings: ours.Settings, x: ours.Arrays, p: ours.Arrays, c: ours.Arrays
+) -> dict[str, jax.Array]:
+    """The loss of maps inside both sides' heads, "s_classes0", "t_boxes1" and so on."""
+    levels = range(len(settings["strides"]))
+    student, teacher = (
+        tuple((x[f"{side}_classes{i}"], x[f"{side}_boxes{i}"]) for i in levels) for side in "st"
+    )
+    channels = student[0][0].shape[-1], teacher[0][0].shape[-1]
+    dtype = student[0][0].dtype
+    module = ours.build(partial(make_distiller, settings, channels, dtype), p)
+    given = (c[name] for name in ("boxes", "valid", "sizes", "picture_valid"))
+    pyramids = [tuple(pair[0] for pair in side) for side in (student, teacher)]
+    head = partial(_head, c)
+    return module(*pyramids, *given, responses=Responses(student, teacher, head)).losses
+
+
+def _head(c: ours.Arrays, classes: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The teacher's last convolution and its output layer, of both branches."""
+    found = []
+    for branch, x in zip(BRANCHES, (classes, boxes), strict=True):
+        for layer in ("last", "output"):
+            x = jax.lax.conv_general_dilated(
+                jax.nn.relu(x),
+                c[f"{branch}.{layer}.kernel"],
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            x = x + c[f"{branch}.{layer}.bias"]
+        found.append(x.reshape(x.shape[0], -1, CLASSES if branch == "classes" else 4))
+    return found[0], found[1]
+
+
+def crosskd_cases(dtype: str) -> Iterator[Case]:
+    """With f, and with heads of equal widths.
+
+    Args:
+        dtype: "float32" or "float64".
+    """
+    make = Maker(dtype)
+    canvas, pictures, strides = (96, 128), 4, (8, 16)
+    for channels in ((8, 12), (6, 6)):
+        settings: dict[str, Any] = {
+            "term": "crosskd",
+            "strides": strides,
+            "standardize": True,
+            "config": {"layers": 3, "box": 0.7},
+        }
+        c = targets(make, canvas, pictures, 4)
+        c["picture_valid"][1] = False  # one that only fills the batch up
+        x: dict[str, np.ndarray] = {}
+        for branch, outputs, bias in zip(BRANCHES, (CLASSES, 4), (-2.0, 0.0), strict=True):
+            drawn = maps(make, canvas, strides, pictures, *channels)
+            x |= {f"{name[0]}_{branch}{name[1:]}": value for name, value in drawn.items()}
+            wide = channels[1]
+            for layer, width in (("last", wide), ("output", ANCHORS * outputs)):
+                scale = (2 / (9 * wide)) ** 0.5 * (1.0 if layer == "last" else 0.5)
+                c[f"{branch}.{layer}.kernel"] = make.normal(3, 3, wide, width, scale=scale)
+                offset = bias if layer == "output" else 0.0
+                c[f"{branch}.{layer}.bias"] = (offset + make.normal(width, scale=0.1)).astype(dtype)
+        p = make.parameters(partial(make_distiller, settings, channels, dtype))
+        w = {"crosskd": np.ones((), dtype)}
+        name = f"crosskd, {channels[0]} to {channels[1]} channels"
+        yield make.case(name, "crosskd", settings, {"x": x, "p": p, "c": c, "w": w})
+
+
+COMPONENTS: dict[str, ours.Component] = {"crosskd": crosskd}
