@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from drkd_jax import distill
 from drkd_jax.boxes import pairwise_iou
@@ -254,8 +254,8 @@ def _boxes(
         truth = item.truth
         on_canvas = (truth.boxes * np.tile(scale, 2)).astype(np.float32)
         left_out = max(0, len(on_canvas) - arguments.max)
-        kept = slice(0, arguments.max)
-        return Boxes(on_canvas[kept], truth.labels[kept], None, truth.names, left_out)
+        first = on_canvas[: arguments.max]
+        return Boxes(first, truth.labels[: arguments.max], None, truth.names, left_out)
     assert a.found is not None
     found, scores, labels, valid = (np.asarray(v)[0] for v in jax.device_get(tuple(a.found)))
     good = np.flatnonzero(valid & (scores >= arguments.score))

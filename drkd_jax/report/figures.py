@@ -20,7 +20,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from drkd_jax.report.draw import class_colour, draw_detections
+from drkd_jax.draw import class_colour, draw_detections
 
 DPI = 120
 PANEL = 3.7  # inches, of a picture's longer side

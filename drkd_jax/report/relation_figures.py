@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from drkd_jax.report.draw import draw_detections
+from drkd_jax.draw import draw_detections
 from drkd_jax.report.figures import DPI, PANEL, class_legend, mark_pixel, show_picture
 
 _WRITTEN = 10  # boxes up to which a matrix has its numbers in its cells

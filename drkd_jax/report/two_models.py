@@ -145,14 +145,15 @@ class PixelRelation(NamedTuple):
 
 def relate_pixels(a: Maps, b: Maps, row: int, column: int) -> PixelRelation:
     """The similarities of one pixel to every other: cosine, the mean over the map taken off."""
-    related = [
-        Maps(*(None if x is None else similarity(x, (row, column)) for x in maps))
-        for maps in (a, b)
-    ]
-    one, other = (maps.x.ravel() - maps.x.mean() for maps in related)
-    length = np.linalg.norm(one) * np.linalg.norm(other)
-    agreement = float(one @ other / length) if length > 0 else 0.0
-    return PixelRelation(row, column, *related, agreement)
+    point = row, column
+    one, other = (
+        Maps(similarity(x, point), None if phi is None else similarity(phi, point))
+        for x, phi in (a, b)
+    )
+    u, v = (maps.x.ravel() - maps.x.mean() for maps in (one, other))
+    length = np.linalg.norm(u) * np.linalg.norm(v)
+    agreement = float(u @ v / length) if length > 0 else 0.0
+    return PixelRelation(row, column, one, other, agreement)
 
 
 class BoxRelation(NamedTuple):
