@@ -16,6 +16,7 @@ from drkd_jax.cli.box_file import boxes_of
 from drkd_jax.cli.detector import read_run
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
+from drkd_jax.report import relation_figures
 from drkd_jax.report.figures import similarity
 from drkd_jax.report.two_models import row_entropies
 from drkd_jax.training.checkpoint import Checkpoints
@@ -49,6 +50,13 @@ def write_run(folder, config, seed, distiller=None):
     checkpoints.save(put_everywhere(state, data_mesh()), about)
     checkpoints.close()
     return student
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_drawings():
+    """What they show is seen in a tenth of the dots."""
+    with mock.patch.object(relation_figures, "DPI", 12):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +143,9 @@ def test_its_matrices_are_those_of_the_default_distillation(result, features):
     (about,) = content["pictures"]
     reads, maps = features
     specs = [read.detector.spec for read in reads]
-    distiller = distill.Distiller(distill.DistillConfig(), *specs, rngs=nnx.Rngs(0))
+    distiller = distill.Distiller(
+        distill.DistillConfig(pixel_relation=None), *specs, rngs=nnx.Rngs(0)
+    )
     boxes = np.array([[box["bbox"] for box in about["boxes"]]], np.float32) * 1.2
     boxes[..., 2:] += boxes[..., :2]
     boxes *= [1, 58 / 57.6] * 2
