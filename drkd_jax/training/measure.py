@@ -19,7 +19,7 @@ from flax import nnx
 from drkd_jax import distill
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.errors import UserError
-from drkd_jax.training.accumulation import first_part
+from drkd_jax.training.accumulation import first_part, loop_length
 from drkd_jax.training.setup import Run, build_distiller
 from drkd_jax.training.sharding import put_everywhere
 from drkd_jax.training.state import Arrays, split_module
@@ -103,8 +103,8 @@ def measure(run: Run, *, steps: int = 10, parts: bool = True) -> Cost:
         step_range=(min(times[2:]), max(times[2:])),
         pictures_per_second=size / step_seconds,
         # XLA counts the body of a loop once.
-        flops=run.recipe.accumulate * _flops(compiled),
-        flops_written=run.recipe.accumulate * _flops(lowered) / run.mesh.size,
+        flops=loop_length(run.recipe.accumulate) * _flops(compiled),
+        flops_written=loop_length(run.recipe.accumulate) * _flops(lowered) / run.mesh.size,
         memory=memory,
         parts=found,
         canvas=(int(batch.images.shape[1]), int(batch.images.shape[2])),

@@ -17,8 +17,8 @@ class TrainSettings:
     Attributes:
         batch_size: pictures a step, over all devices and hosts.
         accumulate: parts that the batch of a step is worked off in, one after the other: memory for
-            `batch_size / accumulate` pictures, and one update by the mean over the parts
-            (`accumulation.py`).
+            `batch_size / accumulate` pictures (not on a CPU), and one update by the mean over the
+            parts (`accumulation.py`).
         steps: length of the run; or 0, and `epochs` says it.
         epochs: passes over the training pictures; 0 where `steps` is given.
         learning_rate: the rate between warm-up and the first decay.

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from drkd_jax.errors import UserError
+from drkd_jax.ops.platform import tracing_for
 from drkd_jax.training import schedule
 from drkd_jax.training.accumulation import first_part, split_batch
 from drkd_jax.training.settings import TrainSettings
@@ -38,9 +39,10 @@ def made(accumulate):
     return toy.recipe(tx, accumulate=accumulate)
 
 
-def stepped(accumulate, given, step=train_step, put=lambda batch: batch):
+def stepped(accumulate, given, step=train_step, put=lambda batch: batch, platform="cpu"):
     recipe, parts, teacher = made(accumulate)
-    return step(recipe, data_mesh())(toy.state(recipe, parts), teacher, put(given))
+    with tracing_for(platform):
+        return step(recipe, data_mesh())(toy.state(recipe, parts), teacher, put(given))
 
 
 def by_hand(given, share):
@@ -68,10 +70,13 @@ def close(one, other):
     jax.tree.map(same, one, other)
 
 
-@pytest.mark.parametrize(("filled", "share"), [(4, 1 / 2), (3, 2 / 3), (1, 1.0)])
-def test_the_update_is_that_of_the_parts_mean_gradient(filled, share):
+@pytest.mark.parametrize(
+    ("filled", "share", "platform"),
+    [(4, 1 / 2, "cpu"), (4, 1 / 2, "gpu"), (3, 2 / 3, "gpu"), (1, 1.0, "cpu")],
+)
+def test_the_update_is_that_of_the_parts_mean_gradient(filled, share, platform):
     given = batch(filled)
-    state, values = stepped(2, given)
+    state, values = stepped(2, given, platform=platform)
     params, moments, length, total = by_hand(given, share)
     close(state.params, params)
     close(state.opt_state, moments)  # of AdamW, after clipping: its first update hides the length
@@ -90,14 +95,14 @@ def test_pmap_does_the_same():
     assert values.to_dict() == pytest.approx(others.to_dict(), rel=1e-6)
 
 
-def test_one_part_has_no_loop():
-    programs = []
-    for number in (1, 2):
-        recipe, parts, teacher = made(number)
+@pytest.mark.parametrize(
+    ("number", "platform", "loop"), [(1, "gpu", False), (2, "gpu", True), (2, "cpu", False)]
+)
+def test_parts_are_a_loop_but_on_a_cpu(number, platform, loop):
+    recipe, parts, teacher = made(number)
+    with tracing_for(platform):
         lowered = train_step(recipe, data_mesh()).lower(toy.state(recipe, parts), teacher, batch())
-        programs.append(lowered.as_text())
-    assert "while" not in programs[0]
-    assert "while" in programs[1]
+    assert ("while" in lowered.as_text()) == loop
 
 
 def test_a_part_has_every_nth_row():
