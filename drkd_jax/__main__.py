@@ -32,6 +32,7 @@ COMMANDS = {
     "recipes": ("drkd_jax.cli.recipes", "what there is to train, and every key of a recipe"),
     "evaluate": ("drkd_jax.cli.evaluate", "COCO's 12 numbers of a trained detector"),
     "predict": ("drkd_jax.cli.predict", "a trained detector on your own pictures"),
+    "visualize": ("drkd_jax.cli.visualize", "how two detectors relate pixels and boxes"),
     "convert": ("drkd_jax.cli.convert", "weights of torchvision and mmdetection, and back"),
     "export": ("drkd_jax.cli.export", "a detector alone: arrays, or a program without our code"),
     "prepare": ("drkd_jax.cli.prepare", "unzipped COCO to a TFDS data folder"),

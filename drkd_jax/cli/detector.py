@@ -42,10 +42,12 @@ def add_place(parser: argparse.ArgumentParser) -> None:
         help="a file of ours, of torchvision or of mmdetection, or its name (docs/weights.md)",
     )
     parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
-    parser.add_argument("--size", type=_size, metavar="SxL", help="--weights: 800x1333 by default")
+    parser.add_argument(
+        "--size", type=size_of, metavar="SxL", help="--weights: 800x1333 by default"
+    )
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_of(text: str) -> tuple[int, int]:
     """Two numbers from text like 800x1333."""
     shorter, longer = (positive(part) for part in text.split("x"))
     return shorter, longer

@@ -25,9 +25,9 @@ from drkd_jax.cli.inputs import drawing_names, find_pictures, marked
 from drkd_jax.cli.stream import Picture, batched, read_pictures
 from drkd_jax.data.decode import decode_picture
 from drkd_jax.data.records import Category
+from drkd_jax.draw import draw_detections
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.evaluation import found_in
-from drkd_jax.report.draw import draw_detections
 from drkd_jax.training.sharding import put_batch
 from drkd_jax.training.writing import as_user_error, make_folder
 from drkd_jax.types import Batch, Detections

@@ -123,7 +123,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
 def _draw(spec: str, reading: dict[str, Any], samples: Sequence[int], folder: Path) -> int:
     """Draws the boxes of some pictures; crowd regions are named as such."""
     from drkd_jax.data.sources import open_source
-    from drkd_jax.report.draw import draw_detections
+    from drkd_jax.draw import draw_detections
 
     source = open_source(spec, "list", **reading)
     names = [category.name for category in source.categories]

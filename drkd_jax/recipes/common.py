@@ -60,6 +60,7 @@ def base() -> ConfigDict:
 
     train = config.train = ConfigDict()
     train.batch_size = 16  # pictures a step over all devices
+    train.accumulate = 1  # parts that these are worked off in, one after the other, to save memory
     train.epochs = 0.0  # length of the run; 0 where ``steps`` gives it
     train.steps = 0  # length of the run; 0 where ``epochs`` gives it
     train.learning_rate = 0.02  # the largest, after the warm-up
@@ -83,6 +84,8 @@ def base() -> ConfigDict:
     train.log_gradients = 0  # steps between two comparisons of the terms' gradients; 0 for never
     train.checkpoint_every = 1000  # steps
     train.eval_every = 0  # steps; 0 evaluates at the end only
+    train.early_stop = 0  # evaluations without a better AP that end the run; 0 for never
+    train.tensorboard_pictures = 0  # validation pictures that an evaluation draws into TensorBoard
     train.keep = 2  # checkpoints kept beside the best one
     train.silence_steps = 200  # a term that is silent for so long is named in a warning;
     train.silence_share = 1e-3  # silent is what makes less than this share of the loss

@@ -1,5 +1,5 @@
 """What a finished run shows to people: drawn boxes, figures, tables, and the demo that makes them.
 
 A file here may read training, models, distill, data and evaluation; nothing but the command line
-reads this room. ``draw`` and ``bootstrap`` know arrays and plain COCO lists only.
+reads this room. ``bootstrap`` knows arrays and plain COCO lists only.
 """

@@ -20,7 +20,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from drkd_jax.report.draw import class_colour, draw_detections
+from drkd_jax.draw import class_colour, draw_detections
 
 DPI = 120
 PANEL = 3.7  # inches, of a picture's longer side
@@ -91,7 +91,7 @@ def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) 
             texts = [""] * len(found.boxes)
             if found.scores is not None:
                 texts = [f"{v:.2f}".lstrip("0") for v in found.scores]
-            _show(ax, _drawn(scene.image, found, names, texts))
+            show_picture(ax, _drawn(scene.image, found, names, texts))
             if column == "ground truth":
                 caption = f"{scene.title}{', ' if scene.title else ''}{len(texts)} objects"
             else:
@@ -100,7 +100,7 @@ def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) 
             ax.set_xlabel(caption, fontsize=10)
     for ax, column in zip(axes[0], columns, strict=True):
         ax.set_title(column, fontsize=12)
-    _class_legend(figure, sorted(used), names)
+    class_legend(figure, sorted(used), names)
     figure.savefig(path, dpi=DPI)
 
 
@@ -188,12 +188,12 @@ def pixel_relation(
     grey = np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, axis=-1)
     drawn = None
     for (left, *rest), (side, pair) in zip(axes, maps.items(), strict=True):
-        _show(left, image)
+        show_picture(left, image)
         _mark(left, box, row, column, stride)
         left.set_ylabel(side, fontsize=12)
         for ax, features in zip(rest, pair, strict=True):
             values = similarity(np.asarray(features)[:rows, :columns], (row, column))
-            _show(ax, grey)
+            show_picture(ax, grey)
             drawn = ax.imshow(
                 values,
                 cmap="coolwarm",
@@ -239,7 +239,7 @@ def instance_relation(
         1, 1 + len(matrices), squeeze=False, width_ratios=[ratio] + [1.0] * len(matrices)
     )[0]
     numbers = [str(i + 1) for i in range(count_boxes)]
-    _show(
+    show_picture(
         axes[0],
         draw_detections(
             image, boxes, labels, None, names, shorter=480, texts=numbers, text_size=1.3
@@ -263,7 +263,7 @@ def instance_relation(
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=list(axes[1:]), shrink=0.85, pad=0.015)
         bar.set_label("ψ(i, j), each row sums to 1")
-    _class_legend(figure, sorted({int(v) for v in labels}), names)
+    class_legend(figure, sorted({int(v) for v in labels}), names)
     figure.savefig(path, dpi=DPI)
 
 
@@ -281,7 +281,8 @@ def _drawn(
     )
 
 
-def _show(ax: Axes, picture: UInt8[np.ndarray, "_ _ 3"]) -> None:
+def show_picture(ax: Axes, picture: UInt8[np.ndarray, "_ _ 3"]) -> None:
+    """A picture alone: no ticks, no frame."""
     ax.imshow(picture)
     ax.set_xticks([])
     ax.set_yticks([])
@@ -296,6 +297,11 @@ def _mark(ax: Axes, box: Float[np.ndarray, "4"], row: int, column: int, stride: 
         ax.add_patch(
             Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, lw=width)
         )
+    mark_pixel(ax, row, column, stride)
+
+
+def mark_pixel(ax: Axes, row: int, column: int, stride: int) -> None:
+    """A yellow frame around one feature pixel."""
     ax.add_patch(
         Rectangle(
             (column * stride - 0.5, row * stride - 0.5),
@@ -308,7 +314,8 @@ def _mark(ax: Axes, box: Float[np.ndarray, "4"], row: int, column: int, stride: 
     )
 
 
-def _class_legend(figure: Figure, labels: Sequence[int], names: Sequence[str]) -> None:
+def class_legend(figure: Figure, labels: Sequence[int], names: Sequence[str]) -> None:
+    """The colours of some classes, below everything."""
     if not labels:
         return
     colours = [[v / 255 for v in class_colour(k)] for k in labels]

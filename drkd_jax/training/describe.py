@@ -52,7 +52,7 @@ def describe(run: Run, start: int) -> list[str]:
             "parameters"
         )
     lines += [
-        f"steps      {run.steps} of {settings.batch_size} pictures "
+        f"steps      {run.steps} of {settings.batch_size} pictures{_parts(settings)} "
         f"({run.steps / run.steps_per_epoch:.1f} epochs of {run.steps_per_epoch} steps)"
         + (f", going on from step {start}" if start else ""),
         f"optimiser  {_optimiser(settings)}, learning rate {_rate(settings)} after "
@@ -108,6 +108,13 @@ def _phases(run: Run) -> str:
         how = {"linear": "fall linearly", "cosine": "fall along a cosine", "stop": "stop"}
         words.append(f"their weights {how[phases.schedule]} from step {start}")
     return f" ({', '.join(words)})" if words else ""
+
+
+def _parts(settings: TrainSettings) -> str:
+    if settings.accumulate == 1:
+        return ""
+    each = settings.batch_size // settings.accumulate
+    return f" in {settings.accumulate} parts of {each}"
 
 
 def _optimiser(settings: TrainSettings) -> str:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from drkd_jax.training.accumulation import first_part
 from drkd_jax.training.sharding import replicated
 from drkd_jax.training.state import Arrays, TrainState
 from drkd_jax.training.step import Recipe, StepValues, loss_terms
@@ -33,10 +34,13 @@ def gradient_report(recipe: Recipe, mesh: Mesh) -> GradientReport:
     Values, for PART "backbone" and "pyramid": "gradient/TERM/PART", the norm of the gradient of
     each distillation term as it is weighted at this step, and of "detection" (all of the
     detector's own terms); "gradient/cosine/PART", between detection's and the whole
-    distillation's gradient, 0 where one of them is 0. It compiles once for each canvas.
+    distillation's gradient, 0 where one of them is 0. Of a batch that is worked off in parts they
+    are the first part's. It compiles once for each canvas.
     """
 
     def report(state: TrainState, teacher: Arrays, batch: Batch) -> StepValues:
+        batch = first_part(batch, recipe.accumulate, mesh)
+
         def weighted(student: Arrays) -> dict[str, Float[Array, ""]]:
             params = {**state.params, "student": student}
             _, (values, _) = loss_terms(recipe, params, state.rest, teacher, batch, state.step)

@@ -29,10 +29,12 @@ from drkd_jax.training.evaluate import (
 )
 from drkd_jax.training.interrupt import InterruptedRunError, StopRequest, stop_request
 from drkd_jax.training.lock import locked
-from drkd_jax.training.metrics import METRICS_FILE, Metrics, last_evaluation
+from drkd_jax.training.metrics import METRICS_FILE, Metrics, evaluations
 from drkd_jax.training.pretrain import with_pretrained_units
 from drkd_jax.training.processes import Vote, allgather, any_process, broadcast, is_first
 from drkd_jax.training.same_run import changed_data, check_same_classes, check_same_run
+from drkd_jax.training.scene_pictures import draw_scenes
+from drkd_jax.training.scores import Scores, as_pairs
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.training.state import Arrays, TrainState
@@ -55,8 +57,9 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
         profile: steps to trace into `profile/`: "5", or "100:110".
 
     Returns:
-        `final` and `best` (COCO numbers), `best_step`, `steps`, `seconds` of training over all its
-        sessions, `parameters` (student, distiller, teacher), `warnings`.
+        `final` and `best` (COCO numbers), `best_step`, `steps` that were done and why it `ended`,
+        `seconds` of training over all its sessions, `parameters` (student, distiller, teacher),
+        `warnings`.
 
     Raises:
         UserError: what the user can mend, before anything is overwritten.
@@ -107,9 +110,8 @@ class _Session:
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
         self.reading = AsyncMetrics(run, self.metrics, checkpoints)
         self.reading.window.counts = self.loader.counts
-        evaluated = broadcast(lambda: last_evaluation(workdir / METRICS_FILE))
-        self.evaluated: tuple[int, dict[str, float]] | None = evaluated and tuple(evaluated)
-        self.best = checkpoints.best()  # step and numbers
+        done = as_pairs(broadcast(lambda: evaluations(workdir / METRICS_FILE)))
+        self.scores = Scores(run.train, run.steps, done, checkpoints.best())
         self.since = time.perf_counter()
 
     def finish(self, request: StopRequest) -> dict[str, Any]:
@@ -203,8 +205,10 @@ class _Session:
         vote = Vote(run.mesh, AHEAD)
         self.since = time.perf_counter()
         # A run killed between a checkpoint and the evaluation of the same step makes it up.
-        if self.start and self._evaluation_due(self.start):
+        if self.start and self.scores.due(self.start):
             self._evaluate(self.start, request)
+        if self.scores.why_over():
+            return
         window = self.reading.window
         window.start()
         for done in range(self.start + 1, run.steps + 1):
@@ -230,10 +234,20 @@ class _Session:
                 self.reading.log(done)
             if done % settings.checkpoint_every == 0 or last or stop:
                 self._save(done)
-            if self._evaluation_due(done) and not (stop and not last):
+            if self.scores.due(done) and not (stop and not last):
                 self._evaluate(done, request)
+                if self.scores.why_over():
+                    self._end_early(done)
+                    return
             if stop and not last:
                 self._interrupt(done, request)
+
+    def _end_early(self, step: int) -> None:
+        self.metrics.say(self.scores.why_over())
+        if step % self.run.train.log_every:  # the window that is open
+            self.loader.share_skipped(allgather)
+            self.reading.log(step)
+        self._save(step)
 
     def _gradients(self, batch: Batch) -> float:
         """Compares the terms' gradients at the step to come; seconds that it took."""
@@ -276,11 +290,6 @@ class _Session:
         if step != self.checkpoints.latest_step():
             self.checkpoints.save(self.state, self._about())
 
-    def _evaluation_due(self, step: int) -> bool:
-        every = self.run.train.eval_every
-        due = step == self.run.steps or (every > 0 and step % every == 0)
-        return due and (self.evaluated is None or self.evaluated[0] != step)
-
     def _evaluate(self, step: int, request: StopRequest) -> None:
         self.reading.read_all()
         before = time.perf_counter()
@@ -290,13 +299,15 @@ class _Session:
         except EvaluationStoppedError:  # it is made up for when the run goes on
             self._interrupt(step, request)
         # The best one first: a run killed in between evaluates again.
-        if self.best is None or numbers["AP"] > self.best[1]["AP"]:
+        if self.scores.is_better(numbers):
             self.checkpoints.save_best(state, {**self._about(), "numbers": numbers})
-            self.best = step, numbers
+            self.scores.best = step, numbers
         if is_first():
             write_evaluation(self.workdir, step, run.val_source, numbers, found)
+            of = run.train.tensorboard_pictures, run.eval.max_pictures
+            self.metrics.pictures(step, draw_scenes(run.val_source, found, *of))
         self.metrics.evaluation(step, numbers)
-        self.evaluated = step, numbers
+        self.scores.done.append((step, numbers))
         took = time.perf_counter() - before
         self.since += took  # not training time
         self.reading.window.leave_out(took)
@@ -318,17 +329,12 @@ class _Session:
 
     def _summary(self, seconds: float) -> dict[str, Any]:
         run, warnings = self.run, self.metrics.warnings
-        assert self.evaluated is not None
-        assert self.best is not None
-        if self.start == run.steps:
-            self.metrics.say(f"this run is finished: {run.steps} steps are done")
-        final = self.evaluated[1]
-        summary = summarize(run, self.state, final, self.best, seconds, warnings)
+        summary = summarize(run, self.state, self.scores, seconds, warnings)
+        if self.start == summary["steps"]:
+            self.metrics.say(f"this run is finished: {summary['ended']}")
         if run.weights:
-            ap = final["AP"], self.teacher_ap
-            judged = broadcast(
-                lambda: judge_distillation(self.workdir, tuple(run.weights), *ap)._asdict()
-            )
+            ap = summary["final"]["AP"], self.teacher_ap
+            judged = judge_distillation(self.workdir, tuple(run.weights), *ap)
             self.metrics.say(f"distilled  {judged['text']}")
             summary["distillation"] = judged
         if is_first():
@@ -340,7 +346,7 @@ def _stop_unbegun(request: StopRequest, start: int = 0) -> None:
     """Ends a session that a signal met before its first step: there is nothing to save."""
     if any_process(request.name is not None):
         begun = f"the checkpoint of step {start}" if start else "the beginning"
-        raise InterruptedRunError(
-            f"{request.name or 'asked to stop'} before the first step: there was nothing to save; "
-            f"the same command goes on from {begun}"
+        words = (
+            f"{request.name or 'asked to stop'} before the first step: there was nothing to save"
         )
+        raise InterruptedRunError(f"{words}; the same command goes on from {begun}")

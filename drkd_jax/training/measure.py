@@ -19,6 +19,7 @@ from flax import nnx
 from drkd_jax import distill
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.errors import UserError
+from drkd_jax.training.accumulation import first_part, loop_length
 from drkd_jax.training.setup import Run, build_distiller
 from drkd_jax.training.sharding import put_everywhere
 from drkd_jax.training.state import Arrays, split_module
@@ -101,8 +102,9 @@ def measure(run: Run, *, steps: int = 10, parts: bool = True) -> Cost:
         step_seconds=step_seconds,
         step_range=(min(times[2:]), max(times[2:])),
         pictures_per_second=size / step_seconds,
-        flops=_flops(compiled),
-        flops_written=_flops(lowered) / run.mesh.size,
+        # XLA counts the body of a loop once.
+        flops=loop_length(run.recipe.accumulate) * _flops(compiled),
+        flops_written=loop_length(run.recipe.accumulate) * _flops(lowered) / run.mesh.size,
         memory=memory,
         parts=found,
         canvas=(int(batch.images.shape[1]), int(batch.images.shape[2])),
@@ -136,7 +138,10 @@ def seconds(programs: Mapping[str, Program], calls: int) -> dict[str, float]:
 
 
 def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict[str, float]:
-    """Seconds of each part of a step, which is compiled and writes over the state it is given."""
+    """Seconds of each part of a step, which is compiled and writes over the state it is given.
+
+    Of a batch that is worked off piece by piece one is timed, and stands for all of them.
+    """
 
     def loss(recipe: Recipe) -> Callable[..., Any]:
         def of(params: Any, rest: Any, teacher: Arrays, batch: Batch) -> Any:
@@ -148,12 +153,14 @@ def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict
         return jax.value_and_grad(loss(recipe), has_aux=True)
 
     recipe, state, teacher = run.recipe, run.state, run.teacher_arrays
+    whole, pieces = batch, recipe.accumulate
+    batch = jax.jit(lambda given: first_part(given, pieces, run.mesh))(batch)
     plain = dataclasses.replace(
         recipe, graphs=_only(recipe.graphs, "student", "teacher"), weights={}
     )
     own = (_only(state.params, "student"), _only(state.rest, "student"), teacher, batch)
     programs: dict[str, Program] = {
-        "step": (step, lambda: (jax.tree.map(jnp.copy, state), teacher, batch)),
+        "step": (step, lambda: (jax.tree.map(jnp.copy, state), teacher, whole)),
         "forward": program(lambda *arguments: loss(plain)(*arguments)[0], *own),
         "both": program(gradient(plain), *own),
     }
@@ -171,6 +178,7 @@ def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict
                 smaller, params, rest = _without(run, term)
                 programs[term] = program(gradient(smaller), params, rest, teacher, batch)
     times = seconds(programs, max(steps, PARTS_AT_LEAST))
+    times = {name: time if name == "step" else pieces * time for name, time in times.items()}
     found = {
         "student forward": times["forward"],
         "student backward": times["both"] - times["forward"],

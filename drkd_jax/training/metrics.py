@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from drkd_jax.training.tensorboard import TensorBoardWriter
@@ -97,6 +98,12 @@ class Metrics:
         words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.say(f"evaluation at step {step}: {words}")
 
+    def pictures(self, step: int, drawn: Mapping[str, np.ndarray]) -> None:
+        """Drawings by name, RGB, for TensorBoard."""
+        if not self._silent:
+            with as_user_error(self._path):
+                self._board.pictures(drawn, step)
+
     def close(self) -> None:
         """Ends the bar and closes the files."""
         self._bar.close()
@@ -130,16 +137,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def last_evaluation(path: Path) -> tuple[int, dict[str, float]] | None:
-    """The step and the numbers of the last evaluation in a `metrics.jsonl`.
+def evaluations(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """The step and the numbers of every evaluation in a `metrics.jsonl`.
 
     `Metrics`, opened before at the step that a run goes on from, has cut off what comes again.
     """
     found = [line for line in read_metrics(path) if line["kind"] == "eval"]
-    if not found:
-        return None
-    numbers = {key: value for key, value in found[-1].items() if key not in ("kind", "step")}
-    return found[-1]["step"], numbers
+    return [
+        (line["step"], {key: value for key, value in line.items() if key not in ("kind", "step")})
+        for line in found
+    ]
 
 
 class CompilationCounter:

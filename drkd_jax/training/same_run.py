@@ -23,6 +23,8 @@ FREE_TO_CHANGE = (
     "train.log_gradients",
     "train.checkpoint_every",
     "train.eval_every",
+    "train.early_stop",
+    "train.tensorboard_pictures",
     "train.keep",
     "train.parallel",
     "train.silence_steps",

@@ -16,6 +16,9 @@ class TrainSettings:
 
     Attributes:
         batch_size: pictures a step, over all devices and hosts.
+        accumulate: parts that the batch of a step is worked off in, one after the other: memory for
+            `batch_size / accumulate` pictures (not on a CPU), and one update by the mean over the
+            parts (`accumulation.py`).
         steps: length of the run; or 0, and `epochs` says it.
         epochs: passes over the training pictures; 0 where `steps` is given.
         learning_rate: the rate between warm-up and the first decay.
@@ -46,6 +49,10 @@ class TrainSettings:
             compare (`gradients.py`), by a program of its own; 0 never looks.
         checkpoint_every: steps between two checkpoints; the last step always writes one.
         eval_every: steps between two evaluations; 0 evaluates at the end only.
+        early_stop: evaluations in a row without a better AP after which the run is over, with its
+            best checkpoint; 0: it goes to its last step.
+        tensorboard_pictures: validation pictures, the first ones with an object, that each
+            evaluation draws into TensorBoard, with what was found beside the ground truth.
         keep: checkpoints kept, apart from the best one.
         precision: "float32" or "bfloat16", what the networks compute in.
         parallel: "jit", one program over all devices, or "pmap", one a device: the same losses,
@@ -56,6 +63,7 @@ class TrainSettings:
 
     batch_size: int
     learning_rate: float
+    accumulate: int = 1
     linear_rate_for: int = 0
     steps: int = 0
     epochs: float = 0.0
@@ -77,6 +85,8 @@ class TrainSettings:
     log_gradients: int = 0
     checkpoint_every: int = 1000
     eval_every: int = 0
+    early_stop: int = 0
+    tensorboard_pictures: int = 0
     keep: int = 2
     precision: str = "float32"
     parallel: str = "jit"
@@ -106,7 +116,7 @@ class TrainSettings:
                 f"config.train: steps = {self.steps} and epochs = {self.epochs}; give one of the "
                 "two and leave the other 0"
             )
-        for name in ("batch_size", "log_every", "checkpoint_every", "keep"):
+        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.train.{name} = {getattr(self, name)}: must be 1 or more")
         for name in (
@@ -114,6 +124,8 @@ class TrainSettings:
             "epochs",
             "warmup_steps",
             "eval_every",
+            "early_stop",
+            "tensorboard_pictures",
             "log_gradients",
             "clip_norm",
             "weight_decay",
@@ -129,6 +141,11 @@ class TrainSettings:
         if not 0 <= self.final_factor <= 1:
             raise UserError(
                 f"config.train.final_factor = {self.final_factor}: a share of the rate, 0 to 1"
+            )
+        if self.early_stop and not self.eval_every:
+            raise UserError(
+                f"config.train.early_stop = {self.early_stop} counts evaluations, and "
+                "config.train.eval_every = 0 has one at the end only; set it as well"
             )
         if self.log_gradients and self.parallel == "pmap":
             raise UserError("config.train.log_gradients needs config.train.parallel = 'jit'")

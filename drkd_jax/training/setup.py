@@ -106,6 +106,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
     check_files(config)
     mesh = data_mesh()
     check_batch_size(settings.batch_size, mesh.size, jax.process_count())
+    check_parts(settings, mesh.size)
     pixels = read_pixels(config["data"], settings.precision)
     pipeline = read_pipeline(config, settings.batch_size)
     train_source, val_source, notes = open_sources(config, pipeline)
@@ -164,6 +165,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         distill_factor=schedule.distill_factor(phases, steps),
         adaptation_steps=phases.adaptation_steps,
         ema=settings.ema,
+        accumulate=settings.accumulate,
     )
     return Run(
         config=config,
@@ -227,6 +229,23 @@ def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
                 f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
             )
     return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)
+
+
+def check_parts(settings: TrainSettings, devices: int) -> None:
+    """Refuses parts of a batch that are not all alike.
+
+    Raises:
+        UserError: names the batch sizes that fit.
+    """
+    each = devices * settings.accumulate
+    if settings.batch_size % each:
+        above = -(-settings.batch_size // each) * each
+        near = f"{above - each} or {above}" if above > each else f"{above}"
+        raise UserError(
+            f"config.train.accumulate = {settings.accumulate}: {settings.batch_size} pictures on "
+            f"{devices} device(s) do not divide into so many equal parts; take another number or "
+            f"config.train.batch_size = {near}"
+        )
 
 
 def check_canvases(pipeline: PipelineConfig, stride: int, who: str) -> None:

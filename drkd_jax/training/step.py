@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int, Key
 
+from drkd_jax.training.accumulation import Gradient, accumulate, split_batch
 from drkd_jax.training.pixels import Pixels
 from drkd_jax.training.schedule import Schedule
 from drkd_jax.training.sharding import each_device, replicated
@@ -59,6 +60,7 @@ class Recipe:
         distill_factor: by step, what the weights are multiplied by; None: 1.
         adaptation_steps: first steps in which the distillation does not reach the student.
         ema: decay of the moving average of the student's parameters; 0: there is none.
+        accumulate: parts that a batch is worked off in (`accumulation.py`).
     """
 
     graphs: Mapping[str, nnx.GraphDef]
@@ -72,6 +74,7 @@ class Recipe:
     distill_factor: Schedule | None = None
     adaptation_steps: int = 0
     ema: float = 0.0
+    accumulate: int = 1
 
     def for_teacher(self, batch: Batch, student: Float[Array, "B H W 3"]) -> Any:
         """The teacher's input: the student's, or the same pictures by the teacher's own rule."""
@@ -291,24 +294,28 @@ def norm(tree: Any) -> Float[Array, ""]:
     return jnp.sqrt(sum((jnp.sum(jnp.square(leaf)) for leaf in large), jnp.zeros((), jnp.float32)))
 
 
-class _Gradient(NamedTuple):
-    total: Float[Array, ""]
-    terms: dict[str, Float[Array, ""]]
-    rest: dict[str, Arrays]  # what the forward pass made of the arrays that are not trained
-    gradient: dict[str, Arrays]
-
-
 def _gradient(
-    recipe: Recipe, state: TrainState, teacher: Arrays, batch: Batch, **how: Any
-) -> _Gradient:
-    def loss(params: dict[str, Arrays]) -> tuple[Float[Array, ""], Any]:
-        return loss_terms(recipe, params, state.rest, teacher, batch, state.step, **how)
+    recipe: Recipe,
+    state: TrainState,
+    teacher: Arrays,
+    batch: Batch,
+    gather: Callable[[Any], Any] = lambda tree: tree,
+    mesh: Mesh | None = None,
+) -> Gradient:
+    def of(rest: dict[str, Arrays], batch: Batch) -> Gradient:
+        def loss(params: dict[str, Arrays]) -> tuple[Float[Array, ""], Any]:
+            return loss_terms(recipe, params, rest, teacher, batch, state.step, gather, mesh)
 
-    (total, (terms, rest)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-    return _Gradient(total, terms, rest, gradient)
+        (total, (terms, after)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return Gradient(total, terms, after, gradient)
+
+    if recipe.accumulate == 1:
+        return of(state.rest, batch)
+    parts = split_batch(batch, recipe.accumulate, mesh)
+    return accumulate(of, state.params, state.rest, parts, gather)
 
 
-def _update(recipe: Recipe, state: TrainState, found: _Gradient) -> tuple[TrainState, StepValues]:
+def _update(recipe: Recipe, state: TrainState, found: Gradient) -> tuple[TrainState, StepValues]:
     total, terms, rest, gradient = found
     updates, opt_state = recipe.tx.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drkd_jax.distill.last_word import LastWord, last_word
+from drkd_jax.distill.last_word import last_word
 from drkd_jax.training.metrics import METRICS_FILE, read_metrics
+from drkd_jax.training.processes import broadcast
+from drkd_jax.training.scores import Scores
 from drkd_jax.training.setup import Run
 from drkd_jax.training.state import TrainState, num_parameters
-
-Numbers = dict[str, float]
 
 
 def summarize(
     run: Run,
     state: TrainState,
-    final: Numbers,
-    best: tuple[int, Numbers],
+    scores: Scores,
     seconds: float,
     warnings: Sequence[str],
 ) -> dict[str, Any]:
@@ -27,16 +26,18 @@ def summarize(
     Args:
         run: what was trained.
         state: at its end.
-        final: numbers of the last evaluation.
-        best: step and numbers of the best one.
+        scores: of its evaluations, one at least.
         seconds: of training over all sessions.
         warnings: that were given.
     """
+    assert scores.best is not None
+    step, final = scores.done[-1]
     return {
         "final": final,
-        "best": best[1],
-        "best_step": best[0],
-        "steps": run.steps,
+        "best": scores.best[1],
+        "best_step": scores.best[0],
+        "steps": step,
+        "ended": scores.why_over() or f"{step} steps are done",
         "seconds": seconds,
         "parameters": {
             "student": num_parameters(state.student),
@@ -49,7 +50,11 @@ def summarize(
 
 def judge_distillation(
     workdir: Path, terms: Sequence[str], student_ap: float, teacher_ap: float | None
-) -> LastWord:
-    """The last word of a distilled run, from the lines in its work folder."""
-    lines = [line for line in read_metrics(workdir / METRICS_FILE) if line["kind"] == "train"]
-    return last_word(lines, terms, student_ap=student_ap, teacher_ap=teacher_ap)
+) -> dict[str, Any]:
+    """The last word of a distilled run, from the lines in its work folder; for all processes."""
+
+    def judge() -> dict[str, Any]:
+        lines = [line for line in read_metrics(workdir / METRICS_FILE) if line["kind"] == "train"]
+        return last_word(lines, terms, student_ap=student_ap, teacher_ap=teacher_ap)._asdict()
+
+    return broadcast(judge)

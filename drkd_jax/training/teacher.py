@@ -19,6 +19,7 @@ from drkd_jax.training.loading import fill, load_detector
 from drkd_jax.training.pixels import KEYS, only_pixels
 from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import Arrays, num_parameters
+from drkd_jax.types import FeatureSpec
 from drkd_jax.weights.by_name import is_name
 from drkd_jax.weights.classes import follow_classes, map_classes
 from drkd_jax.weights.opening import open_weights
@@ -90,6 +91,18 @@ def load_teacher(
     else:
         teacher = _of_run(checkpoint, model, dtype, whole)
     return teacher._replace(pixels={**teacher.pixels, **said})
+
+
+def teacher_spec(settings: Mapping[str, Any], num_classes: int) -> FeatureSpec:
+    """The pyramid of `config.teacher`; its weights are read only where they alone tell it.
+
+    Raises:
+        UserError: as `load_teacher`.
+    """
+    if settings.get("init", "") != "random":
+        return load_teacher(settings, num_classes, 0).detector.spec
+    model = {key: value for key, value in settings.items() if key not in _OWN_KEYS}
+    return models.abstract_detector(model, num_classes).spec
 
 
 def for_data(teacher: Teacher, data: Sequence[tuple[Any, str]]) -> Teacher:

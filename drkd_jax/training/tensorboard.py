@@ -1,4 +1,4 @@
-"""Scalars as TensorBoard reads them, written at once.
+"""Scalars and pictures as TensorBoard reads them, written at once.
 
 tensorboardX's own writer hands them to a thread: where that fails (a full disk) the run would wait
 for it for ever.
@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+from jaxtyping import UInt8
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 
 
@@ -42,6 +46,18 @@ class TensorBoardWriter:
         """Writes each value as "GROUP/NAME"."""
         for name, value in values.items():
             self._write(step=step, summary=scalar(f"{group}/{name}", value))
+        self._writer.flush()
+
+    def pictures(self, values: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], step: int) -> None:
+        """Writes each RGB picture as "pictures/NAME"."""
+        for name, picture in values.items():
+            height, width = picture.shape[:2]
+            _, data = cv2.imencode(".png", picture[..., ::-1])
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=data.tobytes()
+            )
+            value = Summary.Value(tag=f"pictures/{name}", image=image)
+            self._write(step=step, summary=Summary(value=[value]))
         self._writer.flush()
 
     def close(self) -> None:

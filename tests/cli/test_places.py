@@ -41,6 +41,10 @@ COMMANDS = {
     "crosscheck --keep": ("crosscheck.command.write_cases", ["--keep={}"]),
     "prepare": ("drkd_jax.data.check.check", ["shapes:2", "--check", "--out={}"]),
     "prepare --json": ("drkd_jax.data.check.check", ["shapes:2", "--check", "--json={}"]),
+    "visualize": (
+        "drkd_jax.cli.visualize.read_sides",
+        ["--weights=x", "--against=y", "--picture=a.jpg", "--out={}"],
+    ),
     "report": ("drkd_jax.report.page.runs.named_folders", ["x", "--out={}"]),
     "demo": ("drkd_jax.report.demo.demo", ["--tiny", "--workdir={}"]),
 }

@@ -22,7 +22,7 @@ from tests.training import tiny
 # name: processes, devices of each, what it trains, how it goes on with a checkpoint of RetinaNet.
 # Each way through the step comes once for every layout: compiling is what this file's time goes to.
 LAYOUTS = {
-    "1x1": (1, 1, ("retinanet|jit", "faster_rcnn|jit", "faster_rcnn given|jit"), "jit"),
+    "1x1": (1, 1, ("retinanet|jit", "faster_rcnn given|jit"), "jit"),
     "1x4": (1, 4, ("faster_rcnn|jit",), "pmap"),
     "2x2": (2, 2, ("retinanet|jit", "faster_rcnn given|pmap"), "jit"),
 }
@@ -93,16 +93,19 @@ CASES = [(name, job) for name, (_, _, jobs, _) in LAYOUTS.items() for job in job
 
 @pytest.mark.parametrize(("name", "job"), CASES)
 def test_every_layout_gives_the_losses_of_one_device(results, name, job):
-    alone = results["1x1"][0]["steps"][job.split("|")[0] + "|jit"]
+    own_regions = job.startswith("faster_rcnn|")
+    alone = results["1x1"][0]["steps"][
+        "faster_rcnn given|jit" if own_regions else job.split("|")[0] + "|jit"
+    ]
     here = results[name][0]["steps"][job]
-    found = drift(here, alone)
-    print(f"{name} {job}: " + " ".join(f"{value:.1e}" for value in found))
-    if job.startswith("faster_rcnn|"):
+    if own_regions:
         # An untrained RPN's own regions stand within a digit of each other: at a tie another one is
-        # drawn, and from then on everything differs. What has not seen them is the same; "given"
-        # compares the rest.
+        # drawn, and from then on everything differs. What has not seen them is the same, and as it
+        # is with given ones; "given" compares the rest.
         assert drift(here, alone, "rpn_")[0] < 1e-5
     else:
+        found = drift(here, alone)
+        print(f"{name} {job}: " + " ".join(f"{value:.1e}" for value in found))
         assert max(found) < 1e-5
     assert alone[0]["total"] != alone[-1]["total"]
 

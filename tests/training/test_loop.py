@@ -304,9 +304,61 @@ def test_a_signal_before_the_first_step_or_in_an_evaluation_loses_nothing(
     assert kinds == [("train", 1), ("eval", 1), ("train", 2), ("eval", 2)]
 
 
+def scored(aps):
+    """In the place of `evaluate`: each call's AP is the next one; one box found a picture."""
+    found = [
+        {"image_id": i, "category_id": 1, "bbox": [1.0, 2.0, 9.0, 9.0], "score": 0.5}
+        for i in range(6)
+    ]
+    return lambda *_, **__: ({"AP": next(aps)}, found)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_run_that_gets_no_better_ends_early_and_stays_ended(
+    finished, tmp_path, monkeypatch, capsys
+):
+    config, workdir, _ = finished
+
+    def trained(folder, aps, **settings):
+        monkeypatch.setattr(loop, "evaluate", scored(iter(aps)))
+        settings = {"eval_every": 1, "log_every": 3, "early_stop": 2} | settings
+        return loop.train({**config, "train": {**config["train"], **settings}}, folder)
+
+    summary = trained(tmp_path, [0.1, 0.3, 0.3, 0.2], tensorboard_pictures=2)
+    why = "stopped early at step 4 of 8: no better AP in 2 evaluations since step 2"
+    assert summary["ended"].startswith(why)
+    assert (summary["steps"], summary["best_step"]) == (4, 2)
+    assert summary["best"] == {"AP": 0.3}
+    assert summary["final"] == {"AP": 0.2}
+    assert load_arrays(tmp_path, "best")[2] == 2
+    assert load_arrays(tmp_path, "last")[2] == 4
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    logged = [line["step"] for line in metrics if line["kind"] == "train"]
+    assert logged == [3, 4]  # the open window too
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    shown = [i for i in range(6) if open_source("shapes:6:1").meta(i).num_boxes][:2]
+    assert [events.count(b"pictures/%05d" % i) for i in shown] == [4, 4]
+    assert events.count(b"pictures/") == 8
+    assert why in capsys.readouterr().err
+
+    again = trained(tmp_path, [])
+    assert again["ended"] == summary["ended"]
+    assert f"this run is finished: {why}" in capsys.readouterr().err
+    assert read_metrics(tmp_path / "metrics.jsonl") == metrics
+
+    # With more patience it goes on, as if it had not been stopped.
+    longer = trained(tmp_path, [0.31, 0.4, 0.1, 0.1], early_stop=3, log_every=1)
+    assert (longer["steps"], longer["best_step"], longer["ended"]) == (8, 6, "8 steps are done")
+    mine, whole = (load_arrays(place, "last")[0] for place in (tmp_path, workdir))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(mine[name], array)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"train": {"early_stop": 2}}, "early_stop = 2 counts evaluations, and .*eval_every = 0"),
+        ({"train": {"accumulate": 3}}, "accumulate = 3: 4 pictures on 1 device"),
         ({"teacher": None}, "nobody teaches"),
         ({"extra": {}}, "config.extra: no such part"),
         ({"data": {"canvases": ((64, 100),)}}, r"\(64, 100\) is not a multiple .* \(64, 128\)"),

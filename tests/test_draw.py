@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drkd_jax.report import draw
+from drkd_jax import draw
 
 NAMES = ("disc", "ring", "star")
 

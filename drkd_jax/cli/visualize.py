@@ -1,0 +1,335 @@
+"""``python -m drkd_jax visualize``: how two checkpoints relate pixels and boxes of pictures.
+
+Letters: H W pixels of a picture, n its boxes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from drkd_jax import distill
+from drkd_jax.boxes import pairwise_iou
+from drkd_jax.cli.arguments import Parser, positive
+from drkd_jax.cli.box_file import PictureBoxes, boxes_of
+from drkd_jax.cli.detector import Read, size_of
+from drkd_jax.cli.inputs import drawing_names, find_pictures
+from drkd_jax.cli.relation_entries import Boxes, box_entries, pixel_entry, relation_entry
+from drkd_jax.cli.stream import Picture, batched
+from drkd_jax.cli.two_sides import SIDES, Side, joint_pipeline, read_sides
+from drkd_jax.data.decode import decode_picture
+from drkd_jax.errors import EXIT_USER, UserError
+from drkd_jax.report.relation_figures import draw_boxes, draw_pixels
+from drkd_jax.report.two_models import (
+    LEAST_BOXES,
+    BoxRelation,
+    BoxRelations,
+    PixelRelation,
+    Seen,
+    common_levels,
+    relate_pixels,
+)
+from drkd_jax.training.writing import as_user_error, make_folder, write_text
+from drkd_jax.types import Batch
+
+SAME_PLACE = 0.5  # overlap from which two detections are of one place
+_PIXELS = 4  # that are asked about where none is named
+
+
+class Item(NamedTuple):
+    """A picture before anything is computed."""
+
+    path: Path
+    stem: str  # of its drawings
+    image: UInt8[np.ndarray, "H W 3"]
+    truth: PictureBoxes | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes drawings and `relations.json` about two checkpoints on some pictures.
+
+    Of each picture and level: STEM_pixels_LEVEL.png, how alike every pixel is to some marked ones,
+    and STEM_boxes_LEVEL.png, the relation matrix among its boxes.
+
+    Returns:
+        0, or 2 where a picture has too few boxes; its pixels, and the other pictures, are done.
+
+    Raises:
+        UserError: wrong arguments, a picture that cannot be read or is not in the json, a pixel
+            outside, a level that is not there, no checkpoint, a place that cannot be written.
+    """
+    arguments = _arguments(argv)
+    out = make_folder(arguments.out, "--out")
+    items = _items(arguments, out)
+    models = read_sides(arguments)
+    levels = _levels(arguments.level, common_levels(models[0].model, models[1].model))
+    size = distill.DistillConfig().region_size
+    relation = BoxRelations(arguments.temperature, arguments.max, size)
+    pipeline = joint_pipeline(*(each.read for each in models))
+    content: dict[str, Any] = {
+        "models": {
+            side: {"place": getattr(arguments, side), "step": each.read.step, "units": each.said}
+            for side, each in zip(SIDES, models, strict=True)
+        },
+        "boxes": arguments.boxes,
+        "temperature": arguments.temperature,
+        "levels": levels,
+        "pictures": [],
+    }
+    faults = []
+    for number, item in enumerate(items):
+        batch = next(iter(batched([Picture(number, item.image)], pipeline)))[0]
+        about, fault = _picture(arguments, item, batch, models, levels, relation, out)
+        content["pictures"].append(about)
+        write_text(out / "relations.json", json.dumps(content, separators=(",", ":")) + "\n")
+        if fault:
+            faults.append(fault)
+            print(f"error: {fault}", file=sys.stderr)
+        sys.stdout.flush()
+    return EXIT_USER if faults else 0
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("visualize", "Draws how two detectors relate the pixels and boxes of pictures.")
+    parser.add_argument("--weights", required=True, help="a work folder or a file of weights")
+    parser.add_argument("--against", required=True, help="the other one")
+    parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
+    parser.add_argument(
+        "--size", type=size_of, metavar="SxL", help="files of weights: 800x1333 by default"
+    )
+    parser.add_argument(
+        "--picture", action="append", required=True, help="a file or folder; several times"
+    )
+    parser.add_argument(
+        "--boxes", default="detections", help="a COCO json; by default what --weights detects"
+    )
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score of a detection")
+    parser.add_argument("--max", type=positive, default=20, help="boxes of a picture")
+    parser.add_argument(
+        "--pixel",
+        action="append",
+        type=_point,
+        metavar="X,Y",
+        help=f"of the picture, to compare all others with; by default the centres of {_PIXELS} "
+        "boxes, of a picture without boxes a grid",
+    )
+    parser.add_argument(
+        "--level", action="append", help="P2, P3, ... or all; the finest that both have by default"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=_above_0,
+        default=float(distill.InstanceRelationConfig().temperature),
+        help="of the matrix's softmax",
+    )
+    parser.add_argument("--out", required=True, help="folder for the results")
+    return parser.parse_args(list(argv))
+
+
+def _point(text: str) -> tuple[float, float]:
+    x, y = (float(part) for part in text.split(","))
+    return x, y
+
+
+def _above_0(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _items(arguments: argparse.Namespace, out: Path) -> list[Item]:
+    """Reads all pictures, so that whatever is wrong with one is said before the work."""
+    paths, notes = find_pictures(arguments.picture, out)
+    for note in notes:
+        print(note, file=sys.stderr)
+    truths: list[PictureBoxes | None] = [None] * len(paths)
+    if arguments.boxes != "detections":
+        truths = list(boxes_of(Path(arguments.boxes), paths))
+    items = []
+    stems = [Path(name).stem for name in drawing_names(paths, out)]
+    for path, stem, truth in zip(paths, stems, truths, strict=True):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        if truth is None:
+            image = decode_picture(data, str(path), exif="turned")
+        else:  # the boxes may be those of the pixels as stored
+            image = decode_picture(data, str(path), truth.height, truth.width)
+        height, width = image.shape[:2]
+        for x, y in arguments.pixel or ():
+            if not (0 <= x < width and 0 <= y < height):
+                raise UserError(
+                    f"--pixel={x:g},{y:g} lies outside of {path}, which is {width} x {height} "
+                    "pixels (width x height)"
+                )
+        items.append(Item(path, stem, image, truth))
+    return items
+
+
+def _levels(asked: list[str] | None, common: dict[str, int]) -> dict[str, int]:
+    if asked is None:
+        return dict(list(common.items())[:1])
+    if "all" in asked:
+        return common
+    for name in asked:
+        if name not in common:
+            raise UserError(f"--level={name}: both models have {', '.join(common)}; or all")
+    return {name: stride for name, stride in common.items() if name in asked}
+
+
+def _picture(
+    arguments: argparse.Namespace,
+    item: Item,
+    batch: Batch,
+    models: tuple[Side, Side],
+    levels: dict[str, int],
+    relation: BoxRelations,
+    out: Path,
+) -> tuple[dict[str, Any], str]:
+    """Draws one picture.
+
+    Returns:
+        Its entry of the json, and what is wrong with its boxes, or "".
+    """
+    detect = item.truth is None
+    a = models[0].model.look(batch, detect=detect)
+    b = models[1].model.look(batch, detect=False)
+    scale = np.asarray(batch.scale)[0].astype(np.float64)
+    height, width = a.sizes
+    shown = np.rint(np.asarray(batch.images)[0, :height, :width]).astype(np.uint8)
+    boxes = _boxes(arguments, item, a, scale, models[0].read)
+    if arguments.pixel is not None:
+        points = [(x * scale[0], y * scale[1]) for x, y in arguments.pixel]
+    else:
+        points = _points(boxes, height, width)
+    enough = len(boxes.boxes) >= LEAST_BOXES
+    own_levels: dict[str, Any] = {}
+    for name, stride in levels.items():
+        pixels = _pixels(a, b, points, stride)
+        columns = [_titled(models, each) for each in pixels]
+        rows = [((each.row, each.column), maps) for each, maps in zip(pixels, columns, strict=True)]
+        drawing = out / f"{item.stem}_pixels_{name}.png"
+        with as_user_error(drawing):
+            draw_pixels(drawing, shown, stride, rows)
+        entry: dict[str, Any] = {"drawing": drawing.name, "stride": stride}
+        entry["pixels"] = [pixel_entry(each, stride, scale) for each in pixels]
+        mean = float(np.mean([each.agreement for each in pixels]))
+        line = f"{item.path}: {name}, {len(pixels)} pixels, correlation {mean:.2f}"
+        if enough:
+            psi = relation(a, b, boxes.boxes, stride)
+            drawing = out / f"{item.stem}_boxes_{name}.png"
+            with as_user_error(drawing):
+                _draw_boxes(drawing, shown, boxes, psi, models)
+            entry["relation"] = {"drawing": drawing.name, **relation_entry(psi)}
+            of = " and ".join(f"{rows.mean():.2f}" for rows in psi.entropy)
+            line += f"; {len(psi.a)} boxes, rows at {of} of log(n - 1), L_IR {psi.distance:.3g}"
+        print(f"{line}, {entry['drawing']}")
+        own_levels[name] = entry
+    about = {
+        "file_name": str(item.path),
+        "height": item.image.shape[0],
+        "width": item.image.shape[1],
+        "boxes": box_entries(boxes, scale),
+        "boxes_left_out": boxes.left_out,
+        "levels": own_levels,
+    }
+    return about, "" if enough else _too_few(arguments, item, boxes)
+
+
+def _boxes(
+    arguments: argparse.Namespace, item: Item, a: Seen, scale: Float[np.ndarray, "2"], read: Read
+) -> Boxes:
+    if item.truth is not None:
+        truth = item.truth
+        on_canvas = (truth.boxes * np.tile(scale, 2)).astype(np.float32)
+        left_out = max(0, len(on_canvas) - arguments.max)
+        first = on_canvas[: arguments.max]
+        return Boxes(first, truth.labels[: arguments.max], None, truth.names, left_out)
+    assert a.found is not None
+    found, scores, labels, valid = (np.asarray(v)[0] for v in jax.device_get(tuple(a.found)))
+    good = np.flatnonzero(valid & (scores >= arguments.score))
+    good = _apart(found, good[np.argsort(-scores[good], kind="stable")])
+    kept = good[: arguments.max]
+    names = tuple(category.name for category in read.categories) or tuple(
+        f"class {k + 1}" for k in range(read.num_classes)
+    )
+    left_out = len(good) - len(kept)
+    return Boxes(found[kept].astype(np.float32), labels[kept], scores[kept], names, left_out)
+
+
+def _apart(found: Float[np.ndarray, "N 4"], best: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
+    """One box a place: of those that overlap by half or more the first, whatever its class.
+
+    Two classes' boxes of one object would relate to each other and to nothing else.
+    """
+    overlaps = np.asarray(pairwise_iou(found, found))
+    kept: list[int] = []
+    for i in best.tolist():
+        if not (overlaps[i, kept] >= SAME_PLACE).any():
+            kept.append(i)
+    return np.array(kept, np.int64)
+
+
+def _points(boxes: Boxes, height: int, width: int) -> list[tuple[float, float]]:
+    """Centres of the best boxes, of ground truth the largest; without boxes, of four quarters."""
+    if not len(boxes.boxes):
+        return [(width * x, height * y) for y in (0.25, 0.75) for x in (0.25, 0.75)]
+    sides = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
+    by = sides.prod(axis=1) if boxes.scores is None else boxes.scores
+    best = boxes.boxes[np.argsort(-by, kind="stable")[:_PIXELS]]
+    return [(float(x), float(y)) for x, y in (best[:, :2] + best[:, 2:]) / 2]
+
+
+def _pixels(
+    a: Seen, b: Seen, points: Sequence[tuple[float, float]], stride: int
+) -> list[PixelRelation]:
+    """The relations of the map's pixels under some points, each pixel once."""
+    maps = a.maps(stride), b.maps(stride)
+    rows, columns = maps[0].x.shape[:2]
+    cells = [(min(int(y / stride), rows - 1), min(int(x / stride), columns - 1)) for x, y in points]
+    return [relate_pixels(*maps, row, column) for row, column in dict.fromkeys(cells)]
+
+
+def _titled(models: tuple[Side, Side], pixel: PixelRelation) -> dict[str, Any]:
+    titled = {}
+    for side, maps in zip(models, (pixel.a, pixel.b), strict=True):
+        for what, values in zip(("x", "φ(x)"), maps, strict=True):
+            if values is not None:
+                titled[f"{side.model.name}, {what}"] = values
+    return titled
+
+
+def _draw_boxes(
+    drawing: Path,
+    shown: UInt8[np.ndarray, "H W 3"],
+    boxes: Boxes,
+    psi: BoxRelation,
+    models: tuple[Side, Side],
+) -> None:
+    matrices = {
+        f"{side.model.name}\nrows at {rows.mean():.2f} of log(n - 1)": matrix
+        for side, matrix, rows in zip(models, (psi.a, psi.b), psi.entropy, strict=True)
+    }
+    draw_boxes(drawing, shown, boxes.boxes, boxes.labels, boxes.names, matrices, psi.b - psi.a)
+
+
+def _too_few(arguments: argparse.Namespace, item: Item, boxes: Boxes) -> str:
+    number = len(boxes.boxes)
+    count = f"{number or 'no'} box{'' if number == 1 else 'es'}"
+    where = f"in {arguments.boxes}" if item.truth else f"of a score of {arguments.score:g} or more"
+    cure = "name other pictures" if item.truth else "a lower --score, or --boxes=JSON, may help"
+    return (
+        f"{item.path}: {count} {where}, and a relation matrix needs {LEAST_BOXES}: only its "
+        f"pixels are drawn; {cure}"
+    )

@@ -1,0 +1,266 @@
+"""`visualize`: numbers and drawings of two checkpoints, against the distiller's own relations."""
+
+import json
+from unittest import mock
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from drkd_jax import __main__ as command_line
+from drkd_jax import distill, models
+from drkd_jax.cli import visualize
+from drkd_jax.cli.box_file import boxes_of
+from drkd_jax.cli.detector import read_run
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
+from drkd_jax.report import relation_figures
+from drkd_jax.report.figures import similarity
+from drkd_jax.report.two_models import row_entropies
+from drkd_jax.training.checkpoint import Checkpoints
+from drkd_jax.training.loading import load_distiller
+from drkd_jax.training.sharding import data_mesh, put_everywhere
+from drkd_jax.training.state import TrainState, split_module
+from drkd_jax.types import Targets
+from tests.training import tiny
+
+CANVAS = (64, 96)
+ROUNDED = 1e-4  # four decimals in the json
+
+
+def write_run(folder, config, seed, distiller=None):
+    """The work folder of a run that was stopped at step 4."""
+    settings = {key: value for key, value in config["student"].items() if key != "init"}
+    source = open_source("shapes:6:1")
+    student = models.init_detector(settings, len(source.categories), seed)
+    parts = {"student": split_module(student, student.is_trained)}
+    if distiller is not None:
+        made = distiller(student)
+        parts["distiller"] = split_module(made, made.is_trained)
+    state = TrainState(
+        jnp.int32(4),
+        {name: part.params for name, part in parts.items()},
+        {name: part.rest for name, part in parts.items()},
+        {},
+    )
+    about = {"config": config, "categories": [list(c) for c in source.categories]}
+    checkpoints = Checkpoints(folder, 1)
+    checkpoints.save(put_everywhere(state, data_mesh()), about)
+    checkpoints.close()
+    return student
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_drawings():
+    """What they show is seen in a tenth of the dots."""
+    with mock.patch.object(relation_figures, "DPI", 12):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A teacher's work folder, and that of a run which it taught."""
+    teacher, student = (tmp_path_factory.mktemp(name) for name in ("teacher", "student"))
+    config = tiny.config()
+    config["data"]["canvases"] = (CANVAS,)
+    config["student"]["test"] = {"score": 0.0, "max_out": 30}
+    spec = write_run(teacher, config, 1).spec
+    terms = {"pixel_relation": {"nodes": (4,), "student_scale": 1.0, "teacher_scale": 1.0}}
+    config = {**config, "distill": terms, "teacher": {"checkpoint": str(teacher)}}
+    settings = distill.distill_config(terms)
+
+    def distiller(of):
+        return distill.Distiller(settings, of.spec, spec, rngs=nnx.Rngs(5))
+
+    write_run(student, config, 2, distiller)
+    return student, teacher
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    image = np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)
+    cv2.imwrite(str(path), image)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(folders, picture, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    student, teacher = folders
+    read, kept = visualize.read_sides, []
+    call = [f"--weights={student}", f"--against={teacher}", "--which=last", f"--out={out}"]
+    call += [f"--picture={picture}", "--score=0", "--max=6"]
+    with mock.patch.object(
+        visualize, "read_sides", lambda given: kept.append(read(given)) or kept[0]
+    ):
+        assert command_line.main(["visualize", *call]) == 0
+    return out, json.loads((out / "relations.json").read_text()), kept[0]
+
+
+@pytest.fixture
+def swapped(result, monkeypatch):
+    """Both models the other way round, with their programs as they are compiled."""
+    monkeypatch.setattr(visualize, "read_sides", lambda _: result[2][::-1])
+
+
+@pytest.fixture(scope="module")
+def features(folders, picture):
+    """What both detectors make of the picture, computed another way: the features and targets."""
+    image = cv2.imread(str(picture))[..., ::-1]
+    canvas = np.zeros((1, *CANVAS, 3), np.float32)
+    canvas[0, :58, :96] = cv2.resize(np.ascontiguousarray(image), (96, 58))
+    canvas[0, :58] = (canvas[0, :58] - 120) / 60
+    reads = [read_run(str(folder), "last") for folder in folders]
+    return reads, [read.detector.features(jnp.asarray(canvas)) for read in reads]
+
+
+def test_every_level_has_two_drawings_and_the_rest_is_in_the_json(result):
+    out, content, _ = result
+    assert {path.name for path in out.iterdir()} == {
+        "relations.json",
+        "a_pixels_P3.png",
+        "a_boxes_P3.png",
+    }
+    assert [each["step"] for each in content["models"].values()] == [4, 4]
+    assert "student's graph units" in content["models"]["weights"]["units"]
+    assert "teacher's graph units" in content["models"]["against"]["units"]
+    (about,) = content["pictures"]
+    assert (about["height"], about["width"]) == (48, 80)
+    assert len(about["boxes"]) == 6
+    scores = [box["score"] for box in about["boxes"]]
+    assert scores == sorted(scores, reverse=True)
+    for box in about["boxes"]:
+        x, y, w, h = box["bbox"]
+        assert -0.01 <= x < x + w <= 80.01
+        assert -0.01 <= y < y + h <= 48.01
+
+
+def test_its_matrices_are_those_of_the_default_distillation(result, features):
+    _, content, _ = result
+    (about,) = content["pictures"]
+    reads, maps = features
+    specs = [read.detector.spec for read in reads]
+    distiller = distill.Distiller(
+        distill.DistillConfig(pixel_relation=None), *specs, rngs=nnx.Rngs(0)
+    )
+    boxes = np.array([[box["bbox"] for box in about["boxes"]]], np.float32) * 1.2
+    boxes[..., 2:] += boxes[..., :2]
+    boxes *= [1, 58 / 57.6] * 2
+    targets = Targets(
+        sizes=np.array([[58, 96]], np.int32),
+        boxes=boxes.astype(np.float32),
+        labels=np.zeros((1, 6), np.int32),
+        valid=np.ones((1, 6), bool),
+        picture_valid=np.ones(1, bool),
+    )
+    relation = about["levels"]["P3"]["relation"]
+    psi = {}
+    for side, named, own in zip(("student", "teacher"), ("weights", "against"), maps, strict=True):
+        wanted = distill.relation_matrix(distiller, own, targets, side, 0)[0]
+        psi[named] = np.array(relation[named])
+        np.testing.assert_allclose(psi[named], wanted, atol=3e-3)
+        entropy = row_entropies(np.asarray(wanted, np.float64))
+        np.testing.assert_allclose(relation["row_entropy"][named], entropy, atol=3e-3)
+    difference = psi["against"] - psi["weights"]
+    np.testing.assert_allclose(relation["difference"], difference, atol=2e-4)
+    distance = (difference**2).sum(1).mean()
+    np.testing.assert_allclose(relation["distance"], distance, rtol=1e-2)
+
+
+def test_its_maps_are_before_and_after_the_run_s_own_units(result, features, folders):
+    _, content, _ = result
+    reads, maps = features
+    specs = reads[0].detector.spec, reads[1].detector.spec
+    distiller = load_distiller(folders[0], 4, reads[0].config, specs)
+    for pixel in content["pictures"][0]["levels"]["P3"]["pixels"]:
+        point = pixel["row"], pixel["column"]
+        for side, named, own in zip(
+            ("student", "teacher"), ("weights", "against"), maps, strict=True
+        ):
+            targets = Targets(
+                np.array([[58, 96]], np.int32),
+                np.zeros((1, 1, 4), np.float32),
+                np.zeros((1, 1), np.int32),
+                np.zeros((1, 1), bool),
+                np.ones(1, bool),
+            )
+            pair = distill.relation_features(distiller, own, side, 0, targets)
+            for what, x in zip(("x", "phi"), pair, strict=True):
+                wanted = similarity(np.asarray(x)[0, :8, :12], point)
+                np.testing.assert_allclose(pixel[named][what], wanted, atol=ROUNDED)
+                assert wanted[point] == pytest.approx(1)
+        assert pixel["weights"]["phi"] != pixel["weights"]["x"]
+
+
+def test_uniform_rows_have_entropy_1_and_a_choice_of_one_has_0():
+    uniform = (1 - np.eye(4)) / 3
+    np.testing.assert_allclose(row_entropies(uniform), 1)
+    np.testing.assert_allclose(row_entropies(np.eye(4)[[1, 2, 3, 0]]), 0, atol=1e-12)
+
+
+def instances(folder, *images):
+    categories = [{"id": 1, "name": "disc"}]
+    boxes = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": [i, 2, 10, 10], "area": 100}
+        for i in range(len(images))
+    ]
+    rows = [
+        {"id": i, "file_name": name, "height": 48, "width": 80} for i, name in enumerate(images)
+    ]
+    content = {"images": rows, "annotations": boxes, "categories": categories}
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return folder / "boxes.json"
+
+
+def test_boxes_are_found_by_the_name_that_shares_most_folders(tmp_path):
+    file = instances(tmp_path, "val/a.png", "train/a.png", "b.png")
+    found = boxes_of(file, [tmp_path / "train" / "a.png", tmp_path / "b.png"])
+    assert [each.boxes[0].tolist() for each in found] == [[1, 2, 11, 12], [2, 2, 12, 12]]
+    assert found[0].names == ("disc",)
+    with pytest.raises(UserError, match=r"a\.png: .* has 2 pictures of that name"):
+        boxes_of(file, [tmp_path / "a.png"])
+    with pytest.raises(UserError, match=r"c\.png: .* has no picture of that name"):
+        boxes_of(file, [tmp_path / "c.png"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--picture={picture}.jpg"], "a.png.jpg: cannot be read (No such file or directory)"),
+        (["--picture={picture}", "--pixel=80,10"], "--pixel=80,10 lies outside of"),
+        (["--picture={picture}", "--level=P9"], "--level=P9: both models have P3, P4, P5; or all"),
+        (["--picture={picture}", "--boxes={picture}"], "not valid json"),
+        (["--picture={picture}", "--pixel=80"], "argument --pixel"),
+        (["--picture={picture}", "--temperature=0"], "argument --temperature: 0 is not above 0"),
+    ],
+)
+@pytest.mark.usefixtures("swapped")
+def test_what_is_wrong_is_one_line(folders, picture, tmp_path, capsys, arguments, words):
+    student, teacher = folders
+    call = [f"--weights={student}", f"--against={teacher}", f"--out={tmp_path}"]
+    given = [each.format(picture=picture) for each in arguments]
+    assert command_line.main(["visualize", *call, *given]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert words in said[0]
+
+
+@pytest.mark.usefixtures("swapped")
+def test_a_picture_with_too_few_boxes_still_has_its_pixels(folders, picture, tmp_path, capsys):
+    student, teacher = folders
+    file = instances(tmp_path, picture.name)
+    call = [f"--weights={teacher}", f"--against={student}", f"--out={tmp_path / 'out'}"]
+    call += [f"--picture={picture}", f"--boxes={file}", "--pixel=79,47", "--pixel=1,1"]
+    assert command_line.main(["visualize", *call]) == 2
+    printed = capsys.readouterr()
+    assert "1 box in" in printed.err
+    assert "a relation matrix needs 3: only its pixels are drawn" in printed.err
+    content = json.loads((tmp_path / "out" / "relations.json").read_text())
+    (about,) = content["pictures"]
+    pixels = about["levels"]["P3"]["pixels"]
+    assert [(each["row"], each["column"]) for each in pixels] == [(7, 11), (0, 0)]
+    assert about["boxes"] == [{"bbox": [0, 2, 10, 10], "name": "disc"}]
+    assert (tmp_path / "out" / "a_pixels_P3.png").is_file()

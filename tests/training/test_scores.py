@@ -1,0 +1,59 @@
+"""When a run is scored, which score was the best, and when it is over before its end."""
+
+import pytest
+
+from drkd_jax.training.scores import Scores
+from drkd_jax.training.settings import TrainSettings
+
+
+def scores(aps, *, patience=2, steps=100, best=None):
+    """Evaluations after every tenth step; the best one is the first of the highest."""
+    settings = TrainSettings(
+        batch_size=1, learning_rate=1.0, steps=steps, eval_every=10, early_stop=patience
+    )
+    done = [(10 * (i + 1), {"AP": ap}) for i, ap in enumerate(aps)]
+    if best is None and done:
+        best = max(done, key=lambda pair: pair[1]["AP"])
+    return Scores(settings, steps, done, best)
+
+
+@pytest.mark.parametrize(
+    ("aps", "patience", "over"),
+    [
+        ([], 2, False),
+        ([0.1, 0.2, 0.1], 2, False),
+        ([0.1, 0.2, 0.1, 0.2], 2, True),  # as good is not better
+        ([0.1, 0.2, 0.1, 0.2], 0, False),
+        ([0.2, 0.1], 1, True),
+        ([-1.0, -1.0, -1.0], 2, True),  # nothing to find
+    ],
+)
+def test_patience_counts_evaluations_since_the_best(aps, patience, over):
+    assert bool(scores(aps, patience=patience).why_over()) == over
+
+
+def test_its_words_name_step_and_key():
+    words = scores([0.3, 0.1, 0.2]).why_over()
+    assert "step 30 of 100: no better AP in 2 evaluations since step 10" in words
+    assert "config.train.early_stop = 2" in words
+
+
+def test_the_end_of_a_run_is_no_early_one():
+    assert not scores([0.3, 0.1, 0.2], steps=30).why_over()
+
+
+def test_a_best_checkpoint_from_before_a_kill_ends_nothing():
+    """It goes on from before the best step: what is scored until there is not counted."""
+    found = scores([0.1, 0.1, 0.1], best=(50, {"AP": 0.4}))
+    assert not found.why_over()
+    assert not found.is_better({"AP": 0.4})
+    found.done += [(step, {"AP": 0.2}) for step in (50, 60, 70)]
+    assert found.why_over()
+
+
+def test_an_evaluation_is_due_once():
+    found = scores([0.1, 0.2])
+    assert not found.due(20)
+    assert found.due(30)
+    assert not found.due(35)
+    assert found.due(100)
