@@ -346,7 +346,5 @@ def _stop_unbegun(request: StopRequest, start: int = 0) -> None:
     """Ends a session that a signal met before its first step: there is nothing to save."""
     if any_process(request.name is not None):
         begun = f"the checkpoint of step {start}" if start else "the beginning"
-        words = (
-            f"{request.name or 'asked to stop'} before the first step: there was nothing to save"
-        )
+        words = f"{request.name or 'asked to stop'} before the first step: nothing to save"
         raise InterruptedRunError(f"{words}; the same command goes on from {begun}")
