@@ -277,7 +277,7 @@ def test_a_signal_before_the_first_step_or_in_an_evaluation_loses_nothing(
         return build(values)
 
     monkeypatch.setattr(loop, "build_run", early)
-    with pytest.raises(InterruptedRunError, match="SIGTERM before the first step: there was noth"):
+    with pytest.raises(InterruptedRunError, match="SIGTERM before the first step: nothing to save"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
