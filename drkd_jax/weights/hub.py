@@ -147,6 +147,7 @@ def _files(wanted: HubName) -> list[str]:
         unlisted: Exception = error
     except Exception as error:  # no network, whatever the client's HTTP library calls that
         unlisted = error
+    folder: str | None
     try:
         folder = snapshot_download(wanted.repo, revision=wanted.revision, local_files_only=True)
     except errors.LocalEntryNotFoundError as error:
