@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from drkd_jax.draw import class_colour, draw_detections
+from drkd_jax.report.similarity_map import overlay
 
 DPI = 120
 PANEL = 3.7  # inches, of a picture's longer side
@@ -194,16 +195,7 @@ def pixel_relation(
         for ax, features in zip(rest, pair, strict=True):
             values = similarity(np.asarray(features)[:rows, :columns], (row, column))
             show_picture(ax, grey)
-            drawn = ax.imshow(
-                values,
-                cmap="coolwarm",
-                norm=Normalize(-1, 1),
-                alpha=0.8,
-                interpolation="nearest",
-                extent=(-0.5, columns * stride - 0.5, rows * stride - 0.5, -0.5),
-            )
-            ax.set_xlim(-0.5, width - 0.5)
-            ax.set_ylim(height - 0.5, -0.5)
+            drawn = overlay(ax, image, values, stride)
             _mark(ax, box, row, column, stride)
     for ax, title in zip(axes[0], ("picture", "features x", "relation features φ(x)"), strict=True):
         ax.set_title(title, fontsize=12)

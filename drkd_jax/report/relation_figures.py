@@ -14,7 +14,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from drkd_jax.draw import draw_detections
-from drkd_jax.report.figures import DPI, PANEL, class_legend, mark_pixel, show_picture
+from drkd_jax.report.figures import (
+    DPI,
+    PANEL,
+    class_legend,
+    mark_pixel,
+    show_picture,
+)
+from drkd_jax.report.similarity_map import overlay
 
 _WRITTEN = 10  # boxes up to which a matrix has its numbers in its cells
 
@@ -53,17 +60,7 @@ def draw_pixels(
         mark_pixel(left, *point, stride)
         for ax, values in zip(rest, maps.values(), strict=True):
             show_picture(ax, grey)
-            down, across = values.shape
-            drawn = ax.imshow(
-                values,
-                cmap="coolwarm",
-                norm=Normalize(-1, 1),
-                alpha=0.8,
-                interpolation="nearest",
-                extent=(-0.5, across * stride - 0.5, down * stride - 0.5, -0.5),
-            )
-            ax.set_xlim(-0.5, width - 0.5)
-            ax.set_ylim(height - 0.5, -0.5)
+            drawn = overlay(ax, image, values, stride)
             mark_pixel(ax, *point, stride)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=10)
