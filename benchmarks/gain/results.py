@@ -19,7 +19,6 @@ import numpy as np
 
 from benchmarks.gain.plan import Job, Plan
 from benchmarks.gain.runner import ABOUT_FILE
-from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.report.paired import (
@@ -29,15 +28,13 @@ from drkd_jax.report.paired import (
     picture_draws,
     resampled_scores,
 )
-from drkd_jax.training.same_run import FREE_TO_CHANGE, differing_keys
-from drkd_jax.training.settings import TrainSettings, as_tuples
+from drkd_jax.training.same_run import FREE_TO_CHANGE, differing_keys, is_default
 
 DRAWS = 1000
 _TOLERANCE = 1e-6  # of a score between a run's summary and its detections
 # A run is the same on another machine, where data and teacher lie elsewhere: of these paths the
 # ends are compared, and the teacher's not at all.
 _PATHS = ("data.train", "data.val", "student.init")
-_DEFAULTS: dict[str, Any] = {"data": PipelineConfig, "train": TrainSettings}
 _FREE = {*FREE_TO_CHANGE, *_PATHS} - {"train.steps"}
 
 
@@ -116,10 +113,10 @@ def differences(job: Job, folder: Path) -> list[str]:
 def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a key came after the run, and has the value that says what was done before."""
     section, _, name = key.partition(".")
-    if section not in _DEFAULTS or name in found[section] or name not in config[section]:
+    old, new = found.get(section), config[section]
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return False
-    default = {field.name: field.default for field in dataclasses.fields(_DEFAULTS[section])}
-    return name in default and as_tuples(default[name]) == as_tuples(config[section][name])
+    return name in new and name not in old and is_default(key, new[name])
 
 
 def _ends(config: Mapping[str, Any], key: str) -> list[list[str]]:

@@ -54,8 +54,8 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if as_tuples(old) == as_tuples(new) else [prefix[:-1]]
 
 
-def _is_default(key: str, value: Any) -> bool:
-    """Whether a key says what runs did before it was there: those checkpoints lack it."""
+def is_default(key: str, value: Any) -> bool:
+    """Whether a key says what runs did before it was there: those configs lack it."""
     section, _, name = key.partition(".")
     if section == "distill" and name and "." not in name:  # a whole term, or a key beside them
         return distill_config({name: value}) == DistillConfig()
@@ -73,7 +73,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
     wrong = [
         key
         for key in differing_keys(old, new)
-        if not (_get(old, key) is None and _is_default(key, _get(new, key)))
+        if not (_get(old, key) is None and is_default(key, _get(new, key)))
         and not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
     ]
     if wrong:

@@ -273,6 +273,17 @@ def test_keys_that_came_after_a_run_count_by_their_defaults(plan):
     assert differences(job, job.folder) == ["train.clip_norm"]  # 1 here; without the key, none
 
 
+def test_terms_that_came_after_a_run_count_as_switched_off(plan):
+    job = next(job for job in plan.students if job.config.get("distill"))
+    finish(job, 1.0, 0)
+    older = json.loads((job.folder / "config.json").read_text())
+    del older["distill"]["pkd"]
+    (job.folder / "config.json").write_text(json.dumps(older))
+    assert differences(job, job.folder) == []
+    job.config["distill"]["pkd"]["weight"] = 1.0
+    assert differences(job, job.folder) == ["distill.pkd"]
+
+
 def test_finished_runs_from_elsewhere_are_linked(plan, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     twin = make_plan(read_table(write(tmp_path)), elsewhere, None)
