@@ -61,6 +61,10 @@ jaxtyping.install_import_hook("drkd_jax", "beartype.beartype")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.quick_lowering import share_contexts  # noqa: E402
+
+share_contexts()
+
 pytest_plugins = ["tests.numeric_report", "tests.jitter"]
 
 # Files whose few tests take minutes; begun last they would keep one process busy alone at the end.

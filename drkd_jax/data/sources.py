@@ -9,7 +9,6 @@ from drkd_jax.data.coco import CocoSource
 from drkd_jax.data.joined import JoinedSource
 from drkd_jax.data.records import Category, Meta, Record, Source
 from drkd_jax.data.shapes import ShapesSource
-from drkd_jax.data.tfds import TfdsSource
 from drkd_jax.errors import UserError
 from drkd_jax.paths import expand_home
 
@@ -61,6 +60,9 @@ def _open(spec: str, on_error: str, exif: str, depth: int) -> Source:
                 f"data source '{spec}': COCO's boxes refer to the pixels as stored; "
                 "set data.exif = auto"
             )
+        # Half a second of imports, which no other source needs.
+        from drkd_jax.data.tfds import TfdsSource
+
         return TfdsSource(name, split, data_dir or None)
     raise UserError(f"unknown data source '{spec}': wanted {_FORMS}, or several joined by ' + '")
 

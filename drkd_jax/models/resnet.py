@@ -19,13 +19,15 @@ from drkd_jax.ops.pool import max_pool
 
 BLOCKS = {
     10: (1, 1, 1, 1),
+    14: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
+    26: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-EXPANSION = 4  # of a bottleneck block, from 50 layers on
+EXPANSION = 4  # of a bottleneck block
 
 
 def conv(
@@ -145,7 +147,7 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
     ):
-        bottleneck = settings.depth >= 50
+        bottleneck = settings.bottleneck
         if bottleneck:
             inner = planes
             if settings.groups > 1:
@@ -210,7 +212,7 @@ class ResNet(nnx.Module):
         stages, channels, inputs = [], [], settings.stem_width
         for i, num_blocks in enumerate(BLOCKS[settings.depth]):
             planes = settings.width * 2**i
-            outputs = planes * (EXPANSION if settings.depth >= 50 else 1)
+            outputs = planes * (EXPANSION if settings.bottleneck else 1)
             blocks = []
             for j in range(num_blocks):
                 stride = 2 if i > 0 and j == 0 else 1

@@ -11,7 +11,8 @@ from typing import Any
 
 from drkd_jax.errors import UserError
 
-DEPTHS = (10, 18, 34, 50, 101, 152)
+DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
+BASIC_DEPTHS = (10, 18, 34)  # the others are of bottleneck blocks
 NORMS = ("frozen_bn", "bn", "gn", "folded")
 DCNS = ("", "v1", "v2")
 EXTRAS = ("pool", "conv_c5", "conv_p5")
@@ -39,7 +40,7 @@ class BackboneSettings:
     """A ResNet or ResNeXt.
 
     Attributes:
-        depth: 10, 18, 34, 50, 101 or 152 layers.
+        depth: 10, 18 or 34 layers of basic blocks; 14, 26, 50, 101 or 152 of bottleneck ones.
         width: channels of the stem; stage i works with ``width * 2**i``.
         groups: groups of the 3x3 convolution (ResNeXt; bottleneck depths only).
         group_width: base width of a group at stage 0 for ``width`` 64: the "4" of 32x4d. Counts
@@ -91,12 +92,17 @@ class BackboneSettings:
             raise UserError('backbone.norm_batch: only backbone.norm "bn" has batch statistics')
         if self.eps < 0 or (self.eps == 0 and self.norm == "bn"):
             raise UserError(f"backbone.eps is {self.eps}; above 0, or 0 with frozen statistics")
-        if self.dcn and self.depth < 50:
-            raise UserError("backbone.dcn needs backbone.depth of 50 or more")
-        if self.groups > 1 and self.depth < 50:
-            raise UserError("backbone.groups: more than 1 needs backbone.depth of 50 or more")
+        if self.dcn and not self.bottleneck:
+            raise UserError(f"backbone.dcn: not in the basic blocks of depth {self.depth}")
+        if self.groups > 1 and not self.bottleneck:
+            raise UserError(f"backbone.groups: only 1 in the basic blocks of depth {self.depth}")
         if self.frozen_stages is not None and not 0 <= self.frozen_stages <= 4:
             raise UserError(f"backbone.frozen_stages is {self.frozen_stages}; it must be 0 to 4")
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether blocks are 1x1, 3x3, 1x1 convolutions, in the place of two 3x3 ones."""
+        return self.depth not in BASIC_DEPTHS
 
     @property
     def stem_width(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.resnet import BLOCKS, EXPANSION
+from drkd_jax.models.settings import BASIC_DEPTHS
 from drkd_jax.weights.key_report import Entry
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -78,7 +79,7 @@ def read_backbone(shapes: Shapes, prefix: str) -> dict[str, Any]:
     depths = [
         depth
         for depth, blocks in BLOCKS.items()
-        if tuple(blocks) == tuple(counts) and (depth >= 50) == bottleneck
+        if tuple(blocks) == tuple(counts) and (depth not in BASIC_DEPTHS) == bottleneck
     ]
     if not depths or f"{prefix}conv1.weight" not in shapes:
         raise UserError(

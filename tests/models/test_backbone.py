@@ -82,7 +82,7 @@ def test_upsampling_takes_the_pixel_below(size):
             assert (got[0, i, j] == x[0, int(i * 3 / size[0]), int(j * 4 / size[1])]).all()
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+@pytest.mark.parametrize("depth", [10, 14, 18, 26, 34, 50, 101, 152])
 def test_every_depth_has_the_promised_pyramid(depth):
     settings = {"detector": "retinanet", "backbone": {"depth": depth, "width": 8}, "channels": 16}
     detector = models.abstract_detector(settings, 3)
@@ -101,7 +101,8 @@ def test_every_depth_has_the_promised_pyramid(depth):
     ]
     assert detector.spec.strides == (8, 16, 32, 64, 128)
     blocks = sum(len(stage) for stage in detector.backbone.stages)
-    assert depth == blocks * (2 if depth < 50 else 3) + 2  # the stem and the old classifier
+    convolutions = 2 if depth in (10, 18, 34) else 3
+    assert depth == blocks * convolutions + 2  # the stem and the old classifier
 
 
 def test_pooled_level_is_every_second_pixel():

@@ -25,7 +25,7 @@ def config(detector: str, distilled: bool) -> dict:
     """Grouped convolutions on both sides; the teacher's are deformable too."""
     values = tiny.config(detector, distilled=distilled, batch_size=8)
     values["data"].update(canvases=((SIDE, SIDE),), shorter=SIDE, longer=SIDE)
-    grouped = {"depth": 50, "width": 8, "groups": 4, "group_width": 16}
+    grouped = {"depth": 14, "width": 8, "groups": 4, "group_width": 16}
     values["student"]["backbone"] = grouped | {"norm": "gn"}
     if distilled:
         values["teacher"]["backbone"] = grouped | {"norm": "gn", "dcn": "v2"}
