@@ -280,7 +280,7 @@ def _shrink(model: ConfigDict) -> None:
     small = {
         "backbone": {"depth": 10, "width": 8, "groups": 1, "norm": "gn", "frozen_stages": 0},
         "channels": 16,
-        "min_level": 3,
+        "min_level": 4,
         "max_level": 5,
         "test": {"pre_nms": 50, "max_out": 20},
     }

@@ -26,6 +26,7 @@ def workdir(tmp_path_factory):
     config = tiny.config()
     config["data"]["canvases"] = ((96, 96),)
     config["student"]["test"] = {"score": 0.0, "max_out": 5}
+    config["student"]["min_level"] = 3  # boxes enough for more than 100 detections
     source = open_source(config["data"]["val"])
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     student = models.init_detector(settings, len(source.categories), 1)

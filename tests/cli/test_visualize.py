@@ -66,6 +66,7 @@ def folders(tmp_path_factory):
     config = tiny.config()
     config["data"]["canvases"] = (CANVAS,)
     config["student"]["test"] = {"score": 0.0, "max_out": 30}
+    config["student"]["min_level"] = 3
     spec = write_run(teacher, config, 1).spec
     terms = {"pixel_relation": {"nodes": (4,), "student_scale": 1.0, "teacher_scale": 1.0}}
     config = {**config, "distill": terms, "teacher": {"checkpoint": str(teacher)}}

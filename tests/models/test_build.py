@@ -56,7 +56,7 @@ def test_backbones_have_their_librarys_parameters(depth, groups, group_width, pa
         ({"detector": "yolo"}, "retinanet, faster_rcnn"),
         ({"chanels": 3}, "'chanels'.*channels"),
         ({"backbone": {"depht": 3}}, "'backbone.depht'.*depth"),
-        ({"backbone": {"depth": 19}}, "backbone.depth is 19.*18, 34"),
+        ({"backbone": {"depth": 19}}, "backbone.depth is 19.*18, 26"),
         ({"backbone": {"depth": 18, "groups": 2}}, "backbone.groups"),
         ({"backbone": {"frozen_stages": 5}}, "backbone.frozen_stages"),
         ({"backbone": {"depth": 18, "dcn": "v1"}}, "backbone.dcn"),

@@ -132,9 +132,9 @@ def test_each_head_is_gone_through_once(traced):
     run, batch, program = traced
     images = jnp.zeros(batch.images.shape)
     pyramid = count(jax.make_jaxpr(lambda x: run.teacher.detector.features(x).maps)(images))
-    # Of 3 levels and 2 branches a layer and an output for each side, and one more output for the
+    # Of 2 levels and 2 branches a layer and an output for each side, and one more output for the
     # student's maps in the teacher's head.
-    assert count(program.jaxpr) == 2 * pyramid + 3 * 2 * (2 + 2 + 1)
+    assert count(program.jaxpr) == 2 * pyramid + 2 * 2 * (2 + 2 + 1)
 
 
 def test_a_teacher_with_the_students_weights_has_nothing_to_teach(traced):
