@@ -40,14 +40,15 @@ _jaxtyped = jaxtyping.jaxtyped
 
 
 def _checked(*given: Any, **settings: Any) -> Any:
-    """`jaxtyped`, save for functions inside of functions whose signature says no shape.
+    """`jaxtyped`, save for functions whose signature says no shape: mypy reads those.
 
-    Those are made, and would be wrapped, again at every call: a quarter of the time of tracing.
+    Wrapping them takes seconds a process, and functions inside of functions are made, and would
+    be wrapped, again at every call: a quarter of the time of tracing.
     """
     if not given:
         return partial(_checked, **settings)
     (made,) = given
-    if isinstance(made, FunctionType) and "<locals>" in made.__qualname__:
+    if isinstance(made, FunctionType):
         said = " ".join(map(str, made.__annotations__.values()))
         if not SHAPED.search(said):
             return made
