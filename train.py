@@ -6,6 +6,18 @@ The same command goes on from the newest checkpoint in DIR. Exit code 0: trained
 fault in the arguments, the config or the data; 75 (or --exit-code-interrupted): interrupted, with
 a checkpoint; 130: interrupted twice, or before there was anything to save; 1: our fault, or a loss
 that stopped being finite. Several hosts: --distributed, see docs/several-machines.md.
+
+The story, in the order in which it happens; each line is where to put a change:
+
+    configs/NAME.py               the recipe: every key that differs from recipes/common.py
+    drkd_jax/cli/train.py         flags and exit codes; the recipe becomes a plain dict
+    drkd_jax/training/setup.py    build_run: data, student, schedule and optimiser, then
+                                  build_teaching: teacher and distiller, then the compiled step
+    drkd_jax/training/loop.py     train: a batch, a step, a log line, a checkpoint, an evaluation
+    drkd_jax/training/step.py     loss_terms: where pictures become a loss: the student's features
+                                  and losses, the teacher's features, the distiller; then _update
+    drkd_jax/distill/distiller.py both sides' maps and boxes become the terms, a file for each
+    drkd_jax/evaluation.py        detections become COCO's numbers
 """
 
 from drkd_jax.training.interrupt import leave_quietly

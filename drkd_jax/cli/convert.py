@@ -9,7 +9,7 @@ from typing import Any
 
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
-from drkd_jax.training.student_file import student_arrays
+from drkd_jax.training.loading import student_arrays
 from drkd_jax.training.writing import make_place, write_text
 from drkd_jax.weights.key_report import give
 from drkd_jax.weights.opening import open_weights

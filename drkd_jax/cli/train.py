@@ -139,7 +139,7 @@ def _run(_: Sequence[str]) -> None:
 
 def _train() -> None:
     if _DRY_RUN.value:
-        from drkd_jax.training.dry_run import dry_run
+        from drkd_jax.training.measure import dry_run
 
         dry_run(_CONFIG.value.to_dict())
         return

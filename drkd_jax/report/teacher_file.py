@@ -20,13 +20,12 @@ from flax import nnx
 from drkd_jax.data.sources import open_source
 from drkd_jax.models.folding import fold
 from drkd_jax.training.evaluate import evaluate, predictor
-from drkd_jax.training.loading import fill
+from drkd_jax.training.loading import fill, student_arrays
 from drkd_jax.training.pixels import read_pixels
 from drkd_jax.training.settings import as_tuples, eval_settings
 from drkd_jax.training.setup import read_pipeline
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import num_parameters
-from drkd_jax.training.student_file import student_arrays
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import write_ours
 

@@ -33,12 +33,11 @@ from drkd_jax.training.metrics import METRICS_FILE, Metrics, evaluations
 from drkd_jax.training.pretrain import with_pretrained_units
 from drkd_jax.training.processes import Vote, allgather, any_process, broadcast, is_first
 from drkd_jax.training.same_run import changed_data, check_same_classes, check_same_run
-from drkd_jax.training.scene_pictures import draw_scenes
-from drkd_jax.training.scores import Scores, as_pairs
+from drkd_jax.training.scores import Scores, as_pairs, judge_distillation, summarize
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.training.state import Arrays, TrainState
-from drkd_jax.training.summary import judge_distillation, summarize
+from drkd_jax.training.tensorboard import draw_scenes
 from drkd_jax.training.trace import Trace, read_steps
 from drkd_jax.training.writing import make_folder, write_text
 from drkd_jax.types import Batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -20,7 +20,6 @@ from drkd_jax.paths import expand_config
 from drkd_jax.training import schedule
 from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.gradients import GradientReport, gradient_report
-from drkd_jax.training.heads import check_student, check_teacher
 from drkd_jax.training.pixels import KEYS as PIXEL_KEYS
 from drkd_jax.training.pixels import Pixels, read_pixels
 from drkd_jax.training.settings import (
@@ -39,15 +38,9 @@ from drkd_jax.training.sharding import (
     put_stacked,
 )
 from drkd_jax.training.starting import build_student, check_files
-from drkd_jax.training.state import (
-    Arrays,
-    Filter,
-    TrainState,
-    new_state,
-    split_module,
-)
+from drkd_jax.training.state import Arrays, TrainState, new_state, split_module
 from drkd_jax.training.step import Recipe, TrainStep, pmap_step, train_step
-from drkd_jax.training.teacher import Teacher, for_data, load_teacher
+from drkd_jax.training.teacher import Teacher, check_head, check_heads, for_data, load_teacher
 from drkd_jax.types import Batch
 
 SECTIONS = ("seed", "data", "student", "teacher", "distill", "train", "eval")
@@ -91,77 +84,61 @@ class Run:
         return [list(category) for category in self.train_source.categories]
 
 
+class Teaching(NamedTuple):
+    """The side that teaches, and what compares the two."""
+
+    teacher: Teacher
+    pixels: Pixels  # the teacher's input
+    distiller: distill.Distiller
+
+
 def build_run(values: Mapping[str, Any]) -> Run:
     """Builds a run from its config (the keys of `recipes/common.py`, as plain nested dicts).
 
     Raises:
         UserError: whatever in the config, the data or the teacher cannot be used.
     """
-    config: dict[str, Any] = expand_config(as_tuples(dict(values)))
-    config |= {key: set_keys(config[key]) for key in ("student", "teacher") if config.get(key)}
-    for key in config:
-        if key not in SECTIONS:
-            raise UserError(f"config.{key}: no such part; there are {', '.join(SECTIONS)}")
+    config = read_sections(values)
     settings, evaluation = train_settings(config["train"]), eval_settings(config.get("eval") or {})
     check_files(config)
     mesh = data_mesh()
     check_batch_size(settings.batch_size, mesh.size, jax.process_count())
     check_parts(settings, mesh.size)
+
     pixels = read_pixels(config["data"], settings.precision)
     pipeline = read_pipeline(config, settings.batch_size)
-    train_source, val_source, notes = open_sources(config, pipeline)
+    train_source, val_source, warnings = open_sources(config, pipeline)
     per_epoch = steps_per_epoch(train_source, pipeline)
+
     steps = schedule.run_steps(settings, per_epoch)
     decays = schedule.decay_steps(settings, per_epoch)
-    warnings = schedule.check(settings, steps, decays) + machine_warnings() + notes
+    warnings = schedule.check(settings, steps, decays) + machine_warnings() + warnings
     rate = schedule.learning_rate(settings, decays, steps)
     tx = schedule.optimiser(settings, rate)
 
-    num_classes = len(train_source.categories)
     names = [category.name for category in train_source.categories]
-    student, origin = build_student(config, num_classes, pixels.dtype, names)
-    if settings.parallel == "pmap" and nnx.state(student, nnx.BatchStat):
-        raise UserError(
-            "config.train.parallel = 'pmap' has no batch statistics over all devices, which "
-            "config.student.backbone.norm = 'bn' needs: take 'jit', or norm 'frozen_bn' or 'gn'"
-        )
-    check_canvases(pipeline, student.stride, "student")
-    parts = {"student": split_module(student, student.is_trained)}
-    filters: dict[str, Filter] = {"student": student.is_trained}
-    graphs = {"student": parts["student"].graph}
-    teacher, weights, teacher_pixels, phases = None, {}, None, distill.DistillConfig()
-    if config.get("distill") is not None:
-        if config.get("teacher") is None:
-            raise UserError("config.distill is set and config.teacher is not: nobody teaches")
-        term = distill.distill_config(config["distill"]).terms.get("crosskd")
-        if term:
-            check_student(term, student)
-        teacher = load_teacher(config["teacher"], num_classes, config["seed"], heads=bool(term))
-        teacher = for_data(teacher, train_source.categories)
-        if term:
-            check_teacher(term, student, teacher, names)
-        check_canvases(pipeline, teacher.detector.stride, "teacher")
-        own = {**config["data"], **teacher.pixels}
-        teacher_pixels = read_pixels(own, pixels.dtype, "config.teacher.data")
-        if teacher_pixels != pixels:
-            own_rule = f"it reads {teacher_pixels}, the student {pixels}"
-            teacher = teacher._replace(origin=f"{teacher.origin}; {own_rule}")
-        distiller = build_distiller(config, student, teacher, pixels.dtype)
-        parts["distiller"] = split_module(distiller, distiller.is_trained)
-        filters["distiller"] = distiller.is_trained
-        graphs |= {"distiller": parts["distiller"].graph, "teacher": teacher.graph}
-        weights = {name: float(weight) for name, weight in distiller.weights.items()}
-        phases = distiller.config
+    student, origin = build_student(config, len(names), pixels.dtype, names)
+    check_student(student, settings, pipeline)
+    modules: dict[str, models.Detector | distill.Distiller] = {"student": student}
+    teaching = build_teaching(config, student, train_source, pixels, pipeline)
+    weights, phases = {}, distill.DistillConfig()
+    if teaching:
+        modules["distiller"] = teaching.distiller
+        weights = {name: float(weight) for name, weight in teaching.distiller.weights.items()}
+        phases = teaching.distiller.config
         warnings += schedule.check_distillation(phases, steps)
+
+    parts = {name: split_module(module, module.is_trained) for name, module in modules.items()}
+    graphs = {name: part.graph for name, part in parts.items()}
     recipe = Recipe(
-        graphs,
-        filters,
+        graphs | ({"teacher": teaching.teacher.graph} if teaching else {}),
+        {name: module.is_trained for name, module in modules.items()},
         weights,
         tx,
         rate,
         pixels,
         config["seed"],
-        teacher_pixels or pixels,
+        teaching.pixels if teaching else pixels,
         distill_factor=schedule.distill_factor(phases, steps),
         adaptation_steps=phases.adaptation_steps,
         ema=settings.ema,
@@ -177,8 +154,8 @@ def build_run(values: Mapping[str, Any]) -> Run:
         pipeline=pipeline,
         pixels=pixels,
         student_origin=origin,
-        teacher=teacher,
-        teacher_arrays=put_everywhere(teacher.arrays, mesh) if teacher else None,
+        teacher=teaching.teacher if teaching else None,
+        teacher_arrays=put_everywhere(teaching.teacher.arrays, mesh) if teaching else None,
         weights=weights,
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -190,6 +167,62 @@ def build_run(values: Mapping[str, Any]) -> Run:
         predict=predictor(parts["student"].graph, pixels, mesh, evaluation.least_limit),
         warnings=warnings,
     )
+
+
+def build_teaching(
+    config: Mapping[str, Any],
+    student: models.Detector,
+    source: Source,
+    pixels: Pixels,
+    pipeline: PipelineConfig,
+) -> Teaching | None:
+    """The frozen teacher and the distiller between it and the student; None for plain training.
+
+    Args:
+        config: of the run.
+        student: that is taught.
+        source: of training, whose classes the teacher's are brought to by name.
+        pixels: the student's input.
+        pipeline: of the loader.
+
+    Raises:
+        UserError: nobody teaches, the teacher cannot be used, or the two do not fit together.
+    """
+    if config.get("distill") is None:
+        return None
+    if config.get("teacher") is None:
+        raise UserError("config.distill is set and config.teacher is not: nobody teaches")
+    crosskd = distill.distill_config(config["distill"]).terms.get("crosskd")
+    if crosskd:
+        check_head(crosskd, student, "student")
+    classes = source.categories
+    teacher = load_teacher(config["teacher"], len(classes), config["seed"], heads=bool(crosskd))
+    teacher = for_data(teacher, classes)
+    if crosskd:
+        check_heads(crosskd, student, teacher, [name for _, name in classes])
+    check_canvases(pipeline, teacher.detector.stride, "teacher")
+    own = {**config["data"], **teacher.pixels}
+    teacher_pixels = read_pixels(own, pixels.dtype, "config.teacher.data")
+    if teacher_pixels != pixels:
+        own_rule = f"it reads {teacher_pixels}, the student {pixels}"
+        teacher = teacher._replace(origin=f"{teacher.origin}; {own_rule}")
+    distiller = build_distiller(config, student, teacher, pixels.dtype)
+    return Teaching(teacher, teacher_pixels, distiller)
+
+
+def read_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its paths written out, tuples where JSON has lists, and no key but `SECTIONS`.
+
+    Raises:
+        UserError: another section.
+    """
+    config: dict[str, Any] = expand_config(as_tuples(dict(values)))
+    for key in config:
+        if key not in SECTIONS:
+            raise UserError(f"config.{key}: no such part; there are {', '.join(SECTIONS)}")
+    return config | {
+        key: set_keys(config[key]) for key in ("student", "teacher") if config.get(key)
+    }
 
 
 def open_sources(
@@ -246,6 +279,22 @@ def check_parts(settings: TrainSettings, devices: int) -> None:
             f"{devices} device(s) do not divide into so many equal parts; take another number or "
             f"config.train.batch_size = {near}"
         )
+
+
+def check_student(
+    student: models.Detector, settings: TrainSettings, pipeline: PipelineConfig
+) -> None:
+    """Refuses a student that these settings cannot train.
+
+    Raises:
+        UserError: batch statistics by pmap, or canvases that its pyramid does not halve.
+    """
+    if settings.parallel == "pmap" and nnx.state(student, nnx.BatchStat):
+        raise UserError(
+            "config.train.parallel = 'pmap' has no batch statistics over all devices, which "
+            "config.student.backbone.norm = 'bn' needs: take 'jit', or norm 'frozen_bn' or 'gn'"
+        )
+    check_canvases(pipeline, student.stride, "student")
 
 
 def check_canvases(pipeline: PipelineConfig, stride: int, who: str) -> None:

@@ -1,11 +1,10 @@
-from drkd_jax.training import dry_run
-from drkd_jax.training.measure import Cost
+from drkd_jax.training import measure as module
 from tests.training import tiny
 
 
 def test_it_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cost = Cost(
+    cost = module.Cost(
         trace_seconds=2.0,
         compile_seconds=5.0,
         step_seconds=30.0,
@@ -24,11 +23,11 @@ def test_it_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch):
         asked.append((run.steps, how))
         return cost
 
-    monkeypatch.setattr(dry_run, "measure", measure)
+    monkeypatch.setattr(module, "measure", measure)
     config = tiny.config(distilled=True)
     config["data"]["max_boxes"] = 1  # something to warn of
     lines: list[str] = []
-    assert dry_run.dry_run(config, lines.append) is cost
+    assert module.dry_run(config, lines.append) is cost
     assert asked == [(8, {"steps": 3, "parts": False})]
     text = "\n".join(lines)
     assert "random weights, as config.teacher.init asks for" in text

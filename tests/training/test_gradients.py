@@ -9,7 +9,7 @@ import pytest
 
 from drkd_jax.errors import UserError
 from drkd_jax.training.gradients import gradient_report
-from drkd_jax.training.metric_averager import MetricAverager
+from drkd_jax.training.metrics import MetricAverager
 from drkd_jax.training.settings import train_settings
 from drkd_jax.training.sharding import data_mesh
 from drkd_jax.training.step import loss_terms

@@ -16,10 +16,9 @@ from drkd_jax import models
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.distill.crosskd import CrossKDConfig
 from drkd_jax.errors import UserError
-from drkd_jax.training.heads import check_student, check_teacher
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.step import loss_terms
-from drkd_jax.training.teacher import Teacher, for_data
+from drkd_jax.training.teacher import Teacher, check_head, check_heads, for_data
 from tests.training import tiny
 
 TERM = CrossKDConfig(weight=1.0, layers=1)
@@ -52,11 +51,11 @@ def student():
 
 
 def test_heads_that_fit_pass():
-    check_student(TERM, student())
+    check_head(TERM, student(), "student")
     wider = detector(channels=40, head_convs=2)
-    check_teacher(TERM, student(), teacher(wider, NAMES), NAMES)
-    check_teacher(TERM, student(), teacher(wider), NAMES)
-    check_teacher(TERM, student(), teacher(wider, ("Disc", "RING", "square")), NAMES)
+    check_heads(TERM, student(), teacher(wider, NAMES), NAMES)
+    check_heads(TERM, student(), teacher(wider), NAMES)
+    check_heads(TERM, student(), teacher(wider, ("Disc", "RING", "square")), NAMES)
 
 
 @pytest.mark.parametrize(
@@ -72,25 +71,25 @@ def test_heads_that_fit_pass():
 )
 def test_other_teachers_are_refused_with_the_key(made, names, message):
     with pytest.raises(UserError, match=rf"^distill\.crosskd.*{message}.*crosskd\.weight = 0"):
-        check_teacher(TERM, student(), teacher(detector(**made), names), NAMES)
+        check_heads(TERM, student(), teacher(detector(**made), names), NAMES)
 
 
 def test_whole_pixels_for_sides_are_the_same_anchors():
     rounded = detector(anchors={"scale": 4.0, "sides": (4.0, 5.0, 6.375)})
-    check_teacher(TERM, student(), teacher(rounded, NAMES), NAMES)
+    check_heads(TERM, student(), teacher(rounded, NAMES), NAMES)
 
 
 def test_other_students_are_refused_with_the_key():
     with pytest.raises(UserError, match=r"^distill\.crosskd.*the student is a FasterRCNN"):
         build_run(config("faster_rcnn"))
     with pytest.raises(UserError, match=r"crosskd\.layers = 3.*config\.student\.head_convs"):
-        check_student(CrossKDConfig(weight=1.0), student())
+        check_head(CrossKDConfig(weight=1.0), student(), "student")
 
 
 def test_a_teacher_of_more_classes_answers_for_those_of_the_data():
     made = teacher(detector(classes=4), ("ring", "cube", "square", "disc"))
     made = for_data(made, list(enumerate(NAMES)))
-    check_teacher(TERM, student(), made, NAMES)
+    check_heads(TERM, student(), made, NAMES)
     graph, state = nnx.split(made.detector)
     ones = jnp.ones((1, 2, 3, 16))
 

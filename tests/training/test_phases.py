@@ -12,7 +12,7 @@ from drkd_jax.distill import DistillConfig
 from drkd_jax.errors import UserError
 from drkd_jax.training import checkpoint
 from drkd_jax.training.loading import load_arrays
-from drkd_jax.training.metric_averager import MetricAverager
+from drkd_jax.training.metrics import MetricAverager
 from drkd_jax.training.schedule import check_distillation, distill_factor
 from drkd_jax.training.sharding import data_mesh, put_everywhere, replicated
 from drkd_jax.training.state import flatten
