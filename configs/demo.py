@@ -16,7 +16,7 @@ VAL = "shapes:400:1:easy"
 TEACHER_TRAIN = "shapes:3000:0:easy"
 STUDENT_TRAIN = "shapes:256:0:easy"  # few labels; the first ones of the teacher's pictures
 TEACHER_STEPS = 1600
-STUDENT_STEPS = {"retinanet": 1400, "faster_rcnn": 600}
+STUDENT_STEPS = {"retinanet": 900, "faster_rcnn": 720}
 # name: width of the backbone, channels of the pyramid
 SIZES = {"teacher": (16, 32), "student": (8, 24), "drkd": (8, 24)}
 
@@ -65,7 +65,9 @@ def model(detector: str, role: str) -> ConfigDict:
     settings = common.small_detector(detector)
     settings.backbone.width, settings.channels = SIZES[role]
     if detector == "retinanet":
-        settings.anchors.scale = 1.75  # from 14 pixels, as the smallest objects
+        # A stride of 8 is coarse for the smallest objects, of 14 pixels: levels from P2 on.
+        settings.update(min_level=2, max_level=6, head_convs=2 if role == "teacher" else 1)
+        settings.anchors.scale = 3.5  # of 14 pixels at P2
         if role != "teacher":
             settings.anchors.ratios = (1.0,)  # most objects are nearly square
     return settings
