@@ -21,10 +21,10 @@ from drkd_jax.distill.config import distill_config
 from drkd_jax.distill.last_word import last_word
 from drkd_jax.errors import UserError
 from drkd_jax.report import tables, teacher_file
-from drkd_jax.report.bootstrap import Interval, ap_difference
 from drkd_jax.report.curves import read_metrics
 from drkd_jax.report.environment import machine, versions
 from drkd_jax.report.page.of_demo import demo_page
+from drkd_jax.report.paired import Interval, ap_difference
 from drkd_jax.report.pictures import (
     DISTILLED,
     KINDS,

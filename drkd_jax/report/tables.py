@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from drkd_jax.report.bootstrap import Interval
+from drkd_jax.report.paired import Interval, t_reach
 
 # Column, the name that evaluation gives it.
 COLUMNS = (
@@ -23,9 +23,7 @@ COLUMNS = (
     ("AP_L", "AP_L"),
     ("AR", "AR100"),
 )
-# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom.
-_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-MAX_SEEDS = len(_T) + 1
+MAX_SEEDS = 10
 _LEAST_AP = 0.05  # under this a detector is at its beginning
 
 
@@ -117,8 +115,7 @@ def _gain_words(gains: Sequence[Interval], plain: Sequence[float]) -> list[str]:
             "this run**. `--seeds=3` trains more pairs of students and measures it.",
         ]
     values = np.array([gain.difference for gain in gains])
-    mean, spread = float(values.mean()), float(values.std(ddof=1))
-    half = _T[len(values) - 2] * spread / math.sqrt(len(values))
+    mean, half = float(values.mean()), t_reach(values)
     listed = ", ".join(_points(v) for v in values)
     head = (
         f"Over {len(values)} training seeds DRKD changes the student's AP by {_points(mean)} on "

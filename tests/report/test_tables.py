@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from drkd_jax.report import tables
-from drkd_jax.report.bootstrap import Interval
+from drkd_jax.report.paired import Interval
 
 
 def interval(difference: float, half: float) -> Interval:
