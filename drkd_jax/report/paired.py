@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import io
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -33,23 +34,15 @@ _LEVEL = 0.95
 _AT_ONCE = 64  # draws
 
 
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A difference of AP (second minus first) and the middle 95 % of its draws.
+class Interval(NamedTuple):
+    """A score or a difference on the pictures as they are, 0..1, and the middle 95 % of its draws.
 
-    Attributes:
-        difference: On the pictures as they are, 0..1.
-        low: 2.5 % of the draws lie below.
-        high: 2.5 % lie above.
-        resamples: How many were drawn.
-        pictures: How many pictures each of them holds.
+    `low` and `high`: 2.5 % of the draws lie below, 2.5 % above.
     """
 
-    difference: float
+    value: float
     low: float
     high: float
-    resamples: int
-    pictures: int
 
     @property
     def settled(self) -> bool:
@@ -156,7 +149,6 @@ def ap_difference(
     second: list[dict],
     *,
     resamples: int = 500,
-    seed: int = 0,
     max_detections: int = COCO_MAX,
 ) -> Interval:
     """Draws the pictures again and compares two sets of detections on each draw.
@@ -166,22 +158,19 @@ def ap_difference(
         first: COCO detections of the one that is compared with.
         second: COCO detections of the one that may be better.
         resamples: Draws of as many pictures as there are.
-        seed: Of the draws.
         max_detections: Of a class and picture that count, the best ones.
 
     Returns:
         AP(second) - AP(first), area "all", 0..1.
     """
     num_pictures = len(ground_truth["images"])
-    draws = picture_draws(num_pictures, resamples, seed)
+    draws = picture_draws(num_pictures, resamples)
     draws = np.concatenate([np.ones_like(draws[:1]), draws])  # the pictures as they are
     sides = []
     for detections in (first, second):
         truth, found, *_ = number_ids(ground_truth, detections)  # which pycocotools can hold
         sides.append(resampled_scores(truth, found, draws, max_detections)["AP"])
-    differences = sides[1] - sides[0]
-    low, high = interval(differences[1:])
-    return Interval(float(differences[0]), low, high, resamples, num_pictures)
+    return with_interval(sides[1] - sides[0])
 
 
 def paired_difference(
@@ -230,6 +219,11 @@ def t_reach(values: Float[np.ndarray, "N"]) -> float:
         return math.nan
     quantile = float(stdtrit(number - 1, (1 + _LEVEL) / 2))
     return quantile * float(values.std(ddof=1)) / math.sqrt(number)
+
+
+def with_interval(values: Float[np.ndarray, "S"]) -> Interval:
+    """The first value, that of the pictures as they are, and the interval of all the others."""
+    return Interval(float(values[0]), *interval(values[1:]))
 
 
 def interval(values: Float[np.ndarray, "S"]) -> tuple[float, float]:

@@ -189,8 +189,8 @@ def test_interval_of_a_real_difference_leaves_zero_out():
     good, bad = detect(truth, 0.5, 1), detect(truth, 6.0, 2)
     interval = ap_difference(truth, bad, good, resamples=100)
     assert interval.settled
-    assert interval.low <= interval.difference <= interval.high
-    assert interval.difference == pytest.approx(
+    assert interval.low <= interval.value <= interval.high
+    assert interval.value == pytest.approx(
         coco_scores(truth, good)["AP"] - coco_scores(truth, bad)["AP"]
     )
     back = ap_difference(truth, good, bad, resamples=100)
@@ -202,7 +202,7 @@ def test_interval_of_the_same_detector_is_zero():
     truth = make()
     detections = detect(truth, 2.0, 1)
     interval = ap_difference(truth, detections, detections, resamples=20)
-    assert (interval.difference, interval.low, interval.high) == (0.0, 0.0, 0.0)
+    assert (interval.value, interval.low, interval.high) == (0.0, 0.0, 0.0)
     assert not interval.settled
 
 
@@ -232,9 +232,9 @@ def test_more_detections_count_where_they_are_asked_for():
     ]
     found = [{"image_id": 3, "category_id": 2, "bbox": b, "score": 0.5} for b in boxes]
     few = ap_difference(truth, [], found, resamples=2)
-    assert few.difference == pytest.approx(67 / 101)  # recall 100 / 150
+    assert few.value == pytest.approx(67 / 101)  # recall 100 / 150
     more = ap_difference(truth, [], found, resamples=2, max_detections=150)
-    assert more.difference == pytest.approx(1)
+    assert more.value == pytest.approx(1)
 
 
 def test_nothing_is_written_to():
