@@ -18,12 +18,6 @@ from drkd_jax.training.writing import make_folder
 def main(argv: Sequence[str]) -> int:
     """Runs the demo.
 
-    Args:
-        argv: The arguments after ``demo``.
-
-    Returns:
-        The exit code.
-
     Raises:
         UserError: An argument or the work folder is at fault.
         InterruptedRunError: A signal ended it; the same command goes on.

@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Writes `report.html`.
 
-    Args:
-        argv: The arguments after ``report``.
-
-    Returns:
-        The exit code.
-
     Raises:
         UserError: An argument or a work folder is at fault.
     """

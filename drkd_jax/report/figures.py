@@ -222,6 +222,7 @@ def _mark(
 ) -> None:
     """A yellow frame around one feature pixel, and a white one around an object."""
     row, column = point
+    frames: list[tuple[tuple[float, float], float, float, str, float]]
     frames = [((column * stride, row * stride), stride, stride, "#ffe600", 2.0)]
     if box is not None:
         x1, y1, x2, y2 = (float(v) for v in box)
