@@ -15,8 +15,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from drkd_jax.cli.recipe_flag import define_recipe_flag
 from drkd_jax.errors import UserError
+from drkd_jax.recipes.finding import define_recipe_flag
 from drkd_jax.training.compilation_cache import keep_programs
 from drkd_jax.training.measure import Cost, measure
 from drkd_jax.training.noise import write_noise

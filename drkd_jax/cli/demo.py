@@ -18,12 +18,6 @@ from drkd_jax.training.writing import make_folder
 def main(argv: Sequence[str]) -> int:
     """Runs the demo.
 
-    Args:
-        argv: The arguments after ``demo``.
-
-    Returns:
-        The exit code.
-
     Raises:
         UserError: An argument or the work folder is at fault.
         InterruptedRunError: A signal ended it; the same command goes on.
@@ -32,9 +26,10 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(list(argv))
     if options.teacher_steps and not options.train_teacher:
         raise UserError("--teacher-steps: only with --train-teacher")
-    from drkd_jax.report.demo import Recipes, demo
-    from drkd_jax.report.tables import scores_table
-    from drkd_jax.report.teacher_file import shipped
+    from drkd_jax.demo import Recipes
+    from drkd_jax.demo.results import scores_table
+    from drkd_jax.demo.run import demo
+    from drkd_jax.demo.teacher_file import shipped
 
     configs = [_config(kind, options) for kind in ("teacher", "student", "drkd")]
     command = shlex.join(["python", "-m", "drkd_jax", "demo", *argv])

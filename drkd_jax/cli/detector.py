@@ -106,43 +106,20 @@ def load_named(arguments: argparse.Namespace, least_limit: int | None = None) ->
     Raises:
         UserError: there is no checkpoint, or the file cannot be used.
     """
-    named, is_file = where(arguments)
-    if is_file:
-        return load_weights(named, arguments.size, arguments.batch_size, least_limit or 0)
-    return load(named, arguments.which, least_limit)
+    read = read_named(arguments)
+    return ready(read, read.eval.least_limit if least_limit is None else least_limit)
 
 
 def read_named(arguments: argparse.Namespace) -> Read:
-    """Reads what the arguments of `add_place` name.
+    """Reads what the arguments of `add_place` or `add_arguments` name.
 
     Raises:
         UserError: there is no checkpoint, or the file cannot be used.
     """
     named, is_file = where(arguments)
     if is_file:
-        return read_weights(named, arguments.size)
+        return read_weights(named, arguments.size, getattr(arguments, "batch_size", 1))
     return read_run(named, arguments.which)
-
-
-def load(workdir: str, which: str, least_limit: int | None = None) -> Trained:
-    """`read_run`, placed; ``least_limit`` as of `load_named`.
-
-    Raises:
-        UserError: there is no checkpoint, or it does not fit its own config.
-    """
-    read = read_run(workdir, which)
-    return ready(read, read.eval.least_limit if least_limit is None else least_limit)
-
-
-def load_weights(
-    path: str, size: tuple[int, int] | None, batch_size: int, least_limit: int = 0
-) -> Trained:
-    """`read_weights`, placed; ``least_limit`` as of `load_named`.
-
-    Raises:
-        UserError: the file cannot be used, or holds no detector of ours.
-    """
-    return ready(read_weights(path, size, batch_size), least_limit)
 
 
 def ready(read: Read, least_limit: int) -> Trained:

@@ -13,10 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from drkd_jax.cli.arguments import Parser
-from drkd_jax.cli.inputs import shortened
 from drkd_jax.data.decode import EXIF
 from drkd_jax.errors import EXIT_USER, UserError
-from drkd_jax.training.writing import make_folder, make_place
+from drkd_jax.training.writing import as_user_error, make_folder, make_place, write_text
 
 _LONGEST = 1600  # pixels of the longer side of a sample drawing
 _TOLD = 20  # errors on the terminal
@@ -95,7 +94,7 @@ def _check(arguments: argparse.Namespace) -> int:
     # All is said before anything is written: a full disk does not lose it.
     print(f"{len(report.errors)} errors, {len(report.warnings)} warnings", flush=True)
     if json_file:
-        _write(Path(json_file), json.dumps(report.as_json(), indent=1) + "\n")
+        write_text(Path(json_file), json.dumps(report.as_json(), indent=1) + "\n")
     if out:
         print(f"{_draw(spec, reading, report.samples, Path(out))} sample drawings in {out}")
     return EXIT_USER if report.errors else 0
@@ -122,15 +121,12 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 def _draw(spec: str, reading: dict[str, Any], samples: Sequence[int], folder: Path) -> int:
     """Draws the boxes of some pictures; crowd regions are named as such."""
+    from drkd_jax.cli.inputs import shortened
     from drkd_jax.data.sources import open_source
     from drkd_jax.draw import draw_detections
 
     source = open_source(spec, "list", **reading)
     names = [category.name for category in source.categories]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={folder}: cannot be made ({error.strerror})") from error
     drawn = 0
     for index in samples:
         record = source.record(index)
@@ -152,12 +148,6 @@ def _draw(spec: str, reading: dict[str, Any], samples: Sequence[int], folder: Pa
         path = folder / f"{stem}.png"
         done, data = cv2.imencode(".png", drawing[..., ::-1])
         assert done
-        _write(path, data.tobytes())
+        with as_user_error(path):
+            path.write_bytes(data.tobytes())
     return drawn
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    try:
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error

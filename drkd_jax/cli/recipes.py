@@ -15,12 +15,6 @@ from drkd_jax.recipes.finding import find_recipe, load_recipe, recipe_names
 def main(argv: Sequence[str]) -> int:
     """Prints the recipes, or the keys of one.
 
-    Args:
-        argv: The arguments after ``recipes``.
-
-    Returns:
-        The exit code.
-
     Raises:
         UserError: There is no such recipe, or it refuses its form.
     """

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.training.writing import make_place, write_text
 
+if TYPE_CHECKING:
+    from drkd_jax.report.relations import Relations
+    from drkd_jax.report.runs import RunFiles
+
 
 def main(argv: Sequence[str]) -> int:
     """Writes `report.html`.
-
-    Args:
-        argv: The arguments after ``report``.
-
-    Returns:
-        The exit code.
 
     Raises:
         UserError: An argument or a work folder is at fault.
@@ -42,9 +41,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--title", default="DRKD report", help="heading of the page")
     parser.add_argument("--out", default="report.html", help="file to write")
     arguments = parser.parse_args(list(argv))
-    from drkd_jax.report.page.runs import named_folders, read_runs
-    from drkd_jax.report.page.seen import seen
-    from drkd_jax.report.page.write import page
+    from drkd_jax.report.page import page
+    from drkd_jax.report.runs import named_folders, read_runs
 
     out = make_place(arguments.out, "--out")
     named = named_folders(arguments.runs)
@@ -54,8 +52,32 @@ def main(argv: Sequence[str]) -> int:
         if name is not None and name not in names:
             raise UserError(f"{flag}={name}: no such run; there are {', '.join(names)}")
     runs = read_runs(named)
-    relations = seen(runs[names.index(arguments.relations)]) if arguments.relations else None
+    relations = None
+    if arguments.relations:
+        shown = _relations(runs[names.index(arguments.relations)])
+        relations = shown, {"teacher": "teacher", "student": arguments.relations}
     text = page(runs, names.index(reference), title=arguments.title, relations=relations)
     write_text(out, text)
     print(f"{out}: {len(names)} runs, {len(text.encode()) / 1e6:.1f} MB")
     return 0
+
+
+def _relations(run: RunFiles) -> Relations:
+    """Runs the student, teacher and relation modules of a run's newest checkpoint on a picture.
+
+    Raises:
+        UserError: The run has no distillation or no checkpoint, or its data cannot be read.
+    """
+    from drkd_jax.report.relations import see_relations
+    from drkd_jax.report.runs import open_truth
+
+    if not run.config.get("distill") or not run.config.get("teacher"):
+        raise UserError(f"--relations={run.name}: {run.folder} is no run with a distillation")
+    if not (run.folder / "checkpoints").is_dir():
+        raise UserError(
+            f"--relations={run.name}: {run.folder} has no checkpoints; leave --relations out"
+        )
+    truth, why = open_truth(run)
+    if truth is None:
+        raise UserError(f"--relations={run.name}: {why}")
+    return see_relations(truth.source, run.config, run.folder)

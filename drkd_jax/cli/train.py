@@ -12,10 +12,9 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from drkd_jax.cli.recipe_flag import define_recipe_flag
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
 from drkd_jax.paths import expand_arguments
-from drkd_jax.recipes.finding import recipe_names
+from drkd_jax.recipes.finding import define_recipe_flag, recipe_names
 from drkd_jax.training.interrupt import (
     EXIT_INTERRUPTED,
     InterruptedRunError,

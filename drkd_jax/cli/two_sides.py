@@ -1,20 +1,40 @@
-"""The two models of `visualize`, with the graph units of a distilled run where there are some."""
+"""What `visualize` relates: the two models with their graph units, and the boxes of a picture.
+
+Boxes are those of a COCO json, wherever its pictures lie, or what the first model detects.
+
+Letters: N detections, n boxes, K classes.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
-from pathlib import Path
-from typing import NamedTuple
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from drkd_jax.boxes import pairwise_iou
 from drkd_jax.cli.detector import Read, read_named
+from drkd_jax.data.instances import parse_instances
+from drkd_jax.data.json_file import load_json
 from drkd_jax.data.pipeline import PipelineConfig
-from drkd_jax.report.two_models import Model, Units
+from drkd_jax.data.records import id_key
+from drkd_jax.errors import UserError
+from drkd_jax.report.two_models import Model, Seen, Units
 from drkd_jax.training.loading import load_distiller
 from drkd_jax.training.teacher import teacher_spec
 
 SIDES = ("weights", "against")  # the arguments that name them
+SAME_PLACE = 0.5  # overlap from which two detections are of one place
+MOST_PIXELS = 4  # that are asked about where none is named
 
 
 class Side(NamedTuple):
@@ -100,3 +120,132 @@ def joint_pipeline(own: Read, other: Read) -> PipelineConfig:
     if of[0] != of[1]:
         print(f"both see pictures resized as A does ({of[0]}); B was made for {of[1]}")
     return dataclasses.replace(own.pipeline, batch_size=1, canvases=canvases)
+
+
+class PictureBoxes(NamedTuple):
+    """What a file says of one picture; crowd regions and boxes that cannot be used are left out."""
+
+    boxes: Float[np.ndarray, "n 4"]  # xyxy, pixels of the picture
+    labels: Int[np.ndarray, "n"]  # 0..K-1
+    names: tuple[str, ...]  # of the K classes
+    height: int
+    width: int
+
+
+def boxes_of(file: Path, pictures: Sequence[Path]) -> list[PictureBoxes]:
+    """The boxes of each picture, found by its file name.
+
+    Of several entries with that name the one counts that shares most of its folders with the path.
+
+    Raises:
+        UserError: it is no instances file, or a picture has no entry, several, or no box.
+    """
+    content = load_json(file)
+    images = content.get("images")
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in images if isinstance(images, list) else []:
+        if isinstance(row, dict) and isinstance(row.get("file_name"), str):
+            by_name.setdefault(_parts(row["file_name"])[-1], []).append(row)
+    annotations = content.get("annotations")
+    rows = annotations if isinstance(annotations, list) else []
+    found = []
+    for picture in pictures:
+        image = _entry(file, picture, by_name.get(_parts(str(picture))[-1], []))
+        key = id_key(image.get("id"))
+        own = [r for r in rows if isinstance(r, dict) and id_key(r.get("image_id")) == key]
+        table = parse_instances({**content, "images": [image], "annotations": own}, str(file))
+        boxes, labels, crowd = table.boxes(0)
+        if crowd.all():
+            raise UserError(f"{picture}: --boxes={file} has no usable box of it")
+        names = tuple(category.name for category in table.categories)
+        size = table.meta(0)
+        found.append(PictureBoxes(boxes[~crowd], labels[~crowd], names, size.height, size.width))
+    return found
+
+
+class Boxes(NamedTuple):
+    """The boxes of one picture, on its canvas; `scores` None: ground truth."""
+
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int[np.ndarray, "n"]
+    scores: Float[np.ndarray, "n"] | None
+    names: tuple[str, ...]
+    left_out: int  # by --max
+
+    def entries(self, scale: Float[np.ndarray, "2"]) -> list[dict[str, Any]]:
+        """In COCO's form (x, y, width, height), pixels of the picture, by their rows."""
+        corners = self.boxes.astype(np.float64) / np.tile(scale, 2)
+        corners[:, 2:] -= corners[:, :2]
+        rows = []
+        for i, box in enumerate(np.round(corners, 2).tolist()):
+            row: dict[str, Any] = {"bbox": box, "name": self.names[int(self.labels[i])]}
+            if self.scores is not None:
+                row["score"] = round(float(self.scores[i]), 4)
+            rows.append(row)
+        return rows
+
+
+def given(truth: PictureBoxes, scale: Float[np.ndarray, "2"], most: int) -> Boxes:
+    """The first boxes of a json, on the canvas; `scale` is of x and y from the picture to it."""
+    on_canvas = (truth.boxes * np.tile(scale, 2)).astype(np.float32)
+    left_out = max(0, len(on_canvas) - most)
+    return Boxes(on_canvas[:most], truth.labels[:most], None, truth.names, left_out)
+
+
+def detected(seen: Seen, read: Read, lowest: float, most: int) -> Boxes:
+    """The best detections of a model that was asked for them, from a lowest score on."""
+    assert seen.found is not None
+    found, scores, labels, valid = (np.asarray(v)[0] for v in jax.device_get(tuple(seen.found)))
+    good = np.flatnonzero(valid & (scores >= lowest))
+    good = _apart(found, good[np.argsort(-scores[good], kind="stable")])
+    kept = good[:most]
+    names = tuple(category.name for category in read.categories) or tuple(
+        f"class {k + 1}" for k in range(read.num_classes)
+    )
+    left_out = len(good) - len(kept)
+    return Boxes(found[kept].astype(np.float32), labels[kept], scores[kept], names, left_out)
+
+
+def _apart(found: Float[np.ndarray, "N 4"], best: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
+    """One box a place: of those that overlap by half or more the first, whatever its class.
+
+    Two classes' boxes of one object would relate to each other and to nothing else.
+    """
+    overlaps = np.asarray(pairwise_iou(found, found))
+    kept: list[int] = []
+    for i in best.tolist():
+        if not (overlaps[i, kept] >= SAME_PLACE).any():
+            kept.append(i)
+    return np.array(kept, np.int64)
+
+
+def middles(boxes: Boxes, height: int, width: int) -> list[tuple[float, float]]:
+    """Centres of the best boxes, of ground truth the largest; without boxes, of four quarters."""
+    if not len(boxes.boxes):
+        return [(width * x, height * y) for y in (0.25, 0.75) for x in (0.25, 0.75)]
+    sides = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
+    by = sides.prod(axis=1) if boxes.scores is None else boxes.scores
+    best = boxes.boxes[np.argsort(-by, kind="stable")[:MOST_PIXELS]]
+    return [(float(x), float(y)) for x, y in (best[:, :2] + best[:, 2:]) / 2]
+
+
+def _entry(file: Path, picture: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    if not rows:
+        raise UserError(f"{picture}: --boxes={file} has no picture of that name")
+    own = _parts(os.path.abspath(picture))
+    shared = [_shared(own, _parts(row["file_name"])) for row in rows]
+    best = max(shared)
+    if shared.count(best) > 1:
+        raise UserError(f"{picture}: --boxes={file} has {shared.count(best)} pictures of that name")
+    return rows[shared.index(best)]
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two paths have in common, from their ends on."""
+    same = (a == b for a, b in zip(reversed(one), reversed(other), strict=False))
+    return sum(itertools.takewhile(bool, same))
+
+
+def _parts(path: str) -> list[str]:
+    tidy = unicodedata.normalize("NFC", path.replace("\\", "/")).casefold()
+    return list(PurePosixPath(tidy).parts) or [""]

@@ -13,22 +13,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from drkd_jax import distill
-from drkd_jax.boxes import pairwise_iou
 from drkd_jax.cli.arguments import Parser, positive
-from drkd_jax.cli.box_file import PictureBoxes, boxes_of
-from drkd_jax.cli.detector import Read, size_of
-from drkd_jax.cli.inputs import drawing_names, find_pictures
-from drkd_jax.cli.relation_entries import Boxes, box_entries, pixel_entry, relation_entry
-from drkd_jax.cli.stream import Picture, batched
-from drkd_jax.cli.two_sides import SIDES, Side, joint_pipeline, read_sides
+from drkd_jax.cli.detector import size_of
+from drkd_jax.cli.inputs import Picture, batched, drawing_names, find_pictures
+from drkd_jax.cli.two_sides import (
+    MOST_PIXELS,
+    SIDES,
+    Boxes,
+    PictureBoxes,
+    Side,
+    boxes_of,
+    detected,
+    given,
+    joint_pipeline,
+    middles,
+    read_sides,
+)
 from drkd_jax.data.decode import decode_picture
 from drkd_jax.errors import EXIT_USER, UserError
-from drkd_jax.report.relation_figures import draw_boxes, draw_pixels
+from drkd_jax.report.figures import draw_boxes, draw_pixels
+from drkd_jax.report.relations import pixel_at
 from drkd_jax.report.two_models import (
     LEAST_BOXES,
     BoxRelation,
@@ -40,9 +48,6 @@ from drkd_jax.report.two_models import (
 )
 from drkd_jax.training.writing import as_user_error, make_folder, write_text
 from drkd_jax.types import Batch
-
-SAME_PLACE = 0.5  # overlap from which two detections are of one place
-_PIXELS = 4  # that are asked about where none is named
 
 
 class Item(NamedTuple):
@@ -119,7 +124,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         type=_point,
         metavar="X,Y",
-        help=f"of the picture, to compare all others with; by default the centres of {_PIXELS} "
+        help=f"of the picture, to compare all others with; by default the centres of {MOST_PIXELS} "
         "boxes, of a picture without boxes a grid",
     )
     parser.add_argument(
@@ -208,11 +213,15 @@ def _picture(
     scale = np.asarray(batch.scale)[0].astype(np.float64)
     height, width = a.sizes
     shown = np.rint(np.asarray(batch.images)[0, :height, :width]).astype(np.uint8)
-    boxes = _boxes(arguments, item, a, scale, models[0].read)
+    boxes = (
+        given(item.truth, scale, arguments.max)
+        if item.truth is not None
+        else detected(a, models[0].read, arguments.score, arguments.max)
+    )
     if arguments.pixel is not None:
         points = [(x * scale[0], y * scale[1]) for x, y in arguments.pixel]
     else:
-        points = _points(boxes, height, width)
+        points = middles(boxes, height, width)
     enough = len(boxes.boxes) >= LEAST_BOXES
     own_levels: dict[str, Any] = {}
     for name, stride in levels.items():
@@ -223,7 +232,7 @@ def _picture(
         with as_user_error(drawing):
             draw_pixels(drawing, shown, stride, rows)
         entry: dict[str, Any] = {"drawing": drawing.name, "stride": stride}
-        entry["pixels"] = [pixel_entry(each, stride, scale) for each in pixels]
+        entry["pixels"] = [_pixel_entry(each, stride, scale) for each in pixels]
         mean = float(np.mean([each.agreement for each in pixels]))
         line = f"{item.path}: {name}, {len(pixels)} pixels, correlation {mean:.2f}"
         if enough:
@@ -231,7 +240,7 @@ def _picture(
             drawing = out / f"{item.stem}_boxes_{name}.png"
             with as_user_error(drawing):
                 _draw_boxes(drawing, shown, boxes, psi, models)
-            entry["relation"] = {"drawing": drawing.name, **relation_entry(psi)}
+            entry["relation"] = {"drawing": drawing.name, **_relation_entry(psi)}
             of = " and ".join(f"{rows.mean():.2f}" for rows in psi.entropy)
             line += f"; {len(psi.a)} boxes, rows at {of} of log(n - 1), L_IR {psi.distance:.3g}"
         print(f"{line}, {entry['drawing']}")
@@ -240,55 +249,11 @@ def _picture(
         "file_name": str(item.path),
         "height": item.image.shape[0],
         "width": item.image.shape[1],
-        "boxes": box_entries(boxes, scale),
+        "boxes": boxes.entries(scale),
         "boxes_left_out": boxes.left_out,
         "levels": own_levels,
     }
     return about, "" if enough else _too_few(arguments, item, boxes)
-
-
-def _boxes(
-    arguments: argparse.Namespace, item: Item, a: Seen, scale: Float[np.ndarray, "2"], read: Read
-) -> Boxes:
-    if item.truth is not None:
-        truth = item.truth
-        on_canvas = (truth.boxes * np.tile(scale, 2)).astype(np.float32)
-        left_out = max(0, len(on_canvas) - arguments.max)
-        first = on_canvas[: arguments.max]
-        return Boxes(first, truth.labels[: arguments.max], None, truth.names, left_out)
-    assert a.found is not None
-    found, scores, labels, valid = (np.asarray(v)[0] for v in jax.device_get(tuple(a.found)))
-    good = np.flatnonzero(valid & (scores >= arguments.score))
-    good = _apart(found, good[np.argsort(-scores[good], kind="stable")])
-    kept = good[: arguments.max]
-    names = tuple(category.name for category in read.categories) or tuple(
-        f"class {k + 1}" for k in range(read.num_classes)
-    )
-    left_out = len(good) - len(kept)
-    return Boxes(found[kept].astype(np.float32), labels[kept], scores[kept], names, left_out)
-
-
-def _apart(found: Float[np.ndarray, "N 4"], best: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
-    """One box a place: of those that overlap by half or more the first, whatever its class.
-
-    Two classes' boxes of one object would relate to each other and to nothing else.
-    """
-    overlaps = np.asarray(pairwise_iou(found, found))
-    kept: list[int] = []
-    for i in best.tolist():
-        if not (overlaps[i, kept] >= SAME_PLACE).any():
-            kept.append(i)
-    return np.array(kept, np.int64)
-
-
-def _points(boxes: Boxes, height: int, width: int) -> list[tuple[float, float]]:
-    """Centres of the best boxes, of ground truth the largest; without boxes, of four quarters."""
-    if not len(boxes.boxes):
-        return [(width * x, height * y) for y in (0.25, 0.75) for x in (0.25, 0.75)]
-    sides = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
-    by = sides.prod(axis=1) if boxes.scores is None else boxes.scores
-    best = boxes.boxes[np.argsort(-by, kind="stable")[:_PIXELS]]
-    return [(float(x), float(y)) for x, y in (best[:, :2] + best[:, 2:]) / 2]
 
 
 def _pixels(
@@ -296,9 +261,9 @@ def _pixels(
 ) -> list[PixelRelation]:
     """The relations of the map's pixels under some points, each pixel once."""
     maps = a.maps(stride), b.maps(stride)
-    rows, columns = maps[0].x.shape[:2]
-    cells = [(min(int(y / stride), rows - 1), min(int(x / stride), columns - 1)) for x, y in points]
-    return [relate_pixels(*maps, row, column) for row, column in dict.fromkeys(cells)]
+    shape = maps[0].x.shape
+    cells = dict.fromkeys(pixel_at(x, y, stride, shape) for x, y in points)
+    return [relate_pixels(*maps, row, column) for row, column in cells]
 
 
 def _titled(models: tuple[Side, Side], pixel: PixelRelation) -> dict[str, Any]:
@@ -333,3 +298,39 @@ def _too_few(arguments: argparse.Namespace, item: Item, boxes: Boxes) -> str:
         f"{item.path}: {count} {where}, and a relation matrix needs {LEAST_BOXES}: only its "
         f"pixels are drawn; {cure}"
     )
+
+
+def _pixel_entry(
+    pixel: PixelRelation, stride: int, scale: Float[np.ndarray, "2"]
+) -> dict[str, Any]:
+    """One pixel's similarities to all others; its middle in pixels of the picture."""
+    middle = np.array([pixel.column + 0.5, pixel.row + 0.5]) * stride / scale
+    maps = {
+        side: {"x": _rounded(own.x), "phi": _rounded(own.phi)}
+        for side, own in zip(SIDES, (pixel.a, pixel.b), strict=True)
+    }
+    return {
+        "row": pixel.row,
+        "column": pixel.column,
+        "middle": _rounded(middle),
+        "correlation": round(pixel.agreement, 4),
+        **maps,
+    }
+
+
+def _relation_entry(psi: BoxRelation) -> dict[str, Any]:
+    """Both matrices, their difference, and the entropy of their rows as a share of log(n - 1)."""
+    return {
+        **{side: _rounded(own) for side, own in zip(SIDES, (psi.a, psi.b), strict=True)},
+        "difference": _rounded(psi.b - psi.a),
+        "row_entropy": {s: _rounded(rows) for s, rows in zip(SIDES, psi.entropy, strict=True)},
+        "mean_row_entropy": {
+            side: round(float(rows.mean()), 4)
+            for side, rows in zip(SIDES, psi.entropy, strict=True)
+        },
+        "distance": psi.distance,
+    }
+
+
+def _rounded(values: np.ndarray | None) -> list[Any] | None:
+    return None if values is None else np.round(values.astype(np.float64), 4).tolist()

@@ -1,17 +1,18 @@
-"""A recipe by its name or its file: where it lies, in a wheel and in a checkout."""
+"""A recipe by its name or its file, and the flag ``--config`` that takes one."""
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 import drkd_jax
 from drkd_jax.errors import UserError
@@ -92,6 +93,40 @@ def load_module(file: Path, recipe: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look there
     _asked(lambda: loader.exec_module(module), file, recipe)
     return module
+
+
+def define_recipe_flag(
+    description: str,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    arguments: Sequence[str] | None = None,
+) -> flags.FlagHolder[ConfigDict]:
+    """Defines ``--config``, and its keys as ``--config.KEY=VALUE``.
+
+    Args:
+        description: for ``--help``.
+        flag_values: where it is defined.
+        arguments: where overrides are looked for; the process's own otherwise.
+    """
+    flags.disclaim_key_flags()  # the flag belongs to the file that calls this
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        description,
+        flag_values=flag_values,
+        sys_argv=None if arguments is None else list(arguments),
+    )
+    flag_values["config"].parser = _RecipeParser()
+    return holder
+
+
+class _RecipeParser(flags.ArgumentParser[ConfigDict]):
+    """Finds recipes by name, and names what is wrong with one."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        return load_recipe(argument).lock()
+
+    def flag_type(self) -> str:
+        return "recipe"
 
 
 def _asked(question: Callable[[], _Answer], file: Path, recipe: str) -> _Answer:

@@ -1,5 +1,5 @@
-"""What a finished run shows to people: drawn boxes, figures, tables, and the demo that makes them.
+"""What finished runs show to people: intervals, figures, curves, tables and the HTML page.
 
-A file here may read training, models, distill, data and evaluation; nothing but the command line
-reads this room. ``bootstrap`` knows arrays and plain COCO lists only.
+Nothing here trains. A file may read training, models, distill, data and evaluation; the demo and
+the command line read this room. ``paired`` knows arrays and plain COCO lists only.
 """

@@ -1,6 +1,6 @@
-"""Pictures of what the detectors find and of what the relation modules see.
+"""Figures of what the detectors find, and of how pixels and boxes relate to each other.
 
-Letters: H W pixels of the picture, n boxes, h w one feature map, C channels, K classes.
+Letters: H W pixels of the picture, n boxes, h w one feature map, K classes.
 
 Everything here takes plain arrays and writes one PNG. ``Figure`` is used without pyplot: no
 window, no global state, and Agg draws it.
@@ -18,36 +18,17 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
 from drkd_jax.draw import class_colour, draw_detections
-from drkd_jax.report.similarity_map import overlay
+from drkd_jax.report.found import Found, count
 
 DPI = 120
 PANEL = 3.7  # inches, of a picture's longer side
 _PIXELS = round(PANEL * DPI)  # drawings are made in the size that they are shown in
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """Boxes of one picture, from a detector or (scores None) from the annotations.
-
-    Attributes:
-        boxes: [n, 4] xyxy, pixels of the picture.
-        labels: [n], 0..K-1.
-        scores: [n], 0..1, or None.
-    """
-
-    boxes: Float[np.ndarray, "n 4"]
-    labels: Int[np.ndarray, "n"]
-    scores: Float[np.ndarray, "n"] | None = None
-
-    def best(self, number: int) -> Found:
-        """Only so many boxes, those with the highest scores."""
-        if self.scores is None:
-            return self
-        keep = np.argsort(-self.scores, kind="stable")[:number]
-        return Found(self.boxes[keep], self.labels[keep], self.scores[keep])
+PIXELS_HEADING = "Which pixels are alike to the marked one"
+_WRITTEN = 10  # boxes up to which a matrix has its numbers in its cells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +73,7 @@ def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) 
             texts = [""] * len(found.boxes)
             if found.scores is not None:
                 texts = [f"{v:.2f}".lstrip("0") for v in found.scores]
-            show_picture(ax, _drawn(scene.image, found, names, texts))
+            _show(ax, _drawn(scene.image, found, names, texts))
             if column == "ground truth":
                 caption = f"{scene.title}{', ' if scene.title else ''}{len(texts)} objects"
             else:
@@ -101,161 +82,115 @@ def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) 
             ax.set_xlabel(caption, fontsize=10)
     for ax, column in zip(axes[0], columns, strict=True):
         ax.set_title(column, fontsize=12)
-    class_legend(figure, sorted(used), names)
+    _class_legend(figure, sorted(used), names)
     figure.savefig(path, dpi=DPI)
 
 
-def count(truth: Found, found: Found, overlap: float = 0.5) -> tuple[int, int]:
-    """How many objects were found, and how many boxes were wrong.
-
-    A box, best score first, takes the annotated object of its class that it overlaps most, if that
-    is free and the overlap is large enough.
-
-    Args:
-        truth: Annotations.
-        found: Detections.
-        overlap: Least intersection over union.
-
-    Returns:
-        Objects found; boxes that found none.
-    """
-    right = int((matched(truth, found, overlap) >= 0).sum())
-    return right, len(found.boxes) - right
-
-
-def matched(truth: Found, found: Found, overlap: float = 0.5) -> Int[np.ndarray, "n"]:
-    """Which annotated object each box takes, by the rule of `count`; -1 where it takes none."""
-    free = np.ones(len(truth.boxes), bool)
-    taken = np.full(len(found.boxes), -1)
-    scores = np.zeros(len(found.boxes)) if found.scores is None else found.scores
-    for i in np.argsort(-scores, kind="stable"):
-        value = _overlaps(found.boxes[i], truth.boxes) * (free & (truth.labels == found.labels[i]))
-        if value.size and value.max() >= overlap:
-            taken[i] = value.argmax()
-            free[taken[i]] = False
-    return taken
-
-
-def similarity(
-    features: Float[np.ndarray, "h w C"], point: tuple[int, int]
-) -> Float[np.ndarray, "h w"]:
-    """How alike every pixel's channels are to those of one pixel.
-
-    The mean over the map is taken off first: features of one network share a large common part,
-    and without this every pixel would look alike.
-
-    Args:
-        features: One map.
-        point: Row and column of the pixel that is compared with.
-
-    Returns:
-        Cosine, -1..1; 1 at the point itself, 0 where a pixel is as the mean.
-    """
-    centred = np.asarray(features, np.float64)
-    centred = centred - centred.mean((0, 1))
-    unit = centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
-    return unit @ unit[point]
-
-
-def pixel_relation(
-    path: str | Path,
+def draw_pixels(
+    path: Path,
     image: UInt8[np.ndarray, "H W 3"],
-    box: Float[np.ndarray, "4"],
     stride: int,
-    maps: Mapping[str, tuple[Float[np.ndarray, "_ _ _"], Float[np.ndarray, "_ _ _"]]],
+    rows: Sequence[tuple[tuple[int, int], Mapping[str, Float[np.ndarray, "_ _"]]]],
+    *,
+    heading: str = PIXELS_HEADING,
+    labels: Sequence[str] = (),
+    box: Float[np.ndarray, "4"] | None = None,
 ) -> None:
-    """Which pixels are alike to the centre of a box, before and after the relation module.
+    """How alike every pixel is to a marked one: a row a marked pixel, a column a map.
 
     Args:
         path: PNG to write.
-        image: The picture as the detectors saw it (after the resize), without its padding.
-        box: The object that is asked about, xyxy, pixels of ``image``.
-        stride: Pixels of ``image`` from one feature pixel to the next.
-        maps: For each side ("teacher", "student"): x and phi(x), each [h, w, C] over the canvas.
+        image: The picture as the detectors saw it, without its padding.
+        stride: Pixels of `image` from one map pixel to the next.
+        rows: (row, column) of the marked pixel of the map, and its similarities [h, w] by title;
+            all with the same titles.
+        heading: Above everything.
+        labels: Of the rows, where they have any.
+        box: An object that is framed, xyxy, pixels of `image`.
+
+    Raises:
+        OSError: It cannot be written.
     """
     height, width = image.shape[:2]
-    rows, columns = -(-height // stride), -(-width // stride)
-    row = min(int((box[1] + box[3]) / 2 / stride), rows - 1)
-    column = min(int((box[0] + box[2]) / 2 / stride), columns - 1)
-    panel = PANEL * height / width
+    titles = ["picture", *rows[0][1]]
+    side = PANEL / max(height, width)
     figure = Figure(
-        figsize=(PANEL * 3 + 1.2, (panel + 0.1) * len(maps) + 0.9), layout="constrained"
+        figsize=(side * width * len(titles) + 1.2, (side * height + 0.1) * len(rows) + 1.1),
+        layout="constrained",
     )
-    figure.suptitle(
-        "Which pixels are alike to the marked one, before and after the relation module",
-        fontsize=14,
-    )
-    axes = figure.subplots(len(maps), 3, squeeze=False)
+    figure.suptitle(heading, fontsize=14)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
     grey = np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, axis=-1)
     drawn = None
-    for (left, *rest), (side, pair) in zip(axes, maps.items(), strict=True):
-        show_picture(left, image)
-        _mark(left, box, row, column, stride)
-        left.set_ylabel(side, fontsize=12)
-        for ax, features in zip(rest, pair, strict=True):
-            values = similarity(np.asarray(features)[:rows, :columns], (row, column))
-            show_picture(ax, grey)
-            drawn = overlay(ax, image, values, stride)
-            _mark(ax, box, row, column, stride)
-    for ax, title in zip(axes[0], ("picture", "features x", "relation features φ(x)"), strict=True):
-        ax.set_title(title, fontsize=12)
+    for (left, *rest), (point, maps) in zip(axes, rows, strict=True):
+        _show(left, image)
+        _mark(left, point, stride, box)
+        for ax, values in zip(rest, maps.values(), strict=True):
+            _show(ax, grey)
+            drawn = _overlay(ax, image, values, stride)
+            _mark(ax, point, stride, box)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=10)
+    for ax, label in zip(axes[:, 0], labels, strict=False):
+        ax.set_ylabel(label, fontsize=12)
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=30, pad=0.015)
         bar.set_label(f"cosine with the marked pixel (mean taken off), stride {stride}")
     figure.savefig(path, dpi=DPI)
 
 
-def instance_relation(
-    path: str | Path,
+def draw_boxes(
+    path: Path,
     image: UInt8[np.ndarray, "H W 3"],
     boxes: Float[np.ndarray, "n 4"],
     labels: Int[np.ndarray, "n"],
     names: Sequence[str],
     matrices: Mapping[str, Float[np.ndarray, "n n"]],
+    difference: Float[np.ndarray, "n n"] | None = None,
 ) -> None:
-    """The numbered objects of a picture beside the relation matrices between them.
+    """The numbered boxes of a picture, and the relation matrices between them.
 
     Args:
         path: PNG to write.
         image: The picture as the detectors saw it, without its padding.
-        boxes: xyxy, pixels of ``image``.
+        boxes: xyxy, pixels of `image`; at least one.
         labels: 0..K-1.
         names: The K class names.
-        matrices: psi for each side; every row is a softmax, so it sums to 1.
+        matrices: psi by title; every row is a softmax, so it sums to 1.
+        difference: The second less the first, where it is wanted.
+
+    Raises:
+        OSError: It cannot be written.
     """
-    count_boxes = len(boxes)
+    top = max(float(matrix.max()) for matrix in matrices.values())
+    shown = [(title, psi, "viridis", Normalize(0, top)) for title, psi in matrices.items()]
+    if difference is not None:
+        far = max(float(np.abs(difference).max()), 1e-6)
+        shown.append(("B − A", difference, "coolwarm", Normalize(-far, far)))
     ratio = image.shape[1] / image.shape[0]
-    figure = Figure(figsize=(4.0 * ratio + 4.2 * len(matrices) + 0.6, 5.2), layout="constrained")
-    figure.suptitle("How much each object relates to the others: the matrix ψ", fontsize=14)
-    axes = figure.subplots(
-        1, 1 + len(matrices), squeeze=False, width_ratios=[ratio] + [1.0] * len(matrices)
-    )[0]
-    numbers = [str(i + 1) for i in range(count_boxes)]
-    show_picture(
-        axes[0],
-        draw_detections(
-            image, boxes, labels, None, names, shorter=480, texts=numbers, text_size=1.3
-        ),
-    )
-    axes[0].set_title("objects", fontsize=12)
-    top = max([float(np.max(m)) for m in matrices.values() if m.size] or [1.0])
-    drawn = None
-    for ax, (side, matrix) in zip(axes[1:], matrices.items(), strict=True):
-        drawn = ax.imshow(matrix, cmap="viridis", norm=Normalize(0, top))
-        ax.set_title(side, fontsize=12)
-        ax.set_xticks(range(count_boxes), numbers, fontsize=8 if count_boxes > 12 else 10)
-        ax.set_yticks(range(count_boxes), numbers, fontsize=8 if count_boxes > 12 else 10)
-        ax.set_xlabel("to object j")
-        if count_boxes <= 10:
-            for i, j in np.ndindex(count_boxes, count_boxes):
-                ink = "white" if matrix[i, j] < 0.6 * top else "black"
-                value = f"{matrix[i, j]:.2f}".lstrip("0")
-                ax.text(j, i, value, ha="center", va="center", fontsize=8, color=ink)
-    axes[1].set_ylabel("from object i")
-    if drawn is not None:
-        bar = figure.colorbar(drawn, ax=list(axes[1:]), shrink=0.85, pad=0.015)
-        bar.set_label("ψ(i, j), each row sums to 1")
-    class_legend(figure, sorted({int(v) for v in labels}), names)
+    figure = Figure(figsize=(4.0 * ratio + 4.6 * len(shown), 5.2), layout="constrained")
+    figure.suptitle("How much each box relates to the others: the matrix ψ", fontsize=14)
+    axes = figure.subplots(1, 1 + len(shown), width_ratios=[ratio] + [1.0] * len(shown))
+    numbers = [str(i + 1) for i in range(len(boxes))]
+    drawing = draw_detections(image, boxes, labels, None, names, texts=numbers, text_size=1.3)
+    _show(axes[0], drawing)
+    axes[0].set_title("boxes", fontsize=12)
+    for ax, (title, values, colours, norm) in zip(axes[1:], shown, strict=True):
+        drawn = ax.imshow(values, cmap=colours, norm=norm)
+        ax.set_title(title, fontsize=10)
+        size = 8 if len(boxes) > 12 else 10
+        ax.set_xticks(range(len(boxes)), numbers, fontsize=size)
+        ax.set_yticks(range(len(boxes)), numbers, fontsize=size)
+        ax.set_xlabel("to box j")
+        figure.colorbar(drawn, ax=ax, shrink=0.8, pad=0.015)
+        if len(boxes) <= _WRITTEN:
+            for i, j in np.ndindex(values.shape):
+                bright = norm(values[i, j]) > 0.6 if colours == "viridis" else True
+                text = f"{round(float(values[i, j]), 2) + 0.0:.2f}".replace("0.", ".", 1)
+                ink = "black" if bright else "white"
+                ax.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
+    axes[1].set_ylabel("from box i")
+    _class_legend(figure, sorted({int(v) for v in labels}), names)
     figure.savefig(path, dpi=DPI)
 
 
@@ -273,7 +208,7 @@ def _drawn(
     )
 
 
-def show_picture(ax: Axes, picture: UInt8[np.ndarray, "_ _ 3"]) -> None:
+def _show(ax: Axes, picture: UInt8[np.ndarray, "_ _ 3"]) -> None:
     """A picture alone: no ticks, no frame."""
     ax.imshow(picture)
     ax.set_xticks([])
@@ -282,31 +217,23 @@ def show_picture(ax: Axes, picture: UInt8[np.ndarray, "_ _ 3"]) -> None:
         spine.set_visible(False)
 
 
-def _mark(ax: Axes, box: Float[np.ndarray, "4"], row: int, column: int, stride: int) -> None:
-    """The object's frame, and the feature pixel at its centre."""
-    x1, y1, x2, y2 = (float(v) for v in box)
-    for width, colour in ((3.0, "black"), (1.4, "white")):
-        ax.add_patch(
-            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, lw=width)
-        )
-    mark_pixel(ax, row, column, stride)
+def _mark(
+    ax: Axes, point: tuple[int, int], stride: int, box: Float[np.ndarray, "4"] | None
+) -> None:
+    """A yellow frame around one feature pixel, and a white one around an object."""
+    row, column = point
+    frames: list[tuple[tuple[float, float], float, float, str, float]]
+    frames = [((column * stride, row * stride), stride, stride, "#ffe600", 2.0)]
+    if box is not None:
+        x1, y1, x2, y2 = (float(v) for v in box)
+        around = (x1, y1), x2 - x1, y2 - y1
+        frames = [(*around, "black", 3.0), (*around, "white", 1.4), *frames]
+    for (x, y), width, height, colour, line in frames:
+        corner = x - 0.5, y - 0.5  # a pixel's number is that of its middle
+        ax.add_patch(Rectangle(corner, width, height, fill=False, ec=colour, lw=line))
 
 
-def mark_pixel(ax: Axes, row: int, column: int, stride: int) -> None:
-    """A yellow frame around one feature pixel."""
-    ax.add_patch(
-        Rectangle(
-            (column * stride - 0.5, row * stride - 0.5),
-            stride,
-            stride,
-            fill=False,
-            ec="#ffe600",
-            lw=2.0,
-        )
-    )
-
-
-def class_legend(figure: Figure, labels: Sequence[int], names: Sequence[str]) -> None:
+def _class_legend(figure: Figure, labels: Sequence[int], names: Sequence[str]) -> None:
     """The colours of some classes, below everything."""
     if not labels:
         return
@@ -319,11 +246,19 @@ def class_legend(figure: Figure, labels: Sequence[int], names: Sequence[str]) ->
     )
 
 
-def _overlaps(
-    box: Float[np.ndarray, "4"], boxes: Float[np.ndarray, "n 4"]
-) -> Float[np.ndarray, "n"]:
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    common = np.prod(np.maximum(sides, 0), axis=1)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    union = np.prod(box[2:] - box[:2]) + areas - common
-    return np.where(union > 0, common / np.maximum(union, 1e-12), 0.0)
+def _overlay(
+    ax: Axes, picture: UInt8[np.ndarray, "H W 3"], values: Float[np.ndarray, "h w"], stride: int
+) -> AxesImage:
+    """Lays a map's similarities, from -1 to 1, over a picture that is shown."""
+    (height, width), (down, across) = picture.shape[:2], values.shape
+    drawn = ax.imshow(
+        values,
+        cmap="coolwarm",
+        norm=Normalize(-1, 1),
+        alpha=0.8,
+        interpolation="nearest",
+        extent=(-0.5, across * stride - 0.5, down * stride - 0.5, -0.5),
+    )
+    ax.set_xlim(-0.5, width - 0.5)
+    ax.set_ylim(height - 0.5, -0.5)
+    return drawn

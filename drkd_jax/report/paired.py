@@ -6,6 +6,9 @@ A student with distillation is compared with the plain student of the same seed,
 pictures. Two things could have come out otherwise: the seeds and the validation pictures. The
 t-interval looks at the seeds alone; the bootstrap draws both again, the same pictures for every
 run. Matching of detections to ground truths is pycocotools', done once for each run.
+
+`ap_difference` compares two runs on the pictures alone: it says nothing of what another training
+seed would do. For that, train more seeds.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import contextlib
 import dataclasses
 import io
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,13 +25,29 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.special import stdtrit
 
-from drkd_jax.evaluation import COCO_MAX
+from drkd_jax.evaluation import COCO_MAX, number_ids
 
 METRICS = ("AP", "AP50", "AP_S", "AP_M")
 _AREAS = {"AP": 0, "AP_S": 1, "AP_M": 2}  # places in pycocotools' list of area ranges
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _LEVEL = 0.95
 _AT_ONCE = 64  # draws
+
+
+class Interval(NamedTuple):
+    """A score or a difference on the pictures as they are, 0..1, and the middle 95 % of its draws.
+
+    `low` and `high`: 2.5 % of the draws lie below, 2.5 % above.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0.0 or self.high < 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +143,36 @@ def resampled_scores(
     return scores
 
 
+def ap_difference(
+    ground_truth: dict,
+    first: list[dict],
+    second: list[dict],
+    *,
+    resamples: int = 500,
+    max_detections: int = COCO_MAX,
+) -> Interval:
+    """Draws the pictures again and compares two sets of detections on each draw.
+
+    Args:
+        ground_truth: A COCO dict; every picture in it takes part.
+        first: COCO detections of the one that is compared with.
+        second: COCO detections of the one that may be better.
+        resamples: Draws of as many pictures as there are.
+        max_detections: Of a class and picture that count, the best ones.
+
+    Returns:
+        AP(second) - AP(first), area "all", 0..1.
+    """
+    num_pictures = len(ground_truth["images"])
+    draws = picture_draws(num_pictures, resamples)
+    draws = np.concatenate([np.ones_like(draws[:1]), draws])  # the pictures as they are
+    sides = []
+    for detections in (first, second):
+        truth, found, *_ = number_ids(ground_truth, detections)  # which pycocotools can hold
+        sides.append(resampled_scores(truth, found, draws, max_detections)["AP"])
+    return with_interval(sides[1] - sides[0])
+
+
 def paired_difference(
     first: Float[np.ndarray, "N"],
     second: Float[np.ndarray, "N"],
@@ -148,19 +198,32 @@ def paired_difference(
     number = len(each)
     differences = second_draws - first_draws
     centre = differences.mean(axis=0)
-    resampled, sd, reach = centre, math.nan, math.nan
+    resampled, sd = centre, math.nan
     if number > 1:
         rng = np.random.default_rng(seed)
         drawn = rng.integers(0, number, (differences.shape[1], number))
         means = np.take_along_axis(differences.T, drawn, axis=1).mean(axis=1)
         resampled = centre + math.sqrt(number / (number - 1)) * (means - centre)
         sd = float(each.std(ddof=1))
-        reach = float(stdtrit(number - 1, (1 + _LEVEL) / 2)) * sd / math.sqrt(number)
     low, high = interval(resampled)
-    mean = float(each.mean())
+    mean, reach = float(each.mean()), t_reach(each)
     return PairedDifference(
         mean, sd, mean - reach, mean + reach, low, high, tuple(float(value) for value in each)
     )
+
+
+def t_reach(values: Float[np.ndarray, "N"]) -> float:
+    """From the mean to each end of Student's 95 % interval around it; NaN for one value."""
+    number = len(values)
+    if number < 2:
+        return math.nan
+    quantile = float(stdtrit(number - 1, (1 + _LEVEL) / 2))
+    return quantile * float(values.std(ddof=1)) / math.sqrt(number)
+
+
+def with_interval(values: Float[np.ndarray, "S"]) -> Interval:
+    """The first value, that of the pictures as they are, and the interval of all the others."""
+    return Interval(float(values[0]), *interval(values[1:]))
 
 
 def interval(values: Float[np.ndarray, "S"]) -> tuple[float, float]:

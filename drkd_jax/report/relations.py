@@ -1,5 +1,7 @@
 """What the relation modules of a distilled run make of one picture: arrays for the figures.
 
+Figures show the first pictures with enough objects, whatever any detector finds in them.
+
 Letters: B = 1 picture, H W pixels of the canvas, n boxes of the picture, h w one map, C channels.
 """
 
@@ -17,12 +19,15 @@ from jaxtyping import Float, Int, UInt8
 
 from drkd_jax import distill, models
 from drkd_jax.data.pipeline import eval_batches
+from drkd_jax.data.sources import Source
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import replicated
 from drkd_jax.training.state import split_module
 from drkd_jax.types import Batch, Features
 
+SHOWN = 3  # pictures of a figure
+LEAST = 4  # objects that such a picture has at least
 SIDES: tuple[Literal["teacher"], Literal["student"]] = ("teacher", "student")
 
 
@@ -35,8 +40,7 @@ class Relations:
         boxes: Ground truth, xyxy, pixels of ``image``.
         labels: 0..K-1.
         stride: Pixels of ``image`` from one feature pixel to the next.
-        pixel: For each side x and phi(x), [h, w, C] over the canvas; empty where the run has no
-            pixel relation.
+        pixel: For each side x and phi(x), [h, w, C]; empty where the run has no pixel relation.
         instance: For each side psi, [n, n]; empty where the run has no instance relation.
     """
 
@@ -46,6 +50,18 @@ class Relations:
     stride: int
     pixel: dict[str, tuple[Float[np.ndarray, "_ _ _"], Float[np.ndarray, "_ _ _"]]]
     instance: dict[str, Float[np.ndarray, "n n"]]
+
+    @property
+    def largest(self) -> Int[np.ndarray, "n"]:
+        """The boxes' positions, the largest box first."""
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]
+        return np.argsort(-sides.prod(axis=1), kind="stable")
+
+    def centre(self, box: int) -> tuple[int, int]:
+        """Row and column of the feature pixel at a box's centre."""
+        (maps, _), *_ = self.pixel.values()
+        x, y = (self.boxes[box, :2] + self.boxes[box, 2:]) / 2
+        return pixel_at(float(x), float(y), self.stride, maps.shape)
 
 
 def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Relations:
@@ -105,6 +121,8 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
     height, width = batch.sizes[0]
     valid = np.asarray(batch.valid[0])
     num_boxes = int(valid.sum())
+    rows, columns = (-(-int(size) // pair.stride) for size in (height, width))
+
     return Relations(
         image=np.rint(batch.images[0, :height, :width]).astype(np.uint8),
         boxes=np.asarray(batch.boxes[0])[valid],
@@ -112,20 +130,22 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
         stride=pair.stride,
         # jit hands dicts back in alphabetical order
         pixel={
-            side: (_first(pixel[side][0]), _first(pixel[side][1]))
+            side: (of_picture(x, rows, columns), of_picture(phi, rows, columns))
             for side in SIDES
             if side in pixel
+            for x, phi in [pixel[side]]
         },
         instance={
-            side: _first(instance[side])[:num_boxes, :num_boxes]
+            side: of_picture(instance[side], num_boxes, num_boxes)
             for side in SIDES
             if side in instance
         },
     )
 
 
-def _first(maps: np.ndarray) -> np.ndarray:
-    return np.asarray(maps[0], np.float32)
+def of_picture(arrays: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """What a batch of one picture has of it, without the padding of its canvas or of its boxes."""
+    return np.asarray(arrays[0, :rows, :columns], np.float32)
 
 
 def _one_picture(run: Run, index: int) -> Batch:
@@ -134,3 +154,43 @@ def _one_picture(run: Run, index: int) -> Batch:
         if int(batch.index[0]) == index:
             return batch
     raise IndexError(f"{run.val_source.spec} has no picture {index}")
+
+
+def see_relations(val: Source, config: Mapping[str, Any], workdir: str | Path) -> Relations:
+    """`relations` on the first picture that figures show."""
+    return relations(config, workdir, choose_pictures(val)[0])
+
+
+def choose_pictures(source: Source, number: int = SHOWN, least: int = LEAST) -> list[int]:
+    """The first pictures with enough objects; where there are too few of them, the fullest."""
+    counts = np.array([source.meta(i).num_boxes for i in range(len(source))])
+    enough = np.flatnonzero(counts >= least)
+    if len(enough) < number:
+        enough = np.argsort(-counts, kind="stable")
+    return [int(i) for i in enough[:number]]
+
+
+def pixel_at(x: float, y: float, stride: int, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Row and column of the feature pixel under a point of the picture; `shape` is the map's."""
+    return min(int(y / stride), shape[0] - 1), min(int(x / stride), shape[1] - 1)
+
+
+def similarity(
+    features: Float[np.ndarray, "h w C"], point: tuple[int, int]
+) -> Float[np.ndarray, "h w"]:
+    """How alike every pixel's channels are to those of one pixel.
+
+    The mean over the map is taken off first: features of one network share a large common part,
+    and without this every pixel would look alike.
+
+    Args:
+        features: One map.
+        point: Row and column of the pixel that is compared with.
+
+    Returns:
+        Cosine, -1..1; 1 at the point itself, 0 where a pixel is as the mean.
+    """
+    centred = np.asarray(features, np.float64)
+    centred = centred - centred.mean((0, 1))
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
+    return unit @ unit[point]

@@ -1,54 +1,37 @@
-"""The demo's result in words and tables: ``results.md`` from the dict that ``results.json`` holds.
-
-Nothing is measured here. Numbers are AP in points (0..100) in the text, 0..1 in the JSON.
-"""
+"""The page's tables: what was trained, COCO's numbers, sizes, classes, differing settings."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from drkd_jax.report.markup import Child, Html, join, table, tag
+from drkd_jax.report.paired import METRICS, Interval
+from drkd_jax.report.runs import Comparison, RunFiles, Truth
+from drkd_jax.training.same_run import differing_keys
 
-from drkd_jax.report.bootstrap import Interval
-
-# Column, the name that evaluation gives it.
-COLUMNS = (
-    ("AP", "AP"),
-    ("AP50", "AP50"),
-    ("AP75", "AP75"),
-    ("AP_S", "AP_S"),
-    ("AP_M", "AP_M"),
-    ("AP_L", "AP_L"),
-    ("AR", "AR100"),
+_TITLES = {
+    "AP": "mean over overlaps 0.50 to 0.95",
+    "AP50": "overlap 0.50",
+    "AP75": "overlap 0.75",
+    "AP_S": "small objects",
+    "AP_M": "medium objects",
+    "AP_L": "large objects",
+    "AR1": "recall of 1 box a picture",
+    "AR10": "recall of 10 boxes",
+    "AR_S": "recall, small objects",
+    "AR_M": "recall, medium objects",
+    "AR_L": "recall, large objects",
+}
+# COCO's bounds of an object's area, square pixels.
+_SIZES = (
+    ("small", "S", "under 32 x 32 pixels", 0.0, 32.0**2),
+    ("medium", "M", "32 x 32 to 96 x 96", 32.0**2, 96.0**2),
+    ("large", "L", "from 96 x 96", 96.0**2, 1e10),
 )
-# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom.
-_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-MAX_SEEDS = len(_T) + 1
-_LEAST_AP = 0.05  # under this a detector is at its beginning
-
-
-def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """One row a run: the scores in points, parameters, steps and seconds.
-
-    Args:
-        runs: Each with ``name``, ``scores`` (0..1, by COCO's names), ``parameters``, ``steps``,
-            ``train_seconds`` (None: it was trained beforehand) and ``seconds`` (with start,
-            compilation and evaluations).
-
-    Returns:
-        A Markdown table. "-" stands where the validation pictures have no object of that size.
-    """
-    head = ["", *(c for c, _ in COLUMNS), "parameters", "steps", "training", "in all"]
-    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for run in runs:
-        scores = [points(run["scores"].get(key)) for _, key in COLUMNS]
-        size = f"{run['parameters'] / 1e6:.2f} M"
-        trained = run["train_seconds"]
-        times = ["-" if trained is None else f"{trained:.0f} s", f"{run['seconds']:.0f} s"]
-        rows.append([run["name"], *scores, size, str(run["steps"]), *times])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+_LONG = 60  # characters of a setting that a cell shows at once
 
 
 def points(value: float | None, signed: bool = False) -> str:
@@ -58,142 +41,173 @@ def points(value: float | None, signed: bool = False) -> str:
     return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
 
 
-def verdict(teacher_gap: Interval, gains: Sequence[Interval], plain: Sequence[float]) -> list[str]:
-    """What may be said of the run, and what may not.
+def trained(runs: Sequence[RunFiles]) -> Html:
+    """What each run was: detector, size, length, data, machine, as far as a run knows."""
 
-    Args:
-        teacher_gap: AP of the teacher minus that of the plain student of the first seed.
-        gains: AP of the DRKD student minus that of the plain student, one a training seed.
-        plain: AP of the plain student, one a training seed.
+    def setting(run: RunFiles, *keys: str) -> Any:
+        value: Any = run.config
+        for key in keys:
+            value = (value or {}).get(key) if isinstance(value, Mapping | None) else None
+        return value
 
-    Returns:
-        Sentences, one a paragraph.
-    """
-    words = [_teacher_words(teacher_gap), *_gain_words(gains, plain)]
-    best = max(plain[0] + teacher_gap.difference, *plain)
-    if best < _LEAST_AP:
-        words.insert(
-            0,
-            f"**No run got beyond {points(best)} AP: they have hardly learned to detect, and the "
-            "comparison says nothing of either method.**",
-        )
-    return words
+    def backbone(run: RunFiles) -> str | None:
+        depth, width = (setting(run, "student", "backbone", key) for key in ("depth", "width"))
+        return None if depth is None else f"{depth} layers" + (f", width {width}" if width else "")
+
+    def parameters(run: RunFiles) -> str | None:
+        number = (run.summary.get("parameters") or {}).get("student")
+        return None if number is None else f"{number / 1e6:.2f} M"
+
+    def seconds(run: RunFiles) -> str | None:
+        value = run.summary.get("seconds")
+        return None if value is None else f"{value:.0f} s"
+
+    def versions(run: RunFiles) -> str | None:
+        known = run.about.get("versions") or {}
+        return ", ".join(f"{name} {known[name]}" for name in ("drkd_jax", "jax") if name in known)
+
+    facts: list[tuple[str, list[Any]]] = [
+        ("detector", [setting(run, "student", "detector") for run in runs]),
+        ("backbone", [backbone(run) for run in runs]),
+        ("parameters", [parameters(run) for run in runs]),
+        ("learns from", [setting(run, "data", "train") for run in runs]),
+        ("its teacher", [setting(run, "teacher", "checkpoint") for run in runs]),
+        ("seed", [setting(run, "seed") for run in runs]),
+        ("steps", [run.summary.get("steps") for run in runs]),
+        ("best step", [run.summary.get("best_step") for run in runs]),
+        ("training took", [seconds(run) for run in runs]),
+        ("machine", [(run.about.get("machine") or {}).get("devices") for run in runs]),
+        ("versions", [versions(run) for run in runs]),
+        ("folder", [str(run.folder) for run in runs]),
+    ]
+    rows = [
+        [name, *(_long("–" if value in (None, "") else str(value)) for value in values)]
+        for name, values in facts
+        if any(value not in (None, "") for value in values)
+    ]
+    return table("The runs", ["", *(run.name for run in runs)], rows)
 
 
-def _teacher_words(gap: Interval) -> str:
-    lead = f"{_points(gap.difference)} AP ({_range(gap)})"
-    if gap.difference <= 0:
-        return (
-            f"**The teacher is no better than the plain student**: {lead}. It has nothing to teach "
-            "here, and a gain below, if there is one, says nothing for the method."
-        )
-    if not gap.settled:
-        return (
-            f"**The teacher is hardly better than the plain student**: {lead}, within what the "
-            f"choice of the {gap.pictures} validation pictures moves. There is little to teach."
-        )
-    return f"The teacher is better than the plain student by {lead}: it has something to teach."
+def numbers(runs: Sequence[RunFiles], comparison: Comparison | None) -> Html:
+    """COCO's twelve numbers in points, with intervals where ground truth gave them."""
+    rows: list[list[Child]] = []
+    for key in runs[0].scores:
+        title = _TITLES.get(key, f"recall of {key[2:]} boxes")
+        cells: list[Child] = []
+        for i, run in enumerate(runs):
+            value = points(run.scores.get(key))
+            spread = comparison.scores[i].get(key) if comparison else None
+            cells.append(join(value, _between(spread, signed=False) if value != "-" else None))
+        rows.append([join(key, " ", tag("small", title)), *cells])
+    caption = "COCO's numbers in points"
+    if comparison:
+        caption += "; in brackets the middle 95 % over draws of the validation pictures"
+    return table(caption, ["", *(run.name for run in runs)], rows, class_="numbers")
 
 
-def _gain_words(gains: Sequence[Interval], plain: Sequence[float]) -> list[str]:
-    if len(gains) == 1:
-        gain = gains[0]
-        change = f"DRKD changes the student's AP by {_points(gain.difference)} ({_range(gain)})"
-        if not gain.settled:
-            first = (
-                f"{change}: **within what the choice of the {gain.pictures} validation pictures "
-                "alone moves. This run shows neither a gain nor a loss.**"
-            )
-        else:
-            word = "gain" if gain.difference > 0 else "loss"
-            first = (
-                f"{change}: a {word} larger than the choice of the {gain.pictures} validation "
-                "pictures moves."
-            )
-        return [
-            first,
-            "The interval comes from drawing the validation pictures again; another training seed "
-            "moves AP too, and **one seed cannot tell how much, so no claim of a gain rests on "
-            "this run**. `--seeds=3` trains more pairs of students and measures it.",
+def differences(
+    runs: Sequence[RunFiles], reference: int, comparison: Comparison | None
+) -> Html | None:
+    """Each run minus the reference; None where there is one run only."""
+    others = [i for i in range(len(runs)) if i != reference]
+    if not others:
+        return None
+    rows: list[list[Child]] = []
+    for key in METRICS:
+        cells: list[Child] = []
+        for i in others:
+            pair = runs[i].scores.get(key, -1.0), runs[reference].scores.get(key, -1.0)
+            if min(pair) < 0:
+                cells.append("-")
+            elif comparison is None:
+                cells.append(points(pair[0] - pair[1], signed=True))
+            else:
+                spread = comparison.differences[i][key]
+                whole = join(points(spread.value, signed=True), _between(spread))
+                cells.append(tag("strong", whole) if spread.settled else whole)
+        rows.append([join(key, " ", tag("small", _TITLES[key])), *cells])
+    caption = f"Points more than {runs[reference].name}"
+    if comparison:
+        caption += "; in brackets the middle 95 %, bold where it leaves out 0"
+    return table(caption, ["", *(runs[i].name for i in others)], rows, class_="numbers")
+
+
+def sizes(runs: Sequence[RunFiles], truth: Truth | None) -> Html:
+    """AP and recall by the objects' size, with how many there are of it."""
+    areas = [] if truth is None else [row["area"] for row in truth.objects]
+    rows: list[list[Child]] = []
+    for name, letter, bounds, low, high in _SIZES:
+        cells: list[Child] = [
+            f"{points(run.scores.get(f'AP_{letter}'))} / {points(run.scores.get(f'AR_{letter}'))}"
+            for run in runs
         ]
-    values = np.array([gain.difference for gain in gains])
-    mean, spread = float(values.mean()), float(values.std(ddof=1))
-    half = _T[len(values) - 2] * spread / math.sqrt(len(values))
-    listed = ", ".join(_points(v) for v in values)
-    head = (
-        f"Over {len(values)} training seeds DRKD changes the student's AP by {_points(mean)} on "
-        f"average ({listed}; 95 % interval of the mean {_points(mean - half)} to "
-        f"{_points(mean + half)}, Student's t)"
-    )
-    if abs(mean) <= half:
-        first = f"{head}: **within what a seed moves. No gain and no loss is shown.**"
-    else:
-        first = f"{head}: a {'gain' if mean > 0 else 'loss'} larger than what a seed moves."
-    return [
-        first,
-        f"From seed to seed the plain student's AP alone ranges over "
-        f"{100 * (max(plain) - min(plain)):.1f} points. The teacher is one and the same for every "
-        "seed, and so are the training and validation pictures.",
-    ]
+        if truth is not None:
+            # COCO counts an object on the bound to both sides; here to the smaller one.
+            first = low if low else -1.0
+            cells.append(str(sum(first < area <= high for area in areas)))
+        rows.append([join(name, " ", tag("small", bounds)), *cells])
+    head = ["", *(run.name for run in runs), *(["objects"] if truth is not None else [])]
+    return table("AP / recall by size of the object", head, rows, class_="numbers")
 
 
-def results_markdown(results: Mapping[str, Any]) -> str:
-    """The whole of ``results.md``.
+def classes(runs: Sequence[RunFiles], reference: int, other: int, comparison: Comparison) -> Html:
+    """AP of each class, the one that gained most first."""
 
-    Args:
-        results: What the demo writes to ``results.json``.
-    """
-    data, versions, teacher = results["data"], results["versions"], results["teacher"]
-    lines = [
-        f"# DRKD demo: {results['detector']} on {data['val'].partition(':')[0]}",
-        "",
-        "A teacher, a plain student and a student distilled from the teacher (DRKD): the two "
-        "students are the same network, from the same seed, over the same steps and pictures.",
-        "",
-        f"**Few labels**: the students learn from {data['train_pictures']} labelled pictures "
-        f"(`{data['train']}`, {data['train_boxes']} objects); the teacher learnt from "
-        f"`{teacher['train']}`.",
-        "",
-        scores_table(results["runs"]),
-        "",
-        "COCO numbers in points (AR: 100 detections a picture), of the last step's weights, on "
-        f"`{data['val']}` ({data['val_pictures']} pictures, {data['val_boxes']} objects). "
-        "Parameters are the detector's: distillation adds none to what is kept. *in all* has the "
-        "start and the evaluations besides the training.",
-        "",
-        f"The teacher is `{teacher['file']}` ({teacher['bytes'] / 1e6:.1f} MB, half precision), "
-        f"made on {teacher['date']} by `{teacher['command']}` with seed {teacher['seed']}; before "
-        f"it was rounded to half precision it had {points(teacher['ap_single_precision'])} AP on "
-        f"`{teacher['val']}`. Its row is measured in this run.",
-        "",
-        "## What this shows",
-        "",
-        "\n\n".join(results["verdict"]),
-        "",
-        results["last_word"]["text"],
-        "",
-        "## Pictures",
-        "",
-    ]
-    for name, caption in results["pictures"].items():
-        lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines += [
-        "## How it was made",
-        "",
-        f"- command: `{results['command']}`",
-        f"- seconds in all: {results['seconds']:.0f}, with compilation, on {results['machine']}",
-        f"- versions: {listed}",
-        "- every run's config, metrics and checkpoints lie in its own folder beside this file; "
-        "the same numbers as data: `results.json`",
-        "",
-    ]
-    return "\n".join(lines)
+    def change(name: str) -> float:
+        pair = [comparison.class_ap[i].get(name, -1.0) for i in (reference, other)]
+        return pair[1] - pair[0] if min(pair) >= 0 else math.nan
+
+    names = list(comparison.objects)
+    compared = reference != other
+    if compared:
+        names.sort(key=lambda name: -change(name) if not math.isnan(change(name)) else math.inf)
+    rows: list[list[Child]] = []
+    for name in names:
+        row: list[Child] = [name, points(change(name), signed=True)] if compared else [name]
+        row += [points(each.get(name)) for each in comparison.class_ap]
+        rows.append([*row, str(comparison.objects[name])])
+    head = ["class", *(["change"] if compared else []), *(run.name for run in runs), "objects"]
+    caption = "AP by class"
+    if compared:
+        caption += f"; change from {runs[reference].name} to {runs[other].name}, largest gain first"
+    return table(caption, head, rows, class_="numbers")
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
+def settings(runs: Sequence[RunFiles]) -> Html | None:
+    """The keys under which the runs' configs differ; None where fewer than two have a config."""
+    known = [run for run in runs if run.config]
+    if len(known) < 2:
+        return None
+    keys = sorted({key for run in known[1:] for key in differing_keys(known[0].config, run.config)})
+    # A section that one run lacks makes all of it one difference, keys inside it none besides.
+    keys = [key for key in keys if not any(key.startswith(f"{other}.") for other in keys)]
+    if not keys:
+        return tag("p", "The configs are the same.")
+    rows = [[key, *(_value(run.config, key) for run in known)] for key in keys]
+    return table("Settings that differ", ["key", *(run.name for run in known)], rows)
 
 
-def _range(interval: Interval) -> str:
-    return f"95 % interval over the pictures {_points(interval.low)} to {_points(interval.high)}"
+def _value(config: Mapping[str, Any], key: str) -> Child:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        inside = tag("pre", json.dumps(value, indent=1, ensure_ascii=False))
+        return tag("details", tag("summary", f"{len(value)} keys"), inside)
+    return _long(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _long(text: str) -> Child:
+    """A long path or list, folded."""
+    if len(text) <= _LONG:
+        return text
+    return tag("details", tag("summary", f"…{text[-_LONG // 2 :]}"), text)
+
+
+def _between(spread: Interval | None, signed: bool = True) -> Html | None:
+    if spread is None or math.isnan(spread.low):
+        return None
+    low, high = points(spread.low, signed), points(spread.high, signed)
+    return tag("small", f" ({low} to {high})", class_="between")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from drkd_jax import models
 from drkd_jax.__main__ import main
-from drkd_jax.cli.detector import load_weights
+from drkd_jax.cli.detector import read_weights
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import flatten, new_state, split_module
@@ -158,7 +158,7 @@ def test_what_a_network_reads_is_kept_and_can_be_set(tmp_path, capsys):
     assert main(["convert", "--from=mmdet", str(file), str(out)]) == 0
     assert "data.channels = bgr: mmdetection's on Caffe's" in capsys.readouterr().out
     for path in (file, out):
-        data = load_weights(str(path), (64, 96), 1).config["data"]
+        data = read_weights(str(path), (64, 96), 1).config["data"]
         assert (data["channels"], data["std"], data["resize"]) == ("bgr", (1.0, 1.0, 1.0), "mmdet")
     asked = ["--set=data.channels=rgb", "--set=data.std=[2,2,2]"]
     assert main(["convert", "--from=mmdet", *asked, str(file), str(out)]) == 0
@@ -176,10 +176,10 @@ def test_pictures_are_stretched_where_the_file_s_own_config_does(tmp_path):
     save_file(theirs, file, metadata={"config": f"{RETINANET}\n{test}"})
     assert main(["convert", "--from=mmdet", str(file), str(out)]) == 0
     for path in (file, out):
-        pipeline = load_weights(str(path), None, 1).pipeline
+        pipeline = read_weights(str(path), None, 1).pipeline
         assert (pipeline.resize, pipeline.shorter, pipeline.longer) == ("stretch", 60, 90)
         assert pipeline.canvases == ((64, 96),)
-    pipeline = load_weights(str(file), (32, 64), 1).pipeline
+    pipeline = read_weights(str(file), (32, 64), 1).pipeline
     assert (pipeline.resize, pipeline.shorter, pipeline.longer) == ("mmdet", 32, 64)
 
 

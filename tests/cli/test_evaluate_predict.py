@@ -45,7 +45,8 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(workdir):
     """The detector of `workdir`, loaded and compiled once."""
-    return detector.load(str(workdir), "best")
+    read = detector.read_run(str(workdir), "best")
+    return detector.ready(read, read.eval.least_limit)
 
 
 @pytest.fixture

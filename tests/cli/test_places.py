@@ -45,8 +45,8 @@ COMMANDS = {
         "drkd_jax.cli.visualize.read_sides",
         ["--weights=x", "--against=y", "--picture=a.jpg", "--out={}"],
     ),
-    "report": ("drkd_jax.report.page.runs.named_folders", ["x", "--out={}"]),
-    "demo": ("drkd_jax.report.demo.demo", ["--tiny", "--workdir={}"]),
+    "report": ("drkd_jax.report.runs.named_folders", ["x", "--out={}"]),
+    "demo": ("drkd_jax.demo.run.demo", ["--tiny", "--workdir={}"]),
 }
 
 

@@ -12,12 +12,12 @@ from flax import nnx
 from drkd_jax import __main__ as command_line
 from drkd_jax import distill, models
 from drkd_jax.cli import visualize
-from drkd_jax.cli.box_file import boxes_of
 from drkd_jax.cli.detector import read_run
+from drkd_jax.cli.two_sides import boxes_of
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
-from drkd_jax.report import relation_figures
-from drkd_jax.report.figures import similarity
+from drkd_jax.report import figures
+from drkd_jax.report.relations import similarity
 from drkd_jax.report.two_models import row_entropies
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.loading import load_distiller
@@ -55,7 +55,7 @@ def write_run(folder, config, seed, distiller=None):
 @pytest.fixture(scope="module", autouse=True)
 def small_drawings():
     """What they show is seen in a tenth of the dots."""
-    with mock.patch.object(relation_figures, "DPI", 12):
+    with mock.patch.object(figures, "DPI", 12):
         yield
 
 

@@ -71,7 +71,7 @@ def test_what_is_found_is_said_before_anything_is_written(
     def full(*_):
         raise UserError("the disk is full")
 
-    monkeypatch.setattr(prepare, "_write", full)
+    monkeypatch.setattr(prepare, "write_text", full)
     with pytest.raises(UserError):
         prepare.main([coco_folder.spec, "--check", f"--json={tmp_path / 'report.json'}"])
     assert "0 errors, 1 warnings" in capsys.readouterr().out

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from drkd_jax.report import figures
-from drkd_jax.report.figures import Found, Scene
+from drkd_jax.report.figures import Scene
+from drkd_jax.report.found import Found, count
+from drkd_jax.report.relations import Relations, of_picture, similarity
 
 NAMES = ("disc", "ring", "star")
 
@@ -33,23 +35,23 @@ def test_count_takes_the_best_box_of_the_right_class_once():
     )
     # the second is the same object again, the third has the wrong class
     shown = Found(boxes, np.array([0, 0, 2, 1]), np.array([0.9, 0.8, 0.7, 0.6], np.float32))
-    assert figures.count(truth, shown) == (2, 2)
-    assert figures.count(truth, shown.best(2)) == (1, 1)
+    assert count(truth, shown) == (2, 2)
+    assert count(truth, shown.best(2)) == (1, 1)
 
 
 def test_count_of_nothing():
     none = Found(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
     some = Found(np.array([[0, 0, 9, 9]], np.float32), np.array([0]), np.array([0.5], np.float32))
-    assert figures.count(none, none) == (0, 0)
-    assert figures.count(none, some) == (0, 1)
-    assert figures.count(some, none) == (0, 0)
+    assert count(none, none) == (0, 0)
+    assert count(none, some) == (0, 1)
+    assert count(some, none) == (0, 0)
 
 
 def test_similarity_is_one_at_the_point_and_sees_the_same_object():
     rng = np.random.default_rng(0)
     features = rng.normal(0, 0.05, (8, 10, 16)).astype(np.float32) + 5.0  # a large common part
     features[2:4, 3:5] += np.linspace(-1, 1, 16, dtype=np.float32)
-    values = figures.similarity(features, (2, 3))
+    values = similarity(features, (2, 3))
     assert values[2, 3] == pytest.approx(1.0)
     assert values[2:4, 3:5].min() > 0.9
     outside = np.delete(values.reshape(-1), [23, 24, 33, 34])
@@ -57,7 +59,7 @@ def test_similarity_is_one_at_the_point_and_sees_the_same_object():
 
 
 def test_similarity_of_constant_features_is_finite():
-    assert np.isfinite(figures.similarity(np.ones((3, 4, 5), np.float32), (0, 0))).all()
+    assert np.isfinite(similarity(np.ones((3, 4, 5), np.float32), (0, 0))).all()
 
 
 def test_detections_figure(tmp_path):
@@ -72,18 +74,21 @@ def test_relation_figures(tmp_path):
     rng = np.random.default_rng(0)
     one = scene(0, 4)
     # the canvas (16 x 20 pixels of stride 8) is larger than the picture (12 x 16)
-    maps = {
-        side: (
-            rng.normal(size=(16, 20, 8)).astype(np.float32),
-            rng.normal(size=(16, 20, 8)).astype(np.float32),
-        )
-        for side in ("teacher", "student")
-    }
+    canvas = rng.normal(size=(2, 1, 16, 20, 8)).astype(np.float32)
+    maps = [of_picture(each, 12, 16) for each in canvas]
+    assert [each.shape for each in maps] == [(12, 16, 8)] * 2
     box = np.array([120, 90, 128, 96], np.float32)  # its centre lies in the last pixel
-    figures.pixel_relation(tmp_path / "pixels.png", one.image, box, 8, maps)
-    figures.pixel_relation(tmp_path / "other.png", one.image, box - 60, 8, maps)
-    matrices = {side: np.full((4, 4), 0.25) for side in maps}
-    figures.instance_relation(
+    boxes = np.stack([box - 60, box, box + 8])
+    boxes[0, :2] -= 20  # the largest
+    shown = Relations(one.image, boxes, np.zeros(3, int), 8, {"student": tuple(maps)}, {})
+    points = [shown.centre(i) for i in shown.largest]
+    assert points == [(2, 6), (11, 15), (11, 15)]
+    for name, point in zip(("other", "pixels"), points, strict=False):
+        row = (point, {title: similarity(x, point) for title, x in zip("ab", maps, strict=True)})
+        path = tmp_path / f"{name}.png"
+        figures.draw_pixels(path, one.image, 8, [row, row], labels="cd", box=box)
+    matrices = {side: np.full((4, 4), 0.25) for side in ("teacher", "student")}
+    figures.draw_boxes(
         tmp_path / "boxes.png", one.image, one.truth.boxes, one.truth.labels, NAMES, matrices
     )
     pictures = {p.stem: cv2.imread(str(p)) for p in tmp_path.glob("*.png")}

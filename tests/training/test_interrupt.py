@@ -124,7 +124,7 @@ def test_a_command_says_so_in_one_line(words, monkeypatch, capsys):
     [
         "runpy.run_module('drkd_jax', run_name='__main__')",
         "runpy.run_path('train.py', run_name='__main__')",
-        "from drkd_jax.cli import program; program.leave_quietly = begun; program.run()",
+        "from drkd_jax import cli; cli.leave_quietly = begun; cli.run()",
     ],
 )
 def test_programs_listen_before_jax_is_imported(program):

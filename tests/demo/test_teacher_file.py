@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import demo as recipe
-from drkd_jax.report.teacher_file import shipped
+from drkd_jax.demo.teacher_file import shipped
 from drkd_jax.training.settings import as_tuples, set_keys
 from drkd_jax.weights.opening import open_weights
 from drkd_jax.weights.ours import About, read_ours, write_ours

@@ -1,31 +1,35 @@
-"""Pictures with what each run found on them, switched by radio buttons alone.
+"""Pictures of the page, switched by radio buttons alone: what each run found, relation heat maps.
 
-A picture is embedded once; ground truth and every run are SVG layers over it, of which the style
-sheet shows the one whose button is checked.
+A picture is embedded once. Ground truth and every run are SVG layers over it, and for each pixel
+that can be picked there are heat maps of how alike all others are to it; the style sheet shows
+those whose button is checked.
 
-Letters: H W pixels of the picture.
+Letters: H W pixels of the picture, h w one feature map.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+from matplotlib import colormaps
 
 from drkd_jax.errors import UserError
-from drkd_jax.report.figures import Found, matched
-from drkd_jax.report.page.changes import Looked, most_changed
-from drkd_jax.report.page.markup import Html, join, tag
-from drkd_jax.report.page.runs import Truth
+from drkd_jax.report.found import Found, Looked, matched, most_changed
+from drkd_jax.report.markup import Html, join, tag
+from drkd_jax.report.relations import Relations, similarity
+from drkd_jax.report.runs import Truth
 
-MOST = 6  # pictures of each kind
-LONGER = 640  # pixels of an embedded picture's longer side, at most
+_MOST = 6  # pictures of each kind
+_LONGER = 640  # pixels of an embedded picture's longer side, at most
 _QUALITY = 80
 _UNCHANGED = 3  # pictures that are shown where none changed
+MOST_PIXELS = 4  # pixels to choose from
+_LONGER_MAP = 256  # pixels of a heat map's longer side
 
 
 def gallery(
@@ -46,7 +50,7 @@ def gallery(
         reference: Position of the run that is compared with.
         other: Position of the run that the pictures are sorted by.
     """
-    helped, hurt = most_changed(pictures, reference, other, MOST)
+    helped, hurt = most_changed(pictures, reference, other, _MOST)
     changes = np.array([p.right[other] - p.right[reference] for p in pictures], int)
     total = [sum(p.right[run] for p in pictures) for run in (reference, other)]
     objects = sum(len(p.truth.boxes) for p in pictures)
@@ -98,9 +102,9 @@ def gallery(
     return join(parts)
 
 
-def embedded(image: UInt8[np.ndarray, "H W 3"], longer: int = LONGER) -> str:
+def _embedded(image: UInt8[np.ndarray, "H W 3"]) -> str:
     """A picture as a JPEG inside a URL, shrunk where it is larger than it is shown."""
-    factor = longer / max(image.shape[:2])
+    factor = _LONGER / max(image.shape[:2])
     if factor < 1:
         size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -141,7 +145,7 @@ def _scene(
     labels = [tag("label", text, for_=f"{group}-{i}") for i, text in enumerate(texts)]
     image = tag(
         "img",
-        src=embedded(np.asarray(record.image)),
+        src=_embedded(np.asarray(record.image)),
         width=width,
         height=height,
         alt=f"{Path(record.name).name}: {number} objects, {', '.join(texts[1:])}",
@@ -201,3 +205,81 @@ def _box(box: np.ndarray, kind: str, title: str, text: str, letters: float, widt
         words = tag("text", text, x=place, y=f"{above:.1f}", text_anchor=anchor)
     outline = tag("path", d=path)
     return tag("g", tag("title", title), outline, outline, words, class_=kind)
+
+
+def heat_maps(shown: Relations, names: Mapping[str, str]) -> Html | None:
+    """A picture with pixels to pick, and for each of them the maps of both sides.
+
+    The pixels are the centres of the largest objects.
+
+    Args:
+        shown: What the relation modules of a run made of one picture.
+        names: Of its sides ("teacher", "student").
+
+    Returns:
+        None where the run has no pixel relation or the picture no object.
+    """
+    if not shown.pixel or not len(shown.boxes):
+        return None
+    height, width = shown.image.shape[:2]
+    # Each pixel once, that of the largest object first.
+    points = list(dict.fromkeys(map(shown.centre, shown.largest)))[:MOST_PIXELS]
+    buttons = [
+        tag("input", type="radio", name="pixel", id=f"pixel-{i}", checked=i == 0)
+        for i in range(len(points))
+    ]
+    marks = []
+    for i, (row, column) in enumerate(points):
+        left, top = ((v + 0.5) * shown.stride for v in (column, row))
+        style = f"left:{100 * left / width:.2f}%;top:{100 * top / height:.2f}%"
+        label = tag("label", str(i + 1), for_=f"pixel-{i}", style=style, title=f"pixel {i + 1}")
+        marks.append(label)
+    picture = tag("img", src=_embedded(shown.image), alt="picture with the pixels to pick")
+    views = [tag("div", _views(shown, names, p, i + 1)) for i, p in enumerate(points)]
+    words = (
+        "Pick a pixel by its number: the maps show how alike every other pixel's features are to "
+        "it (cosine, the mean over the map taken off), before (x) and after (φ(x)) the relation "
+        f"module of each side, at stride {shown.stride}."
+    )
+    scale = tag(
+        "p",
+        "-1, opposite ",
+        tag("span", class_="scale", aria_hidden="true"),
+        " +1, alike; 0 is the mean of the map",
+        class_="small",
+    )
+    frame = tag("div", picture, marks, class_="frame marks")
+    whole = tag(
+        "fieldset",
+        tag("legend", "Pixels to pick"),
+        buttons,
+        frame,
+        tag("div", views, class_="views"),
+        class_="scene pick",
+    )
+    return join(tag("p", words), scale, whole)
+
+
+def _views(
+    shown: Relations, names: Mapping[str, str], point: tuple[int, int], number: int
+) -> list[Html]:
+    figures = []
+    for side, pair in shown.pixel.items():
+        for features, what in zip(pair, ("x", "φ(x)"), strict=True):
+            values = similarity(features, point)
+            title = f"{names.get(side, side)}, {what}"
+            alt = f"{title}: alike to pixel {number}; {np.mean(values > 0.5):.0%} above 0.5"
+            image = tag("img", src=_coloured(values, point), alt=alt)
+            figures.append(tag("figure", tag("figcaption", title), image))
+    return figures
+
+
+def _coloured(values: Float[np.ndarray, "h w"], point: tuple[int, int]) -> str:
+    """A PNG inside a URL: blue -1, grey 0, red +1; the picked pixel is yellow."""
+    colours = colormaps["coolwarm"]((values + 1) / 2)[..., :3]
+    colours[point] = (1.0, 0.9, 0.0)
+    factor = max(1, _LONGER_MAP // max(values.shape))
+    pixels = np.rint(255 * colours[..., ::-1]).astype(np.uint8)  # OpenCV wants BGR
+    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    _, data = cv2.imencode(".png", pixels)
+    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()

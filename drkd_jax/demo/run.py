@@ -1,66 +1,35 @@
-"""The main job in one call: a teacher, a plain student, a DRKD student, and what came of it.
+"""The main job in one call: what is not trained yet is trained, then everything is compared.
 
 The teacher is a file that was made beforehand, or it is trained first and made such a file. Every
 run has a folder of its own in the work folder and is trained, evaluated and resumed by
-``training.loop.train``; nothing here trains. A finished run is not trained again.
+``training.loop.train``. A finished run is not trained again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
+import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from drkd_jax.data.sources import open_source
-from drkd_jax.distill.config import distill_config
-from drkd_jax.distill.last_word import last_word
+from drkd_jax.demo import DISTILLED, KINDS, PLAIN, TEACHER, Job, Recipes, teacher_file
+from drkd_jax.demo.figures import demo_page, draw_pictures
+from drkd_jax.demo.progress import Progress, RunLog
+from drkd_jax.demo.results import MAX_SEEDS, compare, results_markdown
 from drkd_jax.errors import UserError
-from drkd_jax.report import tables, teacher_file
-from drkd_jax.report.bootstrap import Interval, ap_difference
-from drkd_jax.report.curves import read_metrics
-from drkd_jax.report.environment import machine, versions
-from drkd_jax.report.page.of_demo import demo_page
-from drkd_jax.report.pictures import (
-    DISTILLED,
-    KINDS,
-    PLAIN,
-    TEACHER,
-    draw_pictures,
-    see_relations,
-)
-from drkd_jax.report.progress import Progress, RunLog
+from drkd_jax.report.relations import see_relations
+from drkd_jax.report.tables import points
 from drkd_jax.training.evaluate import write_evaluation
 from drkd_jax.training.loop import train
 from drkd_jax.training.same_run import differing_keys
 from drkd_jax.training.writing import write_text
 
 _RESAMPLES = 400
-
-
-class Recipes(NamedTuple):
-    """The configs of the three runs, as plain nested dicts.
-
-    ``teacher`` counts where the teacher is trained. ``distilled`` is ``student`` with a teacher and
-    a distillation added; the teacher's checkpoint is filled in here.
-    """
-
-    teacher: dict[str, Any]
-    student: dict[str, Any]
-    distilled: dict[str, Any]
-
-
-class Job(NamedTuple):
-    """One run of the demo."""
-
-    kind: str  # TEACHER, PLAIN or DISTILLED
-    name: str  # as it stands in the tables
-    folder: Path
-    config: dict[str, Any]
 
 
 def demo(
@@ -104,13 +73,13 @@ def demo(
             if not file.exists():
                 teacher_file.export_half(jobs[0].folder, file, trained, command)
         summaries = [_score_teacher(jobs[0], file, recipes.student, trained, progress)]
-        digest = teacher_file.sha256(file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
         summaries += [
             _train(job, progress, digest if job.kind == DISTILLED else "") for job in jobs[1:]
         ]
         progress.stage("report")
         progress.say("report: comparing, drawing")
-        results = _compare(recipes, jobs, summaries, command)
+        results = compare(recipes, jobs, summaries, command, _RESAMPLES)
         first = {kind: next(j for j in jobs if j.kind == kind) for kind in KINDS}
         folders = {kind: job.folder for kind, job in first.items()}
         val = open_source(recipes.student["data"]["val"])
@@ -120,11 +89,11 @@ def demo(
         all_runs = sum(run["seconds"] for run in results["runs"])
         now = sum(summary["seconds_now"] for summary in summaries)
         results["seconds"] = all_runs + max(0.0, here - now)
-        (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        (workdir / "results.md").write_text(tables.results_markdown(results))
+        write_text(workdir / "results.json", _json(results))
+        write_text(workdir / "results.md", results_markdown(results))
         configs = {kind: job.config for kind, job in first.items() if job in runs}
-        html = demo_page(folders, configs, results, shown, _RESAMPLES)
-        write_text(workdir / "report.html", html)
+        page = demo_page(folders, configs, results, shown, _RESAMPLES)
+        write_text(workdir / "report.html", page)
     finally:
         progress.close()
     return results
@@ -146,8 +115,8 @@ def _jobs(workdir: Path, recipes: Recipes, seeds: int, teacher: Path) -> list[Jo
             f"the plain and the distilled recipe differ in {', '.join(differing)}: they would not "
             "be the same student"
         )
-    if not 1 <= seeds <= tables.MAX_SEEDS:
-        raise UserError(f"--seeds={seeds}: 1 to {tables.MAX_SEEDS}")
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise UserError(f"--seeds={seeds}: 1 to {MAX_SEEDS}")
     jobs = [Job(TEACHER, TEACHER, workdir / "teacher", copy.deepcopy(recipes.teacher))]
     for i in range(seeds):
         seed = int(recipes.student["seed"]) + i
@@ -196,7 +165,7 @@ def _score_teacher(
     step, val = int(scored.card["step"]), open_source(config["data"]["val"])
     write_evaluation(job.folder, step, val, scored.numbers, scored.found)
     made = "made beforehand" if trained is None else "in half precision"
-    progress.say(f"{job.name}: {file.name}, {made}, AP {tables.points(scored.numbers['AP'])}")
+    progress.say(f"{job.name}: {file.name}, {made}, AP {points(scored.numbers['AP'])}")
     now = time.perf_counter() - before
     earlier = trained or {"seconds": None, "stage_seconds": 0.0, "seconds_now": 0.0, "warnings": []}
     return {
@@ -239,7 +208,7 @@ def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
     summary = _read_json(job.folder / "summary.json")
     if summary is not None and stage.get("done"):
         progress.at(steps, skipped=True)
-        progress.say(f"{job.name}: was finished, AP {tables.points(summary['final']['AP'])}")
+        progress.say(f"{job.name}: was finished, AP {points(summary['final']['AP'])}")
         return {**summary, "stage_seconds": stage["seconds"], "seconds_now": 0.0}
     again = ", going on" if stage["seconds"] else ""
     progress.say(f"{job.name}: {steps} steps{again}")
@@ -247,7 +216,7 @@ def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
     before = time.perf_counter()
     log = RunLog(job.folder / "train.log", progress)
     try:
-        _write_json(job.folder / "stage.json", stage)
+        write_text(job.folder / "stage.json", _json(stage))
         with contextlib.redirect_stderr(log):
             summary = train(job.config, job.folder)
         stage["done"] = True
@@ -255,79 +224,12 @@ def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
         log.close()
         now = time.perf_counter() - before
         stage["seconds"] += now
-        _write_json(job.folder / "stage.json", stage)
+        write_text(job.folder / "stage.json", _json(stage))
     progress.at(steps)
     progress.say(
-        f"{job.name}: done, AP {tables.points(summary['final']['AP'])} after "
-        f"{stage['seconds']:.0f} s"
+        f"{job.name}: done, AP {points(summary['final']['AP'])} after {stage['seconds']:.0f} s"
     )
     return {**summary, "stage_seconds": stage["seconds"], "seconds_now": now}
-
-
-def _compare(
-    recipes: Recipes, jobs: Sequence[Job], summaries: Sequence[Mapping[str, Any]], command: str
-) -> dict[str, Any]:
-    """Everything in ``results.json`` but the pictures and the seconds of the whole."""
-    data = recipes.student["data"]
-    val = open_source(data["val"])
-    counts, trained = val.describe(), open_source(data["train"]).describe()
-    found = [json.loads((job.folder / "detections.json").read_text()) for job in jobs]
-    truth = val.coco_ground_truth()
-
-    def gap(first: int, second: int) -> Interval:
-        return ap_difference(truth, found[first], found[second], resamples=_RESAMPLES)
-
-    plain = [i for i, job in enumerate(jobs) if job.kind == PLAIN]
-    distilled = plain[0] + 1
-    word = last_word(
-        _train_lines(jobs[distilled].folder),
-        tuple(distill_config(jobs[distilled].config["distill"]).terms),
-        student_ap=float(summaries[plain[0]]["final"]["AP"]),
-        teacher_ap=float(summaries[0]["final"]["AP"]),
-    )
-    teacher_gap, gains = gap(plain[0], 0), [gap(i, i + 1) for i in plain]
-    plain_ap = [float(summaries[i]["final"]["AP"]) for i in plain]
-    runs = [
-        {
-            "name": job.name,
-            "folder": job.folder.name,
-            "seed": job.config["seed"],
-            "scores": summary["final"],
-            "parameters": summary["parameters"]["student"],
-            "distiller_parameters": summary["parameters"]["distiller"],
-            "steps": summary["steps"],
-            "best_step": summary["best_step"],
-            "train_seconds": summary["seconds"],
-            "seconds": summary["stage_seconds"],
-            "warnings": summary["warnings"],
-        }
-        for job, summary in zip(jobs, summaries, strict=True)
-    ]
-    return {
-        "command": command,
-        "detector": recipes.student["student"]["detector"],
-        "data": {
-            "train": data["train"],
-            "val": data["val"],
-            "train_pictures": trained["pictures"],
-            "train_boxes": trained["boxes"],
-            "val_pictures": counts["pictures"],
-            "val_boxes": counts["boxes"],
-        },
-        "teacher": summaries[0]["card"],
-        "runs": runs,
-        "teacher_minus_plain": dataclasses.asdict(teacher_gap),
-        "drkd_minus_plain": [dataclasses.asdict(gain) for gain in gains],
-        "verdict": tables.verdict(teacher_gap, gains, plain_ap),
-        "last_word": {"text": word.text, "numbers": word.numbers},
-        "machine": machine(),
-        "versions": versions(),
-    }
-
-
-def _train_lines(folder: Path) -> list[dict[str, Any]]:
-    lines = read_metrics(folder / "metrics.jsonl")
-    return [line for line in lines if any(key.startswith("share/") for key in line)]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -337,8 +239,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """In one move, so that a kill leaves the old or the new file."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

@@ -1,22 +1,31 @@
-"""Work folders for the page: what each run left, and whether they can be compared at all."""
+"""Work folders for the page: what each run left, whether they can be compared, and how they do.
+
+Letters: S draws, I pictures.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
-from drkd_jax.evaluation import COCO_MAX
+from drkd_jax.evaluation import COCO_MAX, coco_scores, number_ids
 from drkd_jax.paths import expand_home
+from drkd_jax.report import paired
 from drkd_jax.report.curves import read_metrics
 
 MOST_RUNS = 6  # that colours and columns are told apart of
+DRAWS = 400
+_SAME = 5e-4  # of an AP that was read and one that was computed again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +76,29 @@ class Truth(NamedTuple):
 
     source: Source
     coco: dict[str, Any]
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """The annotations that are no crowd regions."""
+        return [row for row in self.coco["annotations"] if not row.get("iscrowd")]
+
+
+class Comparison(NamedTuple):
+    """What ground truth adds to the numbers that were read.
+
+    Attributes:
+        scores: For each run, by the names in `paired.METRICS`.
+        differences: For each run, minus the reference; of the reference itself 0.
+        class_ap: For each run, AP by class name, -1 where there is no object.
+        objects: By class name, crowd regions left out.
+        notes: What does not agree with what was read.
+    """
+
+    scores: list[dict[str, paired.Interval]]
+    differences: list[dict[str, paired.Interval]]
+    class_ap: list[dict[str, float]]
+    objects: dict[str, int]
+    notes: list[str]
 
 
 def named_folders(arguments: Sequence[str]) -> list[tuple[str, Path]]:
@@ -172,6 +204,58 @@ def open_truth(run: RunFiles) -> tuple[Truth | None, str]:
             "annotations": [row for row in coco["annotations"] if row["image_id"] in kept],
         }
     return Truth(source, coco), ""
+
+
+def compare(
+    runs: Sequence[RunFiles], reference: int, truth: Truth, draws: int = DRAWS
+) -> Comparison:
+    """Scores every run on the same draws of the pictures.
+
+    Args:
+        runs: Each with detections.
+        reference: Position of the run that the others are compared with.
+        truth: What was to be found.
+        draws: S.
+
+    Raises:
+        UserError: Detections are of pictures or classes that the ground truth does not have.
+    """
+    counts = paired.picture_draws(len(truth.coco["images"]), draws)
+    counts = np.concatenate([np.ones_like(counts[:1]), counts])  # the pictures as they are
+    samples: list[dict[str, Any]] = []
+    class_ap, notes = [], []
+    for run in runs:
+        assert run.found is not None
+        try:
+            numbered = number_ids(truth.coco, run.found)
+        except UserError as error:
+            raise UserError(f"{run.folder / 'detections.json'}: {error}") from error
+        most = run.max_detections
+        samples.append(paired.resampled_scores(numbered.truth, numbered.detections, counts, most))
+        class_ap.append(coco_scores(truth.coco, run.found, max_detections=most).class_ap)
+        again = float(samples[-1]["AP"][0])
+        if abs(again - run.scores["AP"]) > _SAME and not math.isnan(again):
+            notes.append(
+                f"{run.name}: its detections give AP {100 * again:.1f} on these pictures, its "
+                f"eval.json says {100 * run.scores['AP']:.1f}. Only a part of them was scored, or "
+                "they have changed since; intervals, classes and pictures are of all of them."
+            )
+    base = samples[reference]
+    differences = [
+        {name: paired.with_interval(sample[name] - base[name]) for name in paired.METRICS}
+        for sample in samples
+    ]
+    scores = [
+        {name: paired.with_interval(sample[name]) for name in paired.METRICS} for sample in samples
+    ]
+    return Comparison(scores, differences, class_ap, _objects(truth, class_ap[0]), notes)
+
+
+def _objects(truth: Truth, class_ap: dict[str, float]) -> dict[str, int]:
+    """How many objects each class has; names as the scores have them, in their order."""
+    numbers = Counter(row["category_id"] for row in truth.objects)
+    categories = truth.coco["categories"]
+    return {name: numbers[row["id"]] for name, row in zip(class_ap, categories, strict=True)}
 
 
 def _measured(run: RunFiles) -> str:

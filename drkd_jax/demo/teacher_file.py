@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,11 +47,6 @@ def shipped(detector: str) -> Path:
         detector: "retinanet" or "faster_rcnn".
     """
     return _FOLDER / f"{detector}.safetensors"
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def export_half(workdir: Path, out: Path, summary: Mapping[str, Any], command: str) -> None:

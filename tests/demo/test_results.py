@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from drkd_jax.report import tables
-from drkd_jax.report.bootstrap import Interval
+from drkd_jax.demo import results
+from drkd_jax.report.paired import Interval
+from drkd_jax.report.tables import points
 
 
 def interval(difference: float, half: float) -> Interval:
-    return Interval(difference, difference - half, difference + half, 500, 200)
+    return Interval(difference, difference - half, difference + half)
 
 
 GOOD_TEACHER = interval(0.08, 0.02)
 
 
 def said(teacher: Interval, gains: list[Interval], plain: list[float]) -> str:
-    return " ".join(tables.verdict(teacher, gains, plain))
+    return " ".join(results.verdict(teacher, gains, plain, 200))
 
 
 def test_one_seed_never_claims_a_gain():
@@ -66,19 +67,19 @@ def test_runs_that_learned_nothing_are_said_to():
     [(0.1234, "12.3"), (0.0, "0.0"), (-1.0, "-"), (None, "-"), (float("nan"), "-")],
 )
 def test_points(value, text):
-    assert tables.points(value) == text
+    assert points(value) == text
 
 
 def test_table_has_every_score_in_its_column():
     run = {
         "name": "teacher",
-        "scores": {key: i / 100 for i, (_, key) in enumerate(tables.COLUMNS)} | {"AP_L": -1.0},
+        "scores": {key: i / 100 for i, key in enumerate(results.COLUMNS.values())} | {"AP_L": -1.0},
         "parameters": 1_234_567,
         "steps": 300,
         "train_seconds": 61.4,
         "seconds": 80.2,
     }
-    head, rule, row = tables.scores_table([run]).splitlines()
+    head, rule, row = results.scores_table([run]).splitlines()
     cells = [c.strip() for c in row.strip("|").split("|")]
     named = dict(zip([c.strip() for c in head.strip("|").split("|")], cells, strict=True))
     assert named["AP_S"] == "3.0"

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from drkd_jax.data.sources import open_source
+from drkd_jax.demo import Recipes, figures
+from drkd_jax.demo import run as room
+from drkd_jax.demo.run import demo
+from drkd_jax.demo.teacher_file import Scored
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import coco_numbers
-from drkd_jax.report import demo as room
-from drkd_jax.report import pictures
-from drkd_jax.report.demo import Recipes, demo
-from drkd_jax.report.page.of_demo import demo_page
-from drkd_jax.report.relations import Relations
-from drkd_jax.report.teacher_file import Scored
-from tests.report.test_html import check_harmless
+from drkd_jax.report import relations
+from drkd_jax.report.relations import Relations, choose_pictures
+from tests.report.test_page import check_harmless
 
 VAL = "shapes:12:1"
 NOISE = {"teacher": 1.0, "student": 5.0, "drkd": 3.0}  # pixels that boxes are off by
@@ -104,12 +104,14 @@ def fake_relations(config, workdir, index) -> Relations:
     n = len(record.boxes)
     maps = np.random.default_rng(0).normal(size=(16, 24, 4)).astype(np.float32)
     height, width = record.image.shape[:2]
+    stride = max(height, width) // 16
+    maps = maps[: -(-height // stride), : -(-width // stride)]
     sides = ("teacher", "student")
     return Relations(
         np.asarray(record.image),
         record.boxes,
         record.labels,
-        max(height, width) // 16,
+        stride,
         dict.fromkeys(sides, (maps, maps)),
         {side: np.full((n, n), 1 / n, np.float32) for side in sides},
     )
@@ -162,10 +164,10 @@ def test_another_teacher_in_the_same_folder_is_refused(training, tmp_path, made_
 
 
 def test_everything_is_left_behind(training, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "draw_pictures", pictures.draw_pictures)
-    monkeypatch.setattr(room, "see_relations", pictures.see_relations)
-    monkeypatch.setattr(room, "demo_page", demo_page)
-    monkeypatch.setattr(pictures, "relations", fake_relations)
+    monkeypatch.setattr(room, "draw_pictures", figures.draw_pictures)
+    monkeypatch.setattr(room, "see_relations", relations.see_relations)
+    monkeypatch.setattr(room, "demo_page", figures.demo_page)
+    monkeypatch.setattr(relations, "relations", fake_relations)
     results = demo(tmp_path, recipes(), command="the command")
     assert training.calls == ["teacher", "student", "drkd"]
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
@@ -247,9 +249,9 @@ def test_pairs_of_students_by_seed(training, tmp_path):
 
 def test_pictures_are_chosen_by_their_objects_alone():
     source = open_source(VAL)
-    chosen = pictures.choose_pictures(source, 3, 4)
+    chosen = choose_pictures(source, 3, 4)
     assert len(chosen) == 3
     assert all(source.meta(i).num_boxes >= 4 for i in chosen)
     assert chosen == sorted(chosen)
-    fullest = pictures.choose_pictures(source, 2, 1000)
+    fullest = choose_pictures(source, 2, 1000)
     assert source.meta(fullest[0]).num_boxes == max(source.meta(i).num_boxes for i in range(12))

@@ -16,11 +16,10 @@ from drkd_jax import __main__ as program
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import coco_scores
-from drkd_jax.report.figures import Found
-from drkd_jax.report.page.changes import Looked, look, most_changed
-from drkd_jax.report.page.markup import tag
-from drkd_jax.report.page.runs import named_folders, open_truth, read_run, read_runs
-from drkd_jax.report.page.write import page
+from drkd_jax.report.found import Found, Looked, look, most_changed
+from drkd_jax.report.markup import tag
+from drkd_jax.report.page import page
+from drkd_jax.report.runs import named_folders, open_truth, read_run, read_runs
 
 VAL = "shapes:6:1"
 VOID = {"img", "input", "meta", "br"}

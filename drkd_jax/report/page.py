@@ -1,4 +1,8 @@
-"""Puts the page together: from work folders to one HTML text."""
+"""``report.html``: one file that shows finished runs beside each other, without network or script.
+
+`runs` reads and compares work folders; `tables`, `curves` and `gallery` turn that into HTML by way
+of `markup`; here it is put together.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,13 @@ from typing import NamedTuple
 
 import drkd_jax
 from drkd_jax.evaluation import class_names
-from drkd_jax.report.page import sections
-from drkd_jax.report.page.changes import look
-from drkd_jax.report.page.charts import curves
-from drkd_jax.report.page.gallery import gallery
-from drkd_jax.report.page.heat import MOST as MOST_PIXELS
-from drkd_jax.report.page.heat import heat_maps
-from drkd_jax.report.page.markup import Html, join, tag
-from drkd_jax.report.page.runs import RunFiles, Truth, open_truth
-from drkd_jax.report.page.scores import DRAWS, Comparison, Spread, compare
-from drkd_jax.report.page.style import style_sheet
+from drkd_jax.report import tables
+from drkd_jax.report.curves import charts
+from drkd_jax.report.found import look
+from drkd_jax.report.gallery import MOST_PIXELS, gallery, heat_maps
+from drkd_jax.report.markup import Html, join, style_sheet, tag
 from drkd_jax.report.relations import Relations
+from drkd_jax.report.runs import DRAWS, Comparison, RunFiles, Truth, compare, open_truth
 from drkd_jax.report.tables import points
 
 
@@ -61,12 +61,12 @@ def page(
     done = _compared(runs, reference, draws)
     named = [
         ("short", "In short", _short(done, words)),
-        ("trained", "What was trained", sections.trained(runs)),
+        ("trained", "What was trained", tables.trained(runs)),
         ("numbers", "Numbers", _numbers(done)),
-        ("curves", "Curves", curves(runs)),
+        ("curves", "Curves", charts({run.name: run.records for run in runs})),
         ("pictures", "Pictures", _pictures(done)),
         ("relations", "Relations", heat_maps(*relations) if relations else None),
-        ("settings", "What the configs differ in", sections.settings(runs)),
+        ("settings", "What the configs differ in", tables.settings(runs)),
         ("reading", "How to read this", _reading(done, draws)),
     ]
     kept = [(key, heading, content) for key, heading, content in named if content is not None]
@@ -117,8 +117,8 @@ def _about(done: _Compared) -> str:
     names = ", ".join(run.name for run in done.runs)
     counts = ""
     if done.truth is not None:
-        rows = [row for row in done.truth.coco["annotations"] if not row.get("iscrowd")]
-        counts = f" ({len(done.truth.coco['images'])} pictures, {len(rows)} objects)"
+        number = len(done.truth.coco["images"])
+        counts = f" ({number} pictures, {len(done.truth.objects)} objects)"
     return f"{names}, measured on {done.runs[0].data or 'pictures that are not named'}{counts}."
 
 
@@ -145,7 +145,7 @@ def _difference(done: _Compared, i: int) -> str:
     text = f"{run.name} has {ours} AP, {base.name} {theirs}: {gap}"
     if done.comparison is None:
         return f"{text}."
-    spread: Spread = done.comparison.differences[i]["AP"]
+    spread = done.comparison.differences[i]["AP"]
     between = f"95 % interval {points(spread.low, True)} to {points(spread.high, True)}"
     verdict = (
         "more than the choice of the validation pictures moves"
@@ -157,12 +157,12 @@ def _difference(done: _Compared, i: int) -> str:
 
 def _numbers(done: _Compared) -> Html:
     parts = [
-        sections.differences(done.runs, done.reference, done.comparison),
-        sections.numbers(done.runs, done.comparison),
-        sections.sizes(done.runs, done.truth),
+        tables.differences(done.runs, done.reference, done.comparison),
+        tables.numbers(done.runs, done.comparison),
+        tables.sizes(done.runs, done.truth),
     ]
     if done.comparison is not None:
-        parts.append(sections.classes(done.runs, done.reference, done.other, done.comparison))
+        parts.append(tables.classes(done.runs, done.reference, done.other, done.comparison))
     return tag("div", parts, class_="side")
 
 

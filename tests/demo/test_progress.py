@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from drkd_jax.report.progress import Progress, RunLog
+from drkd_jax.demo.progress import Progress, RunLog
 
 
 class Terminal(io.StringIO):
@@ -34,7 +34,7 @@ def test_log_keeps_every_line_and_passes_on_what_matters(tmp_path):
 
 def test_time_left_counts_only_what_was_done_here(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("drkd_jax.report.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("drkd_jax.demo.progress.time.monotonic", lambda: now[0])
     out = io.StringIO()
     progress = Progress(300, out)
     progress.stage("teacher")

@@ -1,0 +1,32 @@
+"""The main job, small: a teacher, a plain student, a DRKD student, and what came of it.
+
+`run` trains, `results` compares, `figures` draws. Only the command line reads this room.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TEACHER, PLAIN, DISTILLED = KINDS = ("teacher", "plain student", "DRKD student")
+
+
+class Recipes(NamedTuple):
+    """The configs of the three runs, as plain nested dicts.
+
+    ``teacher`` counts where the teacher is trained. ``distilled`` is ``student`` with a teacher and
+    a distillation added; the teacher's checkpoint is filled in by the demo.
+    """
+
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    distilled: dict[str, Any]
+
+
+class Job(NamedTuple):
+    """One run of the demo."""
+
+    kind: str  # one of KINDS
+    name: str  # as it stands in the tables
+    folder: Path
+    config: dict[str, Any]

@@ -1,0 +1,166 @@
+"""What was found on a picture, and on which pictures it changed most from one run to another.
+
+The score of a picture is how many of its n objects are found by the run's best n boxes (same class,
+overlap of at least half): precision at n, which is recall too. It needs no threshold on the score,
+so a careful and a bold detector are compared on the same terms, and it can be seen in the drawing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from drkd_jax.data.records import Category, id_key
+from drkd_jax.report.runs import RunFiles, Truth
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Boxes of one picture, from a detector or (scores None) from the annotations.
+
+    Attributes:
+        boxes: [n, 4] xyxy, pixels of the picture.
+        labels: [n], 0..K-1.
+        scores: [n], 0..1, or None.
+    """
+
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int[np.ndarray, "n"]
+    scores: Float[np.ndarray, "n"] | None = None
+
+    def best(self, number: int) -> Found:
+        """Only so many boxes, those with the highest scores."""
+        if self.scores is None:
+            return self
+        keep = np.argsort(-self.scores, kind="stable")[:number]
+        return Found(self.boxes[keep], self.labels[keep], self.scores[keep])
+
+
+_OVERLAP = 0.5  # least intersection over union of a box that is right
+NOTHING = Found(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
+
+
+def by_picture(rows: Sequence[dict[str, Any]], categories: Sequence[Category]) -> dict[Any, Found]:
+    """Annotations or detections in COCO's form, by the `id_key` of their picture.
+
+    Args:
+        rows: Annotations have the score 1.
+        categories: Of the source; rows of other classes are left out.
+    """
+    label_of = {id_key(category.id): label for label, category in enumerate(categories)}
+    gathered: dict[Any, list[tuple[list[float], int, float]]] = {}
+    for row in rows:
+        label = label_of.get(id_key(row["category_id"]))
+        if label is not None:
+            entry = (row["bbox"], label, float(row.get("score", 1.0)))
+            gathered.setdefault(id_key(row["image_id"]), []).append(entry)
+    found = {}
+    for key, entries in gathered.items():
+        boxes = np.array([box for box, _, _ in entries], np.float64)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([label for _, label, _ in entries], np.int64)
+        found[key] = Found(boxes, labels, np.array([score for _, _, score in entries]))
+    return found
+
+
+def count(truth: Found, found: Found) -> tuple[int, int]:
+    """How many objects were found, and how many boxes were wrong.
+
+    A box, best score first, takes the annotated object of its class that it overlaps most, if that
+    is free and the overlap at least half.
+
+    Args:
+        truth: Annotations.
+        found: Detections.
+
+    Returns:
+        Objects found; boxes that found none.
+    """
+    right = int((matched(truth, found) >= 0).sum())
+    return right, len(found.boxes) - right
+
+
+def matched(truth: Found, found: Found) -> Int[np.ndarray, "n"]:
+    """Which annotated object each box takes, by the rule of `count`; -1 where it takes none."""
+    free = np.ones(len(truth.boxes), bool)
+    taken = np.full(len(found.boxes), -1)
+    scores = np.zeros(len(found.boxes)) if found.scores is None else found.scores
+    for i in np.argsort(-scores, kind="stable"):
+        value = _overlaps(found.boxes[i], truth.boxes) * (free & (truth.labels == found.labels[i]))
+        if value.size and value.max() >= _OVERLAP:
+            taken[i] = value.argmax()
+            free[taken[i]] = False
+    return taken
+
+
+class Looked(NamedTuple):
+    """One picture with what each run found on it.
+
+    Attributes:
+        place: Position in the source.
+        truth: Its objects, crowd regions left out.
+        found: For each run its best boxes, as many as there are objects.
+        right: For each run, how many objects these find.
+    """
+
+    place: int
+    truth: Found
+    found: tuple[Found, ...]
+    right: tuple[int, ...]
+
+
+def look(runs: Sequence[RunFiles], truth: Truth) -> list[Looked]:
+    """Counts found objects in every picture that has any, in the order of the source."""
+    categories = truth.source.categories
+    objects = by_picture(truth.objects, categories)
+    found = [by_picture(run.found or [], categories) for run in runs]
+    pictures = []
+    for index in range(len(truth.source)):
+        key = id_key(truth.source.meta(index).image_id)
+        if key not in objects:  # no object, or not among the pictures that were scored
+            continue
+        wanted = objects[key]
+        number = len(wanted.boxes)
+        best = tuple(each.get(key, NOTHING).best(number) for each in found)
+        right = tuple(count(wanted, each)[0] for each in best)
+        pictures.append(Looked(index, Found(wanted.boxes, wanted.labels), best, right))
+    return pictures
+
+
+def most_changed(
+    pictures: Sequence[Looked], first: int, second: int, most: int
+) -> tuple[list[Looked], list[Looked]]:
+    """The pictures in which a run finds more than another, and those in which it finds less.
+
+    Args:
+        pictures: From `look`.
+        first: Position of the run that is compared with.
+        second: Position of the other run.
+        most: Of each kind.
+
+    Returns:
+        (helped, hurt), the largest change first. Of equal changes the one with fewer objects goes
+        first, since it is the larger part of the picture, and then the earlier picture.
+    """
+
+    def change(picture: Looked) -> int:
+        return picture.right[second] - picture.right[first]
+
+    ordered = sorted(pictures, key=lambda p: (-abs(change(p)), len(p.truth.boxes), p.place))
+    helped = [picture for picture in ordered if change(picture) > 0]
+    hurt = [picture for picture in ordered if change(picture) < 0]
+    return helped[:most], hurt[:most]
+
+
+def _overlaps(
+    box: Float[np.ndarray, "4"], boxes: Float[np.ndarray, "n 4"]
+) -> Float[np.ndarray, "n"]:
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    common = np.prod(np.maximum(sides, 0), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    union = np.prod(box[2:] - box[:2]) + areas - common
+    return np.where(union > 0, common / np.maximum(union, 1e-12), 0.0)
