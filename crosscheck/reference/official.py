@@ -65,6 +65,7 @@ def components_of(folder: Path) -> dict[str, Any]:
         """The three sums of `forward_train` with the modules of one two-stage detector."""
         levels = len(settings["strides"])
         s, t = ([x[f"{side}{i}"].permute(0, 3, 1, 2) for i in range(levels)] for side in "st")
+        t = [maps.detach() for maps in t]  # of a frozen teacher
 
         def convolve(name: str, value: Tensor) -> Tensor:
             return nn.functional.conv2d(value, p[f"{name}.weight"], p[f"{name}.bias"])
