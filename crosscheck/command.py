@@ -13,14 +13,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from crosscheck import crosskd, map_terms, official, ours, torchvision
+from crosscheck import authors, crosskd, map_terms, official, ours, torchvision
+from crosscheck.authors import authors_cases
 from crosscheck.case import Case
 from crosscheck.cases import all_cases
 from crosscheck.compare import Row, compare
@@ -28,18 +29,23 @@ from crosscheck.crosskd import crosskd_cases
 from crosscheck.exchange import read_answers, write_cases
 from crosscheck.map_terms import map_term_cases
 from crosscheck.official_cases import official_cases
+from crosscheck.reference.checkouts import OWN, recognised
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.training.writing import make_folder, make_place, write_text
 
-COMPONENTS = ours.COMPONENTS | official.COMPONENTS | map_terms.COMPONENTS | crosskd.COMPONENTS
+COMPONENTS: dict[str, ours.Component] = {}
+for _module in (ours, official, map_terms, crosskd, authors):
+    COMPONENTS |= _module.COMPONENTS
 
 
-def start_reference(folder: Path, python: str, official: str | None) -> subprocess.Popen[str]:
+def start_reference(
+    folder: Path, python: str, checkouts: Collection[Path]
+) -> subprocess.Popen[str]:
     """Starts the reference on a folder of cases, in an interpreter that has torch."""
     root = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [python, "-m", "crosscheck.reference", str(folder), *([official] if official else [])]
+    command = [python, "-m", "crosscheck.reference", str(folder), *map(str, checkouts)]
     try:
         return subprocess.Popen(
             command,
@@ -104,11 +110,18 @@ def main(argv: Sequence[str]) -> int:
         1 where any tensor is off by more than its tolerance, else 0.
 
     Raises:
-        UserError: no torch, or a checkout that is not the author's.
+        UserError: no torch, or a folder that is no known author's checkout.
     """
     parser = Parser("crosscheck", "every formula against PyTorch, on this machine")
     parser.add_argument("--torch-python", help="interpreter that has torch (default: this one)")
-    parser.add_argument("--official", metavar="DIR", help="checkout of the author's repository")
+    parser.add_argument(
+        "--official",
+        metavar="DIR",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="checkouts of authors' repositories, any of docs/tests.md: their own code as well",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all compared tensors to FILE")
     parser.add_argument("--all", action="store_true", help="print every tensor, not the worst ones")
     parser.add_argument("--keep", metavar="DIR", help="leave the exchanged files in DIR")
@@ -126,22 +139,24 @@ def main(argv: Sequence[str]) -> int:
     python = _torch_python(arguments.torch_python)
     if arguments.torchvision:
         return _torchvision(python, arguments)
-    checkout = arguments.official
-    if checkout and not (Path(checkout) / "mmdet/models/detectors/GloRe.py").is_file():
-        raise UserError(f"--official {checkout}: no mmdet/models/detectors/GloRe.py in there")
+    try:
+        checkouts = recognised(arguments.official)
+    except ValueError as error:
+        raise UserError(f"--official {error}") from error
     cases: list[Case] = []
     for dtype in ("float32", "float64"):
         cases += all_cases(dtype)
         cases += map_term_cases(dtype)
         cases += crosskd_cases(dtype)
-        cases += official_cases(dtype) if checkout else []
+        cases += official_cases(dtype) if OWN in checkouts else []
+        cases += authors_cases(dtype, checkouts)
     cases = [case for case in cases if (arguments.only or "") in case.name]
     if not cases:
         raise UserError(f"--only {arguments.only}: no case has that in its name")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.keep or temporary)
         write_cases(cases, folder)
-        reference = start_reference(folder, python, checkout)
+        reference = start_reference(folder, python, set(checkouts.values()))
         try:
             answers = {}
             for case in tqdm(cases, unit="case", disable=None):

@@ -34,11 +34,13 @@ def crosskd(
     module = ours.build(partial(make_distiller, settings, channels, dtype), p)
     given = (c[name] for name in ("boxes", "valid", "sizes", "picture_valid"))
     pyramids = [tuple(pair[0] for pair in side) for side in (student, teacher)]
-    head = partial(_head, c)
+    head = partial(rest_of_head, c)
     return module(*pyramids, *given, responses=Responses(student, teacher, head)).losses
 
 
-def _head(c: ours.Arrays, classes: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rest_of_head(
+    c: ours.Arrays, classes: jax.Array, boxes: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The teacher's last convolution and its output layer, of both branches."""
     found = []
     for branch, x in zip(BRANCHES, (classes, boxes), strict=True):
@@ -56,6 +58,47 @@ def _head(c: ours.Arrays, classes: jax.Array, boxes: jax.Array) -> tuple[jax.Arr
     return found[0], found[1]
 
 
+def crosskd_case(
+    make: Maker,
+    name: str,
+    component: str,
+    canvas: tuple[int, int],
+    channels: tuple[int, int],
+    c: dict[str, Any],
+) -> Case:
+    """Maps inside both heads, the rest of the teacher's head, and f where it is there.
+
+    Args:
+        make: draws the numbers.
+        name: of the case.
+        component: as in `Case`.
+        canvas: height and width, pixels.
+        channels: of the student's head and the teacher's.
+        c: the targets; the head's layers are added.
+    """
+    pictures, strides = len(c["sizes"]), (8, 16)
+    settings: dict[str, Any] = {
+        "term": "crosskd",
+        "strides": strides,
+        "standardize": True,
+        "config": {"layers": 3, "box": 0.7},
+    }
+    x: dict[str, np.ndarray] = {}
+    for branch, outputs, bias in zip(BRANCHES, (CLASSES, 4), (-2.0, 0.0), strict=True):
+        drawn = maps(make, canvas, strides, pictures, *channels)
+        x |= {f"{name[0]}_{branch}{name[1:]}": value for name, value in drawn.items()}
+        wide = channels[1]
+        for layer, width in (("last", wide), ("output", ANCHORS * outputs)):
+            scale = (2 / (9 * wide)) ** 0.5 * (1.0 if layer == "last" else 0.5)
+            c[f"{branch}.{layer}.kernel"] = make.normal(3, 3, wide, width, scale=scale)
+            offset = bias if layer == "output" else 0.0
+            drawn_bias = offset + make.normal(width, scale=0.1)
+            c[f"{branch}.{layer}.bias"] = drawn_bias.astype(make.dtype)
+    p = make.parameters(partial(make_distiller, settings, channels, make.dtype))
+    w = {"crosskd": np.ones((), make.dtype)}
+    return make.case(name, component, settings, {"x": x, "p": p, "c": c, "w": w})
+
+
 def crosskd_cases(dtype: str) -> Iterator[Case]:
     """With f, and with heads of equal widths.
 
@@ -63,30 +106,12 @@ def crosskd_cases(dtype: str) -> Iterator[Case]:
         dtype: "float32" or "float64".
     """
     make = Maker(dtype)
-    canvas, pictures, strides = (96, 128), 4, (8, 16)
+    canvas = 96, 128
     for channels in ((8, 12), (6, 6)):
-        settings: dict[str, Any] = {
-            "term": "crosskd",
-            "strides": strides,
-            "standardize": True,
-            "config": {"layers": 3, "box": 0.7},
-        }
-        c = targets(make, canvas, pictures, 4)
+        c = targets(make, canvas, 4, 4)
         c["picture_valid"][1] = False  # one that only fills the batch up
-        x: dict[str, np.ndarray] = {}
-        for branch, outputs, bias in zip(BRANCHES, (CLASSES, 4), (-2.0, 0.0), strict=True):
-            drawn = maps(make, canvas, strides, pictures, *channels)
-            x |= {f"{name[0]}_{branch}{name[1:]}": value for name, value in drawn.items()}
-            wide = channels[1]
-            for layer, width in (("last", wide), ("output", ANCHORS * outputs)):
-                scale = (2 / (9 * wide)) ** 0.5 * (1.0 if layer == "last" else 0.5)
-                c[f"{branch}.{layer}.kernel"] = make.normal(3, 3, wide, width, scale=scale)
-                offset = bias if layer == "output" else 0.0
-                c[f"{branch}.{layer}.bias"] = (offset + make.normal(width, scale=0.1)).astype(dtype)
-        p = make.parameters(partial(make_distiller, settings, channels, dtype))
-        w = {"crosskd": np.ones((), dtype)}
         name = f"crosskd, {channels[0]} to {channels[1]} channels"
-        yield make.case(name, "crosskd", settings, {"x": x, "p": p, "c": c, "w": w})
+        yield crosskd_case(make, name, "crosskd", canvas, channels, c)
 
 
 COMPONENTS: dict[str, ours.Component] = {"crosskd": crosskd}

@@ -1,4 +1,4 @@
-"""python -m crosscheck.reference FOLDER [OFFICIAL]: answers the cases that `crosscheck` wrote.
+"""python -m crosscheck.reference FOLDER [CHECKOUT...]: answers the cases that `crosscheck` wrote.
 
 Reads cases.json (a list of name, component, settings) and cases.npz ("CASE|KIND|NAME", with kinds
 x, p, c, w), writes answers.npz ("CASE|out|NAME", "CASE|dx|NAME", "CASE|dp|NAME").
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from crosscheck.reference import authors, official
+from crosscheck.reference.checkouts import OWN, recognised
 from crosscheck.reference.components import COMPONENTS
 
 
@@ -45,10 +47,11 @@ def main(argv: list[str]) -> None:
     """Answers all cases of a folder."""
     folder = Path(argv[0])
     components = dict(COMPONENTS)
-    if len(argv) > 1:
-        from crosscheck.reference.official import components_of
-
-        components |= components_of(Path(argv[1]))
+    checkouts = recognised(argv[1:])
+    if checkouts:
+        components |= authors.components_of(checkouts)
+    if OWN in checkouts:
+        components |= official.components_of(checkouts[OWN])
     torch.set_num_threads(1)
     arrays: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     with np.load(folder / "cases.npz") as file:

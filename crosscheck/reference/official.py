@@ -1,20 +1,19 @@
 """Runs the author's own modules, out of a checkout of the author's repository.
 
-GloRe.py is imported as it is. The relation class sits in a file that imports half of mmdetection
-and makes its filter on CUDA at each call: the class alone is taken out of the file's syntax tree,
-and its `resize` gets the layer that is handed in. Two-stage only: the one-stage path does not run.
+The relation class makes its filter on CUDA at each call: its `resize` gets the layer that is handed
+in instead. Two-stage only: the one-stage path does not run.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from crosscheck.reference.foreign import classes, fill
+from crosscheck.reference.layers import sub
 from crosscheck.reference.roi_align_adaptive import roi_align
 
 Tensors = dict[str, Tensor]
@@ -22,42 +21,19 @@ Tensors = dict[str, Tensor]
 
 def _graph_units(folder: Path) -> Any:
     path = folder / "mmdet/models/detectors/GloRe.py"
-    spec = importlib.util.spec_from_file_location("official_glore", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.GloRe_Unit_2D
+    return classes(path, "GCN", "GloRe_Unit", "GloRe_Unit_2D")[-1]
 
 
 def _relation_class(folder: Path) -> Any:
-    path = folder / "mmdet/models/detectors/two_stage.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    wanted: list[ast.stmt] = [
-        n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ObjectRelation_1"
-    ]
-    space: dict[str, Any] = {"nn": nn, "torch": torch}
-    exec(compile(ast.Module(wanted, []), str(path), "exec"), space)
+    (own,) = classes(folder / "mmdet/models/detectors/two_stage.py", "ObjectRelation_1")
 
-    class FixedFilter(space["ObjectRelation_1"]):  # type: ignore[misc, name-defined]
+    class FixedFilter(own):  # type: ignore[misc, valid-type]
         def resize(self, x: Tensor) -> Tensor:
             n = len(x)
             logits = x @ self.filter_weight[:n].T + self.filter_bias[:n]
             return torch.softmax(logits, dim=-1)
 
     return FixedFilter
-
-
-def _load(module: nn.Module, parameters: Tensors, prefix: str) -> nn.Module:
-    """Puts tensors (not copies: gradients must reach them) into a module's parameter slots."""
-    for name, _ in list(module.named_parameters()):
-        owner = module
-        *path, last = name.split(".")
-        for step in path:
-            owner = getattr(owner, step)
-        del owner._parameters[last]
-        setattr(owner, last, parameters[f"{prefix}.{name}"])
-    return module.to(next(iter(parameters.values())).dtype)
 
 
 def components_of(folder: Path) -> dict[str, Any]:
@@ -69,14 +45,14 @@ def components_of(folder: Path) -> dict[str, Any]:
     unit_class, relation_class = _graph_units(folder), _relation_class(folder)
 
     def relation(p: Tensors, c: Tensors, prefix: str, width: int) -> Any:
-        module = _load(relation_class(width), p, prefix)
+        module = fill(relation_class(width), sub(p, prefix))
         module.filter_weight = c[f"{prefix}.filter.weight"]
         module.filter_bias = c[f"{prefix}.filter.bias"]
         return module
 
     def official_unit(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
         maps = x["x"].permute(0, 3, 1, 2)
-        module = _load(unit_class(maps.shape[1], settings["nodes"]), p, "unit")
+        module = fill(unit_class(maps.shape[1], settings["nodes"]), sub(p, "unit"))
         module.train(settings["train"])
         return {"phi": module(maps).permute(0, 2, 3, 1)}
 
@@ -89,6 +65,7 @@ def components_of(folder: Path) -> dict[str, Any]:
         """The three sums of `forward_train` with the modules of one two-stage detector."""
         levels = len(settings["strides"])
         s, t = ([x[f"{side}{i}"].permute(0, 3, 1, 2) for i in range(levels)] for side in "st")
+        t = [maps.detach() for maps in t]  # of a frozen teacher
 
         def convolve(name: str, value: Tensor) -> Tensor:
             return nn.functional.conv2d(value, p[f"{name}.weight"], p[f"{name}.bias"])
@@ -96,8 +73,9 @@ def components_of(folder: Path) -> dict[str, Any]:
         pixel = s[0].new_zeros(())
         for i in range(levels):
             phi = [
-                _load(
-                    unit_class(maps[i].shape[1], settings["nodes"][i]), p, f"{side}_non_local.{i}"
+                fill(
+                    unit_class(maps[i].shape[1], settings["nodes"][i]),
+                    sub(p, f"{side}_non_local.{i}"),
                 )(maps[i])
                 for side, maps in (("student", s), ("teacher", t))
             ]

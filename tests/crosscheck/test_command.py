@@ -59,8 +59,6 @@ def test_complaints_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--torch-python"):
         command.main([])
-    with pytest.raises(UserError, match=r"GloRe\.py"):
-        command.main(["--torch-python", sys.executable, "--official", str(tmp_path)])
     own = command.all_cases
     monkeypatch.setattr(command, "all_cases", functools.cache(lambda dtype: [*own(dtype)]))
     with pytest.raises(UserError, match="no case"):
