@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from drkd_jax.data.coco import load_json
 from drkd_jax.data.instances import parse_instances
-from drkd_jax.data.json_file import load_json
 from drkd_jax.data.records import id_key
 from drkd_jax.errors import UserError
 

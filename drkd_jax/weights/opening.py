@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from drkd_jax.data.coco_names import COCO_CATEGORIES
+from drkd_jax.data.classes import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.weights import detectron2
 from drkd_jax.weights.by_name import is_name, local_file

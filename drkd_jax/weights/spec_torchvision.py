@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drkd_jax.data.coco_names import COCO_CATEGORIES
+from drkd_jax.data.classes import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS, TORCHVISION
 from drkd_jax.weights.checkpoint_spec import Assumed, CheckpointSpec, count

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drkd_jax.data.coco_names import COCO_CATEGORIES
+from drkd_jax.data.classes import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, Pixels
 from drkd_jax.weights.layouts import their_shape
