@@ -201,21 +201,23 @@ class JoinedSource(Source):
     def table(self) -> AnnotationTable:  # type: ignore[override]  # made once, where wanted
         """All annotations, by the joined labels and ids."""
         tables = [source.table for source in self.sources]
+        labels = [rows[table.labels] for rows, table in zip(self._labels, tables, strict=True)]
         counts = np.concatenate([np.diff(table.starts) for table in tables])
-        annotations = int(counts.sum())
+
+        def joined(key: str) -> np.ndarray:
+            return np.concatenate([getattr(table, key) for table in tables])
+
         return AnnotationTable(
             categories=self.categories,
             names=tuple(name for table in tables for name in table.names),
             image_ids=self._ids,
-            sizes=np.concatenate([table.sizes for table in tables]),
+            sizes=joined("sizes"),
             starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            ids=np.arange(1, annotations + 1, dtype=np.int64),
-            bbox=np.concatenate([table.bbox for table in tables]),
-            area=np.concatenate([table.area for table in tables]),
-            labels=np.concatenate(
-                [labels[table.labels] for labels, table in zip(self._labels, tables, strict=True)]
-            ),
-            crowd=np.concatenate([table.crowd for table in tables]),
+            ids=np.arange(1, int(counts.sum()) + 1, dtype=np.int64),
+            bbox=joined("bbox"),
+            area=joined("area"),
+            labels=np.concatenate(labels),
+            crowd=joined("crowd"),
         )
 
     def record(self, index: int) -> Record:
