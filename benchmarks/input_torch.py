@@ -17,7 +17,7 @@ cv2.setNumThreads(1)
 
 
 class Pictures(Dataset):
-    """Read, decode, resize, pad: what drkd_jax.data.reader does for a row of a batch."""
+    """Read, decode, resize, pad: what drkd_jax.data.pipeline does for a row of a batch."""
 
     def __init__(self, plan):
         self.rows = plan["rows"]

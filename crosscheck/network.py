@@ -19,8 +19,8 @@ from drkd_jax import models
 from drkd_jax.models.dense import Assigned
 from drkd_jax.models.rpn import propose
 from drkd_jax.types import Features, Targets
-from drkd_jax.weights.layouts import LAYOUTS, their_shape
-from drkd_jax.weights.torchvision import entries
+from drkd_jax.weights.key_report import LAYOUTS, their_shape
+from drkd_jax.weights.torchvision import table
 
 Answers = Mapping[str, np.ndarray]
 
@@ -47,7 +47,7 @@ def load(model: Model, answers: Answers) -> tuple[Any, Any]:
     flat = nnx.to_flat_state(state)
     shapes = {flat_name(path): tuple(slot.shape) for path, slot in flat}
     arrays = {}
-    for entry in entries(shapes):
+    for entry in table(shapes):
         drawn = weight(entry.theirs, their_shape(entry.layout, shapes[entry.ours]), model.seed)
         module, _, leaf = entry.theirs.rpartition(".")
         if f"weights|gain|{module}" in answers:

@@ -19,7 +19,7 @@ from drkd_jax.models.roi_head import Regions
 from drkd_jax.ops.sampling import Sampled
 from drkd_jax.types import Targets
 from drkd_jax.weights.key_report import give
-from drkd_jax.weights.torchvision import entries
+from drkd_jax.weights.torchvision import table
 
 # Relative norms, but where a line of the table says "score", "pixels" or "count".
 FEATURES, LOSSES = 1e-5, 1e-5
@@ -178,7 +178,7 @@ class Batch:
         arrays = {
             flat_name(path): np.asarray(slot[...]) for path, slot in nnx.to_flat_state(pulled)
         }
-        for name, values in give(arrays, entries(arrays)).items():
+        for name, values in give(arrays, table(arrays)).items():
             yield self._near(f"gradients.{name}", values, name, GRADIENTS)
             norm, theirs = float(np.linalg.norm(values)), float(self.theirs[f"norms.{name}"])
             yield f"norms.{name}", abs(norm - theirs), abs(norm - theirs) / theirs, GRADIENTS

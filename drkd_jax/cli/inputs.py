@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from drkd_jax.data.pipeline import PipelineConfig
-from drkd_jax.data.reader import pixel_type
+from drkd_jax.data.pipeline import PipelineConfig, pixel_type
 from drkd_jax.data.transforms import fit, resize
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch

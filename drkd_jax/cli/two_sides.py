@@ -23,8 +23,8 @@ from jaxtyping import Float, Int
 
 from drkd_jax.boxes import pairwise_iou
 from drkd_jax.cli.detector import Read, read_named
+from drkd_jax.data.coco import load_json
 from drkd_jax.data.instances import parse_instances
-from drkd_jax.data.json_file import load_json
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.records import id_key
 from drkd_jax.errors import UserError

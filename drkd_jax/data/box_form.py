@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from drkd_jax.data.table import AnnotationTable
+from drkd_jax.data.records import AnnotationTable
 
 LARGE = 0.05  # share of the boxes from which a cause is looked for
 _FITS = 0.8  # share of the odd boxes that a cause has to explain

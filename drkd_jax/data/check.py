@@ -16,9 +16,8 @@ import numpy as np
 
 from drkd_jax.data.coco import CocoSource
 from drkd_jax.data.findings import find, left_out, no_box, some
-from drkd_jax.data.instances import Fault
+from drkd_jax.data.records import AnnotationTable
 from drkd_jax.data.sources import open_source
-from drkd_jax.data.table import AnnotationTable
 from drkd_jax.errors import UserError
 
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits, compared with the stated area
@@ -104,9 +103,8 @@ def check(
             list that is missing.
     """
     source = open_source(spec, "list", exif=exif, depth=depth)
-    table: AnnotationTable = source.table  # type: ignore[attr-defined]  # every such source has one
-    faults: list[Fault] = getattr(source, "faults", [])
-    errors, digests = [f"{fault}" for fault in faults], {}
+    table = source.table
+    errors, digests = [f"{fault}" for fault in source.faults], {}
     readable = np.ones(len(source), bool)
 
     def read(index: int) -> bytes | str:

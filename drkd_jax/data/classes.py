@@ -1,18 +1,46 @@
-"""Classes of two sets brought together by name, whatever ids and order their files give them."""
+"""COCO's 80 classes; and those of two sets brought together by name, whatever their ids."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from drkd_jax.data.records import Category, Id, Meta, Record, Source, id_key
-from drkd_jax.data.table import AnnotationTable
+from drkd_jax.data.records import AnnotationTable, Category, Id, Meta, Record, Source, id_key
 from drkd_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from drkd_jax.data.decode import Scan
+
+
+# COCO 2017's classes in the annotation files' order, each row from its first id on: TFDS keeps
+# labels 0..79 and names; the ids (1..90, with gaps) that results are handed in with are only here.
+_NAMES = {
+    1: "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
+    "fire hydrant",
+    13: "stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, "
+    "zebra, giraffe",
+    27: "backpack, umbrella",
+    31: "handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, "
+    "baseball glove, skateboard, surfboard, tennis racket, bottle",
+    46: "wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, "
+    "carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed",
+    67: "dining table",
+    70: "toilet",
+    72: "tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, "
+    "refrigerator",
+    84: "book, clock, vase, scissors, teddy bear, hair drier, toothbrush",
+}
+COCO_CATEGORIES = tuple(
+    Category(first + offset, name)
+    for first, names in _NAMES.items()
+    for offset, name in enumerate(names.split(", "))
+)
 
 
 def with_classes(
@@ -47,7 +75,7 @@ def with_classes(
             f"{what}: its classes cannot be told by name, '{twice[0]}' occurs twice. {lists}"
         )
     label_of = {name: label for label, name in enumerate(theirs)}
-    used = set(np.unique(_labels(source)).tolist())
+    used = set(np.unique(source.table.labels).tolist())
     strange = [c for label, c in enumerate(own) if c.name not in label_of]
     if any(label in used for label, c in enumerate(own) if c.name not in label_of):
         raise UserError(
@@ -77,7 +105,7 @@ def with_classes(
     return Relabelled(source, tuple(merged), labels), notes
 
 
-class Relabelled:
+class Relabelled(Source):
     """A source by other labels; pictures and ids stay.
 
     Args:
@@ -90,27 +118,28 @@ class Relabelled:
         self, source: Source, categories: tuple[Category, ...], labels: Int32[np.ndarray, "K"]
     ):
         self._source, self.categories, self._labels = source, categories, labels
-        self.spec = source.spec
+        self.spec, self.exif, self.depth = source.spec, source.exif, source.depth
+        self.faults, self.mended = source.faults, source.mended
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # also while it is unpickled, when there is no source yet
-            raise AttributeError(name)
-        return getattr(self._source, name)
-
     @property
-    def table(self) -> AnnotationTable:
+    def table(self) -> AnnotationTable:  # type: ignore[override]  # never set
         """All annotations, by the new labels."""
-        table = self._source.table  # type: ignore[attr-defined]
+        table = self._source.table
         return dataclasses.replace(
             table, categories=self.categories, labels=self._labels[table.labels]
         )
 
-    def describe(self) -> dict[str, Any]:
-        """Counts, by the new classes."""
-        return self._source.describe() | {"classes": len(self.categories)}
+    @property
+    def scan(self) -> Scan | None:  # type: ignore[override]  # never set
+        """As of the source."""
+        return self._source.scan
+
+    def path(self, index: int) -> Path | None:
+        """As of the source."""
+        return self._source.path(index)
 
     def meta(self, index: int) -> Meta:
         """As of the source."""
@@ -143,10 +172,3 @@ def list_classes(classes: Sequence[Category], most: int = 12) -> str:
 def free_id(taken: set[Id]) -> int:
     """A number above all ids whose keys are taken."""
     return max([number for number in taken if isinstance(number, int)], default=0) + 1
-
-
-def _labels(source: Source) -> np.ndarray:
-    table = getattr(source, "table", None)
-    if table is not None:
-        return table.labels
-    return np.concatenate([source.record(i).labels for i in range(len(source))])

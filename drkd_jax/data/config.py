@@ -22,7 +22,7 @@ class PipelineConfig:
         max_boxes: rows G for ground truth; boxes past them are left out, counted, and told.
         flip: probability that a training picture is mirrored.
         scale_jitter: least and largest factor of a training picture's sides after resizing; what
-            its canvas does not hold is cut off at random, see ``jitter.py``.
+            its canvas does not hold is cut off at random, see ``transforms.window``.
         colour_jitter: strength of random brightness, contrast and saturation, 0 to 1.
         seed: of everything random.
         num_threads: reading threads of each process; 0 reads in the caller's.

@@ -14,9 +14,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from drkd_jax.data.box_form import LARGE, box_form, cut
-from drkd_jax.data.records import Source
-from drkd_jax.data.scan import Scan, brightest
-from drkd_jax.data.table import AnnotationTable
+from drkd_jax.data.decode import Scan, brightest
+from drkd_jax.data.records import AnnotationTable, Source
 from drkd_jax.errors import UserError
 
 SMALLEST_SIDE = 32  # pixels; training leaves smaller pictures out
@@ -46,15 +45,13 @@ def find(
     """All that can be known of a set without its pixels, the grave first.
 
     Args:
-        source: a set with a table of its annotations.
+        source: the set.
         max_boxes: rows for ground truth in a batch; None for a set that is not trained on.
         max_detections: of a class in a picture that an evaluation counts; None for a set that is
             not scored.
     """
-    table = getattr(source, "table", None)
-    if table is None:
-        return []
-    found = [Finding(line) for line in getattr(source, "mended", ())]
+    table = source.table
+    found = [Finding(line) for line in source.mended]
     found += _boxes(table)
     found += _pictures(table, max_boxes, max_detections)
     pairs = zip(places(source), table.names, strict=True)
@@ -183,43 +180,40 @@ def _names(table: AnnotationTable, places: Sequence[str]) -> list[Finding]:
     return found
 
 
-def places(source: Any) -> list[str | None]:
+def places(source: Source) -> list[str | None]:
     """What tells each picture file from another, however its folder is reached; None: no file."""
-    if not hasattr(source, "path"):
-        return [None] * len(source)
     folders: dict[str, str] = {}  # to ask for each file is slow over a network
     found: list[str | None] = []
     for index in range(len(source)):
         path = source.path(index)
-        if path is not None:
-            folder, name = os.path.split(path)
-            if folder not in folders:
-                folders[folder] = os.path.realpath(folder)
-            path = os.path.join(folders[folder], name)
-        found.append(path)
+        if path is None:
+            found.append(None)
+            continue
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        found.append(os.path.join(folders[folder], name))
     return found
 
 
-def _files(source: Any) -> list[Finding]:
+def _files(source: Source) -> list[Finding]:
     """Which files are no pictures, how they are turned, and how deep they are."""
-    found, scanned = [], getattr(source, "scan", None)
+    found, scanned, table = [], source.scan, source.table
     if scanned is None:
         return []
-    table = source.table
     # In joined sets some pictures are no files.
     broken = [i for i in np.flatnonzero(scanned.broken) if source.path(int(i)) is not None]
     if broken:
         named = some([table.names[i] for i in broken])
         text = f"{len(broken)} picture files are missing, empty or no pictures: {named}"
         found.append(Finding(text, grave=True))
-    exif, depth = getattr(source, "exif", "auto"), getattr(source, "depth", 0)
     if (scanned.orientation > 1).any():
-        found.append(_turned(table, scanned, exif))
+        found.append(_turned(table, scanned, source.exif))
     deep = np.flatnonzero(scanned.bits == 16)
     if len(deep):
-        value, looked = brightest([source.path(int(index)) for index in deep])
+        value, looked = brightest([path for i in deep if (path := source.path(int(i)))])
         used = max(8, int(value).bit_length())
-        taken = depth or 16
+        taken = source.depth or 16
         text = (
             f"{len(deep)} pictures hold 16-bit numbers; the brightest of {looked} looked at is "
             f"{value} of {(1 << 16) - 1}, they are read as {taken} bits: "
@@ -282,16 +276,13 @@ def require_usable(source: Source) -> None:
     Raises:
         UserError: with the likely cause.
     """
-    table = getattr(source, "table", None)
-    if table is not None and len(table.ids) and not table.usable.any():
+    if len(source.table.ids) and not source.table.usable.any():
         require_boxes(source)
 
 
 def no_box(source: Source) -> str:
     """Why nothing of a set can be trained on; "" where something can."""
-    table = getattr(source, "table", None)
-    if table is None:
-        return ""
+    table = source.table
     form, count = box_form(table), len(table.ids)
     if (table.usable & ~table.crowd).any() and not form.none_usable:
         return ""

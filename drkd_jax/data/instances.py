@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drkd_jax.data.records import Category, Id, id_key
-from drkd_jax.data.table import AnnotationTable, id_array
+from drkd_jax.data.records import AnnotationTable, Category, Id, id_array, id_key
 from drkd_jax.errors import UserError
 
 

@@ -1,11 +1,12 @@
 """From a source to batches: planned by number, read by Grain's threads or processes.
 
-Letters: B pictures of a batch.
+Letters: B pictures of a batch, H W canvas pixels, G padded ground truths.
 """
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,35 +15,109 @@ import numpy as np
 from absl import flags
 
 from drkd_jax.data.config import PipelineConfig
-from drkd_jax.data.counts import Counter, fit_all
-from drkd_jax.data.epoch import (
-    boxes_left_out,
-    kept_indices,
-    padding_share,
-    plan_batches,
-    steps_per_epoch,
-    train_fits,
-)
-from drkd_jax.data.reader import BatchReader, TimedReader
+from drkd_jax.data.plan import BatchPlan, Counter, fit_all, plan_batches, train_fits
 from drkd_jax.data.records import Source
 from drkd_jax.data.skipped import SkipList
+from drkd_jax.data.transforms import (
+    Chances,
+    Window,
+    crop_boxes,
+    cut_out,
+    fit,
+    recolour,
+    scale_boxes,
+    window,
+)
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
 
-__all__ = [
-    "BatchReader",
-    "EvalBatches",
-    "PipelineConfig",
-    "TrainIterator",
-    "boxes_left_out",
-    "eval_batches",
-    "kept_indices",
-    "padding_share",
-    "steps_per_epoch",
-    "train_loader",
-]
-
 _FOREVER = 2**48  # batches; a training run ends by its own count of steps
+
+
+class BatchReader:
+    """Batch number to ``Batch``: a pure function, picklable for worker processes.
+
+    Args:
+        source: where pictures come from.
+        config: sizes, and what happens to a picture that cannot be read.
+        plan: which pictures make up a batch.
+        rows: this host's rows of it.
+    """
+
+    def __init__(self, source: Source, config: PipelineConfig, plan: BatchPlan, rows: slice):
+        self.source, self.config, self.plan, self.rows = source, config, plan, rows
+
+    def __call__(self, number: int) -> tuple[Batch, float]:
+        """As of ``read``, with the seconds that it took."""
+        before = time.perf_counter()
+        batch = self.read(int(number))
+        return batch, time.perf_counter() - before
+
+    def read(self, number: int) -> Batch:
+        """Reads, resizes and pads this host's pictures of a batch.
+
+        Raises:
+            UserError: a picture cannot be read. With ``on_error = "skip"`` its row becomes a
+                filling picture instead.
+        """
+        config, planned = self.config, self.plan.batch(number)
+        height, width = config.canvases[planned.canvas]
+        indices, flip = planned.indices[self.rows], planned.flip[self.rows]
+        chances = None if planned.chances is None else planned.chances[self.rows]
+        B, G = len(indices), config.max_boxes
+        batch = Batch(
+            images=np.zeros((B, height, width, 3), pixel_type(config)),
+            sizes=np.zeros((B, 2), np.int32),
+            flip=flip.copy(),
+            boxes=np.zeros((B, G, 4), np.float32),
+            labels=np.zeros((B, G), np.int32),
+            valid=np.zeros((B, G), bool),
+            picture_valid=indices >= 0,
+            index=indices.astype(np.int32),
+            scale=np.ones((B, 2), np.float32),
+        )
+        for row in np.flatnonzero(batch.picture_valid):
+            try:
+                own = None if chances is None else chances[row]
+                self._fill(batch, int(row), int(indices[row]), own)
+            except UserError:
+                if config.on_error == "stop":
+                    raise
+                # The reader's owner sees what is missing, and keeps the list (`SkipList`).
+                batch.picture_valid[row], batch.index[row], batch.flip[row] = False, -1, False
+        return batch
+
+    def missing(self, number: int, batch: Batch) -> np.ndarray:
+        """Positions in the source of the pictures that batch ``number`` should have and has not."""
+        indices = self.plan.batch(number).indices[self.rows]
+        return indices[(indices >= 0) & ~np.asarray(batch.picture_valid)]
+
+    def _fill(self, batch: Batch, row: int, index: int, chances: Chances | None) -> None:
+        config, record = self.config, self.source.record(index)
+        height, width = record.image.shape[:2]
+        _, size = fit(height, width, config.shorter, config.longer, config.canvases, config.resize)
+        canvas = np.asarray(batch.images)[row]
+        seen = Window(size, (0, 0), size)
+        if chances is not None:
+            seen = window(size, canvas.shape[:2], config.scale_jitter, chances)
+        image = cut_out(record.image, seen, canvas.dtype)
+        if chances is not None and config.colour_jitter:
+            image = recolour(image, config.colour_jitter, chances)
+        canvas[: seen.size[0], : seen.size[1]] = image
+        scale = np.array([seen.full[1] / width, seen.full[0] / height], np.float32)
+        batch.sizes[row], batch.scale[row] = seen.size, scale
+        trained = np.flatnonzero(~record.crowd)
+        boxes, kept = crop_boxes(scale_boxes(record.boxes[trained], scale, seen.full), seen)
+        trained, boxes = trained[kept][: config.max_boxes], boxes[kept][: config.max_boxes]
+        n = len(trained)
+        batch.boxes[row, :n] = boxes
+        batch.labels[row, :n] = record.labels[trained]
+        batch.valid[row, :n] = True
+
+
+def pixel_type(config: PipelineConfig) -> type[np.generic]:
+    """What a batch holds for each colour of a pixel: bytes, or floats of 0 to 255."""
+    return np.float32 if config.resize == "torchvision" else np.uint8
 
 
 def train_loader(
@@ -81,7 +156,27 @@ def train_loader(
     )
 
 
-class TrainIterator(grain.DatasetIterator[Batch]):
+class _Skipping:
+    """Batches whose reader may skip pictures; ``_skips`` is None where it stops instead."""
+
+    _skips: SkipList | None
+
+    def share_skipped(self, allgather: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Has every host know what all of them skipped; see ``SkipList.share``.
+
+        Raises:
+            UserError: more than 1 % of the pictures, on every host alike.
+        """
+        if self._skips is not None:
+            self._skips.share(allgather)
+
+    @property
+    def num_skipped(self) -> int:
+        """Pictures that were skipped so far."""
+        return len(self._skips.reasons) if self._skips is not None else 0
+
+
+class TrainIterator(_Skipping, grain.DatasetIterator[Batch]):
     """Endless batches. The state is the number of batches handed out and nothing else.
 
     So a run may go on with other threads, workers or hosts than it was stopped with.
@@ -112,20 +207,6 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         counts = self._counter.take()
         return counts | ({} if self._skips is None else {"skipped": float(self.num_skipped)})
 
-    def share_skipped(self, allgather: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Has every host know what all of them skipped; see ``SkipList.share``.
-
-        Raises:
-            UserError: more than 1 % of the pictures, on every host alike.
-        """
-        if self._skips is not None:
-            self._skips.share(allgather)
-
-    @property
-    def num_skipped(self) -> int:
-        """Pictures that were skipped so far."""
-        return len(self._skips.reasons) if self._skips is not None else 0
-
     def get_state(self) -> dict[str, int]:
         """The number of the next batch, counted from the start of training."""
         return {"next_batch": self._next}
@@ -147,7 +228,7 @@ class TrainIterator(grain.DatasetIterator[Batch]):
             self._inner = None
 
 
-class EvalBatches:
+class EvalBatches(_Skipping):
     """Each picture of a source once, in batches; can be walked again and again.
 
     Pictures are neither shuffled, mirrored nor left out. Every host sees the same number of
@@ -191,20 +272,6 @@ class EvalBatches:
                 # It refers to itself, and holds shared memory, which should not wait for the end.
                 del batches
                 gc.collect()
-
-    def share_skipped(self, allgather: Callable[[np.ndarray], np.ndarray]) -> None:
-        """As of ``TrainIterator``.
-
-        Raises:
-            UserError: more than 1 % of the pictures, on every host alike.
-        """
-        if self._skips is not None:
-            self._skips.share(allgather)
-
-    @property
-    def num_skipped(self) -> int:
-        """Pictures that could not be read so far."""
-        return len(self._skips.reasons) if self._skips is not None else 0
 
 
 def eval_batches(
@@ -256,7 +323,7 @@ def _dataset(reader: BatchReader, start: int, stop: int) -> grain.IterDataset:
     options = grain.ReadOptions(
         num_threads=config.num_threads, prefetch_buffer_size=config.prefetch
     )
-    batches = grain.MapDataset.range(start, stop).map(TimedReader(reader)).to_iter_dataset(options)
+    batches = grain.MapDataset.range(start, stop).map(reader).to_iter_dataset(options)
     if not config.num_workers:
         return batches
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags

@@ -1,19 +1,25 @@
-"""Which pictures make up batch number i: the whole shuffle as a pure function of (seed, i).
+"""What an epoch holds, and which pictures make up batch number i, a pure function of (seed, i).
 
 A batch is of one canvas. In every epoch the pictures are permuted, dealt to their canvases in that
 order, cut into batches, and the batches are shuffled. The last batch of a canvas may not be full:
-its missing rows are -1.
+its missing rows are -1. What is counted follows from the plan and the picture sizes, so every host
+has the numbers of the whole global batch without reading a pixel.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from drkd_jax.data.jitter import NUM_CHANCES
+from drkd_jax.data.config import PipelineConfig
+from drkd_jax.data.findings import SMALLEST_SIDE, require_boxes
+from drkd_jax.data.records import Source
+from drkd_jax.data.transforms import NUM_CHANCES, fit
+from drkd_jax.errors import UserError
 
 
 class PlannedBatch(NamedTuple):
@@ -22,7 +28,7 @@ class PlannedBatch(NamedTuple):
     canvas: int
     indices: Int64[np.ndarray, "n"]
     flip: Bool[np.ndarray, "n"]
-    chances: Float64[np.ndarray, "n 6"] | None = None  # what `jitter` goes by, where it does
+    chances: Float64[np.ndarray, "n 6"] | None = None  # what jitter goes by, where it does
 
 
 class _Epoch(NamedTuple):
@@ -113,3 +119,133 @@ class BatchPlan:
             filled & flip[rows],
             None if chances is None else chances[rows],
         )
+
+
+def kept_indices(source: Source, config: PipelineConfig) -> Int64[np.ndarray, "n"]:
+    """Positions of the pictures that training sees.
+
+    Source: open-mmlab/mmdetection, mmdet/datasets/coco.py (``filter_data``: no ground truth, or
+    under 32 pixels). A picture that has crowd regions only counts as empty here.
+    """
+    if not config.drop_empty:
+        return np.arange(len(source))
+    table = source.table
+    return np.flatnonzero((table.num_boxes > 0) & (table.sizes.min(axis=1) >= SMALLEST_SIDE))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fits:
+    """How the pictures of a source lie on their canvases; n pictures."""
+
+    indices: Int64[np.ndarray, "n"]  # positions in the source
+    canvas: Int64[np.ndarray, "n"]
+    pixels: Int64[np.ndarray, "n"]  # of the resized picture
+    left_out: Int64[np.ndarray, "n"]  # boxes past max_boxes
+
+
+def fit_all(source: Source, config: PipelineConfig, indices: np.ndarray) -> Fits:
+    """Fits every picture of a source from its stated size."""
+    table, indices = source.table, np.asarray(indices, np.int64)
+    sizes, which = np.unique(table.sizes[indices], axis=0, return_inverse=True)
+    fitted = [
+        fit(h, w, config.shorter, config.longer, config.canvases, config.resize)
+        for h, w in sizes.tolist()
+    ]
+    canvas = np.array([chosen for chosen, _ in fitted], np.int64)[which]
+    pixels = np.array([height * width for _, (height, width) in fitted], np.int64)[which]
+    left_out = np.maximum(table.num_boxes[indices] - config.max_boxes, 0)
+    return Fits(indices, canvas, pixels, left_out)
+
+
+def train_fits(source: Source, config: PipelineConfig) -> Fits:
+    """How the pictures that training sees fill their canvases.
+
+    Raises:
+        UserError: none is left, or no box is, whatever ``drop_empty`` says.
+    """
+    require_boxes(source)
+    kept = kept_indices(source, config)
+    if not len(kept):
+        raise UserError(
+            f"{source.spec}: no picture is left to train on; all {len(source)} are without a box "
+            f"or under {SMALLEST_SIDE} pixels (drop_empty = {config.drop_empty})"
+        )
+    return fit_all(source, config, kept)
+
+
+def plan_batches(fits: Fits, config: PipelineConfig, shuffle: bool) -> BatchPlan:
+    """Which pictures come in which batch; only shuffled ones are mirrored or jittered."""
+    return BatchPlan(
+        fits.indices,
+        fits.canvas,
+        config.batch_size,
+        seed=config.seed,
+        flip=config.flip if shuffle else 0.0,
+        shuffle=shuffle,
+        jitter=shuffle and config.jitters,
+    )
+
+
+def padding_share(source: Source, config: PipelineConfig) -> float:
+    """The share of the canvases' pixels that an epoch of training leaves uncovered.
+
+    Filling pictures of the last batch of a canvas count as padding.
+    """
+    fits = train_fits(source, config)
+    counts = np.bincount(fits.canvas, minlength=len(config.canvases))
+    rows = -(-counts // config.batch_size) * config.batch_size
+    areas = np.array([height * width for height, width in config.canvases])
+    return 1 - float(fits.pixels.sum()) / float(max(1, (rows * areas).sum()))
+
+
+def steps_per_epoch(source: Source, config: PipelineConfig) -> int:
+    """Batches of one epoch of training; each canvas's last one may not be full."""
+    return plan_batches(train_fits(source, config), config, shuffle=True).steps_per_epoch
+
+
+class Counter:
+    """Adds up the batches between two log lines."""
+
+    def __init__(self, fits: Fits, config: PipelineConfig):
+        self._config = config
+        last = int(fits.indices.max(initial=-1))
+        self._pixels, self._left_out = np.zeros(last + 1, np.int64), np.zeros(last + 1, np.int64)
+        self._pixels[fits.indices] = fits.pixels
+        self._left_out[fits.indices] = fits.left_out
+        threads = min(config.num_threads, config.prefetch)
+        self._readers = max(1, threads) * max(1, config.num_workers)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was counted."""
+        self._batches = self._seen = self._left = self._rows = 0
+        self._canvas = self._covered = self._seconds = 0.0
+
+    def add(self, planned: PlannedBatch, rows: int, seconds: float) -> None:
+        """A batch: as planned for all hosts, and the seconds that this host's rows took."""
+        height, width = self._config.canvases[planned.canvas]
+        real = planned.indices[planned.indices >= 0]
+        self._batches += 1
+        self._rows += rows
+        self._canvas += float(len(planned.indices)) * height * width
+        self._covered += float(self._pixels[real].sum())
+        self._left += int(self._left_out[real].sum())
+        self._seconds += seconds
+
+    def take(self) -> dict[str, float]:
+        """What was counted since the last time.
+
+        Returns:
+            ``padding``: share of the canvas pixels that no picture covers. ``boxes_past_max``:
+            boxes a batch that found no row in ``max_boxes``. ``loader_rate``: pictures a second
+            that this host's readers can deliver, going by the time they took.
+        """
+        if not self._batches:
+            return {}
+        values = {
+            "padding": 1 - self._covered / self._canvas,
+            "boxes_past_max": self._left / self._batches,
+            "loader_rate": self._rows * self._readers / max(self._seconds, 1e-9),
+        }
+        self.reset()
+        return values

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.object_detection.coco import Coco
 
+from drkd_jax.data.classes import COCO_CATEGORIES
 from drkd_jax.data.coco import CocoSource
-from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")

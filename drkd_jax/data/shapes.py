@@ -16,16 +16,14 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from drkd_jax.data.layout import EASY, HARD, Coverage, Difficulty, Layout, lay_out
-from drkd_jax.data.outlines import CLASSES
-from drkd_jax.data.records import Category, Meta, Record
-from drkd_jax.data.table import AnnotationTable
+from drkd_jax.data.layout import CLASSES, EASY, HARD, Coverage, Difficulty, Layout, lay_out
+from drkd_jax.data.records import AnnotationTable, Category, Record, Source
 
 _FAINT = (20.0, 70.0)  # contrast of clutter
 _KEPT = 4096  # drawn pictures held in memory, about 75 kB each
 
 
-class ShapesSource:
+class ShapesSource(Source):
     """N drawn pictures.
 
     Args:
@@ -45,7 +43,7 @@ class ShapesSource:
         return self._num_pictures
 
     @functools.cached_property
-    def table(self) -> AnnotationTable:
+    def table(self) -> AnnotationTable:  # type: ignore[override]  # made once, where wanted
         """All boxes, found by laying every picture out without painting it."""
         layouts = [lay_out(self._seed, index, self._difficulty) for index in range(len(self))]
         boxes = np.concatenate([layout.boxes for layout in layouts]).astype(np.float64)
@@ -67,14 +65,6 @@ class ShapesSource:
     def _name(self, index: int) -> str:
         return f"shapes-{self._seed}-{index:06d}.png"
 
-    def describe(self) -> dict[str, Any]:
-        """Counts of pictures, boxes, classes and empty pictures."""
-        return self.table.describe(self.spec)
-
-    def meta(self, index: int) -> Meta:
-        """Id, size and number of boxes of picture ``index``."""
-        return self.table.meta(index)
-
     def record(self, index: int) -> Record:
         """Draws picture ``index``, or takes it from memory; its pixels are read-only."""
         record = self._drawn.get(index)
@@ -94,10 +84,6 @@ class ShapesSource:
         image.flags.writeable = False
         crowd = np.zeros(len(layout.labels), bool)
         return Record(image, layout.boxes, layout.labels, crowd, index, self._name(index))
-
-    def coco_ground_truth(self) -> dict[str, Any]:
-        """COCO's instances dict; ``area`` is the box's."""
-        return self.table.ground_truth()
 
 
 def paint(

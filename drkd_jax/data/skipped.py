@@ -46,7 +46,7 @@ class SkipList:
         self._source, self._total, self._path = source, total, path
         self.reasons: dict[int, str] = {}
         self._listed = _read(path) if path is not None else set()
-        faults = list(map(str, getattr(source, "faults", ())))
+        faults = list(map(str, source.faults))
         for fault in faults:
             self._write({"source": source.spec, "entry": fault})
         if faults:

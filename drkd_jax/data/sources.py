@@ -1,18 +1,34 @@
-"""Data sources by the string that names them in a config."""
+"""Data sources by the string that names them in a config; several as one, and some images of one.
+
+Letters: P pictures, M annotations of a source.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from drkd_jax.data.classes import free_id
 from drkd_jax.data.coco import CocoSource
-from drkd_jax.data.joined import JoinedSource
-from drkd_jax.data.records import Category, Meta, Record, Source
+from drkd_jax.data.decode import Scan, scan
+from drkd_jax.data.records import (
+    AnnotationTable,
+    Category,
+    Id,
+    Record,
+    Source,
+    id_array,
+    id_key,
+    plain_id,
+)
 from drkd_jax.data.shapes import ShapesSource
 from drkd_jax.errors import UserError
 from drkd_jax.paths import expand_home
-
-__all__ = ["Category", "Meta", "Record", "Source", "open_source"]
 
 _FORMS = "shapes:N[:SEED[:easy]], coco:IMAGES_DIR:INSTANCES_JSON or tfds:coco/2017:SPLIT[@DATA_DIR]"
 # A plus joins where a source follows; folders may have one in their name.
@@ -99,3 +115,162 @@ def _home(path: str) -> str:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
         raise UserError(f"data source: the home folder of {path} is not known") from error
+
+
+class JoinedSource(Source):
+    """``A + B``: several sources as one, in this order, their classes brought together by name.
+
+    A class has the id of the first source that has it, or a free one where another class has
+    taken that. Picture ids stay where no two are the same; otherwise pictures are numbered from 1.
+
+    Args:
+        sources: at least two.
+
+    Attributes:
+        faults: of all of them.
+        mended: what was read in another way than it stands.
+
+    Raises:
+        UserError: two classes of one name in one of them.
+    """
+
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = tuple(sources)
+        self.spec = " + ".join(source.spec for source in self.sources)
+        self.faults = [fault for source in self.sources for fault in source.faults]
+        self.mended: list[str] = [line for source in self.sources for line in source.mended]
+        self.exif, self.depth = self.sources[0].exif, self.sources[0].depth
+        self.categories = self._join_classes()
+        label_of = {category.name: label for label, category in enumerate(self.categories)}
+        self._labels = [
+            np.array([label_of[category.name] for category in source.categories], np.int32)
+            for source in self.sources
+        ]
+        self._starts = np.cumsum([0, *(len(source) for source in self.sources)])
+        ids = [plain_id(key) for source in self.sources for key in source.table.image_ids]
+        self._renumbered = len(set(map(id_key, ids))) < len(ids)
+        self._ids = id_array(list(range(1, len(ids) + 1)) if self._renumbered else ids)
+        if self._renumbered:
+            self.mended.append(
+                f"pictures of {self.spec} share ids and are numbered from 1 to {len(ids)}"
+            )
+
+    def _join_classes(self) -> tuple[Category, ...]:
+        found: dict[str, Id] = {}
+        taken: set[Id] = set()
+        for source in self.sources:
+            names = [category.name for category in source.categories]
+            if len(set(names)) < len(names):
+                raise UserError(f"{source.spec}: two classes of one name; they cannot be joined")
+            for category in source.categories:
+                if category.name not in found:
+                    number = free_id(taken) if id_key(category.id) in taken else category.id
+                    found[category.name] = number
+                    taken.add(id_key(number))
+        moved = [
+            f"'{c.name}' is {found[c.name]} for {c.id}"
+            for source in self.sources
+            for c in source.categories
+            if found[c.name] != c.id
+        ]
+        if moved:
+            self.mended.append(f"classes are joined by name: {', '.join(moved[:5])}")
+        pairs = [Category(number, name) for name, number in found.items()]
+        return tuple(sorted(pairs, key=lambda c: (isinstance(c.id, str), c.id)))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return part, int(index) - int(self._starts[part])
+
+    @functools.cached_property
+    def scan(self) -> Scan | None:  # type: ignore[override]  # made once, where wanted
+        """What the picture files say of themselves; None where none is a file."""
+        paths = [self.path(index) for index in range(len(self))]
+        # A picture that is no file is one that cannot be read, here.
+        return scan([path or Path() for path in paths]) if any(paths) else None
+
+    def path(self, index: int) -> Path | None:
+        """Where picture ``index`` lies; None where it is no file."""
+        part, at = self._place(index)
+        return self.sources[part].path(at)
+
+    @functools.cached_property
+    def table(self) -> AnnotationTable:  # type: ignore[override]  # made once, where wanted
+        """All annotations, by the joined labels and ids."""
+        tables = [source.table for source in self.sources]
+        labels = [rows[table.labels] for rows, table in zip(self._labels, tables, strict=True)]
+        counts = np.concatenate([np.diff(table.starts) for table in tables])
+
+        def joined(key: str) -> np.ndarray:
+            return np.concatenate([getattr(table, key) for table in tables])
+
+        return AnnotationTable(
+            categories=self.categories,
+            names=tuple(name for table in tables for name in table.names),
+            image_ids=self._ids,
+            sizes=joined("sizes"),
+            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            ids=np.arange(1, int(counts.sum()) + 1, dtype=np.int64),
+            bbox=joined("bbox"),
+            area=joined("area"),
+            labels=np.concatenate(labels),
+            crowd=joined("crowd"),
+        )
+
+    def record(self, index: int) -> Record:
+        """Reads picture ``index``.
+
+        Raises:
+            UserError: as of its source.
+        """
+        part, at = self._place(index)
+        record = self.sources[part].record(at)
+        return record._replace(
+            labels=self._labels[part][record.labels], image_id=plain_id(self._ids[index])
+        )
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """COCO's instances dict of all of them, annotations numbered from 1."""
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        id_of = {category.name: category.id for category in self.categories}
+        for part, source in enumerate(self.sources):
+            truth, start = source.coco_ground_truth(), int(self._starts[part])
+            new = {
+                source.meta(at).image_id: plain_id(self._ids[start + at])
+                for at in range(len(source))
+            }
+            names = {category["id"]: category["name"] for category in truth["categories"]}
+            images += [{**image, "id": new[image["id"]]} for image in truth["images"]]
+            for row in truth["annotations"]:
+                annotations.append(
+                    {
+                        **row,
+                        "id": len(annotations) + 1,
+                        "image_id": new[row["image_id"]],
+                        "category_id": id_of[names[row["category_id"]]],
+                    }
+                )
+        categories = [{"id": c.id, "name": c.name} for c in self.categories]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class Part(Source):
+    """The images of a source at some of its positions, in that order.
+
+    Args:
+        source: the whole.
+        indices: positions in it.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source, self._indices = source, [int(index) for index in indices]
+        self.spec, self.categories = source.spec, source.categories
+        self.table = source.table.take(self._indices)
+
+    def record(self, index: int) -> Record:
+        """The image and its boxes; raises what the whole source raises."""
+        return self._source.record(self._indices[index])

@@ -20,18 +20,17 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from drkd_jax.data.coco_names import COCO_CATEGORIES
+from drkd_jax.data.classes import COCO_CATEGORIES
+from drkd_jax.data.coco import load_json
 from drkd_jax.data.decode import decode_picture, stored_size
 from drkd_jax.data.instances import parse_instances
-from drkd_jax.data.json_file import load_json
-from drkd_jax.data.records import Category, Meta, Record
-from drkd_jax.data.table import AnnotationTable
+from drkd_jax.data.records import AnnotationTable, Record, Source
 from drkd_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """A split of TFDS's ``coco``.
 
     Args:
@@ -50,22 +49,8 @@ class TfdsSource:
         self.folder = _dataset_folder(name, data_dir)
         self._data = _open_split(self.folder, split)
         self.table = _table(self.folder, split, self._data)
-
-    @property
-    def categories(self) -> tuple[Category, ...]:
-        """COCO's 80 classes by rising id; TFDS's labels are their positions."""
-        return self.table.categories
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def describe(self) -> dict[str, Any]:
-        """Counts of pictures, boxes, classes, crowd regions, empty pictures, dropped boxes."""
-        return self.table.describe(self.spec)
-
-    def meta(self, index: int) -> Meta:
-        """Id, size and number of training boxes of picture ``index``."""
-        return self.table.meta(index)
+        # COCO's 80 classes by rising id; TFDS's labels are their positions.
+        self.categories = COCO_CATEGORIES
 
     def record(self, index: int) -> Record:
         """Reads picture ``index``.

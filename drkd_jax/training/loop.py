@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import train_loader
+from drkd_jax.data.records import fingerprint
 from drkd_jax.data.skipped import SKIPPED_FILE
 from drkd_jax.paths import expand_home
 from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics

@@ -27,10 +27,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from drkd_jax.data.epoch import kept_indices
-from drkd_jax.data.part import Part
-from drkd_jax.data.pipeline import TrainIterator, steps_per_epoch, train_loader
+from drkd_jax.data.pipeline import TrainIterator, train_loader
+from drkd_jax.data.plan import kept_indices, steps_per_epoch
 from drkd_jax.data.records import Source
+from drkd_jax.data.sources import Part
 from drkd_jax.distill import DistillConfig, Distiller
 from drkd_jax.distill.layers import pixel_mask, safe_ratio
 from drkd_jax.errors import UserError

@@ -9,8 +9,7 @@ from typing import Any
 
 from drkd_jax.data.classes import list_classes
 from drkd_jax.data.config import PipelineConfig
-from drkd_jax.data.fingerprint import changes
-from drkd_jax.data.records import Category, id_key
+from drkd_jax.data.records import Category, changes, id_key
 from drkd_jax.distill.config import DistillConfig, distill_config
 from drkd_jax.errors import UserError
 from drkd_jax.training.settings import EvalSettings, TrainSettings, as_tuples

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from drkd_jax import distill, models
 from drkd_jax.data.classes import with_classes
 from drkd_jax.data.findings import require_usable
-from drkd_jax.data.pipeline import PipelineConfig, steps_per_epoch
+from drkd_jax.data.pipeline import PipelineConfig
+from drkd_jax.data.plan import steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
 from drkd_jax.paths import expand_config

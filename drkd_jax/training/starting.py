@@ -20,9 +20,8 @@ from drkd_jax.training.loading import load_arrays
 from drkd_jax.training.pixels import KEYS
 from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import flatten, unflatten
-from drkd_jax.weights.by_name import is_name, local_file
+from drkd_jax.weights.by_name import is_name, local_file, short_name
 from drkd_jax.weights.opening import open_weights
-from drkd_jax.weights.published import short_name
 
 # What of a backbone has to be the same for another's weights to mean the same: what shows in the
 # arrays, and what does not.

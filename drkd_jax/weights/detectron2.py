@@ -16,9 +16,14 @@ import numpy as np
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, Pixels
-from drkd_jax.weights.checkpoint_spec import Assumed, CheckpointSpec
+from drkd_jax.weights.checkpoint_spec import (
+    Assumed,
+    CheckpointSpec,
+    Shapes,
+    backbone_entries,
+    read_backbone,
+)
 from drkd_jax.weights.key_report import Entry, Skip
-from drkd_jax.weights.resnet_names import Shapes, backbone_entries, read_backbone
 
 _BODY = "backbone.bottom_up."
 _SKIPS = (
@@ -29,7 +34,7 @@ _FOREIGN = Skip(r"(?!backbone\.)", "a head that is not ours: backbone and FPN ar
 _CLASSIFIER = Skip(r"(linear|fc\d*|stem\.fc)\.(weight|bias)$", "the ImageNet classifier")
 
 
-def is_detectron2(shapes: Shapes) -> bool:
+def is_its(shapes: Shapes) -> bool:
     """Whether keys are Detectron2's, or those of a bare backbone of it."""
     return any(re.match(rf"({re.escape(_BODY)})?res2\.0\.conv1\.weight$", key) for key in shapes)
 
@@ -74,13 +79,12 @@ def table(names: Iterable[str], prefixed: bool) -> list[Entry]:
     return entries
 
 
-def read(shapes: Shapes, arrays: Mapping[str, np.ndarray], file_name: str) -> CheckpointSpec:
+def read(shapes: Shapes, arrays: Mapping[str, np.ndarray]) -> CheckpointSpec:
     """The architecture behind a file's keys.
 
     Args:
         shapes: of the file's arrays.
         arrays: its arrays, of which `pixel_mean` and `pixel_std` are looked at.
-        file_name: says nothing here but in messages.
 
     Raises:
         UserError: a model that is not ours.

@@ -19,15 +19,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from tqdm import tqdm
+
 from drkd_jax.errors import UserError
-from drkd_jax.weights.file_kinds import what_it_is
-from drkd_jax.weights.files import sha256
-from drkd_jax.weights.transfer_bar import TransferBar
+from drkd_jax.weights.files import sha256, what_it_is
 
 CACHE = "DRKD_JAX_CACHE"
 _SHORTEST, _WHOLE = 8, 64  # hex digits of a sum
@@ -35,6 +35,7 @@ _HERE = ("localhost", "127.0.0.1", "::1")
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30.0  # seconds without a byte
 _WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further try
+_QUIET = 20.0  # seconds between two lines where no bar can be drawn
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
 _log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def _is_right(path: Path, address: Address) -> bool:
 
 def _fetch(address: Address, place: Path) -> None:
     part = place.with_name(f"{place.name}.part")
-    before = part.stat().st_size if part.exists() else 0
+    before = _size(part)
     begun = time.monotonic()
     if not (before and _is_right(part, address)):  # whole, and not yet renamed
         _transfer(address, part, place)
@@ -160,7 +161,7 @@ def _transfer(address: Address, part: Path, place: Path) -> None:
             _append(address.url, part)
             return
         except _CutError as error:
-            now = part.stat().st_size if part.exists() else 0
+            now = _size(part)
             if now > size >= 0:
                 waits = list(_WAITS)
             if not waits:
@@ -168,7 +169,7 @@ def _transfer(address: Address, part: Path, place: Path) -> None:
             size = max(now, size)
             time.sleep(waits.pop(0))
         except UserError as error:
-            kept = part.stat().st_size if part.exists() else 0
+            kept = _size(part)
             raise UserError(_given_up(address.url, str(error), kept, place)) from error
 
 
@@ -187,7 +188,7 @@ def _append(url: str, part: Path) -> None:
         UserError: it would not.
         OSError: the file cannot be written.
     """
-    there = part.stat().st_size if part.exists() else 0
+    there = _size(part)
     headers = {"User-Agent": "drkd_jax", "Accept-Encoding": "identity"}
     if there:
         headers["Range"] = f"bytes={there}-"
@@ -201,10 +202,10 @@ def _append(url: str, part: Path) -> None:
             start, total = there, _number(span[2])
         with part.open("r+b" if start else "wb") as file:
             file.seek(start)
-            with TransferBar(part.name.removesuffix(".part"), start, total) as bar:
+            with _transfer_bar(part.name.removesuffix(".part"), start, total) as more:
                 for chunk in _chunks(response):
                     file.write(chunk)
-                    bar.more(len(chunk))
+                    more(len(chunk))
             came = file.tell()
             file.flush()
             os.fsync(file.fileno())
@@ -305,6 +306,33 @@ def _alone(place: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _transfer_bar(name: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Takes the bytes that come: a bar on a terminal, elsewhere a line now and then."""
+    lines, done, begun = not sys.stderr.isatty(), start, time.monotonic()
+    told = begun
+    if lines:
+        size = f" ({total / 1e6:.1f} MB)" if total else ""
+        _say(f"fetching {name}{size}" + (f", from {start / 1e6:.1f} MB on" if start else ""))
+
+    def more(count: int) -> None:
+        nonlocal done, told
+        done, now = done + count, time.monotonic()
+        bar.update(count)
+        if lines and now - told > _QUIET:
+            told, rate = now, (done - start) / (now - begun)
+            left = f", about {(total - done) / rate:.0f} s left" if total else ""
+            _say(f"{name}: {done / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s{left}")
+
+    shown = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
+    with tqdm(total=total, initial=start, desc=name, disable=lines, **shown) as bar:
+        yield more
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _number(text: str | None) -> int | None:

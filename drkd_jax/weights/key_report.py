@@ -1,19 +1,63 @@
-"""Every key of a foreign file, and what became of it."""
+"""Every key of a foreign file, what became of it, and how its numbers lie in our arrays.
+
+Letters: h w a kernel's sides, I inputs, O outputs, C channels, S bins a side of a region.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.layouts import LAYOUTS, their_shape
 
+BINS = 7  # S: both libraries cut regions into 7 x 7 bins before their first linear layer
 _SHOWN = 6  # names of each kind in a message; the JSON has all
+
+
+class Layout(NamedTuple):
+    """A change of layout and its inverse; views where NumPy can, copies otherwise."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+def _regions_to_ours(x: np.ndarray) -> np.ndarray:
+    """(O, C S S) -> (S S C, O)."""
+    outputs, inputs = x.shape
+    wide = x.reshape(outputs, inputs // BINS**2, BINS, BINS)
+    return wide.transpose(2, 3, 1, 0).reshape(inputs, outputs)
+
+
+def _regions_to_theirs(x: np.ndarray) -> np.ndarray:
+    """(S S C, O) -> (O, C S S)."""
+    inputs, outputs = x.shape
+    wide = x.reshape(BINS, BINS, inputs // BINS**2, outputs)
+    return wide.transpose(3, 2, 0, 1).reshape(outputs, inputs)
+
+
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {
+        # A number a channel.
+        "vector": Layout(lambda x: x, lambda x: x),
+        # (O, I / groups, h, w) and (h, w, I / groups, O).
+        "conv": Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+        # (O, I) and (I, O).
+        "linear": Layout(lambda x: x.T, lambda x: x.T),
+        # The first linear layer behind a region's bins: torch flattens C S S, we S S C.
+        "regions": Layout(_regions_to_ours, _regions_to_theirs),
+    }
+)
+
+
+def their_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that an array of ours has in torch's layout; nothing is allocated."""
+    return LAYOUTS[layout].to_theirs(np.broadcast_to(np.float32(0), shape)).shape
 
 
 class Entry(NamedTuple):

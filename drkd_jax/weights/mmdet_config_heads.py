@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from drkd_jax.models.cascade_rcnn import STAGE_STDS
-from drkd_jax.weights.config_section import Section
-from drkd_jax.weights.mmdet_config_body import BATCH_NORMS
+from drkd_jax.weights.config_values import Section
 
+BATCH_NORMS = ("BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN", "NaiveSyncBatchNorm")
 ONES = (1.0, 1.0, 1.0, 1.0)
 ROI_STDS = (0.1, 0.1, 0.2, 0.2)
 # Heads whose networks and boxes are those of the first; they differ in training alone.

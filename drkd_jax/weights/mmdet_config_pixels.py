@@ -13,8 +13,7 @@ from typing import Any
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import Pixels
 from drkd_jax.weights.checkpoint_spec import PictureSize
-from drkd_jax.weights.config_section import Section
-from drkd_jax.weights.config_values import Unread
+from drkd_jax.weights.config_values import Section, Unread
 from drkd_jax.weights.mmdet_config import find_model
 
 # Steps of a test that would change its pictures in a way that is not built here.

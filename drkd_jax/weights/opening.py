@@ -10,16 +10,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from drkd_jax.data.coco_names import COCO_CATEGORIES
+from drkd_jax.data.classes import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.weights import detectron2
 from drkd_jax.weights.by_name import is_name, local_file
 from drkd_jax.weights.checkpoint_spec import CheckpointSpec
-from drkd_jax.weights.empty_models import abstract, model_shapes
 from drkd_jax.weights.files import ForeignFile, checked_name, is_safetensors, read_foreign, sha256
 from drkd_jax.weights.key_report import KeyReport
 from drkd_jax.weights.ours import About, is_ours, read_ours
-from drkd_jax.weights.understanding import Understood, understand
+from drkd_jax.weights.understanding import Understood, abstract, model_shapes, understand
 from drkd_jax.weights.wrappers import Unwrapped, unwrap
 
 # Keys of a config that say how to read a file, and not what its model is.

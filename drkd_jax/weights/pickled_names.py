@@ -1,6 +1,6 @@
 """What a pickle may name: the values that are built, and those that are not.
 
-`machine` looks every name of a file up here. What `BUILDERS` holds is built by functions of this
+`unpickler` looks every name of a file up here. What `BUILDERS` holds is built by functions of this
 file; what `INERT` holds is bookkeeping that real checkpoints carry beside their weights, and
 becomes an empty marker; every other name ends the reading.
 """

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from drkd_jax.data.check import check
-from drkd_jax.data.pipeline import PipelineConfig, eval_batches, steps_per_epoch, train_loader
+from drkd_jax.data.pipeline import PipelineConfig, eval_batches, train_loader
+from drkd_jax.data.plan import steps_per_epoch
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from tests.data.conftest import CocoFolder

@@ -10,10 +10,10 @@ import pytest
 
 from drkd_jax.data.box_form import box_form
 from drkd_jax.data.check import check
-from drkd_jax.data.epoch import train_fits
 from drkd_jax.data.findings import find
 from drkd_jax.data.instances import parse_instances
 from drkd_jax.data.pipeline import PipelineConfig
+from drkd_jax.data.plan import train_fits
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 
+from drkd_jax.data.coco import load_json
 from drkd_jax.data.decode import decode_picture, stored_size
+from drkd_jax.data.header import what_is
 from drkd_jax.errors import UserError
 
 
@@ -77,3 +81,85 @@ def test_depth_leaves_8_bits_alone_and_cuts_what_is_brighter():
     colours = np.array([[[4095, 0, 2048]]], np.uint16)  # BGR
     data = cv2.imencode(".png", colours)[1].tobytes()
     assert decode_picture(data, "x", depth=12).tolist() == [[[128, 0, 255]]]
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+KINDS = {
+    "lfs": (LFS, "a Git LFS pointer"),
+    "html": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "an HTML page"),
+    "html with a mark": (b"\xef\xbb\xbf<HTML>", "an HTML page"),
+    "mp4": (b"\0\0\0\x18ftypmp42" + bytes(50), "a video (MP4 or MOV)"),
+    "mov": (b"\0\0\0\x14ftypqt  " + bytes(50), "a video (MP4 or MOV)"),
+    "old mov": (b"\0\0\0\x08wide\0\0\1\0mdat", "a video (MOV)"),
+    "avi": (b"RIFF\x24\0\0\0AVI LIST" + bytes(50), "a video (AVI)"),
+    "webm": (b"\x1a\x45\xdf\xa3" + bytes(50), "a video (WebM or Matroska)"),
+    "mpeg": (b"\0\0\x01\xba" + bytes(50), "a video (MPEG)"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(50), "a HEIC photograph"),
+    "gzip": (b"\x1f\x8b\x08\0" + bytes(50), "a gzip file"),
+    "zip": (b"PK\x03\x04" + bytes(50), "a zip archive"),
+    "pdf": (b"%PDF-1.7\n", "a PDF document"),
+    "yolo": (b"0 0.5 0.5 0.25 0.125\n1 0.1 0.2 0.3 0.4\n", "a YOLO label file"),
+    "yolo polygon": (b"0 0.5 0.5 0.25 0.125 0.1 0.2\n", "a YOLO label file"),
+    "voc": (b"<annotation>\n<folder>VOC2007</folder></annotation>", "a Pascal VOC file"),
+    "voc with a head": (b'<?xml version="1.0"?>\n<annotation><size/>', "a Pascal VOC file"),
+    "cvat": (b'<?xml version="1.0"?>\n<annotations><version>1.1', "a file of CVAT"),
+    "csv": (b"filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,9,9,nut", "a table of boxes"),
+    "yaml": (b"train: ../train/images\nnc: 2\n", "a YAML file"),
+    "storage error": (b"<?xml version='1.0'?><Error><Code>AccessDenied", "about an error"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_a_picture_and_as_annotations(tmp_path, kind):
+    data, told = KINDS[kind]
+    assert told in what_is(data)
+    with pytest.raises(UserError) as raised:
+        decode_picture(data, "p.jpg")
+    assert f"p.jpg: cannot be decoded: it is no picture but {what_is(data)}" in str(raised.value)
+    path = tmp_path / "instances.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as raised:
+        load_json(path)
+    assert told in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b'{"images": [], "html": "<html>", "xmin,x1": [1, 2, 3, 4, 5]}',
+        b"[1, 2]",
+        b"\xff\xd8\xff\xe0",
+        b"1",
+        b"not a picture",
+    ],
+)
+def test_what_is_not_known_is_not_named(data):
+    assert what_is(data) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "the file is empty (0 bytes)"),
+        (b"  \n", "the file is empty (3 bytes)"),
+        (b'{"a": 1}\n{"a": 2}\n', "it is JSON Lines"),
+        (json.dumps([{"file_name": "a", "id": 1}]).encode(), "COCO's file is one object"),
+        (json.dumps([{"file_name": "a", "annotations": []}]).encode(), "Detectron2's records"),
+        (json.dumps([{"data": {}, "annotations": []}]).encode(), "Label Studio's own JSON"),
+        (json.dumps([{"image_id": 1, "bbox": []}]).encode(), "a list of results"),
+        (json.dumps({"imagePath": "a", "shapes": []}).encode(), "a LabelMe file"),
+    ],
+)
+def test_json_of_another_form(tmp_path, content, told):
+    path = tmp_path / "instances.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        load_json(path)
+    assert told in str(raised.value)
+
+
+def test_a_folder_of_labels(tmp_path):
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.1 0.1")
+    with pytest.raises(UserError, match=r"Is a directory; it holds YOLO label files"):
+        load_json(tmp_path)

@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 
 from drkd_jax.data.findings import find
-from drkd_jax.data.pipeline import (
-    PipelineConfig,
-    boxes_left_out,
-    eval_batches,
-    steps_per_epoch,
-    train_loader,
-)
+from drkd_jax.data.pipeline import PipelineConfig, eval_batches, train_loader
+from drkd_jax.data.plan import steps_per_epoch, train_fits
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
@@ -151,8 +146,8 @@ def test_crowd_boxes_are_not_trained_on(coco_folder):
 def test_boxes_past_the_rows_are_counted_and_told(coco_folder):
     config = dataclasses.replace(CONFIG, batch_size=2, max_boxes=1)
     source = open_source(coco_folder.spec)
-    assert boxes_left_out(source, config) == 2
-    assert boxes_left_out(source, CONFIG) == 0
+    assert train_fits(source, config).left_out.sum() == 2
+    assert train_fits(source, CONFIG).left_out.sum() == 0
     told = (
         "2 pictures have more than data.max_boxes = 1 boxes, and training leaves 2 boxes an epoch"
     )

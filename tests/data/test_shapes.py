@@ -5,8 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from drkd_jax.data.layout import HARD, cover, lay_out, outline_area
-from drkd_jax.data.outlines import CLASSES, placed
+from drkd_jax.data.layout import CLASSES, HARD, cover, lay_out, outline_area, placed
 from drkd_jax.data.shapes import ShapesSource, lay_on
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drkd_jax.data.classes import COCO_CATEGORIES
 from drkd_jax.data.coco import CocoSource
-from drkd_jax.data.coco_names import COCO_CATEGORIES
 from drkd_jax.data.prepare import prepare_tfds
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from drkd_jax.data.part import Part
-from drkd_jax.data.sources import open_source
+from drkd_jax.data.sources import Part, open_source
 from drkd_jax.distill.graph_unit import GraphUnit
 from drkd_jax.errors import UserError
 from drkd_jax.training import loop, pretrain

@@ -10,8 +10,8 @@ import pytest
 
 from drkd_jax.data.check import check
 from drkd_jax.data.findings import find
-from drkd_jax.data.fingerprint import fingerprint
 from drkd_jax.data.pipeline import PipelineConfig
+from drkd_jax.data.records import fingerprint
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.training.describe import data_findings

@@ -7,9 +7,9 @@ import pytest
 from drkd_jax.errors import UserError
 from drkd_jax.models.dense import level_anchors
 from drkd_jax.weights.config_text import ConfigTextError, Unread, read_config_text
-from drkd_jax.weights.empty_models import abstract
 from drkd_jax.weights.mmdet_config import class_names
 from drkd_jax.weights.mmdet_config_pixels import read_pixels
+from drkd_jax.weights.understanding import abstract
 from tests.weights.configs import FASTER_RCNN, RETINANET, read
 
 TEXTS = {"mmdet retinanet": RETINANET, "mmdet faster_rcnn": FASTER_RCNN}

@@ -10,7 +10,7 @@ import pytest
 
 from drkd_jax.__main__ import main
 from drkd_jax.errors import UserError
-from drkd_jax.weights import download, transfer_bar
+from drkd_jax.weights import download
 from drkd_jax.weights.by_name import local_file
 from drkd_jax.weights.download import cached_place, fetch_address, parse_address
 from tests.weights.server import serving
@@ -62,7 +62,7 @@ def test_a_file_is_fetched_once_and_its_whole_sum_is_told(files, digits, capsys)
 
 
 def test_rate_and_time_left_are_told_where_no_bar_can_be_drawn(files, capsys, monkeypatch):
-    monkeypatch.setattr(transfer_bar, "_QUIET", 0.0)
+    monkeypatch.setattr(download, "_QUIET", 0.0)
     fetch_address(f"{files.url}{PATH}#sha256={SUM}")
     lines = capsys.readouterr().err.splitlines()
     told = re.fullmatch(r"x-0123abcd\.pth: 1\.0 MB, [\d.]+ MB/s, about \d+ s left", lines[1])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from drkd_jax.data.coco_names import COCO_CATEGORIES
+from drkd_jax.data.classes import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, Pixels
-from drkd_jax.weights.layouts import their_shape
+from drkd_jax.weights.key_report import their_shape
 from drkd_jax.weights.understanding import understand
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "weights"

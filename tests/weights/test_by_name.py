@@ -12,9 +12,8 @@ from safetensors.numpy import save, save_file
 from drkd_jax.errors import UserError
 from drkd_jax.training.starting import build_student, check_files
 from drkd_jax.training.teacher import load_teacher
-from drkd_jax.weights import hub
-from drkd_jax.weights.by_name import local_file
-from drkd_jax.weights.hub import HubName, choose_file, parse_hub_name
+from drkd_jax.weights import by_name
+from drkd_jax.weights.by_name import HubName, choose_file, local_file, parse_hub_name
 from drkd_jax.weights.opening import open_weights
 from tests.weights.server import serving
 from tests.weights.small import foreign
@@ -182,7 +181,7 @@ def test_blurred_resnets_are_refused(client):
 
 
 def test_without_the_client_its_extra_is_named(monkeypatch):
-    monkeypatch.setattr(hub, "find_spec", lambda name: None)
+    monkeypatch.setattr(by_name, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^hf:a/b: needs huggingface_hub: pip install 'drkd-jax\["):
         local_file("hf:a/b")
 
