@@ -254,7 +254,11 @@ def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
     Raises:
         UserError: an unknown key, or a value that cannot be used.
     """
-    data = {key: value for key, value in config["data"].items() if key not in _NOT_PIPELINE}
+    data = {
+        key: value
+        for key, value in config["data"].items()
+        if key not in _NOT_PIPELINE and value is not None  # None: the default
+    }
     known = {field.name for field in dataclasses.fields(PipelineConfig)} - {"batch_size", "seed"}
     for key in data:
         if key not in known:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from drkd_jax.data import config as config_module
 from drkd_jax.data.findings import find
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches, train_loader
 from drkd_jax.data.plan import steps_per_epoch, train_fits
@@ -209,6 +210,15 @@ def test_max_pictures(source):
         seen = sorted(int(i) for b in batches for i in b.index[b.picture_valid])
         assert seen == list(range(5))
     assert len(list(batches)) == len(batches)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 4), (6, 6), (96, 16)])
+def test_threads_follow_the_cores(monkeypatch, cores, threads):
+    monkeypatch.setattr(
+        config_module.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False
+    )
+    made = PipelineConfig(batch_size=4, canvases=((64, 64),), shorter=64, longer=64)
+    assert (made.num_threads, made.prefetch) == (threads, threads)
 
 
 @pytest.mark.parametrize(
