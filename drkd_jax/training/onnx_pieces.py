@@ -93,7 +93,6 @@ def convert(piece: Piece) -> Any:
             raise UserError(
                 f"--to=onnx: jax2onnx does not convert this detector ({said}); use --to=stablehlo"
             ) from fault
-    _number_rows(model)
     return model
 
 
@@ -107,21 +106,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _number_rows(model: Any) -> None:
-    """Makes the rows of every TopK the int32 that they were traced as.
-
-    jax2onnx 0.12 hands on ONNX's int64, and the arithmetic after it meets two types.
-    """
-    from onnx import TensorProto, helper
-
-    nodes = []
-    for node in model.graph.node:
-        nodes.append(node)
-        if node.op_type == "TopK":
-            rows, wide = node.output[1], f"{node.output[1]}/wide"
-            node.output[1] = wide
-            nodes.append(helper.make_node("Cast", [wide], [rows], to=TensorProto.INT32))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)

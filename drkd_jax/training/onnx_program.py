@@ -97,7 +97,7 @@ def _convert(graph: Graph, traced: ClosedJaxpr, inputs: list[str], classes: int)
         if isinstance(part, Piece):
             given = graph.take_in(convert(part), [name(v) for v in part.inputs])
             for variable, value in zip(part.outputs, given, strict=True):
-                # Numbers of rows are wider in ONNX than they were traced.
+                # Rows of a top-k may be wider in ONNX than they were traced.
                 is_int = jnp.issubdtype(variable.aval.dtype, jnp.integer)
                 known[variable] = graph.cast(value, variable.aval.dtype) if is_int else value
             continue
