@@ -31,47 +31,48 @@ PICTURES, BATCH = 20, 4
 DROPPED = {"head_classes": 3, "class_ids": (2, 0)}
 
 
-def by_onnxruntime(file, images, sizes):
+def by_onnxruntime(file, images, sizes, batch=BATCH):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     found = [
-        session.run(names, {"images": images[i : i + BATCH], "sizes": sizes[i : i + BATCH]})
-        for i in range(0, len(images), BATCH)
+        session.run(names, {"images": images[i : i + batch], "sizes": sizes[i : i + batch]})
+        for i in range(0, len(images), batch)
     ]
     return {name: np.concatenate(parts) for name, *parts in zip(names, *found, strict=True)}
 
 
 @needed
 @pytest.mark.parametrize(
-    ("kind", "own"),
+    ("kind", "own", "batch"),
     [
-        ("retinanet", {"convention": "mmdet-2.3"}),
-        ("faster_rcnn", {"convention": "mmdet"} | DROPPED),
-        ("faster_rcnn", {"convention": "torchvision"}),
+        ("retinanet", {"convention": "mmdet-2.3"}, BATCH),
+        ("faster_rcnn", {"convention": "mmdet"} | DROPPED, BATCH),
+        ("faster_rcnn", {"convention": "torchvision"}, 1),
     ],
     ids=["retinanet", "faster_rcnn of mmdetection, a class dropped", "faster_rcnn of torchvision"],
 )
-def test_onnxruntime_finds_what_we_find(kind, own, tmp_path, capfd):
+def test_onnxruntime_finds_what_we_find(kind, own, batch, tmp_path, capfd):
     weights, out = tmp_path / "student.safetensors", tmp_path / "student.onnx"
     write_detector(weights, kind, **own)
-    call = ["export", f"--weights={weights}", "--to=onnx", f"--batch={BATCH}", str(out)]
+    call = ["export", f"--weights={weights}", "--to=onnx", f"--batch={batch}", str(out)]
     capfd.readouterr()
     assert main(call) == 0
     printed = capfd.readouterr()
-    assert f"for {BATCH} pictures on 64x96 pixels, on onnx, written to" in printed.out
+    pictures_of_a_call = f"{batch} picture{'s' * (batch > 1)}"
+    assert f"for {pictures_of_a_call} on 64x96 pixels, on onnx, written to" in printed.out
     assert len(printed.out.splitlines()) == 1
     assert printed.err == ""
     images, sizes = pictures(PICTURES)
-    found = by_onnxruntime(out, images, sizes)
+    found = by_onnxruntime(out, images, sizes, batch)
     assert capfd.readouterr().err == ""  # the runtime has nothing to warn of
     wanted = ours(weights, images, sizes)
     assert_same(found, wanted)
     assert set(wanted["labels"][wanted["valid"]]) == {0, 1}
     about = json.loads((tmp_path / "student.onnx.json").read_text())
     assert about["platforms"] == ["onnx"]
-    assert about["inputs"]["images"]["shape"] == [BATCH, 64, 96, 3]
+    assert about["inputs"]["images"]["shape"] == [batch, 64, 96, 3]
 
 
 @needed
