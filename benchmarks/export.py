@@ -1,8 +1,8 @@
 """Milliseconds a picture on this CPU: our predictor, the StableHLO file, the ONNX file.
 
-    python benchmarks/export.py [--canvas 320x480] [--rounds 10]
+    python benchmarks/export.py [--detector faster_rcnn] [--canvas 320x480] [--rounds 10]
 
-A RetinaNet of random weights (ResNet-18, FPN of 64 channels, 80 classes), one picture a call. The
+A detector of random weights (ResNet-18, FPN of 64 channels, 80 classes), one picture a call. The
 three take turns, so that a busy machine slows all alike; medians, and their ratios to ours. ONNX is
 left out where the extra `onnx` is not installed.
 """
@@ -27,12 +27,7 @@ from drkd_jax.training.onnx_program import to_onnx
 from drkd_jax.training.pixels import Pixels
 from drkd_jax.training.program import Form, program, to_stablehlo
 
-SETTINGS = {
-    "detector": "retinanet",
-    "backbone": {"depth": 18, "norm": "frozen_bn"},
-    "channels": 64,
-    "extra": "conv_c5",
-}
+EXTRA = {"retinanet": "conv_c5", "faster_rcnn": "pool", "cascade_rcnn": "pool"}
 PIXELS = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
@@ -65,11 +60,18 @@ def forms(detector: Any, canvas: tuple[int, int]) -> dict[str, Callable[..., Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--detector", choices=EXTRA, default="retinanet")
     parser.add_argument("--canvas", default="320x480")
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     height, width = map(int, arguments.canvas.split("x"))
-    detector = models.init_detector(SETTINGS, 80, 0)
+    settings = {
+        "detector": arguments.detector,
+        "backbone": {"depth": 18, "norm": "frozen_bn"},
+        "channels": 64,
+        "extra": EXTRA[arguments.detector],
+    }
+    detector = models.init_detector(settings, 80, 0)
     assert isinstance(detector, nnx.Module)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1, height, width, 3), np.uint8)

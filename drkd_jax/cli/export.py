@@ -12,7 +12,7 @@ from drkd_jax.cli.arguments import Parser, positive
 from drkd_jax.cli.detector import Read, add_place, read_named, where
 from drkd_jax.errors import UserError
 from drkd_jax.training.loading import student_arrays, write_orbax
-from drkd_jax.training.onnx_program import check_onnx, need_packages, to_onnx
+from drkd_jax.training.onnx_program import need_packages, to_onnx
 from drkd_jax.training.program import DTYPES, PLATFORMS, Form, check_form, to_stablehlo
 from drkd_jax.training.program_about import about_program
 from drkd_jax.training.writing import make_place, write_bytes, write_text
@@ -105,8 +105,6 @@ def _write_program(arguments: argparse.Namespace, out: Path) -> int:
         platforms=("onnx",) if onnx else arguments.platforms or Form.platforms,
     )
     check_form(form, read.detector.stride)
-    if onnx:
-        check_onnx(read.detector, form.suppress)
     write = to_onnx if onnx else to_stablehlo
     content = write(read.detector, read.pixels, form)
     write_bytes(out, content)

@@ -6,6 +6,7 @@ Letters: B pictures, H W pixels of the canvas.
 from __future__ import annotations
 
 import abc
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -91,11 +92,13 @@ class Detector(FeatureExtractor, abc.ABC):
         labels = jnp.asarray(of_head)[found.labels]
         valid = found.valid & (labels >= 0)
         order = jnp.argsort(~valid, axis=1, stable=True)
+        # A value for rows that lie outside is, of flags, none that an ONNX runtime could choose.
+        take = partial(jnp.take_along_axis, axis=1, mode="promise_in_bounds")
         return Detections(
-            jnp.take_along_axis(found.boxes, order[..., None], axis=1),
-            jnp.take_along_axis(jnp.where(valid, found.scores, 0.0), order, axis=1),
-            jnp.take_along_axis(jnp.maximum(labels, 0), order, axis=1),
-            jnp.take_along_axis(valid, order, axis=1),
+            take(found.boxes, order[..., None]),
+            take(jnp.where(valid, found.scores, 0.0), order),
+            take(jnp.maximum(labels, 0), order),
+            take(valid, order),
         )
 
     def classes_from_head(

@@ -16,7 +16,6 @@ from drkd_jax.models.dense import assign, device_maps, level_anchors
 from drkd_jax.models.detector import Detector
 from drkd_jax.models.retina_head import (
     RetinaHead,
-    retina_candidates,
     retina_detections,
     retina_losses,
 )
@@ -98,15 +97,6 @@ class RetinaNet(Detector):
             logits, deltas, self._anchors(features), sizes, self.settings.test, self.convention
         )
         return self.from_head(found)
-
-    def candidates(
-        self, features: Features, sizes: Int[Array, "B 2"]
-    ) -> tuple[Float[Array, "B M 4"], Float[Array, "B M"], Int[Array, "B M"]]:
-        """Boxes, scores and labels of the head that `predict` suppresses, see `retina_candidates`."""
-        logits, deltas = self.head(device_maps(features))
-        return retina_candidates(
-            logits, deltas, self._anchors(features), sizes, self.settings.test, self.convention
-        )
 
     def unsuppressed(self, features: Features, sizes: Int[Array, "B 2"]) -> Unsuppressed:
         """See `Detector.unsuppressed`: every anchor, finest level first."""

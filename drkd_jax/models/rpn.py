@@ -144,7 +144,10 @@ def propose(
         boxes.append(jnp.pad(clipped, (*missing, (0, 0))))
         scores.append(jnp.pad(jax.nn.sigmoid(best), missing))
         valid.append(jnp.pad(flag, missing))
-    all_boxes, all_scores, all_valid = (jnp.stack(x, axis=1) for x in (boxes, scores, valid))
+    # `jnp.stack` is an operation of its own, which jax2onnx does not know.
+    all_boxes, all_scores, all_valid = (
+        jnp.concatenate([level[:, None] for level in x], axis=1) for x in (boxes, scores, valid)
+    )
     kept = jax.vmap(jax.vmap(lambda b, s, v: nms(b, s, v, None, nms_threshold)))(
         all_boxes, all_scores, all_valid
     )

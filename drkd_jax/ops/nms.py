@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from drkd_jax import boxes as box_ops
+from drkd_jax.ops.onnx_calls import suppress
 from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
@@ -67,6 +68,8 @@ def nms(
     boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
     iou_threshold = at_most(iou_threshold, boxes.dtype)
     valid = jnp.asarray(valid)
+    if platform() == "onnx":
+        return suppress(boxes, scores, valid, groups, float(iou_threshold))
     if platform() == "cpu" and len(boxes):
         return _walk(boxes, scores, valid, groups, iou_threshold)
     return _fixed_point(boxes, scores, valid, groups, iou_threshold)

@@ -33,6 +33,8 @@ from jaxtyping import Float, Int
 
 from drkd_jax import boxes as box_ops
 from drkd_jax.ops import roi_tiles
+from drkd_jax.ops.onnx_calls import align
+from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
 # Coordinates beyond this (pixels) are no pictures; the limit keeps every product finite.
@@ -82,6 +84,18 @@ def roi_align(
     scales = jnp.asarray([1.0 / stride for stride in strides], wide)[levels]
     boxes = jax.lax.stop_gradient(jnp.asarray(boxes, wide))
     boxes = jnp.clip(jnp.nan_to_num(boxes), -_FARTHEST, _FARTHEST)
+    if platform() == "onnx" and sizes is None:
+        floats = tuple(jnp.asarray(m, wide) for m in maps)
+        regions = align(
+            boxes,
+            levels,
+            floats,
+            strides=tuple(strides),
+            bins=output_size,
+            samples=sampling_ratio,
+            aligned=aligned,
+        )
+        return regions.astype(maps[0].dtype)
     x0, y0, x1, y1 = jnp.moveaxis(boxes * scales[..., None] - (0.5 if aligned else 0.0), -1, 0)
     shapes = np.asarray([plane.shape[1:3] for plane in maps], np.int32)
     cells = shapes[:, 0] * shapes[:, 1]

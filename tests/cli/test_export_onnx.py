@@ -3,53 +3,105 @@
 import importlib.util
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from drkd_jax.__main__ import main
-from tests.cli.test_export_program import assert_same, ours, pictures, write_detector
+from drkd_jax.cli.detector import read_weights
+from drkd_jax.errors import UserError
+from drkd_jax.ops.onnx_calls import suppress
+from drkd_jax.training.onnx_pieces import convert, pieces
+from drkd_jax.training.program import program
+from tests.cli.test_export_program import (
+    PIXEL,
+    SCORE,
+    assert_same,
+    ours,
+    pictures,
+    write_detector,
+)
 
 needed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("jax2onnx", "onnx", "onnxruntime")),
     reason="needs the extra onnx",
 )
 PICTURES, BATCH = 20, 4
+# The head knows three classes, the data the last and the first of them.
+DROPPED = {"head_classes": 3, "class_ids": (2, 0)}
+
+
+def by_onnxruntime(file, images, sizes, batch=BATCH):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = [
+        session.run(names, {"images": images[i : i + batch], "sizes": sizes[i : i + batch]})
+        for i in range(0, len(images), batch)
+    ]
+    return {name: np.concatenate(parts) for name, *parts in zip(names, *found, strict=True)}
 
 
 @needed
-def test_onnxruntime_finds_what_we_find(tmp_path, capfd):
-    import onnxruntime
-
+@pytest.mark.parametrize(
+    ("kind", "own", "batch"),
+    [
+        ("retinanet", {"convention": "mmdet-2.3"}, BATCH),
+        ("faster_rcnn", {"convention": "mmdet"} | DROPPED, BATCH),
+        ("faster_rcnn", {"convention": "torchvision"}, 1),
+    ],
+    ids=["retinanet", "faster_rcnn of mmdetection, a class dropped", "faster_rcnn of torchvision"],
+)
+def test_onnxruntime_finds_what_we_find(kind, own, batch, tmp_path, capfd):
     weights, out = tmp_path / "student.safetensors", tmp_path / "student.onnx"
-    write_detector(weights, "retinanet")
-    call = ["export", f"--weights={weights}", "--to=onnx", f"--batch={BATCH}", str(out)]
+    write_detector(weights, kind, **own)
+    call = ["export", f"--weights={weights}", "--to=onnx", f"--batch={batch}", str(out)]
     capfd.readouterr()
     assert main(call) == 0
     printed = capfd.readouterr()
-    assert f"for {BATCH} pictures on 64x96 pixels, on onnx, written to" in printed.out
+    pictures_of_a_call = f"{batch} picture{'s' * (batch > 1)}"
+    assert f"for {pictures_of_a_call} on 64x96 pixels, on onnx, written to" in printed.out
     assert len(printed.out.splitlines()) == 1
     assert printed.err == ""
-    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     images, sizes = pictures(PICTURES)
-    names = [output.name for output in session.get_outputs()]
-    found = [
-        session.run(names, {"images": images[i : i + BATCH], "sizes": sizes[i : i + BATCH]})
-        for i in range(0, PICTURES, BATCH)
-    ]
-    found = {name: np.concatenate(parts) for name, *parts in zip(names, *found, strict=True)}
-    assert_same(found, ours(weights, images, sizes))
+    found = by_onnxruntime(out, images, sizes, batch)
+    assert capfd.readouterr().err == ""  # the runtime has nothing to warn of
+    wanted = ours(weights, images, sizes)
+    assert_same(found, wanted)
+    assert set(wanted["labels"][wanted["valid"]]) == {0, 1}
     about = json.loads((tmp_path / "student.onnx.json").read_text())
     assert about["platforms"] == ["onnx"]
-    assert about["inputs"]["images"]["shape"] == [BATCH, 64, 96, 3]
+    assert about["inputs"]["images"]["shape"] == [batch, 64, 96, 3]
 
 
 @needed
-def test_a_two_stage_detector_is_refused(tmp_path, capsys):
-    weights = tmp_path / "student.safetensors"
-    write_detector(weights, "faster_rcnn")
-    call = ["export", f"--weights={weights}", "--to=onnx", str(tmp_path / "x.onnx")]
-    assert main(call) == 2
-    assert "--to=onnx takes a RetinaNet; --to=stablehlo" in capsys.readouterr().err
+def test_without_nms_every_region_comes_out(tmp_path):
+    weights, out = tmp_path / "teacher.safetensors", tmp_path / "teacher.onnx"
+    write_detector(weights, "cascade_rcnn", **DROPPED)
+    asked = ["--no-nms", f"--batch={BATCH}", "--pixels=float32"]
+    assert main(["export", f"--weights={weights}", "--to=onnx", *asked, str(out)]) == 0
+    images, sizes = pictures(PICTURES)
+    images = images.astype(np.float32)
+    found = by_onnxruntime(out, images, sizes)
+    read = read_weights(str(weights), None)
+    run, arrays = program(read.detector, read.pixels, suppress=False)
+    wanted = jax.device_get(jax.jit(run)(arrays, images, sizes))
+    rows = wanted["valid"]
+    assert 2 * PICTURES < rows.sum() < rows.size  # rows that only fill up, too
+    np.testing.assert_array_equal(found["valid"], rows)
+    assert found["boxes"].shape == (PICTURES, 40, 1, 4)  # one box for all classes
+    for name, tolerance in (("scores", SCORE), ("boxes", PIXEL)):
+        np.testing.assert_allclose(found[name][rows], wanted[name][rows], rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(found["scores"][~rows], 0)
+
+
+@needed
+def test_what_the_converter_does_not_know_is_one_line():
+    inner = jax.jit(lambda b, s: suppress(b, s, s > 0, None, 0.5))  # is cut at no inner call
+    traced = jax.make_jaxpr(inner)(np.zeros((5, 4), np.float32), np.zeros(5, np.float32))
+    with pytest.raises(UserError, match=r"does not convert this detector \(.*suppress.*stablehlo"):
+        convert(*pieces(traced))
 
 
 def test_without_the_packages_the_extra_is_named(tmp_path, capsys, monkeypatch):

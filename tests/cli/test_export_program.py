@@ -38,10 +38,11 @@ np.savez(sys.argv[3], **found)
 """
 
 
-def write_detector(path, kind):
+def write_detector(path, kind, **own):
     """A small detector of random weights whose scores differ, in a file of ours."""
-    config = tiny.config(kind)
+    config = tiny.config("retinanet" if kind == "retinanet" else "faster_rcnn")
     settings = {key: value for key, value in config["student"].items() if key != "init"}
+    settings |= {"detector": kind} | own
     detector = models.init_detector(settings, 2, 7)
     arrays = flatten(nnx.as_pure(nnx.state(detector)))
     rng = np.random.default_rng(0)
