@@ -11,10 +11,9 @@ from pathlib import Path
 from drkd_jax.cli.arguments import Parser, positive
 from drkd_jax.cli.detector import Read, add_place, read_named, where
 from drkd_jax.errors import UserError
+from drkd_jax.export.onnx_program import need_packages, to_onnx
+from drkd_jax.export.program import DTYPES, PLATFORMS, Form, about_program, check_form, to_stablehlo
 from drkd_jax.training.loading import student_arrays, write_orbax
-from drkd_jax.training.onnx_program import need_packages, to_onnx
-from drkd_jax.training.program import DTYPES, PLATFORMS, Form, check_form, to_stablehlo
-from drkd_jax.training.program_about import about_program
 from drkd_jax.training.writing import make_place, write_bytes, write_text
 from drkd_jax.weights.by_name import is_name
 from drkd_jax.weights.ours import write_ours

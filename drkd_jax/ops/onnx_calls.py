@@ -3,7 +3,7 @@
 Letters: L any leading axes, N boxes, B pictures, R regions, h w C one map, S bins a side.
 
 A function traced for "onnx" (`ops.platform`) holds these calls where it would hold the loops of
-`nms.py` and `roi_tiles.py`. They cannot be run: `training/onnx_program.py` puts
+`nms.py` and `roi_tiles.py`. They cannot be run: `export/onnx_program.py` puts
 NonMaxSuppression and RoiAlign in their place.
 """
 

@@ -10,10 +10,10 @@ import pytest
 from drkd_jax.__main__ import main
 from drkd_jax.cli.detector import read_weights
 from drkd_jax.errors import UserError
+from drkd_jax.export.onnx_pieces import convert, pieces
+from drkd_jax.export.program import program
 from drkd_jax.ops.onnx_calls import suppress
-from drkd_jax.training.onnx_pieces import convert, pieces
-from drkd_jax.training.program import program
-from tests.cli.test_export_program import (
+from tests.export.test_program import (
     PIXEL,
     SCORE,
     assert_same,
@@ -107,7 +107,7 @@ def test_what_the_converter_does_not_know_is_one_line():
 def test_without_the_packages_the_extra_is_named(tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        "drkd_jax.training.onnx_program.find_spec",
+        "drkd_jax.export.onnx_program.find_spec",
         lambda name: None if name == "jax2onnx" else find(name),
     )
     call = ["export", "--workdir=none", "--to=onnx", str(tmp_path / "x.onnx")]

@@ -12,8 +12,8 @@ import jax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from drkd_jax.errors import UserError
+from drkd_jax.export.onnx_graph import OPSET
 from drkd_jax.ops.onnx_calls import ALIGN, SUPPRESS
-from drkd_jax.training.onnx_graph import OPSET
 
 _CALLS = (ALIGN, SUPPRESS)
 

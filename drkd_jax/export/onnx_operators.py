@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from drkd_jax.training.onnx_graph import Graph
+from drkd_jax.export.onnx_graph import Graph
 
 _NONE = np.array(-1, np.float32)
 

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from drkd_jax.export.onnx_graph import Graph
+from drkd_jax.export.onnx_operators import add_regions, add_suppression
 from drkd_jax.ops.nms import nms
 from drkd_jax.ops.platform import tracing_for
 from drkd_jax.ops.roi_align import roi_align
-from drkd_jax.training.onnx_graph import Graph
-from drkd_jax.training.onnx_operators import add_regions, add_suppression
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
