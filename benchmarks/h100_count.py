@@ -68,7 +68,7 @@ def _compile(options: argparse.Namespace) -> int:
     compiling.set_up()  # before anything imports JAX
     from benchmarks.gain.machine import commit, versions
 
-    results = _empty() | {"commit": commit(), "versions": versions()}
+    results, program = _empty(), {"commit": commit(), "versions": versions()}
     before, failed = _earlier(options), 0
     for folder in filter(None, (options.hlo, options.json and options.json.parent)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +80,7 @@ def _compile(options: argparse.Namespace) -> int:
             "devices": devices,
             "batch": options.batch,
             "precision": options.precision,
+            **program,
         }
         say = _Progress(f"{number} of {len(cases)}, {name(about)}")
         try:
@@ -125,6 +126,7 @@ def _program(about: dict[str, Any], say: Callable[[str], None]) -> tuple[dict[st
         "trace_seconds": round(traced, 1),
         "compile_seconds": round(seconds, 1),
         "buffers": compiling.buffers(compiled),
+        "trips": steps.least_trips(step),
     }
     return about | found, compiled.as_text()
 
@@ -156,7 +158,8 @@ def _about(text: str, file: Path) -> dict[str, Any]:
 def _counted(
     about: dict[str, Any], text: str, options: argparse.Namespace, where: str
 ) -> dict[str, Any]:
-    return about | count(read_module(text, where), options.trips, options.top)
+    trips = about.get("trips", {}) | options.trips
+    return about | {"trips": trips} | count(read_module(text, where), trips, options.top)
 
 
 def _empty() -> dict[str, Any]:
@@ -243,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_trips,
         default={},
         metavar="PART=N,...",
-        help="trips of loops whose number only the data decides (default: 1 each)",
+        help="trips of loops whose number only the data decides (default: the fewest that there "
+        "can be, for RoIAlign one tile a region; else 1)",
     )
     parser.add_argument("--top", type=int, default=20, help="longest kernels in the JSON")
     return parser

@@ -18,7 +18,9 @@ from jax.sharding import Mesh
 from drkd_jax import distill, models
 from drkd_jax.errors import UserError
 from drkd_jax.models.build import fill_settings
+from drkd_jax.models.detector import Detector
 from drkd_jax.models.feature_extractor import FeatureExtractor
+from drkd_jax.ops import roi_tiles
 from drkd_jax.recipes.finding import load_recipe
 from drkd_jax.training import schedule
 from drkd_jax.training.pixels import read_pixels
@@ -66,6 +68,7 @@ class Step(NamedTuple):
     state: TrainState
     teacher: Any  # arrays, or None
     batch: Batch
+    student: Detector
 
 
 def read_config(recipe: str, *, plain: bool, precision: str, batch_size: int) -> dict[str, Any]:
@@ -142,7 +145,8 @@ def abstract_step(
         accumulate=settings.accumulate,
     )
     state = _abstract_state(parts, recipe, settings)
-    return Step(recipe, state, teacher and teacher.arrays, _abstract_batch(config, settings))
+    arrays = teacher.arrays if teacher else None
+    return Step(recipe, state, arrays, _abstract_batch(config, settings), student)
 
 
 def abstract_teacher(settings: Mapping[str, Any]) -> Teacher:
@@ -182,6 +186,18 @@ def abstract_teacher(settings: Mapping[str, Any]) -> Teacher:
 
     arrays = jax.tree.map(kept, nnx.as_pure(state))
     return Teacher(detector, graph, arrays, "abstract", (), {})
+
+
+def least_trips(step: Step) -> dict[str, int]:
+    """Trips that loops make at least, by part of the program, where the settings say it.
+
+    RoIAlign reads every sampled region, by one tile of it or more, so many of them a round.
+    """
+    sampler = getattr(step.student.settings, "sampler", None)
+    if sampler is None:
+        return {}
+    a_round = max(1, roi_tiles._ROUND_ELSEWHERE // step.batch.index.shape[0])
+    return {"RoIAlign": -(-sampler.roi // a_round)}
 
 
 def lower(step: Step, mesh: Mesh) -> Any:
