@@ -15,10 +15,12 @@ did not compile; 2: a fault in the flags.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ RECIPES = (
     "faster_rcnn_r50_fpn_2x_coco_drkd",
 )
 PRECISIONS = {"bf16": "bfloat16", "float32": "float32"}
+MINUTE = 60.0  # seconds
 HEADER = "// h100_count "  # then what was compiled, as JSON, before the program's text
 
 
@@ -101,7 +104,7 @@ def _compile(options: argparse.Namespace) -> int:
     return EXIT_FAULT if failed else 0
 
 
-def _program(about: dict[str, Any], say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+def _program(about: dict[str, Any], say: _Progress) -> tuple[dict[str, Any], str]:
     """What was compiled, and the optimised program's text."""
     from benchmarks.h100 import compiling, steps
     from drkd_jax.ops.platform import tracing_for
@@ -118,7 +121,8 @@ def _program(about: dict[str, Any], say: Callable[[str], None]) -> tuple[dict[st
         lowered = steps.lower(step, compiling.described_mesh(about["devices"]))
     traced = time.perf_counter() - start
     say(f"traced in {traced:.0f} s; XLA compiles now, which takes minutes")
-    compiled = lowered.compile()
+    with say.every(MINUTE, "XLA still compiles"):
+        compiled = lowered.compile()
     seconds = time.perf_counter() - start - traced
     say(f"compiled in {seconds:.0f} s")
     found = {
@@ -141,6 +145,23 @@ class _Progress:
     def __call__(self, words: str) -> None:
         seconds = time.perf_counter() - self._start
         print(f"[{self._what}] {seconds:5.0f} s: {words}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def every(self, seconds: float, words: str) -> Iterator[None]:
+        """Says the same again and again, for as long as the block lasts."""
+        over = threading.Event()
+
+        def repeat() -> None:
+            while not over.wait(seconds):
+                self(words)
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def _about(text: str, file: Path) -> dict[str, Any]:
@@ -203,7 +224,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    found = tuple(int(part) for part in text.split(","))
+    found = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
     if min(found) < 1:
         raise argparse.ArgumentTypeError(f"{text}: numbers from 1 on, like 1,8")
     return found

@@ -34,6 +34,7 @@ def markdown(results: Mapping[str, Any], before: Mapping[str, Any] | None = None
     cases = results["cases"]
     old = {_key(case): case for case in (before or {}).get("cases", ())}
     blocks = [_promise(results["assumed"]), _summary(cases, old)]
+    blocks += [_overview(cases)] if len(cases) > 1 else []
     for case in cases:
         blocks += [f"## {name(case)}", _parts(case, old.get(_key(case)))]
         blocks += [_loops(case["loops"])] if case["loops"] else []
@@ -60,23 +61,24 @@ def _promise(rates: Mapping[str, float]) -> str:
         f"{rates[key] / scale:g} {unit}" for key, (unit, scale) in _UNITS.items() if key in rates
     )
     return (
-        "Counted in the program that XLA made for an H100, not measured on one: ms is a lower "
-        f"bound, by {listed}; each kernel takes the longest of its three, one kernel after the "
-        "other. A sort is counted as one kernel and one pass."
+        "Counted in the program that XLA made for an H100, not measured on one. ms is a lower "
+        f"bound, not a measurement: {listed}; a kernel takes the longest of its memory traffic, "
+        "its products and its sending, and kernels run one after the other. A sort counts as one "
+        "kernel and one pass. What runs several times, as in a loop, counts as often."
     )
 
 
 def _summary(cases: Sequence[Mapping[str, Any]], old: Mapping[Any, Mapping[str, Any]]) -> str:
     rows = [
-        "| | kernels | TFLOP | GB | ms | temporary GB | arguments GB | between GPUs, MB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| | | kernels | TFLOP | GB | ms | temporary GB | arguments GB | between GPUs, MB |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for case in cases:
+    for number, case in enumerate(cases, start=1):
         whole, buffers = case["whole"], case.get("buffers") or {}
         earlier = old.get(_key(case))
         moved = sum(kind["mb"] for kind in case["collectives"]["kinds"].values())
         cells = [
-            name(case),
+            *(str(number), name(case)),
             str(whole["kernels"]),
             f"{whole['tflop']:.2f}",
             f"{whole['gb']:.1f}",
@@ -88,6 +90,20 @@ def _summary(cases: Sequence[Mapping[str, Any]], old: Mapping[Any, Mapping[str, 
             f"{moved:.1f}" if moved else "-",
         ]
         rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _overview(cases: Sequence[Mapping[str, Any]]) -> str:
+    """Milliseconds of every case by part."""
+    numbers = [str(number) for number in range(1, len(cases) + 1)]
+    rows = [f"| ms | {' | '.join(numbers)} |", f"|---|{'---:|' * len(cases)}"]
+    for part in PARTS:
+        found = [case["parts"].get(part) for case in cases]
+        if any(found):
+            cells = (f"{row['ms']:.2f}" if row else "-" for row in found)
+            rows.append(f"| {part} | {' | '.join(cells)} |")
+    cells = (f"{case['whole']['ms']:.2f}" for case in cases)
+    rows.append(f"| **whole** | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -145,7 +145,7 @@ def test_the_command_reads_a_program_and_tells_what_was_before(main, tmp_path, c
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     assert main(["--read", str(PROGRAM), f"--json={first}"]) == 0
     out = capsys.readouterr().out
-    assert "| handmade, without distillation, 8 GPUs, 2 pictures each, bf16 | 20 |" in out
+    assert "| 1 | handmade, without distillation, 8 GPUs, 2 pictures each, bf16 | 20 |" in out
     assert "| 2.25 | 1.50 |" in out  # buffers
     assert "NMS (ops/nms.py:30 nms) 1 x" in out
     assert "| all-reduce-start | 2.00 | 1 |" in out
