@@ -121,21 +121,26 @@ def _under(body: Computation, one: Instruction) -> Instruction:
 
 
 def _shares(body: Computation, results: list[Instruction]) -> dict[str, float]:
-    """The share of each instruction's numbers that somebody needs."""
+    """The share of each instruction's numbers that somebody needs, at least.
+
+    Users that take a part each are taken to want different ones, all others the same.
+    """
     roots = {one.name for one in results}
     shares: dict[str, float] = {}
     for one in reversed(body.instructions):
-        needed = 1.0 if one.name in roots or one.is_root else 0.0
+        whole, parts = (1.0 if one.name in roots or one.is_root else 0.0), 0.0
         for user in body.users[one.name]:
             if user.opcode == "tuple" and user.is_root:
                 continue
-            in_place = user.name in roots
-            needed += sum(
-                shares[user.name] * _share(user, place, one, in_place=in_place)
-                for place, name in enumerate(user.operands)
-                if name == one.name
-            )
-        shares[one.name] = min(1.0, needed)
+            for place, name in enumerate(user.operands):
+                if name == one.name:
+                    share = _share(user, place, one, in_place=user.name in roots)
+                    needed = shares[user.name] * share
+                    if share < 1:
+                        parts += needed
+                    else:
+                        whole = max(whole, needed)
+        shares[one.name] = min(1.0, max(whole, parts))
     return shares
 
 
