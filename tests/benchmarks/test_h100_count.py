@@ -250,6 +250,7 @@ def test_the_step_is_that_of_a_run():
     assert own.weights == built.weights
     assert own.pixels == built.pixels == own.teacher_pixels == built.teacher_pixels
     assert own.schedule(7) == built.schedule(7)
+    assert steps.least_trips(step) == {}  # RetinaNet samples no regions
 
 
 FILES = {
@@ -271,5 +272,7 @@ def test_recipes_name_teachers_that_are_known():
     for recipe in ("retinanet_r50_fpn_2x_coco_drkd", "faster_rcnn_r50_fpn_2x_coco_drkd"):
         config = steps.read_config(recipe, plain=False, precision="bfloat16", batch_size=16)
         assert any(name in config["teacher"]["checkpoint"] for name in steps.TEACHERS)
+    plain = steps.read_config(recipe, plain=True, precision="bfloat16", batch_size=16)
+    assert steps.least_trips(steps.abstract_step(plain)) == {"RoIAlign": 8}  # 512 by 1024 // 16
     with pytest.raises(UserError, match="no weights are read here"):
         steps.abstract_teacher({"checkpoint": "runs/own"})
