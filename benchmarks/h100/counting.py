@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.h100.hlo import Computation, Instruction, Module
@@ -11,6 +11,7 @@ from benchmarks.h100.machine import RATES, Rates
 from benchmarks.h100.parts import BETWEEN, PARTS, REST, is_backward, own_frames, part_of
 from benchmarks.h100.work import Sent, Work, sent, work
 
+_FAR, _WIDE = 4, 8  # steps to a neighbour, and instructions of a step that are followed
 LARGE = 10**6  # bytes of a collective that is listed by itself
 
 _NO_KERNEL = {
@@ -106,7 +107,7 @@ class Walk:
                 yield self._kernel(inside, one, times)
 
     def _kernel(self, inside: Computation, one: Instruction, times: int) -> Kernel:
-        place, between = self._place(inside, one), sent(inside, one)
+        place, between = self._place(inside, one), sent(self._module, inside, one)
         return Kernel(
             name=one.name,
             part=BETWEEN if between else place.part,
@@ -155,8 +156,18 @@ class Walk:
         yield one
         if one.opcode == "fusion":
             yield from reversed(self._module.computations[one.called("calls")].instructions)
-        yield from inside.operands(one)
-        yield from inside.users[one.name]
+        yield from _around(one, lambda near: inside.operands(near))
+        yield from _around(one, lambda near: inside.users[near.name])
+
+
+def _around(
+    one: Instruction, onwards: Callable[[Instruction], Iterable[Instruction]]
+) -> Iterator[Instruction]:
+    """Neighbours on one side, the nearest first, through a few views and copies."""
+    row = [one]
+    for _ in range(_FAR):
+        row = list({near.name: near for last in row[:_WIDE] for near in onwards(last)}.values())
+        yield from row
 
 
 def count(module: Module, trips: Mapping[str, int] | None = None, top: int = 20) -> dict[str, Any]:

@@ -144,11 +144,19 @@ class Module:
     Attributes:
         computations: by name.
         entry: the one that is run.
+        gpus: that run it together.
     """
 
-    def __init__(self, computations: dict[str, Computation], entry: str, tables: dict[str, dict]):
+    def __init__(
+        self,
+        computations: dict[str, Computation],
+        entry: str,
+        tables: dict[str, dict],
+        gpus: int = 1,
+    ):
         self.computations = computations
         self.entry = computations[entry]
+        self.gpus = gpus
         self._tables = tables
         self._stacks: dict[int, tuple[Frame, ...]] = {}
 
@@ -190,7 +198,7 @@ def read_module(text: str, where: str = "the text") -> Module:
     """
     computations: dict[str, Computation] = {}
     tables: dict[str, dict[int, str]] = {name: {} for name in _TABLES}
-    entry, table, current = "", None, None
+    entry, table, current, gpus = "", None, None, 1
     for line in text.splitlines():
         if current is not None:
             if line.startswith("}"):
@@ -200,7 +208,9 @@ def read_module(text: str, where: str = "the text") -> Module:
             if found:
                 current.instructions.append(_instruction(found))
             continue
-        if line in tables:
+        if line.startswith("HloModule "):
+            gpus = max(1, _field(line, "num_partitions"))
+        elif line in tables:
             table = tables[line]
         elif table is not None and line[:1].isdigit():
             number, _, value = line.partition(" ")
@@ -216,7 +226,7 @@ def read_module(text: str, where: str = "the text") -> Module:
             f"{where}: no HLO module; it should be the text of a compiled program, as "
             "--hlo=FOLDER writes it"
         )
-    return Module(computations, entry, tables)
+    return Module(computations, entry, tables, gpus)
 
 
 def read_shapes(text: str) -> tuple[Shape, ...]:

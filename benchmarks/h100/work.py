@@ -63,7 +63,7 @@ def work(module: Module, inside: Computation, one: Instruction) -> Work:
     return Work(one.opcode, read, _written(inside, one), flops, factors)
 
 
-def sent(inside: Computation, one: Instruction) -> Sent | None:
+def sent(module: Module, inside: Computation, one: Instruction) -> Sent | None:
     """What a collective moves; None: it is none."""
     kind = one.opcode.removesuffix("-start")
     if kind not in _COLLECTIVES:
@@ -72,7 +72,7 @@ def sent(inside: Computation, one: Instruction) -> Sent | None:
     # The first half of what these give is what they were given.
     both = one.opcode in ("all-gather-start", "collective-permute-start")
     payload = max(given, one.size - given if both else one.size)
-    gpus = _group(one)
+    gpus = _group(one) or module.gpus
     share = {"all-reduce": 2 * (gpus - 1) / gpus, "collective-permute": 1.0}
     return Sent(payload, round(payload * share.get(kind, (gpus - 1) / gpus)), gpus)
 
@@ -221,9 +221,13 @@ def _factors(left: Shape, attributes: str) -> str:
 
 
 def _group(one: Instruction) -> int:
-    """How many GPUs one collective joins."""
+    """How many GPUs one collective joins; 0: all of them."""
     listed = one.find(r"replica_groups=\{\{([\d,]*)\}")
     if listed:
         return len(listed.split(","))
     grid = one.find(r"replica_groups=\[([\d,]*)\]")
-    return int(grid.split(",")[-1]) if grid else 2
+    if grid:
+        return int(grid.split(",")[-1])
+    mesh = dict(re.findall(r"'(\w+)'=(\d+)", one.find(r"replica_groups=mesh\[([^\]]*)\]")))
+    joined = re.findall(r"'(\w+)'", one.find(r"replica_groups=mesh\[[^\]]*\] \{([^}]*)\}"))
+    return math.prod(int(mesh[axis]) for axis in joined if axis in mesh) if joined else 0

@@ -94,13 +94,14 @@ def test_collectives(module, kernels):
     large = kernels["reduced"]
     assert large.sent == (2_000_000, 2 * 7 / 8 * 2_000_000, 8)
     assert kernels["small"].sent == (40, 70, 8)
-    assert kernels["gathered"].sent == (320, 280, 8)
+    assert kernels["gathered"].sent == (160, 120, 4)
+    assert kernels["everybody"].sent == (40, 70, 8)
     assert "sum-of-all" not in kernels
     assert large.seconds() == pytest.approx(3_500_000 / RATES.links + RATES.launch)
     found = count(module)["collectives"]
     assert found["kinds"] == {
-        "all-reduce": {"number": 2, "mb": pytest.approx(2.00004)},
-        "all-gather": {"number": 1, "mb": pytest.approx(0.00032)},
+        "all-reduce": {"number": 3, "mb": pytest.approx(2.00008)},
+        "all-gather": {"number": 1, "mb": pytest.approx(0.00016)},
     }
     assert [one["name"] for one in found["large"]] == ["reduced"]
 
@@ -114,7 +115,7 @@ def test_every_kernel_has_its_part(kernels):
         "cut": "proposals",
         **dict.fromkeys(("square", "less"), "NMS"),
         "changed": "optimiser",
-        **dict.fromkeys(("reduced", "small", "gathered"), "between GPUs"),
+        **dict.fromkeys(("reduced", "small", "gathered", "everybody"), "between GPUs"),
     }
     assert {name for name, kernel in kernels.items() if kernel.backward} == {
         *("of-filter", "of-input")
@@ -127,8 +128,8 @@ def test_parts_add_up_to_the_whole(module):
     for key in ("kernels", "tflop", "gb", "ms", "ms_backward"):
         total = sum(row[key] for row in found["parts"].values())
         assert found["whole"][key] == pytest.approx(total)
-    # 4 convolutions, 2 products, 3 fusions and copies, 5 + 1 + 2 in loops, 3 collectives
-    assert found["whole"]["kernels"] == 4 + 2 + 3 + 8 + 3
+    # 4 convolutions, 2 products, 3 fusions and copies, 5 + 1 + 2 in loops, 4 collectives
+    assert found["whole"]["kernels"] == 4 + 2 + 3 + 8 + 4
     assert found["whole"]["tflop"] == pytest.approx((4 * CONVOLUTION + 2 * 65536) / 1e12)
 
 
@@ -145,7 +146,7 @@ def test_the_command_reads_a_program_and_tells_what_was_before(main, tmp_path, c
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     assert main(["--read", str(PROGRAM), f"--json={first}"]) == 0
     out = capsys.readouterr().out
-    assert "| 1 | handmade, without distillation, 8 GPUs, 2 pictures each, bf16 | 20 |" in out
+    assert "| 1 | handmade, without distillation, 8 GPUs, 2 pictures each, bf16 | 21 |" in out
     assert "| 2.25 | 1.50 |" in out  # buffers
     assert "NMS (ops/nms.py:30 nms) 1 x" in out
     assert "| all-reduce-start | 2.00 | 1 |" in out
