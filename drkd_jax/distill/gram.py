@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.layers import accumulator, product
+from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
 CPU_CHUNK = 1344  # pixels of the batch read at a time
@@ -40,7 +41,7 @@ def _chunks(shape: tuple[int, ...]) -> tuple[int, int]:
     Chunks keep the temporary memory to a few of their size, and masks, copies and casts inside of
     the cache; an accelerator wants larger ones.
     """
-    pixels = CPU_CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
+    pixels = CPU_CHUNK if platform() == "cpu" else ACCELERATOR_CHUNK
     rows = max(1, min(shape[1], pixels // max(1, shape[0] * shape[2])))
     return shape[1] // rows, rows
 
