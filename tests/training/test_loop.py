@@ -156,13 +156,6 @@ def test_a_trace_and_the_gradients_of_some_steps_are_written(finished, tmp_path,
     assert [(line["step"], line[name]) for line in lines] == [(4, 3.0), (8, 7.0)]
 
 
-def test_pmap_knows_no_batch_statistics(finished):
-    config = tiny.config(parallel="pmap")
-    config["student"]["backbone"]["norm"] = "bn"
-    with pytest.raises(UserError, match=r"parallel = 'pmap' .* norm 'frozen_bn' or 'gn'"):
-        build_run(config)
-
-
 def test_the_student_alone_is_what_others_load(finished):
     _, workdir, _ = finished
     arrays, about, step = load_arrays(workdir, "last")
@@ -352,31 +345,6 @@ def test_a_run_that_gets_no_better_ends_early_and_stays_ended(
     mine, whole = (load_arrays(place, "last")[0] for place in (tmp_path, workdir))
     for name, array in whole.items():
         np.testing.assert_array_equal(mine[name], array)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"train": {"early_stop": 2}}, "early_stop = 2 counts evaluations, and .*eval_every = 0"),
-        ({"train": {"accumulate": 3}}, "accumulate = 3: 4 pictures on 1 device"),
-        ({"teacher": None}, "nobody teaches"),
-        ({"extra": {}}, "config.extra: no such part"),
-        ({"data": {"canvases": ((64, 100),)}}, r"\(64, 100\) is not a multiple .* \(64, 128\)"),
-        ({"data": {"shuffle": True}}, "config.data.shuffle: no such key"),
-        ({"student": {"init": "nowhere"}}, "config.student.init = nowhere: not there"),
-        ({"student": {"depth": 3}}, "depth"),
-        ({"teacher": {"init": ""}}, "the teacher is untrained"),
-        ({"teacher": {"init": "xavier"}}, "config.teacher.init"),
-        ({"distill": {"pixels": {}}}, "distill.pixels"),
-    ],
-)
-def test_a_wrong_config_is_refused_before_anything_is_written(change, words, tmp_path):
-    config = tiny.config(distilled=True)
-    for part, values in change.items():
-        config[part] = {**(config.get(part) or {}), **values} if values is not None else None
-    with pytest.raises(UserError, match=words):
-        loop.train(config, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
 
 
 def _batches(run, count):
