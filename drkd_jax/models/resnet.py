@@ -16,6 +16,7 @@ from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.deform_conv import deform_conv
 from drkd_jax.ops.pool import max_pool
+from drkd_jax.ops.relu import relu
 
 BLOCKS = {
     10: (1, 1, 1, 1),
@@ -123,7 +124,7 @@ class Stem(nnx.Module):
         self, images: Float[jax.Array, "B H W 3"], picture_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
         """Map pictures to the first features, stride 4."""
-        x = jax.nn.relu(self.norm(self.conv(images), picture_valid))
+        x = relu(self.norm(self.conv(images), picture_valid))
         around = ((1, 1), (1, 1))
         if self.ceil:  # the last window begins inside the map and may end a pixel outside of it
             around = ((0, 1 - x.shape[1] % 2), (0, 1 - x.shape[2] % 2))
@@ -195,8 +196,8 @@ class Block(nnx.Module):
         for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(layer(x), picture_valid)
             if i < last:
-                x = jax.nn.relu(x)
-        return jax.nn.relu(x + short)
+                x = relu(x)
+        return relu(x + short)
 
 
 class ResNet(nnx.Module):

@@ -23,6 +23,7 @@ from drkd_jax.models.initializers import Initializer, constant, normal
 from drkd_jax.models.resnet import conv
 from drkd_jax.models.settings import RetinaNetSettings, TestSettings
 from drkd_jax.ops.nms import select
+from drkd_jax.ops.relu import relu
 from drkd_jax.types import Array, Detections, Targets
 
 
@@ -83,8 +84,8 @@ class RetinaHead(nnx.Module):
         """
         a = b = x
         for i in range(layers):
-            a = self.cls_convs[i](jax.nn.relu(a) if i else a)
-            b = self.box_convs[i](jax.nn.relu(b) if i else b)
+            a = self.cls_convs[i](relu(a) if i else a)
+            b = self.box_convs[i](relu(b) if i else b)
         return a, b
 
     def after(
@@ -92,11 +93,11 @@ class RetinaHead(nnx.Module):
     ) -> tuple[Float[Array, "B A K"], Float[Array, "B A 4"]]:
         """A level's class logits and deltas, float32, of what `before` gave for so many layers."""
         if layers:
-            a, b = jax.nn.relu(a), jax.nn.relu(b)
+            a, b = relu(a), relu(b)
         for layer in list(self.cls_convs)[layers:]:
-            a = jax.nn.relu(layer(a))
+            a = relu(layer(a))
         for layer in list(self.box_convs)[layers:]:
-            b = jax.nn.relu(layer(b))
+            b = relu(layer(b))
         B = a.shape[0]
         logits = self.cls(a).reshape(B, -1, self.num_classes).astype(jnp.float32)
         return logits, self.box(b).reshape(B, -1, 4).astype(jnp.float32)
