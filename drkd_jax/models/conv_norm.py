@@ -1,0 +1,47 @@
+"""A convolution and the norm after it, as one convolution where the norm is constant.
+
+Letters: B pictures, h w C one feature map.
+
+With constant statistics a norm is a factor and a shift for each channel: the factor goes into the
+kernel, the shift becomes a bias. The map is written once in the place of twice, and it is not kept
+for the gradient of the norm's scale, which follows from the kernel's.
+"""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+from jaxtyping import Bool, Float
+
+from drkd_jax.models.norm import FrozenBatchNorm, Norm
+from drkd_jax.ops.conv import convolve
+
+
+def conv_norm(
+    layer: nnx.Module,
+    norm: Norm,
+    x: Float[jax.Array, "B h w C"],
+    picture_valid: Bool[jax.Array, "B"] | None,
+) -> Float[jax.Array, "B p q D"]:
+    """``norm(layer(x), picture_valid)``, folded where it can be.
+
+    Kernel and factor are multiplied in float32 and rounded once to the layer's dtype.
+
+    Args:
+        layer: a convolution, without a bias where the norm is a `FrozenBatchNorm`.
+        norm: of its output's channels.
+        x: the input.
+        picture_valid: see `ResNet.__call__`.
+    """
+    if not isinstance(norm, FrozenBatchNorm) or not isinstance(layer, nnx.Conv):
+        return norm(layer(x), picture_valid)
+    factor, shift = norm.affine()
+    out = convolve(
+        x.astype(layer.dtype),
+        (layer.kernel[...] * factor).astype(layer.dtype),
+        (layer.strides, layer.strides),
+        layer.padding,
+        feature_group_count=layer.feature_group_count,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return out + shift.astype(out.dtype)
