@@ -1,6 +1,6 @@
 """The detectors' own losses, element by element; whoever calls them sums and normalises.
 
-Everything is float32: logits of a bfloat16 network are widened first.
+Everything is float32 at least: logits of a bfloat16 network are widened first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def focal(
 
     Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5.
     """
-    toward = jnp.where(positive, logits, -logits).astype(jnp.float32)
+    toward = jnp.where(positive, logits, -logits)
+    toward = toward.astype(jnp.promote_types(jnp.float32, toward.dtype))
     log_truth = jax.nn.log_sigmoid(toward)
     # (1 - p_t)^gamma through its logarithm: no power of 0, so gradients stay finite.
     modulation = jnp.exp(gamma * jax.nn.log_sigmoid(-toward))

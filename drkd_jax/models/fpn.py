@@ -14,6 +14,7 @@ from jaxtyping import Float
 from drkd_jax.models.initializers import xavier_uniform
 from drkd_jax.models.resnet import conv
 from drkd_jax.models.settings import PyramidSettings
+from drkd_jax.ops.relu import relu
 from drkd_jax.types import FeatureSpec
 
 TOP = 5  # the coarsest level with a lateral connection
@@ -80,7 +81,7 @@ class FPN(nnx.Module):
                 pyramid.append(pyramid[-1][:, ::2, ::2])
         x = maps[-1] if self.extra == "conv_c5" else pyramid[-1]
         for i, layer in enumerate(self.extras):
-            x = layer(jax.nn.relu(x) if i > 0 and self.extra_relu else x)
+            x = layer(relu(x) if i > 0 and self.extra_relu else x)
             pyramid.append(x)
         return tuple(pyramid)
 

@@ -38,8 +38,12 @@ class FrozenBatchNorm(nnx.Module):
         self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
         """Normalise; ``picture_valid`` changes nothing here."""
+        return _affine(x, *self.affine())
+
+    def affine(self) -> tuple[Float[jax.Array, "C"], Float[jax.Array, "C"]]:
+        """What each channel is multiplied by, and what is added then."""
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
-        return _affine(x, factor, self.bias[...] - self.mean[...] * factor)
+        return factor, self.bias[...] - self.mean[...] * factor
 
 
 class BatchNorm(nnx.Module):

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float
 
+from drkd_jax.models.conv_norm import conv_norm
 from drkd_jax.models.initializers import Initializer, constant, filled, kaiming_normal
 from drkd_jax.models.norm import make_norm
 from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.deform_conv import deform_conv
 from drkd_jax.ops.pool import max_pool
+from drkd_jax.ops.relu import relu
 
 BLOCKS = {
     10: (1, 1, 1, 1),
@@ -123,7 +125,7 @@ class Stem(nnx.Module):
         self, images: Float[jax.Array, "B H W 3"], picture_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
         """Map pictures to the first features, stride 4."""
-        x = jax.nn.relu(self.norm(self.conv(images), picture_valid))
+        x = relu(conv_norm(self.conv, self.norm, images, picture_valid))
         around = ((1, 1), (1, 1))
         if self.ceil:  # the last window begins inside the map and may end a pixel outside of it
             around = ((0, 1 - x.shape[1] % 2), (0, 1 - x.shape[2] % 2))
@@ -190,13 +192,13 @@ class Block(nnx.Module):
         """Add the residual branch to the shortcut."""
         short = x
         if self.shortcut is not None and self.shortcut_norm is not None:
-            short = self.shortcut_norm(self.shortcut(x), picture_valid)
+            short = conv_norm(self.shortcut, self.shortcut_norm, x, picture_valid)
         last = len(self.convs) - 1
         for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(layer(x), picture_valid)
+            x = conv_norm(layer, norm, x, picture_valid)
             if i < last:
-                x = jax.nn.relu(x)
-        return jax.nn.relu(x + short)
+                x = relu(x)
+        return relu(x + short)
 
 
 class ResNet(nnx.Module):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
@@ -23,6 +25,7 @@ from drkd_jax.models.initializers import Initializer, constant, normal
 from drkd_jax.models.resnet import conv
 from drkd_jax.models.settings import RetinaNetSettings, TestSettings
 from drkd_jax.ops.nms import select
+from drkd_jax.ops.relu import relu
 from drkd_jax.types import Array, Detections, Targets
 
 
@@ -68,7 +71,7 @@ class RetinaHead(nnx.Module):
     def __call__(
         self, maps: tuple[Float[jax.Array, "B _h _w C"], ...]
     ) -> tuple[tuple[Float[Array, "B _A K"], ...], tuple[Float[Array, "B _A 4"], ...]]:
-        """Class logits and deltas of each level, float32, anchors in `level_anchors`' order."""
+        """Class logits and deltas of each level, anchors in `level_anchors`' order; see `after`."""
         return self.outputs(tuple(self.before(x, 0) for x in maps), 0)
 
     def before(
@@ -83,23 +86,26 @@ class RetinaHead(nnx.Module):
         """
         a = b = x
         for i in range(layers):
-            a = self.cls_convs[i](jax.nn.relu(a) if i else a)
-            b = self.box_convs[i](jax.nn.relu(b) if i else b)
+            a = self.cls_convs[i](relu(a) if i else a)
+            b = self.box_convs[i](relu(b) if i else b)
         return a, b
 
     def after(
         self, a: Float[jax.Array, "B h w C"], b: Float[jax.Array, "B h w C"], layers: int
     ) -> tuple[Float[Array, "B A K"], Float[Array, "B A 4"]]:
-        """A level's class logits and deltas, float32, of what `before` gave for so many layers."""
+        """A level's class logits and deltas, of what `before` gave for so many layers.
+
+        The logits are many and stay in the compute dtype: whoever reads them widens them. The
+        deltas are float32.
+        """
         if layers:
-            a, b = jax.nn.relu(a), jax.nn.relu(b)
+            a, b = relu(a), relu(b)
         for layer in list(self.cls_convs)[layers:]:
-            a = jax.nn.relu(layer(a))
+            a = relu(layer(a))
         for layer in list(self.box_convs)[layers:]:
-            b = jax.nn.relu(layer(b))
+            b = relu(layer(b))
         B = a.shape[0]
-        logits = self.cls(a).reshape(B, -1, self.num_classes).astype(jnp.float32)
-        return logits, self.box(b).reshape(B, -1, 4).astype(jnp.float32)
+        return self.cls(a).reshape(B, -1, self.num_classes), self.box(b).reshape(B, -1, 4).astype(jnp.float32)
 
     def outputs(
         self, towers: tuple[tuple[jax.Array, jax.Array], ...], layers: int
@@ -110,8 +116,8 @@ class RetinaHead(nnx.Module):
 
 
 def retina_losses(
-    logits: Float[Array, "B A K"],
-    deltas: Float[Array, "B A 4"],
+    logits: tuple[Float[Array, "B _A K"], ...],
+    deltas: tuple[Float[Array, "B _A 4"], ...],
     anchors: Float[Array, "A 4"],
     assigned: Assigned,
     targets: Targets,
@@ -122,6 +128,14 @@ def retina_losses(
     Both are divided by the positives, a picture counting as at least one: of the whole batch, or
     picture by picture, as ``convention.dense_mean`` says.
 
+    Args:
+        logits: of each level.
+        deltas: of each level.
+        anchors: of all levels, in the order of ``logits``.
+        assigned: what they are to learn.
+        targets: ground truth.
+        convention: the library's numbers.
+
     Returns:
         ``cls_loss`` and ``box_loss``, float32.
     """
@@ -131,19 +145,39 @@ def retina_losses(
     )
 
     labels = jnp.take_along_axis(jnp.asarray(targets.labels), assigned.truth, axis=1)
-    classes = jnp.arange(logits.shape[-1])
-    truth = assigned.positive[..., None] & (labels[..., None] == classes)
-    counts = (assigned.positive | assigned.negative)[..., None]
-    cls = loss_ops.focal(logits, truth, convention.focal_gamma, convention.focal_alpha)
+    labels = jnp.where(assigned.positive, labels, -1)
+    counts = assigned.positive | assigned.negative
+    ends = np.cumsum([level.shape[1] for level in logits])[:-1]
+    by_level = zip(logits, jnp.split(labels, ends, 1), jnp.split(counts, ends, 1), strict=True)
+    gamma, alpha = convention.focal_gamma, convention.focal_alpha
+    cls = sum(_focal_sums(*level, gamma, alpha) for level in by_level)
 
     boxes = take_rows(targets.boxes, assigned.truth)
     wide = jnp.broadcast_to(jnp.asarray(anchors), boxes.shape)
     wanted = box_ops.encode(wide, boxes, convention.rpn_stds)
-    box = loss_ops.smooth_l1(deltas, wanted, convention.dense_beta)
+    box = loss_ops.smooth_l1(jnp.concatenate(deltas, axis=1), wanted, convention.dense_beta)
     return {
-        "cls_loss": (jnp.where(counts, cls, 0.0).sum(axis=(1, 2)) * share).sum(),
+        "cls_loss": (cls * share).sum(),
         "box_loss": (jnp.where(assigned.positive, box, 0.0).sum(axis=1) * share).sum(),
     }
+
+
+@partial(jax.checkpoint, static_argnums=(3, 4))
+def _focal_sums(
+    logits: Float[Array, "B A K"],
+    labels: Int[Array, "B A"],
+    counts: Bool[Array, "B A"],
+    gamma: float,
+    alpha: float,
+) -> Float[Array, "B"]:
+    """A level's focal loss, summed picture by picture; -1 is the label of no class.
+
+    Its parts are cheaper to compute again for the gradient than to keep: float32 for every class
+    of every anchor.
+    """
+    truth = labels[..., None] == jnp.arange(logits.shape[-1])
+    loss = loss_ops.focal(logits, truth, gamma, alpha)
+    return jnp.where(counts[..., None], loss, 0.0).sum(axis=(1, 2))
 
 
 def _by_batch(positives: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, "B"]:
@@ -221,7 +255,7 @@ def retina_candidates(
     boxes, scores, labels = [], [], []
     for level_logits, level_deltas, level in zip(logits, deltas, anchors, strict=True):
         found = _CANDIDATES[convention.dense_candidates](
-            jax.nn.sigmoid(level_logits), settings.pre_nms, most
+            jax.nn.sigmoid(level_logits.astype(jnp.float32)), settings.pre_nms, most
         )
         decoded = box_ops.decode(
             jnp.asarray(level)[found.rows],

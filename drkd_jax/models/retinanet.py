@@ -69,23 +69,17 @@ class RetinaNet(Detector):
         logits, deltas = self.head.outputs(towers, layers)
         anchors = np.concatenate(self._anchors(features))
         assigned = assign(anchors, targets, self.convention.dense, self.convention)
-        return retina_losses(
-            jnp.concatenate(logits, axis=1),
-            jnp.concatenate(deltas, axis=1),
-            anchors,
-            assigned,
-            targets,
-            self.convention,
-        )
+        return retina_losses(logits, deltas, anchors, assigned, targets, self.convention)
 
     def responses(
         self, classes: Float[jax.Array, "B h w C"], boxes: Float[jax.Array, "B h w C"], layers: int
     ) -> tuple[Float[Array, "B A K"], Float[Array, "B A 4"]]:
-        """Logits of the data's classes and deltas of a level, of a pair that `towers` gave.
+        """Logits of the data's classes and deltas of a level, float32, of a pair of `towers`.
 
         See `RetinaHead.after`.
         """
         logits, deltas = self.head.after(classes, boxes, layers)
+        logits = logits.astype(jnp.float32)
         if self.class_ids != tuple(range(self.head_classes)):
             logits = logits[..., list(self.class_ids)]
         return logits, deltas
@@ -110,7 +104,7 @@ class RetinaNet(Detector):
             self.convention.clamp_below,
         )
         boxes, scores = self.classes_from_head(
-            box_ops.clip(decoded, sizes)[:, :, None], jax.nn.sigmoid(logits)
+            box_ops.clip(decoded, sizes)[:, :, None], jax.nn.sigmoid(logits.astype(jnp.float32))
         )
         return Unsuppressed(boxes, scores, jnp.ones(scores.shape[:2], bool))
 

@@ -24,6 +24,7 @@ from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings, TestSe
 from drkd_jax.ops.matching import match_boxes
 from drkd_jax.ops.roi_align import region_levels, roi_align
 from drkd_jax.ops.sampling import sample
+from drkd_jax.ops.relu import relu
 from drkd_jax.types import Array, Detections, FeatureSpec, Targets
 
 
@@ -90,8 +91,8 @@ class RoIHead(nnx.Module):
             one for all classes where the head is class-agnostic.
         """
         x = self.pool(maps, spec, boxes).reshape(*boxes.shape[:2], -1)
-        x = jax.nn.relu(self.fc1(x))
-        x = jax.nn.relu(self.fc2(x))
+        x = relu(self.fc1(x))
+        x = relu(self.fc2(x))
         logits = self.cls(x).astype(jnp.float32)
         deltas = self.box(x).reshape(*boxes.shape[:2], self.num_deltas, 4).astype(jnp.float32)
         if self.background_first:

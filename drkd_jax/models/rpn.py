@@ -21,6 +21,7 @@ from drkd_jax.models.initializers import normal
 from drkd_jax.models.resnet import conv
 from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings
 from drkd_jax.ops.nms import nms
+from drkd_jax.ops.relu import relu
 from drkd_jax.ops.sampling import Sampled, sample
 from drkd_jax.types import Array, Targets
 
@@ -57,7 +58,7 @@ class RPNHead(nnx.Module):
         logits, deltas = [], []
         for x in maps:
             B = x.shape[0]
-            hidden = jax.nn.relu(self.conv(x))
+            hidden = relu(self.conv(x))
             logits.append(self.cls(hidden).reshape(B, -1).astype(jnp.float32))
             deltas.append(self.box(hidden).reshape(B, -1, 4).astype(jnp.float32))
         return tuple(logits), tuple(deltas)

@@ -15,6 +15,7 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.models.conv_norm import conv_norm
 from drkd_jax.models.fpn import upsample_nearest
 from drkd_jax.models.norm import EPSILON, BatchNorm, FrozenBatchNorm, GroupNorm, group_count
 from drkd_jax.models.resnet import Block, Stem
@@ -274,7 +275,7 @@ def test_the_pool_without_padding_begins_inside_and_ends_where_the_map_does(rows
     settings = BackboneSettings(depth=50, width=8, stem=4, pool="ceil")
     stem = Stem(settings, rngs=nnx.Rngs(0), dtype=jnp.dtype(jnp.float32))
     images = jnp.asarray(RNG.normal(size=(1, rows, columns, 3)), jnp.float32)
-    before = np.asarray(jax.nn.relu(stem.norm(stem.conv(images), None)))
+    before = np.asarray(jax.nn.relu(conv_norm(stem.conv, stem.norm, images, None)))
     sides = [-(-(side - 3) // 2) + 1 for side in before.shape[1:3]]
     wanted = np.stack(
         [

@@ -154,12 +154,12 @@ def test_retinanets_losses_by_picture():
     deltas = RNG.normal(size=(3, len(anchors), 4)).astype(np.float32)
     by_picture = dataclasses.replace(MMDET, dense_mean="picture")
     assigned = assign(anchors, targets, MMDET.dense, MMDET)
-    whole = retina_losses(logits, deltas, anchors, assigned, targets, by_picture)
+    whole = retina_losses((logits,), (deltas,), anchors, assigned, targets, by_picture)
     alone = []
     for b in range(2):
         kept = targets._replace(picture_valid=np.arange(3) == b)
         found = assign(anchors, kept, MMDET.dense, MMDET)
-        alone.append(retina_losses(logits, deltas, anchors, found, kept, MMDET))
+        alone.append(retina_losses((logits,), (deltas,), anchors, found, kept, MMDET))
     for name in ("cls_loss", "box_loss"):
         wanted = (float(alone[0][name]) + float(alone[1][name])) / 2
         assert float(whole[name]) == pytest.approx(wanted, rel=1e-5)

@@ -83,7 +83,7 @@ def test_retina_losses_are_sums_over_max_positives_and_one():
     logits, deltas = outputs(3)
     with margins.clear():
         assigned = assign(ALL, targets, RULE.dense, RULE)
-    got = retina_losses(logits, deltas, ALL, assigned, targets, RULE)
+    got = retina_losses(by_level(logits), by_level(deltas), ALL, assigned, targets, RULE)
     truth, positive, negative = matched(targets, RULE.dense)
     cls = box = normaliser = 0.0
     for b in range(2):
@@ -101,6 +101,41 @@ def test_retina_losses_are_sums_over_max_positives_and_one():
     assert positive[0].sum() > 1
     assert float(got["cls_loss"]) == pytest.approx(cls / normaliser, rel=1e-5)
     assert float(got["box_loss"]) == pytest.approx(box / normaliser, rel=1e-5)
+
+
+def whole_focal_loss(logits, assigned, targets):
+    """The class loss of all levels at once, with derived gradients, as the equation has it."""
+    labels = jnp.take_along_axis(jnp.asarray(targets.labels), assigned.truth, axis=1)
+    truth = assigned.positive[..., None] & (labels[..., None] == jnp.arange(K))
+    counts = (assigned.positive | assigned.negative)[..., None]
+    toward = jnp.where(truth, logits, -logits)
+    loss = jnp.exp(2.0 * jax.nn.log_sigmoid(-toward)) * jax.nn.log_sigmoid(toward)
+    loss = -jnp.where(truth, 0.25, 0.75) * loss
+    return jnp.where(counts, loss, 0.0).sum() / jnp.maximum(assigned.positive.sum(axis=1), 1).sum()
+
+
+def test_the_focal_loss_by_level_is_that_of_all_levels_at_once():
+    _, targets, _ = small.batch()
+    assigned = assign(ALL, targets, RULE.dense, RULE)
+    logits, deltas = outputs(2)
+
+    def by_levels(logits):
+        given = by_level(logits), by_level(deltas), ALL, assigned, targets, RULE
+        return retina_losses(*given)["cls_loss"]
+
+    with jax.enable_x64(True):
+        wide = jnp.asarray(logits, jnp.float64)
+        wide = wide.at[0, 0].set(jnp.asarray([-700.0, 0.0, 700.0]))
+        got = jax.jit(jax.value_and_grad(by_levels))(wide)
+        wanted = jax.jit(jax.value_and_grad(whole_focal_loss))(wide, assigned, targets)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-15 * np.abs(b).max())
+
+    low = jnp.asarray(logits, jnp.bfloat16)
+    kept = jax.tree.leaves(jax.vjp(by_levels, low)[1])
+    wide = [leaf for leaf in kept if leaf.ndim == 3 and leaf.shape[-1] == K]
+    assert {leaf.dtype for leaf in wide} == {jnp.dtype(jnp.bfloat16)}
+    assert sum(leaf.size for leaf in wide) == low.size
 
 
 def test_rpn_losses_divide_by_sampled_positives_and_negatives():

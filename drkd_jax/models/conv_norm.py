@@ -1,0 +1,58 @@
+"""A convolution and the norm after it, as one convolution where the norm is constant.
+
+Letters: B pictures, h w C one feature map.
+
+With constant statistics a norm is a factor and a shift for each channel: the factor goes into the
+kernel, the shift becomes a bias. The map is written once in the place of twice, and it is not kept
+for the gradient of the norm's scale, which follows from the kernel's. On a CPU, where pictures are
+small, going through all kernels once more costs more than that saves: there the norm stays where it
+is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import jax
+from flax import nnx
+from jaxtyping import Bool, Float
+
+from drkd_jax.models.norm import FrozenBatchNorm, Norm
+from drkd_jax.ops.conv import convolve
+from drkd_jax.ops.platform import platform
+
+
+def conv_norm(
+    layer: Callable[[jax.Array], jax.Array],
+    norm: Norm,
+    x: Float[jax.Array, "B h w C"],
+    picture_valid: Bool[jax.Array, "B"] | None,
+) -> Float[jax.Array, "B p q D"]:
+    """``norm(layer(x), picture_valid)``, folded where it can be.
+
+    Kernel and factor are multiplied in float32 and rounded once to the layer's dtype, in which the
+    shift is added.
+
+    Args:
+        layer: a convolution, without a bias where the norm is a `FrozenBatchNorm`.
+        norm: of its output's channels.
+        x: the input.
+        picture_valid: see `ResNet.__call__`.
+    """
+    if (
+        platform() == "cpu"
+        or not isinstance(norm, FrozenBatchNorm)
+        or not isinstance(layer, nnx.Conv)
+    ):
+        return norm(layer(x), picture_valid)
+    factor, shift = norm.affine()
+    out = convolve(
+        x.astype(layer.dtype),
+        (layer.kernel[...] * factor).astype(layer.dtype),
+        (cast(int, layer.strides),) * 2,
+        layer.padding,
+        feature_group_count=layer.feature_group_count,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return out + shift.astype(out.dtype)

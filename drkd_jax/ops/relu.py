@@ -1,0 +1,41 @@
+"""The rectified linear unit, whose gradient asks its output where it was cut off.
+
+The next layer keeps that output anyway; the input, or a mask beside it, would be one array more.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from drkd_jax.types import Array
+
+
+@jax.custom_vjp
+def relu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
+    """``max(x, 0)``; the gradient is 1 above 0 and 0 elsewhere, as `jax.nn.relu`'s.
+
+    Differentiable once, and in reverse alone.
+
+    Args:
+        x: any shape and float dtype.
+
+    Returns:
+        The same shape and dtype.
+    """
+    return jnp.maximum(x, 0)
+
+
+def _forward(x: Array) -> tuple[Array, Array]:
+    out = jnp.maximum(x, 0)
+    return out, out
+
+
+def _backward(out: Array, gradient: Array) -> tuple[Array]:
+    # Without the barrier the compiler is free to compare in the forward pass and keep the mask.
+    kept = jax.lax.optimization_barrier(out)
+    return (jnp.where(kept > 0, gradient, jnp.zeros_like(gradient)),)
+
+
+relu.defvjp(_forward, _backward)
