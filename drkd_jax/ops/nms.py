@@ -99,7 +99,7 @@ def _fixed_point(
     """The flags that do not change any more."""
     numbers = jnp.arange(boxes.shape[0])
     ids = None if groups is None else jnp.asarray(groups)
-    rows = _Rows(numbers, box_ops.sides(boxes), scores, valid, ids)
+    rows = _Rows(numbers, box_ops.sides(boxes), scores, ids)
     suppressed_by = _suppressors(rows, iou_threshold)
 
     def unsettled(state: tuple[Array, Array]) -> Array:
@@ -119,12 +119,14 @@ class _Rows(NamedTuple):
     number: Array
     sides: box_ops.Sides
     scores: Array
-    valid: Array
     groups: Array | None
 
 
 def _suppressors(rows: _Rows, iou_threshold: Any) -> Array:
-    """Which valid rows overlap and are better than each row: ``[N, words]`` of `_pack`."""
+    """Which rows overlap and are better than each row: ``[N, words]`` of `_pack`.
+
+    Rows that are not valid need no care: no round keeps one, so that it suppresses nothing.
+    """
     one = jax.tree.map(lambda x: x[:, None, None], rows)
     # Each side an array of its own, as everything else here: all that is computed of a pair is
     # then a number, which the reduction to words takes in, so that no pair is ever written out.
@@ -132,14 +134,14 @@ def _suppressors(rows: _Rows, iou_threshold: Any) -> Array:
     # A total order of the rows takes the place of sorting them.
     first = by.number < one.number
     better = (by.scores > one.scores) | ((by.scores == one.scores) & first)
-    hit = better & by.valid & (box_ops.overlap(one.sides, by.sides) > iou_threshold)
+    hit = better & (box_ops.overlap(one.sides, by.sides) > iou_threshold)
     if by.groups is not None and one.groups is not None:
         hit &= by.groups == one.groups
     return _pack(hit)
 
 
 def _split(x: Array) -> Array:
-    """``[N]`` as ``[words, bits]``, filled up with zeros: rows that are not valid."""
+    """``[N]`` as ``[words, bits]``, filled up with zeros."""
     return jnp.pad(x, (0, -len(x) % _BITS)).reshape(-1, _BITS)
 
 
