@@ -98,7 +98,8 @@ def _fixed_point(
 ) -> Array:
     """The flags that do not change any more."""
     numbers = jnp.arange(boxes.shape[0])
-    rows = _Rows(numbers, boxes, scores, valid, None if groups is None else jnp.asarray(groups))
+    ids = None if groups is None else jnp.asarray(groups)
+    rows = _Rows(numbers, box_ops.sides(boxes), scores, ids)
     suppressed_by = _suppressors(rows, iou_threshold)
 
     def unsettled(state: tuple[Array, Array]) -> Array:
@@ -106,52 +107,48 @@ def _fixed_point(
 
     def one_round(state: tuple[Array, Array]) -> tuple[Array, Array]:
         keep, _ = state
-        return valid & ~jnp.any(suppressed_by & _words(keep), axis=1), keep
+        return valid & ~jnp.any(suppressed_by & _pack(_split(keep)), axis=1), keep
 
     keep, _ = jax.lax.while_loop(unsettled, one_round, one_round((valid, valid)))
     return keep
 
 
 class _Rows(NamedTuple):
-    """What one row has to know of another to suppress it; any leading axes."""
+    """What one row has to know of another to suppress it; any axes."""
 
     number: Array
-    boxes: Array
+    sides: box_ops.Sides
     scores: Array
-    valid: Array
     groups: Array | None
 
 
 def _suppressors(rows: _Rows, iou_threshold: Any) -> Array:
-    """Which valid rows overlap and are better than each row: ``[N, words]`` of `_words`."""
-    others = jax.tree.map(_split, rows)
-    bits = jnp.asarray(1, jnp.uint32) << jnp.arange(_BITS, dtype=jnp.uint32)
+    """Which rows overlap and are better than each row: ``[N, words]`` of `_pack`.
 
-    def add(words: Array, other: tuple[Array, _Rows]) -> tuple[Array, None]:
-        bit, by = other
-        # A total order of the rows takes the place of sorting them.
-        first = by.number < rows.number[:, None]
-        better = (by.scores > rows.scores[:, None]) | ((by.scores == rows.scores[:, None]) & first)
-        hit = better & by.valid & (box_ops.pairwise_iou(rows.boxes, by.boxes) > iou_threshold)
-        if by.groups is not None and rows.groups is not None:
-            hit &= by.groups == rows.groups[:, None]
-        return words | jnp.where(hit, bit, 0), None
-
-    words = jnp.zeros((len(rows.number), others.number.shape[1]), jnp.uint32)
-    return jax.lax.scan(add, words, (bits, others))[0]
+    Rows that are not valid need no care: no round keeps one, so that it suppresses nothing.
+    """
+    one = jax.tree.map(lambda x: x[:, None, None], rows)
+    # Each side an array of its own, as everything else here: all that is computed of a pair is
+    # then a number, which the reduction to words takes in, so that no pair is ever written out.
+    by = jax.tree.map(_split, rows)
+    # A total order of the rows takes the place of sorting them.
+    first = by.number < one.number
+    better = (by.scores > one.scores) | ((by.scores == one.scores) & first)
+    hit = better & (box_ops.overlap(one.sides, by.sides) > iou_threshold)
+    if by.groups is not None and one.groups is not None:
+        hit &= by.groups == one.groups
+    return _pack(hit)
 
 
 def _split(x: Array) -> Array:
-    """``[N, ...]`` as ``[bits, words, ...]``, filled up with zeros: rows that are not valid."""
-    words = -(-x.shape[0] // _BITS)
-    filled = jnp.pad(x, [(0, words * _BITS - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
-    return filled.reshape(_BITS, words, *x.shape[1:])
+    """``[N]`` as ``[words, bits]``, filled up with zeros."""
+    return jnp.pad(x, (0, -len(x) % _BITS)).reshape(-1, _BITS)
 
 
-def _words(flags: Bool[Array, "N"]) -> Array:
-    """Flags as bits: row ``bit * words + word``."""
-    bits = _split(flags).astype(jnp.uint32) << jnp.arange(_BITS, dtype=jnp.uint32)[:, None]
-    return jnp.sum(bits, axis=0, dtype=jnp.uint32)
+def _pack(flags: Bool[Array, "*L bits"]) -> Array:
+    """Flags as bits of a word, the first one lowest: ``[...]`` uint32."""
+    bits = jnp.asarray(1, jnp.uint32) << jnp.arange(_BITS, dtype=jnp.uint32)
+    return jnp.sum(jnp.where(flags, bits, 0), axis=-1, dtype=jnp.uint32)
 
 
 def at_most(threshold: Threshold, dtype: Any) -> Any:

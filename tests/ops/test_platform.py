@@ -57,6 +57,44 @@ def test_nms_box_by_box_equals_the_fixed_point(grouped):
         )
 
 
+def test_nms_in_words_of_bits_equals_the_walk_at_any_number_of_boxes():
+    def kept(scenes):
+        over_levels = jax.vmap(lambda *rows: nms(*rows[:3], rows[3], 0.5))
+        return {N: jax.vmap(over_levels)(*rows) for N, rows in scenes.items()}
+
+    rng = np.random.default_rng(6)
+    scenes = {}
+    for N in (31, 64):
+        boxes, valid = whole_boxes(rng, 2, 3, N), rng.uniform(size=(2, 3, N)) < 0.8
+        scores = (rng.integers(-3, 3, (2, 3, N)) / 4).astype(np.float32)
+        boxes[:, :, -1], scores[:, :, -1] = boxes[:, :, 0], scores[:, :, 0]
+        valid[0, 0, [0, -1]], valid[0, 1, [0, -1]], valid[0, 2] = True, (False, True), False
+        boxes[~valid & (rng.uniform(size=valid.shape) < 0.5)] = np.nan
+        scores[~valid] = rng.choice([np.nan, np.inf, 0.0], size=(~valid).sum())
+        scenes[N] = boxes, scores, valid, rng.integers(0, 2, valid.shape)
+        scenes[N][3][:, :, -1] = scenes[N][3][:, :, 0]
+    cpu, gpu = both(kept, scenes)
+    jax.tree.map(np.testing.assert_array_equal, cpu, gpu)
+    for N, rows in scenes.items():
+        for b, level in np.ndindex(2, 3):
+            expected = oracles.nms(*(x[b, level] for x in rows), 0.5)
+            np.testing.assert_array_equal(gpu[N][b, level], expected, err_msg=f"{N} boxes")
+        # Equal boxes with equal scores in the first row and the last; no valid row at all.
+        assert not gpu[N][0, 0, -1]
+        assert not gpu[N][0, 2].any()
+
+
+def test_nms_in_words_of_bits_writes_out_no_pair():
+    def kept(boxes, scores, valid):
+        with tracing_for("gpu"):
+            return nms(boxes, scores, valid, None, 0.5)
+
+    N, S = 1024, jax.ShapeDtypeStruct
+    rows = S((N, 4), np.float32), S((N,), np.float32), S((N,), np.bool_)
+    planned = jax.jit(kept).lower(*rows).compile().memory_analysis().temp_size_in_bytes
+    assert planned < N * N  # a byte a pair; the words take an eighth of it
+
+
 @pytest.mark.parametrize(
     "kind", [(0.7, 0.3, 0.3, True), (0.5, 0.4, 0.0, False), (0.5, 0.5, None, True)]
 )
