@@ -10,7 +10,7 @@ gradients depend on how the same convolution is written. There
 - one of a single pixel with many channels is a matrix product: 2.8 times for the kernel's gradient;
 - with few channels the kernel's gradient is taken of the convolution of an input that was padded
   before: 2.0 to 2.7 times, the same numbers;
-- with many, that gradient is one product a tap: 1.3 to 1.8 times on maps of 25 x 42 and more, the
+- with many, that gradient is one product a tap: 1.3 to 2 times on maps of 25 x 42 and more, the
   same time on smaller ones. From 8 to 64 channels products are slower, up to twice at stride 1;
 - groups are dense convolutions of slices of the channels, of one group or some: 1.5 to 4 times
   forward, and hundreds of times for the kernel, whose gradient XLA computes by plain loops.
