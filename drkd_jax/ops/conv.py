@@ -12,8 +12,9 @@ gradients depend on how the same convolution is written. There
   before: 2.0 to 2.7 times, the same numbers;
 - with many, that gradient is one product a tap: 1.3 to 2 times on maps of 25 x 42 and more, the
   same time on smaller ones. From 8 to 64 channels products are slower, up to twice at stride 1;
-- groups are dense convolutions of slices of the channels, of one group or some: 1.5 to 4 times
-  forward, and hundreds of times for the kernel, whose gradient XLA computes by plain loops.
+- groups that fit in a few slices of the channels are a dense convolution of each slice: 2.7 to 4
+  times forward. XLA computes the gradient of a kernel of groups by plain loops; by slices or, for
+  more groups, by products of a tap each it is over a hundred times faster.
 
 `docs/results.md` has the figures.
 """
@@ -38,9 +39,11 @@ _NARROW, _WIDE = 16 * 16, 64 * 64
 # Both channels: from here on a kernel of several taps has its gradient tap by tap. At 256 to 72
 # channels that took 69 ms, XLA's 47.
 _MANY = 128
-# Groups of fewer channels were not measured. Slices of 32 cost less than ones of 16 (whose kernels'
-# gradients take 3 times as long) or 64 (twice the arithmetic) at 4, 8 and 16 channels a group.
-_LEAST, _SLICE = 4, 32
+# Slices of 32 channels cost less than ones of 16 (whose kernels' gradients take 3 times as long) or
+# 64 (twice the arithmetic) at 4, 8 and 16 channels a group. More slices take too long to compile:
+# 16 take 1.9 s forward where XLA's own takes 0.01, to save 4 ms a run. Groups of fewer channels
+# were not measured.
+_LEAST, _SLICE, _SLICES = 4, 32, 8
 
 
 def convolve(
@@ -91,17 +94,17 @@ def convolve(
     if not plain:
         return by_xla(x, kernel, window_strides, padding)
     padding = tuple((int(before), int(after)) for before, after in padding)
-    if feature_group_count > 1:
-        if min(kernel.shape[2], kernel.shape[3] // feature_group_count) < _LEAST:
-            return by_xla(x, kernel, window_strides, padding)
-        slices = _slices(x, kernel, feature_group_count)
-        return jnp.concatenate(
-            [
+    groups = feature_group_count
+    if groups > 1:
+        least = min(kernel.shape[2], kernel.shape[3] // groups)
+        if _merged(kernel.shape[2], groups) * _SLICES >= groups and least >= _LEAST:
+            slices = _slices(x, kernel, groups)
+            parts = [
                 convolve(*one, (stride,) * 2, padding, precision=precision, **others)
                 for one in slices
-            ],
-            -1,
-        )
+            ]
+            return jnp.concatenate(parts, -1)
+        return _written(x, kernel, stride, padding, groups, precision)
     channels = kernel.shape[2] * kernel.shape[3]
     if size == 1 and channels >= _WIDE:
         x = _pad(x, padding)[:, ::stride, ::stride]
@@ -109,7 +112,7 @@ def convolve(
     if size > 2 * stride > 2:
         return by_xla(*_blocks(_pad(x, padding), kernel, stride), (1, 1), _NONE)
     if size > 1 and (min(kernel.shape[2:]) >= _MANY or (stride == 1 and channels <= _NARROW)):
-        return _written(x, kernel, stride, padding, precision)
+        return _written(x, kernel, stride, padding, 1, precision)
     return by_xla(x, kernel, window_strides, padding)
 
 
@@ -144,14 +147,18 @@ def _blocks(
     return x, kernel.reshape(taps, taps, stride * stride * C, -1)
 
 
+def _merged(inputs: int, groups: int) -> int:
+    """How many groups of so many channels make a slice."""
+    fitting = (n for n in range(1, groups + 1) if groups % n == 0 and n * inputs <= _SLICE)
+    return max(fitting, default=1)
+
+
 def _slices(
     x: Float[jax.Array, "B h w C"], kernel: Float[jax.Array, "k k _C D"], groups: int
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Slices of the input's channels and the dense kernel of each, some groups in each slice."""
     size, inputs, outputs = kernel.shape[0], kernel.shape[2], kernel.shape[3] // groups
-    merged = max(
-        n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * inputs <= _SLICE)
-    )
+    merged = _merged(inputs, groups)
     n = groups // merged
     kernel = kernel.reshape(size, size, inputs, n, merged, outputs)
     own = jnp.eye(merged, dtype=kernel.dtype)  # zero where a group meets another one's channels
@@ -160,31 +167,39 @@ def _slices(
     return list(zip(jnp.split(x, n, -1), kernel, strict=True))
 
 
-def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Any, precision: Any) -> jax.Array:
+def _plain(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Any, groups: int, precision: Any
+) -> jax.Array:
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=_NHWC, precision=precision
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
+        precision=precision,
     )
 
 
 # A convolution of XLA's with a written gradient of its kernel.
-_written = jax.custom_vjp(_plain, nondiff_argnums=(2, 3, 4))
+_written = jax.custom_vjp(_plain, nondiff_argnums=(2, 3, 4, 5))
 
 
 def _forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Any, precision: Any
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Any, groups: int, precision: Any
 ) -> tuple[jax.Array, Any]:
-    return _plain(x, kernel, stride, padding, precision), (x, kernel)
+    return _plain(x, kernel, stride, padding, groups, precision), (x, kernel)
 
 
 def _backward(
-    stride: int, padding: Any, precision: Any, saved: Any, gradient: jax.Array
+    stride: int, padding: Any, groups: int, precision: Any, saved: Any, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    of_x = jax.vjp(lambda x: _plain(x, kernel, stride, padding, precision), x)[1]
+    of_x = jax.vjp(lambda x: _plain(x, kernel, stride, padding, groups, precision), x)[1]
     x = _pad(x, padding)
-    if min(kernel.shape[2:]) >= _MANY:
-        return of_x(gradient)[0], _by_taps(x, gradient, kernel.shape[0], stride, precision)
-    of_kernel = jax.vjp(lambda kernel: _plain(x, kernel, stride, _NONE, precision), kernel)[1]
+    if groups > 1 or min(kernel.shape[2:]) >= _MANY:
+        return of_x(gradient)[0], _by_taps(x, gradient, kernel.shape[0], stride, groups, precision)
+    of_kernel = jax.vjp(lambda kernel: _plain(x, kernel, stride, _NONE, 1, precision), kernel)[1]
     return of_x(gradient)[0], of_kernel(gradient)[0]
 
 
@@ -196,16 +211,21 @@ def _by_taps(
     gradient: Float[jax.Array, "B p q D"],
     size: int,
     stride: int,
+    groups: int,
     precision: Any,
-) -> Float[jax.Array, "k k C D"]:
+) -> Float[jax.Array, "k k _C D"]:
     """The kernel's gradient: each tap is a product of the pixels that it read and the gradient."""
     high, wide = ((n - 1) * stride + 1 for n in gradient.shape[1:3])
-    pixels = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    x, gradient = (jnp.moveaxis(a.reshape(*a.shape[:3], groups, -1), 3, 0) for a in (x, gradient))
+    pixels, alike = ((1, 2, 3), (1, 2, 3)), ((0,), (0,))
     taps = [
         jax.lax.dot_general(
-            x[:, i : i + high : stride, j : j + wide : stride], gradient, pixels, precision
+            x[:, :, i : i + high : stride, j : j + wide : stride],
+            gradient,
+            (pixels, alike),
+            precision,
         )
         for i in range(size)
         for j in range(size)
     ]
-    return jnp.stack(taps).reshape(size, size, x.shape[3], gradient.shape[3])
+    return jnp.stack(taps).swapaxes(1, 2).reshape(size, size, x.shape[4], -1)
