@@ -117,21 +117,31 @@ def test_matching_truth_by_truth_equals_the_matrix(kind, shared):
 
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-SHAPES = {  # kernel, stride, height, width, padding before and after, channels in and out
-    "stem": (7, 2, 12, 10, (3, 3), 3, 4),
-    "odd sides": (7, 2, 11, 9, (3, 3), 3, 4),
-    "uneven": (5, 2, 9, 8, (0, 2), 3, 4),
-    "narrow": (3, 1, 6, 5, (1, 1), 3, 4),
-    "narrow, uneven": (3, 1, 6, 5, (0, 2), 3, 4),
-    "point": (1, 1, 5, 4, (0, 0), 64, 64),
-    "strided point": (1, 2, 7, 6, (0, 0), 64, 64),
+SHAPES = {  # kernel, stride, height, width, padding before and after, channels in and out, groups
+    "stem": (7, 2, 12, 10, (3, 3), 3, 4, 1),
+    "odd sides": (7, 2, 11, 9, (3, 3), 3, 4, 1),
+    "uneven": (5, 2, 9, 8, (0, 2), 3, 4, 1),
+    "narrow": (3, 1, 6, 5, (1, 1), 3, 4, 1),
+    "narrow, uneven": (3, 1, 6, 5, (0, 2), 3, 4, 1),
+    "point": (1, 1, 5, 4, (0, 0), 64, 64, 1),
+    "strided point": (1, 2, 7, 6, (0, 0), 64, 64, 1),
+    "wide": (3, 2, 6, 5, (0, 2), 128, 128, 1),
+    "groups": (3, 2, 5, 6, (1, 1), 48, 96, 6),  # 3 slices of 2 groups
+    "wide groups": (3, 2, 5, 4, (0, 2), 80, 40, 2),
+    "many groups": (3, 2, 6, 5, (0, 2), 40, 80, 20),  # of 2 channels
 }
 
 
+def of_shape(x, kernel, shape, **others):
+    _, stride, _, _, padding, _, _, groups = shape
+    others |= {"dimension_numbers": NHWC, "feature_group_count": groups}
+    return convolve(x, kernel, (stride,) * 2, (padding,) * 2, **others)
+
+
 def test_convolutions_and_their_gradients_are_those_of_xla():
-    def value_and_gradients(x, kernel, stride, padding, weights):
+    def value_and_gradients(x, kernel, shape, weights):
         def total(x, kernel):
-            out = convolve(x, kernel, (stride,) * 2, (padding,) * 2, dimension_numbers=NHWC)
+            out = of_shape(x, kernel, shape)
             return (out * weights[: out.size].reshape(out.shape)).sum(), out
 
         gradients, out = jax.grad(total, (0, 1), has_aux=True)(x, kernel)
@@ -139,17 +149,43 @@ def test_convolutions_and_their_gradients_are_those_of_xla():
 
     def every(arrays, weights):
         return {
-            name: value_and_gradients(*arrays[name], shape[1], shape[4], weights)
+            name: value_and_gradients(*arrays[name], shape, weights)
             for name, shape in SHAPES.items()
         }
 
     rng = np.random.default_rng(5)
     with jax.enable_x64(True):
         arrays = {
-            name: (rng.normal(size=(2, h, w, C)), rng.normal(size=(k, k, C, D)))
-            for name, (k, _, h, w, _, C, D) in SHAPES.items()
+            name: (rng.normal(size=(2, h, w, C)), rng.normal(size=(k, k, C // G, D)))
+            for name, (k, _, h, w, _, C, D, G) in SHAPES.items()
         }
         cpu, gpu = both(every, arrays, rng.normal(size=4000))
     for name in SHAPES:
         for a, b in zip(cpu[name], gpu[name], strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-14 * np.abs(b).max(), err_msg=name)
+
+
+def traced(platform, name, dtype="float32", **others):
+    """What a convolution and its gradients are traced to."""
+    k, _, h, w, _, C, D, G = SHAPES[name]
+    shapes = [jax.ShapeDtypeStruct(n, dtype) for n in ((2, h, w, C), (k, k, C // G, D))]
+    with tracing_for(platform):
+        total = jax.grad(lambda x, y: of_shape(x, y, SHAPES[name], **others).sum(), (0, 1))
+        return str(jax.make_jaxpr(total)(*shapes))
+
+
+@pytest.mark.parametrize("name", ["point", "wide", "groups"])
+def test_only_a_cpu_has_forms_of_its_own(name):
+    """Other platforms, types and dilated kernels keep XLA's convolution and its own gradients."""
+    groups = SHAPES[name][-1]
+    for kept in (
+        traced("gpu", name),
+        traced("cpu", name, "bfloat16"),
+        traced("cpu", name, rhs_dilation=(2, 2)),
+    ):
+        assert f"feature_group_count={groups}\n" in kept
+        assert "dot_general" not in kept
+        assert "custom_vjp" not in kept
+    own = traced("cpu", name)
+    assert "dot_general" in own
+    assert groups == 1 or f"_group_count={groups}\n" not in own
