@@ -25,6 +25,7 @@ from drkd_jax.models.initializers import Initializer, constant, normal
 from drkd_jax.models.resnet import conv
 from drkd_jax.models.settings import RetinaNetSettings, TestSettings
 from drkd_jax.ops.nms import select
+from drkd_jax.ops.platform import platform
 from drkd_jax.ops.relu import relu
 from drkd_jax.types import Array, Detections, Targets
 
@@ -147,6 +148,8 @@ def retina_losses(
     labels = jnp.take_along_axis(jnp.asarray(targets.labels), assigned.truth, axis=1)
     labels = jnp.where(assigned.positive, labels, -1)
     counts = assigned.positive | assigned.negative
+    if platform() == "cpu":  # level by level it compiles longer there, and saves nothing
+        logits = (jnp.concatenate(logits, axis=1),)
     ends = np.cumsum([level.shape[1] for level in logits])[:-1]
     by_level = zip(logits, jnp.split(labels, ends, 1), jnp.split(counts, ends, 1), strict=True)
     gamma, alpha = convention.focal_gamma, convention.focal_alpha

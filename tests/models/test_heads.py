@@ -13,6 +13,7 @@ from drkd_jax.models.retina_head import retina_detections, retina_losses
 from drkd_jax.models.roi_head import Regions, roi_losses, sample_regions
 from drkd_jax.models.rpn import Proposals, propose, rpn_losses, sample_anchors
 from drkd_jax.models.settings import AnchorSettings, SamplerSettings, TestSettings
+from drkd_jax.ops.platform import tracing_for
 from tests import margins, oracles
 from tests.models import small
 
@@ -114,14 +115,16 @@ def whole_focal_loss(logits, assigned, targets):
     return jnp.where(counts, loss, 0.0).sum() / jnp.maximum(assigned.positive.sum(axis=1), 1).sum()
 
 
-def test_the_focal_loss_by_level_is_that_of_all_levels_at_once():
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_the_focal_loss_by_level_is_that_of_all_levels_at_once(where):
     _, targets, _ = small.batch()
     assigned = assign(ALL, targets, RULE.dense, RULE)
     logits, deltas = outputs(2)
 
     def by_levels(logits):
         given = by_level(logits), by_level(deltas), ALL, assigned, targets, RULE
-        return retina_losses(*given)["cls_loss"]
+        with tracing_for(where):
+            return retina_losses(*given)["cls_loss"]
 
     with jax.enable_x64(True):
         wide = jnp.asarray(logits, jnp.float64)
