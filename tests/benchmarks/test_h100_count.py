@@ -21,7 +21,7 @@ from benchmarks.h100.parts import part_of
 from drkd_jax.errors import UserError
 from drkd_jax.models.build import fill_settings
 from drkd_jax.training.setup import build_run
-from drkd_jax.weights import spec_mmdet
+from drkd_jax.weights import mmdet
 from tests.training import tiny
 from tests.weights.test_libraries import MMDET, PAPER_S_TEACHER
 
@@ -263,7 +263,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", sorted(steps.TEACHERS))
 def test_teachers_are_what_their_files_hold(name):
-    read = spec_mmdet.read(MMDET[FILES[name]], {}, f"{name}.pth").settings({}, name)
+    read = mmdet.read(MMDET[FILES[name]], {}, f"{name}.pth").settings({}, name)
     theirs, own = fill_settings(read)[1], fill_settings(steps.TEACHERS[name])[1]
     for key in ("backbone", "channels", "min_level", "max_level", "extra", "extra_relu"):
         assert getattr(theirs, key) == getattr(own, key), key
