@@ -13,8 +13,8 @@ from drkd_jax.errors import UserError
 def reading_threads() -> int:
     """A thread for each core that this process may use, from 4 to 16.
 
-    Four hide the disk of a small machine; sixteen read a thousand photographs a second, and each
-    holds a batch.
+    Each holds a batch in memory, so a machine of many cores does not get one for every core. How
+    many are best on such a machine is not measured.
     """
     allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
     return min(max(len(allowed(0)) if allowed else os.cpu_count() or 1, 4), 16)
