@@ -89,8 +89,9 @@ def _run(options: argparse.Namespace, command: str) -> int:
 
         runner = Runner(
             plan.jobs,
-            slots=options.jobs if on_cpu else 1,  # a GPU is not shared
+            slots=options.jobs,
             cores=cores() if on_cpu else (),
+            shares_memory=not on_cpu,
             programs=_programs(workdir),
             about=about,
             keep_checkpoints=options.keep_checkpoints,
@@ -158,7 +159,10 @@ def _parser() -> argparse.ArgumentParser:
         "--workdir", type=Path, default=Path("runs/gain"), help="of all tables (default: runs/gain)"
     )
     parser.add_argument(
-        "--jobs", type=_positive, default=1, help="trainings at a time on a CPU, each on its cores"
+        "--jobs",
+        type=_positive,
+        default=1,
+        help="trainings at a time: each on its share of the cores, or of a GPU's memory",
     )
     parser.add_argument("--only", metavar="ARM,...", help="these arms and the reference")
     parser.add_argument("--seeds", metavar="0-4", help="other seeds than the table's")

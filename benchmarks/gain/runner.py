@@ -30,6 +30,7 @@ from drkd_jax.training.writing import write_text
 LOG_FILE = "train.log"
 ABOUT_FILE = "about.json"
 _POLL = 0.5  # seconds
+_MEMORY = 0.9  # of a GPU, of all slots together
 _LIVES = 3  # starts of one run that may end by a signal from elsewhere
 # One thread each: two such processes on two cores train 1.5 times as much as one with two threads.
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -51,6 +52,8 @@ class Runner:
         jobs: In order; a teacher stands before its students.
         slots: How many run at a time.
         cores: CPU cores that are shared out between the slots; empty: nobody is pinned.
+        shares_memory: Whether the slots take equal parts of a GPU's memory: a small detector leaves
+            most of a large GPU idle.
         programs: Folder of compiled programs.
         about: Kept beside each run: who trained it.
         keep_checkpoints: Leaves a finished student's checkpoints.
@@ -66,12 +69,14 @@ class Runner:
         *,
         slots: int,
         cores: Sequence[int],
+        shares_memory: bool = False,
         programs: Path,
         about: dict[str, Any],
         keep_checkpoints: bool,
         on_done: Callable[[Job], None],
     ):
         self.jobs, self.slots, self.cores = jobs, slots, cores
+        self.shares_memory = shares_memory
         self.programs, self.about, self.on_done = programs, about, on_done
         self.keep_checkpoints = keep_checkpoints
         self.failed: dict[str, str] = {}
@@ -145,6 +150,8 @@ class Runner:
         if len(share) == 1:
             flags = f"{environment.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
             environment["XLA_FLAGS"] = flags
+        if self.shares_memory and self.slots > 1:
+            environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{_MEMORY / self.slots:.3f}")
         with (job.folder / LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 command,

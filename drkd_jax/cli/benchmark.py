@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         keep_programs(options["compilation-cache"])
     config = options["config"].to_dict()
     with (
-        _random(config, options["classes"])
+        without_files(config, options["classes"])
         if options["random"]
         else (contextlib.nullcontext(config)) as config
     ):
@@ -88,7 +88,7 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _random(config: dict[str, Any], classes: int) -> Iterator[dict[str, Any]]:
+def without_files(config: dict[str, Any], classes: int) -> Iterator[dict[str, Any]]:
     """The config with nothing to load: drawn weights, and noise of the first canvas's shape."""
     config = {**config, "data": {**config["data"]}, "student": {**config["student"]}}
     config["student"]["init"] = ""

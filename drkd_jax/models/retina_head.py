@@ -27,6 +27,7 @@ from drkd_jax.models.settings import RetinaNetSettings, TestSettings
 from drkd_jax.ops.nms import select
 from drkd_jax.ops.platform import platform
 from drkd_jax.ops.relu import relu
+from drkd_jax.ops.top_k import top_k
 from drkd_jax.types import Array, Detections, Targets
 
 
@@ -208,13 +209,13 @@ class Candidates(NamedTuple):
 def _best_pairs(scores: Float[Array, "B A K"], num: int, most: int) -> Candidates:
     """The ``num`` best pairs."""
     B, A, K = scores.shape
-    best, pair = jax.lax.top_k(scores.reshape(B, A * K), min(num, A * K))
+    best, pair = top_k(scores.reshape(B, A * K), min(num, A * K))
     return Candidates(best, pair // K, pair % K)
 
 
 def _pairs_of_best_anchors(scores: Float[Array, "B A K"], num: int, most: int) -> Candidates:
     """Of the ``num`` anchors with the best best class, the ``most`` best pairs."""
-    _, row = jax.lax.top_k(scores.max(axis=-1), min(num, scores.shape[1]))
+    _, row = top_k(scores.max(axis=-1), min(num, scores.shape[1]))
     found = _best_pairs(take_rows(scores, row), most, most)
     return found._replace(rows=jnp.take_along_axis(row, found.rows, axis=1))
 
@@ -272,7 +273,7 @@ def retina_candidates(
         labels.append(found.labels)
     all_boxes, all_scores, all_labels = (jnp.concatenate(x, 1) for x in (boxes, scores, labels))
     if all_scores.shape[1] > most:
-        all_scores, row = jax.lax.top_k(all_scores, most)
+        all_scores, row = top_k(all_scores, most)
         all_boxes = take_rows(all_boxes, row)
         all_labels = jnp.take_along_axis(all_labels, row, axis=1)
     return all_boxes, all_scores, all_labels

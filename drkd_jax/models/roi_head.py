@@ -25,6 +25,7 @@ from drkd_jax.ops.matching import match_boxes
 from drkd_jax.ops.roi_align import region_levels, roi_align
 from drkd_jax.ops.sampling import sample
 from drkd_jax.ops.relu import relu
+from drkd_jax.ops.top_k import top_k
 from drkd_jax.types import Array, Detections, FeatureSpec, Targets
 
 
@@ -231,7 +232,7 @@ def roi_detections(
     B, R, D, _ = deltas.shape
     K = probability.shape[-1] - 1
     known = jnp.where(proposals.valid[..., None], probability[..., :K], 0.0).reshape(B, R * K)
-    scores, pair = jax.lax.top_k(known, min(settings.pre_nms, R * K))
+    scores, pair = top_k(known, min(settings.pre_nms, R * K))
     row, label = pair // K, pair % K
     decoded = box_ops.decode(
         take_rows(proposals.boxes, row),

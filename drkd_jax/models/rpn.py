@@ -23,6 +23,7 @@ from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings
 from drkd_jax.ops.nms import nms
 from drkd_jax.ops.relu import relu
 from drkd_jax.ops.sampling import Sampled, sample
+from drkd_jax.ops.top_k import top_k
 from drkd_jax.types import Array, Targets
 
 
@@ -128,7 +129,7 @@ def propose(
     most = min(pre_nms, max(level.shape[1] for level in logits))
     boxes, scores, valid = [], [], []
     for level_logits, level_deltas, level in zip(logits, deltas, anchors, strict=True):
-        best, row = jax.lax.top_k(
+        best, row = top_k(
             jax.lax.stop_gradient(level_logits), min(most, level_logits.shape[1])
         )
         decoded = box_ops.decode(
@@ -154,7 +155,7 @@ def propose(
     )
     B = kept.shape[0]
     flat_scores = jnp.where(kept, all_scores, -1.0).reshape(B, -1)
-    best, row = jax.lax.top_k(flat_scores, min(max_out, flat_scores.shape[1]))
+    best, row = top_k(flat_scores, min(max_out, flat_scores.shape[1]))
     return Proposals(
         take_rows(all_boxes.reshape(B, -1, 4), row), jnp.maximum(best, 0.0), best >= 0.0
     )

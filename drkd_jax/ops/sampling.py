@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Int, PRNGKeyArray
 
+from drkd_jax.ops.top_k import top_k
 from drkd_jax.types import Array
 
 
@@ -53,9 +54,9 @@ def sample(
     noise = jax.random.uniform(key, (total,))
     num_first = min(max_positive, num, total)
     num_second = min(num, total)
-    lot, first = jax.lax.top_k(jnp.where(positive, noise, -1.0), num_first)
+    lot, first = top_k(jnp.where(positive, noise, -1.0), num_first)
     num_positive = jnp.sum(lot >= 0.0)
-    lot, second = jax.lax.top_k(jnp.where(negative & ~positive, noise, -1.0), num_second)
+    lot, second = top_k(jnp.where(negative & ~positive, noise, -1.0), num_second)
     num_negative = jnp.sum(lot >= 0.0)
 
     slots = jnp.arange(num)

@@ -93,7 +93,7 @@ def test_every_part_of_a_distilled_step_is_timed(monkeypatch):
 def test_the_paper_s_teachers_need_no_file(name, groups, width, dcn):
     config = importlib.import_module(f"configs.{name}").get_config().to_dict()
     config["train"]["batch_size"] = 1
-    with benchmark._random(config, classes=3) as values:
+    with benchmark.without_files(config, classes=3) as values:
         teacher = values["teacher"]
         assert (teacher["init"], teacher["checkpoint"]) == ("random", "")
         wanted = {"depth": 101, "groups": groups, "group_width": width, "dcn": dcn}
@@ -104,7 +104,7 @@ def test_the_paper_s_teachers_need_no_file(name, groups, width, dcn):
         )
     config["teacher"]["checkpoint"] = "weights/mine.pth"
     with pytest.raises(UserError, match=r"mine\.pth': --random needs the teacher's model"):
-        benchmark._random(config, classes=3).__enter__()
+        benchmark.without_files(config, classes=3).__enter__()
 
 
 @pytest.mark.parametrize(

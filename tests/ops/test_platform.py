@@ -129,6 +129,7 @@ SHAPES = {  # kernel, stride, height, width, padding before and after, channels 
     "groups": (3, 2, 5, 6, (1, 1), 48, 96, 6),  # 3 slices of 2 groups
     "wide groups": (3, 2, 5, 4, (0, 2), 80, 40, 2),
     "many groups": (3, 2, 6, 5, (0, 2), 40, 80, 20),  # of 2 channels
+    "thin groups": (3, 1, 5, 4, (1, 1), 96, 96, 24),  # of 4
 }
 
 
@@ -159,10 +160,14 @@ def test_convolutions_and_their_gradients_are_those_of_xla():
             name: (rng.normal(size=(2, h, w, C)), rng.normal(size=(k, k, C // G, D)))
             for name, (k, _, h, w, _, C, D, G) in SHAPES.items()
         }
-        cpu, gpu = both(every, arrays, rng.normal(size=4000))
-    for name in SHAPES:
-        for a, b in zip(cpu[name], gpu[name], strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=2e-14 * np.abs(b).max(), err_msg=name)
+        weights = rng.normal(size=4000)
+        forms = both(every, arrays, weights)
+        with tracing_for("onnx"):  # which has none of its own
+            xla = jax.jit(every)(arrays, weights)
+    for form in forms:
+        for name in SHAPES:
+            for a, b in zip(form[name], xla[name], strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=2e-14 * np.abs(b).max(), err_msg=name)
 
 
 def traced(platform, name, dtype="float32", **others):
@@ -174,12 +179,19 @@ def traced(platform, name, dtype="float32", **others):
         return str(jax.make_jaxpr(total)(*shapes))
 
 
+def test_a_gpu_gets_blocks_of_channels():
+    thin = traced("gpu", "thin groups", "bfloat16")
+    assert "feature_group_count=2\n" in thin  # 12 groups of 4 channels in each
+    assert "bf16[3,3,48,96]" in thin
+    assert "bf16[2,12,10,8]" in traced("gpu", "stem", "bfloat16")
+
+
 @pytest.mark.parametrize("name", ["point", "wide", "groups"])
-def test_only_a_cpu_has_forms_of_its_own(name):
+def test_only_a_cpu_has_gradients_of_its_own(name):
     """Other platforms, types and dilated kernels keep XLA's convolution and its own gradients."""
     groups = SHAPES[name][-1]
     for kept in (
-        traced("gpu", name),
+        traced("onnx", name),
         traced("cpu", name, "bfloat16"),
         traced("cpu", name, rhs_dilation=(2, 2)),
     ):
