@@ -16,7 +16,6 @@ table says; 2: a fault in the flags.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import subprocess
@@ -41,15 +40,17 @@ def main(argv: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     environment = _environment()
     result: dict[str, Any] = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "cases": {}}
-    lock = out / "lock"
-    with open(lock, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        cases = {name: _start(name, options, out, lock, environment) for name in _names(options)}
-        result["torch"] = _torch(options, out)
-        result["ceilings"] = _ceilings(options, out, environment)
+    cases = {name: _start(name, options, out, environment) for name in _names(options)}
+    result["torch"] = _torch(options, out)
+    result["ceilings"] = _ceilings(options, out, environment)
     failed = 0
     for name, process in cases.items():
-        code = process.wait()
+        (out / name / "go").touch()
+        try:
+            code = process.wait(options.case_limit)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
         failed += bool(code)
         file = out / name / "result.json"
         case = json.loads(file.read_text()) if file.is_file() else {}
@@ -71,10 +72,11 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 
 def _start(
-    name: str, options: argparse.Namespace, out: Path, lock: Path, environment: dict[str, str]
+    name: str, options: argparse.Namespace, out: Path, environment: dict[str, str]
 ) -> subprocess.Popen[bytes]:
     folder = out / name
     folder.mkdir(exist_ok=True)
+    (folder / "go").unlink(missing_ok=True)
     recipe, kind = name.rsplit("-", 1)
     settings = {
         "name": name,
@@ -87,7 +89,7 @@ def _start(
         "repeat": options.repeat,
         "warm": 3,
         "folder": str(folder),
-        "lock": str(lock),
+        "go": str(folder / "go"),
     }
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     with open(folder / "log.txt", "wb") as log:
@@ -172,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--torch-python", default=sys.executable, help="has torch, torchvision")
     parser.add_argument("--torch-limit", type=float, default=300.0, help="seconds for that side")
+    parser.add_argument("--case-limit", type=float, default=600.0, help="seconds for each of ours")
     parser.add_argument("--recipe", type=lambda text: text.split(","), default=list(RECIPES))
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=["plain", "drkd"])
     parser.add_argument("--batch", type=int, default=8)

@@ -4,7 +4,7 @@
 
 It runs in an interpreter of its own, which needs torch, torchvision and NumPy. On a GPU: channels
 last, bfloat16 by autocast, cuDNN's own search. Teachers have random weights and the recipes'
-shapes: X101-64x4d for RetinaNet, X101-32x4d with deformable convolutions in C3 to C5 for Faster R-CNN.
+shapes: X101-64x4d for RetinaNet; for Faster R-CNN X101-32x4d, deformable in C3 to C5.
 """
 
 from __future__ import annotations
