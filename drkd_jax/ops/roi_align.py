@@ -19,6 +19,9 @@ The gradient is where the forms differ. On the same regions (`benchmarks/ops.py 
 
 A tile is added to the gradient in blocks of 16 cells, 20 thousand of them; single cells are 400
 thousand scattered updates.
+
+On a GPU tiles are of another size, and regions of small bins are read forward by
+`roi_windows.py`; what both cost by count is in docs/results.md.
 """
 
 from __future__ import annotations
