@@ -18,7 +18,7 @@ import numpy as np
 
 from drkd_jax.models import dense, roi_head, rpn
 from drkd_jax.ops import nms as nms_file
-from drkd_jax.ops import roi_tiles
+from drkd_jax.ops import roi_plan
 
 # Float32 rounding moves overlaps by 2e-7 and scores, relative to the largest, by 1e-6 at most.
 TIE = 2.0**-22  # of overlaps: some last bits of a float32 below 1
@@ -155,7 +155,7 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
         "match": dense.match_boxes,
         "top_k": jax.lax.top_k,
         "levels": roi_head.region_levels,
-        "axis": roi_tiles.axis,
+        "axis": roi_plan.axis,
     }
 
     def seen(note, *arrays):
@@ -211,7 +211,7 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
             (roi_head, "match_boxes", match),
             (jax.lax, "top_k", top_k),
             (roi_head, "region_levels", levels),
-            (roi_tiles, "axis", axis),
+            (roi_plan, "axis", axis),
         ):
             stack.enter_context(mock.patch.object(owner, name, function))
         yield found

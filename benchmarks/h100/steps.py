@@ -191,13 +191,12 @@ def abstract_teacher(settings: Mapping[str, Any]) -> Teacher:
 def least_trips(step: Step) -> dict[str, int]:
     """Trips that loops make at least, by part of the program, where the settings say it.
 
-    RoIAlign reads every sampled region, by one tile of it or more, so many of them a round.
+    RoIAlign reads every sampled region, by one tile of it or more, so many of a picture a round.
     """
     sampler = getattr(step.student.settings, "sampler", None)
     if sampler is None:
         return {}
-    a_round = max(1, roi_tiles._ROUND_ELSEWHERE // step.batch.index.shape[0])
-    return {"RoIAlign": -(-sampler.roi // a_round)}
+    return {"RoIAlign": -(-sampler.roi // roi_tiles.ROUND)}
 
 
 def lower(step: Step, mesh: Mesh) -> Any:

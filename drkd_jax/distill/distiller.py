@@ -21,7 +21,7 @@ from drkd_jax.distill.layers import pixel_mask
 from drkd_jax.distill.map_term import MapTermConfig, Seen
 from drkd_jax.distill.pairing import pair_levels
 from drkd_jax.distill.pixel_relation import PixelRelation
-from drkd_jax.distill.regions import ChosenBoxes, choose_boxes, cut
+from drkd_jax.distill.regions import ChosenBoxes, choose_boxes, cut, cut_both
 from drkd_jax.distill.teacher_scale import TeacherScale
 from drkd_jax.errors import UserError
 from drkd_jax.types import Array, Features, FeatureSpec, Responses, Targets
@@ -234,14 +234,12 @@ class Distiller(nnx.Module):
         chosen: ChosenBoxes,
         sizes: Array | None,
     ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        """Both sides' regions on the finest paired levels, each with its own stride."""
-        near, size = self.pairs[: self.config.region_levels], self.config.region_size
-        of_student = tuple(self.strides[0][pair.student] for pair in near)
-        of_teacher = tuple(self.strides[1][pair.teacher] for pair in near)
-        return (
-            cut(student[: len(near)], chosen, of_student, size, sizes),
-            cut(teacher[: len(near)], chosen, of_teacher, size, sizes),
-        )
+        """Both sides' regions on the finest paired levels."""
+        near = self.pairs[: self.config.region_levels]
+        strides = tuple(pair.stride for pair in near)
+        sides = student[: len(near)], teacher[: len(near)]
+        of_student, of_teacher = cut_both(sides, chosen, strides, self.config.region_size, sizes)
+        return of_student, of_teacher
 
     def masks(
         self,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from drkd_jax.ops.roi_align import roi_align
+from drkd_jax.ops.roi_align import roi_align_alike
 from drkd_jax.types import Array
 
 
@@ -54,21 +54,51 @@ def cut(
 ) -> tuple[Float[Array, "B n S S _C"], ...]:
     """The boxes' regions of some maps, as the author cuts them: not aligned, adaptive samples.
 
-    Maps of equal channels are read in one go: one loop to compile in place of one a map.
+    See `cut_both`; the arguments are those there.
+    """
+    return cut_both((maps,), chosen, strides, size, sizes)[0]
+
+
+def cut_both(
+    sides: tuple[tuple[Float[Array, "B _h _w _C"], ...], ...],
+    chosen: ChosenBoxes,
+    strides: tuple[int, ...],
+    size: int,
+    sizes: Int[Array, "B 2"] | None,
+) -> tuple[tuple[Float[Array, "B n S S _C"], ...], ...]:
+    """`cut` of student and teacher, whose maps are paired by stride.
+
+    Both sides, and maps of equal channels, are read in one go: in rounds that are fewer and fuller,
+    and with one loop to compile. Rows of boxes that are not valid are not read, and 0.
 
     Args:
-        maps: one side's, of one dtype.
+        sides: the maps of each, of one dtype.
         chosen: the boxes.
         strides: of each map, canvas pixels per map pixel.
         size: S.
         sizes: the pictures' own sizes, so that no bin leans on their padding; None in the official
             form, where it does.
     """
-    if len({x.shape[-1] for x in maps}) > 1:
-        each = zip(maps, strides, strict=True)
-        return tuple(cut((x,), chosen, (stride,), size, sizes)[0] for x, stride in each)
+    grids = {tuple(x.shape[1:3] for x in maps) for maps in sides}
+    if len(sides) > 1 and len(grids) > 1:
+        return tuple(cut(maps, chosen, strides, size, sizes) for maps in sides)
+    if any(len({x.shape[-1] for x in maps}) > 1 for maps in sides):
+        each = (
+            cut_both(tuple((x,) for x in level), chosen, (stride,), size, sizes)
+            for *level, stride in zip(*sides, strides, strict=True)
+        )
+        return tuple(tuple(x for (x,) in maps) for maps in zip(*each, strict=True))
+    levels = len(strides)
     pictures, number = chosen.valid.shape
-    boxes = jnp.tile(chosen.boxes, (1, len(maps), 1))
-    levels = jnp.tile(jnp.repeat(jnp.arange(len(maps)), number), (pictures, 1))
-    found = roi_align(maps, boxes, levels, strides, size, 0, aligned=False, sizes=sizes)
-    return tuple(jnp.split(found, len(maps), axis=1))
+    found = roi_align_alike(
+        sides,
+        jnp.tile(chosen.boxes, (1, levels, 1)),
+        jnp.tile(jnp.repeat(jnp.arange(levels), number), (pictures, 1)),
+        strides,
+        size,
+        sampling_ratio=0,
+        aligned=False,
+        sizes=sizes,
+        valid=jnp.tile(chosen.valid, (1, levels)),
+    )
+    return tuple(tuple(jnp.split(regions, levels, axis=1)) for regions in found)

@@ -79,6 +79,7 @@ class RoIHead(nnx.Module):
         maps: tuple[Float[jax.Array, "B _h _w C"], ...],
         spec: FeatureSpec,
         boxes: Float[Array, "B R 4"],
+        valid: Bool[Array, "B R"] | None = None,
     ) -> tuple[Float[Array, "B R K1"], Float[Array, "B R D 4"]]:
         """Class logits and deltas, float32, in one order for every convention.
 
@@ -86,12 +87,13 @@ class RoIHead(nnx.Module):
             maps: the pyramid.
             spec: its levels.
             boxes: regions, canvas pixels.
+            valid: regions that are looked at, the others are not read; None: all.
 
         Returns:
             Logits with the background last, and deltas of every class without the background; of
             one for all classes where the head is class-agnostic.
         """
-        x = self.pool(maps, spec, boxes).reshape(*boxes.shape[:2], -1)
+        x = self.pool(maps, spec, boxes, valid).reshape(*boxes.shape[:2], -1)
         x = relu(self.fc1(x))
         x = relu(self.fc2(x))
         logits = self.cls(x).astype(jnp.float32)
@@ -106,8 +108,9 @@ class RoIHead(nnx.Module):
         maps: tuple[Float[jax.Array, "B _h _w C"], ...],
         spec: FeatureSpec,
         boxes: Float[Array, "B R 4"],
+        valid: Bool[Array, "B R"] | None = None,
     ) -> Float[Array, "B R S S C"]:
-        """Cut every region out of the level that fits its size."""
+        """Cut every region out of the level that fits its size; those not valid are 0."""
         rule = self.convention
         used = rule.roi_max_level - self.min_level + 1
         levels = region_levels(
@@ -126,6 +129,7 @@ class RoIHead(nnx.Module):
                 output_size=rule.roi_size,
                 sampling_ratio=self.sampling,
                 aligned=rule.roi_aligned,
+                valid=valid,
             )
         )
 

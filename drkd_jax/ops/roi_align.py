@@ -19,6 +19,9 @@ The gradient is where the forms differ. On the same regions (`benchmarks/ops.py 
 
 A tile is added to the gradient in blocks of 16 cells, 20 thousand of them; single cells are 400
 thousand scattered updates.
+
+On a GPU tiles are of another size, and regions of small bins are read forward by
+`roi_windows.py`; what both cost by count is in docs/results.md.
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from drkd_jax import boxes as box_ops
-from drkd_jax.ops import roi_tiles
+from drkd_jax.ops import roi_plan, roi_tiles
 from drkd_jax.ops.onnx_calls import align
 from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
@@ -41,7 +44,6 @@ from drkd_jax.types import Array
 _FARTHEST = 1e6
 
 
-@partial(jax.named_call, name="roi_align")
 def roi_align(
     maps: tuple[Float[Array, "B _h _w C"], ...],
     boxes: Float[Array, "B R 4"],
@@ -51,6 +53,7 @@ def roi_align(
     sampling_ratio: int = 2,
     aligned: bool = True,
     sizes: Int[Array, "B 2"] | None = None,
+    valid: Bool[Array, "B R"] | None = None,
 ) -> Float[Array, "B R S S C"]:
     """Cuts every region out of its level as a grid of bins.
 
@@ -71,6 +74,8 @@ def roi_align(
             ones, and no region is smaller than one map pixel (torchvision's default).
         sizes: Height and width of the pictures, canvas pixels: each map then ends where its
             picture does, and the padding beyond it is not read. None: the whole canvas.
+        valid: Regions that are wanted. The others are 0, give no gradient and cost nothing (in an
+            ONNX file they are as any other). None: all.
 
     Returns:
         ``[B, R, S, S, C]`` in the dtype of the maps; sums are float32 at least. The gradient goes
@@ -78,24 +83,55 @@ def roi_align(
 
     Source: He et al., Mask R-CNN, section 3; torchvision ``csrc/ops/cpu/roi_align_kernel.cpp``.
     """
+    pyramids = (maps,)
+    return roi_align_alike(
+        pyramids, boxes, levels, strides, output_size, sampling_ratio, aligned, sizes, valid
+    )[0]
+
+
+@partial(jax.named_call, name="roi_align")
+def roi_align_alike(
+    pyramids: tuple[tuple[Float[Array, "B _h _w _C"], ...], ...],
+    boxes: Float[Array, "B R 4"],
+    levels: Int[Array, "B R"],
+    strides: tuple[float | int, ...],
+    output_size: int = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    sizes: Int[Array, "B 2"] | None = None,
+    valid: Bool[Array, "B R"] | None = None,
+) -> tuple[Float[Array, "B R S S _C"], ...]:
+    """`roi_align` of the same regions of several pyramids, in one go.
+
+    Args:
+        pyramids: the maps of each; level by level they have the same height and width, while
+            channels and dtype are each pyramid's own.
+        boxes: as all that follow, of `roi_align`.
+        levels: see there.
+        strides: see there.
+        output_size: see there.
+        sampling_ratio: see there.
+        aligned: see there.
+        sizes: see there.
+        valid: see there.
+
+    Returns:
+        The regions of each pyramid.
+    """
+    maps = pyramids[0]
     wide = jnp.promote_types(jnp.float32, maps[0].dtype)
-    how = roi_tiles.How(output_size, sampling_ratio)
+    how = roi_plan.How(output_size, sampling_ratio)
     levels = jnp.clip(levels, 0, len(maps) - 1)
     scales = jnp.asarray([1.0 / stride for stride in strides], wide)[levels]
     boxes = jax.lax.stop_gradient(jnp.asarray(boxes, wide))
     boxes = jnp.clip(jnp.nan_to_num(boxes), -_FARTHEST, _FARTHEST)
     if platform() == "onnx" and sizes is None:
-        floats = tuple(jnp.asarray(m, wide) for m in maps)
-        regions = align(
-            boxes,
-            levels,
-            floats,
-            strides=tuple(strides),
-            bins=output_size,
-            samples=sampling_ratio,
-            aligned=aligned,
+        call = partial(
+            align, strides=tuple(strides), bins=output_size, samples=sampling_ratio, aligned=aligned
         )
-        return regions.astype(maps[0].dtype)
+        floats = (tuple(jnp.asarray(m, wide) for m in maps) for maps in pyramids)
+        found = (call(boxes, levels, of_one) for of_one in floats)
+        return tuple(x.astype(maps[0].dtype) for x, maps in zip(found, pyramids, strict=True))
     x0, y0, x1, y1 = jnp.moveaxis(boxes * scales[..., None] - (0.5 if aligned else 0.0), -1, 0)
     shapes = np.asarray([plane.shape[1:3] for plane in maps], np.int32)
     cells = shapes[:, 0] * shapes[:, 1]
@@ -104,14 +140,18 @@ def roi_align(
         own = jnp.ceil(jnp.asarray(sizes, wide)[:, None] * scales[..., None])
         ends = jnp.clip(own, 1, ends)
     shortest = 0.0 if aligned else 1.0
-    plan = roi_tiles.Plan(
-        roi_tiles.axis(y0, y1, ends[..., 0], how, shortest),
-        roi_tiles.axis(x0, x1, ends[..., 1], how, shortest),
+    plan = roi_plan.Plan(
+        jnp.ones(boxes.shape[:2], bool) if valid is None else jnp.asarray(valid),
+        roi_plan.axis(y0, y1, ends[..., 0], how, shortest),
+        roi_plan.axis(x0, x1, ends[..., 1], how, shortest),
         jnp.asarray(np.cumsum(cells) - cells)[levels],
         jnp.asarray(shapes[:, 1])[levels],
     )
-    flat = jnp.concatenate([jnp.reshape(m, (m.shape[0], -1, m.shape[3])) for m in maps], axis=1)
-    return roi_tiles.read(flat, plan, how).astype(flat.dtype)
+    flats = tuple(
+        jnp.concatenate([jnp.reshape(m, (m.shape[0], -1, m.shape[3])) for m in maps], axis=1)
+        for maps in pyramids
+    )
+    return roi_tiles.read(flats, plan, how)
 
 
 def region_levels(

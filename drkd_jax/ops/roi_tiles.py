@@ -6,7 +6,7 @@ tile's cells along y and x.
 The samples of a region form a grid, and a bilinear weight is a weight along y times a weight along
 x. So a region is exactly (weights along y) x (its cells) x (weights along x), whatever the number
 of samples, which only shapes the weights. The cells that a region touches are cut into tiles of
-`TILE`: as many as it needs, one after the other in one list, so that a long box costs its own
+one size: as many as it needs, one after the other in one list, so that a long box costs its own
 tiles and no other region anything. The list is worked off in rounds of T tiles, by a loop that runs
 as often as the fullest picture asks for.
 
@@ -23,128 +23,68 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
+from drkd_jax.ops import roi_windows
 from drkd_jax.ops.platform import platform
+from drkd_jax.ops.roi_plan import How, Plan, weights, wide
 from drkd_jax.types import Array
 
-#: Cells of a tile along y and x.
-TILE = (16, 16)
-
-# Tiles of all pictures in one round. A CPU wants them to stay in its caches, a GPU wants work.
-_ROUND = {"cpu": 8}
-_ROUND_ELSEWHERE = 1024
+# Of a CPU: cells of a tile along y and x, and tiles of all pictures in one round, which are to stay
+# in its caches.
+CPU_TILE = (16, 16)
+CPU_ROUND = 8
 _FEW = 4  # pictures
+# Of all others. A round goes by the picture there: by the whole batch, many devices would take many
+# rounds for the pictures that one of them holds.
+TILE = (24, 8)
+ROUND = 512
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _LINES = jax.lax.GatherDimensionNumbers((2, 3), (), (0,))
 _BLOCKS = jax.lax.ScatterDimensionNumbers((2, 3), (), (0,))
 
 
-class Axis(NamedTuple):
-    """Where the samples of each region lie along one axis, in cells of its own map."""
-
-    start: Array  # of the first bin
-    step: Array  # from sample to sample
-    samples: Array  # of a bin, a whole number
-    size: Array  # cells of the map; nothing is read beyond
-    low: Array  # first cell that is read, int32
-    high: Array  # last one
-
-
-class How(NamedTuple):
-    """What is static about a reading."""
-
-    bins: int
-    samples: int  # of a bin and axis; 0: as many as a bin has cells
-
-    @property
-    def samples_of_cell(self) -> int:
-        """How many samples of a bin can touch one cell, at most."""
-        # Two cells' width holds 4 samples, more than half a cell apart; 1 for the rounding.
-        return self.samples or 5
-
-
-def axis(first: Array, last: Array, size: Array, how: How, shortest: float) -> Axis:
-    """The samples of regions from ``first`` to ``last``, in cells.
-
-    Args:
-        first: upper (left) side of each region.
-        last: lower (right) side.
-        size: cells of the map that each region is read from.
-        how: bins and samples.
-        shortest: shorter regions are widened to it; 0: none is.
-    """
-    length = jnp.maximum(last - first, shortest) if shortest > 0 else last - first
-    if how.samples:
-        samples = jnp.full_like(length, how.samples)
-    else:
-        samples = jnp.ceil(length / how.bins)
-        # A division that rounds up at a whole number must not add a sample.
-        samples = jnp.maximum(samples - ((samples - 1) * how.bins >= length), 0)
-    step = length / how.bins / jnp.maximum(samples, 1)
-    size = size.astype(first.dtype)
-    ends = first + 0.5 * step, first + (how.bins - 1) * (length / how.bins) + (samples - 0.5) * step
-    low, high = (
-        jnp.floor(jnp.clip(end, 0, size - 1)) for end in (jnp.minimum(*ends), jnp.maximum(*ends))
-    )
-    high = jnp.minimum(high + 1, size - 1)
-    return Axis(first, step, samples, size, low.astype(jnp.int32), high.astype(jnp.int32))
-
-
-def _weights(own: Axis, begin: Array, cells: int, how: How) -> Array:
-    """Weights of a tile's cells in each bin: ``[T, S, cells]``.
-
-    Args:
-        own: of each tile's region.
-        begin: first cell of each tile.
-        cells: along this axis.
-        how: bins and samples.
-    """
-    start, step, samples, size, _, high = (x[:, None, None] for x in own)
-    cell = begin[:, None, None] + np.arange(cells, dtype=np.int32)
-    place = cell.astype(start.dtype)
-    bins = np.arange(how.bins, dtype=start.dtype)[:, None]
-    first = start + bins * (step * jnp.maximum(samples, 1))
-    number = jnp.zeros_like(place)
-    if not how.samples:
-        # The first sample that lies less than a cell before this one.
-        safe = jnp.where(step > 0, step, 1)
-        number = jnp.maximum(jnp.floor((place - 1 - first) / safe - 0.5), 0)
-    total: Any = 0.0
-    for _ in range(how.samples_of_cell):
-        here = first + (number + 0.5) * step
-        # Nothing further out than one cell is read; up to there the cell at the edge is.
-        read = (number < samples) & (here >= -1) & (here <= size)
-        hat = jnp.maximum(1 - jnp.abs(jnp.clip(here, 0, size - 1) - place), 0)
-        total += jnp.where(read, hat, 0)
-        number += 1
-    return jnp.where(cell <= high, total, 0) / jnp.maximum(samples, 1)
-
-
-class Plan(NamedTuple):
-    """Where every region is read, ``[B, R]`` each."""
-
-    y: Axis
-    x: Axis
-    base: Array  # first cell of the region's map among those of all maps
-    width: Array  # of that map, cells
-
-
 class _Round(NamedTuple):
     """T tiles of one picture."""
 
     region: Array  # [T]
+    there: Array  # [T] whether there is such a tile
     lines: Array  # [T, n] first cell of each line of a tile, among the cells of all maps
+    used: Array  # [T, n] lines that belong to the region; the others are its last one once more
     rows: Array  # [T, S, n] weights along y
     columns: Array  # [T, S, m] weights along x
 
 
-def _num_tiles(plan: Plan) -> tuple[Array, Array]:
+class _Form(NamedTuple):
+    """How the tiles are worked off."""
+
+    tile: tuple[int, int]  # cells along y and x
+    per_round: int  # tiles of each picture
+    sums: bool  # products written as sums, which a GPU's compiler joins with what they read
+    windows: bool  # forward, regions of small bins are read by `roi_windows.py`
+
+
+def _form(pictures: Any) -> _Form:
+    if platform() == "cpu":
+        # A number of pictures that is not known yet (`jax.export`) is taken for a few.
+        known = pictures if isinstance(pictures, int) else _FEW
+        return _Form(CPU_TILE, max(1, CPU_ROUND // max(1, known)), sums=False, windows=False)
+    gpu = platform() == "gpu"
+    return _Form(TILE, ROUND, sums=gpu, windows=gpu)
+
+
+def _num_tiles(plan: Plan, tile: tuple[int, int]) -> tuple[Array, Array]:
     """Tiles of each region, and how many of them lie side by side."""
-    down = (plan.y.high - plan.y.low) // TILE[0] + 1
-    across = (plan.x.high - plan.x.low) // TILE[1] + 1
-    return down * across, across
+    down = (plan.y.high - plan.y.low) // tile[0] + 1
+    across = (plan.x.high - plan.x.low) // tile[1] + 1
+    return jnp.where(plan.there, down * across, 0), across
+
+
+def num_rounds(plan: Plan) -> Array:
+    """Rounds that the plan takes: as many as its fullest picture needs."""
+    form = _form(plan.there.shape[0])
+    tiles = jnp.sum(_num_tiles(plan, form.tile)[0], axis=1)
+    return jnp.max(-(-tiles // form.per_round))
 
 
 def _take(rows: Array, index: Array) -> Array:
@@ -152,103 +92,137 @@ def _take(rows: Array, index: Array) -> Array:
     return rows.at[index].get(mode="promise_in_bounds")
 
 
-def _round(plan: Plan, number: Array, per_round: int, how: How) -> _Round:
-    """The tiles of round ``number`` of one picture; beyond its last one, tiles of weight 0."""
-    count, across = _num_tiles(plan)
+def _round(plan: Plan, number: Array, form: _Form, how: How) -> _Round:
+    """The tiles of round ``number`` of one picture; beyond its last one there is none."""
+    height, width = form.tile
+    count, across = _num_tiles(plan, form.tile)
     ends = jnp.cumsum(count)
-    tile = number * per_round + jnp.arange(per_round)
+    tile = number * form.per_round + jnp.arange(form.per_round)
     region = jnp.minimum(jnp.sum(ends <= tile[:, None], axis=1), ends.shape[0] - 1)
     own, count, across, end = jax.tree.map(
         lambda of_region: _take(of_region, region), (plan, count, across, ends)
     )
     tile_of_region = tile - (end - count)
-    top = own.y.low + tile_of_region // across * TILE[0]
-    left = own.x.low + tile_of_region % across * TILE[1]
-    rows = _weights(own.y, top, TILE[0], how)
-    rows = jnp.where((tile < ends[-1])[:, None, None], rows, 0)
-    columns = _weights(own.x, left, TILE[1], how)
-    lines = (top[:, None] + np.arange(TILE[0])) * own.width[:, None] + left[:, None]
-    return _Round(region, own.base[:, None] + lines, rows, columns)
+    top = own.y.low + tile_of_region // across * height
+    left = own.x.low + tile_of_region % across * width
+    rows = weights(own.y, top[:, None], height, how)
+    columns = weights(own.x, left[:, None], width, how)
+    line = top[:, None] + np.arange(height)
+    last, there = own.y.high[:, None], tile < ends[-1]
+    lines = own.base[:, None] + jnp.minimum(line, last) * own.width[:, None] + left[:, None]
+    return _Round(region, there, lines, there[:, None] & (line <= last), rows, columns)
 
 
 def _work_off(
-    plan: Plan, how: How, one: Callable[..., Array], result: Array, given: Array
-) -> Array:
+    plan: Plan, how: How, form: _Form, one: Callable[..., Any], result: Any, given: Any
+) -> Any:
     """Runs ``one(round, result, given)`` of each picture for every round."""
-    # A number of pictures that is not known yet (`jax.export`) is taken for a few.
-    pictures = result.shape[0] if isinstance(result.shape[0], int) else _FEW
-    per_round = max(1, _ROUND.get(platform(), _ROUND_ELSEWHERE) // pictures)
 
-    def every_picture(number: Array, result: Array) -> Array:
-        def of_one(plan: Plan, result: Array, given: Array) -> Array:
-            return one(_round(plan, number, per_round, how), result, given)
+    def every_picture(number: Array, result: Any) -> Any:
+        def of_one(plan: Plan, result: Any, given: Any) -> Any:
+            return one(_round(plan, number, form, how), result, given)
 
         return jax.vmap(of_one)(plan, result, given)
 
-    rounds = -(-jnp.sum(_num_tiles(plan)[0], axis=1) // per_round)
-    return jax.lax.fori_loop(0, jnp.max(rounds), every_picture, result)
+    return jax.lax.fori_loop(0, num_rounds(plan), every_picture, result)
 
 
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(jnp.float32, dtype)
+def _bins(tiles: _Round, cells: Array, form: _Form, how: How) -> Array:
+    """What the tiles' cells ``[T, n, m, C]`` give each bin: ``[T, S, S, C]``."""
+    T, n, m, C = cells.shape
+    S, dtype = how.bins, wide(cells.dtype)
+    if form.sums:
+        strips = jnp.sum(tiles.rows[..., None, None] * cells[:, None].astype(dtype), axis=2)
+        return jnp.sum(tiles.columns[:, None, :, :, None] * strips[:, :, None], axis=3)
+    cells = cells.astype(dtype).reshape(T, n, m * C)
+    strips = jnp.matmul(tiles.rows, cells, precision=_HIGHEST).reshape(T, S, m, C)
+    columns = jnp.broadcast_to(tiles.columns[:, None], (T, S, S, m))
+    return jnp.matmul(columns, strips, precision=_HIGHEST)
+
+
+def _cells(tiles: _Round, bins: Array, form: _Form, how: How) -> Array:
+    """The transpose of `_bins`: what the bins ``[T, S, S, C]`` give each cell, ``[T, n, m, C]``."""
+    T, S, _, C = bins.shape
+    bins = bins.astype(wide(bins.dtype))
+    if form.sums:
+        strips = jnp.sum(tiles.columns[:, None, :, :, None] * bins[:, :, :, None], axis=2)
+        return jnp.sum(tiles.rows[..., None, None] * strips[:, :, None], axis=1)
+    rows, columns = tiles.rows.swapaxes(1, 2), tiles.columns.swapaxes(1, 2)
+    columns = jnp.broadcast_to(columns[:, None], (T, S, *columns.shape[1:]))
+    strips = jnp.matmul(columns, bins, precision=_HIGHEST)
+    cells = jnp.matmul(rows, strips.reshape(T, S, -1), precision=_HIGHEST)
+    return cells.reshape(T, *form.tile, C)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def read(flat: Array, plan: Plan, how: How) -> Float[Array, "B R S S C"]:
-    """Every bin of every region, in float32 at least.
+def read(flats: tuple[Array, ...], plan: Plan, how: How) -> tuple[Array, ...]:
+    """Every bin of every region of some sets of maps that are laid out alike, in one loop.
 
     Args:
-        flat: ``[B, P, C]`` the cells of all maps, line by line, one map after the other.
+        flats: ``[B, P, C]`` each, the cells of all maps of a set, line by line, one map after the
+            other; C may differ.
         plan: where the regions are.
         how: bins and samples.
+
+    Returns:
+        ``[B, R, S, S, C]`` of each set, in its dtype; sums are in float32 at least. Regions that
+        are not there are 0.
     """
-    (B, P, C), R, S, wide = flat.shape, plan.base.shape[1], how.bins, _wide(flat.dtype)
-    result = jnp.zeros((B, R, S, S, C), wide)
-    if result.size == 0:
-        return result
+    (B, _, _), R, S = flats[0].shape, plan.base.shape[1], how.bins
+    form = _form(B)
     # A line that begins in the last cell ends within the array.
-    flat = jnp.pad(flat, ((0, 0), (0, TILE[1]), (0, 0)))
+    more = max(form.tile[1], roi_windows.WINDOW if form.windows else 0)
+    padded = tuple(jnp.pad(x, ((0, 0), (0, more), (0, 0))) for x in flats)
+    if form.windows and roi_windows.worth(how):
+        fits = roi_windows.fits(plan, how)
+        own = plan._replace(there=plan.there & fits)
+        results = tuple(roi_windows.read(x, own, how) for x in padded)
+        plan = plan._replace(there=plan.there & ~fits)
+    else:
+        results = tuple(jnp.zeros((B, R, S, S, x.shape[2]), wide(x.dtype)) for x in flats)
 
-    def one(tiles: _Round, result: Array, flat: Array) -> Array:
-        T = len(tiles.region)
-        at = jnp.clip(tiles.lines, 0, P)[..., None]
-        cells = jax.lax.gather(flat, at, _LINES, (TILE[1], C), mode="promise_in_bounds")
-        cells = cells.astype(wide).reshape(T, TILE[0], TILE[1] * C)
-        strips = jnp.matmul(tiles.rows, cells, precision=_HIGHEST).reshape(T, S, TILE[1], C)
-        columns = jnp.broadcast_to(tiles.columns[:, None], (T, S, S, TILE[1]))
-        bins = jnp.matmul(columns, strips, precision=_HIGHEST)
-        return result.at[tiles.region].add(bins, mode="promise_in_bounds", indices_are_sorted=True)
+    def one(
+        tiles: _Round, results: tuple[Array, ...], flats: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
+        region = jnp.where(tiles.there, tiles.region, R)
+        found = []
+        for result, flat in zip(results, flats, strict=True):
+            line = form.tile[1], flat.shape[1]
+            at = tiles.lines[..., None]
+            cells = jax.lax.gather(flat, at, _LINES, line, mode="promise_in_bounds")
+            bins = _bins(tiles, cells, form, how)
+            found.append(result.at[region].add(bins, mode="drop", indices_are_sorted=True))
+        return tuple(found)
 
-    return _work_off(plan, how, one, result, flat)
+    if B and R:
+        results = _work_off(plan, how, form, one, results, padded)
+    return tuple(r.astype(x.dtype) for r, x in zip(results, flats, strict=True))
 
 
-def _read_forward(flat: Array, plan: Plan, how: How) -> tuple[Array, Any]:
-    empty = jnp.zeros((flat.shape[1], 0), flat.dtype)  # carries the shape and the dtype only
-    return read(flat, plan, how), (empty, plan)
+def _read_forward(flats: tuple[Array, ...], plan: Plan, how: How) -> tuple[Any, Any]:
+    return read(flats, plan, how), (flats[0][0, :, :0], plan)  # carries the number of cells only
 
 
-def _read_backward(how: How, saved: Any, gradient: Array) -> tuple[Array, None]:
+def _read_backward(how: How, saved: Any, gradients: tuple[Array, ...]) -> tuple[Any, None]:
     empty, plan = saved
-    (B, _, S, _, C), P = gradient.shape, empty.shape[0]
-    result = jnp.zeros((B, P + TILE[1], C), _wide(empty.dtype))
+    # One loop each: where nothing asks for a set's gradient, the compiler drops its loop.
+    return tuple(_spread(gradient, len(empty), plan, how) for gradient in gradients), None
+
+
+def _spread(gradient: Array, P: int, plan: Plan, how: How) -> Array:
+    """The gradient of one set's cells, ``[B, P, C]``."""
+    B, _, _, _, C = gradient.shape
+    form = _form(B)
+    result = jnp.zeros((B, P + form.tile[1], C), wide(gradient.dtype))
 
     def one(tiles: _Round, result: Array, gradient: Array) -> Array:
-        T = len(tiles.region)
-        rows, columns = tiles.rows.swapaxes(1, 2), tiles.columns.swapaxes(1, 2)
-        columns = jnp.broadcast_to(columns[:, None], (T, S, TILE[1], S))
-        strips = jnp.matmul(columns, _take(gradient, tiles.region), precision=_HIGHEST)
-        cells = jnp.matmul(rows, strips.reshape(T, S, TILE[1] * C), precision=_HIGHEST)
-        return jax.lax.scatter_add(
-            result,
-            jnp.clip(tiles.lines, 0, P)[..., None],
-            cells.reshape(T, *TILE, C),
-            _BLOCKS,
-            mode="promise_in_bounds",
-        )
+        at = jnp.where(tiles.used, tiles.lines, result.shape[0])[..., None]
+        cells = _cells(tiles, _take(gradient, tiles.region), form, how)
+        return jax.lax.scatter_add(result, at, cells, _BLOCKS, mode="drop")
 
     if gradient.size:
-        result = _work_off(plan, how, one, result, gradient)
-    return result[:, :P].astype(empty.dtype), None
+        result = _work_off(plan, how, form, one, result, gradient)
+    return result[:, :P].astype(gradient.dtype)
 
 
 read.defvjp(_read_forward, _read_backward)

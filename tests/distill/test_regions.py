@@ -4,40 +4,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drkd_jax.distill.regions import choose_boxes, cut
+from drkd_jax.distill.regions import choose_boxes, cut_both
 from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
 from tests.distill.common import pyramid, targets
+from tests.ops.roi_on_devices import plans
 
 GIVEN, STRIDES = targets(), (8, 16)
 CHOSEN = choose_boxes(GIVEN.boxes, GIVEN.valid, 3)
 
 
-def together(maps):
-    return cut(maps, CHOSEN, STRIDES, 3, GIVEN.sizes)
+def together(sides):
+    return cut_both(sides, CHOSEN, STRIDES, 3, GIVEN.sizes)
 
 
-def alone(maps):
+def alone(sides):
+    there = CHOSEN.valid[..., None, None, None]
     return tuple(
-        roi_align_adaptive(x, CHOSEN.boxes, stride, 3, sizes=GIVEN.sizes)
-        for x, stride in zip(maps, STRIDES, strict=True)
+        tuple(
+            jnp.where(there, roi_align_adaptive(x, CHOSEN.boxes, stride, 3, sizes=GIVEN.sizes), 0)
+            for x, stride in zip(maps, STRIDES, strict=True)
+        )
+        for maps in sides
     )
 
 
-def test_maps_are_cut_as_each_alone():
+def test_both_sides_maps_are_cut_as_each_alone():
     @jax.jit
-    def both(maps):
+    def both(sides):
         found = []
         for way in (together, alone):
-            regions, back = jax.vjp(way, maps)
+            regions, back = jax.vjp(way, sides)
             found.append((regions, back(jax.tree.map(jnp.cos, regions))[0]))
         return found
 
-    ours, wanted = both(pyramid(0, 6).maps)
+    ours, wanted = both((pyramid(0, 6).maps, pyramid(1, 10).maps))
     for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+def test_both_sides_are_cut_in_one_loop_without_rows_that_are_not_valid():
+    with plans() as found:
+        together((pyramid(0, 6).maps, pyramid(1, 10).maps))
+    assert 0 < CHOSEN.valid.sum() < CHOSEN.valid.size
+    assert len(found) == 1
+    np.testing.assert_array_equal(found[0].there, np.tile(CHOSEN.valid, (1, 2)))
+
+
 def test_maps_of_other_channels_are_cut_as_well():
-    maps = pyramid(0, 6).maps[0], pyramid(1, 10).maps[1]
-    assert jax.eval_shape(together, maps) == jax.eval_shape(alone, maps)
+    odd = pyramid(0, 6).maps[0], pyramid(1, 10).maps[1]
+    sides = pyramid(0, 6).maps, odd
+    assert jax.eval_shape(together, sides) == jax.eval_shape(alone, sides)

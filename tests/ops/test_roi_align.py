@@ -1,4 +1,6 @@
+import json
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,11 @@ import numpy as np
 import pytest
 
 from drkd_jax.ops import roi_align as ops
-from drkd_jax.ops import roi_tiles
+from drkd_jax.ops import roi_plan, roi_tiles, roi_windows
+from drkd_jax.ops.platform import tracing_for
 from tests import oracles
+from tests.ops.roi_on_devices import plans
+from tests.training import tiny
 
 STRIDES = (4, 8)
 CANVAS = 96, 160
@@ -68,11 +73,11 @@ def test_jit_equals_eager():
 
 
 def test_adaptive_samples_are_as_many_as_a_bin_has_pixels():
-    how, many = roi_tiles.How(7, 0), np.arange(1, 60, dtype=np.float32)
+    how, many = roi_plan.How(7, 0), np.arange(1, 60, dtype=np.float32)
 
     @jax.jit
     def samples(length):
-        return roi_tiles.axis(0 * length, length, 0 * length + 500, how, 0.0).samples
+        return roi_plan.axis(0 * length, length, 0 * length + 500, how, 0.0).samples
 
     # Whole numbers of pixels a bin are common and must not be rounded up.
     np.testing.assert_array_equal(samples(7 * many), many)
@@ -174,6 +179,72 @@ def test_bfloat16_maps_keep_their_dtype_and_sum_in_float32(scene):
         # Only the result is rounded: 2^-8 at most, measured 3.8e-3 (3.9e-3).
         np.testing.assert_array_equal(a, b.astype(jnp.bfloat16))
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-8)
+
+
+def test_forms_of_a_gpu_equal_those_of_a_cpu(scene):
+    """Some regions fit the windows and some are left to the tiles."""
+    maps, boxes, levels = scene
+    size = 7
+    maps = tuple(jnp.asarray(m, jnp.bfloat16) for m in maps)
+    weights = np.random.default_rng(1).normal(size=(B, R, size, size, C)).astype(np.float32)
+    valid = np.ones((B, R), bool)
+    valid[0, 2:5] = valid[1, 7] = False
+
+    def read(where, maps):
+        with tracing_for(where):
+            return ops.roi_align(maps, boxes, levels, STRIDES, size, 0, valid=valid)
+
+    @partial(jax.jit, static_argnums=0)
+    def both(where, maps):
+        wide = tuple(m.astype(jnp.float32) for m in maps)
+        found, back = jax.vjp(partial(read, where), wide)
+        return found, back(weights)[0], read(where, maps)
+
+    # Small rounds, so that there are several of them.
+    with (
+        mock.patch.multiple(roi_tiles, ROUND=6, TILE=(5, 4)),
+        mock.patch.object(roi_windows, "WINDOW", 3),
+    ):
+        cpu, gpu = both("cpu", maps), both("gpu", maps)
+        with plans() as plan:
+            read("gpu", maps)
+        assert 0 < roi_windows.fits(plan[0], roi_plan.How(size, 0))[valid].sum() < valid.sum()
+    for found, expected in zip(jax.tree.leaves(gpu[:2]), jax.tree.leaves(cpu[:2]), strict=True):
+        np.testing.assert_allclose(found, expected, atol=5e-6)
+        assert np.abs(expected).max() > 1
+    # In bfloat16 only the result is rounded.
+    np.testing.assert_array_equal(gpu[2], gpu[0].astype(jnp.bfloat16))
+    assert not np.asarray(gpu[0])[~valid].any()
+    assert not np.asarray(cpu[0])[~valid].any()
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_regions_that_are_not_valid_take_no_tile(scene, where):
+    maps, boxes, levels = scene
+    many = np.tile(boxes, (1, 200, 1)), np.tile(levels, (1, 200))
+    valid = np.zeros(many[1].shape, bool)
+
+    def rounds(valid):
+        with tracing_for(where), plans() as found:
+            ops.roi_align(maps, *many, STRIDES, 3, 2, valid=valid)
+            return int(roi_tiles.num_rounds(found[0]))
+
+    assert rounds(valid) == 0
+    valid[:, 1990] = True
+    assert rounds(valid) == 1
+    assert rounds(None) > 3
+
+
+def test_rounds_do_not_grow_with_devices():
+    process = tiny.python("-m", "tests.ops.roi_on_devices", devices=4)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert found["devices"] == 4
+    assert found["rounds"] == found["alone"]
+    assert found["rounds"] > 1
+    assert max(found["off"]) < 1e-6
+    assert found["gathered"] < found["map"]  # bytes
 
 
 def squares(sides):
