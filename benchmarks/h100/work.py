@@ -79,7 +79,9 @@ def sent(module: Module, inside: Computation, one: Instruction) -> Sent | None:
 
 def _once(inside: Computation, one: Instruction) -> list[tuple[int, Instruction]]:
     """Operands with their places, each once."""
-    names = {name: place for place, name in reversed(list(enumerate(one.operands)))}
+    names: dict[str, int] = {}
+    for place, name in enumerate(one.operands):
+        names.setdefault(name, place)
     return [(at, inside.by_name[name]) for name, at in names.items() if name in inside.by_name]
 
 

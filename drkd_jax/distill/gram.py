@@ -1,9 +1,12 @@
-"""The Gram matrix of two feature maps, read in chunks, forward and backward.
+"""The Gram matrix of two feature maps, forward and backward.
 
     G = sum over pixels of [s; t; 1] [s; t; 1]^T
     dL/ds = s (dG_ss + dG_ss^T) + t dG_st^T + dG_s        likewise for t
 
-The pixel relation is an exact function of it: gram_distance.py.
+The pixel relation is an exact function of it: gram_distance.py. A CPU reads the maps in chunks that
+stay in its cache. An accelerator joins the two maps once and takes one product of all their
+channels, which fills it better than three and reads each map once; the joined map is kept for the
+gradient, which is one product of it.
 
 Letters: B pictures, h w a map, Cs Ct student and teacher channels.
 """
@@ -22,7 +25,9 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
 CPU_CHUNK = 1344  # pixels of the batch read at a time
-ACCELERATOR_CHUNK = 131072
+# Pixels of one picture, however many pictures and devices there are: each device has its own part
+# of the batch, and a program that is written for all of them cannot tell how large it is.
+ACCELERATOR_CHUNK = 16384
 
 
 class Gram(NamedTuple):
@@ -38,11 +43,12 @@ class Gram(NamedTuple):
 def _chunks(shape: tuple[int, ...]) -> tuple[int, int]:
     """How many whole chunks of so many map rows; what is left over is done apart.
 
-    Chunks keep the temporary memory to a few of their size, and masks, copies and casts inside of
-    the cache; an accelerator wants larger ones.
+    Chunks keep the temporary memory to a few of their size, and on a CPU masks, copies and casts
+    inside of the cache.
     """
-    pixels = CPU_CHUNK if platform() == "cpu" else ACCELERATOR_CHUNK
-    rows = max(1, min(shape[1], pixels // max(1, shape[0] * shape[2])))
+    on_cpu = platform() == "cpu"
+    pixels = CPU_CHUNK // max(1, shape[0]) if on_cpu else ACCELERATOR_CHUNK
+    rows = max(1, min(shape[1], pixels // max(1, shape[2])))
     return shape[1] // rows, rows
 
 
@@ -79,7 +85,6 @@ def _upper(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.concatenate([first, jnp.concatenate([mirrored, last], 2)], 1)
 
 
-@jax.custom_vjp
 def gram(
     s: Float[Array, "B h w Cs"], t: Float[Array, "B h w Ct"], mask: Bool[Array, "B h w"]
 ) -> Gram:
@@ -93,6 +98,11 @@ def gram(
     Returns:
         The blocks, accumulated in float32 (float64 where the maps are).
     """
+    return (_in_chunks if platform() == "cpu" else _joined)(s, t, mask)
+
+
+@jax.custom_vjp
+def _in_chunks(s: jax.Array, t: jax.Array, mask: jax.Array) -> Gram:
     wide = accumulator(s, t)
 
     def body(sums: Gram, first: jax.Array | int, number: int) -> Gram:
@@ -119,7 +129,7 @@ def gram(
 
 
 def _forward(s: jax.Array, t: jax.Array, mask: jax.Array) -> tuple[Gram, tuple[jax.Array, ...]]:
-    return gram(s, t, mask), (s, t, mask)
+    return _in_chunks(s, t, mask), (s, t, mask)
 
 
 def _times(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -130,9 +140,13 @@ def _times(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """
     if x.dtype != jnp.bfloat16:
         return product("bpc,bcd->bpd", x, matrix.astype(x.dtype))
-    high = matrix.astype(x.dtype)
-    low = (matrix - high).astype(x.dtype)
+    high, low = _pieces(matrix, x.dtype)
     return product("bpc,bcd->bpd", x, high) + product("bpc,bcd->bpd", x, low)
+
+
+def _pieces(matrix: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    high = matrix.astype(dtype)
+    return high, (matrix - high).astype(dtype)
 
 
 def _pull(
@@ -165,4 +179,69 @@ def _backward(kept: tuple[jax.Array, ...], d: Gram) -> tuple[jax.Array, jax.Arra
     )
 
 
-gram.defvjp(_forward, _backward)
+_in_chunks.defvjp(_forward, _backward)
+
+
+def bands(pixels: int) -> int:
+    """Parts of a picture's pixels that are summed apart: a divisor of their number.
+
+    A product of few rows and columns over very many pixels keeps only a part of a GPU busy.
+    """
+    wanted = -(-pixels // ACCELERATOR_CHUNK)
+    return max(number for number in range(1, wanted + 1) if pixels % number == 0)
+
+
+@jax.custom_vjp
+def _joined(s: jax.Array, t: jax.Array, mask: jax.Array) -> Gram:
+    return _joined_forward(s, t, mask)[0]
+
+
+def _joined_forward(
+    s: jax.Array, t: jax.Array, mask: jax.Array
+) -> tuple[Gram, tuple[jax.Array, ...]]:
+    pictures, pixels, split = s.shape[0], s.shape[1] * s.shape[2], s.shape[3]
+    number = bands(pixels)
+    wide_s, wide_t = (
+        jnp.pad(x, [(0, 0)] * 3 + [ends]) for x, ends in ((s, (0, t.shape[3])), (t, (split, 0)))
+    )
+    both = jnp.where(mask[..., None], wide_s + wide_t, 0)
+    x = both.reshape(pictures, number, pixels // number, both.shape[-1])
+    square = product("bkpc,bkpd->bkcd", x, x).sum(1)
+    total = x.sum((1, 2), dtype=accumulator(s, t))
+    first, last = slice(None, split), slice(split, None)
+    blocks = Gram(
+        square[:, first, first],
+        square[:, first, last],
+        square[:, last, last],
+        total[:, first],
+        total[:, last],
+    )
+    # Empty arrays carry the maps' dtypes, which the joined map need not have.
+    return blocks, (x, mask, s[:0], t[:0])
+
+
+def _joined_backward(kept: tuple[jax.Array, ...], d: Gram) -> tuple[jax.Array, jax.Array, None]:
+    x, mask, s, t = kept
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+
+    def pulled(first: jax.Array, last: jax.Array, total: jax.Array, like: jax.Array) -> jax.Array:
+        matrix, rest = jnp.concatenate([first, last], 1), total[:, None]
+        if flat.dtype == jnp.bfloat16:
+            matrix, low = _pieces(matrix, flat.dtype)
+            # The low piece's own part is so small that bfloat16 holds it well enough.
+            rest = rest + jnp.einsum("bpc,bcd->bpd", flat, low)
+        inside = mask.reshape(mask.shape[0], -1, 1)
+        rest = jnp.where(inside, rest, 0)
+        # Chosen apart from the rest, or the compiler has the product add it up, in float32 copies.
+        out = jnp.where(inside, product("bpc,bcd->bpd", flat, matrix.astype(flat.dtype)), 0) + rest
+        return out.astype(like.dtype).reshape(*mask.shape, -1)
+
+    # The compiler drops the teacher's part where nobody asks for it.
+    return (
+        pulled(d.ss + d.ss.swapaxes(1, 2), d.st.swapaxes(1, 2), d.s, s),
+        pulled(d.st, d.tt + d.tt.swapaxes(1, 2), d.t, t),
+        None,
+    )
+
+
+_joined.defvjp(_joined_forward, _joined_backward)

@@ -11,93 +11,152 @@ the Gram matrix of [s; t; 1].
 Exact, but the distance is a difference of large numbers: with e the relative distance of the two
 embeddings, the loss loses about eps / e^2 and its gradient eps / e. `guard` mends the value.
 
-Letters: B pictures, h w a map, Cs Ct student and teacher channels, C either, N groups.
+Letters: B pictures, h w a map, Cs Ct student and teacher channels, C either, N groups, S states,
+M nodes, L levels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.distance import Distance
-from drkd_jax.distill.gram import gram, over_chunks, rows_of
-from drkd_jax.distill.graph_unit import GraphUnit, Moments, grouped
+from drkd_jax.distill.gram import Gram, gram, over_chunks, rows_of
+from drkd_jax.distill.graph_unit import BN_EPS, GraphUnit, Moments, grouped, moved
 from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio
+from drkd_jax.distill.together import Answers, together
 from drkd_jax.types import Array
 
 
-class Affine(NamedTuple):
+class Level(NamedTuple):
+    """What is compared on one level."""
+
+    student: GraphUnit
+    teacher: GraphUnit
+    adaptation: Linear
+    s: Float[Array, "B h w Cs"]
+    t: Float[Array, "B h w Ct"]
+    mask: Bool[Array, "B h w"]
+
+
+class _Unit(NamedTuple):
+    """A graph unit's numbers, in the Gram matrix's dtype."""
+
+    states: Float[Array, "C S"]
+    states_bias: Float[Array, "S"]
+    projection: Float[Array, "C M"]
+    projection_bias: Float[Array, "M"]
+    adjacency: Float[Array, "M M"]
+    adjacency_bias: Float[Array, "M"]
+    mix: Float[Array, "S S"]
+    extend: Float[Array, "S C"]
+    scale: Float[Array, "C"]
+    bias: Float[Array, "C"]
+    mean: Float[Array, "C"]
+    variance: Float[Array, "C"]
+
+
+class _Sums(NamedTuple):
+    """Of one map: sum of products about the mean, mean and number of its pixels."""
+
+    covariance: Float[Array, "B C C"]
+    mean: Float[Array, "B C"]
+    count: Float[Array, "B"]
+
+
+class _Affine(NamedTuple):
     """x -> x kernel + bias, one a picture."""
 
     kernel: Float[Array, "B C D"]
     bias: Float[Array, "B D"]
 
 
-def unit_affine(
-    unit: GraphUnit,
-    square: Float[Array, "B C C"],
-    total: Float[Array, "B C"],
-    count: Float[Array, "B"],
-    *,
-    groups: int,
-    train: bool,
-) -> Affine:
+class _Embedding(NamedTuple):
+    """phi as an affine map, and what follows for its map: covariance kernel, and phi's mean."""
+
+    affine: _Affine
+    spread: Float[Array, "B C C"]
+    mean: Float[Array, "B C"]
+    moments: Moments
+
+
+def _numbers(unit: GraphUnit, dtype: jnp.dtype) -> _Unit:
+    """The numbers that the Gram form computes with."""
+    parts = (
+        *(unit.state.kernel, unit.state.bias, unit.projection.kernel, unit.projection.bias),
+        *(unit.adjacency.kernel, unit.adjacency.bias, unit.mix, unit.extend.kernel),
+        *(unit.norm.scale, unit.norm.bias, unit.norm.mean, unit.norm.variance),
+    )
+    return _Unit(*(part[...].astype(dtype) for part in parts))
+
+
+def _embedding(
+    unit: _Unit, sums: _Sums, *, normalize: bool, groups: int, train: bool
+) -> _Embedding:
     """The graph unit as an affine map, from its map's own Gram block.
 
     Args:
         unit: the graph unit.
-        square: sum of x x^T over the pixels.
-        total: sum of x.
-        count: number of pixels.
+        sums: of its map.
+        normalize: as in `GraphUnit`.
         groups: the batch is so many groups, each with statistics of its own.
-        train: batch statistics, which move the running ones; else the running ones.
+        train: batch statistics; else the running ones.
     """
-    wide = square.dtype
-    to_states, states_bias = unit.state.kernel[...].astype(wide), unit.state.bias[...].astype(wide)
-    to_nodes = unit.projection.kernel[...].astype(wide)
-    nodes_bias = unit.projection.bias[...].astype(wide)
+    covariance, mean, count = sums
+    pictures, channels = mean.shape
+    # The graph convolution's V + V A^T acts on the nodes, so on the projection as well.
+    talk = unit.adjacency + jnp.eye(len(unit.adjacency), dtype=mean.dtype)
+    talking = product("cm,mk->ck", unit.projection, talk)
     # V = S^T B with S = x W_s + b_s and B = x W_b + b_b, summed over pixels.
-    way = product("bcd,dm->bcm", square, to_nodes) + total[:, :, None] * nodes_bias
-    rest = product("bc,cm->bm", total, to_nodes) + count[:, None] * nodes_bias
-    nodes = product("cs,bcm->bsm", to_states, way) + states_bias[:, None] * rest[:, None]
-    # B V'^T W_e: back over the projection.
-    answer = product("bsm,sc->bmc", unit.reason(nodes, count), unit.extend.kernel[...].astype(wide))
-    kernel = product("cm,bmd->bcd", to_nodes, answer)
-    bias = product("m,bmd->bd", nodes_bias, answer)
+    rest = product("bc,cm->bm", mean, talking) + product("m,mk->k", unit.projection_bias, talk)
+    rest = count[:, None] * rest
+    way = jnp.swapaxes(product("bcd,dm->bcm", covariance, talking), 1, 2)
+    way = way + rest[:, :, None] * mean[:, None]
+    nodes = product("bmc,cs->bms", way, unit.states) + rest[:, :, None] * unit.states_bias
+    if normalize:
+        nodes = nodes / jnp.maximum(count, 1)[:, None, None]
+    nodes = jax.nn.relu(nodes + unit.adjacency_bias[:, None])
+    # W_g and W_e, over the states and back to channels; then B, back over the projection.
+    answer = product("bms,sc->bmc", nodes, product("st,tc->sc", unit.mix, unit.extend))
+    # A product a picture: over all of them at once the compiler would turn the answer first.
+    way_back = jnp.broadcast_to(unit.projection, (pictures, *unit.projection.shape))
+    kernel = product("bcm,bmd->bcd", way_back, answer)
+    bias = product("m,bmd->bd", unit.projection_bias, answer)
+    spread = product("bcd,bde->bce", covariance, kernel)
+    branch_mean = product("bc,bcd->bd", mean, kernel) + bias
+    moments = Moments(unit.mean[None], unit.variance[None], jnp.ones(1, mean.dtype))
     if train:
-        moments = _branch_moments(kernel, bias, square, total, count, groups)
-        unit.norm.remember(moments)
-    else:
-        moments = unit.norm.running()
-    gain, shift = unit.norm.affine(moments)
-    each = square.shape[0] // gain.shape[0]
+        moments = _branch_moments((spread * kernel).sum(1), branch_mean, count, groups)
+    gain = unit.scale * jax.lax.rsqrt(moments.variance + BN_EPS)
+    shift = unit.bias - moments.mean * gain
+    each = pictures // gain.shape[0]
     gain, shift = jnp.repeat(gain, each, axis=0), jnp.repeat(shift, each, axis=0)
-    identity = jnp.eye(square.shape[1], dtype=wide)
-    return Affine(identity + kernel * gain[:, None].astype(wide), bias * gain + shift)
-
-
-def _covariance(
-    square: Float[Array, "B C C"], total: Float[Array, "B C"], count: Float[Array, "B"]
-) -> Float[Array, "B C C"]:
-    """Sum of products about the mean."""
-    return square - total[:, :, None] * safe_ratio(total, count[:, None])[:, None]
+    identity = jnp.eye(channels, dtype=mean.dtype)
+    return _Embedding(
+        _Affine(identity + kernel * gain[:, None], bias * gain + shift),
+        covariance + spread * gain[:, None],
+        mean + branch_mean * gain + shift,
+        moments,
+    )
 
 
 def _branch_moments(
-    kernel: Float[Array, "B C C"],
-    bias: Float[Array, "B C"],
-    square: Float[Array, "B C C"],
-    total: Float[Array, "B C"],
-    count: Float[Array, "B"],
-    groups: int,
+    within: Float[Array, "B C"], mean: Float[Array, "B C"], count: Float[Array, "B"], groups: int
 ) -> Moments:
-    """Mean and variance of x kernel + bias over the pixels of each group."""
-    covariance = _covariance(square, total, count)
-    within = (product("bcd,bde->bce", covariance, kernel) * kernel).sum(1)
-    mean = product("bc,bcd->bd", safe_ratio(total, count[:, None]), kernel) + bias
+    """Mean and variance over the pixels of each group.
+
+    Args:
+        within: sum of squares about the picture's own mean.
+        mean: of each picture.
+        count: pixels of each picture.
+        groups: as above.
+    """
     counts, means = grouped(count, groups)[..., None], grouped(mean, groups)
     number = counts.sum(1)
     middle = safe_ratio((counts * means).sum(1), number)
@@ -107,12 +166,67 @@ def _branch_moments(
     return Moments(middle, safe_ratio(inner + between, number), number[:, 0])
 
 
+class _Answer(NamedTuple):
+    distance: Distance
+    of_s: _Affine
+    of_t: _Affine
+    moments_s: Moments
+    moments_t: Moments
+
+
+def _level(
+    student: _Unit,
+    teacher: _Unit,
+    adaptation: _Affine,
+    blocks: Gram,
+    count: Float[Array, "B"],
+    *,
+    normalize: bool,
+    groups: int,
+    train: bool,
+    side_by_side: bool,
+) -> _Answer:
+    """The distance of one level from its Gram matrix."""
+    mean_s, mean_t = (safe_ratio(total, count[:, None]) for total in (blocks.s, blocks.t))
+    of_s = _Sums(blocks.ss - blocks.s[:, :, None] * mean_s[:, None], mean_s, count)
+    of_t = _Sums(blocks.tt - blocks.t[:, :, None] * mean_t[:, None], mean_t, count)
+    inner_st = blocks.st - blocks.s[:, :, None] * mean_t[:, None]
+    embed = partial(_embedding, normalize=normalize, groups=groups, train=train)
+    if side_by_side:
+        phi_s, phi_t = together(embed, [(student, of_s), (teacher, of_t)])
+    else:
+        phi_s, phi_t = embed(student, of_s), embed(teacher, of_t)
+    # f after phi_s: its kernel, and covariance kernel of it.
+    channels = mean_s.shape[1]
+    pair = jnp.concatenate([phi_s.affine.kernel, phi_s.spread], 1)
+    adapted = product("bcd,de->bce", pair, adaptation.kernel)
+    kernel, student_part = adapted[:, :channels], adapted[:, channels:]
+    cross_part = product("bcd,bde->bce", inner_st, phi_t.affine.kernel)
+    # Squares about the mean plus the mean's own: better conditioned than both at once.
+    spread = (phi_t.spread * phi_t.affine.kernel).sum((1, 2))
+    inner = spread + ((student_part - 2 * cross_part) * kernel).sum((1, 2))
+    means = jnp.stack([phi_s.mean, phi_s.affine.bias])
+    mean, bias = product("kbc,cd->kbd", means, adaptation.kernel) + adaptation.bias
+    squares = inner + count * ((phi_t.mean - mean) ** 2).sum(1)
+    energy = spread + count * (phi_t.mean**2).sum(1)
+    trace, inner_trace = (
+        jnp.trace(square, axis1=1, axis2=2) for square in (blocks.tt, of_t.covariance)
+    )
+    return _Answer(
+        Distance(squares, energy, spread, trace, inner_trace, count),
+        _Affine(-kernel, -bias),
+        phi_t.affine,
+        phi_s.moments,
+        phi_t.moments,
+    )
+
+
 def _residual_squares(
     s: Float[Array, "B h w Cs"],
     t: Float[Array, "B h w Ct"],
     mask: Bool[Array, "B h w"],
-    of_s: Affine,
-    of_t: Affine,
+    of_s: _Affine,
+    of_t: _Affine,
 ) -> Float[Array, "B"]:
     """Sum of squares of t Q_t + s Q_s + q, pixel by pixel: more work, and no digits lost."""
     wide = accumulator(s, t)
@@ -127,63 +241,77 @@ def _residual_squares(
     return over_chunks(s.shape, body, jnp.zeros(s.shape[0], wide))
 
 
-def gram_distance(
-    student: GraphUnit,
-    teacher: GraphUnit,
-    adaptation: Linear,
-    s: Float[Array, "B h w Cs"],
-    t: Float[Array, "B h w Ct"],
-    mask: Bool[Array, "B h w"],
-    *,
-    groups: int,
-    train: bool,
-    guard: float | int,
-) -> Distance:
-    """The distance of one level from Gram matrices: same numbers as the plain form.
+def gram_distances(
+    levels: Sequence[Level], *, groups: int, train: bool, guard: float | int
+) -> list[Distance]:
+    """The distances of levels from Gram matrices: same numbers as the plain form.
 
     Args:
-        student: the student's graph unit.
-        teacher: the teacher's.
-        adaptation: f.
-        s: the student's map.
-        t: the teacher's map.
-        mask: pixels that count.
-        groups: as in `GraphUnit`.
+        levels: units (whose running statistics move in training), f, maps and pixels that count.
+        groups: the batch is so many groups, each with statistics of its own.
         train: as in `GraphUnit`.
-        guard: where the squares come to less than this share of the teacher embedding's, their
-            sum is taken again pixel by pixel (the value only: the gradient loses far less).
+        guard: where a level's squares come to less than this share of the teacher embedding's,
+            their sum is taken again pixel by pixel (the value only: the gradient loses far less).
     """
-    blocks = gram(s, t, mask)
-    count = mask.sum((1, 2)).astype(blocks.ss.dtype)
-    phi_s = unit_affine(student, blocks.ss, blocks.s, count, groups=groups, train=train)
-    phi_t = unit_affine(teacher, blocks.tt, blocks.t, count, groups=groups, train=train)
-    to_teacher = adaptation.kernel[...].astype(blocks.ss.dtype)
-    of_t = phi_t
-    of_s = Affine(
-        -product("bcd,de->bce", phi_s.kernel, to_teacher),
-        -product("bd,de->be", phi_s.bias, to_teacher) - adaptation.bias[...],
-    )
-    # Squares about the mean plus the mean's own: better conditioned than both at once.
-    per_s, per_t = (safe_ratio(total, count[:, None]) for total in (blocks.s, blocks.t))
-    inner_ss = _covariance(blocks.ss, blocks.s, count)
-    inner_tt = _covariance(blocks.tt, blocks.t, count)
-    inner_st = blocks.st - blocks.s[:, :, None] * per_t[:, None]
-    teacher_part = product("bcd,bde->bce", inner_tt, of_t.kernel)
-    student_part = product("bcd,bde->bce", inner_ss, of_s.kernel)
-    cross_part = product("bcd,bde->bce", inner_st, of_t.kernel)
-    spread = (teacher_part * of_t.kernel).sum((1, 2))
-    inner = spread + ((student_part + 2 * cross_part) * of_s.kernel).sum((1, 2))
-    mean_t = product("bc,bcd->bd", per_t, of_t.kernel) + of_t.bias
-    mean_s = product("bc,bcd->bd", per_s, of_s.kernel) + of_s.bias
-    squares = inner + count * ((mean_t + mean_s) ** 2).sum(1)
-    energy = spread + count * (mean_t**2).sum(1)
-    if guard > 0:
-        held = jax.lax.stop_gradient((s, t, mask, of_s, of_t, squares, energy))
-        exact = jax.lax.cond(
-            held[5].sum() < guard * held[6].sum(),
-            lambda: _residual_squares(*held[:5]),
-            lambda: held[5],
+    rows = []
+    for level in levels:
+        blocks = gram(level.s, level.t, level.mask)
+        wide = blocks.ss.dtype
+        units = _numbers(level.student, wide), _numbers(level.teacher, wide)
+        adapt = _Affine(
+            *(x[...].astype(wide) for x in (level.adaptation.kernel, level.adaptation.bias))
         )
-        squares = squares + jax.lax.stop_gradient(exact - squares)
-    trace = jnp.trace(blocks.tt, axis1=1, axis2=2)
-    return Distance(squares, energy, spread, trace, jnp.trace(inner_tt, axis1=1, axis2=2), count)
+        rows.append((*units, adapt, blocks, level.mask.sum((1, 2)).astype(wide)))
+    # A teacher that nobody trains has no gradient to take, which side by side it would have.
+    trained = all(isinstance(level.teacher.mix, nnx.Param) for level in levels)
+    normalize = levels[0].student.normalize
+    form = partial(_level, normalize=normalize, groups=groups, train=train, side_by_side=trained)
+    answers = together(form, rows)
+    if train:
+        _remember([level.student for level in levels], [found.moments_s for found in answers])
+        _remember([level.teacher for level in levels], [found.moments_t for found in answers])
+    distances = [found.distance for found in answers]
+    return _guarded(levels, distances, answers, guard) if guard > 0 else distances
+
+
+def _remember(units: Sequence[GraphUnit], moments: Sequence[Moments]) -> None:
+    """Moves the running statistics of units."""
+    norms = [unit.norm for unit in units]
+    rows = [
+        (norm.mean[...], norm.variance[...], fresh)
+        for norm, fresh in zip(norms, moments, strict=True)
+    ]
+    for norm, after in zip(norms, together(moved, rows), strict=True):
+        norm.mean[...], norm.variance[...] = after
+
+
+def _guarded(
+    levels: Sequence[Level],
+    distances: Sequence[Distance],
+    answers: Answers[_Answer],
+    guard: float | int,
+) -> list[Distance]:
+    """The distances, with squares that are too small for their digits taken again.
+
+    One choice for all levels: a GPU waits for the host at each.
+    """
+    squares, energy = jax.lax.stop_gradient(
+        tuple(
+            jnp.stack([getattr(one, name) for one in distances]) for name in ("squares", "energy")
+        )
+    )
+    small = squares.sum(1) < guard * energy.sum(1)
+    held, maps = answers.still(), [jax.lax.stop_gradient(level[3:]) for level in levels]
+
+    def again() -> jax.Array:
+        exact = [
+            _residual_squares(*each, found.of_s, found.of_t)
+            for each, found in zip(maps, held, strict=True)
+        ]
+        return jnp.where(small[:, None], jnp.stack(exact), squares)
+
+    right = jax.lax.cond(small.any(), again, lambda: squares)
+    return [
+        one._replace(squares=one.squares + jax.lax.stop_gradient(exact - one.squares))
+        for one, exact in zip(distances, right, strict=True)
+    ]

@@ -36,6 +36,27 @@ def grouped(values: Shaped[Array, "B ..."], groups: int) -> Shaped[Array, "N K .
     return values.reshape(groups, values.shape[0] // groups, *values.shape[1:])
 
 
+def moved(
+    mean: Float[Array, "C"], variance: Float[Array, "C"], moments: Moments
+) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
+    """Running statistics after a tenth of the way towards a batch's (averaged over groups).
+
+    PyTorch keeps the unbiased variance. Groups without any valid pixel do not count, and where
+    there is none at all nothing moves.
+    """
+    moments = jax.lax.stop_gradient(moments)
+    seen = (moments.count > 0)[:, None]
+    unbiased = moments.variance * (moments.count / jnp.maximum(moments.count - 1, 1))[:, None]
+    num_groups = seen.sum()
+    step = jnp.where(num_groups > 0, BN_MOMENTUM, 0.0)
+
+    def towards(old: jax.Array, fresh: jax.Array) -> jax.Array:
+        target = jnp.where(seen, fresh, 0).sum(0) / jnp.maximum(num_groups, 1)
+        return (old + step * (target - old)).astype(old.dtype)
+
+    return towards(mean, moments.mean), towards(variance, unbiased)
+
+
 class BatchNorm(nnx.Module):
     """Scale, bias and running statistics; the statistics themselves are handed in.
 
@@ -54,20 +75,8 @@ class BatchNorm(nnx.Module):
         return Moments(self.mean[...][None], self.variance[...][None], jnp.ones(1))
 
     def remember(self, moments: Moments) -> None:
-        """Moves the running statistics a tenth towards these (averaged over groups).
-
-        PyTorch keeps the unbiased variance. Groups without any valid pixel do not count, and
-        where there is none at all nothing moves.
-        """
-        moments = jax.lax.stop_gradient(moments)
-        seen = (moments.count > 0)[:, None]
-        unbiased = moments.variance * (moments.count / jnp.maximum(moments.count - 1, 1))[:, None]
-        num_groups = seen.sum()
-        step = jnp.where(num_groups > 0, BN_MOMENTUM, 0.0)
-        for running, fresh in ((self.mean, moments.mean), (self.variance, unbiased)):
-            old = running[...]
-            target = jnp.where(seen, fresh, 0).sum(0) / jnp.maximum(num_groups, 1)
-            running[...] = (old + step * (target - old)).astype(old.dtype)
+        """Moves the running statistics a tenth towards these."""
+        self.mean[...], self.variance[...] = moved(self.mean[...], self.variance[...], moments)
 
     def affine(self, moments: Moments) -> tuple[Float[Array, "N C"], Float[Array, "N C"]]:
         """Gain and shift a group: normalised y = gain * y + shift."""

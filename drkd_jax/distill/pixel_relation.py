@@ -18,12 +18,13 @@ from jaxtyping import Bool, Float
 
 from drkd_jax.distill.config import PixelRelationConfig
 from drkd_jax.distill.distance import Distance, energies
-from drkd_jax.distill.gram_distance import gram_distance
+from drkd_jax.distill.gram_distance import Level, gram_distances
 from drkd_jax.distill.graph_unit import GraphUnit, grouped
 from drkd_jax.distill.layers import Linear, accumulator, safe_ratio, safe_sqrt
 from drkd_jax.distill.pairing import LevelPair
 from drkd_jax.distill.teacher_side import average_towards, prepare_teacher
 from drkd_jax.errors import UserError
+from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array, FeatureSpec
 
 
@@ -105,31 +106,45 @@ class PixelRelation(nnx.Module):
         return self.student[level] if shared else self.teacher[level]
 
     def uses_gram(self, pixels: int) -> bool:
-        """Whether a map of so many pixels goes by its Gram matrix."""
+        """Whether a map of so many pixels goes by its Gram matrix.
+
+        Left to itself an accelerator takes it on every level: then levels of as many nodes are one
+        call, and starting kernels is most of what small levels cost.
+        """
         if self.config.arithmetic == "auto":
-            return pixels >= self.config.gram_from_pixels
+            return pixels >= self.config.gram_from_pixels or platform() != "cpu"
         return self.config.arithmetic == "gram"
 
-    def distance(
+    def distances(
         self,
-        level: int,
-        s: Float[Array, "B h w Cs"],
-        t: Float[Array, "B h w Ct"],
-        mask: Bool[Array, "B h w"],
+        student: tuple[Float[Array, "B _h _w _C"], ...],
+        teacher: tuple[Float[Array, "B _h _w _C"], ...],
+        masks: tuple[Bool[Array, "B _h _w"], ...],
         *,
         groups: int = 1,
         train: bool = True,
-    ) -> Distance:
-        """The sums of one paired level, a picture each."""
-        height, width = s.shape[1:3]
-        mask = jnp.asarray(mask)
-        units = self.student[level], self.teacher_unit(level), self.adaptation[level]
-        if self.uses_gram(height * width):
-            guard = self.config.gram_guard
-            return gram_distance(*units, s, t, mask, groups=groups, train=train, guard=guard)
-        flat_s, flat_t = (x.reshape(x.shape[0], height * width, x.shape[3]) for x in (s, t))
-        inside = mask.reshape(mask.shape[0], height * width)
-        return plain_distance(*units, flat_s, flat_t, inside, groups=groups, train=train)
+    ) -> list[Distance]:
+        """The sums of all paired levels, a picture each."""
+        found: dict[int, Distance] = {}
+        by_gram = []
+        for i, (s, t, mask) in enumerate(
+            zip(student, teacher, map(jnp.asarray, masks), strict=True)
+        ):
+            units = self.student[i], self.teacher_unit(i), self.adaptation[i]
+            pictures, pixels = s.shape[0], s.shape[1] * s.shape[2]
+            if self.uses_gram(pixels):
+                by_gram.append((i, Level(*units, s, t, mask)))
+                continue
+            flat_s, flat_t = (x.reshape(pictures, pixels, x.shape[3]) for x in (s, t))
+            inside = mask.reshape(pictures, pixels)
+            found[i] = plain_distance(*units, flat_s, flat_t, inside, groups=groups, train=train)
+        # One at a time, a CPU chooses one at a time where to look again.
+        calls = [[one] for one in by_gram] if platform() == "cpu" else [by_gram] * bool(by_gram)
+        for call in calls:
+            levels = [level for _, level in call]
+            sums = gram_distances(levels, groups=groups, train=train, guard=self.config.gram_guard)
+            found |= {i: one for (i, _), one in zip(call, sums, strict=True)}
+        return [found[i] for i in range(len(self.pairs))]
 
     def __call__(
         self,
@@ -153,26 +168,24 @@ class PixelRelation(nnx.Module):
             The loss and the diagnostics, named by level.
         """
         config = self.config
-        losses = []
+        each = self.distances(student, teacher, masks, groups=groups, train=train)
+        sums = Distance(*(jnp.stack(rows) for rows in zip(*each, strict=True)))
+        if config.form == "official":
+            norms = jax.vmap(lambda squares: safe_sqrt(grouped(squares, groups).sum(1)))
+            losses = norms(sums.squares).mean(1)
+        else:
+            channels = jnp.asarray([t.shape[-1] for t in teacher], sums.count.dtype)
+            losses = safe_ratio(sums.squares.sum(1), sums.count.sum(1) * channels)
+        norm = safe_sqrt(safe_ratio(sums.energy.sum(1), sums.input_energy.sum(1)))
+        variance = safe_ratio(sums.spread.sum(1), sums.input_spread.sum(1))
         diagnostics: dict[str, jax.Array] = {}
         for level, pair in enumerate(self.pairs):
-            maps = student[level], teacher[level], masks[level]
-            sums = self.distance(level, *maps, groups=groups, train=train)
-            if config.form == "official":
-                losses.append(safe_sqrt(grouped(sums.squares, groups).sum(1)).mean())
-            else:
-                channels = teacher[level].shape[-1]
-                losses.append(safe_ratio(sums.squares.sum(), sums.count.sum() * channels))
             name = f"pixel_relation/{pair.name}"
-            diagnostics[f"{name}/loss"] = losses[-1]
-            for what, over, under in (
-                ("teacher_norm", sums.energy, sums.input_energy),
-                ("teacher_variance", sums.spread, sums.input_spread),
-            ):
-                ratio = safe_ratio(over.sum(), under.sum())
-                diagnostics[f"{name}/{what}"] = safe_sqrt(ratio) if "norm" in what else ratio
-        total = jnp.stack(losses).sum()
-        loss = total if config.form == "official" else total / len(losses)
+            diagnostics[f"{name}/loss"] = losses[level]
+            diagnostics[f"{name}/teacher_norm"] = norm[level]
+            diagnostics[f"{name}/teacher_variance"] = variance[level]
+        total = losses.sum()
+        loss = total if config.form == "official" else total / len(self.pairs)
         if train and config.teacher_modules == "average":
             average_towards(self.teacher, self.student, config.momentum)
         return loss, jax.lax.stop_gradient(diagnostics)
