@@ -151,7 +151,8 @@ def _ceilings(
     sink = out / "ceilings.json"
     size = "256" if options.tiny else "8192"
     command = [sys.executable, "-m", "benchmarks.gpu.ceilings", str(sink), size]
-    subprocess.run(command, cwd=ROOT, env=environment)
+    if options.torch_python != "-":  # else both are an earlier call's
+        subprocess.run(command, cwd=ROOT, env=environment)
     return json.loads(sink.read_text()) if sink.is_file() else {}
 
 
