@@ -9,10 +9,9 @@ from typing import Any
 
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
-from drkd_jax.training.loading import student_arrays
 from drkd_jax.training.writing import make_place, write_text
 from drkd_jax.weights.key_report import give
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours, write_safetensors
 from drkd_jax.weights.understanding import LIBRARIES, library_table
 
@@ -49,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.set or arguments.json:
             raise UserError("--set and --json belong to --from")
         return _to_theirs(arguments.file, arguments.target, out)
-    weights = open_weights(arguments.file, parse_settings(arguments.set), arguments.source)
+    weights = load(arguments.file, parse_settings(arguments.set), arguments.source)
     print("\n".join(weights.lines), flush=True)
     write_ours(out, weights.arrays, weights.about)
     if arguments.json:
@@ -85,7 +84,8 @@ def parse_settings(items: Sequence[str]) -> dict[str, Any]:
 
 
 def _to_theirs(file: str, library: str, out: Path) -> int:
-    arrays, about = student_arrays(file)
+    weights = load(file)
+    arrays, about = weights.arrays, weights.about
     convention = about.settings.get("convention", "mmdet")
     if about.part == "detector" and convention.split("-")[0] != library:
         raise UserError(

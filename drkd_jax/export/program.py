@@ -23,8 +23,8 @@ from drkd_jax import __version__
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.records import Category
 from drkd_jax.errors import UserError
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.ops.platform import tracing_for
-from drkd_jax.training.pixels import Pixels
 
 #: What a program can be lowered for, by JAX's names.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -22,8 +22,8 @@ from drkd_jax import distill
 from drkd_jax.distill.instance_relation import RelationUnit, flat
 from drkd_jax.distill.regions import choose_boxes, cut
 from drkd_jax.errors import UserError
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.report.relations import similarity
-from drkd_jax.training.pixels import Pixels
 from drkd_jax.types import Array, Batch, Detections, Features
 
 LEAST_BOXES = 3  # with fewer a row without its own box has no choice

@@ -17,7 +17,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-Arrays = Any  # a pytree of arrays: nnx.State holding bare arrays
+from drkd_jax.models.arrays import Arrays
+
 Filter = Callable[[Any, Any], bool]
 
 
@@ -88,20 +89,3 @@ def new_state(
 def num_parameters(tree: Arrays) -> int:
     """Numbers in a pytree of arrays."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-def flatten(tree: Arrays) -> dict[str, Any]:
-    """A pytree as one flat dict: "backbone.stem.kernel" -> array."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def unflatten(flat: Mapping[str, Any], like: Arrays) -> Arrays:
-    """The inverse of `flatten`, in the structure of `like`.
-
-    Raises:
-        KeyError: a leaf of `like` is not in `flat`.
-    """
-    paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-    return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])

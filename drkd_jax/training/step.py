@@ -25,8 +25,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int, Key
 
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.training.accumulation import Gradient, accumulate, split_batch
-from drkd_jax.training.pixels import Pixels
 from drkd_jax.training.schedule import Schedule
 from drkd_jax.training.sharding import each_device, replicated
 from drkd_jax.training.state import (

@@ -15,13 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.models.arrays import flatten
 from drkd_jax.models.build import fill_settings
 from drkd_jax.models.feature_extractor import FeatureExtractor
 from drkd_jax.models.filling import from_dict
@@ -98,8 +98,8 @@ def understand(
         shapes: of the file's arrays, by a model's own names.
         meta: what else it holds.
         path: for its name and for messages; it is not opened.
-        config: as in `open_weights`.
-        library: as in `open_weights`.
+        config: as in `opening.load`.
+        library: as in `opening.load`.
         part: "pyramid" leaves the head out whatever it is; "": as much as can be built.
         heads: whether a head that the file's own config makes one that is not built here is an
             error; otherwise it is left out.
@@ -234,10 +234,7 @@ def _model_shapes(part: str, settings: str, num_classes: int) -> dict[str, tuple
     model = abstract(part, json.loads(settings), num_classes, jnp.float32)
     state = nnx.as_pure(nnx.split(model)[1])
     start = "backbone." if part == "backbone" else ""
-    return {
-        start + jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-    }
+    return {start + name: tuple(leaf.shape) for name, leaf in flatten(state).items()}
 
 
 def find_folds(shapes: Shapes) -> tuple[Fold, ...]:

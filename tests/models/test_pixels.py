@@ -10,7 +10,7 @@ import pytest
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS
-from drkd_jax.training.pixels import read_pixels
+from drkd_jax.models.pixels import read_pixels
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.step import Recipe, loss_terms
 from tests.training import tiny
