@@ -15,7 +15,6 @@ from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.training import loop
 from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
-from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import CompilationCounter, read_metrics
 from drkd_jax.training.settings import train_settings
 from drkd_jax.training.setup import build_run
@@ -119,12 +118,6 @@ def test_a_changed_config_does_not_continue_it(finished):
     assert json.loads((workdir / "config.json").read_text())["train"] == json.loads(
         json.dumps(config["train"])
     )
-
-
-def test_a_second_run_in_the_folder_is_refused(finished):
-    config, workdir, _ = finished
-    with locked(workdir), pytest.raises(UserError, match="another run trains in this folder"):
-        loop.train(config, workdir)
 
 
 def test_a_work_folder_that_is_a_file_is_told(finished, tmp_path):
