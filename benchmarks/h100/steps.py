@@ -226,7 +226,7 @@ def _abstract_state(
         return new_state(whole, recipe.tx, average=settings.ema > 0)
 
     params = {name: part.params for name, part in parts.items()}
-    rest = {name: part.rest for name, part in parts.items()}
+    rest = {name: part.model_state for name, part in parts.items()}
     return jax.eval_shape(made, params, rest)
 
 

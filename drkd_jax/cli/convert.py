@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="KEY=VALUE",
         help="a setting that the file does not show, as backbone.eps=0",
     )
-    parser.add_argument("--json", metavar="FILE", help="where the account of every key goes")
+    parser.add_argument("--json", metavar="FILE", help="where the report of every key goes")
     arguments = parser.parse_args(list(argv))
     out = Path(arguments.out)
     if out.suffix != ".safetensors":
@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(weights.lines), flush=True)
     write_ours(out, weights.arrays, weights.about)
     if arguments.json:
-        account = weights.account.as_json() if weights.account else {}
-        write_text(Path(arguments.json), json.dumps(account, indent=2) + "\n")
+        report = weights.report.as_json() if weights.report else {}
+        write_text(Path(arguments.json), json.dumps(report, indent=2) + "\n")
     print(f"written to {out}")
     return 0
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from drkd_jax.data.config import PIXEL_KEYS
 from drkd_jax.errors import UserError
-from drkd_jax.ops.pictures import normalise, prepare
+from drkd_jax.ops.images import normalise, prepare
 from drkd_jax.types import Array, Batch, Targets
 
 _CHANNELS = ("rgb", "bgr")
@@ -40,7 +40,7 @@ class Pixels:
         return f"{self.channels} - {self.mean} over {self.std}"
 
     def prepare(self, batch: Batch) -> tuple[Float[Array, "B H W 3"], Targets]:
-        """The network's input and the targets, see `ops.pictures.prepare`."""
+        """The network's input and the targets, see `ops.images.prepare`."""
         return prepare(batch, self.mean, self.std, self.dtype, self.channels)
 
     def normalise(

@@ -203,14 +203,14 @@ class BoxRelations:
     ) -> BoxRelation:
         """Args: what both made of a picture; its boxes, xyxy on the canvas; the level's stride."""
         number = len(boxes)
-        room = np.zeros((1, self._rows, 4), np.float32)
-        room[0, :number] = boxes
+        padded = np.zeros((1, self._rows, 4), np.float32)
+        padded[0, :number] = boxes
         valid = np.arange(self._rows)[None] < number
         matrices = []
         for seen in (a, b):
             x = seen.features.maps[seen.features.spec.strides.index(stride)]
             sizes = np.array([seen.sizes], np.int32)
-            psi = self._relation(x, room, valid, sizes, stride=stride)
+            psi = self._relation(x, padded, valid, sizes, stride=stride)
             matrices.append(np.asarray(psi[0, :number, :number], np.float64))
         one, other = matrices
         distance = float(((one - other) ** 2).sum(1).mean())

@@ -78,7 +78,9 @@ class Checkpoints:
             UserError: the disk is full or the folder cannot be written.
         """
         training = {
-            "distiller": flatten((_of(state.params, "distiller"), _of(state.rest, "distiller"))),
+            "distiller": flatten(
+                (_of(state.params, "distiller"), _of(state.model_state, "distiller"))
+            ),
             "optimiser": flatten(state.opt_state),
             "trained": flatten(state.params["student"]) if state.average else {},
             "step": state.step,
@@ -119,7 +121,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint holds other arrays than the config asks for.
         """
-        pair = (_of(like.params, "distiller"), _of(like.rest, "distiller"))
+        pair = (_of(like.params, "distiller"), _of(like.model_state, "distiller"))
         training = {
             "distiller": flatten(pair),
             "optimiser": flatten(like.opt_state),
@@ -140,16 +142,16 @@ class Checkpoints:
                 **{name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
             ),
         )
-        student, rest = restored["student"], restored["training"]
-        params, others = dict(like.params), dict(like.rest)
-        own = rest["trained"] if like.average else student
+        student, training = restored["student"], restored["training"]
+        params, others = dict(like.params), dict(like.model_state)
+        own = training["trained"] if like.average else student
         average = unflatten(student, like.average) if like.average else like.average
         params["student"] = unflatten(own, like.params["student"])
-        others["student"] = unflatten(student, like.rest["student"])
+        others["student"] = unflatten(student, like.model_state["student"])
         if "distiller" in params:
-            params["distiller"], others["distiller"] = unflatten(rest["distiller"], pair)
-        optimiser = unflatten(rest.get("optimiser", {}), like.opt_state)
-        return TrainState(rest["step"], params, others, optimiser, average)
+            params["distiller"], others["distiller"] = unflatten(training["distiller"], pair)
+        optimiser = unflatten(training.get("optimiser", {}), like.opt_state)
+        return TrainState(training["step"], params, others, optimiser, average)
 
     def wait(self) -> None:
         """Waits until everything is on the disk.
@@ -234,7 +236,7 @@ def load_distiller(
     settings = distill.distill_config(config["distill"])
     made = nnx.eval_shape(lambda: distill.Distiller(settings, *specs, rngs=nnx.Rngs(0)))
     parts = split_module(made, made.is_trained)
-    pair = parts.params, parts.rest
+    pair = parts.params, parts.model_state
     arrays = {name: jax.numpy.asarray(leaf) for name, leaf in found["distiller"].items()}
     there = {name: leaf.shape for name, leaf in arrays.items()}
     if there != {name: leaf.shape for name, leaf in flatten(pair).items()}:
@@ -293,8 +295,8 @@ def _check_fits(item: Path, wanted: Mapping[str, Any]) -> None:
 
 def _student(state: TrainState) -> dict[str, Any]:
     # One flat dict of trained and other arrays; their names are disjoint.
-    params, rest = state.student
-    return flatten(params) | flatten(rest)
+    params, model_state = state.student
+    return flatten(params) | flatten(model_state)
 
 
 def _of(parts: Mapping[str, Arrays], name: str) -> Arrays:

@@ -77,7 +77,9 @@ def with_pretrained_units(
     if "distiller" not in run.recipe.graphs:
         return state
     graph = run.recipe.graphs["distiller"]
-    distiller = merge_module(SplitModule(graph, state.params["distiller"], state.rest["distiller"]))
+    distiller = merge_module(
+        SplitModule(graph, state.params["distiller"], state.model_state["distiller"])
+    )
     term = distiller.pixel_relation
     if term is None or term.config.teacher_modules != "pretrained":
         return state
@@ -109,12 +111,12 @@ def with_pretrained_units(
         name: jnp.asarray(found.arrays[name], leaf.dtype) for name, leaf in flatten(pure).items()
     }
     nnx.update(term.teacher, unflatten(trained, pure))
-    rest = split_module(distiller, run.recipe.is_trained["distiller"]).rest
-    return _with_rest(state, put_everywhere(rest, run.mesh))
+    model_state = split_module(distiller, run.recipe.is_trained["distiller"]).model_state
+    return _with_rest(state, put_everywhere(model_state, run.mesh))
 
 
-def _with_rest(state: TrainState, rest: Arrays) -> TrainState:
-    others = {**state.rest, "distiller": rest}
+def _with_rest(state: TrainState, model_state: Arrays) -> TrainState:
+    others = {**state.model_state, "distiller": model_state}
     return TrainState(state.step, state.params, others, state.opt_state, state.average)
 
 

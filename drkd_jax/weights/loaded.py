@@ -49,7 +49,7 @@ class Weights:
         name: what it was asked for by: its path, or a name of `by_name.py`.
         arrays: by flat name, on the host.
         about: settings, classes, origin.
-        account: what became of every key of another library's file; else None.
+        report: what became of every key of another library's file; else None.
         lines: what is printed of a file.
         config: of the run that a work folder is of; {} of files and exports.
     """
@@ -58,7 +58,7 @@ class Weights:
     name: str
     arrays: dict[str, np.ndarray]
     about: About
-    account: KeyReport | None = None
+    report: KeyReport | None = None
     lines: tuple[str, ...] = ()
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -72,11 +72,11 @@ class Weights:
         words = f"{place}, {self.about.part}"
         if "library" in source:
             words += f" of {source['library']}"
-        if self.account is None:
+        if self.report is None:
             return f"{words}, {len(self.arrays)} arrays"
         reasons = {
-            reason.split(":")[0]: list(self.account.skipped.values()).count(reason)
-            for reason in dict.fromkeys(self.account.skipped.values())
+            reason.split(":")[0]: list(self.report.skipped.values()).count(reason)
+            for reason in dict.fromkeys(self.report.skipped.values())
         }
         skipped = "".join(f", {count} of {reason} skipped" for reason, count in reasons.items())
         head = f"; its head is {source['head']}" if "head" in source else ""

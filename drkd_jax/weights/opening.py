@@ -81,31 +81,31 @@ def load(
     arrays = {name: found.arrays[key] for name, key in inner.names.items()}
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     known = understand(shapes, found.meta, path, config, library, arrays=arrays, **how)
-    reading, settings = known.reading, known.settings
-    known.account.check(f"{path} as {_say(settings, reading.part)}")
-    account = dataclasses.replace(known.account, skipped={**known.account.skipped, **inner.outside})
+    spec, settings = known.spec, known.settings
+    known.report.check(f"{path} as {_say(settings, spec.part)}")
+    report = dataclasses.replace(known.report, skipped={**known.report.skipped, **inner.outside})
     digest = sha256(path)
     source = {"file": path.name, "sha256": digest, "library": known.library, "form": found.form}
     if is_name(name):
         source["name"] = name
     if inner.prefix:
         source["prefix"] = inner.prefix
-    if reading.unbuilt:
-        source["head"] = f"left out: {'; '.join(reading.unbuilt)}"
+    if spec.unbuilt:
+        source["head"] = f"left out: {'; '.join(spec.unbuilt)}"
     lines = [
         f"{path.name}: {known.library}, {found.form}, SHA-256 {digest[:16]}... "
         f"({checked_name(path, digest)})",
         *inner.lines,
-        *reading.lines(asked),
+        *spec.lines(asked),
         *_said_of(known),
-        *account.lines(),
+        *report.lines(),
         *_left(found, inner),
     ]
-    data = reading.data(said, str(path))
-    about = About(reading.part, settings, reading.num_classes, _categories(reading), source, data)
+    data = spec.data(said, str(path))
+    about = About(spec.part, settings, spec.num_classes, _categories(spec), source, data)
     own = known.arrays(arrays)
     _check_numbers(path, own, {ours: key for key, ours in known.used.items()}, arrays)
-    return Weights(path, name, own, about, account, tuple(lines))
+    return Weights(path, name, own, about, report, tuple(lines))
 
 
 def _open_run(folder: Path, name: str, which: str, asked: Mapping[str, Any]) -> Weights:
@@ -165,7 +165,7 @@ def _unwrap(
     def is_whole(names: Mapping[str, str]) -> bool:
         own = {name: shapes[key] for name, key in names.items()}
         try:
-            return understand(own, found.meta, path, config, library, heads=False).account.whole
+            return understand(own, found.meta, path, config, library, heads=False).report.whole
         except UserError:
             return False
 
@@ -181,10 +181,10 @@ def _said_of(known: Understood) -> list[str]:
     if known.folds:
         lines.append(
             f"  {len(known.folds)} batch norms of the pyramid folded into its convolutions, with "
-            f"an eps of {known.reading.neck_eps:g}"
+            f"an eps of {known.spec.neck_eps:g}"
         )
-    if known.reading.unbuilt:
-        lines.append(f"  its head is left out: {'; '.join(known.reading.unbuilt)}")
+    if known.spec.unbuilt:
+        lines.append(f"  its head is left out: {'; '.join(known.spec.unbuilt)}")
     return lines
 
 
@@ -213,9 +213,9 @@ def _open_ours(
     backbone = from_dict(BackboneSettings(), about.settings.get("backbone") or {})
     shown = {**about.settings, "backbone": dataclasses.asdict(backbone)}
     CheckpointSpec(about.part, shown, {}).settings(config, str(path))
-    reading = CheckpointSpec(about.part, about.settings, {})
-    settings = reading.settings(config, str(path))
-    reading.data(said, str(path))  # the keys are known ones
+    spec = CheckpointSpec(about.part, about.settings, {})
+    settings = spec.settings(config, str(path))
+    spec.data(said, str(path))  # the keys are known ones
     about = dataclasses.replace(about, settings=settings, data=dict(about.data) | dict(said))
     wanted = model_shapes(about.part, settings, about.num_classes)
     wrong = sorted(
@@ -232,9 +232,9 @@ def _open_ours(
     return Weights(path, given, arrays, about, lines=(line,))
 
 
-def _categories(reading: CheckpointSpec) -> tuple[tuple[int, str], ...]:
+def _categories(spec: CheckpointSpec) -> tuple[tuple[int, str], ...]:
     coco = {category.name: int(category.id) for category in COCO_CATEGORIES}
-    names = reading.class_names
+    names = spec.class_names
     if set(names) <= set(coco):
         return tuple((coco[name], name) for name in names)
     return tuple((number + 1, name) for number, name in enumerate(names))

@@ -112,13 +112,13 @@ def workdir(tmp_path_factory):
     student = models.init_detector(settings, 2, 7)
     state = new_state({"student": split_module(student, student.is_trained)}, optax.sgd(0.1))
     state = put_everywhere(state, data_mesh())
-    state = type(state)(jnp.int32(5), state.params, state.rest, state.opt_state)
+    state = type(state)(jnp.int32(5), state.params, state.model_state, state.opt_state)
     folder = tmp_path_factory.mktemp("run")
     checkpoints = Checkpoints(folder, 1)
     about = {"config": config, "categories": CATEGORIES, "numbers": {"AP": 0.25}}
     checkpoints.save_best(state, about)
     checkpoints.close()
-    arrays = flatten(state.params["student"]) | flatten(state.rest["student"])
+    arrays = flatten(state.params["student"]) | flatten(state.model_state["student"])
     return folder, {name: np.asarray(value) for name, value in arrays.items()}
 
 

@@ -31,7 +31,7 @@ def workdir(tmp_path_factory):
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     student = models.init_detector(settings, len(source.categories), 1)
     parts = split_module(student, student.is_trained)
-    state = TrainState(jnp.int32(4), {"student": parts.params}, {"student": parts.rest}, ())
+    state = TrainState(jnp.int32(4), {"student": parts.params}, {"student": parts.model_state}, ())
     checkpoints = Checkpoints(folder, 1)
     categories = [list(category) for category in source.categories]
     checkpoints.save_best(

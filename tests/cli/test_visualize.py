@@ -42,7 +42,7 @@ def write_run(folder, config, seed, distiller=None):
     state = TrainState(
         jnp.int32(4),
         {name: part.params for name, part in parts.items()},
-        {name: part.rest for name, part in parts.items()},
+        {name: part.model_state for name, part in parts.items()},
         {},
     )
     about = {"config": config, "categories": [list(c) for c in source.categories]}

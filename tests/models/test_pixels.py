@@ -64,7 +64,7 @@ def test_a_teacher_reads_by_its_own_rule_and_the_student_by_the_run_s(monkeypatc
     given = []
     original = Recipe.for_teacher
     monkeypatch.setattr(Recipe, "for_teacher", lambda *args: given.append(args) or original(*args))
-    arguments = run.state.params, run.state.rest, run.teacher_arrays, batch, jnp.int32(0)
+    arguments = run.state.params, run.state.model_state, run.teacher_arrays, batch, jnp.int32(0)
     jax.eval_shape(lambda *args: loss_terms(recipe, *args)[0], *arguments)
     assert len(given) == 1
 

@@ -45,7 +45,7 @@ def state_of(width=4, key=0, step=0):
     state = put_everywhere(new_state(parts_of(width, key), TX), data_mesh())
     gradient = jax.tree.map(jnp.cos, state.params)
     _, opt_state = TX.update(gradient, state.opt_state, state.params)
-    return type(state)(jnp.int32(step), state.params, state.rest, opt_state)
+    return type(state)(jnp.int32(step), state.params, state.model_state, opt_state)
 
 
 def about(**values):
@@ -67,7 +67,7 @@ def test_a_module_taken_apart_and_flattened_comes_back():
         "norm.scale",
         "norm.bias",
     }
-    assert "layers.0.kernel" in flatten(parts.rest)
+    assert "layers.0.kernel" in flatten(parts.model_state)
     assert num_parameters(parts.params) == 4 * 2 + 2 + 2 + 2
     again = unflatten(flatten(parts.params), parts.params)
     module = merge_module(parts._replace(params=again))

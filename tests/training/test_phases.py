@@ -58,7 +58,7 @@ def gradient(made, parts, teacher, step):
     state = toy.state(made, parts)
 
     def loss(params, step):
-        return loss_terms(made, params, state.rest, teacher, toy.batch(), step)
+        return loss_terms(made, params, state.model_state, teacher, toy.batch(), step)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, jnp.int32(step))
 

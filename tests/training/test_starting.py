@@ -52,7 +52,7 @@ def files(tmp_path_factory):
 def student_arrays(values, num_classes=3):
     student, origin = build_student(values, num_classes, jnp.float32)
     parts = split_module(student, student.is_trained)
-    return flatten(parts.params) | flatten(parts.rest), origin
+    return flatten(parts.params) | flatten(parts.model_state), origin
 
 
 def test_an_imagenet_file_fills_the_backbone_and_nothing_else(files):

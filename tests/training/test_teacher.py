@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     for step in (0, 5):
         folder = folders[step] = tmp_path_factory.mktemp(f"step{step}")
         checkpoints = Checkpoints(folder, 1)
-        state = type(state)(jnp.int32(step), state.params, state.rest, state.opt_state)
+        state = type(state)(jnp.int32(step), state.params, state.model_state, state.opt_state)
         about = {"config": config, "categories": CATEGORIES, "numbers": {"AP": 0.25}}
         checkpoints.save_best(state, about)
         checkpoints.close()

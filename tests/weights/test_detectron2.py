@@ -53,7 +53,7 @@ def test_a_pickle_of_the_zoo_is_a_backbone_and_a_pyramid(settings, protocol, tmp
         else {"extra": "conv_c5", "max_level": 7}
     )
     assert (weights.about.data["channels"], weights.about.data["std"]) == ("bgr", (1.0, 1.0, 1.0))
-    assert weights.account.skipped["roi_heads.box_predictor.cls_score.weight"] == (
+    assert weights.report.skipped["roi_heads.box_predictor.cls_score.weight"] == (
         "a head that is not ours: backbone and FPN are used"
     )
 

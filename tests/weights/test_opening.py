@@ -94,7 +94,7 @@ def test_what_other_training_programs_add_is_skipped_with_its_reason(retina, tmp
         "roi_head.mask_head.convs.0.conv.weight": np.zeros((2, 2)),
     }
     weights = load(save(tmp_path, {**retina, **extra}))
-    assert weights.account.skipped == {
+    assert weights.report.skipped == {
         "backbone.bn1.num_batches_tracked": "a counter that nothing uses",
         "roi_head.mask_head.convs.0.conv.weight": "the mask head: masks are not predicted here",
     }
@@ -106,7 +106,7 @@ def test_a_head_that_is_not_ours_leaves_backbone_and_pyramid(retina, tmp_path):
     weights = load(save(tmp_path, theirs))
     assert weights.about.part == "pyramid"
     assert all(name.startswith(("backbone.", "neck.")) for name in weights.arrays)
-    assert set(weights.account.skipped.values()) == {
+    assert set(weights.report.skipped.values()) == {
         "a head that is not ours: backbone and FPN are used"
     }
 
@@ -160,7 +160,7 @@ def test_norms_of_a_pyramid_are_folded_exactly(retina, tmp_path):
     own = weights.arrays["neck.laterals.0.kernel"][0, 0].astype(np.float64)
     found = x @ own + weights.arrays["neck.laterals.0.bias"]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
-    assert set(norms) <= set(weights.account.used)
+    assert set(norms) <= set(weights.report.used)
     assert "8 batch norms of the pyramid folded" in "\n".join(weights.lines)
     group = {k.replace(".bn.", ".gn."): v for k, v in norms.items() if "running" not in k}
     with pytest.raises(UserError, match=r"a norm in the pyramid without running statistics"):

@@ -57,7 +57,7 @@ def test_a_wrapper_is_taken_off_and_said(prefix, form, retina, tmp_path):
     assert f"taken off the names of {len(retina)}" in text
     for part in prefix.split("."):
         assert part in text
-    assert "outside of the model" in weights.account.skipped["optimizer.step"]
+    assert "outside of the model" in weights.report.skipped["optimizer.step"]
 
 
 def test_modules_inside_of_the_names_are_taken_off(retina, tmp_path):
@@ -73,7 +73,7 @@ def test_one_whole_model_among_several_is_found(retina, backbone, tmp_path):
     del both["student.backbone.layer1.0.conv2.weight"]
     weights = load(write(tmp_path / "x", both, "safetensors"))
     assert weights.about.source["prefix"] == "teacher."
-    assert "a part of one" in weights.account.skipped["student.backbone.conv1.weight"]
+    assert "a part of one" in weights.report.skipped["student.backbone.conv1.weight"]
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_moco_s_query_encoder_is_the_one_that_is_used(backbone, tmp_path):
     for more in ({}, under("state_dict.module.encoder_k.", backbone)):
         weights = load(write(tmp_path / "x", arrays | more, "safetensors"))
         assert weights.about.part == "backbone"
-        assert weights.account.skipped["fc.0.weight"] == "the ImageNet classifier"
-        assert "state_dict.module.queue" in weights.account.skipped
+        assert weights.report.skipped["fc.0.weight"] == "the ImageNet classifier"
+        assert "state_dict.module.queue" in weights.report.skipped
         for key in more:
-            assert "moving average" in weights.account.skipped[key]
+            assert "moving average" in weights.report.skipped[key]
 
 
 def test_the_second_weights_of_mmengine_and_of_mmdetection_s_hook_are_skipped(retina, tmp_path):
@@ -111,7 +111,7 @@ def test_the_second_weights_of_mmengine_and_of_mmdetection_s_hook_are_skipped(re
     assert weights.about.source["prefix"] == "state_dict."
     copies = {"ema_" + key.replace(".", "_"): value for key, value in retina.items()}
     weights = load(write(tmp_path / "y", under("", retina | copies), "safetensors"))
-    assert {weights.account.skipped[key] for key in copies} == {
+    assert {weights.report.skipped[key] for key in copies} == {
         "mmdetection's EMA hook: a second set of weights, swapped with the used one"
     }
     assert weights.about.part == "detector"
