@@ -24,9 +24,13 @@ def main(argv: Sequence[str]) -> int:
             not ours, or keys that are missing, left over or of other shapes.
     """
     parser = Parser("convert", "Weights of torchvision and mmdetection to ours, and back.")
-    way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--from", dest="source", choices=LIBRARIES, help="FILE is this library's")
-    way.add_argument("--to", dest="target", choices=LIBRARIES, help="OUT is to be this library's")
+    direction = parser.add_mutually_exclusive_group(required=True)
+    direction.add_argument(
+        "--from", dest="source", choices=LIBRARIES, help="FILE is this library's"
+    )
+    direction.add_argument(
+        "--to", dest="target", choices=LIBRARIES, help="OUT is to be this library's"
+    )
     parser.add_argument("file", metavar="FILE", help="weights; with --to also a work folder")
     parser.add_argument("out", metavar="OUT", help="file to write, NAME.safetensors")
     parser.add_argument(

@@ -65,9 +65,11 @@ def check_form(form: Form, stride: int) -> None:
         UserError: names the nearest canvas that does.
     """
     if any(side % stride or side < stride for side in form.canvas):
-        near = "x".join(str(max(1, -(-side // stride)) * stride) for side in form.canvas)
+        nearest = "x".join(str(max(1, -(-side // stride)) * stride) for side in form.canvas)
         shown = "x".join(map(str, form.canvas))
-        raise UserError(f"--canvas={shown}: both sides must be multiples of {stride}; use {near}")
+        raise UserError(
+            f"--canvas={shown}: both sides must be multiples of {stride}; use {nearest}"
+        )
 
 
 def program(detector: Any, pixels: Pixels, suppress: bool) -> tuple[Callable[..., Any], Any]:

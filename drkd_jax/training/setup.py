@@ -255,11 +255,11 @@ def check_parts(settings: TrainSettings, devices: int) -> None:
     each = devices * settings.accumulate
     if settings.batch_size % each:
         above = -(-settings.batch_size // each) * each
-        near = f"{above - each} or {above}" if above > each else f"{above}"
+        nearest = f"{above - each} or {above}" if above > each else f"{above}"
         raise UserError(
             f"config.train.accumulate = {settings.accumulate}: {settings.batch_size} pictures on "
             f"{devices} device(s) do not divide into so many equal parts; take another number or "
-            f"config.train.batch_size = {near}"
+            f"config.train.batch_size = {nearest}"
         )
 
 
