@@ -1,6 +1,6 @@
 # make demo    sets up .venv and runs the main job: plain student and DRKD student beside a teacher
 # make test    sets up .venv and runs the tests
-# make check   format, lint, types, import floors, tests
+# make check   format, lint, types, import layers, tests
 # make jitter  which verdicts change with the last digits: 20 seeds, and XLA's code paths (hours)
 # make crosscheck  (TORCH_PYTHON=..., an interpreter with torch) holds the method against PyTorch
 # Another Python: make test PYTHON=python3.12   Another folder: make demo WORKDIR=somewhere
@@ -17,7 +17,7 @@ KEY := $(shell { cat pyproject.toml constraints.txt; $(PYTHON) -c 'import sys; p
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help env demo test jitter crosscheck check format lint types floors clean
+.PHONY: help env demo test jitter crosscheck check format lint types layers clean
 
 help:
 	@sed -n '1,6s/^# //p' Makefile
@@ -52,7 +52,7 @@ crosscheck: env
 	fi
 	$(BIN)/python -m drkd_jax crosscheck --torch-python=$(TORCH_PYTHON)
 
-check: env lint types floors test
+check: env lint types layers test
 
 format: env
 	$(BIN)/ruff format .
@@ -65,7 +65,7 @@ lint: env
 types: env
 	$(BIN)/mypy
 
-floors: env
+layers: env
 	$(BIN)/lint-imports
 
 clean:

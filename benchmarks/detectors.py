@@ -29,8 +29,8 @@ import numpy as np
 from flax import nnx
 
 from drkd_jax import models
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.training import schedule
-from drkd_jax.training.pixels import Pixels
 from drkd_jax.training.settings import TrainSettings
 from drkd_jax.training.sharding import data_mesh, put_batch, put_everywhere
 from drkd_jax.training.state import new_state, split_module

@@ -25,7 +25,7 @@ from flax import nnx
 from drkd_jax import models
 from drkd_jax.export.onnx_program import to_onnx
 from drkd_jax.export.program import Form, program, to_stablehlo
-from drkd_jax.training.pixels import Pixels
+from drkd_jax.models.pixels import Pixels
 
 EXTRA = {"retinanet": "conv_c5", "faster_rcnn": "pool", "cascade_rcnn": "pool"}
 PIXELS = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

@@ -169,7 +169,7 @@ class Child:
 
 
 def run(config: dict, workdir: Path, common: Path) -> Child:
-    """Starts a sitting: this process's twin, which has touched no device yet."""
+    """Starts a session: this process's twin, which has touched no device yet."""
     process = os.fork()
     if process:
         return Child(process)

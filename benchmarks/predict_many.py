@@ -26,7 +26,7 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.cli import predict
-from drkd_jax.training.state import flatten
+from drkd_jax.models.arrays import flatten
 from drkd_jax.types import Batch, Detections
 from drkd_jax.weights.ours import About, write_ours
 

@@ -1,4 +1,4 @@
-"""What travels between the rooms: a batch, its targets, feature maps, detections.
+"""What travels between the packages: a batch, its targets, feature maps, detections.
 
 Letters: B pictures, H W pixels of the canvas, G padded ground truths, N detections,
 L pyramid levels, h w C one feature map.

@@ -44,7 +44,7 @@ _TERMS = {
 _RULES = (
     ("training/step", "_update|norm|moved_average", "optimiser"),
     ("training/schedule", "", "optimiser"),
-    ("training/pixels|ops/pictures", "", "pictures"),
+    ("models/pixels|ops/images", "", "pictures"),
     ("ops/nms", "", "NMS"),
     ("ops/matching|anchors", "", "matching"),
     ("models/dense", "assign|level_anchors", "matching"),

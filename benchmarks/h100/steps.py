@@ -20,11 +20,12 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.build import fill_settings
 from drkd_jax.models.detector import Detector
 from drkd_jax.models.feature_extractor import FeatureExtractor
+from drkd_jax.models.filling import as_tuples
+from drkd_jax.models.pixels import read_pixels
 from drkd_jax.ops import roi_tiles
 from drkd_jax.recipes.finding import load_recipe
 from drkd_jax.training import schedule
-from drkd_jax.training.pixels import read_pixels
-from drkd_jax.training.settings import TrainSettings, as_tuples, set_keys, train_settings
+from drkd_jax.training.settings import TrainSettings, set_keys, train_settings
 from drkd_jax.training.setup import build_distiller, check_parts
 from drkd_jax.training.sharding import check_batch_size, replicated, split
 from drkd_jax.training.state import SplitModule, TrainState, new_state, split_module
@@ -224,7 +225,7 @@ def _abstract_state(
         return new_state(whole, recipe.tx, average=settings.ema > 0)
 
     params = {name: part.params for name, part in parts.items()}
-    rest = {name: part.rest for name, part in parts.items()}
+    rest = {name: part.model_state for name, part in parts.items()}
     return jax.eval_shape(made, params, rest)
 
 

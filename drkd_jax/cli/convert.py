@@ -9,10 +9,9 @@ from typing import Any
 
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
-from drkd_jax.training.loading import student_arrays
 from drkd_jax.training.writing import make_place, write_text
 from drkd_jax.weights.key_report import give
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours, write_safetensors
 from drkd_jax.weights.understanding import LIBRARIES, library_table
 
@@ -25,9 +24,13 @@ def main(argv: Sequence[str]) -> int:
             not ours, or keys that are missing, left over or of other shapes.
     """
     parser = Parser("convert", "Weights of torchvision and mmdetection to ours, and back.")
-    way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--from", dest="source", choices=LIBRARIES, help="FILE is this library's")
-    way.add_argument("--to", dest="target", choices=LIBRARIES, help="OUT is to be this library's")
+    direction = parser.add_mutually_exclusive_group(required=True)
+    direction.add_argument(
+        "--from", dest="source", choices=LIBRARIES, help="FILE is this library's"
+    )
+    direction.add_argument(
+        "--to", dest="target", choices=LIBRARIES, help="OUT is to be this library's"
+    )
     parser.add_argument("file", metavar="FILE", help="weights; with --to also a work folder")
     parser.add_argument("out", metavar="OUT", help="file to write, NAME.safetensors")
     parser.add_argument(
@@ -37,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="KEY=VALUE",
         help="a setting that the file does not show, as backbone.eps=0",
     )
-    parser.add_argument("--json", metavar="FILE", help="where the account of every key goes")
+    parser.add_argument("--json", metavar="FILE", help="where the report of every key goes")
     arguments = parser.parse_args(list(argv))
     out = Path(arguments.out)
     if out.suffix != ".safetensors":
@@ -49,12 +52,12 @@ def main(argv: Sequence[str]) -> int:
         if arguments.set or arguments.json:
             raise UserError("--set and --json belong to --from")
         return _to_theirs(arguments.file, arguments.target, out)
-    weights = open_weights(arguments.file, parse_settings(arguments.set), arguments.source)
+    weights = load(arguments.file, parse_settings(arguments.set), arguments.source)
     print("\n".join(weights.lines), flush=True)
     write_ours(out, weights.arrays, weights.about)
     if arguments.json:
-        account = weights.account.as_json() if weights.account else {}
-        write_text(Path(arguments.json), json.dumps(account, indent=2) + "\n")
+        report = weights.report.as_json() if weights.report else {}
+        write_text(Path(arguments.json), json.dumps(report, indent=2) + "\n")
     print(f"written to {out}")
     return 0
 
@@ -85,7 +88,8 @@ def parse_settings(items: Sequence[str]) -> dict[str, Any]:
 
 
 def _to_theirs(file: str, library: str, out: Path) -> int:
-    arrays, about = student_arrays(file)
+    weights = load(file)
+    arrays, about = weights.arrays, weights.about
     convention = about.settings.get("convention", "mmdet")
     if about.part == "detector" and convention.split("-")[0] != library:
         raise UserError(

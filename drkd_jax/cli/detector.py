@@ -14,17 +14,15 @@ from drkd_jax.cli.arguments import positive
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.records import Category
 from drkd_jax.errors import UserError
-from drkd_jax.models.conventions import conventions
 from drkd_jax.models.folding import fold
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.training.evaluate import Predict, predictor
-from drkd_jax.training.loading import fill, load_detector
-from drkd_jax.training.pixels import Pixels, read_pixels
-from drkd_jax.training.settings import EvalSettings, as_tuples, eval_settings, train_settings
-from drkd_jax.training.setup import read_pipeline
+from drkd_jax.training.settings import EvalSettings, eval_settings
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import Arrays
 from drkd_jax.weights.by_name import is_name
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.loaded import Weights
+from drkd_jax.weights.opening import is_work_folder, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,10 +86,8 @@ def where(arguments: argparse.Namespace) -> tuple[str, bool]:
     A work folder named by --weights, or a file by --workdir, is taken for what it is.
     """
     place = arguments.workdir or arguments.weights
-    if is_name(place):
-        return place, True
-    if Path(place).exists():
-        return place, not Path(place).is_dir()
+    if is_name(place) or Path(place).exists():
+        return place, not is_work_folder(place)
     return place, arguments.weights is not None
 
 
@@ -116,10 +112,47 @@ def read_named(arguments: argparse.Namespace) -> Read:
     Raises:
         UserError: there is no checkpoint, or the file cannot be used.
     """
-    named, is_file = where(arguments)
-    if is_file:
-        return read_weights(named, arguments.size, getattr(arguments, "batch_size", 1))
-    return read_run(named, arguments.which)
+    return read(open_named(arguments), arguments.size, getattr(arguments, "batch_size", 1))
+
+
+def open_named(arguments: argparse.Namespace) -> Weights:
+    """What the arguments of `add_place` or `add_arguments` name.
+
+    Raises:
+        UserError: there is no checkpoint, or the file cannot be used.
+    """
+    place, is_file = where(arguments)
+    if is_file and is_work_folder(place):
+        raise UserError(f"{place}: cannot be read (no such file or folder)")
+    return load(place, which=arguments.which)
+
+
+def read(found: Weights, size: tuple[int, int] | None = None, batch_size: int = 1) -> Read:
+    """A detector out of a work folder or a file; the batch norms of a file's are folded.
+
+    Args:
+        found: as `weights.load` gives it.
+        size: of a file: pixels of the shorter side after resizing and of the longer one at most;
+            None: what the file says, or 800 and 1333.
+        batch_size: of a file: pictures a step.
+
+    Raises:
+        UserError: it holds no detector of ours, or does not fit its own config.
+    """
+    found.check_detector()
+    settings = EvalSettings(batch_size=batch_size)
+    if found.config:
+        settings = eval_settings(found.config.get("eval") or {})
+    return Read(
+        detector=found.detector() if found.config else fold(found.detector()),
+        pixels=found.pixels,
+        config=found.as_config(size),
+        step=found.step,
+        categories=found.categories,
+        num_classes=found.about.num_classes,
+        pipeline=found.pipeline(settings.batch_size, size),
+        eval=settings,
+    )
 
 
 def ready(read: Read, least_limit: int) -> Trained:
@@ -136,66 +169,4 @@ def ready(read: Read, least_limit: int) -> Trained:
         mesh=mesh,
         predict=predictor(graph, read.pixels, mesh, least_limit),
         arrays=(put_everywhere(nnx.as_pure(state), mesh),),
-    )
-
-
-def read_run(workdir: str, which: str) -> Read:
-    """Reads "best" or "last" of a work folder.
-
-    Raises:
-        UserError: there is no checkpoint, or it does not fit its own config.
-    """
-    detector, about, step = load_detector(workdir, which)
-    config = about["config"]
-    settings = eval_settings(config.get("eval") or {})
-    return Read(
-        detector=detector,
-        pixels=read_pixels(config["data"], train_settings(config["train"]).precision),
-        config=config,
-        step=step,
-        categories=tuple(Category(number, name) for number, name in about["categories"]),
-        num_classes=len(about["categories"]),
-        pipeline=read_pipeline(config, settings.batch_size),
-        eval=settings,
-    )
-
-
-def read_weights(path: str, size: tuple[int, int] | None, batch_size: int = 1) -> Read:
-    """Reads a file of ours, of torchvision or of mmdetection, its batch norms folded.
-
-    Args:
-        path: of the file, or its name.
-        size: pixels of the shorter side after resizing and of the longer one at most; None: what
-            the file says, or 800 and 1333.
-        batch_size: pictures a step.
-
-    Raises:
-        UserError: the file cannot be used, or holds no detector of ours.
-    """
-    weights = open_weights(path)
-    about = weights.about
-    if about.part != "detector":
-        raise UserError(f"{path}: it has no detection head of ours, so it detects nothing")
-    library = conventions(about.settings.get("convention", "mmdet"))
-    data = dict(about.data) if "mean" in about.data else dataclasses.asdict(library.pixels)
-    data.pop("val", None)
-    if size or "canvases" not in data:
-        shorter, longer = size or (data.get("shorter", 800), data.get("longer", 1333))
-        sides = tuple(-(-side // 32) * 32 for side in (shorter, longer))
-        data |= {"canvases": (sides, sides[::-1]), "shorter": shorter, "longer": longer}
-        if data.get("resize") == "stretch":
-            if size:  # the shorter side and the longer one at most: shapes are kept
-                data["resize"] = "mmdet"
-            else:
-                data["canvases"] = (sides,)
-    config: dict[str, Any] = as_tuples({"seed": 0, "data": {"max_boxes": 100} | data})
-    return Read(
-        detector=fold(fill(weights.model(), weights.arrays, path)),
-        pixels=read_pixels(config["data"], "float32"),
-        config=config,
-        step=int(about.source.get("step", 0)),
-        categories=tuple(Category(number, name) for number, name in about.categories),
-        num_classes=about.num_classes,
-        pipeline=read_pipeline(config, batch_size),
-        eval=EvalSettings(batch_size=batch_size),
     )

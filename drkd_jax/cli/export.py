@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
 
 from drkd_jax.cli.arguments import Parser, positive
-from drkd_jax.cli.detector import Read, add_place, read_named, where
+from drkd_jax.cli.detector import Read, add_place, open_named, read_named, where
 from drkd_jax.errors import UserError
 from drkd_jax.export.onnx_program import need_packages, to_onnx
 from drkd_jax.export.program import DTYPES, PLATFORMS, Form, about_program, check_form, to_stablehlo
-from drkd_jax.training.loading import student_arrays, write_orbax
-from drkd_jax.training.writing import make_place, write_bytes, write_text
+from drkd_jax.training.writing import make_place, reason, write_bytes, write_text
 from drkd_jax.weights.by_name import is_name
-from drkd_jax.weights.ours import write_ours
+from drkd_jax.weights.folders import ABOUT_FILE
+from drkd_jax.weights.ours import About, write_ours
 
 # What a file of each kind is called.
 _ENDINGS = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
@@ -43,13 +47,32 @@ def main(argv: Sequence[str]) -> int:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} belongs to programs; --to={kind} writes arrays alone")
     make_place(out)
-    arrays, about = student_arrays(where(arguments)[0], arguments.which)
+    weights = open_named(arguments)
+    arrays, about = weights.arrays, weights.about
     if kind == "safetensors":
         write_ours(out, arrays, about)
     else:
-        write_orbax(out, arrays, about)
+        _write_orbax(out, arrays, about)
     print(f"{len(arrays)} arrays of step {about.source.get('step', 0)}, written to {out}")
     return 0
+
+
+def _write_orbax(folder: Path, arrays: Mapping[str, Any], about: About) -> None:
+    """Writes an orbax folder `student`, by flat name, and `about.json` beside it.
+
+    Raises:
+        UserError: something lies there already, or it cannot be written.
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; name another folder")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / "student", dict(arrays))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be written ({reason(error)})") from error
+    text = json.dumps(dataclasses.asdict(about), indent=2, sort_keys=True)
+    write_text(folder / ABOUT_FILE, text + "\n")
 
 
 def _parser() -> Parser:

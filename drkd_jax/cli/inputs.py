@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from drkd_jax.data.pipeline import PipelineConfig, pixel_type
-from drkd_jax.data.transforms import fit, resize
+from drkd_jax.data.batch import image_batch, placed
+from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
 
@@ -207,19 +207,23 @@ def batched(
     Yields:
         (batch, its pictures by row). `index` of the batch is the picture's position.
     """
-    waiting: dict[int, list[tuple[Picture, tuple[int, int]]]] = {}
+    waiting: dict[int, list[Picture]] = {}
+
+    def batch_of(group: list[Picture]) -> tuple[Batch, list[Picture]]:
+        images = [each.image for each in group if each.image is not None]
+        batch = image_batch(images, config, config.batch_size)
+        batch.index[: len(group)] = [each.position for each in group]
+        return batch, group
+
     for picture in pictures:
         assert picture.image is not None
-        height, width = picture.image.shape[:2]
-        canvas, size = fit(
-            height, width, config.shorter, config.longer, config.canvases, config.resize
-        )
+        canvas, _ = placed(picture.image, config)
         group = waiting.setdefault(canvas, [])
-        group.append((picture, size))
+        group.append(picture)
         if len(group) == config.batch_size:
-            yield _batch(waiting.pop(canvas), config.canvases[canvas], config)
-    for canvas, group in sorted(waiting.items()):
-        yield _batch(group, config.canvases[canvas], config)
+            yield batch_of(waiting.pop(canvas))
+    for _, group in sorted(waiting.items()):
+        yield batch_of(group)
 
 
 def _key(name: str) -> str:
@@ -264,30 +268,3 @@ def _looks_like_picture(path: Path) -> bool:
         return False
     webp = beginning[:4] == b"RIFF" and beginning[8:] == b"WEBP"
     return webp or beginning.startswith(_BEGINNINGS)
-
-
-def _batch(
-    group: Sequence[tuple[Picture, tuple[int, int]]],
-    canvas: tuple[int, int],
-    config: PipelineConfig,
-) -> tuple[Batch, list[Picture]]:
-    num, most = config.batch_size, config.max_boxes
-    batch = Batch(
-        images=np.zeros((num, *canvas, 3), pixel_type(config)),
-        sizes=np.zeros((num, 2), np.int32),
-        flip=np.zeros(num, bool),
-        boxes=np.zeros((num, most, 4), np.float32),
-        labels=np.zeros((num, most), np.int32),
-        valid=np.zeros((num, most), bool),
-        picture_valid=np.arange(num) < len(group),
-        index=np.full(num, -1, np.int32),
-        scale=np.ones((num, 2), np.float32),
-    )
-    for row, (picture, size) in enumerate(group):
-        assert picture.image is not None
-        height, width = picture.image.shape[:2]
-        images = np.asarray(batch.images)
-        images[row, : size[0], : size[1]] = resize(picture.image, size, images.dtype)
-        batch.sizes[row], batch.index[row] = size, picture.position
-        batch.scale[row] = size[1] / width, size[0] / height
-    return batch, [picture for picture, _ in group]

@@ -104,10 +104,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
     columns = ("pictures", "boxes", "small", "medium", "large", "crowd")
     total: dict[str, Any] = {c: sum(row[c] for row in report["classes"]) for c in columns}
     total |= {"name": "all", "pictures": report["pictures"] - report["empty"]}
-    wide = max(len(row["name"]) for row in [*report["classes"], total])
-    lines = [f"{'class':{wide}s} " + " ".join(f"{c:>8s}" for c in columns)]
+    width = max(len(row["name"]) for row in [*report["classes"], total])
+    lines = [f"{'class':{width}s} " + " ".join(f"{c:>8s}" for c in columns)]
     for row in [*report["classes"], total]:
-        lines.append(f"{row['name']:{wide}s} " + " ".join(f"{row[c]:8d}" for c in columns))
+        lines.append(f"{row['name']:{width}s} " + " ".join(f"{row[c]:8d}" for c in columns))
     low, middle, high = zip(report["shorter"], report["longer"], strict=True)
     return [
         f"{report['source']}: {report['readable']} of {report['pictures']} pictures can be read, "

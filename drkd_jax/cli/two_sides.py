@@ -29,7 +29,7 @@ from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.records import id_key
 from drkd_jax.errors import UserError
 from drkd_jax.report.two_models import Model, Seen, Units
-from drkd_jax.training.loading import load_distiller
+from drkd_jax.training.checkpoint import load_distiller
 from drkd_jax.training.teacher import teacher_spec
 
 SIDES = ("weights", "against")  # the arguments that name them

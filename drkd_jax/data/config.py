@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from drkd_jax.data.decode import EXIF
 from drkd_jax.data.transforms import RULES
 from drkd_jax.errors import UserError
+
+#: The keys of `config.data` that belong to a network, not to the loader.
+PIXEL_KEYS = ("mean", "std", "channels")
+_NOT_PIPELINE = ("train", "val", *PIXEL_KEYS)
 
 
 def reading_threads() -> int:
@@ -105,3 +111,24 @@ class PipelineConfig:
     def jitters(self) -> bool:
         """Whether training pictures change their scale or colours."""
         return self.scale_jitter != (1.0, 1.0) or self.colour_jitter > 0
+
+
+def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
+    """The loader's settings, from `config.data` and `config.seed`.
+
+    Raises:
+        UserError: an unknown key, or a value that cannot be used.
+    """
+    data = {
+        key: value
+        for key, value in config["data"].items()
+        if key not in _NOT_PIPELINE and value is not None  # None: the default
+    }
+    known = {field.name for field in dataclasses.fields(PipelineConfig)} - {"batch_size", "seed"}
+    for key in data:
+        if key not in known:
+            raise UserError(
+                f"config.data.{key}: no such key; there are "
+                f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
+            )
+    return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)

@@ -14,6 +14,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from drkd_jax.data.batch import empty_batch
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.plan import BatchPlan, Counter, fit_all, plan_batches, train_fits
 from drkd_jax.data.records import Source
@@ -61,20 +62,10 @@ class BatchReader:
                 filling picture instead.
         """
         config, planned = self.config, self.plan.batch(number)
-        height, width = config.canvases[planned.canvas]
         indices, flip = planned.indices[self.rows], planned.flip[self.rows]
         chances = None if planned.chances is None else planned.chances[self.rows]
-        B, G = len(indices), config.max_boxes
-        batch = Batch(
-            images=np.zeros((B, height, width, 3), pixel_type(config)),
-            sizes=np.zeros((B, 2), np.int32),
-            flip=flip.copy(),
-            boxes=np.zeros((B, G, 4), np.float32),
-            labels=np.zeros((B, G), np.int32),
-            valid=np.zeros((B, G), bool),
-            picture_valid=indices >= 0,
-            index=indices.astype(np.int32),
-            scale=np.ones((B, 2), np.float32),
+        batch = empty_batch(config, planned.canvas, len(indices))._replace(
+            flip=flip.copy(), picture_valid=indices >= 0, index=indices.astype(np.int32)
         )
         for row in np.flatnonzero(batch.picture_valid):
             try:
@@ -113,11 +104,6 @@ class BatchReader:
         batch.boxes[row, :n] = boxes
         batch.labels[row, :n] = record.labels[trained]
         batch.valid[row, :n] = True
-
-
-def pixel_type(config: PipelineConfig) -> type[np.generic]:
-    """What a batch holds for each colour of a pixel: bytes, or floats of 0 to 255."""
-    return np.float32 if config.resize == "torchvision" else np.uint8
 
 
 def train_loader(

@@ -1,6 +1,6 @@
 """The main job, small: a teacher, a plain student, a DRKD student, and what came of it.
 
-`run` trains, `results` compares, `figures` draws. Only the command line reads this room.
+`run` trains, `results` compares, `figures` draws. Only the command line reads this package.
 """
 
 from __future__ import annotations

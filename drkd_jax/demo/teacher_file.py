@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from drkd_jax.data.config import read_pipeline
 from drkd_jax.data.sources import open_source
+from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.folding import fold
+from drkd_jax.models.pixels import read_pixels
 from drkd_jax.training.evaluate import evaluate, predictor
-from drkd_jax.training.loading import fill, student_arrays
-from drkd_jax.training.pixels import read_pixels
-from drkd_jax.training.settings import as_tuples, eval_settings
-from drkd_jax.training.setup import read_pipeline
+from drkd_jax.training.settings import eval_settings
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import num_parameters
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours
 
 _FOLDER = Path(__file__).with_name("teachers")
@@ -61,24 +61,24 @@ def export_half(workdir: Path, out: Path, summary: Mapping[str, Any], command: s
     Raises:
         UserError: there is no checkpoint, or the file cannot be written.
     """
-    arrays, about = student_arrays(workdir, "last")
+    weights = load(workdir, which="last")
     half = {
         name: array.astype(np.float16) if array.dtype == np.float32 else array
-        for name, array in arrays.items()
+        for name, array in weights.arrays.items()
     }
     config = json.loads((workdir / "config.json").read_text())
     card = {
         "command": command,
         "date": datetime.date.today().isoformat(),
         "seed": config["seed"],
-        "step": about.source["step"],
+        "step": weights.step,
         "train": config["data"]["train"],
         "val": config["data"]["val"],
         "ap_single_precision": summary["final"]["AP"],
         "seconds": round(summary["seconds"]),
         "precision": "float16",
     }
-    write_ours(out, half, dataclasses.replace(about, source=card))
+    write_ours(out, half, dataclasses.replace(weights.about, source=card))
 
 
 def score(path: Path, config: Mapping[str, Any]) -> Scored:
@@ -91,9 +91,9 @@ def score(path: Path, config: Mapping[str, Any]) -> Scored:
     Raises:
         UserError: the file or the pictures cannot be read.
     """
-    weights = open_weights(path)
+    weights = load(path)
     settings, mesh = eval_settings(config["eval"]), data_mesh()
-    graph, state = nnx.split(fold(fill(weights.model(), weights.arrays, str(path))))
+    graph, state = nnx.split(fold(weights.detector()))
     pixels = read_pixels(as_tuples(dict(config["data"])), "float32")
     numbers, found = evaluate(
         predictor(graph, pixels, mesh, settings.least_limit),

@@ -186,12 +186,12 @@ class CrossKD(nnx.Module):
         mask: Bool[Array, "B h w"],
     ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
         """A level's sums: of the classes' part, of the boxes' part, of the teacher's weights."""
-        wide = accumulator(*found, *wanted)
-        (logits, deltas), (sure, towards) = ((x.astype(wide) for x in y) for y in (found, wanted))
+        dtype = accumulator(*found, *wanted)
+        (logits, deltas), (sure, towards) = ((x.astype(dtype) for x in y) for y in (found, wanted))
         anchors = logits.shape[1] // (mask.shape[1] * mask.shape[2])
         inside = jnp.repeat(mask.reshape(mask.shape[0], -1), anchors, axis=1)
         weights = jnp.where(inside, jax.nn.sigmoid(sure).max(-1), 0)
-        unit = jnp.broadcast_to(jnp.asarray((0, 0, 1, 1), wide), deltas.shape)
+        unit = jnp.broadcast_to(jnp.asarray((0, 0, 1, 1), dtype), deltas.shape)
         a, b = (box_ops.decode(unit, x) for x in (deltas, towards))
         return (
             jnp.where(inside[..., None], quality_focal(logits, sure), 0).sum(),

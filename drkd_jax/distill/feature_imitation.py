@@ -59,6 +59,6 @@ class FeatureImitation(MapTerm):
         seen: Seen,
     ) -> LevelLoss:
         """Half the mean square of t - s over pixels that count and channels; 0 without any."""
-        wide = accumulator(s, t)
-        off = jnp.where(mask[..., None], t.astype(wide) - s.astype(wide), 0)
+        dtype = accumulator(s, t)
+        off = jnp.where(mask[..., None], t.astype(dtype) - s.astype(dtype), 0)
         return safe_ratio((off * off).sum(), 2 * mask.sum() * t.shape[-1]), {}

@@ -71,8 +71,8 @@ def last_word(
             words += f", its rows at {rows:.2f} of a uniform row's entropy"
             if not FULL_ROWS[0] <= rows <= FULL_ROWS[1]:
                 empty.append(term)
-                way = "lower" if rows > FULL_ROWS[1] else "raise"
-                advice.append(f"{way} distill.{term}.temperature")
+                change = "lower" if rows > FULL_ROWS[1] else "raise"
+                advice.append(f"{change} distill.{term}.temperature")
         spread = _mean_of(lines, term, "teacher_variance")
         if spread is not None:
             random = numbers[f"untrained_share/{term}"] = untrained_share(spread)

@@ -166,6 +166,6 @@ class MGD(MapTerm):
         assert seen.keys is not None
         kept = kept_pixels(seen.keys, level, (t.shape[1], t.shape[2]), self.config.masked)
         made = self.generation[level](jnp.where(kept[..., None], s, 0), mask)
-        wide = accumulator(s, t)
-        off = jnp.where(mask[..., None], t.astype(wide) - made.astype(wide), 0)
+        dtype = accumulator(s, t)
+        off = jnp.where(mask[..., None], t.astype(dtype) - made.astype(dtype), 0)
         return safe_ratio((off * off).sum(), pictures(mask)), {}

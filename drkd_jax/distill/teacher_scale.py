@@ -31,12 +31,12 @@ def variance(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]) -> Float[Ar
     Returns:
         0 where no pixel counts.
     """
-    wide = accumulator(x)
+    dtype = accumulator(x)
     mask = jnp.asarray(mask)
-    count = mask.sum().astype(wide)
+    count = mask.sum().astype(dtype)
     inside = mask[..., None]
-    mean = safe_ratio(jnp.where(inside, x.astype(wide), 0).sum((0, 1, 2)), count)
-    off = jnp.where(inside, x.astype(wide) - mean, 0)
+    mean = safe_ratio(jnp.where(inside, x.astype(dtype), 0).sum((0, 1, 2)), count)
+    off = jnp.where(inside, x.astype(dtype) - mean, 0)
     return safe_ratio((off * off).sum(), count * x.shape[-1])
 
 

@@ -21,9 +21,9 @@ from drkd_jax.export.onnx_graph import Graph
 from drkd_jax.export.onnx_operators import add_regions, add_suppression
 from drkd_jax.export.onnx_pieces import Piece, convert, pieces
 from drkd_jax.export.program import Form, program
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.ops.onnx_calls import SUPPRESS
 from drkd_jax.ops.platform import tracing_for
-from drkd_jax.training.pixels import Pixels
 
 _CHOSEN = ("boxes", "scores", "labels", "valid")
 _ALL = ("boxes", "scores", "valid")

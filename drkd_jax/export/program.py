@@ -23,8 +23,8 @@ from drkd_jax import __version__
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.records import Category
 from drkd_jax.errors import UserError
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.ops.platform import tracing_for
-from drkd_jax.training.pixels import Pixels
 
 #: What a program can be lowered for, by JAX's names.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -65,9 +65,11 @@ def check_form(form: Form, stride: int) -> None:
         UserError: names the nearest canvas that does.
     """
     if any(side % stride or side < stride for side in form.canvas):
-        near = "x".join(str(max(1, -(-side // stride)) * stride) for side in form.canvas)
+        nearest = "x".join(str(max(1, -(-side // stride)) * stride) for side in form.canvas)
         shown = "x".join(map(str, form.canvas))
-        raise UserError(f"--canvas={shown}: both sides must be multiples of {stride}; use {near}")
+        raise UserError(
+            f"--canvas={shown}: both sides must be multiples of {stride}; use {nearest}"
+        )
 
 
 def program(detector: Any, pixels: Pixels, suppress: bool) -> tuple[Callable[..., Any], Any]:

@@ -45,6 +45,15 @@ def from_dict(default: T, values: Mapping[str, Any], where: str = "") -> T:
     return dataclasses.replace(default, **changes)  # type: ignore[type-var]
 
 
+def as_tuples(value: Any) -> Any:
+    """JSON's lists as tuples again, at every depth."""
+    if isinstance(value, (list, tuple)):
+        return tuple(as_tuples(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: as_tuples(item) for key, item in value.items()}
+    return value
+
+
 def _plain(name: str, value: Any, hint: Any) -> Any:
     """A number, a string or a tuple of the type that the field wants."""
     if typing.get_origin(hint) is tuple:

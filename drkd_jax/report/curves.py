@@ -175,8 +175,8 @@ def charts(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html | None:
     ]
     if not any(drawn):
         return None
-    told = legend([(name, i) for i, (name, records) in enumerate(runs.items()) if records])
-    return join(told, tag("div", drawn, class_="charts"))
+    key = legend([(name, i) for i, (name, records) in enumerate(runs.items()) if records])
+    return join(key, tag("div", drawn, class_="charts"))
 
 
 def chart(title: str, unit: str, lines: Sequence[Line], *, named: bool = False) -> Html | None:

@@ -97,7 +97,7 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
 
     def compute(state: Any, teacher: Any, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         modules = {
-            name: nnx.merge(graph, state.params[name], state.rest[name], copy=True)
+            name: nnx.merge(graph, state.params[name], state.model_state[name], copy=True)
             for name, graph in graphs.items()
         }
         images, targets = run.pixels.prepare(batch)

@@ -22,8 +22,8 @@ from drkd_jax import distill
 from drkd_jax.distill.instance_relation import RelationUnit, flat
 from drkd_jax.distill.regions import choose_boxes, cut
 from drkd_jax.errors import UserError
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.report.relations import similarity
-from drkd_jax.training.pixels import Pixels
 from drkd_jax.types import Array, Batch, Detections, Features
 
 LEAST_BOXES = 3  # with fewer a row without its own box has no choice
@@ -203,14 +203,14 @@ class BoxRelations:
     ) -> BoxRelation:
         """Args: what both made of a picture; its boxes, xyxy on the canvas; the level's stride."""
         number = len(boxes)
-        room = np.zeros((1, self._rows, 4), np.float32)
-        room[0, :number] = boxes
+        padded = np.zeros((1, self._rows, 4), np.float32)
+        padded[0, :number] = boxes
         valid = np.arange(self._rows)[None] < number
         matrices = []
         for seen in (a, b):
             x = seen.features.maps[seen.features.spec.strides.index(stride)]
             sizes = np.array([seen.sizes], np.int32)
-            psi = self._relation(x, room, valid, sizes, stride=stride)
+            psi = self._relation(x, padded, valid, sizes, stride=stride)
             matrices.append(np.asarray(psi[0, :number, :number], np.float64))
         one, other = matrices
         distance = float(((one - other) ** 2).sum(1).mean())

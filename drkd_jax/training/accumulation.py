@@ -29,7 +29,7 @@ class Gradient(NamedTuple):
 
     total: Float[Array, ""]
     terms: dict[str, Float[Array, ""]]
-    rest: dict[str, Arrays]  # what the forward pass made of the arrays that are not trained
+    model_state: dict[str, Arrays]  # what the forward pass made of the arrays that are not trained
     gradient: dict[str, Arrays]
 
 
@@ -74,7 +74,7 @@ def loop_length(parts: int) -> int:
 def accumulate(
     gradient: Callable[[dict[str, Arrays], Batch], Gradient],
     params: dict[str, Arrays],
-    rest: dict[str, Arrays],
+    model_state: dict[str, Arrays],
     parts: Batch,
     gather: Callable[[Any], Any] = lambda tree: tree,
 ) -> Gradient:
@@ -83,7 +83,7 @@ def accumulate(
     Args:
         gradient: of a part, by the arrays that are not trained and the part.
         params: the trained arrays.
-        rest: the others; what one part makes of them the next one sees.
+        model_state: the others; what one part makes of them the next one sees.
         parts: of `split_batch`.
         gather: makes the whole of every device's part of a pytree.
     """
@@ -92,15 +92,15 @@ def accumulate(
     shares = pictures / jnp.maximum(pictures.sum(), 1.0)
 
     def add(carry: Any, part: Any) -> Any:
-        (rest, sums), (batch, share) = carry, part
-        found = gradient(rest, batch)
+        (model_state, sums), (batch, share) = carry, part
+        found = gradient(model_state, batch)
         sums = jax.tree.map(
             lambda total, own: total + share.astype(own.dtype) * own, sums, found.gradient
         )
-        return (found.rest, sums), (found.total, found.terms)
+        return (found.model_state, sums), (found.total, found.terms)
 
-    start = rest, jax.tree.map(jnp.zeros_like, params)
+    start = model_state, jax.tree.map(jnp.zeros_like, params)
     unroll = loop_length(number) == 1
-    (rest, sums), values = jax.lax.scan(add, start, (parts, shares), unroll=unroll)
+    (model_state, sums), values = jax.lax.scan(add, start, (parts, shares), unroll=unroll)
     total, terms = jax.tree.map(lambda value: (shares * value).sum(), values)
-    return Gradient(total, terms, rest, sums)
+    return Gradient(total, terms, model_state, sums)

@@ -58,13 +58,13 @@ class AsyncMetrics:
         checkpoints: to say which one is good where a step is not.
 
     Attributes:
-        window: the log window that the values go into.
+        averager: of the log window that the values go into.
     """
 
     def __init__(self, run: Run, metrics: Metrics, checkpoints: Checkpoints):
-        self.window = MetricAverager(run.weights, run.train.batch_size)
+        self.averager = MetricAverager(run.weights, run.train.batch_size)
         self._run, self._metrics, self._checkpoints = run, metrics, checkpoints
-        self._silence: InactiveLossMonitor | None = None
+        self._inactive: InactiveLossMonitor | None = None
         # A session's start is what it compares with.
         self._monitor = CollapseMonitor(untrained=_largest_untrained_share(run.config))
         self._pending: deque[_Pending] = deque()
@@ -95,7 +95,7 @@ class AsyncMetrics:
             NonFiniteError: with the step, the terms and the picture ids.
         """
         self.read_all()
-        values, shown = self.window.close(self._run.steps - step)
+        values, shown = self.averager.close(self._run.steps - step)
         for warning in self._monitor.observe(values):
             self._metrics.warn(step, warning)
         self._metrics.train(step, values, shown)
@@ -104,20 +104,20 @@ class AsyncMetrics:
         values = pending.values.to_dict()
         if not values["finite"]:
             self._stop_non_finite(pending, values)
-        self.window.values(values)
-        if self._silence is None:
+        self.averager.values(values)
+        if self._inactive is None:
             run = self._run
             own = tuple(
                 name
                 for name in values
                 if name not in (*_REPORTED, *run.weights) and not name.startswith("diag/")
             )
-            self._silence = InactiveLossMonitor(
+            self._inactive = InactiveLossMonitor(
                 run.weights, own, run.train.silence_steps, run.train.silence_share
             )
-            for warning in self._silence.at_start():
+            for warning in self._inactive.at_start():
                 self._metrics.warn(pending.step, warning)
-        for warning in self._silence.observe(values):
+        for warning in self._inactive.observe(values):
             self._metrics.warn(pending.step, warning)
 
     def _stop_non_finite(self, pending: _Pending, values: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written and read by orbax; others read them by `loading`.
+"""Checkpoints of a run, written and read by orbax; others read them by `weights.load`.
 
 A work folder holds `checkpoints/STEP` (the last few: everything a run needs to go on) and
 `best/STEP` (the student with the highest AP so far). Both keep the student apart from the rest,
@@ -22,12 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from flax import nnx
 
+from drkd_jax import distill
 from drkd_jax.errors import UserError
-from drkd_jax.training.loading import WHICH, stored
-from drkd_jax.training.state import Arrays, TrainState, flatten, num_parameters, unflatten
+from drkd_jax.models.arrays import flatten, unflatten
+from drkd_jax.training.state import Arrays, TrainState, num_parameters, split_module
 from drkd_jax.training.writing import as_user_error, collect_unraisable, is_refused_write, reason
+from drkd_jax.types import FeatureSpec
+from drkd_jax.weights.folders import WHICH, stored
 
 
 class Checkpoints:
@@ -73,7 +78,9 @@ class Checkpoints:
             UserError: the disk is full or the folder cannot be written.
         """
         training = {
-            "distiller": flatten((_of(state.params, "distiller"), _of(state.rest, "distiller"))),
+            "distiller": flatten(
+                (_of(state.params, "distiller"), _of(state.model_state, "distiller"))
+            ),
             "optimiser": flatten(state.opt_state),
             "trained": flatten(state.params["student"]) if state.average else {},
             "step": state.step,
@@ -114,7 +121,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint holds other arrays than the config asks for.
         """
-        pair = (_of(like.params, "distiller"), _of(like.rest, "distiller"))
+        pair = (_of(like.params, "distiller"), _of(like.model_state, "distiller"))
         training = {
             "distiller": flatten(pair),
             "optimiser": flatten(like.opt_state),
@@ -135,16 +142,16 @@ class Checkpoints:
                 **{name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
             ),
         )
-        student, rest = restored["student"], restored["training"]
-        params, others = dict(like.params), dict(like.rest)
-        own = rest["trained"] if like.average else student
+        student, training = restored["student"], restored["training"]
+        params, others = dict(like.params), dict(like.model_state)
+        own = training["trained"] if like.average else student
         average = unflatten(student, like.average) if like.average else like.average
         params["student"] = unflatten(own, like.params["student"])
-        others["student"] = unflatten(student, like.rest["student"])
+        others["student"] = unflatten(student, like.model_state["student"])
         if "distiller" in params:
-            params["distiller"], others["distiller"] = unflatten(rest["distiller"], pair)
-        optimiser = unflatten(rest.get("optimiser", {}), like.opt_state)
-        return TrainState(rest["step"], params, others, optimiser, average)
+            params["distiller"], others["distiller"] = unflatten(training["distiller"], pair)
+        optimiser = unflatten(training.get("optimiser", {}), like.opt_state)
+        return TrainState(training["step"], params, others, optimiser, average)
 
     def wait(self) -> None:
         """Waits until everything is on the disk.
@@ -191,6 +198,50 @@ class Checkpoints:
                     f"{folder}: step {step} cannot be written ({reason(error)}); "
                     "the checkpoints before it are whole"
                 ) from error
+
+
+def load_distiller(
+    workdir: str | Path,
+    step: int,
+    config: Mapping[str, Any],
+    specs: tuple[FeatureSpec, FeatureSpec],
+) -> distill.Distiller | None:
+    """The distiller of a run at one of its steps; of the best step only where it was kept as well.
+
+    Args:
+        workdir: of a distilled run.
+        step: whose checkpoint is read.
+        config: of the run.
+        specs: the pyramids of its student and its teacher.
+
+    Returns:
+        The distiller, or None where the work folder holds no such checkpoint, or one without a
+        distiller.
+
+    Raises:
+        UserError: its arrays are not those of the config.
+    """
+    item = Path(workdir).absolute() / WHICH["last"] / str(step) / "training"
+    if config.get("distill") is None or not item.is_dir():
+        return None
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(item).item_metadata.tree
+    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(tree)["distiller"])
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    only = ocp.args.PyTreeRestore(
+        {"distiller": wanted}, restore_args={"distiller": as_numpy}, partial_restore=True
+    )
+    with ocp.PyTreeCheckpointer() as reader:
+        found = reader.restore(item, args=only)
+    settings = distill.distill_config(config["distill"])
+    made = nnx.eval_shape(lambda: distill.Distiller(settings, *specs, rngs=nnx.Rngs(0)))
+    parts = split_module(made, made.is_trained)
+    pair = parts.params, parts.model_state
+    arrays = {name: jax.numpy.asarray(leaf) for name, leaf in found["distiller"].items()}
+    there = {name: leaf.shape for name, leaf in arrays.items()}
+    if there != {name: leaf.shape for name, leaf in flatten(pair).items()}:
+        raise UserError(f"{item}: the distiller's arrays are not those of its config")
+    return nnx.merge(parts.graph, *unflatten(arrays, pair))
 
 
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
@@ -244,8 +295,8 @@ def _check_fits(item: Path, wanted: Mapping[str, Any]) -> None:
 
 def _student(state: TrainState) -> dict[str, Any]:
     # One flat dict of trained and other arrays; their names are disjoint.
-    params, rest = state.student
-    return flatten(params) | flatten(rest)
+    params, model_state = state.student
+    return flatten(params) | flatten(model_state)
 
 
 def _of(parts: Mapping[str, Arrays], name: str) -> Arrays:

@@ -188,8 +188,8 @@ def _model(settings: dict[str, Any]) -> str:
 
 def _student_parameters(run: Run) -> str:
     trained = num_parameters(run.state.params["student"])
-    rest = num_parameters(run.state.rest["student"])
-    return f"{_millions(trained + rest)} parameters, {_millions(trained)} of them trained"
+    others = num_parameters(run.state.model_state["student"])
+    return f"{_millions(trained + others)} parameters, {_millions(trained)} of them trained"
 
 
 def _millions(count: int) -> str:

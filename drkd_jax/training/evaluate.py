@@ -19,7 +19,7 @@ from tqdm import tqdm
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches
 from drkd_jax.data.sources import Source
 from drkd_jax.evaluation import coco_numbers, to_coco
-from drkd_jax.training.pixels import Pixels
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.training.processes import allgather
 from drkd_jax.training.settings import EvalSettings
 from drkd_jax.training.sharding import put_batch, replicated

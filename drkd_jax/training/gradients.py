@@ -43,7 +43,9 @@ def gradient_report(recipe: Recipe, mesh: Mesh) -> GradientReport:
 
         def weighted(student: Arrays) -> dict[str, Float[Array, ""]]:
             params = {**state.params, "student": student}
-            _, (values, _) = loss_terms(recipe, params, state.rest, teacher, batch, state.step)
+            _, (values, _) = loss_terms(
+                recipe, params, state.model_state, teacher, batch, state.step
+            )
             factor = values.pop("distill_factor", 1.0)
             terms = {
                 name: weight * factor * values[name] for name, weight in recipe.weights.items()

@@ -31,7 +31,7 @@ from drkd_jax.training.interrupt import InterruptedRunError, StopRequest, stop_r
 from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import METRICS_FILE, Metrics, evaluations
 from drkd_jax.training.pretrain import with_pretrained_units
-from drkd_jax.training.processes import Vote, allgather, any_process, broadcast, is_first
+from drkd_jax.training.processes import AnyProcess, allgather, any_process, broadcast, is_first
 from drkd_jax.training.same_run import changed_data, check_same_classes, check_same_run
 from drkd_jax.training.scores import Scores, as_pairs, judge_distillation, summarize
 from drkd_jax.training.setup import Run, build_run
@@ -107,8 +107,8 @@ class _Session:
         self._resume()
         self.trace = Trace(workdir, read_steps(profile, self.start), silent=not is_first())
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
-        self.reading = AsyncMetrics(run, self.metrics, checkpoints)
-        self.reading.window.counts = self.loader.counts
+        self.async_metrics = AsyncMetrics(run, self.metrics, checkpoints)
+        self.async_metrics.averager.counts = self.loader.counts
         done = as_pairs(broadcast(lambda: evaluations(workdir / METRICS_FILE)))
         self.scores = Scores(run.train, run.steps, done, checkpoints.best())
         self.since = time.perf_counter()
@@ -167,13 +167,13 @@ class _Session:
             self._pretrain(request)
 
     def _pretrain(self, request: StopRequest) -> None:
-        vote = Vote(self.run.mesh, 1)
+        any_stops = AnyProcess(self.run.mesh, 1)
         state = with_pretrained_units(
             self.run,
             self.state,
             self.workdir,
             self.metrics.say,
-            lambda: vote(request.name is not None),
+            lambda: any_stops(request.name is not None),
         )
         if state is None:
             raise InterruptedRunError(
@@ -200,37 +200,37 @@ class _Session:
 
     def _steps(self, request: StopRequest) -> None:
         run, settings = self.run, self.run.train
-        # Values are read late, and so is the vote of all processes on stopping.
-        vote = Vote(run.mesh, AHEAD)
+        # Values are read late, and so is whether any process wants to stop.
+        any_stops = AnyProcess(run.mesh, AHEAD)
         self.since = time.perf_counter()
         # A run killed between a checkpoint and the evaluation of the same step makes it up.
         if self.start and self.scores.due(self.start):
             self._evaluate(self.start, request)
         if self.scores.why_over():
             return
-        window = self.reading.window
-        window.start()
+        averager = self.async_metrics.averager
+        averager.start()
         for done in range(self.start + 1, run.steps + 1):
             self.trace.before(done)
             before = time.perf_counter()
             batch = next(self.loader)
-            window.waited(time.perf_counter() - before)
+            averager.waited(time.perf_counter() - before)
             if settings.log_gradients and done % settings.log_gradients == 0:
                 before += self._gradients(batch)
             with jax.profiler.StepTraceAnnotation("train", step_num=done):
                 self.state, values = run.step(self.state, run.teacher_arrays, run.put(batch))
-            self.reading.add(done, values, np.asarray(batch.index))
-            window.took(time.perf_counter() - before)
+            self.async_metrics.add(done, values, np.asarray(batch.index))
+            averager.took(time.perf_counter() - before)
             self.metrics.step()
             last = done == run.steps
-            stop = vote(request.name is not None)
+            stop = any_stops(request.name is not None)
             if self.trace.ends_with(done, last):
-                self.reading.read_all()  # until the traced steps are through
+                self.async_metrics.read_all()  # until the traced steps are through
                 self.trace.stop()
                 self.metrics.say(f"profile    written to {self.trace.folder}")
             if done % settings.log_every == 0 or last:
                 self.loader.share_skipped(allgather)
-                self.reading.log(done)
+                self.async_metrics.log(done)
             if done % settings.checkpoint_every == 0 or last or stop:
                 self._save(done)
             if self.scores.due(done) and not (stop and not last):
@@ -245,7 +245,7 @@ class _Session:
         self.metrics.say(self.scores.why_over())
         if step % self.run.train.log_every:  # the window that is open
             self.loader.share_skipped(allgather)
-            self.reading.log(step)
+            self.async_metrics.log(step)
         self._save(step)
 
     def _gradients(self, batch: Batch) -> float:
@@ -253,7 +253,7 @@ class _Session:
         begun, report = time.perf_counter(), self.run.gradients
         assert report is not None
         found = report(self.state, self.run.teacher_arrays, put_batch(batch, self.run.mesh))
-        self.reading.window.gradients(found.to_dict())
+        self.async_metrics.averager.gradients(found.to_dict())
         took = time.perf_counter() - begun
         shape = batch.images.shape
         if shape not in self.compared:
@@ -261,7 +261,7 @@ class _Session:
             self.metrics.say(
                 f"gradients  their program, compiled for {shape[1]}x{shape[2]}: {took:.1f} s"
             )
-        self.reading.window.leave_out(took)
+        self.async_metrics.averager.leave_out(took)
         return took
 
     def _interrupt(self, step: int, request: StopRequest) -> NoReturn:
@@ -285,12 +285,12 @@ class _Session:
         return self.seconds + time.perf_counter() - self.since
 
     def _save(self, step: int) -> None:
-        self.reading.read_all()
+        self.async_metrics.read_all()
         if step != self.checkpoints.latest_step():
             self.checkpoints.save(self.state, self._about())
 
     def _evaluate(self, step: int, request: StopRequest) -> None:
-        self.reading.read_all()
+        self.async_metrics.read_all()
         before = time.perf_counter()
         run, state = self.run, self.state
         try:
@@ -309,12 +309,12 @@ class _Session:
         self.scores.done.append((step, numbers))
         took = time.perf_counter() - before
         self.since += took  # not training time
-        self.reading.window.leave_out(took)
+        self.async_metrics.averager.leave_out(took)
 
     def _score(
         self, predict: Predict, arrays: Arrays, request: StopRequest
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        run, vote = self.run, Vote(self.run.mesh, 1)
+        run, any_stops = self.run, AnyProcess(self.run.mesh, 1)
         return evaluate(
             predict,
             arrays,
@@ -322,7 +322,7 @@ class _Session:
             run.pipeline,
             run.eval,
             run.mesh,
-            stop=lambda: vote(request.name is not None),
+            stop=lambda: any_stops(request.name is not None),
             skipped=self._skipped(),
         )
 

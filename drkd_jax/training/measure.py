@@ -147,8 +147,8 @@ def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict
     """
 
     def loss(recipe: Recipe) -> Callable[..., Any]:
-        def of(params: Any, rest: Any, teacher: Arrays, batch: Batch) -> Any:
-            return loss_terms(recipe, params, rest, teacher, batch, jnp.int32(0))
+        def of(params: Any, model_state: Any, teacher: Arrays, batch: Batch) -> Any:
+            return loss_terms(recipe, params, model_state, teacher, batch, jnp.int32(0))
 
         return of
 
@@ -161,7 +161,7 @@ def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict
     plain = dataclasses.replace(
         recipe, graphs=_only(recipe.graphs, "student", "teacher"), weights={}
     )
-    own = (_only(state.params, "student"), _only(state.rest, "student"), teacher, batch)
+    own = (_only(state.params, "student"), _only(state.model_state, "student"), teacher, batch)
     programs: dict[str, Program] = {
         "step": (step, lambda: (jax.tree.map(jnp.copy, state), teacher, whole)),
         "forward": program(lambda *arguments: loss(plain)(*arguments)[0], *own),
@@ -175,11 +175,13 @@ def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict
             return module.features(recipe.for_teacher(batch, images)).maps
 
         programs["teacher"] = program(features_of, teacher, batch)
-        programs["whole"] = program(gradient(recipe), state.params, state.rest, teacher, batch)
+        programs["whole"] = program(
+            gradient(recipe), state.params, state.model_state, teacher, batch
+        )
         if len(recipe.weights) > 1:
             for term in recipe.weights:
-                smaller, params, rest = _without(run, term)
-                programs[term] = program(gradient(smaller), params, rest, teacher, batch)
+                smaller, params, model_state = _without(run, term)
+                programs[term] = program(gradient(smaller), params, model_state, teacher, batch)
     times = seconds(programs, max(steps, PARTS_AT_LEAST))
     times = {name: time if name == "step" else pieces * time for name, time in times.items()}
     found = {
@@ -200,7 +202,7 @@ def _without(run: Run, term: str) -> tuple[Recipe, Any, Any]:
     recipe, state = run.recipe, run.state
     assert run.teacher is not None
     student = nnx.merge(
-        recipe.graphs["student"], state.params["student"], state.rest["student"], copy=True
+        recipe.graphs["student"], state.params["student"], state.model_state["student"], copy=True
     )
     config = {**run.config, "distill": {**run.config["distill"], term: None}}
     distiller: distill.Distiller = build_distiller(
@@ -214,8 +216,8 @@ def _without(run: Run, term: str) -> tuple[Recipe, Any, Any]:
         weights={name: weight for name, weight in recipe.weights.items() if name != term},
     )
     params = {**state.params, "distiller": put_everywhere(parts.params, run.mesh)}
-    rest = {**state.rest, "distiller": put_everywhere(parts.rest, run.mesh)}
-    return smaller, params, rest
+    model_state = {**state.model_state, "distiller": put_everywhere(parts.model_state, run.mesh)}
+    return smaller, params, model_state
 
 
 def _only(parts: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -34,20 +34,13 @@ from drkd_jax.data.sources import Part
 from drkd_jax.distill import DistillConfig, Distiller
 from drkd_jax.distill.layers import pixel_mask, safe_ratio
 from drkd_jax.errors import UserError
+from drkd_jax.models.arrays import flatten, unflatten
 from drkd_jax.training import schedule
 from drkd_jax.training.processes import broadcast, from_all
 from drkd_jax.training.settings import TrainSettings
 from drkd_jax.training.setup import Run
 from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
-from drkd_jax.training.state import (
-    Arrays,
-    SplitModule,
-    TrainState,
-    flatten,
-    merge_module,
-    split_module,
-    unflatten,
-)
+from drkd_jax.training.state import Arrays, SplitModule, TrainState, merge_module, split_module
 from drkd_jax.training.step import picture_keys
 from drkd_jax.training.teacher import Teacher, load_teacher
 from drkd_jax.training.teacher_units import (
@@ -84,7 +77,9 @@ def with_pretrained_units(
     if "distiller" not in run.recipe.graphs:
         return state
     graph = run.recipe.graphs["distiller"]
-    distiller = merge_module(SplitModule(graph, state.params["distiller"], state.rest["distiller"]))
+    distiller = merge_module(
+        SplitModule(graph, state.params["distiller"], state.model_state["distiller"])
+    )
     term = distiller.pixel_relation
     if term is None or term.config.teacher_modules != "pretrained":
         return state
@@ -116,12 +111,12 @@ def with_pretrained_units(
         name: jnp.asarray(found.arrays[name], leaf.dtype) for name, leaf in flatten(pure).items()
     }
     nnx.update(term.teacher, unflatten(trained, pure))
-    rest = split_module(distiller, run.recipe.is_trained["distiller"]).rest
-    return _with_rest(state, put_everywhere(rest, run.mesh))
+    model_state = split_module(distiller, run.recipe.is_trained["distiller"]).model_state
+    return _with_rest(state, put_everywhere(model_state, run.mesh))
 
 
-def _with_rest(state: TrainState, rest: Arrays) -> TrainState:
-    others = {**state.rest, "distiller": rest}
+def _with_rest(state: TrainState, model_state: Arrays) -> TrainState:
+    others = {**state.model_state, "distiller": model_state}
     return TrainState(state.step, state.params, others, state.opt_state, state.average)
 
 

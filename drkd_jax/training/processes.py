@@ -127,10 +127,10 @@ def broadcast(make: Callable[[], Any]) -> Any:
             found = {"error": str(error)}
     text = json.dumps(found).encode()
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    room = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few sizes, few programs
+    padded = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few sizes, few programs
     if is_first():
-        room[:length] = np.frombuffer(text, np.uint8)
-    answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(room))[:length].tobytes())
+        padded[:length] = np.frombuffer(text, np.uint8)
+    answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length].tobytes())
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["value"]
@@ -155,9 +155,9 @@ def allgather(numbers: np.ndarray) -> np.ndarray:
         numbers: of this process, not negative, `[n]`; n may differ between processes.
     """
     longest = int(from_all(np.array([len(numbers)], np.int32)).max())
-    room = np.full(max(longest, 1), -1, np.int32)
-    room[: len(numbers)] = numbers
-    found = np.unique(from_all(room))
+    padded = np.full(max(longest, 1), -1, np.int32)
+    padded[: len(numbers)] = numbers
+    found = np.unique(from_all(padded))
     return found[found >= 0]
 
 
@@ -233,17 +233,17 @@ def _leave_together(client: Any, code: int) -> None:
     os._exit(code)
 
 
-class Vote:
-    """Whether any process wants to stop, told to all of them at the same call.
+class AnyProcess:
+    """Whether any process wants to stop: `any_process` that waits for nobody.
 
     A signal reaches one process sooner than another, and a process that stopped alone would leave
-    the others waiting for ever. So every call casts a vote, and the answer is the outcome of the
-    vote of `late` calls before: nobody waits for a vote that is still under way. A single process
-    is answered at once.
+    the others waiting for ever. So all reduce at every call, and the answer is the reduction of
+    `late` calls before: nobody waits for one that is still under way. A single process is answered
+    at once.
 
     Args:
         mesh: all devices.
-        late: calls between a vote and its outcome.
+        late: calls between a question and its answer.
     """
 
     def __init__(self, mesh: Mesh, late: int):
@@ -252,7 +252,7 @@ class Vote:
         self._any = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def __call__(self, wanted: bool) -> bool:
-        """Casts a vote.
+        """The answer to the call of `late` calls before.
 
         Args:
             wanted: whether this process wants to stop.
@@ -260,6 +260,6 @@ class Vote:
         if jax.process_count() == 1:
             return wanted
         mine = np.full(jax.local_device_count(), wanted, np.int32)
-        votes = jax.make_array_from_process_local_data(split(self._mesh), mine)
-        self._open.append(self._any(votes))
+        wants = jax.make_array_from_process_local_data(split(self._mesh), mine)
+        self._open.append(self._any(wants))
         return len(self._open) > self._late and bool(self._open.popleft())

@@ -12,7 +12,8 @@ from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.records import Category, changes, id_key
 from drkd_jax.distill.config import DistillConfig, distill_config
 from drkd_jax.errors import UserError
-from drkd_jax.training.settings import EvalSettings, TrainSettings, as_tuples
+from drkd_jax.models.filling import as_tuples
+from drkd_jax.training.settings import EvalSettings, TrainSettings
 
 # What may differ between a checkpoint and the run that continues it.
 FREE_TO_CHANGE = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import COCO_MAX, EVALUATORS
+from drkd_jax.models.filling import as_tuples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,15 +233,6 @@ def read(kind: type, where: str, values: Mapping[str, Any]) -> Any:
         if required and name not in values:
             raise UserError(f"config.{where}.{name} is missing")
     return kind(**{key: as_tuples(value) for key, value in values.items()})
-
-
-def as_tuples(value: Any) -> Any:
-    """JSON's lists as tuples again, at every depth."""
-    if isinstance(value, (list, tuple)):
-        return tuple(as_tuples(item) for item in value)
-    if isinstance(value, Mapping):
-        return {key: as_tuples(item) for key, item in value.items()}
-    return value
 
 
 def set_keys(settings: Mapping[str, Any]) -> dict[str, Any]:

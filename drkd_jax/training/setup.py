@@ -12,21 +12,20 @@ from jax.sharding import Mesh
 
 from drkd_jax import distill, models
 from drkd_jax.data.classes import with_classes
+from drkd_jax.data.config import PipelineConfig, read_pipeline
 from drkd_jax.data.findings import require_usable
-from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.plan import steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
+from drkd_jax.models.filling import as_tuples
+from drkd_jax.models.pixels import Pixels, read_pixels
 from drkd_jax.paths import expand_config
 from drkd_jax.training import schedule
 from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.gradients import GradientReport, gradient_report
-from drkd_jax.training.pixels import KEYS as PIXEL_KEYS
-from drkd_jax.training.pixels import Pixels, read_pixels
 from drkd_jax.training.settings import (
     EvalSettings,
     TrainSettings,
-    as_tuples,
     eval_settings,
     set_keys,
     train_settings,
@@ -45,7 +44,6 @@ from drkd_jax.training.teacher import Teacher, check_head, check_heads, for_data
 from drkd_jax.types import Batch
 
 SECTIONS = ("seed", "data", "student", "teacher", "distill", "train", "eval")
-_NOT_PIPELINE = ("train", "val", *PIXEL_KEYS)
 
 
 @dataclasses.dataclass
@@ -248,27 +246,6 @@ def open_sources(
     return train, val, notes
 
 
-def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
-    """The loader's settings, from `config.data` and `config.seed`.
-
-    Raises:
-        UserError: an unknown key, or a value that cannot be used.
-    """
-    data = {
-        key: value
-        for key, value in config["data"].items()
-        if key not in _NOT_PIPELINE and value is not None  # None: the default
-    }
-    known = {field.name for field in dataclasses.fields(PipelineConfig)} - {"batch_size", "seed"}
-    for key in data:
-        if key not in known:
-            raise UserError(
-                f"config.data.{key}: no such key; there are "
-                f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
-            )
-    return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)
-
-
 def check_parts(settings: TrainSettings, devices: int) -> None:
     """Refuses parts of a batch that are not all alike.
 
@@ -278,11 +255,11 @@ def check_parts(settings: TrainSettings, devices: int) -> None:
     each = devices * settings.accumulate
     if settings.batch_size % each:
         above = -(-settings.batch_size // each) * each
-        near = f"{above - each} or {above}" if above > each else f"{above}"
+        nearest = f"{above - each} or {above}" if above > each else f"{above}"
         raise UserError(
             f"config.train.accumulate = {settings.accumulate}: {settings.batch_size} pictures on "
             f"{devices} device(s) do not divide into so many equal parts; take another number or "
-            f"config.train.batch_size = {near}"
+            f"config.train.batch_size = {nearest}"
         )
 
 

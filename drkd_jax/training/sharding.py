@@ -71,10 +71,10 @@ def check_batch_size(
     """
     if batch_size % devices:
         lower, upper = batch_size // devices * devices, -(-batch_size // devices) * devices
-        near = f"{lower} or {upper}" if lower else f"{upper}"
+        nearest = f"{lower} or {upper}" if lower else f"{upper}"
         of = f" of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"{key} = {batch_size} does not divide over {devices} devices{of}; use {near}"
+            f"{key} = {batch_size} does not divide over {devices} devices{of}; use {nearest}"
         )
 
 

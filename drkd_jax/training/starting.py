@@ -13,15 +13,13 @@ import numpy as np
 from flax import nnx
 
 from drkd_jax import models
+from drkd_jax.data.config import PIXEL_KEYS
 from drkd_jax.errors import UserError
-from drkd_jax.models.filling import from_dict
+from drkd_jax.models.arrays import flatten, unflatten
+from drkd_jax.models.filling import as_tuples, from_dict
 from drkd_jax.models.settings import BackboneSettings, PyramidSettings
-from drkd_jax.training.loading import load_arrays
-from drkd_jax.training.pixels import KEYS
-from drkd_jax.training.settings import as_tuples
-from drkd_jax.training.state import flatten, unflatten
 from drkd_jax.weights.by_name import is_name, local_file, short_name
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import is_work_folder, load
 
 # What of a backbone has to be the same for another's weights to mean the same: what shows in the
 # arrays, and what does not.
@@ -101,16 +99,7 @@ def build_student(
         )
     if not init:
         return student, f"random weights of seed {seed}"
-    if is_name(init) or Path(init).is_file():
-        return start_from(student, *_of_file(init, student, config.get("data") or {}, names))
-    arrays, about, step = load_arrays(init)
-    own = {key: value for key, value in about["config"]["student"].items() if key != "init"}
-    theirs = models.abstract_detector(as_tuples(own), max(len(about["categories"]), 1)).settings
-    _check_backbone(init, theirs.backbone, student.settings.backbone)
-    _check_pixels(init, about["config"]["data"], config.get("data") or {})
-    fitting = _fitting(arrays, theirs, student, f"{init}, step {step}")
-    own_names = [str(name) for _, name in about["categories"]]
-    return start_from(student, *_of_same_classes(*fitting, own_names, names))
+    return start_from(student, *_meant_alike(init, student, config.get("data") or {}, names))
 
 
 def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any, str]:
@@ -150,7 +139,7 @@ def _check_pixels(init: str | Path, theirs: Mapping[str, Any], own: Mapping[str,
     theirs, own = usual | dict(theirs), usual | dict(own)
     wrong = [
         f"config.data.{key} = {theirs[key]}"
-        for key in KEYS
+        for key in PIXEL_KEYS
         if key in theirs and key in own and not _near(key, theirs[key], own[key])
     ]
     if wrong:
@@ -168,26 +157,26 @@ def _near(key: str, theirs: Any, own: Any) -> bool:
     return all(abs(float(a) - float(b)) < _GREY for a, b in zip(theirs, own, strict=True))
 
 
-def _of_file(
-    path: str, student: models.Detector, data: Mapping[str, Any], names: Sequence[str]
+def _meant_alike(
+    init: str, student: models.Detector, data: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[dict[str, Any], str]:
-    """The arrays of a file that mean to this student what they meant where they come from."""
-    own = student.settings
+    """The arrays that mean to this student what they meant where they come from."""
+    own, of_run = student.settings, is_work_folder(init)
     same = {key: getattr(own.backbone, key) for key in _BACKBONE}
     if own.backbone.style != "pytorch":  # said by the user where the file cannot show it
         same["style"] = own.backbone.style
     if own.backbone.pool != "padded":
         same["pool"] = own.backbone.pool
-    weights = open_weights(path, {"backbone": same}, heads=False)
-    theirs = weights.about.settings
-    _check_backbone(path, from_dict(BackboneSettings(), theirs["backbone"]), own.backbone)
-    _check_pixels(path, weights.about.data, data)
-    arrays, where = weights.arrays, weights.origin
+    weights = load(init, None if of_run else {"backbone": same}, heads=False)
+    arrays, where, settings = weights.arrays, weights.origin, weights.about.settings
+    theirs = from_dict(BackboneSettings(), settings.get("backbone") or {})
+    _check_backbone(init, theirs, own.backbone)
+    _check_pixels(init, weights.about.data, data)
     for name, leaf in flatten(nnx.as_pure(nnx.split(student)[1])).items():
         found = arrays[name].shape if name in arrays else "not there"
-        if name.startswith("backbone.") and found != leaf.shape:
+        if name.startswith("backbone.") and found != leaf.shape and not of_run:
             raise UserError(
-                f"config.student.init = {path}: {name} is {found} in the file and {leaf.shape} in "
+                f"config.student.init = {init}: {name} is {found} in the file and {leaf.shape} in "
                 "the student; the backbones have to be the same"
             )
     if weights.about.part != "detector":

@@ -25,8 +25,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int, Key
 
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.training.accumulation import Gradient, accumulate, split_batch
-from drkd_jax.training.pixels import Pixels
 from drkd_jax.training.schedule import Schedule
 from drkd_jax.training.sharding import each_device, replicated
 from drkd_jax.training.state import (
@@ -108,7 +108,7 @@ def picture_keys(seed: int, step: Int[Array, ""], index: Int[Array, "B"]) -> Key
 def loss_terms(
     recipe: Recipe,
     params: Mapping[str, Arrays],
-    rest: Mapping[str, Arrays],
+    model_state: Mapping[str, Arrays],
     teacher: Arrays,
     batch: Batch,
     step: Int[Array, ""],
@@ -120,7 +120,7 @@ def loss_terms(
     Args:
         recipe: what is static.
         params: trained arrays of "student" and "distiller".
-        rest: their other arrays.
+        model_state: their other arrays.
         teacher: the teacher's arrays, or None.
         batch: the global batch; or a device's part of it, and
         step: steps done so far.
@@ -133,7 +133,7 @@ def loss_terms(
         "distill_factor", diagnostics as "diag/NAME".
     """
     modules = {
-        name: merge_module(SplitModule(recipe.graphs[name], params[name], rest[name]))
+        name: merge_module(SplitModule(recipe.graphs[name], params[name], model_state[name]))
         for name in params
     }
     images, targets = recipe.pixels.prepare(batch)
@@ -142,7 +142,7 @@ def loss_terms(
     if not spread or nnx.state(student, nnx.BatchStat):  # statistics are of all pictures
         features = gather(student.features(images, targets.picture_valid))
     else:
-        arrays = params["student"], rest["student"]
+        arrays = params["student"], model_state["student"]
         features = each_device(mesh, partial(_student_features, recipe))(
             arrays, images, targets.picture_valid
         )
@@ -186,7 +186,8 @@ def loss_terms(
         total = total + (output.total if recipe.distill_factor is None else factor * output.total)
         values |= {f"diag/{name}": value for name, value in output.diagnostics.items()}
     after = {
-        name: split_module(module, recipe.is_trained[name]).rest for name, module in modules.items()
+        name: split_module(module, recipe.is_trained[name]).model_state
+        for name, module in modules.items()
     }
     return total, (values, after)
 
@@ -302,25 +303,25 @@ def _gradient(
     gather: Callable[[Any], Any] = lambda tree: tree,
     mesh: Mesh | None = None,
 ) -> Gradient:
-    def of(rest: dict[str, Arrays], batch: Batch) -> Gradient:
+    def of(model_state: dict[str, Arrays], batch: Batch) -> Gradient:
         def loss(params: dict[str, Arrays]) -> tuple[Float[Array, ""], Any]:
-            return loss_terms(recipe, params, rest, teacher, batch, state.step, gather, mesh)
+            return loss_terms(recipe, params, model_state, teacher, batch, state.step, gather, mesh)
 
         (total, (terms, after)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         return Gradient(total, terms, after, gradient)
 
     if recipe.accumulate == 1:
-        return of(state.rest, batch)
+        return of(state.model_state, batch)
     parts = split_batch(batch, recipe.accumulate, mesh)
-    return accumulate(of, state.params, state.rest, parts, gather)
+    return accumulate(of, state.params, state.model_state, parts, gather)
 
 
 def _update(recipe: Recipe, state: TrainState, found: Gradient) -> tuple[TrainState, StepValues]:
-    total, terms, rest, gradient = found
+    total, terms, model_state, gradient = found
     updates, opt_state = recipe.tx.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     gradient_norm = norm(gradient)
-    parameter_norm = norm((params, rest))
+    parameter_norm = norm((params, model_state))
     finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm) & jnp.isfinite(parameter_norm)
     values = {
         **terms,
@@ -334,5 +335,5 @@ def _update(recipe: Recipe, state: TrainState, found: Gradient) -> tuple[TrainSt
     average = state.average
     if recipe.ema:
         average = moved_average(average, params["student"], recipe.ema, state.step)
-    after = TrainState(state.step + 1, params, rest, opt_state, average)
+    after = TrainState(state.step + 1, params, model_state, opt_state, average)
     return after, StepValues(stacked, tuple(values))

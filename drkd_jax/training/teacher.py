@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,21 +11,20 @@ import numpy as np
 from flax import nnx
 
 from drkd_jax import models
+from drkd_jax.data.config import PIXEL_KEYS
 from drkd_jax.distill.crosskd import CrossKDConfig
 from drkd_jax.errors import UserError
 from drkd_jax.models.detector import Detector
 from drkd_jax.models.feature_extractor import strip
+from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.folding import fold
+from drkd_jax.models.pixels import only_pixels
 from drkd_jax.models.retinanet import RetinaNet
 from drkd_jax.models.settings import AnchorSettings
-from drkd_jax.training.loading import fill, load_detector
-from drkd_jax.training.pixels import KEYS, only_pixels
-from drkd_jax.training.settings import as_tuples
 from drkd_jax.training.state import Arrays, num_parameters
 from drkd_jax.types import FeatureSpec
-from drkd_jax.weights.by_name import is_name
 from drkd_jax.weights.classes import follow_classes, map_classes
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 
 _OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype", "data")
 
@@ -90,10 +88,7 @@ def load_teacher(
             "the teacher is untrained: config.teacher.checkpoint is empty. Give the work folder "
             "or the file of a trained teacher, or say config.teacher.init = 'random'"
         )
-    if is_name(checkpoint) or Path(checkpoint).is_file():
-        teacher = _of_file(checkpoint, model, dtype, whole)
-    else:
-        teacher = _of_run(checkpoint, model, dtype, whole)
+    teacher = _of_checkpoint(checkpoint, model, dtype, whole)
     return teacher._replace(pixels={**teacher.pixels, **said})
 
 
@@ -150,42 +145,23 @@ def compare_classes(teacher: tuple[str, ...], student: tuple[str, ...]) -> str |
     )
 
 
-def _of_run(checkpoint: str, model: Mapping[str, Any], dtype: Any, whole: bool) -> Teacher:
-    detector, about, step = load_detector(checkpoint, "best", dtype)
-    _check_trained(step, checkpoint)
-    own = about["config"]["student"]
-    wrong = [key for key in model if as_tuples(model[key]) != as_tuples(own.get(key))]
-    if wrong:
-        raise UserError(
-            f"config.teacher and the checkpoint in {checkpoint} differ in {', '.join(wrong)}; "
-            "leave the teacher's model settings out: they are read from the checkpoint"
-        )
-    origin = f"{checkpoint}, step {step}"
-    if about.get("numbers"):
-        origin += f", AP {about['numbers']['AP']:.4f} on {about['config']['data']['val']}"
-    names = tuple(item[1] for item in about["categories"])
-    return _teacher(detector, origin, names, whole, about["config"]["data"])
-
-
-def _of_file(path: str, model: Mapping[str, Any], dtype: Any, whole: bool) -> Teacher:
-    weights = open_weights(path, as_tuples(dict(model)), heads=whole)
-    about = weights.about
+def _of_checkpoint(place: str, model: Mapping[str, Any], dtype: Any, whole: bool) -> Teacher:
+    weights = load(place, as_tuples(dict(model)), heads=whole)
+    about, source, origin = weights.about, weights.about.source, weights.origin
     if about.part == "backbone" or (whole and about.part != "detector"):
         lacks = "feature pyramid" if about.part == "backbone" else "detection head of ours"
-        raise UserError(f"config.teacher.checkpoint = {path}: it has no {lacks} ({weights.origin})")
-    _check_trained(about.source.get("step"), path)
-    detector = fill(weights.model(dtype), weights.arrays, path)
-    names = tuple(name for _, name in about.categories)
-    kept = "" if whole or about.part == "pyramid" else "; its heads are left out"
-    return _teacher(detector, weights.origin + kept, names, whole, about.data)
-
-
-def _check_trained(step: int | None, where: str) -> None:
-    if step == 0:
+        raise UserError(f"config.teacher.checkpoint = {place}: it has no {lacks} ({origin})")
+    if source.get("step") == 0:
         raise UserError(
-            f"the teacher is untrained: the checkpoint in {where} is one of step 0. "
+            f"the teacher is untrained: the checkpoint in {place} is one of step 0. "
             "Give a trained one, or say config.teacher.init = 'random'"
         )
+    if source.get("numbers"):
+        origin += f", AP {source['numbers']['AP']:.4f} on {about.data['val']}"
+    if not (weights.config or whole or about.part == "pyramid"):
+        origin += "; its heads are left out"
+    names = tuple(name for _, name in about.categories)
+    return _teacher(weights.detector(dtype), origin, names, whole, about.data)
 
 
 def _few(names: tuple[str, ...]) -> str:
@@ -204,7 +180,7 @@ def _teacher(
         ),
         nnx.as_pure(state),
     )
-    pixels = {key: data[key] for key in KEYS if key in data}
+    pixels = {key: data[key] for key in PIXEL_KEYS if key in data}
     return Teacher(detector, graph, arrays, origin, categories, pixels)
 
 

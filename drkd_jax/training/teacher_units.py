@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drkd_jax.models.arrays import flatten
 from drkd_jax.training.setup import Run
-from drkd_jax.training.state import flatten
 from drkd_jax.training.writing import write_bytes
 
 UNITS_FILE = "teacher_units.npz"

@@ -312,17 +312,17 @@ def _alone(place: Path) -> Iterator[None]:
 def _transfer_bar(name: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
     """Takes the bytes that come: a bar on a terminal, elsewhere a line now and then."""
     lines, done, begun = not sys.stderr.isatty(), start, time.monotonic()
-    told = begun
+    printed = begun
     if lines:
         size = f" ({total / 1e6:.1f} MB)" if total else ""
         _say(f"fetching {name}{size}" + (f", from {start / 1e6:.1f} MB on" if start else ""))
 
     def more(count: int) -> None:
-        nonlocal done, told
+        nonlocal done, printed
         done, now = done + count, time.monotonic()
         bar.update(count)
-        if lines and now - told > _QUIET:
-            told, rate = now, (done - start) / (now - begun)
+        if lines and now - printed > _QUIET:
+            printed, rate = now, (done - start) / (now - begun)
             left = f", about {(total - done) / rate:.0f} s left" if total else ""
             _say(f"{name}: {done / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s{left}")
 

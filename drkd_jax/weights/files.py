@@ -206,8 +206,8 @@ def what_it_is(path: Path) -> str:
     if head.startswith(b"outs:") and b"md5:" in head:
         return "a DVC pointer to the weights, not the weights; run: dvc pull"
     if head.startswith(_LFS):
-        told = next((line for line in head.split(b"\n") if line.startswith(b"size ")), b"")
-        there = told.removeprefix(b"size ").decode("ascii", "replace").strip()
+        size_line = next((line for line in head.split(b"\n") if line.startswith(b"size ")), b"")
+        there = size_line.removeprefix(b"size ").decode("ascii", "replace").strip()
         of = f" of {there} bytes" if there else ""
         return f"a Git LFS pointer to the weights{of}, not the weights; run: git lfs pull"
     for start, what in _BEGINNINGS:

@@ -142,7 +142,7 @@ class KeyReport:
         }
 
 
-def account_for(
+def report_keys(
     found: Mapping[str, tuple[int, ...]],
     table: Iterable[Entry],
     wanted: Mapping[str, tuple[int, ...]],
@@ -189,7 +189,7 @@ def take(
     Args:
         found: the file's arrays by their own keys.
         table: one entry for each array of ours.
-        used: their keys and our names, of a whole account.
+        used: their keys and our names, of a whole report.
 
     Returns:
         float32 arrays by our names.

@@ -1,4 +1,4 @@
-"""A file of weights, ours or another library's, as arrays by our names with their settings."""
+"""`load`: the one way in for a model, whatever it lies in."""
 
 from __future__ import annotations
 
@@ -7,84 +7,53 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from drkd_jax.data.classes import COCO_CATEGORIES
 from drkd_jax.errors import UserError
+from drkd_jax.models.filling import as_tuples, from_dict
+from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.weights import detectron2
 from drkd_jax.weights.by_name import is_name, local_file
 from drkd_jax.weights.checkpoint_spec import CheckpointSpec
 from drkd_jax.weights.files import ForeignFile, checked_name, is_safetensors, read_foreign, sha256
-from drkd_jax.weights.key_report import KeyReport
+from drkd_jax.weights.folders import ABOUT_FILE, read_export, read_run
+from drkd_jax.weights.loaded import Weights
 from drkd_jax.weights.ours import About, is_ours, read_ours
-from drkd_jax.weights.understanding import Understood, abstract, model_shapes, understand
+from drkd_jax.weights.understanding import Understood, model_shapes, understand
 from drkd_jax.weights.wrappers import Unwrapped, unwrap
 
 # Keys of a config that say how to read a file, and not what its model is.
 _READING = ("data", "prefix", "part")
 
 
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """Arrays by our names, and the model that they fill to the last one.
-
-    Attributes:
-        path: of the file on this machine.
-        name: what it was asked for by: its path, or a name of `by_name.py`.
-        arrays: float32.
-        about: settings, classes, origin.
-        account: what became of every key; None for a file of ours.
-        lines: what is printed.
-    """
-
-    path: Path
-    name: str
-    arrays: dict[str, np.ndarray]
-    about: About
-    account: KeyReport | None
-    lines: tuple[str, ...]
-
-    @property
-    def origin(self) -> str:
-        """One line: the file, and what became of its keys."""
-        source = self.about.source
-        place = f"{self.name} ({self.path})" if is_name(self.name) else str(self.path)
-        words = f"{place}, {self.about.part}"
-        if "library" in source:
-            words += f" of {source['library']}"
-        if self.account is None:
-            return f"{words}, {len(self.arrays)} arrays"
-        reasons = {
-            reason.split(":")[0]: list(self.account.skipped.values()).count(reason)
-            for reason in dict.fromkeys(self.account.skipped.values())
-        }
-        skipped = "".join(f", {count} of {reason} skipped" for reason, count in reasons.items())
-        head = f"; its head is {source['head']}" if "head" in source else ""
-        return f"{words}, all {len(self.arrays)} arrays{skipped}{head}"
-
-    def model(self, dtype: Any = jnp.float32) -> Any:
-        """The model without values: a detector, a feature extractor or a backbone."""
-        return abstract(self.about.part, self.about.settings, self.about.num_classes, dtype)
+def is_work_folder(place: str | Path) -> bool:
+    """Whether a place is a run's work folder, or would be taken for one if it were there."""
+    path = Path(place)
+    if is_name(str(place)) or not path.exists():
+        return not (is_name(str(place)) or path.suffix)
+    return path.is_dir() and not (path / ABOUT_FILE).exists()
 
 
-def open_weights(
-    path: str | Path,
+def load(
+    place: str | Path,
     config: Mapping[str, Any] | None = None,
     library: str | None = None,
     *,
+    which: str = "best",
     heads: bool = True,
 ) -> Weights:
-    """Reads a file of weights, whichever it is.
+    """Opens a model: a detector, a backbone with its pyramid, or a backbone.
 
     Args:
-        path: of ours, of torchvision, mmdetection or Detectron2; or a name of one
-            (`by_name.py`), as text.
+        place: a work folder; the folder of `export --to=orbax`; a file of ours, of torchvision,
+            mmdetection or Detectron2; or the name of a file (`by_name.py`), as text.
         config: model settings of the user. They have to agree with what shows in the file, and
             decide what does not show. Under "data" what its network reads (`mean`, `std`,
             `channels`, `resize`), where that is not what the file or its library says. "prefix"
             names one of several models in the file; "part" = "pyramid" leaves its head out.
-        library: one of `understanding.LIBRARIES`; None looks at the keys.
+        library: that a file is of, one of `understanding.LIBRARIES`; None looks at the keys.
+        which: "best" or "last" checkpoint of a work folder.
         heads: whether a head that the file's own config makes one that is not built here is an
             error; otherwise it is left out, which is said.
 
@@ -92,46 +61,62 @@ def open_weights(
         weights that fill their model completely.
 
     Raises:
-        UserError: the file cannot be read, is no model of ours, does not agree with the config,
-            or has keys missing, left over or of other shapes, which are listed; or its name leads
-            to no file.
+        UserError: there is no checkpoint, or the file cannot be read; it is no model of ours, does
+            not agree with the config, or has keys missing, left over or of other shapes, which are
+            listed; or its name leads to no file.
     """
-    name, path, asked = str(path), local_file(path), dict(config or {})
+    name, asked = str(place), dict(config or {})
+    if library is None and is_work_folder(place):
+        return _open_run(Path(place), name, which, asked)
+    path = local_file(place)
     config = {key: value for key, value in asked.items() if key not in _READING}
     said = asked.get("data") or {}
+    if library is None and path.is_dir():
+        return _open_ours(path, read_export(path), name, config, said)
     if is_safetensors(path) and is_ours(path):
-        return _open_ours(path, name, config, said)
+        return _open_ours(path, read_ours(path), name, config, said)
     found = read_foreign(path)
     how: dict[str, Any] = {"part": str(asked.get("part", "")), "heads": heads}
     inner = _unwrap(found, path, config, library, asked.get("prefix"))
     arrays = {name: found.arrays[key] for name, key in inner.names.items()}
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     known = understand(shapes, found.meta, path, config, library, arrays=arrays, **how)
-    reading, settings = known.reading, known.settings
-    known.account.check(f"{path} as {_say(settings, reading.part)}")
-    account = dataclasses.replace(known.account, skipped={**known.account.skipped, **inner.outside})
+    spec, settings = known.spec, known.settings
+    known.report.check(f"{path} as {_say(settings, spec.part)}")
+    report = dataclasses.replace(known.report, skipped={**known.report.skipped, **inner.outside})
     digest = sha256(path)
     source = {"file": path.name, "sha256": digest, "library": known.library, "form": found.form}
     if is_name(name):
         source["name"] = name
     if inner.prefix:
         source["prefix"] = inner.prefix
-    if reading.unbuilt:
-        source["head"] = f"left out: {'; '.join(reading.unbuilt)}"
+    if spec.unbuilt:
+        source["head"] = f"left out: {'; '.join(spec.unbuilt)}"
     lines = [
         f"{path.name}: {known.library}, {found.form}, SHA-256 {digest[:16]}... "
         f"({checked_name(path, digest)})",
         *inner.lines,
-        *reading.lines(asked),
+        *spec.lines(asked),
         *_said_of(known),
-        *account.lines(),
+        *report.lines(),
         *_left(found, inner),
     ]
-    data = reading.data(said, str(path))
-    about = About(reading.part, settings, reading.num_classes, _categories(reading), source, data)
+    data = spec.data(said, str(path))
+    about = About(spec.part, settings, spec.num_classes, _categories(spec), source, data)
     own = known.arrays(arrays)
     _check_numbers(path, own, {ours: key for key, ours in known.used.items()}, arrays)
-    return Weights(path, name, own, about, account, tuple(lines))
+    return Weights(path, name, own, about, report, tuple(lines))
+
+
+def _open_run(folder: Path, name: str, which: str, asked: Mapping[str, Any]) -> Weights:
+    arrays, about, config = read_run(folder, which)
+    wrong = [key for key in asked if as_tuples(asked[key]) != as_tuples(about.settings.get(key))]
+    if wrong:
+        raise UserError(
+            f"{name}: the config and the checkpoint differ in {', '.join(wrong)}; leave the "
+            "model's settings out: they are read from the checkpoint"
+        )
+    return Weights(folder, name, arrays, about, config=config)
 
 
 def _check_numbers(
@@ -180,7 +165,7 @@ def _unwrap(
     def is_whole(names: Mapping[str, str]) -> bool:
         own = {name: shapes[key] for name, key in names.items()}
         try:
-            return understand(own, found.meta, path, config, library, heads=False).account.whole
+            return understand(own, found.meta, path, config, library, heads=False).report.whole
         except UserError:
             return False
 
@@ -196,10 +181,10 @@ def _said_of(known: Understood) -> list[str]:
     if known.folds:
         lines.append(
             f"  {len(known.folds)} batch norms of the pyramid folded into its convolutions, with "
-            f"an eps of {known.reading.neck_eps:g}"
+            f"an eps of {known.spec.neck_eps:g}"
         )
-    if known.reading.unbuilt:
-        lines.append(f"  its head is left out: {'; '.join(known.reading.unbuilt)}")
+    if known.spec.unbuilt:
+        lines.append(f"  its head is left out: {'; '.join(known.spec.unbuilt)}")
     return lines
 
 
@@ -217,12 +202,20 @@ def _left(found: ForeignFile, inner: Unwrapped) -> list[str]:
 
 
 def _open_ours(
-    path: Path, given: str, config: Mapping[str, Any], said: Mapping[str, Any]
+    path: Path,
+    content: tuple[dict[str, np.ndarray], About],
+    given: str,
+    config: Mapping[str, Any],
+    said: Mapping[str, Any],
 ) -> Weights:
-    arrays, about = read_ours(path)
-    reading = CheckpointSpec(about.part, about.settings, {})
-    settings = reading.settings(config, str(path))
-    reading.data(said, str(path))  # the keys are known ones
+    arrays, about = content
+    # What it does not list is the default, not unknown: a user's settings have to agree with it.
+    backbone = from_dict(BackboneSettings(), about.settings.get("backbone") or {})
+    shown = {**about.settings, "backbone": dataclasses.asdict(backbone)}
+    CheckpointSpec(about.part, shown, {}).settings(config, str(path))
+    spec = CheckpointSpec(about.part, about.settings, {})
+    settings = spec.settings(config, str(path))
+    spec.data(said, str(path))  # the keys are known ones
     about = dataclasses.replace(about, settings=settings, data=dict(about.data) | dict(said))
     wanted = model_shapes(about.part, settings, about.num_classes)
     wrong = sorted(
@@ -236,12 +229,12 @@ def _open_ours(
         )
     _check_numbers(path, arrays, {}, arrays)
     line = f"{path.name}: ours, {about.part}, {len(arrays)} arrays, all used"
-    return Weights(path, given, arrays, about, None, (line,))
+    return Weights(path, given, arrays, about, lines=(line,))
 
 
-def _categories(reading: CheckpointSpec) -> tuple[tuple[int, str], ...]:
+def _categories(spec: CheckpointSpec) -> tuple[tuple[int, str], ...]:
     coco = {category.name: int(category.id) for category in COCO_CATEGORIES}
-    names = reading.class_names
+    names = spec.class_names
     if set(names) <= set(coco):
         return tuple((coco[name], name) for name in names)
     return tuple((number + 1, name) for number, name in enumerate(names))

@@ -94,16 +94,24 @@ def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
         with safe_open(path, framework="numpy") as stream:
             text = stream.metadata()[KEY]
             arrays = {name: _single(stream.get_tensor(name)) for name in stream.keys()}  # noqa: SIM118
-        said = json.loads(text)
-        said["categories"] = tuple(
-            (n if isinstance(n, str) else int(n), str(name)) for n, name in said["categories"]
-        )
-        about = About(**said)
+        about = about_from(json.loads(text))
     except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a whole file of ours ({error})") from error
-    if about.part not in PARTS:
-        raise UserError(f"{path}: holds a {about.part!r}; known: {', '.join(PARTS)}")
     return arrays, about
+
+
+def about_from(said: Mapping[str, Any]) -> About:
+    """An `About` from JSON's values.
+
+    Raises:
+        LookupError, TypeError, ValueError: they are none.
+    """
+    if said["part"] not in PARTS:
+        raise ValueError(f"a {said['part']!r}; known: {', '.join(PARTS)}")
+    categories = (
+        (n if isinstance(n, str) else int(n), str(name)) for n, name in said["categories"]
+    )
+    return About(**{**said, "categories": tuple(categories)})
 
 
 def _single(array: np.ndarray) -> np.ndarray:

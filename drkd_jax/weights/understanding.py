@@ -15,13 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.models.arrays import flatten
 from drkd_jax.models.build import fill_settings
 from drkd_jax.models.feature_extractor import FeatureExtractor
 from drkd_jax.models.filling import from_dict
@@ -29,7 +29,7 @@ from drkd_jax.models.resnet import ResNet
 from drkd_jax.models.settings import BackboneSettings, PyramidSettings
 from drkd_jax.weights import detectron2, mmdet, torchvision
 from drkd_jax.weights.checkpoint_spec import CheckpointSpec, Shapes
-from drkd_jax.weights.key_report import Entry, KeyReport, account_for, take
+from drkd_jax.weights.key_report import Entry, KeyReport, report_keys, take
 
 LIBRARIES = ("torchvision", "mmdet", "detectron2")
 
@@ -68,16 +68,16 @@ class Understood(NamedTuple):
     """What the keys and shapes of a foreign file say."""
 
     library: str
-    reading: CheckpointSpec
+    spec: CheckpointSpec
     settings: dict[str, Any]
     table: list[Entry]
-    account: KeyReport
+    report: KeyReport
     folds: tuple[Fold, ...]
     used: dict[str, str]  # as `KeyReport.used`, with folded norms as the biases that they become
 
     def arrays(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The file's arrays by our names, with the norms of its pyramid folded."""
-        folded = folded_arrays(found, self.folds, self.reading.neck_eps)
+        folded = folded_arrays(found, self.folds, self.spec.neck_eps)
         return take(folded, self.table, self.used)
 
 
@@ -98,8 +98,8 @@ def understand(
         shapes: of the file's arrays, by a model's own names.
         meta: what else it holds.
         path: for its name and for messages; it is not opened.
-        config: as in `open_weights`.
-        library: as in `open_weights`.
+        config: as in `opening.load`.
+        library: as in `opening.load`.
         part: "pyramid" leaves the head out whatever it is; "": as much as can be built.
         heads: whether a head that the file's own config makes one that is not built here is an
             error; otherwise it is left out.
@@ -115,34 +115,32 @@ def understand(
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     folded = folded_shapes(shapes, folds)
-    reading = _read(folded, meta, path, library, arrays or {})
-    if reading.unbuilt and heads and part != "pyramid":
+    spec = _read(folded, meta, path, library, arrays or {})
+    if spec.unbuilt and heads and part != "pyramid":
         raise UserError(
             f"{path}: its own config gives its head what is not built here: "
-            f"{'; '.join(reading.unbuilt)}. A teacher can use its backbone and pyramid; convert "
+            f"{'; '.join(spec.unbuilt)}. A teacher can use its backbone and pyramid; convert "
             "takes them by --set part=pyramid"
         )
-    whole = reading.part == "detector"
-    if part not in ("", "pyramid", reading.part) or (
-        part == "pyramid" and reading.part == "backbone"
-    ):
-        raise UserError(f"{path}: holds a {reading.part}, no {part}")
-    if whole and (reading.unbuilt or part == "pyramid"):
-        reading = reading.without_head()
-    settings = reading.settings(config, str(path))
-    wanted = model_shapes(reading.part, settings, reading.num_classes)
+    whole = spec.part == "detector"
+    if part not in ("", "pyramid", spec.part) or (part == "pyramid" and spec.part == "backbone"):
+        raise UserError(f"{path}: holds a {spec.part}, no {part}")
+    if whole and (spec.unbuilt or part == "pyramid"):
+        spec = spec.without_head()
+    settings = spec.settings(config, str(path))
+    wanted = model_shapes(spec.part, settings, spec.num_classes)
     prefixed = any(key.startswith("backbone.") for key in shapes)
     table = library_table(library, wanted, prefixed)
-    account = account_for(folded, table, wanted, _MODULES[library].skips(reading.part))
-    used = dict(account.used)
+    report = report_keys(folded, table, wanted, _MODULES[library].skips(spec.part))
+    used = dict(report.used)
     honest = KeyReport(
         folded_keys(used, folds, shapes),
-        account.skipped,
-        account.missing,
-        {key: shape for key, shape in account.unexpected.items() if key in shapes},
-        account.misshapen,
+        report.skipped,
+        report.missing,
+        {key: shape for key, shape in report.unexpected.items() if key in shapes},
+        report.misshapen,
     )
-    return Understood(library, reading, settings, table, honest, folds, used)
+    return Understood(library, spec, settings, table, honest, folds, used)
 
 
 def library_table(library: str, names: Mapping[str, Any], prefixed: bool = True) -> list[Entry]:
@@ -234,10 +232,7 @@ def _model_shapes(part: str, settings: str, num_classes: int) -> dict[str, tuple
     model = abstract(part, json.loads(settings), num_classes, jnp.float32)
     state = nnx.as_pure(nnx.split(model)[1])
     start = "backbone." if part == "backbone" else ""
-    return {
-        start + jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-    }
+    return {start + name: tuple(leaf.shape) for name, leaf in flatten(state).items()}
 
 
 def find_folds(shapes: Shapes) -> tuple[Fold, ...]:

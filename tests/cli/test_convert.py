@@ -13,11 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from drkd_jax import models
 from drkd_jax.__main__ import main
-from drkd_jax.cli.detector import read_weights
+from drkd_jax.cli.detector import read
+from drkd_jax.models.arrays import flatten
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import flatten, new_state, split_module
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.training.state import new_state, split_module
+from drkd_jax.weights.opening import load
 from tests.training import tiny
 from tests.weights.configs import RETINANET
 from tests.weights.small import foreign
@@ -111,13 +112,13 @@ def workdir(tmp_path_factory):
     student = models.init_detector(settings, 2, 7)
     state = new_state({"student": split_module(student, student.is_trained)}, optax.sgd(0.1))
     state = put_everywhere(state, data_mesh())
-    state = type(state)(jnp.int32(5), state.params, state.rest, state.opt_state)
+    state = type(state)(jnp.int32(5), state.params, state.model_state, state.opt_state)
     folder = tmp_path_factory.mktemp("run")
     checkpoints = Checkpoints(folder, 1)
     about = {"config": config, "categories": CATEGORIES, "numbers": {"AP": 0.25}}
     checkpoints.save_best(state, about)
     checkpoints.close()
-    arrays = flatten(state.params["student"]) | flatten(state.rest["student"])
+    arrays = flatten(state.params["student"]) | flatten(state.model_state["student"])
     return folder, {name: np.asarray(value) for name, value in arrays.items()}
 
 
@@ -127,7 +128,7 @@ def test_the_student_alone_in_a_file(workdir, tmp_path, capsys):
     call = ["export", f"--workdir={folder}", "--format=safetensors", str(out)]
     assert main(call) == 0
     assert f"{len(arrays)} arrays of step 5, written to {out}" in capsys.readouterr().out
-    weights = open_weights(out)
+    weights = load(out)
     assert weights.about.categories == ((1, "disc"), (2, "bitten disc"))
     assert weights.about.source["step"] == 5
     assert weights.about.data["canvases"] == [[64, 96], [96, 64]]
@@ -147,6 +148,11 @@ def test_the_student_alone_as_orbax(workdir, tmp_path, capsys):
         np.testing.assert_array_equal(found[name], value)
     about = json.loads((tmp_path / "student" / "about.json").read_text())
     assert about["settings"]["detector"] == "retinanet"
+    run, export = load(folder), load(tmp_path / "student")
+    assert export.categories == run.categories == ((1, "disc"), (2, "bitten disc"))
+    assert (export.pixels, export.about.settings) == (run.pixels, run.about.settings)
+    for name, value in run.arrays.items():
+        np.testing.assert_array_equal(export.arrays[name], value)
     assert main(call) == 2
     assert "is there already" in capsys.readouterr().err
 
@@ -158,11 +164,11 @@ def test_what_a_network_reads_is_kept_and_can_be_set(tmp_path, capsys):
     assert main(["convert", "--from=mmdet", str(file), str(out)]) == 0
     assert "data.channels = bgr: mmdetection's on Caffe's" in capsys.readouterr().out
     for path in (file, out):
-        data = read_weights(str(path), (64, 96), 1).config["data"]
+        data = read(load(path), (64, 96)).config["data"]
         assert (data["channels"], data["std"], data["resize"]) == ("bgr", (1.0, 1.0, 1.0), "mmdet")
     asked = ["--set=data.channels=rgb", "--set=data.std=[2,2,2]"]
     assert main(["convert", "--from=mmdet", *asked, str(file), str(out)]) == 0
-    data = open_weights(out).about.data
+    data = load(out).about.data
     assert (data["channels"], data["std"], data["mean"][0]) == ("rgb", [2, 2, 2], 103.53)
     assert "data.colour is not one of" in refused(
         capsys, "--from=mmdet", "--set=data.colour=1", file, out
@@ -176,10 +182,10 @@ def test_pictures_are_stretched_where_the_file_s_own_config_does(tmp_path):
     save_file(theirs, file, metadata={"config": f"{RETINANET}\n{test}"})
     assert main(["convert", "--from=mmdet", str(file), str(out)]) == 0
     for path in (file, out):
-        pipeline = read_weights(str(path), None, 1).pipeline
+        pipeline = read(load(path)).pipeline
         assert (pipeline.resize, pipeline.shorter, pipeline.longer) == ("stretch", 60, 90)
         assert pipeline.canvases == ((64, 96),)
-    pipeline = read_weights(str(file), (32, 64), 1).pipeline
+    pipeline = read(load(file), (32, 64)).pipeline
     assert (pipeline.resize, pipeline.shorter, pipeline.longer) == ("mmdet", 32, 64)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from drkd_jax import __main__ as command_line
-from drkd_jax import models
-from drkd_jax.cli import detector, evaluate
+from drkd_jax import models, weights
+from drkd_jax.cli import detector, evaluate, predict
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import NUMBERS, coco_numbers
@@ -31,7 +31,7 @@ def workdir(tmp_path_factory):
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     student = models.init_detector(settings, len(source.categories), 1)
     parts = split_module(student, student.is_trained)
-    state = TrainState(jnp.int32(4), {"student": parts.params}, {"student": parts.rest}, ())
+    state = TrainState(jnp.int32(4), {"student": parts.params}, {"student": parts.model_state}, ())
     checkpoints = Checkpoints(folder, 1)
     categories = [list(category) for category in source.categories]
     checkpoints.save_best(
@@ -45,7 +45,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(workdir):
     """The detector of `workdir`, loaded and compiled once."""
-    read = detector.read_run(str(workdir), "best")
+    read = detector.read(weights.load(workdir))
     return detector.ready(read, read.eval.least_limit)
 
 
@@ -242,6 +242,19 @@ def test_predict_draws_and_writes_coco_json_in_the_pictures_own_pixels(workdir, 
                 assert -1e-3 <= x <= x + width <= image["width"] + 1e-3
                 assert -1e-3 <= y <= y + height <= image["height"] + 1e-3
                 assert item["area"] == pytest.approx(width * height)
+
+
+def test_a_model_in_python_finds_what_the_command_finds(workdir, trained, tmp_path):
+    image = np.random.default_rng(3).integers(0, 255, (60, 45, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
+    (wanted,) = predict.detect(trained, [tmp_path / "a.png"])
+    model = weights.load(workdir)
+    assert [category.name for category in model.categories] == [c.name for c in trained.categories]
+    found = model.predict(image)
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
+    np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-3)
+    assert len(model.predict(image, lowest=found.scores[1]).boxes) == 2
 
 
 def test_predict_names_a_file_that_is_no_picture(workdir, tmp_path, capsys):

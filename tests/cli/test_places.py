@@ -11,20 +11,20 @@ from drkd_jax import __main__ as command_line
 COMMANDS = {
     "evaluate": ("drkd_jax.cli.evaluate.load_named", ["--workdir=x", "--out={}"]),
     "predict": ("drkd_jax.cli.predict.load_named", ["--workdir=x", "--out={}", "a.jpg"]),
-    "convert": ("drkd_jax.cli.convert.open_weights", ["--from=mmdet", "a.pth", "{}.safetensors"]),
+    "convert": ("drkd_jax.cli.convert.load", ["--from=mmdet", "a.pth", "{}.safetensors"]),
     "convert --json": (
-        "drkd_jax.cli.convert.open_weights",
+        "drkd_jax.cli.convert.load",
         ["--from=mmdet", "a.pth", "OK.safetensors", "--json={}"],
     ),
     "convert --to": (
-        "drkd_jax.cli.convert.student_arrays",
+        "drkd_jax.cli.convert.load",
         ["--to=mmdet", "run", "{}.safetensors"],
     ),
     "export": (
-        "drkd_jax.cli.export.student_arrays",
+        "drkd_jax.cli.export.open_named",
         ["--workdir=x", "--format=safetensors", "{}.safetensors"],
     ),
-    "export orbax": ("drkd_jax.cli.export.student_arrays", ["--workdir=x", "--format=orbax", "{}"]),
+    "export orbax": ("drkd_jax.cli.export.open_named", ["--workdir=x", "--format=orbax", "{}"]),
     "export stablehlo": (
         "drkd_jax.cli.export.read_named",
         ["--workdir=x", "--to=stablehlo", "{}.stablehlo"],

@@ -12,18 +12,18 @@ from flax import nnx
 from drkd_jax import __main__ as command_line
 from drkd_jax import distill, models
 from drkd_jax.cli import visualize
-from drkd_jax.cli.detector import read_run
+from drkd_jax.cli.detector import read
 from drkd_jax.cli.two_sides import boxes_of
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.report import figures
 from drkd_jax.report.relations import similarity
 from drkd_jax.report.two_models import row_entropies
-from drkd_jax.training.checkpoint import Checkpoints
-from drkd_jax.training.loading import load_distiller
+from drkd_jax.training.checkpoint import Checkpoints, load_distiller
 from drkd_jax.training.sharding import data_mesh, put_everywhere
 from drkd_jax.training.state import TrainState, split_module
 from drkd_jax.types import Targets
+from drkd_jax.weights.opening import load
 from tests.training import tiny
 
 CANVAS = (64, 96)
@@ -42,7 +42,7 @@ def write_run(folder, config, seed, distiller=None):
     state = TrainState(
         jnp.int32(4),
         {name: part.params for name, part in parts.items()},
-        {name: part.rest for name, part in parts.items()},
+        {name: part.model_state for name, part in parts.items()},
         {},
     )
     about = {"config": config, "categories": [list(c) for c in source.categories]}
@@ -114,7 +114,7 @@ def features(folders, picture):
     canvas = np.zeros((1, *CANVAS, 3), np.float32)
     canvas[0, :58, :96] = cv2.resize(np.ascontiguousarray(image), (96, 58))
     canvas[0, :58] = (canvas[0, :58] - 120) / 60
-    reads = [read_run(str(folder), "last") for folder in folders]
+    reads = [read(load(folder, which="last")) for folder in folders]
     return reads, [read.detector.features(jnp.asarray(canvas)) for read in reads]
 
 

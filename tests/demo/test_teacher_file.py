@@ -7,8 +7,9 @@ import pytest
 
 from configs import demo as recipe
 from drkd_jax.demo.teacher_file import shipped
-from drkd_jax.training.settings import as_tuples, set_keys
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.models.filling import as_tuples
+from drkd_jax.training.settings import set_keys
+from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import About, read_ours, write_ours
 
 DETECTORS = ("retinanet", "faster_rcnn")
@@ -18,7 +19,7 @@ DETECTORS = ("retinanet", "faster_rcnn")
 def test_a_shipped_teacher_is_small_good_and_of_the_recipe(detector):
     path = shipped(detector)
     assert path.stat().st_size <= 3_000_000
-    weights = open_weights(path)  # its arrays are those of its settings
+    weights = load(path)  # its arrays are those of its settings
     assert {array.dtype for array in weights.arrays.values()} == {np.dtype(np.float32)}
     assert weights.about.settings["detector"] == detector
     config = as_tuples(recipe.get_config(f"teacher:{detector}").to_dict())
@@ -36,7 +37,7 @@ def test_a_shipped_teacher_is_small_good_and_of_the_recipe(detector):
 def test_a_card_stands_beside_them():
     text = (shipped("retinanet").parent / "README.md").read_text()
     for detector in DETECTORS:
-        card = open_weights(shipped(detector)).about.source
+        card = load(shipped(detector)).about.source
         for words in (card["command"], card["date"], f"{100 * card['ap_single_precision']:.1f}"):
             assert words in text
 

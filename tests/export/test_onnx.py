@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from drkd_jax.__main__ import main
-from drkd_jax.cli.detector import read_weights
+from drkd_jax.cli.detector import read
 from drkd_jax.errors import UserError
 from drkd_jax.export.onnx_pieces import convert, pieces
 from drkd_jax.export.program import program
 from drkd_jax.ops.onnx_calls import suppress
+from drkd_jax.weights.opening import load
 from tests.export.test_program import (
     PIXEL,
     SCORE,
@@ -84,8 +85,8 @@ def test_without_nms_every_region_comes_out(tmp_path):
     images, sizes = pictures(PICTURES)
     images = images.astype(np.float32)
     found = by_onnxruntime(out, images, sizes)
-    read = read_weights(str(weights), None)
-    run, arrays = program(read.detector, read.pixels, suppress=False)
+    found_in_file = read(load(weights))
+    run, arrays = program(found_in_file.detector, found_in_file.pixels, suppress=False)
     wanted = jax.device_get(jax.jit(run)(arrays, images, sizes))
     rows = wanted["valid"]
     assert 2 * PICTURES < rows.sum() < rows.size  # rows that only fill up, too

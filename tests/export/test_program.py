@@ -12,10 +12,11 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.__main__ import main
-from drkd_jax.cli.detector import read_weights, ready
+from drkd_jax.cli.detector import read, ready
+from drkd_jax.models.arrays import flatten
 from drkd_jax.training.sharding import put_batch
-from drkd_jax.training.state import flatten
 from drkd_jax.types import Batch
+from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import About, write_ours
 from tests.training import tiny
 
@@ -66,7 +67,7 @@ def pictures(number):
 
 
 def ours(path, images, sizes):
-    trained = ready(read_weights(str(path), None), 0)
+    trained = ready(read(load(path)), 0)
     number = len(images)
     batch = Batch(
         images=images,

@@ -25,11 +25,11 @@ from drkd_jax.models import faster_rcnn
 from drkd_jax.models.rpn import Proposals
 from drkd_jax.training import loop
 from drkd_jax.training.evaluate import evaluate, predictor
-from drkd_jax.training.loading import load_detector
 from drkd_jax.training.processes import connect
 from drkd_jax.training.settings import train_settings
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.training.sharding import put_everywhere
+from drkd_jax.weights.opening import load
 from tests.training import tiny
 
 STEPS = 5
@@ -79,7 +79,7 @@ def given(logits, deltas, levels, sizes, **_):
 
 def detections(checkpoint: str, run: Run) -> list[dict]:
     """What the checkpoint's detector finds in the validation pictures."""
-    detector, _, _ = load_detector(checkpoint, "last")
+    detector = load(checkpoint, which="last").detector()
     graph, state = nnx.split(detector)
     predict = predictor(graph, run.pixels, run.mesh)
     arrays = (put_everywhere(nnx.as_pure(state), run.mesh),)

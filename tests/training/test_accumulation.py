@@ -51,7 +51,7 @@ def by_hand(given, share):
     state = toy.state(recipe, parts)
 
     def loss(params, part):
-        return loss_terms(recipe, params, state.rest, teacher, part, state.step)
+        return loss_terms(recipe, params, state.model_state, teacher, part, state.step)
 
     halves = [Batch(*(leaf[k::2] for leaf in given)) for k in range(2)]
     found = [jax.value_and_grad(loss, has_aux=True)(state.params, half) for half in halves]

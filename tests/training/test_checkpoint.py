@@ -12,17 +12,12 @@ from flax import nnx
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from drkd_jax.errors import UserError
-from drkd_jax.training import checkpoint, loading
+from drkd_jax.models.arrays import fill, flatten, unflatten
+from drkd_jax.training import checkpoint
 from drkd_jax.training.same_run import check_same_run, differing_keys
 from drkd_jax.training.sharding import data_mesh, put_everywhere, replicated
-from drkd_jax.training.state import (
-    flatten,
-    merge_module,
-    new_state,
-    num_parameters,
-    split_module,
-    unflatten,
-)
+from drkd_jax.training.state import merge_module, new_state, num_parameters, split_module
+from drkd_jax.weights.folders import read_checkpoint
 
 CONFIG = {"seed": 1, "train": {"steps": 9, "momentum": 0.9}, "eval": {"batch_size": 2}}
 TX = optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(lambda _: 0.1))
@@ -50,7 +45,7 @@ def state_of(width=4, key=0, step=0):
     state = put_everywhere(new_state(parts_of(width, key), TX), data_mesh())
     gradient = jax.tree.map(jnp.cos, state.params)
     _, opt_state = TX.update(gradient, state.opt_state, state.params)
-    return type(state)(jnp.int32(step), state.params, state.rest, opt_state)
+    return type(state)(jnp.int32(step), state.params, state.model_state, opt_state)
 
 
 def about(**values):
@@ -72,7 +67,7 @@ def test_a_module_taken_apart_and_flattened_comes_back():
         "norm.scale",
         "norm.bias",
     }
-    assert "layers.0.kernel" in flatten(parts.rest)
+    assert "layers.0.kernel" in flatten(parts.model_state)
     assert num_parameters(parts.params) == 4 * 2 + 2 + 2 + 2
     again = unflatten(flatten(parts.params), parts.params)
     module = merge_module(parts._replace(params=again))
@@ -106,7 +101,7 @@ def test_old_checkpoints_go_and_the_best_one_stays(folder):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "4"]
     assert checkpoints.best() == (2, {"AP": 0.2})
     for which, wanted in (("best", 2), ("last", 4)):
-        arrays, _, step = loading.load_arrays(workdir, which)
+        arrays, _, step = read_checkpoint(workdir, which)
         student = state_of(key=wanted).params["student"]
         assert step == wanted
         np.testing.assert_array_equal(arrays["norm.scale"], student["norm"]["scale"])
@@ -173,20 +168,20 @@ def test_another_model_is_refused(folder):
 
 def test_filling_a_module_of_other_shapes_names_the_array():
     arrays = flatten(nnx.as_pure(nnx.state(Small(4, 0))))
-    filled = loading.fill(Small(4, 9), arrays, "here")
+    filled = fill(Small(4, 9), arrays, "here")
     np.testing.assert_array_equal(filled.layers[0].kernel[...], arrays["layers.0.kernel"])
     with pytest.raises(UserError, match=r"here: layers\.0\.bias is \(4,\) .* \(6,\) in the model"):
-        loading.fill(Small(6, 0), arrays, "here")
+        fill(Small(6, 0), arrays, "here")
     del arrays["norm.mean"]
     with pytest.raises(UserError, match=r"norm\.mean is missing"):
-        loading.fill(Small(4, 0), arrays, "here")
+        fill(Small(4, 0), arrays, "here")
 
 
 def test_a_folder_without_a_checkpoint_is_told(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint yet"):
-        loading.load_arrays(tmp_path)
+        read_checkpoint(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        loading.load_arrays(tmp_path / "none")
+        read_checkpoint(tmp_path / "none")
 
 
 def test_another_config_is_refused_with_every_key_that_differs(tmp_path):

@@ -15,8 +15,8 @@ import pytest
 
 from drkd_jax.data.sources import open_source
 from drkd_jax.evaluation import coco_numbers
-from drkd_jax.training.loading import load_arrays
 from drkd_jax.training.metrics import read_metrics
+from drkd_jax.weights.folders import read_checkpoint
 from tests.training import tiny
 
 # name: processes, devices of each, what it trains, how it goes on with a checkpoint of RetinaNet.
@@ -136,8 +136,8 @@ def test_a_checkpoint_of_one_layout_goes_on_in_another(results, name):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for line, other in zip(lines, others, strict=True):
         np.testing.assert_allclose(line["total"], other["total"], rtol=1e-5)
-    arrays, _, step = load_arrays(workdir, "last")
-    wanted, _, _ = load_arrays(alone, "last")
+    arrays, _, step = read_checkpoint(workdir, "last")
+    wanted, _, _ = read_checkpoint(alone, "last")
     assert step == 6
     for key, array in arrays.items():
         np.testing.assert_allclose(array, wanted[key], rtol=1e-3, atol=1e-6, err_msg=key)
@@ -168,7 +168,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
     assert first[1] == "asked to stop"
     assert second[1] == "SIGTERM"
     assert first[2] == second[2]
-    assert load_arrays(tmp_path, "last")[2] == int(first[2])
+    assert read_checkpoint(tmp_path, "last")[2] == int(first[2])
     assert "step 1/5000" in said[0]
     assert "step 1/5000" not in said[1]
 

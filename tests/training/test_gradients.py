@@ -23,7 +23,7 @@ def total_gradient(made, state, teacher, weights):
     def loss(student):
         params = {**state.params, "student": student}
         given = teacher, toy.batch(), state.step
-        _, (values, _) = loss_terms(made, params, state.rest, *given)
+        _, (values, _) = loss_terms(made, params, state.model_state, *given)
         terms = sum(weight * values[name] for name, weight in weights.items())
         return values["cls_loss"] + values["box_loss"] + values["distill_factor"] * terms
 

@@ -116,7 +116,7 @@ def traced():
     loader.close()
 
     def losses(teacher):
-        given = run.state.params, run.state.rest, teacher, batch, run.state.step
+        given = run.state.params, run.state.model_state, teacher, batch, run.state.step
         return loss_terms(run.recipe, *given)[1][0]
 
     return run, batch, jax.jit(losses).trace(run.teacher_arrays)

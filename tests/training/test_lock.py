@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from drkd_jax.errors import UserError
+from drkd_jax.training import loop
 from drkd_jax.training.lock import LOCK_FILE, locked
-from tests.training.tiny import ROOT
+from tests.training import tiny
 
 HOLD = """
 import sys, time
@@ -32,10 +33,15 @@ def test_a_second_run_is_refused_and_told_who_is_there(tmp_path):
         pass
 
 
+def test_a_run_in_the_folder_of_another_is_refused(tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="another run trains in this folder"):
+        loop.train(tiny.config(), tmp_path)
+
+
 def test_the_lock_of_a_killed_process_blocks_nobody(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(tiny.ROOT)},
         stdout=subprocess.PIPE,
     )
     assert process.stdout.readline() == b"locked\n"

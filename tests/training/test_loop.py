@@ -15,13 +15,12 @@ from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.training import loop
 from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
-from drkd_jax.training.loading import load_arrays, load_detector
-from drkd_jax.training.lock import locked
 from drkd_jax.training.metrics import CompilationCounter, read_metrics
 from drkd_jax.training.settings import train_settings
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.sharding import put_batch, put_everywhere
 from drkd_jax.training.step import StepValues
+from drkd_jax.weights.opening import load
 from tests.training import tiny
 
 TERMS = ("pixel_relation", "instance_relation", "instance_feature")
@@ -108,7 +107,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     before = (workdir / "metrics.jsonl").read_text()
     again = loop.train(config, workdir)
     assert again["final"] == summary["final"]
-    assert again["seconds"] > 0.5 * summary["seconds"]  # of all sittings, not of the last one
+    assert again["seconds"] > 0.5 * summary["seconds"]  # of all sessions, not of the last one
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
@@ -119,12 +118,6 @@ def test_a_changed_config_does_not_continue_it(finished):
     assert json.loads((workdir / "config.json").read_text())["train"] == json.loads(
         json.dumps(config["train"])
     )
-
-
-def test_a_second_run_in_the_folder_is_refused(finished):
-    config, workdir, _ = finished
-    with locked(workdir), pytest.raises(UserError, match="another run trains in this folder"):
-        loop.train(config, workdir)
 
 
 def test_a_work_folder_that_is_a_file_is_told(finished, tmp_path):
@@ -158,11 +151,10 @@ def test_a_trace_and_the_gradients_of_some_steps_are_written(finished, tmp_path,
 
 def test_the_student_alone_is_what_others_load(finished):
     _, workdir, _ = finished
-    arrays, about, step = load_arrays(workdir, "last")
-    assert step == 8
-    assert not any("distiller" in name or "pixel_relation" in name for name in arrays)
-    detector, about, _ = load_detector(workdir, "best")
-    assert about["config"]["student"]["channels"] == 16
+    last, detector = load(workdir, which="last"), load(workdir).detector()
+    assert last.step == 8
+    assert not any("distiller" in name or "pixel_relation" in name for name in last.arrays)
+    assert last.config["student"]["channels"] == 16
     np.testing.assert_array_equal(
         detector.neck.spec.channels, (16,) * len(detector.neck.spec.channels)
     )
@@ -231,9 +223,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_pictures(
     assert sorted(named) == ["instance_feature", "instance_relation", "pixel_relation"]
     assert str(ids) in message
     assert "the checkpoint of step 3 is good" in message
-    arrays, _, step = load_arrays(tmp_path, "last")
-    assert step == 3
-    assert all(np.isfinite(array).all() for array in arrays.values())
+    last = load(tmp_path, which="last")
+    assert last.step == 3
+    assert all(np.isfinite(array).all() for array in last.arrays.values())
 
 
 @pytest.mark.usefixtures("compiled")
@@ -251,10 +243,10 @@ def test_a_signal_ends_the_run_with_a_checkpoint_at_its_step(finished, tmp_path)
     with pytest.raises(InterruptedRunError, match=r"SIGTERM at step \d+ of 5000: a checkpoint"):
         loop.train({**config, "train": {**config["train"], "steps": 5000}}, tmp_path)
     thread.join()
-    arrays, _, step = load_arrays(tmp_path, "last")
-    assert 1 <= step < 5000
+    last = load(tmp_path, which="last")
+    assert 1 <= last.step < 5000
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert all(np.isfinite(array).all() for array in last.arrays.values())
 
 
 @pytest.mark.usefixtures("compiled")
@@ -323,8 +315,7 @@ def test_a_run_that_gets_no_better_ends_early_and_stays_ended(
     assert (summary["steps"], summary["best_step"]) == (4, 2)
     assert summary["best"] == {"AP": 0.3}
     assert summary["final"] == {"AP": 0.2}
-    assert load_arrays(tmp_path, "best")[2] == 2
-    assert load_arrays(tmp_path, "last")[2] == 4
+    assert [load(tmp_path, which=which).step for which in ("best", "last")] == [2, 4]
     metrics = read_metrics(tmp_path / "metrics.jsonl")
     logged = [line["step"] for line in metrics if line["kind"] == "train"]
     assert logged == [3, 4]  # the open window too
@@ -342,7 +333,7 @@ def test_a_run_that_gets_no_better_ends_early_and_stays_ended(
     # With more patience it goes on, as if it had not been stopped.
     longer = trained(tmp_path, [0.31, 0.4, 0.1, 0.1], early_stop=3, log_every=1)
     assert (longer["steps"], longer["best_step"], longer["ended"]) == (8, 6, "8 steps are done")
-    mine, whole = (load_arrays(place, "last")[0] for place in (tmp_path, workdir))
+    mine, whole = (load(place, which="last").arrays for place in (tmp_path, workdir))
     for name, array in whole.items():
         np.testing.assert_array_equal(mine[name], array)
 

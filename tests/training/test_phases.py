@@ -10,13 +10,13 @@ import pytest
 
 from drkd_jax.distill import DistillConfig
 from drkd_jax.errors import UserError
+from drkd_jax.models.arrays import flatten
 from drkd_jax.training import checkpoint
-from drkd_jax.training.loading import load_arrays
 from drkd_jax.training.metrics import MetricAverager
 from drkd_jax.training.schedule import check_distillation, distill_factor
 from drkd_jax.training.sharding import data_mesh, put_everywhere, replicated
-from drkd_jax.training.state import flatten
 from drkd_jax.training.step import loss_terms, train_step
+from drkd_jax.weights.folders import read_checkpoint
 from tests.training import toy
 
 
@@ -58,7 +58,7 @@ def gradient(made, parts, teacher, step):
     state = toy.state(made, parts)
 
     def loss(params, step):
-        return loss_terms(made, params, state.rest, teacher, toy.batch(), step)
+        return loss_terms(made, params, state.model_state, teacher, toy.batch(), step)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, jnp.int32(step))
 
@@ -143,7 +143,7 @@ def test_the_average_is_kept_and_resumed_bit_for_bit(averaging, tmp_path):
             checkpoints.save_best(state, {"numbers": {"AP": 0.5}})
             kept = {name: np.array(leaf) for name, leaf in flatten(state.average).items()}
     for which in ("best", "last"):  # what is exported and what teaches is the average
-        arrays, _, _ = load_arrays(tmp_path, which)
+        arrays, _, _ = read_checkpoint(tmp_path, which)
         assert arrays.keys() == kept.keys()
         for name, array in arrays.items():
             np.testing.assert_array_equal(array, kept[name])

@@ -36,7 +36,9 @@ def programs(request):
 
     def loss(params):
         state = run.state
-        return loss_terms(run.recipe, params, state.rest, run.teacher_arrays, batch, state.step)
+        return loss_terms(
+            run.recipe, params, state.model_state, run.teacher_arrays, batch, state.step
+        )
 
     forward = jax.make_jaxpr(loss)(run.state.params)
     gradient = jax.eval_shape(jax.grad(loss, has_aux=True), run.state.params)
@@ -104,6 +106,6 @@ def test_detections_are_float32(programs):
     run, *_ = programs
     batch = next(iter(train_loader(run.train_source, run.pipeline)))
     found = jax.eval_shape(
-        run.predict, (run.state.params["student"], run.state.rest["student"]), batch
+        run.predict, (run.state.params["student"], run.state.model_state["student"]), batch
     )
     assert found.boxes.dtype == found.scores.dtype == jnp.float32

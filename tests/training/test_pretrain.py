@@ -11,11 +11,11 @@ from flax import nnx
 from drkd_jax.data.sources import Part, open_source
 from drkd_jax.distill.graph_unit import GraphUnit
 from drkd_jax.errors import UserError
+from drkd_jax.models.arrays import flatten
 from drkd_jax.training import loop, pretrain
 from drkd_jax.training.interrupt import InterruptedRunError
 from drkd_jax.training.pretrain import with_pretrained_units
 from drkd_jax.training.setup import build_run
-from drkd_jax.training.state import flatten
 from drkd_jax.training.teacher_units import UNITS_FILE, fingerprint, read_units
 from tests.training import tiny
 
@@ -50,7 +50,7 @@ def trained(run, tmp_path_factory):
 def units(state):
     return {
         name: np.array(leaf)
-        for name, leaf in flatten(state.rest["distiller"]).items()
+        for name, leaf in flatten(state.model_state["distiller"]).items()
         if name.startswith("pixel_relation.teacher.")
     }
 
@@ -88,7 +88,7 @@ def test_nothing_else_of_the_run_changes(run, trained):
     own = flatten((run.state.params, run.state.opt_state, run.state.step))
     for name, leaf in flatten((state.params, state.opt_state, state.step)).items():
         np.testing.assert_array_equal(leaf, own[name], err_msg=name)
-    rest, others = flatten(state.rest), flatten(run.state.rest)
+    rest, others = flatten(state.model_state), flatten(run.state.model_state)
     for name in rest.keys() | others.keys():
         if ".teacher." not in name:
             np.testing.assert_array_equal(rest[name], others[name], err_msg=name)

@@ -228,8 +228,8 @@ def test_a_process_alone_asks_nobody():
     assert processes.is_first()
     assert processes.broadcast(lambda: [1, "a"]) == [1, "a"]
     np.testing.assert_array_equal(processes.from_all(np.arange(3)), np.arange(3))
-    vote = processes.Vote(data_mesh(), late=3)
-    assert [vote(wanted) for wanted in (False, True)] == [False, True]
+    any_stops = processes.AnyProcess(data_mesh(), late=3)
+    assert [any_stops(wanted) for wanted in (False, True)] == [False, True]
     assert processes.allgather(np.array([4, 1])).tolist() == [1, 4]
     assert processes.allgather(np.array([], int)).tolist() == []
     processes.listen()  # does nothing here

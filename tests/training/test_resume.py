@@ -6,8 +6,8 @@ import resource
 import signal
 import time
 
-from drkd_jax.training.loading import load_arrays
 from drkd_jax.training.metrics import read_metrics
+from drkd_jax.weights.folders import read_checkpoint
 from tests.training import tiny
 
 
@@ -77,7 +77,7 @@ def test_a_signal_then_a_full_disk_then_the_end(tmp_path):
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert f"going on from step {reached}" in err
-    assert load_arrays(tmp_path, "last")[2] == reached + 2
+    assert read_checkpoint(tmp_path, "last")[2] == reached + 2
     steps = [line["step"] for line in read_metrics(metrics) if line["kind"] == "train"]
     assert steps == list(range(1, reached + 3))
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == reached + 2

@@ -1,7 +1,8 @@
 import pytest
 
 from drkd_jax.errors import UserError
-from drkd_jax.training.settings import as_tuples, eval_settings, train_settings
+from drkd_jax.models.filling import as_tuples
+from drkd_jax.training.settings import eval_settings, train_settings
 
 GOOD = {"batch_size": 2, "learning_rate": 0.1, "steps": 5}
 

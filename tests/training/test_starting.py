@@ -8,13 +8,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from drkd_jax.errors import UserError
+from drkd_jax.models.arrays import flatten
 from drkd_jax.models.conventions import CAFFE_PIXELS
 from drkd_jax.training.starting import build_student, check_files
-from drkd_jax.training.state import flatten
 from drkd_jax.training.step import SplitModule, merge_module, split_module
 from drkd_jax.training.teacher import load_teacher
 from drkd_jax.weights.key_report import give
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours
 from drkd_jax.weights.understanding import library_table
 from tests.weights.configs import RETINANET
@@ -52,7 +52,7 @@ def files(tmp_path_factory):
 def student_arrays(values, num_classes=3):
     student, origin = build_student(values, num_classes, jnp.float32)
     parts = split_module(student, student.is_trained)
-    return flatten(parts.params) | flatten(parts.rest), origin
+    return flatten(parts.params) | flatten(parts.model_state), origin
 
 
 def test_an_imagenet_file_fills_the_backbone_and_nothing_else(files):
@@ -97,7 +97,7 @@ def test_another_backbone_is_refused(files):
 
 def test_an_eps_that_differs_is_refused(files, tmp_path):
     folder, _ = files
-    weights = open_weights(folder / "resnet18.safetensors", {"backbone": {"eps": 0.0}})
+    weights = load(folder / "resnet18.safetensors", {"backbone": {"eps": 0.0}})
     write_ours(tmp_path / "ours.safetensors", weights.arrays, weights.about)
     values = config(init=str(tmp_path / "ours.safetensors"))
     with pytest.raises(UserError, match=r"another way; set config.student.backbone.eps = 0"):
@@ -134,7 +134,7 @@ def test_a_head_that_is_not_built_leaves_a_teacher_its_pyramid(files, tmp_path):
 
 
 def test_outputs_of_classes_in_another_order_stay_random(files, tmp_path):
-    weights = open_weights(files[0] / "detector.safetensors")
+    weights = load(files[0] / "detector.safetensors")
     about = dataclasses.replace(weights.about, categories=((1, "nut"), (2, "bolt"), (3, "pin")))
     write_ours(tmp_path / "x.safetensors", weights.arrays, about)
     values = config(init=str(tmp_path / "x.safetensors"))
@@ -158,7 +158,7 @@ def test_weights_that_read_other_colours_are_refused(files, tmp_path):
     path.write_bytes((folder / "resnet18.safetensors").read_bytes())
     values = config(init=str(tmp_path / "ours.safetensors"))
     values["data"] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
-    weights = open_weights(path, {}, "mmdet")
+    weights = load(path, {}, "mmdet")
     write_ours(tmp_path / "ours.safetensors", weights.arrays, weights.about)
     with pytest.raises(UserError, match=r"set config.data.mean = .*config.data.channels = bgr"):
         build_student(values, 3, jnp.float32)
@@ -193,12 +193,24 @@ def test_files_that_are_missing_are_named_at_once():
         check_files(values)
 
 
+def test_what_a_file_of_ours_does_not_list_is_the_default(files, tmp_path):
+    weights = load(files[0] / "detector.safetensors")
+    settings = dict(weights.about.settings)
+    settings["backbone"] = {k: v for k, v in settings["backbone"].items() if k != "style"}
+    about = dataclasses.replace(weights.about, settings=settings)
+    write_ours(tmp_path / "x.safetensors", weights.arrays, about)
+    values = config(init=str(tmp_path / "x.safetensors"))
+    values["student"]["backbone"] = {**STUDENT["backbone"], "style": "caffe"}
+    with pytest.raises(UserError, match=r"style is 'caffe' in the config and 'pytorch' in the"):
+        build_student(values, 3, jnp.float32)
+
+
 @pytest.mark.parametrize("kind", ["raw", "converted"])
 def test_a_teacher_from_a_file_is_folded_and_has_no_heads(files, kind, tmp_path):
     folder, whole = files
     path = folder / "detector.safetensors"
     if kind == "converted":
-        weights = open_weights(path)
+        weights = load(path)
         path = tmp_path / "ours.safetensors"
         write_ours(path, weights.arrays, weights.about)
     teacher = load_teacher({"checkpoint": str(path)}, 3, 0)

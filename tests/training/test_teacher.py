@@ -8,10 +8,11 @@ import pytest
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.models.arrays import flatten
 from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import flatten, new_state, split_module
+from drkd_jax.training.state import new_state, split_module
 from drkd_jax.training.teacher import compare_classes, for_data, load_teacher
 from drkd_jax.types import Detections
 from tests.training import tiny
@@ -31,7 +32,7 @@ def trained(tmp_path_factory):
     for step in (0, 5):
         folder = folders[step] = tmp_path_factory.mktemp(f"step{step}")
         checkpoints = Checkpoints(folder, 1)
-        state = type(state)(jnp.int32(step), state.params, state.rest, state.opt_state)
+        state = type(state)(jnp.int32(step), state.params, state.model_state, state.opt_state)
         about = {"config": config, "categories": CATEGORIES, "numbers": {"AP": 0.25}}
         checkpoints.save_best(state, about)
         checkpoints.close()

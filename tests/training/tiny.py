@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from drkd_jax.training.state import flatten
+from drkd_jax.models.arrays import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from drkd_jax.training.pixels import Pixels
+from drkd_jax.models.pixels import Pixels
 from drkd_jax.training.state import new_state, split_module
 from drkd_jax.training.step import Recipe
 from drkd_jax.types import Batch, Features, FeatureSpec

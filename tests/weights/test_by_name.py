@@ -14,7 +14,7 @@ from drkd_jax.training.starting import build_student, check_files
 from drkd_jax.training.teacher import load_teacher
 from drkd_jax.weights import by_name
 from drkd_jax.weights.by_name import HubName, choose_file, local_file, parse_hub_name
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 from tests.weights.server import serving
 from tests.weights.small import foreign
 
@@ -136,7 +136,7 @@ def config(init, teacher=None):
 
 def test_timm_s_resnet_from_the_cache_fills_a_backbone(cached):
     wanted, _ = foreign("torchvision backbone")
-    weights = open_weights(RESNET)
+    weights = load(RESNET)
     assert set(weights.arrays) == set(wanted)
     for name, array in wanted.items():
         np.testing.assert_array_equal(weights.arrays[name], array)
@@ -160,7 +160,7 @@ def test_a_teacher_from_the_cache(cached):
 
 def test_a_file_that_would_run_code_is_refused_from_the_hub_too(cached, capsys):
     with pytest.raises(UserError, match=r"pytorch_model\.bin: .*builtins\.print"):
-        open_weights("hf:me/evil")
+        load("hf:me/evil")
     assert "this ran" not in capsys.readouterr().out
 
 
@@ -214,7 +214,7 @@ def test_a_file_is_fetched_from_the_hub_and_then_used_without_it(online, client,
     asked = len(online.asked)
     assert local_file("hf:me/detector") == path
     assert len(online.asked) == asked
-    assert open_weights("hf:me/detector").about.part == "detector"
+    assert load("hf:me/detector").about.part == "detector"
 
 
 @pytest.mark.parametrize(

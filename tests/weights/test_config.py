@@ -34,7 +34,7 @@ def flat(settings, start=""):
 @pytest.mark.parametrize("name", TEXTS)
 def test_the_usual_config_changes_nothing(name):
     plain, own = read(name, ""), read(name, TEXTS[name])
-    assert own.account.whole
+    assert own.report.whole
     usual = {"anchors.ratios": (0.5, 1.0, 2.0), "anchors.sides": (), "test.score": 0.05}
     usual |= {"anchors.scale": 4.0, "anchors.octaves": 3, "test.pre_nms": 1000}
     if name == "mmdet faster_rcnn":
@@ -46,7 +46,7 @@ def test_the_usual_config_changes_nothing(name):
     usual |= {"delta_stds": (1.0,) * 4, "test.max_out": 100, "test.nms": 0.5}
     usual |= {"extra_relu": False}
     assert flat(own.settings) == usual | flat(plain.settings)
-    assert own.reading.pixels[0] == plain.reading.pixels[0]
+    assert own.spec.pixels[0] == plain.spec.pixels[0]
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,9 @@ def test_what_a_retinanet_s_config_says_is_used(old, new, setting, value):
     if "ratios=[1.0]" in new:  # as many anchors a cell as the arrays have
         text = text.replace("scales_per_octave=3", "scales_per_octave=9")
     found = read("mmdet retinanet", text)
-    assert found.account.whole, found.account.faults()
+    assert found.report.whole, found.report.faults()
     assert flat(found.settings)[setting] == value
-    assert any(
-        f"{setting} = " in line and "the config in" in line for line in found.reading.lines({})
-    )
+    assert any(f"{setting} = " in line and "the config in" in line for line in found.spec.lines({}))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +105,7 @@ def test_what_a_faster_rcnn_s_config_says_is_used(old, new, setting, value):
     if setting == "max_level":
         text = text.replace("[4, 8, 16, 32, 64]", "[4, 8, 16, 32]")
     found = read("mmdet faster_rcnn", text, "cfg")
-    assert found.account.whole, found.account.faults()
+    assert found.report.whole, found.report.faults()
     assert flat(found.settings)[setting] == value
 
 
@@ -188,8 +186,8 @@ def test_a_head_that_cannot_be_built_leaves_backbone_and_pyramid_to_a_teacher():
     text = changed("mmdet retinanet", "type='nms'", "type='soft_nms'")
     for how in ({"heads": False}, {"part": "pyramid"}):
         found = read("mmdet retinanet", text, **how)
-        assert found.reading.part == "pyramid"
-        assert found.account.whole
+        assert found.spec.part == "pyramid"
+        assert found.report.whole
         assert "anchors" not in found.settings
         assert all(entry.ours.startswith(("backbone.", "neck.")) for entry in found.table)
     with pytest.raises(UserError, match=r"soft_nms.*part=pyramid"):
@@ -200,7 +198,7 @@ def test_the_stride_of_caffe_s_backbones_comes_from_the_config():
     text = RETINANET.replace("depth=18", "depth=50").replace("[8, 16, 32, 64],", "[32],")
     for style in ("caffe", "pytorch"):
         found = read("mmdet retinanet 50", text.replace("'pytorch'", f"'{style}'"))
-        assert found.account.whole
+        assert found.report.whole
         assert found.settings["backbone"]["style"] == style
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from drkd_jax.errors import UserError
 from drkd_jax.weights.files import read_foreign
 from drkd_jax.weights.key_report import give
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 from drkd_jax.weights.understanding import library_table
 from tests.weights.small import foreign, random_arrays
 
@@ -39,7 +39,7 @@ def test_a_pickle_of_the_zoo_is_a_backbone_and_a_pyramid(settings, protocol, tmp
     heads |= {"pixel_mean": np.float32([[[103.53]], [[116.28]], [[123.675]]])}
     heads |= {"pixel_std": np.ones((3, 1, 1), np.float32)}
     path = write(tmp_path / "model_final.pkl", theirs | heads, protocol)
-    weights = open_weights(path)
+    weights = load(path)
     assert (weights.about.part, weights.about.source["library"]) == ("pyramid", "detectron2")
     assert weights.about.source["form"] == "pickle"
     for name, array in arrays.items():
@@ -53,7 +53,7 @@ def test_a_pickle_of_the_zoo_is_a_backbone_and_a_pyramid(settings, protocol, tmp
         else {"extra": "conv_c5", "max_level": 7}
     )
     assert (weights.about.data["channels"], weights.about.data["std"]) == ("bgr", (1.0, 1.0, 1.0))
-    assert weights.account.skipped["roi_heads.box_predictor.cls_score.weight"] == (
+    assert weights.report.skipped["roi_heads.box_predictor.cls_score.weight"] == (
         "a head that is not ours: backbone and FPN are used"
     )
 
@@ -62,18 +62,18 @@ def test_pictures_in_rgb_are_those_of_torchvision_s_backbones(tmp_path):
     theirs = zoo(TWO_STAGE)[1]
     mean = np.float32([123.675, 116.28, 103.53]).reshape(3, 1, 1)
     theirs |= {"pixel_mean": mean, "pixel_std": np.float32([58.395, 57.12, 57.375])}
-    about = open_weights(write(tmp_path / "x.pkl", theirs)).about
+    about = load(write(tmp_path / "x.pkl", theirs)).about
     assert (about.settings["backbone"]["style"], about.data["channels"]) == ("pytorch", "rgb")
 
 
 def test_a_bare_backbone_and_wrapped_names_in_safetensors(tmp_path):
     arrays, theirs = zoo({"backbone": {"width": 8, "dcn": "v1"}}, "backbone")
     assert "res3.0.conv2_offset.weight" in theirs
-    weights = open_weights(write(tmp_path / "R-50.pkl", theirs))
+    weights = load(write(tmp_path / "R-50.pkl", theirs))
     assert (weights.about.part, weights.arrays.keys()) == ("backbone", arrays.keys())
     wrapped = {f"model.{key}": np.ascontiguousarray(v) for key, v in zoo(TWO_STAGE)[1].items()}
     save_file(wrapped, tmp_path / "x.safetensors")
-    assert open_weights(tmp_path / "x.safetensors").about.part == "pyramid"
+    assert load(tmp_path / "x.safetensors").about.part == "pyramid"
 
 
 def test_caffe2_s_blobs_are_known_by_name(tmp_path):
@@ -81,13 +81,13 @@ def test_caffe2_s_blobs_are_known_by_name(tmp_path):
     for arrays in (blobs, {"blobs": blobs}):
         (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(arrays, 2))
         with pytest.raises(UserError, match="blobs of Detectron's Caffe2"):
-            open_weights(tmp_path / "R-50.pkl")
+            load(tmp_path / "R-50.pkl")
 
 
 def test_it_is_another_library_s(tmp_path):
     path = write(tmp_path / "x.pkl", zoo(TWO_STAGE)[1])
     with pytest.raises(UserError, match="its keys are those of detectron2, not of mmdet"):
-        open_weights(path, library="mmdet")
+        load(path, library="mmdet")
     with pytest.raises(UserError, match=r"heads of ours have no names in Detectron2"):
         library_table("detectron2", foreign("mmdet retinanet")[0])
 

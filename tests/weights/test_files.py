@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from drkd_jax.errors import UserError
 from drkd_jax.weights.files import checked_name, is_safetensors, read_foreign, sha256
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 from tests.weights.test_torch_file import FIXTURES, tensor_pickle, write_zip
 
 NUMBERS = np.arange(8, dtype=np.float32)
@@ -170,14 +170,14 @@ KINDS = [
 def test_other_files_are_called_what_they_are(content, words, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name}: .*{words}"):
-        open_weights(tmp_path / name)
+        load(tmp_path / name)
 
 
 def test_a_folder_and_a_file_that_is_not_there_are_named(tmp_path):
     with pytest.raises(UserError, match="a folder; name a file in it"):
         read_foreign(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
-        open_weights(tmp_path / "nobody.pth")
+        load(tmp_path / "nobody.pth")
 
 
 @pytest.mark.parametrize("keep", [4, 8, 9, 60, -1])
@@ -186,7 +186,7 @@ def test_safetensors_cut_short_anywhere_are_no_puzzle(keep, tmp_path):
     whole = (tmp_path / "x.safetensors").read_bytes()
     (tmp_path / "x.safetensors").write_bytes(whole[:keep])
     with pytest.raises(UserError, match=r"x.safetensors: "):
-        open_weights(tmp_path / "x.safetensors")
+        load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("size", [19778, 19280, 35615])
@@ -207,4 +207,4 @@ def test_a_file_of_ours_whose_text_is_nested_endlessly_is_told(tmp_path):
     arrays = {"w": np.zeros(2, np.float32)}
     save_file(arrays, tmp_path / "x", {"drkd_jax": "[" * 100_000})
     with pytest.raises(UserError, match="not a whole file of ours"):
-        open_weights(tmp_path / "x")
+        load(tmp_path / "x")

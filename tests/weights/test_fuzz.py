@@ -50,25 +50,23 @@ def test_no_change_of_names_or_shapes_goes_unseen(name, data):
         found = understand(changed, {}, Path("x.pth"), {})
     except UserError:
         return
-    account = found.account
-    everything = [*account.used, *account.skipped, *account.unexpected, *account.misshapen]
+    report = found.report
+    everything = [*report.used, *report.skipped, *report.unexpected, *report.misshapen]
     assert sorted(everything) == sorted(changed), data_note  # each key once, none lost
     if changed == shapes:
-        assert account.whole
+        assert report.whole
         return
     whole = understand(shapes, {}, Path("x.pth"), {})
-    another = (
-        found.settings != whole.settings or found.reading.num_classes != whole.reading.num_classes
-    )
-    for key in account.used:  # with another shape only where the file shows another model
+    another = found.settings != whole.settings or found.spec.num_classes != whole.spec.num_classes
+    for key in report.used:  # with another shape only where the file shows another model
         assert another or changed[key] == shapes.get(key, changed[key]), data_note
-    if account.whole:
+    if report.whole:
         # Then the file shows another model, or what was changed is skipped by name.
-        assert another or account.skipped != whole.account.skipped, data_note
+        assert another or report.skipped != whole.report.skipped, data_note
     else:
-        assert account.faults(), data_note
+        assert report.faults(), data_note
         with pytest.raises(UserError, match=r"missing|unexpected|of another shape"):
-            account.check("x.pth")
+            report.check("x.pth")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,16 +79,16 @@ def test_a_fault_is_named_with_key_and_shape(name, position):
 
     less = {k: v for k, v in shapes.items() if k != key}
     with pytest.raises(UserError, match=rf"1 missing: {key} \({shape[0]},\)"):
-        understand(less, {}, Path("x.pth"), {}).account.check("x.pth")
+        understand(less, {}, Path("x.pth"), {}).report.check("x.pth")
 
     more = {**shapes, "backbone.unknown": (2, 5)}
     with pytest.raises(UserError, match=r"1 unexpected: backbone.unknown \(2, 5\)"):
-        understand(more, {}, Path("x.pth"), {}).account.check("x.pth")
+        understand(more, {}, Path("x.pth"), {}).report.check("x.pth")
 
     other = {**shapes, key: (shape[0] + 1,)}
     with pytest.raises(UserError, match=rf"{key} \({shape[0] + 1},\), not \({shape[0]},\)"):
-        understand(other, {}, Path("x.pth"), {}).account.check("x.pth")
+        understand(other, {}, Path("x.pth"), {}).report.check("x.pth")
 
     renamed = {(k + "_v2" if k == key else k): v for k, v in shapes.items()}
     with pytest.raises(UserError, match=rf"1 missing: {key}.*1 unexpected: {key}_v2"):
-        understand(renamed, {}, Path("x.pth"), {}).account.check("x.pth")
+        understand(renamed, {}, Path("x.pth"), {}).report.check("x.pth")

@@ -41,10 +41,10 @@ BACKBONES = {
 
 def check_whole(found, shapes):
     """Every key is used or skipped, and every array of ours goes back under the same key."""
-    account = found.account
-    assert account.whole, account.faults()
-    assert {*account.used, *account.skipped} == set(shapes)
-    assert not {*account.used} & {*account.skipped}
+    report = found.report
+    assert report.whole, report.faults()
+    assert {*report.used, *report.skipped} == set(shapes)
+    assert not {*report.used} & {*report.skipped}
     assert [entry.ours for entry in found.table] == list(found.used.values())
     for entry, key in zip(found.table, found.used, strict=True):
         assert key in (entry.theirs, *entry.older)
@@ -59,8 +59,8 @@ def test_every_key_of_torchvision_is_accounted_for(name):
     if name in BACKBONES:
         values = (backbone["depth"], backbone["groups"], backbone.get("group_width", 64))
         assert values == BACKBONES[name][:3]
-        assert found.reading.part == "backbone"
-        assert set(found.account.skipped.values()) == {
+        assert found.spec.part == "backbone"
+        assert set(found.report.skipped.values()) == {
             "a counter of torch's BatchNorm",
             "the ImageNet classifier",
         }
@@ -69,12 +69,12 @@ def test_every_key_of_torchvision_is_accounted_for(name):
 def test_torchvision_s_detectors_are_what_they_are():
     found = understand(TORCHVISION["fasterrcnn_resnet50_fpn"], {}, Path("x.pth"), {})
     settings = found.settings
-    assert (found.reading.part, settings["detector"]) == ("detector", "faster_rcnn")
+    assert (found.spec.part, settings["detector"]) == ("detector", "faster_rcnn")
     assert (settings["convention"], settings["extra"], settings["fc"]) == (
         *("torchvision", "pool"),
         1024,
     )
-    assert (found.reading.num_classes, settings["head_classes"]) == (80, 90)
+    assert (found.spec.num_classes, settings["head_classes"]) == (80, 90)
     assert settings["class_ids"] == tuple(category.id - 1 for category in COCO_CATEGORIES)
 
     found = understand(TORCHVISION["retinanet_resnet50_fpn"], {}, Path("x.pth"), {})
@@ -86,21 +86,21 @@ def test_torchvision_s_detectors_are_what_they_are():
     assert settings["class_ids"] == tuple(category.id for category in COCO_CATEGORIES)
 
     found = understand(TORCHVISION["maskrcnn_resnet50_fpn"], {}, Path("x.pth"), {})
-    reasons = list(found.account.skipped.values())
+    reasons = list(found.report.skipped.values())
     assert reasons.count("the mask head: masks are not predicted here") == 12
 
     found = understand(TORCHVISION["retinanet_resnet50_fpn_v2"], {}, Path("x.pth"), {})
-    assert (found.reading.part, found.settings["extra"]) == ("pyramid", "conv_c5")
-    assert "a head that is not ours: backbone and FPN are used" in found.account.skipped.values()
+    assert (found.spec.part, found.settings["extra"]) == ("pyramid", "conv_c5")
+    assert "a head that is not ours: backbone and FPN are used" in found.report.skipped.values()
 
 
 def test_faster_rcnn_v2_is_a_backbone_and_a_pyramid_with_folded_norms():
     found = understand(TORCHVISION["fasterrcnn_resnet50_fpn_v2"], {}, Path("x_v2_coco-d.pth"), {})
-    assert (found.reading.part, found.settings["extra"]) == ("pyramid", "pool")
+    assert (found.spec.part, found.settings["extra"]) == ("pyramid", "pool")
     assert len(found.folds) == 8
     key = "backbone.fpn.inner_blocks.3.1.running_var"
-    assert found.account.used[key] == "neck.laterals.3.bias"
-    assert set(found.account.skipped.values()) >= {
+    assert found.report.used[key] == "neck.laterals.3.bias"
+    assert set(found.report.skipped.values()) >= {
         "a head that is not ours: backbone and FPN are used"
     }
 
@@ -118,7 +118,7 @@ def test_fcos_is_a_backbone_and_a_pyramid():
     shapes |= {"head.regression_head.bbox_ctrness.weight": (1, 256, 3, 3)}
     found = understand(shapes, {}, Path("fcos_resnet50_fpn_coco-99b0c9b7.pth"), {})
     check_whole(found, shapes)
-    assert (found.reading.part, found.settings["extra"]) == ("pyramid", "conv_p5")
+    assert (found.spec.part, found.settings["extra"]) == ("pyramid", "conv_p5")
     assert found.settings["backbone"]["eps"] == 1e-5  # torchvision keeps 0 for its RCNNs
 
 
@@ -134,11 +134,11 @@ def test_fcos_is_a_backbone_and_a_pyramid():
 def test_the_eps_of_torchvision_s_first_coco_files_is_zero(name, eps):
     found = understand(TORCHVISION["retinanet_resnet50_fpn"], {}, Path(name), {})
     assert found.settings["backbone"]["eps"] == eps
-    assert any(f"backbone.eps = {eps}" in line for line in found.reading.lines({}))
+    assert any(f"backbone.eps = {eps}" in line for line in found.spec.lines({}))
     asked = {"backbone": {"eps": 0.001}}
     found = understand(TORCHVISION["retinanet_resnet50_fpn"], {}, Path(name), asked)
     assert found.settings["backbone"]["eps"] == 0.001
-    assert any("backbone.eps = 0.001: as asked for" in line for line in found.reading.lines(asked))
+    assert any("backbone.eps = 0.001: as asked for" in line for line in found.spec.lines(asked))
 
 
 OLD = "img_norm_cfg = dict(\n    mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)"
@@ -167,7 +167,7 @@ RGB = "model = dict(data_preprocessor=dict(mean=[1, 2, 3], std=[4, 5, 6], bgr_to
     ],
 )
 def test_what_mmdetection_s_networks_read(name, meta, pixels, known):
-    found = understand(MMDET["retinanet_r50_fpn_1x_coco"], meta, Path(name), {}).reading
+    found = understand(MMDET["retinanet_r50_fpn_1x_coco"], meta, Path(name), {}).spec
     assert found.pixels[0] == pixels
     assert any(line.startswith("  data.mean = ") and known in line for line in found.lines({}))
     asked = {"data": {"channels": "rgb"}}
@@ -191,11 +191,11 @@ def test_every_key_of_mmdetection_is_accounted_for(name):
     settings = found.settings
     head = name.split("_")[0].replace("-", "_").replace("mask_rcnn", "faster_rcnn")
     if head == "atss":
-        assert found.reading.part == "pyramid"
+        assert found.spec.part == "pyramid"
     else:
         assert settings["detector"] == head.replace("cascade_faster_rcnn", "cascade_rcnn")
-        assert found.reading.num_classes == 80
-        assert found.reading.class_names[:2] == ("person", "bicycle")
+        assert found.spec.num_classes == 80
+        assert found.spec.class_names[:2] == ("person", "bicycle")
     backbone = settings["backbone"]
     assert (backbone["groups"] > 1) == ("x101" in name)
     assert backbone["dcn"] == ("v2" if "mdconv" in name else "v1" if "dconv" in name else "")
@@ -206,11 +206,11 @@ def test_the_paper_s_teacher_is_whole_but_for_its_mask_head():
     found = understand(shapes, {}, Path("cascade_x101_coco-e75f90c8.pth"), {})
     backbone = {"depth": 101, "width": 64, "groups": 32, "group_width": 4, "dcn": "v1"}
     assert found.settings["backbone"].items() >= backbone.items()
-    reasons = list(found.account.skipped.values())
+    reasons = list(found.report.skipped.values())
     assert reasons.count("the mask head: masks are not predicted here") == 36
-    assert len(found.account.used) == 626
+    assert len(found.report.used) == 626
 
     # As a file of mmdetection 1.x names its offsets, also after the upgrade to 2.x.
     old = {key.replace(".conv_offset.", "_offset."): value for key, value in shapes.items()}
     assert old != shapes
-    assert understand(old, {}, Path("x.pth"), {}).account.whole
+    assert understand(old, {}, Path("x.pth"), {}).report.whole

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from drkd_jax.errors import UserError
 from drkd_jax.weights.key_report import give
 from drkd_jax.weights.mmdet import read
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours
 from drkd_jax.weights.understanding import library_table
 from tests.weights.small import MODELS, foreign, random_arrays
@@ -26,7 +26,7 @@ def test_every_architecture_goes_there_and_back_exactly(name, tmp_path):
     library, part, settings, num_classes, _ = MODELS[name]
     arrays, theirs = foreign(name)
     save_file(theirs, tmp_path / "x.safetensors")
-    weights = open_weights(tmp_path / "x.safetensors", library=library)
+    weights = load(tmp_path / "x.safetensors", library=library)
     assert (weights.about.part, weights.about.num_classes) == (part, num_classes)
     assert_same(weights.arrays, arrays)
     for key, value in settings.items():
@@ -36,7 +36,7 @@ def test_every_architecture_goes_there_and_back_exactly(name, tmp_path):
             assert weights.about.settings[key] == value
 
     write_ours(tmp_path / "ours.safetensors", weights.arrays, weights.about)
-    again = open_weights(tmp_path / "ours.safetensors")
+    again = load(tmp_path / "ours.safetensors")
     assert_same(again.arrays, arrays)
     texts = [json.dumps(w.about.settings, sort_keys=True) for w in (again, weights)]
     assert texts[0] == texts[1]
@@ -57,10 +57,10 @@ def test_a_config_that_differs_from_what_shows_is_refused(retina, tmp_path):
     path = save(tmp_path, retina)
     config = {"backbone": {"depth": 101, "width": 8}, "channels": 24}
     with pytest.raises(UserError, match=r"backbone.depth is 101 in the config and 18 in the file"):
-        open_weights(path, config)
+        load(path, config)
     with pytest.raises(UserError, match=r"channels is 24 in the config and 16 in the file"):
-        open_weights(path, config)
-    weights = open_weights(path, {"backbone": {"depth": 18, "norm": "bn"}, "extra_relu": True})
+        load(path, config)
+    weights = load(path, {"backbone": {"depth": 18, "norm": "bn"}, "extra_relu": True})
     assert weights.about.settings["backbone"]["norm"] == "bn"
     assert weights.about.settings["extra_relu"] is True
 
@@ -69,7 +69,7 @@ def test_older_names_are_known(tmp_path):
     arrays, theirs = foreign("mmdet dcn v1")
     old = {key.replace(".conv_offset.", "_offset."): value for key, value in theirs.items()}
     assert old.keys() != theirs.keys()
-    assert_same(open_weights(save(tmp_path, old)).arrays, arrays)
+    assert_same(load(save(tmp_path, old)).arrays, arrays)
 
     arrays, theirs = foreign("torchvision faster_rcnn")
     old = {
@@ -78,14 +78,14 @@ def test_older_names_are_known(tmp_path):
     }
     for level in "123":
         old = {key.replace(f"_blocks.{level}.0.", f"_blocks.{level}."): v for key, v in old.items()}
-    assert_same(open_weights(save(tmp_path, old)).arrays, arrays)
+    assert_same(load(save(tmp_path, old)).arrays, arrays)
 
     arrays, theirs = foreign("torchvision retinanet")
     old = {
         key.replace(".conv.0.0.", ".conv.0.").replace(".conv.1.0.", ".conv.2."): value
         for key, value in theirs.items()
     }
-    assert_same(open_weights(save(tmp_path, old)).arrays, arrays)
+    assert_same(load(save(tmp_path, old)).arrays, arrays)
 
 
 def test_what_other_training_programs_add_is_skipped_with_its_reason(retina, tmp_path):
@@ -93,8 +93,8 @@ def test_what_other_training_programs_add_is_skipped_with_its_reason(retina, tmp
         "backbone.bn1.num_batches_tracked": np.int64(3),
         "roi_head.mask_head.convs.0.conv.weight": np.zeros((2, 2)),
     }
-    weights = open_weights(save(tmp_path, {**retina, **extra}))
-    assert weights.account.skipped == {
+    weights = load(save(tmp_path, {**retina, **extra}))
+    assert weights.report.skipped == {
         "backbone.bn1.num_batches_tracked": "a counter that nothing uses",
         "roi_head.mask_head.convs.0.conv.weight": "the mask head: masks are not predicted here",
     }
@@ -103,30 +103,30 @@ def test_what_other_training_programs_add_is_skipped_with_its_reason(retina, tmp
 
 def test_a_head_that_is_not_ours_leaves_backbone_and_pyramid(retina, tmp_path):
     theirs = {key.replace("retina_cls", "atss_cls"): value for key, value in retina.items()}
-    weights = open_weights(save(tmp_path, theirs))
+    weights = load(save(tmp_path, theirs))
     assert weights.about.part == "pyramid"
     assert all(name.startswith(("backbone.", "neck.")) for name in weights.arrays)
-    assert set(weights.account.skipped.values()) == {
+    assert set(weights.report.skipped.values()) == {
         "a head that is not ours: backbone and FPN are used"
     }
 
 
 def test_a_backbone_in_the_style_of_caffe_is_built_so(retina, tmp_path):
     fifty = foreign("mmdet retinanet 50")[1]
-    weights = open_weights(save(tmp_path, fifty, "retinanet_r50_caffe_fpn.safetensors"))
+    weights = load(save(tmp_path, fifty, "retinanet_r50_caffe_fpn.safetensors"))
     assert weights.about.settings["backbone"]["style"] == "caffe"
     assert (weights.about.data["channels"], weights.about.data["std"]) == ("bgr", (1.0, 1.0, 1.0))
-    weights = open_weights(save(tmp_path, fifty), {"backbone": {"style": "caffe"}})
+    weights = load(save(tmp_path, fifty), {"backbone": {"style": "caffe"}})
     assert weights.about.settings["backbone"]["style"] == "caffe"
-    assert open_weights(save(tmp_path, fifty)).about.settings["backbone"]["style"] == "pytorch"
+    assert load(save(tmp_path, fifty)).about.settings["backbone"]["style"] == "pytorch"
     # Blocks of two 3x3 convolutions have their stride in the first of them in either style.
-    small = open_weights(save(tmp_path, retina, "retinanet_r18_caffe_fpn.safetensors"))
+    small = load(save(tmp_path, retina, "retinanet_r18_caffe_fpn.safetensors"))
     assert small.about.settings["backbone"]["style"] == "pytorch"
     # A bare backbone says it in its name or in its file's metadata.
     bare = {k.removeprefix("backbone."): v for k, v in fifty.items() if k.startswith("backbone.")}
     save_file(bare, tmp_path / "x.safetensors", {"style": "caffe: stride in the first 1x1"})
     for path in (tmp_path / "x.safetensors", save(tmp_path, bare, "resnet50_msra-5.safetensors")):
-        about = open_weights(path).about
+        about = load(path).about
         assert (about.part, about.settings["backbone"]["style"]) == ("backbone", "caffe")
         assert about.data["channels"] == "bgr"
 
@@ -135,7 +135,7 @@ def test_a_stem_of_another_width_than_the_stages_is_read(tmp_path):
     settings = {"backbone": {"width": 8, "stem": 16}}
     arrays = random_arrays("backbone", settings, 0)
     theirs = give(arrays, library_table("mmdet", arrays, False))
-    weights = open_weights(save(tmp_path, theirs))
+    weights = load(save(tmp_path, theirs))
     assert weights.about.settings["backbone"].items() >= settings["backbone"].items()
     assert_same(weights.arrays, arrays)
 
@@ -149,7 +149,7 @@ def test_norms_of_a_pyramid_are_folded_exactly(retina, tmp_path):
             del plain[key]
             for leaf in ("weight", "bias", "running_mean", "running_var"):
                 norms[f"{module}bn.{leaf}"] = rng.uniform(0.5, 1.5, size).astype(np.float32)
-    weights = open_weights(save(tmp_path, plain | norms))
+    weights = load(save(tmp_path, plain | norms))
     x = rng.standard_normal(plain["neck.lateral_convs.0.conv.weight"].shape[1])
     kernel = plain["neck.lateral_convs.0.conv.weight"][:, :, 0, 0].astype(np.float64)
     scale, shift, mean, var = (
@@ -160,21 +160,21 @@ def test_norms_of_a_pyramid_are_folded_exactly(retina, tmp_path):
     own = weights.arrays["neck.laterals.0.kernel"][0, 0].astype(np.float64)
     found = x @ own + weights.arrays["neck.laterals.0.bias"]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
-    assert set(norms) <= set(weights.account.used)
+    assert set(norms) <= set(weights.report.used)
     assert "8 batch norms of the pyramid folded" in "\n".join(weights.lines)
     group = {k.replace(".bn.", ".gn."): v for k, v in norms.items() if "running" not in k}
     with pytest.raises(UserError, match=r"a norm in the pyramid without running statistics"):
-        open_weights(save(tmp_path, plain | group))
+        load(save(tmp_path, plain | group))
 
 
 def test_files_that_mean_something_else_are_refused(retina, tmp_path):
     old = {key.replace("roi_head.", ""): v for key, v in foreign("mmdet faster_rcnn")[1].items()}
     with pytest.raises(UserError, match="a two-stage detector of mmdetection 1"):
-        open_weights(save(tmp_path, old))
+        load(save(tmp_path, old))
     with pytest.raises(UserError, match="its keys are those of mmdet, not of torchvision"):
-        open_weights(save(tmp_path, retina), library="torchvision")
+        load(save(tmp_path, retina), library="torchvision")
     with pytest.raises(UserError, match="no ResNet or ResNeXt"):
-        open_weights(save(tmp_path, {"weight": np.zeros((2, 2), np.float32)}))
+        load(save(tmp_path, {"weight": np.zeros((2, 2), np.float32)}))
 
 
 def test_a_semantic_head_changes_the_boxes(tmp_path):
@@ -182,8 +182,8 @@ def test_a_semantic_head_changes_the_boxes(tmp_path):
     theirs["roi_head.semantic_head.convs.0.conv.weight"] = np.zeros((2, 2), np.float32)
     path = save(tmp_path, theirs)
     with pytest.raises(UserError, match=r"roi_head.semantic_head .*part=pyramid"):
-        open_weights(path)
-    assert open_weights(path, {"part": "pyramid"}).about.part == "pyramid"
+        load(path)
+    assert load(path, {"part": "pyramid"}).about.part == "pyramid"
 
 
 def test_class_names_come_from_the_file_or_from_coco(tmp_path):
@@ -198,21 +198,21 @@ def test_class_names_come_from_the_file_or_from_coco(tmp_path):
 
 
 def test_a_damaged_file_of_ours_is_told(retina, tmp_path):
-    weights = open_weights(save(tmp_path, retina))
+    weights = load(save(tmp_path, retina))
     whole = dict(weights.arrays)
     first = sorted(whole)[0]
     path = tmp_path / "ours.safetensors"
     write_ours(path, {k: v for k, v in whole.items() if k != first}, weights.about)
     with pytest.raises(UserError, match=f"1 arrays are not those of its settings.*{first}"):
-        open_weights(path)
+        load(path)
     write_ours(path, whole, weights.about)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="safetensors"):
-        open_weights(path)
+        load(path)
 
 
 def test_a_file_of_ours_is_replaced_whole_or_not_at_all(retina, tmp_path):
-    weights = open_weights(save(tmp_path, retina))
+    weights = load(save(tmp_path, retina))
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write_ours(tmp_path / "taken" / "x.safetensors", weights.arrays, weights.about)
@@ -230,12 +230,12 @@ def test_a_file_of_ours_is_replaced_whole_or_not_at_all(retina, tmp_path):
 )
 def test_arrays_that_are_no_weights_are_named(key, change, words, retina, tmp_path):
     with pytest.raises(UserError, match=f"{key} .*{words}"):
-        open_weights(save(tmp_path, {**retina, key: change(retina[key])}))
+        load(save(tmp_path, {**retina, key: change(retina[key])}))
 
 
 def test_class_names_beside_torchvision_s_weights(tmp_path):
     theirs = foreign("torchvision faster_rcnn")[1]
     for names in (["nut", "bolt", "pin"], ["__background__", "nut", "bolt", "pin"]):
         save_file(theirs, tmp_path / "x.safetensors", {"classes": json.dumps(names)})
-        weights = open_weights(tmp_path / "x.safetensors")
+        weights = load(tmp_path / "x.safetensors")
         assert weights.about.categories == ((1, "nut"), (2, "bolt"), (3, "pin"))

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.opening import open_weights
+from drkd_jax.weights.opening import load
 from tests.weights.small import foreign
 from tests.weights.torch_writing import write_torch
 
@@ -49,7 +49,7 @@ PREFIXES = [
 @pytest.mark.parametrize("form", ["safetensors", "pth", "nested pth"])
 def test_a_wrapper_is_taken_off_and_said(prefix, form, retina, tmp_path):
     wrapped = under(prefix, retina) | {"optimizer.step": np.zeros(3, np.float32)}
-    weights = open_weights(write(tmp_path / "x", wrapped, form))
+    weights = load(write(tmp_path / "x", wrapped, form))
     ours = foreign("mmdet retinanet")[0]
     assert weights.arrays.keys() == ours.keys()
     np.testing.assert_array_equal(weights.arrays["head.cls.kernel"], ours["head.cls.kernel"])
@@ -57,23 +57,23 @@ def test_a_wrapper_is_taken_off_and_said(prefix, form, retina, tmp_path):
     assert f"taken off the names of {len(retina)}" in text
     for part in prefix.split("."):
         assert part in text
-    assert "outside of the model" in weights.account.skipped["optimizer.step"]
+    assert "outside of the model" in weights.report.skipped["optimizer.step"]
 
 
 def test_modules_inside_of_the_names_are_taken_off(retina, tmp_path):
     inside = {
         key.replace("backbone.", "backbone._orig_mod.module."): v for key, v in retina.items()
     }
-    weights = open_weights(write(tmp_path / "x", under("", inside), "safetensors"))
+    weights = load(write(tmp_path / "x", under("", inside), "safetensors"))
     assert weights.about.part == "detector"
 
 
 def test_one_whole_model_among_several_is_found(retina, backbone, tmp_path):
     both = under("teacher.", retina) | under("student.backbone.", backbone)
     del both["student.backbone.layer1.0.conv2.weight"]
-    weights = open_weights(write(tmp_path / "x", both, "safetensors"))
+    weights = load(write(tmp_path / "x", both, "safetensors"))
     assert weights.about.source["prefix"] == "teacher."
-    assert "a part of one" in weights.account.skipped["student.backbone.conv1.weight"]
+    assert "a part of one" in weights.report.skipped["student.backbone.conv1.weight"]
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,13 @@ def test_of_several_whole_models_one_has_to_be_chosen(names, retina, tmp_path):
     both = under(names[0], retina) | under(names[1], retina)
     path = write(tmp_path / "x", both, "safetensors")
     with pytest.raises(UserError, match=r"holds 2 models, under .*prefix=") as raised:
-        open_weights(path)
+        load(path)
     assert all((name or "the root") in str(raised.value) for name in names)
-    chosen = open_weights(path, {"prefix": names[1]})
+    chosen = load(path, {"prefix": names[1]})
     assert chosen.about.source["prefix"] == names[1]
     assert chosen.about.part == "detector"
     with pytest.raises(UserError, match=r"no key begins with 'nobody.'; its keys begin with"):
-        open_weights(path, {"prefix": "nobody."})
+        load(path, {"prefix": "nobody."})
 
 
 def test_moco_s_query_encoder_is_the_one_that_is_used(backbone, tmp_path):
@@ -97,21 +97,21 @@ def test_moco_s_query_encoder_is_the_one_that_is_used(backbone, tmp_path):
     arrays |= {"state_dict.module.queue": np.zeros((4, 4), np.float32)}
     arrays |= under("state_dict.module.encoder_q.fc.0.", {"weight": np.zeros((4, 4), np.float32)})
     for more in ({}, under("state_dict.module.encoder_k.", backbone)):
-        weights = open_weights(write(tmp_path / "x", arrays | more, "safetensors"))
+        weights = load(write(tmp_path / "x", arrays | more, "safetensors"))
         assert weights.about.part == "backbone"
-        assert weights.account.skipped["fc.0.weight"] == "the ImageNet classifier"
-        assert "state_dict.module.queue" in weights.account.skipped
+        assert weights.report.skipped["fc.0.weight"] == "the ImageNet classifier"
+        assert "state_dict.module.queue" in weights.report.skipped
         for key in more:
-            assert "moving average" in weights.account.skipped[key]
+            assert "moving average" in weights.report.skipped[key]
 
 
 def test_the_second_weights_of_mmengine_and_of_mmdetection_s_hook_are_skipped(retina, tmp_path):
     both = under("state_dict.", retina) | under("ema_state_dict.module.", retina)
-    weights = open_weights(write(tmp_path / "x", both, "safetensors"))
+    weights = load(write(tmp_path / "x", both, "safetensors"))
     assert weights.about.source["prefix"] == "state_dict."
     copies = {"ema_" + key.replace(".", "_"): value for key, value in retina.items()}
-    weights = open_weights(write(tmp_path / "y", under("", retina | copies), "safetensors"))
-    assert {weights.account.skipped[key] for key in copies} == {
+    weights = load(write(tmp_path / "y", under("", retina | copies), "safetensors"))
+    assert {weights.report.skipped[key] for key in copies} == {
         "mmdetection's EMA hook: a second set of weights, swapped with the used one"
     }
     assert weights.about.part == "detector"
@@ -120,4 +120,4 @@ def test_the_second_weights_of_mmengine_and_of_mmdetection_s_hook_are_skipped(re
 def test_without_a_model_the_beginnings_are_named(tmp_path):
     arrays = {"encoder.blocks.0.attn.qkv.weight": np.zeros((2, 2), np.float32)}
     with pytest.raises(UserError, match=r"its keys begin with encoder.blocks \(1\)"):
-        open_weights(write(tmp_path / "x", arrays, "safetensors"))
+        load(write(tmp_path / "x", arrays, "safetensors"))

@@ -12,12 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float, Int, UInt8
 
+from drkd_jax.data.config import PIXEL_KEYS
 from drkd_jax.errors import UserError
-from drkd_jax.ops.pictures import normalise, prepare
+from drkd_jax.ops.images import normalise, prepare
 from drkd_jax.types import Array, Batch, Targets
 
-#: The keys of `config.data` that belong to a network, not to the loader.
-KEYS = ("mean", "std", "channels")
 _CHANNELS = ("rgb", "bgr")
 
 
@@ -41,7 +40,7 @@ class Pixels:
         return f"{self.channels} - {self.mean} over {self.std}"
 
     def prepare(self, batch: Batch) -> tuple[Float[Array, "B H W 3"], Targets]:
-        """The network's input and the targets, see `ops.pictures.prepare`."""
+        """The network's input and the targets, see `ops.images.prepare`."""
         return prepare(batch, self.mean, self.std, self.dtype, self.channels)
 
     def normalise(
@@ -90,6 +89,6 @@ def only_pixels(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         UserError: another key.
     """
     for key in data:
-        if key not in KEYS:
-            raise UserError(f"{where}.{key}: no such key; there are {', '.join(KEYS)}")
+        if key not in PIXEL_KEYS:
+            raise UserError(f"{where}.{key}: no such key; there are {', '.join(PIXEL_KEYS)}")
     return dict(data)

@@ -10,7 +10,7 @@ import pytest
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS
-from drkd_jax.training.pixels import read_pixels
+from drkd_jax.models.pixels import read_pixels
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.step import Recipe, loss_terms
 from tests.training import tiny
@@ -64,7 +64,7 @@ def test_a_teacher_reads_by_its_own_rule_and_the_student_by_the_run_s(monkeypatc
     given = []
     original = Recipe.for_teacher
     monkeypatch.setattr(Recipe, "for_teacher", lambda *args: given.append(args) or original(*args))
-    arguments = run.state.params, run.state.rest, run.teacher_arrays, batch, jnp.int32(0)
+    arguments = run.state.params, run.state.model_state, run.teacher_arrays, batch, jnp.int32(0)
     jax.eval_shape(lambda *args: loss_terms(recipe, *args)[0], *arguments)
     assert len(given) == 1
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from drkd_jax.ops import pictures
+from drkd_jax.ops.images import prepare
 from drkd_jax.types import Batch
 from tests import oracles
 
@@ -34,7 +34,7 @@ def batch():
 
 @pytest.mark.parametrize("jit", [True, False])
 def test_equals_the_definition(batch, jit):
-    run = pictures.prepare
+    run = prepare
     if jit:
         run = jax.jit(run, static_argnames=("mean", "std", "dtype"))
     images, _ = run(batch, mean=MEAN, std=STD)
@@ -51,21 +51,21 @@ def test_equals_the_definition(batch, jit):
 
 def test_bgr_is_rgb_with_the_colours_turned_round(batch):
     mean, std = MEAN[::-1], (1.0, 2.0, 3.0)
-    bgr, _ = pictures.prepare(batch, mean, std, channels="bgr")
+    bgr, _ = prepare(batch, mean, std, channels="bgr")
     turned = batch._replace(images=batch.images[..., ::-1])
-    np.testing.assert_array_equal(bgr, pictures.prepare(turned, mean, std)[0])
-    rgb, _ = pictures.prepare(batch, MEAN, std[::-1])
+    np.testing.assert_array_equal(bgr, prepare(turned, mean, std)[0])
+    rgb, _ = prepare(batch, MEAN, std[::-1])
     np.testing.assert_array_equal(bgr, rgb[..., ::-1])
 
 
 def test_floats_are_taken_as_they_are(batch):
     halves = batch._replace(images=batch.images.astype(np.float32) + 0.5)
-    out, _ = pictures.prepare(halves, (0.5, 0.5, 0.5), (1, 1, 1))
-    np.testing.assert_array_equal(out, pictures.prepare(batch, (0, 0, 0), (1, 1, 1))[0])
+    out, _ = prepare(halves, (0.5, 0.5, 0.5), (1, 1, 1))
+    np.testing.assert_array_equal(out, prepare(batch, (0, 0, 0), (1, 1, 1))[0])
 
 
 def test_boxes_stay_on_what_they_showed(batch):
-    _, targets = pictures.prepare(batch, MEAN, STD)
+    _, targets = prepare(batch, MEAN, STD)
     for i, (_, width) in enumerate(SIZES):
         for g in range(4):
             x0, y0, x1, y1 = batch.boxes[i, g]
@@ -80,23 +80,23 @@ def test_a_marked_pixel_moves_with_its_box(batch):
     boxes = np.array(batch.boxes)
     boxes[1, 0] = [2, 4, 3, 5]  # that one pixel
     marked = batch._replace(images=images, boxes=boxes)
-    out, targets = pictures.prepare(marked, (0, 0, 0), (1, 1, 1))
+    out, targets = prepare(marked, (0, 0, 0), (1, 1, 1))
     x0, y0, _, _ = np.asarray(targets.boxes[1, 0], int)
     assert (x0, y0) == (12, 4)
     assert np.argwhere(np.asarray(out[1, ..., 0]) > 0).tolist() == [[y0, x0]]
 
 
 def test_the_rest_passes_through_and_the_dtype_is_kept(batch):
-    images, targets = pictures.prepare(batch, MEAN, STD, jnp.bfloat16)
+    images, targets = prepare(batch, MEAN, STD, jnp.bfloat16)
     assert images.dtype == jnp.bfloat16
     for name in ("sizes", "labels", "valid", "picture_valid"):
         np.testing.assert_array_equal(getattr(targets, name), getattr(batch, name))
 
 
 def test_a_filling_picture_changes_nothing_of_the_others(batch):
-    images, targets = pictures.prepare(batch, MEAN, STD)
+    images, targets = prepare(batch, MEAN, STD)
     fewer = Batch(*(x[:3] for x in batch))
-    alone, alone_targets = pictures.prepare(fewer, MEAN, STD)
+    alone, alone_targets = prepare(fewer, MEAN, STD)
     np.testing.assert_array_equal(images[:3], alone)
     np.testing.assert_array_equal(targets.boxes[:3], alone_targets.boxes)
     np.testing.assert_array_equal(images[3], 0.0)

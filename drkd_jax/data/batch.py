@@ -1,0 +1,70 @@
+"""Arrays of a batch on the host: with nothing in it yet, and of pictures without boxes.
+
+Letters: h w pixels of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from drkd_jax.data.config import PipelineConfig
+from drkd_jax.data.transforms import fit, resize
+from drkd_jax.types import Batch
+
+
+def pixel_type(config: PipelineConfig) -> type[np.generic]:
+    """What a batch holds for each colour of a pixel: bytes, or floats of 0 to 255."""
+    return np.float32 if config.resize == "torchvision" else np.uint8
+
+
+def empty_batch(config: PipelineConfig, canvas: int, rows: int) -> Batch:
+    """A batch of filling pictures.
+
+    Args:
+        config: canvases, rows for boxes and the kind of the pixels.
+        canvas: position of the batch's own one.
+        rows: pictures.
+    """
+    most = config.max_boxes
+    return Batch(
+        images=np.zeros((rows, *config.canvases[canvas], 3), pixel_type(config)),
+        sizes=np.zeros((rows, 2), np.int32),
+        flip=np.zeros(rows, bool),
+        boxes=np.zeros((rows, most, 4), np.float32),
+        labels=np.zeros((rows, most), np.int32),
+        valid=np.zeros((rows, most), bool),
+        picture_valid=np.zeros(rows, bool),
+        index=np.full(rows, -1, np.int32),
+        scale=np.ones((rows, 2), np.float32),
+    )
+
+
+def placed(
+    image: UInt8[np.ndarray, "h w 3"], config: PipelineConfig
+) -> tuple[int, tuple[int, int]]:
+    """A picture's canvas by its position, and its (height, width) there."""
+    height, width = image.shape[:2]
+    return fit(height, width, config.shorter, config.longer, config.canvases, config.resize)
+
+
+def image_batch(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: PipelineConfig, rows: int
+) -> Batch:
+    """A batch of pictures of one canvas, without boxes; `index` counts them.
+
+    Args:
+        images: RGB, at most ``rows``.
+        config: canvases and sizes.
+        rows: of the batch; those past the pictures only fill up.
+    """
+    places = [placed(image, config) for image in images]
+    batch = empty_batch(config, places[0][0], rows)
+    canvas = np.asarray(batch.images)
+    for row, (image, (_, (height, width))) in enumerate(zip(images, places, strict=True)):
+        canvas[row, :height, :width] = resize(image, (height, width), canvas.dtype)
+        batch.sizes[row], batch.index[row], batch.picture_valid[row] = (height, width), row, True
+        batch.scale[row] = width / image.shape[1], height / image.shape[0]
+    return batch
