@@ -26,7 +26,7 @@ import numpy as np
 
 from drkd_jax.ops import roi_windows
 from drkd_jax.ops.platform import platform
-from drkd_jax.ops.roi_plan import How, Plan, weights, wide
+from drkd_jax.ops.roi_plan import MOST, How, Plan, weights, wide
 from drkd_jax.types import Array
 
 # Of a CPU: cells of a tile along y and x, and tiles of all pictures in one round, which are to stay
@@ -36,7 +36,7 @@ CPU_ROUND = 8
 _FEW = 4  # pictures
 # Of all others. A round goes by the picture there: by the whole batch, many devices would take many
 # rounds for the pictures that one of them holds.
-TILE = (24, 8)
+TILE = (8, 8)
 ROUND = 512
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -64,13 +64,17 @@ class _Form(NamedTuple):
     windows: bool  # forward, regions of small bins are read by `roi_windows.py`
 
 
-def _form(pictures: Any) -> _Form:
+def _form(pictures: Any, how: How, channels: int) -> _Form:
     if platform() == "cpu":
         # A number of pictures that is not known yet (`jax.export`) is taken for a few.
         known = pictures if isinstance(pictures, int) else _FEW
         return _Form(CPU_TILE, max(1, CPU_ROUND // max(1, known)), sums=False, windows=False)
     gpu = platform() == "gpu"
-    return _Form(TILE, ROUND, sums=gpu, windows=gpu)
+    per_round = ROUND
+    if isinstance(pictures, int):
+        terms = pictures * how.bins * TILE[0] * TILE[1] * channels  # of one tile of each
+        per_round = max(1, min(ROUND, MOST // max(1, terms)))
+    return _Form(TILE, per_round, sums=gpu, windows=gpu)
 
 
 def _num_tiles(plan: Plan, tile: tuple[int, int]) -> tuple[Array, Array]:
@@ -80,9 +84,12 @@ def _num_tiles(plan: Plan, tile: tuple[int, int]) -> tuple[Array, Array]:
     return jnp.where(plan.there, down * across, 0), across
 
 
-def num_rounds(plan: Plan) -> Array:
+def num_rounds(plan: Plan, how: How, channels: int) -> Array:
     """Rounds that the plan takes: as many as its fullest picture needs."""
-    form = _form(plan.there.shape[0])
+    return _num_rounds(plan, _form(plan.there.shape[0], how, channels))
+
+
+def _num_rounds(plan: Plan, form: _Form) -> Array:
     tiles = jnp.sum(_num_tiles(plan, form.tile)[0], axis=1)
     return jnp.max(-(-tiles // form.per_round))
 
@@ -124,7 +131,7 @@ def _work_off(
 
         return jax.vmap(of_one)(plan, result, given)
 
-    return jax.lax.fori_loop(0, num_rounds(plan), every_picture, result)
+    return jax.lax.fori_loop(0, _num_rounds(plan, form), every_picture, result)
 
 
 def _bins(tiles: _Round, cells: Array, form: _Form, how: How) -> Array:
@@ -169,7 +176,7 @@ def read(flats: tuple[Array, ...], plan: Plan, how: How) -> tuple[Array, ...]:
         are not there are 0.
     """
     (B, _, _), R, S = flats[0].shape, plan.base.shape[1], how.bins
-    form = _form(B)
+    form = _form(B, how, max(x.shape[2] for x in flats))
     # A line that begins in the last cell ends within the array.
     more = max(form.tile[1], roi_windows.WINDOW if form.windows else 0)
     padded = tuple(jnp.pad(x, ((0, 0), (0, more), (0, 0))) for x in flats)
@@ -212,7 +219,7 @@ def _read_backward(how: How, saved: Any, gradients: tuple[Array, ...]) -> tuple[
 def _spread(gradient: Array, P: int, plan: Plan, how: How) -> Array:
     """The gradient of one set's cells, ``[B, P, C]``."""
     B, _, _, _, C = gradient.shape
-    form = _form(B)
+    form = _form(B, how, C)
     result = jnp.zeros((B, P + form.tile[1], C), wide(gradient.dtype))
 
     def one(tiles: _Round, result: Array, gradient: Array) -> Array:

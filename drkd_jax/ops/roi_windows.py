@@ -12,13 +12,14 @@ cells with all bins. Regions with a larger bin, long or large ones, are left to 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drkd_jax.ops.roi_plan import Axis, How, Plan, weights, wide
+from drkd_jax.ops.roi_plan import MOST, Axis, How, Plan, weights, wide
 from drkd_jax.types import Array
 
 #: Cells of a window along each axis. At 7, nine in ten sampled regions fit.
@@ -49,7 +50,21 @@ def read(flat: Array, plan: Plan, how: How) -> Array:
         plan: where the regions are; each one that is there fits.
         how: bins and samples.
     """
-    return jax.vmap(lambda flat, plan: _read(flat, plan, how))(flat, plan)
+    part = jax.vmap(partial(_read, how=how))
+
+    (B, R), S, C = plan.base.shape, how.bins, flat.shape[-1]
+    terms = R * S * S * WINDOW * C
+    if not isinstance(B, int) or B * terms <= MOST:
+        return part(flat, plan)
+    each = max(1, R * MOST // (B * terms))
+    cut = (_rows(plan, first, first + each) for first in range(0, R, each))
+    return jnp.concatenate([part(flat, rows) for rows in cut], axis=1)
+
+
+def _rows(plan: Plan, first: int, last: int) -> Plan:
+    """Of some regions."""
+    found: Plan = jax.tree.map(lambda rows: rows[:, first:last], plan)
+    return found
 
 
 def _spans(own: Axis, how: How) -> tuple[Array, Array]:

@@ -40,7 +40,7 @@ def rounds(maps: jax.Array, boxes: jax.Array) -> int:
     """Trips of the gradient's loop for these pictures."""
     with plans() as found:
         roi_align((maps,), boxes, jnp.zeros(boxes.shape[:2], jnp.int32), (4,), 5, 0)
-    return int(roi_tiles.num_rounds(found[0]))
+    return int(roi_tiles.num_rounds(found[0], How(5, 0), C))
 
 
 @contextlib.contextmanager

@@ -204,6 +204,7 @@ def test_forms_of_a_gpu_equal_those_of_a_cpu(scene):
     with (
         mock.patch.multiple(roi_tiles, ROUND=6, TILE=(5, 4)),
         mock.patch.object(roi_windows, "WINDOW", 3),
+        mock.patch.object(roi_windows, "MOST", 9000),  # a few regions at a time
     ):
         cpu, gpu = both("cpu", maps), both("gpu", maps)
         with plans() as plan:
@@ -227,12 +228,33 @@ def test_regions_that_are_not_valid_take_no_tile(scene, where):
     def rounds(valid):
         with tracing_for(where), plans() as found:
             ops.roi_align(maps, *many, STRIDES, 3, 2, valid=valid)
-            return int(roi_tiles.num_rounds(found[0]))
+            return int(roi_tiles.num_rounds(found[0], roi_plan.How(3, 2), maps[0].shape[-1]))
 
     assert rounds(valid) == 0
     valid[:, 1990] = True
     assert rounds(valid) == 1
     assert rounds(None) > 3
+
+
+def test_a_round_stays_within_what_is_quick_to_sum(monkeypatch, scene):
+    """2^31 terms of one fused sum and more take 60 times as long on a GPU."""
+    maps, boxes, levels = scene
+    many = np.tile(boxes, (1, 200, 1)), np.tile(levels, (1, 200))
+
+    def rounds():
+        with tracing_for("gpu"), plans() as found:
+            ops.roi_align(maps, *many, STRIDES, 7, 2)
+            how = roi_plan.How(7, 2)
+            form = roi_tiles._form(len(boxes), how, maps[0].shape[-1])
+            return int(roi_tiles.num_rounds(found[0], how, maps[0].shape[-1])), form.per_round
+
+    before, most = rounds()
+    assert most == roi_tiles.ROUND
+    # As if so many more pictures lay in the batch.
+    monkeypatch.setattr(roi_tiles, "MOST", len(boxes) * 7 * 8 * 8 * maps[0].shape[-1] * 64)
+    after, fewer = rounds()
+    assert fewer == 64
+    assert after > before
 
 
 def test_rounds_do_not_grow_with_devices():
