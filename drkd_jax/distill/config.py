@@ -62,7 +62,7 @@ class PixelRelationConfig:
         student_scale: the same of the student's unit.
         momentum: of the running average, a step, for "average".
         arithmetic: "plain" (pixel by pixel), "gram" (by the Gram matrix of the features), or
-            "auto": Gram on maps of at least `gram_from_pixels` pixels.
+            "auto": Gram on maps of at least `gram_from_pixels` pixels, on accelerators on all.
         gram_from_pixels: see above.
         gram_guard: share of the teacher's energy under which the Gram form's loss is recomputed
             pixel by pixel, since the difference of large numbers has lost its digits. 0: never.

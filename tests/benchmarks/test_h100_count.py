@@ -74,6 +74,13 @@ def test_products_of_a_library_and_inside_of_a_fusion(kernels):
     assert (fused.read, fused.written) == (2 * (64 * 32 + 32 * 16), 4 * (64 * 16 + 64))
 
 
+def test_a_product_that_is_added_to_a_sum_has_the_type_of_its_factors():
+    text = PROGRAM.read_text().replace("(%precise, %factor)", "(%left, %right, %precise)")
+    kernels = {kernel.name: kernel for kernel in Walk(read_module(text)).kernels}
+    assert kernels["product"].work.factors == "bfloat16"
+    assert kernels["product"].work.read == 2 * (64 * 32 + 32 * 16) + 4 * 64 * 32
+
+
 def test_a_fusion_reads_and_writes_what_it_needs_alone(kernels):
     assert moved(kernels["cut"]) == (10 * 4, 10 * 2)  # ten of a thousand numbers
     assert moved(kernels["changed"]) == (4 * 4 + 4, 4 * 4)  # a row of a table, in place
