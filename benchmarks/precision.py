@@ -1,25 +1,32 @@
-"""The same run in float32 and in bfloat16: loss curves and AP, side by side.
+"""The same runs in float32 and in bfloat16: loss curves and AP over seeds, side by side.
 
-python benchmarks/precision.py --workdir=runs/precision --out=docs/precision.png
+    python benchmarks/precision.py --workdir=runs/precision --out=docs/precision.png --seeds=5
 
-A small distilled RetinaNet learns a dozen drawn pictures by heart, from the same starting weights,
-in the same order. Master weights, losses and sums are float32 in both.
+A small distilled RetinaNet learns a dozen drawn pictures by heart; of a seed both start from the
+same weights and see the pictures in the same order. Master weights, losses and sums are float32 in
+both. A run that is there already is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from drkd_jax.recipes import common
 from drkd_jax.report.curves import curves, read_metrics
+from drkd_jax.report.paired import t_reach
 from drkd_jax.training.loop import train
 
 PRECISIONS = ("float32", "bfloat16")
+SCORES = ("AP", "AP50")
+LOSSES = ("cls_loss", "box_loss", "total")
+LAST = 8  # logged lines that a final loss is the mean of
 
 
 def main() -> int:
@@ -27,22 +34,34 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, default=Path("runs/precision"))
     parser.add_argument("--out", type=Path, default=Path("runs/precision.png"))
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each, from seed 0 on")
     options = parser.parse_args()
 
-    records, scores = {}, {}
-    for precision in PRECISIONS:
-        folder = options.workdir / precision
-        scores[precision] = train(recipe(precision, options.steps), folder)["final"]
-        records[precision] = read_metrics(folder / "metrics.jsonl")
-    curves(options.out, records)
-    print(table(records, scores))
-    (options.workdir / "precision.json").write_text(json.dumps(scores, indent=2) + "\n")
+    found: dict[str, dict[str, list[float]]] = {p: {} for p in PRECISIONS}
+    records = {}
+    for seed in range(options.seeds):
+        for precision in PRECISIONS:
+            folder = options.workdir / precision / f"seed{seed}"
+            done = folder / "summary.json"
+            if not done.is_file():
+                train(recipe(precision, options.steps, seed), folder)
+            lines = read_metrics(folder / "metrics.jsonl")
+            figures = {name: 100 * json.loads(done.read_text())["final"][name] for name in SCORES}
+            figures |= last_losses(lines)
+            for name, value in figures.items():
+                found[precision].setdefault(name, []).append(value)
+            if not seed:
+                records[precision] = lines
+        curves(options.out, records)
+        (options.workdir / "precision.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(table(found))
     return 0
 
 
-def recipe(precision: str, steps: int) -> dict:
+def recipe(precision: str, steps: int, seed: int) -> dict:
     """Small enough for a CPU, large enough to learn something in 200 steps."""
     config = common.base()
+    config.seed = seed
     config.data.update(
         train="shapes:12",
         val="shapes:12",  # the same ones: 200 steps are too few for unseen pictures
@@ -74,36 +93,38 @@ def recipe(precision: str, steps: int) -> dict:
     return config.to_dict()
 
 
-def table(records: dict, scores: dict) -> str:
-    """Final numbers of both, and how far apart the losses are."""
-    names = ["cls_loss", "box_loss", "distill/pixel_relation", "distill/instance_relation"]
-    names += ["distill/instance_feature", "total"]
-    logged = {
-        precision: [line for line in lines if "total" in line]
-        for precision, lines in records.items()
-    }
-    last = {
-        precision: {name: float(np.mean([line[name] for line in lines[-8:]])) for name in names}
-        for precision, lines in logged.items()
-    }
-    rows = ["| | float32 | bfloat16 |", "|---|---|---|"]
-    rows += [
-        f"| {name}, mean of the last 40 steps | "
-        + " | ".join(f"{last[p][name]:.4f}" for p in PRECISIONS)
-        + " |"
-        for name in names
+def last_losses(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Means of the last logged losses."""
+    logged = [line for line in lines if "total" in line][-LAST:]
+    return {name: float(np.mean([line[name] for line in logged])) for name in LOSSES}
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> str:
+    """Means over the seeds, and bfloat16 minus float32 by pairs."""
+    rows = [
+        "| | float32 | bfloat16 | difference | over seeds | each pair |",
+        "|---|---|---|---|---|---|",
     ]
-    rows += [
-        f"| {name} | " + " | ".join(f"{scores[p][name]:.4f}" for p in PRECISIONS) + " |"
-        for name in ("AP", "AP50")
-    ]
-    apart = [
-        abs(one["total"] / other["total"] - 1)
-        for one, other in zip(*(logged[p] for p in PRECISIONS), strict=True)
-    ]
-    middle, most = np.median(apart), max(apart)
-    rows.append(f"\ntotal loss of 5 steps: {middle:.2%} apart in the median, {most:.2%} at most")
+    for name in (*SCORES, *LOSSES):
+        first, second = (found[precision][name] for precision in PRECISIONS)
+        pairs = [b - a for a, b in zip(first, second, strict=True)]
+        digits = 1 if name in SCORES else 4
+        mean, reach = statistics.mean(pairs), t_reach(np.array(pairs))
+        ends = (f"{end:+.{digits}f}" for end in (mean - reach, mean + reach))
+        cells = [
+            name,
+            *(spread(values, digits) for values in (first, second)),
+            f"{mean:+.{digits}f}",
+            " to ".join(ends) if len(pairs) > 1 else "-",
+            ", ".join(f"{pair:+.{digits}f}" for pair in pairs),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def spread(values: list[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":
