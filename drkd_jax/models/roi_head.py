@@ -24,6 +24,7 @@ from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings, TestSe
 from drkd_jax.ops.matching import match_boxes
 from drkd_jax.ops.roi_align import region_levels, roi_align
 from drkd_jax.ops.sampling import sample
+from drkd_jax.ops.spread import by_device
 from drkd_jax.ops.relu import relu
 from drkd_jax.ops.top_k import top_k
 from drkd_jax.types import Array, Detections, FeatureSpec, Targets
@@ -182,7 +183,8 @@ def sample_regions(
             chosen.valid,
         )
 
-    return jax.vmap(one)(keys, proposals.boxes, matches, boxes, labels, valid, picture_valid)
+    rows = keys, proposals.boxes, matches, boxes, labels, valid, picture_valid
+    return by_device(jax.vmap(one))(*rows)
 
 
 def roi_losses(

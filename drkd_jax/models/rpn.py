@@ -6,6 +6,7 @@ h w one feature map.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings
 from drkd_jax.ops.nms import nms
 from drkd_jax.ops.relu import relu
 from drkd_jax.ops.sampling import Sampled, sample
+from drkd_jax.ops.spread import by_device
 from drkd_jax.ops.top_k import top_k
 from drkd_jax.types import Array, Targets
 
@@ -68,9 +70,8 @@ class RPNHead(nnx.Module):
 def sample_anchors(assigned: Assigned, keys: Key[Array, "B"], settings: SamplerSettings) -> Sampled:
     """Draw the anchors of each picture that the losses see; every field is ``[B, M]``."""
     most = int(settings.rpn * settings.rpn_positive)
-    return jax.vmap(lambda key, p, n: sample(key, p, n, settings.rpn, most))(
-        keys, assigned.positive, assigned.negative
-    )
+    draw = jax.vmap(lambda key, p, n: sample(key, p, n, settings.rpn, most))
+    return by_device(draw)(keys, assigned.positive, assigned.negative)
 
 
 def rpn_losses(
@@ -126,6 +127,28 @@ def propose(
 
     Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/rpn_head.py.
     """
+    own = partial(
+        _propose,
+        anchors=anchors,
+        pre_nms=pre_nms,
+        max_out=max_out,
+        nms_threshold=nms_threshold,
+        convention=convention,
+    )
+    return by_device(own)(logits, deltas, sizes)
+
+
+def _propose(
+    logits: tuple[Array, ...],
+    deltas: tuple[Array, ...],
+    sizes: Array,
+    *,
+    anchors: tuple[Array, ...],
+    pre_nms: int,
+    max_out: int,
+    nms_threshold: float,
+    convention: Conventions,
+) -> Proposals:
     most = min(pre_nms, max(level.shape[1] for level in logits))
     boxes, scores, valid = [], [], []
     for level_logits, level_deltas, level in zip(logits, deltas, anchors, strict=True):

@@ -38,6 +38,7 @@ from drkd_jax import boxes as box_ops
 from drkd_jax.ops import roi_plan, roi_tiles
 from drkd_jax.ops.onnx_calls import align
 from drkd_jax.ops.platform import platform
+from drkd_jax.ops.spread import by_device
 from drkd_jax.types import Array
 
 # Coordinates beyond this (pixels) are no pictures; the limit keeps every product finite.
@@ -151,7 +152,7 @@ def roi_align_alike(
         jnp.concatenate([jnp.reshape(m, (m.shape[0], -1, m.shape[3])) for m in maps], axis=1)
         for maps in pyramids
     )
-    return roi_tiles.read(flats, plan, how)
+    return by_device(lambda flats, plan: roi_tiles.read(flats, plan, how))(flats, plan)
 
 
 def region_levels(

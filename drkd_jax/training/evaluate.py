@@ -22,7 +22,7 @@ from drkd_jax.evaluation import coco_numbers, to_coco
 from drkd_jax.models.pixels import Pixels
 from drkd_jax.training.processes import allgather
 from drkd_jax.training.settings import EvalSettings
-from drkd_jax.training.sharding import put_batch, replicated
+from drkd_jax.training.sharding import each_device, put_batch, replicated
 from drkd_jax.training.state import Arrays
 from drkd_jax.training.writing import write_text
 from drkd_jax.types import Batch, Detections
@@ -45,12 +45,15 @@ def predictor(graph: nnx.GraphDef, pixels: Pixels, mesh: Mesh, least_limit: int 
             `raise_limits`.
     """
 
-    def predict(arrays: Arrays, batch: Batch) -> Detections:
+    def of_own(arrays: Arrays, batch: Batch) -> Detections:
         detector = nnx.merge(graph, *arrays, copy=True)
         if least_limit:
             detector.settings = raise_limits(detector.settings, least_limit)
         images, targets = pixels.prepare(batch)
         return detector.predict(detector.features(images), targets.sizes)
+
+    def predict(arrays: Arrays, batch: Batch) -> Detections:
+        return each_device(mesh, of_own)(arrays, batch)
 
     return jax.jit(predict, out_shardings=replicated(mesh))
 

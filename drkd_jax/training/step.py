@@ -26,6 +26,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int, Key
 
 from drkd_jax.models.pixels import Pixels
+from drkd_jax.ops.spread import spread_over
 from drkd_jax.training.accumulation import Gradient, accumulate, split_batch
 from drkd_jax.training.schedule import Schedule
 from drkd_jax.training.sharding import each_device, replicated
@@ -213,7 +214,9 @@ def train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     """
 
     def step(state: TrainState, teacher: Arrays, batch: Batch) -> tuple[TrainState, StepValues]:
-        return _update(recipe, state, _gradient(recipe, state, teacher, batch, mesh=mesh))
+        with spread_over(mesh):
+            found = _gradient(recipe, state, teacher, batch, mesh=mesh)
+        return _update(recipe, state, found)
 
     # The outputs' place is said, or the compiler may choose another and the next call compiles.
     everywhere = replicated(mesh)

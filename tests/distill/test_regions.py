@@ -7,7 +7,7 @@ import numpy as np
 from drkd_jax.distill.regions import choose_boxes, cut_both
 from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
 from tests.distill.common import pyramid, targets
-from tests.ops.roi_on_devices import plans
+from tests.ops.on_devices import plans
 
 GIVEN, STRIDES = targets(), (8, 16)
 CHOSEN = choose_boxes(GIVEN.boxes, GIVEN.valid, 3)

@@ -11,7 +11,7 @@ from drkd_jax.ops import roi_align as ops
 from drkd_jax.ops import roi_plan, roi_tiles, roi_windows
 from drkd_jax.ops.platform import tracing_for
 from tests import oracles
-from tests.ops.roi_on_devices import plans
+from tests.ops.on_devices import plans
 from tests.training import tiny
 
 STRIDES = (4, 8)
@@ -258,7 +258,7 @@ def test_a_round_stays_within_what_is_quick_to_sum(monkeypatch, scene):
 
 
 def test_rounds_do_not_grow_with_devices():
-    process = tiny.python("-m", "tests.ops.roi_on_devices", devices=4)
+    process = tiny.python("-m", "tests.ops.on_devices", devices=4)
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     found = json.loads(out.splitlines()[-1])
@@ -267,6 +267,9 @@ def test_rounds_do_not_grow_with_devices():
     assert found["rounds"] > 1
     assert max(found["off"]) < 1e-6
     assert found["gathered"] < found["map"]  # bytes
+    # NMS and RoIAlign's rounds asked all devices whether to go on.
+    assert found["left to itself"] >= 2
+    assert found["by device"] == 0
 
 
 def squares(sides):

@@ -1,4 +1,4 @@
-"""RoIAlign on several devices: rounds, results and what is gathered, as JSON.
+"""RoIAlign and proposals on several devices: rounds, results and what crosses, as JSON.
 
 Called by test_roi_align.py with 4 devices.
 """
@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from drkd_jax.models.conventions import MMDET
+from drkd_jax.models.rpn import propose
 from drkd_jax.ops import roi_tiles
 from drkd_jax.ops.platform import tracing_for
 from drkd_jax.ops.roi_align import roi_align
 from drkd_jax.ops.roi_plan import How, Plan
+from drkd_jax.ops.spread import spread_over
 from drkd_jax.training.sharding import data_mesh, split
 from tests.training.gathered import gathered
 
@@ -41,6 +46,28 @@ def rounds(maps: jax.Array, boxes: jax.Array) -> int:
     with plans() as found:
         roi_align((maps,), boxes, jnp.zeros(boxes.shape[:2], jnp.int32), (4,), 5, 0)
     return int(roi_tiles.num_rounds(found[0], How(5, 0), C))
+
+
+def crossing(given: tuple[np.ndarray, np.ndarray], mesh: Mesh | None) -> int:
+    """What crosses the devices where regions are proposed and read, each picture for itself."""
+
+    def both(maps: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = boxes.sum(-1)
+        found = propose(
+            *((x,) for x in (scores, jnp.zeros_like(boxes), np.ones(boxes.shape[1:]))),
+            jnp.full((B, 2), 2 * SIDE, jnp.int32),
+            pre_nms=R,
+            max_out=R,
+            nms_threshold=0.5,
+            convention=MMDET,
+        )
+        levels = jnp.zeros(boxes.shape[:2], jnp.int32)
+        return found.boxes, roi_align((maps,), boxes, levels, (4,), 5, 0)
+
+    with spread_over(mesh):
+        placed = jax.device_put(given, split(data_mesh()))
+        text = jax.jit(both).lower(*placed).compile().as_text()
+    return len(re.findall(r" (?:all-reduce|all-gather|collective-permute)\(", text))
 
 
 @contextlib.contextmanager
@@ -74,4 +101,5 @@ if __name__ == "__main__":
     result = {"devices": mesh.size, "rounds": number, "alone": most, "off": off}
     text = spread.as_text()
     result |= {"gathered": max(gathered(text), default=0), "map": maps.nbytes // B}
+    result |= {"left to itself": crossing(given, None), "by device": crossing(given, mesh)}
     print(json.dumps(result))
