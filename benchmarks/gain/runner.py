@@ -141,11 +141,7 @@ class Runner:
             self._running.append(_Running(job, process, slot))
 
     def _train(self, job: Job, slot: int) -> subprocess.Popen[bytes]:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        command = job.command(self.programs)
-        if not (job.folder / ABOUT_FILE).is_file():
-            about = json.dumps({**self.about, "command": command[1:]}, indent=2)
-            write_text(job.folder / ABOUT_FILE, about + "\n")
+        command = self.note(job)
         environment, share = dict(os.environ), self._share(slot)
         if len(share) == 1:
             flags = f"{environment.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
@@ -167,6 +163,15 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(process.pid, share)
         return process
+
+    def note(self, job: Job) -> list[str]:
+        """Makes a run's folder with a note of who trains it; returns the command that does."""
+        command = job.command(self.programs)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if not (job.folder / ABOUT_FILE).is_file():
+            about = json.dumps({**self.about, "command": command[1:]}, indent=2)
+            write_text(job.folder / ABOUT_FILE, about + "\n")
+        return command
 
     def _share(self, slot: int) -> Sequence[int]:
         if self.slots == 1 or len(self.cores) < self.slots:

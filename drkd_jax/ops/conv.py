@@ -7,11 +7,13 @@ gradients depend on how the same convolution is written. There
 
 - a wide strided one, as a stem's 7x7, is one of stride 1 over blocks of pixels, laid side by side
   as channels: 2.7 times faster forward, 4 times for the kernel. At 3x3 nothing is gained;
-- one of a single pixel with many channels is a matrix product: 2.8 times for the kernel's gradient;
+- one of a single pixel with many channels is a matrix product: 2.8 times for the kernel's gradient.
+  With all pixels as one axis, 1.2 to 3.6 times more;
 - with few channels the kernel's gradient is taken of the convolution of an input that was padded
   before: 2.0 to 2.7 times, the same numbers;
-- with many, that gradient is one product a tap: 1.3 to 2 times on maps of 25 x 42 and more, the
+- with many, that gradient is one product a tap: 1.5 to 2.7 times on maps of 32 x 40, about the
   same time on smaller ones. From 8 to 64 channels products are slower, up to twice at stride 1;
+- on maps of few pixels it is one product of all taps: 2 to 50 times;
 - groups that fit in a few slices of the channels are a dense convolution of each slice: 2.7 to 4
   times forward. XLA computes the gradient of a kernel of groups by plain loops; by slices or, for
   more groups, by products of a tap each it is over a hundred times faster.
@@ -25,7 +27,9 @@ to a third less time, while groups of 16 and more are slower joined.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,6 +47,10 @@ _NARROW, _WIDE = 16 * 16, 64 * 64
 # Both channels: from here on a kernel of several taps has its gradient tap by tap. At 256 to 72
 # channels that took 69 ms, XLA's 47.
 _MANY = 128
+# Output pixels of all pictures: up to so many, a kernel of several taps is one product. At 256
+# channels 2 maps of 8 x 10 take the same time either way; at 2 x 3 XLA takes 10 to 100 times as
+# long.
+_FEW = 160
 # Slices of 32 channels cost less than ones of 16 (whose kernels' gradients take 3 times as long) or
 # 64 (twice the arithmetic) at 4, 8 and 16 channels a group. More slices take too long to compile:
 # 16 take 1.9 s forward where XLA's own takes 0.01, to save 4 ms a run. Groups of fewer channels
@@ -119,9 +127,12 @@ def convolve(
     channels = kernel.shape[2] * kernel.shape[3]
     if size == 1 and channels >= _WIDE:
         x = _pad(x, padding)[:, ::stride, ::stride]
-        return jnp.tensordot(x, kernel[0, 0], 1, precision=precision)
+        found = _product(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision)
+        return found.reshape(*x.shape[:-1], -1)
     if size > 2 * stride > 2:
         return by_xla(*_blocks(_pad(x, padding), kernel, stride), (1, 1), _NONE)
+    if size > 1 and channels >= _WIDE and _count(x.shape, size, stride, padding) <= _FEW:
+        return _as_product(_pad(x, padding), kernel, stride, precision)
     if size > 1 and (min(kernel.shape[2:]) >= _MANY or (stride == 1 and channels <= _NARROW)):
         return _written(x, kernel, stride, padding, 1, precision)
     return by_xla(x, kernel, window_strides, padding)
@@ -156,6 +167,33 @@ def _blocks(
     kernel = jnp.pad(kernel, (missing, missing, (0, 0), (0, 0)))
     kernel = kernel.reshape(taps, stride, taps, stride, C, -1).swapaxes(1, 2)
     return x, kernel.reshape(taps, taps, stride * stride * C, -1)
+
+
+def _count(shape: Sequence[int], size: int, stride: int, padding: Any) -> int:
+    """Output pixels of all pictures."""
+    sides = zip(shape[1:3], padding, strict=True)
+    return shape[0] * math.prod((n + sum(ends) - size) // stride + 1 for n, ends in sides)
+
+
+def _read(
+    x: Float[jax.Array, "B h w C"], p: int, q: int, size: int, stride: int
+) -> list[Float[jax.Array, "B p q C"]]:
+    """What each tap of a kernel reads, row by row."""
+    high, wide = ((n - 1) * stride + 1 for n in (p, q))
+    return [
+        x[:, i : i + high : stride, j : j + wide : stride] for i in range(size) for j in range(size)
+    ]
+
+
+def _as_product(
+    x: Float[jax.Array, "B h w C"], kernel: Float[jax.Array, "k k C D"], stride: int, precision: Any
+) -> Float[jax.Array, "B p q D"]:
+    """All taps side by side as channels, times the kernel."""
+    size = kernel.shape[0]
+    p, q = ((n - size) // stride + 1 for n in x.shape[1:3])
+    side_by_side = jnp.concatenate(_read(x, p, q, size, stride), -1).reshape(x.shape[0] * p * q, -1)
+    found = jnp.dot(side_by_side, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
+    return found.reshape(x.shape[0], p, q, -1)
 
 
 def _merged(inputs: int, groups: int) -> int:
@@ -241,17 +279,57 @@ def _by_taps(
     precision: Any,
 ) -> Float[jax.Array, "k k _C D"]:
     """The kernel's gradient: each tap is a product of the pixels that it read and the gradient."""
-    high, wide = ((n - 1) * stride + 1 for n in gradient.shape[1:3])
-    x, gradient = (jnp.moveaxis(a.reshape(*a.shape[:3], groups, -1), 3, 0) for a in (x, gradient))
+    p, q = gradient.shape[1:3]
+    read = _read(x, p, q, size, stride)
+    if groups == 1:
+        gradient = gradient.reshape(-1, gradient.shape[-1])
+        taps = [_over_pixels(a.reshape(-1, a.shape[-1]), gradient, precision) for a in read]
+        return jnp.stack(taps).reshape(size, size, *taps[0].shape)
+
+    def by_group(a: jax.Array) -> jax.Array:
+        return jnp.moveaxis(a.reshape(*a.shape[:3], groups, -1), 3, 0)
+
+    gradient = by_group(gradient)
     pixels, alike = ((1, 2, 3), (1, 2, 3)), ((0,), (0,))
-    taps = [
-        jax.lax.dot_general(
-            x[:, :, i : i + high : stride, j : j + wide : stride],
-            gradient,
-            (pixels, alike),
-            precision,
-        )
-        for i in range(size)
-        for j in range(size)
-    ]
-    return jnp.stack(taps).swapaxes(1, 2).reshape(size, size, x.shape[4], -1)
+    taps = [jax.lax.dot_general(by_group(a), gradient, (pixels, alike), precision) for a in read]
+    return jnp.stack(taps).swapaxes(1, 2).reshape(size, size, taps[0].shape[1], -1)
+
+
+def _over_pixels(
+    x: Float[jax.Array, "N C"], gradient: Float[jax.Array, "N D"], precision: Any
+) -> Float[jax.Array, "C D"]:
+    """The sum over all pixels of a pixel's channels times another's.
+
+    XLA multiplies the transpose of the wider side twice as slowly as that of the narrower one. The
+    barrier keeps it from writing the product the other way round.
+    """
+    pixels = (((0,), (0,)), ((), ()))
+    if x.shape[1] <= gradient.shape[1]:
+        return jax.lax.dot_general(x, gradient, pixels, precision)
+    found = jax.lax.dot_general(gradient, x, pixels, precision)
+    return jax.lax.optimization_barrier(found).T
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(
+    x: Float[jax.Array, "N C"], kernel: Float[jax.Array, "C D"], precision: Any
+) -> Float[jax.Array, "N D"]:
+    """Every pixel's channels times a matrix, with a written gradient of that matrix."""
+    return jnp.dot(x, kernel, precision=precision)
+
+
+def _product_forward(
+    x: jax.Array, kernel: jax.Array, precision: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return jnp.dot(x, kernel, precision=precision), (x, kernel)
+
+
+def _product_backward(
+    precision: Any, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    of_x = jnp.dot(gradient, kernel.T, precision=precision)
+    return of_x, _over_pixels(x, gradient, precision)
+
+
+_product.defvjp(_product_forward, _product_backward)

@@ -17,7 +17,7 @@ from drkd_jax.weights import detectron2
 from drkd_jax.weights.by_name import is_name, local_file
 from drkd_jax.weights.checkpoint_spec import CheckpointSpec
 from drkd_jax.weights.files import ForeignFile, checked_name, is_safetensors, read_foreign, sha256
-from drkd_jax.weights.folders import ABOUT_FILE, read_export, read_run
+from drkd_jax.weights.folders import ABOUT_FILE, WHICH, read_export, read_run
 from drkd_jax.weights.loaded import Weights
 from drkd_jax.weights.ours import About, is_ours, read_ours
 from drkd_jax.weights.understanding import Understood, model_shapes, understand
@@ -32,7 +32,9 @@ def is_work_folder(place: str | Path) -> bool:
     path = Path(place)
     if is_name(str(place)) or not path.exists():
         return not (is_name(str(place)) or path.suffix)
-    return path.is_dir() and not (path / ABOUT_FILE).exists()
+    # A run may have such a file, too: notes of whoever started it.
+    has_run = any((path / name).is_dir() for name in WHICH.values())
+    return path.is_dir() and (has_run or not (path / ABOUT_FILE).exists())
 
 
 def load(

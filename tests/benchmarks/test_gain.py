@@ -73,6 +73,7 @@ def trained_here(monkeypatch):
             (job.folder / "config.json").write_text(json.dumps(job.config))
         else:
             begun.append((job.name, "here"))
+            self.note(job)
             train(job.config, job.folder)
         return Ended()
 

@@ -8,6 +8,7 @@ from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.matching import match_boxes
 from drkd_jax.ops.nms import nms
 from drkd_jax.ops.platform import platform, tracing_for
+from drkd_jax.ops.pool import max_pool
 from tests import oracles
 
 
@@ -125,7 +126,11 @@ SHAPES = {  # kernel, stride, height, width, padding before and after, channels 
     "narrow, uneven": (3, 1, 6, 5, (0, 2), 3, 4, 1),
     "point": (1, 1, 5, 4, (0, 0), 64, 64, 1),
     "strided point": (1, 2, 7, 6, (0, 0), 64, 64, 1),
-    "wide": (3, 2, 6, 5, (0, 2), 128, 128, 1),
+    "narrowing point": (1, 1, 5, 4, (0, 0), 128, 32, 1),
+    "few pixels": (3, 2, 6, 5, (0, 2), 64, 72, 1),
+    "few pixels, many taps": (5, 1, 3, 2, (2, 2), 64, 64, 1),
+    "wide": (3, 2, 18, 19, (0, 2), 128, 136, 1),
+    "wide to narrower": (3, 1, 9, 9, (1, 1), 136, 128, 1),
     "groups": (3, 2, 5, 6, (1, 1), 48, 96, 6),  # 3 slices of 2 groups
     "wide groups": (3, 2, 5, 4, (0, 2), 80, 40, 2),
     "many groups": (3, 2, 6, 5, (0, 2), 40, 80, 20),  # of 2 channels
@@ -160,7 +165,7 @@ def test_convolutions_and_their_gradients_are_those_of_xla():
             name: (rng.normal(size=(2, h, w, C)), rng.normal(size=(k, k, C // G, D)))
             for name, (k, _, h, w, _, C, D, G) in SHAPES.items()
         }
-        weights = rng.normal(size=4000)
+        weights = rng.normal(size=25000)
         forms = both(every, arrays, weights)
         with tracing_for("onnx"):  # which has none of its own
             xla = jax.jit(every)(arrays, weights)
@@ -188,7 +193,7 @@ def test_a_gpu_gets_blocks_of_channels():
     assert "window_strides=(2, 2)" not in stem
 
 
-@pytest.mark.parametrize("name", ["point", "wide", "groups"])
+@pytest.mark.parametrize("name", ["point", "few pixels", "wide", "groups"])
 def test_only_a_cpu_has_gradients_of_its_own(name):
     """Other platforms, types and dilated kernels keep XLA's convolution and its own gradients."""
     groups = SHAPES[name][-1]
@@ -203,3 +208,28 @@ def test_only_a_cpu_has_gradients_of_its_own(name):
     own = traced("cpu", name)
     assert "dot_general" in own
     assert groups == 1 or f"_group_count={groups}\n" not in own
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [
+        (3, 2, ((1, 1), (1, 1))),
+        (3, 2, ((0, 1), (0, 1))),
+        (2, 2, ((0, 0),) * 2),
+        (2, 3, ((1, 0),) * 2),
+    ],
+)
+def test_a_pooling_and_its_gradient_are_those_of_xla(size, stride, padding):
+    """Windows that overlap, leave cells out or end before the map does; equal cells in each."""
+    rng = np.random.default_rng(7)
+    x = np.maximum(rng.integers(-3, 3, (2, 9, 8, 3)), 0).astype(np.float64)
+
+    def value_and_gradient(x):
+        out = max_pool(x, size, stride, padding)
+        weights = np.random.default_rng(8).integers(-9, 9, out.shape)
+        return out, jax.grad(lambda x: (max_pool(x, size, stride, padding) * weights).sum())(x)
+
+    with jax.enable_x64(True):
+        cpu, gpu = both(value_and_gradient, x)
+    jax.tree.map(np.testing.assert_array_equal, cpu, gpu)  # sums of whole numbers are exact
+    assert np.asarray(cpu[1]).any()
