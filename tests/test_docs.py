@@ -18,7 +18,10 @@ from drkd_jax.distill import config as distill_config
 from tests.distill.common import call, pyramid, targets
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = "training|weights|models|ops|data|distill|export|report|recipes|cli|demo"
+PACKAGES = (
+    "training|weights|models|ops|data|distill|export|report|recipes|cli|demo"
+    "|step|fault_tolerance|monitoring|distill/baselines"
+)
 TOP = "docs|tests|benchmarks|crosscheck|configs|drkd_jax"
 # A path from the top, one inside the package, or a file's bare name.
 PATH = re.compile(

@@ -42,8 +42,8 @@ _TERMS = {
 }
 # Of file and function; the innermost line that a rule fits decides, by the first that does.
 _RULES = (
-    ("training/step", "_update|norm|moved_average", "optimiser"),
-    ("training/schedule", "", "optimiser"),
+    ("step/train_step", "_update|norm|moved_average", "optimiser"),
+    ("step/schedule", "", "optimiser"),
     ("models/pixels|ops/images", "", "pictures"),
     ("ops/nms", "", "NMS"),
     ("ops/matching|anchors", "", "matching"),

@@ -16,12 +16,12 @@ import jax
 from absl import flags
 
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.writing import make_place, write_text
 from drkd_jax.recipes.finding import define_recipe_flag
 from drkd_jax.training.compilation_cache import keep_programs
 from drkd_jax.training.measure import Cost, measure
 from drkd_jax.training.noise import write_noise
 from drkd_jax.training.setup import Run, build_run
-from drkd_jax.training.writing import make_place, write_text
 
 _HELP = """usage: python -m drkd_jax benchmark --config=RECIPE[:tiny] [--config.a.b=v]
   --config=RECIPE           a recipe's name, or a file as configs/NAME.py

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from drkd_jax.distill.crosskd import CrossKDConfig
-from drkd_jax.distill.cwd import CWDConfig
-from drkd_jax.distill.feature_imitation import FeatureImitationConfig
-from drkd_jax.distill.fgd import FGDConfig
-from drkd_jax.distill.mgd import MGDConfig
-from drkd_jax.distill.pkd import PKDConfig
+from drkd_jax.distill.baselines.crosskd import CrossKDConfig
+from drkd_jax.distill.baselines.cwd import CWDConfig
+from drkd_jax.distill.baselines.feature_imitation import FeatureImitationConfig
+from drkd_jax.distill.baselines.fgd import FGDConfig
+from drkd_jax.distill.baselines.mgd import MGDConfig
+from drkd_jax.distill.baselines.pkd import PKDConfig
 from drkd_jax.errors import UserError
 
 FORMS = ("paper", "official")
@@ -203,8 +203,8 @@ class DistillConfig:
             units learn inside the teacher before the run (training/pretrain.py).
         pretrain_rate: of the same: their learning rate.
         feature_imitation, pkd, cwd, mgd, fgd: other distillers, off by their weight of 0
-            (map_term.py); any of them beside any of the terms above.
-        crosskd: the same, of the heads' responses (crosskd.py).
+            (baselines/map_term.py); any of them beside any of the terms above.
+        crosskd: the same, of the heads' responses (baselines/crosskd.py).
     """
 
     pixel_relation: PixelRelationConfig | None = PixelRelationConfig()

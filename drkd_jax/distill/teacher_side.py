@@ -1,7 +1,7 @@
 """Who embeds the teacher's features: a module of its own, the student's, or an average of it.
 
 Left to themselves ("trained"), both sides can agree on something empty: the loss falls because
-the teacher's embedding does. The other ways cannot; the monitor (monitor.py) shows which happens.
+the teacher's embedding does. The other ways cannot; monitoring/collapse.py shows which happens.
 
 What the optimiser must not move holds no `nnx.Param`: `nnx.Optimizer(..., wrt=nnx.Param)` in
 anybody's loop leaves it alone without being told.

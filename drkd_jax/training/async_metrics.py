@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drkd_jax.distill.config import distill_config
-from drkd_jax.distill.monitor import UNTRAINED_SHARE, CollapseMonitor
-from drkd_jax.training.checkpoint import Checkpoints
-from drkd_jax.training.interrupt import NonFiniteError
-from drkd_jax.training.metrics import MetricAverager, Metrics
-from drkd_jax.training.processes import from_all
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints
+from drkd_jax.fault_tolerance.interrupt import NonFiniteError
+from drkd_jax.fault_tolerance.processes import from_all
+from drkd_jax.monitoring.collapse import UNTRAINED_SHARE, CollapseMonitor
+from drkd_jax.monitoring.metrics import MetricAverager, Metrics
+from drkd_jax.step.train_step import StepValues
 from drkd_jax.training.setup import Run
-from drkd_jax.training.step import StepValues
 
 AHEAD = 3  # steps that may be under way before the oldest one's values are read
 _REPORTED = (

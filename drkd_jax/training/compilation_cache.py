@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from drkd_jax.training.writing import as_user_error
+from drkd_jax.fault_tolerance.writing import as_user_error
 
 
 def keep_programs(folder: str | Path) -> None:

@@ -12,10 +12,10 @@ from drkd_jax.data.plan import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.distill import distill_config
 from drkd_jax.evaluation import why_nothing_to_find
-from drkd_jax.training.processes import broadcast
-from drkd_jax.training.settings import TrainSettings
+from drkd_jax.fault_tolerance.processes import broadcast
+from drkd_jax.step.settings import TrainSettings
+from drkd_jax.step.state import num_parameters
 from drkd_jax.training.setup import Run
-from drkd_jax.training.state import num_parameters
 from drkd_jax.training.teacher import compare_classes
 
 

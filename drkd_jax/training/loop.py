@@ -16,9 +16,25 @@ from absl import flags
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.records import fingerprint
 from drkd_jax.data.skipped import SKIPPED_FILE
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints
+from drkd_jax.fault_tolerance.interrupt import InterruptedRunError, StopRequest, stop_request
+from drkd_jax.fault_tolerance.lock import locked
+from drkd_jax.fault_tolerance.processes import (
+    AnyProcess,
+    allgather,
+    any_process,
+    broadcast,
+    is_first,
+)
+from drkd_jax.fault_tolerance.same_run import changed_data, check_same_classes, check_same_run
+from drkd_jax.fault_tolerance.writing import make_folder, write_text
+from drkd_jax.monitoring.metrics import METRICS_FILE, Metrics, evaluations
+from drkd_jax.monitoring.tensorboard import draw_scenes
+from drkd_jax.monitoring.trace import Trace, read_steps
 from drkd_jax.paths import expand_home
+from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
+from drkd_jax.step.state import Arrays, TrainState
 from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics
-from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.describe import describe, findings, other_classes
 from drkd_jax.training.evaluate import (
     EvaluationStoppedError,
@@ -27,19 +43,9 @@ from drkd_jax.training.evaluate import (
     predictor,
     write_evaluation,
 )
-from drkd_jax.training.interrupt import InterruptedRunError, StopRequest, stop_request
-from drkd_jax.training.lock import locked
-from drkd_jax.training.metrics import METRICS_FILE, Metrics, evaluations
 from drkd_jax.training.pretrain import with_pretrained_units
-from drkd_jax.training.processes import AnyProcess, allgather, any_process, broadcast, is_first
-from drkd_jax.training.same_run import changed_data, check_same_classes, check_same_run
 from drkd_jax.training.scores import Scores, as_pairs, judge_distillation, summarize
 from drkd_jax.training.setup import Run, build_run
-from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
-from drkd_jax.training.state import Arrays, TrainState
-from drkd_jax.training.tensorboard import draw_scenes
-from drkd_jax.training.trace import Trace, read_steps
-from drkd_jax.training.writing import make_folder, write_text
 from drkd_jax.types import Batch
 
 

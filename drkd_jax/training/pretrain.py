@@ -34,14 +34,14 @@ from drkd_jax.data.sources import Part
 from drkd_jax.distill import DistillConfig, Distiller
 from drkd_jax.distill.layers import pixel_mask, safe_ratio
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.processes import broadcast, from_all
 from drkd_jax.models.arrays import flatten, unflatten
-from drkd_jax.training import schedule
-from drkd_jax.training.processes import broadcast, from_all
-from drkd_jax.training.settings import TrainSettings
+from drkd_jax.step import schedule
+from drkd_jax.step.settings import TrainSettings
+from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
+from drkd_jax.step.state import Arrays, SplitModule, TrainState, merge_module, split_module
+from drkd_jax.step.train_step import picture_keys
 from drkd_jax.training.setup import Run
-from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
-from drkd_jax.training.state import Arrays, SplitModule, TrainState, merge_module, split_module
-from drkd_jax.training.step import picture_keys
 from drkd_jax.training.teacher import Teacher, load_teacher
 from drkd_jax.training.teacher_units import (
     UNITS_FILE,

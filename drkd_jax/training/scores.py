@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drkd_jax.distill.last_word import last_word
-from drkd_jax.training.metrics import METRICS_FILE, read_metrics
-from drkd_jax.training.processes import broadcast
-from drkd_jax.training.settings import TrainSettings
+from drkd_jax.fault_tolerance.processes import broadcast
+from drkd_jax.monitoring.last_word import last_word
+from drkd_jax.monitoring.metrics import METRICS_FILE, read_metrics
+from drkd_jax.step.settings import TrainSettings
+from drkd_jax.step.state import TrainState, num_parameters
 from drkd_jax.training.setup import Run
-from drkd_jax.training.state import TrainState, num_parameters
 
 Numbers = dict[str, float]
 

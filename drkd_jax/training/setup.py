@@ -20,26 +20,26 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.pixels import Pixels, read_pixels
 from drkd_jax.paths import expand_config
-from drkd_jax.training import schedule
-from drkd_jax.training.evaluate import Predict, predictor
-from drkd_jax.training.gradients import GradientReport, gradient_report
-from drkd_jax.training.settings import (
+from drkd_jax.step import schedule
+from drkd_jax.step.gradients import GradientReport, gradient_report
+from drkd_jax.step.settings import (
     EvalSettings,
     TrainSettings,
     eval_settings,
     set_keys,
     train_settings,
 )
-from drkd_jax.training.sharding import (
+from drkd_jax.step.sharding import (
     check_batch_size,
     data_mesh,
     put_batch,
     put_everywhere,
     put_stacked,
 )
+from drkd_jax.step.state import Arrays, TrainState, new_state, split_module
+from drkd_jax.step.train_step import Recipe, TrainStep, pmap_step, train_step
+from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.starting import build_student, check_files
-from drkd_jax.training.state import Arrays, TrainState, new_state, split_module
-from drkd_jax.training.step import Recipe, TrainStep, pmap_step, train_step
 from drkd_jax.training.teacher import Teacher, check_head, check_heads, for_data, load_teacher
 from drkd_jax.types import Batch
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drkd_jax.fault_tolerance.writing import write_bytes
 from drkd_jax.models.arrays import flatten
 from drkd_jax.training.setup import Run
-from drkd_jax.training.writing import write_bytes
 
 UNITS_FILE = "teacher_units.npz"
 # Keys of `config.data` that change nothing about the training images.
