@@ -37,7 +37,7 @@ REST = "rest"
 
 _TERMS = {
     **dict.fromkeys(("pixel_relation", "gram", "gram_distance", "graph_unit"), "pixel relation"),
-    **dict.fromkeys(("instance_relation", "relation_filter"), "instance relation"),
+    "instance_relation": "instance relation",
     "instance_feature": "instance feature",
 }
 # Of file and function; the innermost line that a rule fits decides, by the first that does.

@@ -32,54 +32,18 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from drkd_jax import boxes as box_ops
 from drkd_jax.distill.baselines.map_term import MapTermConfig, Same, Seen
 from drkd_jax.distill.baselines.pkd import EPSILON, statistics
-from drkd_jax.distill.layers import LinearMap, accumulator, safe_ratio
+from drkd_jax.distill.layers import BoolMap, FloatMap, LinearMap, accumulator, safe_ratio
 from drkd_jax.distill.pairing import LevelPair
 from drkd_jax.errors import UserError
 from drkd_jax.types import Array, FeatureSpec
 
 
-@dataclasses.dataclass(frozen=True)
-class CrossKDConfig(MapTermConfig):
-    """CrossKD, of the heads of two RetinaNets.
-
-    Attributes:
-        weight: what the loss is multiplied by in the total; 0 leaves it out. The authors' 1
-            belongs to their normaliser.
-        layers: convolutions of each branch that the student's maps and the teacher's go through
-            in their own heads, before both go on in the teacher's. The authors': 3 of 4.
-        box: what the boxes' part is multiplied by. The authors': 1.
-    """
-
-    layers: int = 3
-    box: float | int = 1.0
-    form: ClassVar[str] = "heads"  # it reads no map of the pyramids
-
-    def __post_init__(self) -> None:
-        if self.layers < 0:
-            raise UserError(f"distill.crosskd.layers = {self.layers}: cannot be negative.")
-        if self.box < 0:
-            raise UserError(f"distill.crosskd.box = {self.box}: cannot be negative.")
-
-    def build(
-        self,
-        pairs: tuple[LevelPair, ...],
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        *,
-        rngs: nnx.Rngs,
-    ) -> CrossKD:
-        """The term's module over these paired levels."""
-        return CrossKD(self, pairs, student, teacher, rngs=rngs)
-
-
-def aligned(
-    s: Float[Array, "B h w C"], t: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]
-) -> Float[Array, "B h w C"]:
+def aligned(s: FloatMap, t: FloatMap, mask: BoolMap) -> FloatMap:
     """A map with each channel's mean and deviation as another has them, over pixels that count.
 
     Args:
@@ -183,7 +147,7 @@ class CrossKD(nnx.Module):
         self,
         found: tuple[Float[Array, "B N K"], Float[Array, "B N 4"]],
         wanted: tuple[Float[Array, "B N K"], Float[Array, "B N 4"]],
-        mask: Bool[Array, "B h w"],
+        mask: BoolMap,
     ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
         """A level's sums: of the classes' part, of the boxes' part, of the teacher's weights."""
         dtype = accumulator(*found, *wanted)
@@ -198,3 +162,27 @@ class CrossKD(nnx.Module):
             (weights * (1 - box_ops.generalized_iou(a, b))).sum(),
             weights.sum(),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossKDConfig(MapTermConfig):
+    """CrossKD, of the heads of two RetinaNets.
+
+    Attributes:
+        weight: what the loss is multiplied by in the total; 0 leaves it out. The authors' 1
+            belongs to their normaliser.
+        layers: convolutions of each branch that the student's maps and the teacher's go through
+            in their own heads, before both go on in the teacher's. The authors': 3 of 4.
+        box: what the boxes' part is multiplied by. The authors': 1.
+    """
+
+    layers: int = 3
+    box: float | int = 1.0
+    form: ClassVar[str] = "heads"  # it reads no map of the pyramids
+    term = CrossKD
+
+    def __post_init__(self) -> None:
+        if self.layers < 0:
+            raise UserError(f"distill.crosskd.layers = {self.layers}: cannot be negative.")
+        if self.box < 0:
+            raise UserError(f"distill.crosskd.box = {self.box}: cannot be negative.")

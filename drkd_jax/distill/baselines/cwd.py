@@ -18,47 +18,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen, pictures
-from drkd_jax.distill.layers import LinearMap, accumulator, safe_ratio
-from drkd_jax.distill.pairing import LevelPair
+from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen
+from drkd_jax.distill.layers import BoolMap, FloatMap, LinearMap, accumulator, pictures, safe_ratio
 from drkd_jax.errors import UserError
-from drkd_jax.types import Array, FeatureSpec
+from drkd_jax.types import Array
 
 
-@dataclasses.dataclass(frozen=True)
-class CWDConfig(MapTermConfig):
-    """CWD, channel-wise distributions over the pixels.
-
-    Attributes:
-        weight: what the loss is multiplied by in the total; 0 leaves it out. mmrazor's for
-            Faster R-CNN and RetinaNet, with temperature 1: 10.
-        temperature: tau.
-    """
-
-    temperature: float | int = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"distill.cwd.temperature = {self.temperature}: must be above 0.")
-
-    def build(
-        self,
-        pairs: tuple[LevelPair, ...],
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        *,
-        rngs: nnx.Rngs,
-    ) -> CWD:
-        """The term's module over these paired levels."""
-        return CWD(self, pairs, student, teacher, rngs=rngs, layer=LinearMap)
-
-
-def log_distribution(
-    x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"], temperature: float | int
-) -> Float[Array, "B P C"]:
+def log_distribution(x: FloatMap, mask: BoolMap, temperature: float | int) -> Float[Array, "B P C"]:
     """Logarithm of each channel's softmax over the pixels of its picture that count.
 
     Args:
@@ -78,14 +46,10 @@ class CWD(MapTerm):
     """The term over all paired levels."""
 
     config: CWDConfig
+    layer = LinearMap
 
     def level_loss(
-        self,
-        level: int,
-        s: Float[Array, "B h w C"],
-        t: Float[Array, "B h w C"],
-        mask: Bool[Array, "B h w"],
-        seen: Seen,
+        self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
         """Mean divergence over pictures and channels, times tau^2; 0 without a picture."""
         tau = self.config.temperature
@@ -94,3 +58,21 @@ class CWD(MapTerm):
         parts = jnp.exp(of_teacher) * (of_teacher - of_student)
         divergence = jnp.where(inside, parts, 0).sum()
         return tau**2 * safe_ratio(divergence, pictures(mask) * t.shape[-1]), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class CWDConfig(MapTermConfig):
+    """CWD, channel-wise distributions over the pixels.
+
+    Attributes:
+        weight: what the loss is multiplied by in the total; 0 leaves it out. mmrazor's for
+            Faster R-CNN and RetinaNet, with temperature 1: 10.
+        temperature: tau.
+    """
+
+    temperature: float | int = 1.0
+    term = CWD
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"distill.cwd.temperature = {self.temperature}: must be above 0.")

@@ -13,14 +13,20 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Bool, Float
-
 from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen
-from drkd_jax.distill.layers import accumulator, safe_ratio
-from drkd_jax.distill.pairing import LevelPair
-from drkd_jax.types import Array, FeatureSpec
+from drkd_jax.distill.layers import BoolMap, FloatMap, safe_ratio, squares
+
+
+class FeatureImitation(MapTerm):
+    """The term over all paired levels."""
+
+    always = True
+
+    def level_loss(
+        self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
+    ) -> LevelLoss:
+        """Half the mean square of t - s over pixels that count and channels; 0 without any."""
+        return safe_ratio(squares(s, t, mask), 2 * mask.sum() * t.shape[-1]), {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,32 +39,4 @@ class FeatureImitationConfig(MapTermConfig):
             begins with the size that DRKD's own terms have.
     """
 
-    def build(
-        self,
-        pairs: tuple[LevelPair, ...],
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        *,
-        rngs: nnx.Rngs,
-    ) -> FeatureImitation:
-        """The term's module over these paired levels."""
-        return FeatureImitation(self, pairs, student, teacher, rngs=rngs, always=True)
-
-
-class FeatureImitation(MapTerm):
-    """The term over all paired levels."""
-
-    config: FeatureImitationConfig
-
-    def level_loss(
-        self,
-        level: int,
-        s: Float[Array, "B h w C"],
-        t: Float[Array, "B h w C"],
-        mask: Bool[Array, "B h w"],
-        seen: Seen,
-    ) -> LevelLoss:
-        """Half the mean square of t - s over pixels that count and channels; 0 without any."""
-        dtype = accumulator(s, t)
-        off = jnp.where(mask[..., None], t.astype(dtype) - s.astype(dtype), 0)
-        return safe_ratio((off * off).sum(), 2 * mask.sum() * t.shape[-1]), {}
+    term = FeatureImitation

@@ -23,67 +23,30 @@ stretched where a batch is padded; here a cell is `stride` pixels.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen, pictures
-from drkd_jax.distill.layers import Linear, accumulator, safe_ratio, safe_sqrt
-from drkd_jax.distill.pairing import LevelPair
+from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen
+from drkd_jax.distill.layers import (
+    BoolMap,
+    FloatMap,
+    Linear,
+    accumulator,
+    pictures,
+    safe_ratio,
+    safe_sqrt,
+    squares,
+)
 from drkd_jax.distill.teacher_side import average_towards, prepare_teacher
 from drkd_jax.errors import UserError
-from drkd_jax.types import Array, FeatureSpec
+from drkd_jax.types import Array
 
 TEACHER_BLOCKS = ("trained", "frozen", "average")
 _LN_EPSILON = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class FGDConfig(MapTermConfig):
-    """FGD, focal and global.
-
-    Attributes:
-        weight: alpha, what the loss is multiplied by in the total; 0 leaves it out. The authors':
-            1e-3 for one-stage detectors, 5e-5 for two-stage ones.
-        background: beta / alpha. The authors': 0.5.
-        attention: gamma / alpha. The authors': 0.5 for one-stage detectors, 1 for two-stage ones.
-        relation: lambda / alpha. The authors': 0.005 for one-stage detectors, 0.01 for two-stage
-            ones.
-        temperature: T. The authors': 0.5.
-        teacher_modules: the teacher's context block: "trained" by the same loss, as the authors';
-            "frozen", which stays the identity; or "average" of the student's over time.
-        momentum: of the running average, a step, for "average".
-    """
-
-    background: float | int = 0.5
-    attention: float | int = 0.5
-    relation: float | int = 0.005
-    temperature: float | int = 0.5
-    teacher_modules: str = "trained"
-    momentum: float | int = 0.999
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"distill.fgd.temperature = {self.temperature}: must be above 0.")
-        if self.teacher_modules not in TEACHER_BLOCKS:
-            names = ", ".join(map(repr, TEACHER_BLOCKS))
-            raise UserError(
-                f"distill.fgd.teacher_modules = {self.teacher_modules!r} is unknown: choose one "
-                f"of {names}."
-            )
-
-    def build(
-        self,
-        pairs: tuple[LevelPair, ...],
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        *,
-        rngs: nnx.Rngs,
-    ) -> FGD:
-        """The term's module over these paired levels."""
-        return FGD(self, pairs, student, teacher, rngs=rngs)
 
 
 def weighted_softmax(
@@ -100,7 +63,7 @@ def weighted_softmax(
 
 
 def attention(
-    x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"], temperature: float | int
+    x: FloatMap, mask: BoolMap, temperature: float | int
 ) -> tuple[Float[Array, "B h w"], Float[Array, "B C"]]:
     """S and C of a map: where it is active, over pixels and over channels; each has a mean of 1.
 
@@ -123,7 +86,7 @@ def attention(
 def focal_masks(
     boxes: Float[Array, "B G 4"],
     valid: Bool[Array, "B G"],
-    mask: Bool[Array, "B h w"],
+    mask: BoolMap,
     stride: int,
 ) -> tuple[Float[Array, "B h w"], Float[Array, "B h w"]]:
     """M of the objects and of the background.
@@ -171,9 +134,7 @@ class ContextBlock(nnx.Module):
         self.last = nnx.Param(jnp.zeros((hidden, channels)))
         self.bias = nnx.Param(jnp.zeros(channels))
 
-    def __call__(
-        self, x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]
-    ) -> Float[Array, "B h w C"]:
+    def __call__(self, x: FloatMap, mask: BoolMap) -> FloatMap:
         """The map with its context, in float32 at least."""
         x = jnp.where(mask[..., None], x.astype(accumulator(x)), 0)
         flat, inside = x.reshape(x.shape[0], -1, x.shape[-1]), mask.reshape(mask.shape[0], -1)
@@ -198,20 +159,12 @@ class FGD(MapTerm):
 
     config: FGDConfig
 
-    def __init__(
-        self,
-        config: FGDConfig,
-        pairs: tuple[LevelPair, ...],
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(config, pairs, student, teacher, rngs=rngs)
+    def __init__(self, *given: Any, rngs: nnx.Rngs):
+        super().__init__(*given, rngs=rngs)
         # Both sides' blocks work on the teacher's channels.
         self.student = nnx.List([ContextBlock(width, rngs=rngs) for width in self.channels])
         self.teacher = nnx.List([ContextBlock(width, rngs=rngs) for width in self.channels])
-        prepare_teacher(self.teacher, self.student, config.teacher_modules)
+        prepare_teacher(self.teacher, self.student, self.config.teacher_modules)
 
     def __call__(self, seen: Seen) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The loss without its weight, and diagnostics named LEVEL/WHAT, without gradient."""
@@ -221,12 +174,7 @@ class FGD(MapTerm):
         return found
 
     def level_loss(
-        self,
-        level: int,
-        s: Float[Array, "B h w C"],
-        t: Float[Array, "B h w C"],
-        mask: Bool[Array, "B h w"],
-        seen: Seen,
+        self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
         """The four parts, weighted among themselves, and each of them for the log."""
         config, wide, images = self.config, accumulator(s, t), pictures(mask)
@@ -238,15 +186,12 @@ class FGD(MapTerm):
         off = t - s
         focal = (off * off * channels_t[:, None, None]).sum(-1) * pixels_t
         related_s, related_t = self.student[level](s, mask), self.teacher[level](t, mask)
-        apart = jnp.where(mask[..., None], related_t - related_s, 0)
-        apart_in_attention = (
-            jnp.abs(pixels_t - pixels_s).sum() + jnp.abs(channels_t - channels_s).sum()
-        )
+        off_pixels, off_channels = jnp.abs(pixels_t - pixels_s), jnp.abs(channels_t - channels_s)
         sums = {
             "objects": (focal * objects).sum(),
             "background": (focal * background).sum(),
-            "attention": apart_in_attention,
-            "relation": (apart * apart).sum(),
+            "attention": off_pixels.sum() + off_channels.sum(),
+            "relation": squares(related_s, related_t, mask),
         }
         parts = {name: safe_ratio(value, images) for name, value in sums.items()}
         loss = (
@@ -259,3 +204,39 @@ class FGD(MapTerm):
         after = jnp.where(mask[..., None], related_t, 0)
         norm = safe_sqrt(safe_ratio((after * after).sum(), (t * t).sum()))
         return loss, {**parts, "teacher_norm": norm}
+
+
+@dataclasses.dataclass(frozen=True)
+class FGDConfig(MapTermConfig):
+    """FGD, focal and global.
+
+    Attributes:
+        weight: alpha, what the loss is multiplied by in the total; 0 leaves it out. The authors':
+            1e-3 for one-stage detectors, 5e-5 for two-stage ones.
+        background: beta / alpha. The authors': 0.5.
+        attention: gamma / alpha. The authors': 0.5 for one-stage detectors, 1 for two-stage ones.
+        relation: lambda / alpha. The authors': 0.005 for one-stage detectors, 0.01 for two-stage
+            ones.
+        temperature: T. The authors': 0.5.
+        teacher_modules: the teacher's context block: "trained" by the same loss, as the authors';
+            "frozen", which stays the identity; or "average" of the student's over time.
+        momentum: of the running average, a step, for "average".
+    """
+
+    background: float | int = 0.5
+    attention: float | int = 0.5
+    relation: float | int = 0.005
+    temperature: float | int = 0.5
+    teacher_modules: str = "trained"
+    momentum: float | int = 0.999
+    term = FGD
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"distill.fgd.temperature = {self.temperature}: must be above 0.")
+        if self.teacher_modules not in TEACHER_BLOCKS:
+            names = ", ".join(map(repr, TEACHER_BLOCKS))
+            raise UserError(
+                f"distill.fgd.teacher_modules = {self.teacher_modules!r} is unknown: choose one "
+                f"of {names}."
+            )

@@ -1,10 +1,10 @@
 """What distillers of whole maps share: a level at a time, f where channels differ, a plain sum.
 
-Each has a file of its own with two classes: its settings (a `MapTermConfig`, which names them for a
-config) and its module (a `MapTerm`). They keep the laws of the default form: only pixels of
-pictures count, the teacher's maps come in standard deviations of their level (teacher_scale.py)
-and carry no gradient, and sums run over the whole batch. The levels' losses are added up, as their
-authors do, so an author's weight is one a level.
+Each has a file of its own with two classes: its module (a `MapTerm`) and its settings (a
+`MapTermConfig`, which names the module and is what a config holds). They keep the laws of the
+default form: only pixels of pictures count, the teacher's maps come in standard deviations of their
+level (teacher_side.py) and carry no gradient, and sums run over the whole batch. The levels' losses
+are added up, as their authors do, so an author's weight is one a level.
 
 Letters: B pictures, G padded ground truths, h w a map, C channels (student Cs, teacher Ct).
 """
@@ -18,9 +18,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Key
 
-from drkd_jax.distill.layers import Linear, LinearMap
+from drkd_jax.distill.layers import BoolMap, FloatMap, Linear, LinearMap
 from drkd_jax.distill.pairing import LevelPair
 from drkd_jax.types import Array, FeatureSpec, Responses
 
@@ -47,10 +47,12 @@ class MapTermConfig:
     Attributes:
         weight: what the loss is multiplied by in the total; 0 leaves the term out.
         form: no setting: masks, teacher's scale and sums are those of DRKD's default form.
+        term: no setting either: the class of the term's module.
     """
 
     weight: float | int = 0.0
     form: ClassVar[str] = "paper"
+    term: ClassVar[Any]
 
     def build(
         self,
@@ -61,13 +63,13 @@ class MapTermConfig:
         rngs: nnx.Rngs,
     ) -> nnx.Module:
         """The term's module over these paired levels, called with what is `Seen`."""
-        raise NotImplementedError
+        return self.term(self, pairs, student, teacher, rngs=rngs)
 
 
 class Same(nnx.Module):
     """f where both sides have the same channels."""
 
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+    def __call__(self, x: FloatMap) -> FloatMap:
         """The map as it is."""
         return x
 
@@ -77,9 +79,12 @@ class MapTerm(nnx.Module):
 
     Attributes:
         adaptation: f, a 1x1 convolution of the student's map to the teacher's channels; where they
-            are equal it is the map itself, unless `always` asks for one. A loss in which a bias
-            would fall out takes `LinearMap` for it.
+            are equal it is the map itself, unless `always` asks for one.
+        layer: of f; a loss in which a bias would fall out takes `LinearMap`.
     """
+
+    layer: ClassVar[type[LinearMap]] = Linear
+    always: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -89,24 +94,18 @@ class MapTerm(nnx.Module):
         teacher: FeatureSpec,
         *,
         rngs: nnx.Rngs,
-        always: bool = False,
-        layer: type[LinearMap] = Linear,
     ):
         self.config = config
         self.pairs = pairs
         widths = [(student.channels[p.student], teacher.channels[p.teacher]) for p in pairs]
         self.channels = tuple(to for _, to in widths)
         self.adaptation = nnx.List(
-            [layer(*pair, rngs=rngs) if always or pair[0] != pair[1] else Same() for pair in widths]
+            self.layer(*pair, rngs=rngs) if self.always or pair[0] != pair[1] else Same()
+            for pair in widths
         )
 
     def level_loss(
-        self,
-        level: int,
-        s: Float[Array, "B h w C"],
-        t: Float[Array, "B h w C"],
-        mask: Bool[Array, "B h w"],
-        seen: Seen,
+        self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
         """The loss of one paired level without its weight, and what else is to be logged.
 
@@ -131,8 +130,3 @@ class MapTerm(nnx.Module):
             more: Mapping[str, jax.Array] = {"loss": loss, **found}
             diagnostics |= {f"{pair.name}/{name}": value for name, value in more.items()}
         return jnp.stack(losses).sum(), jax.lax.stop_gradient(diagnostics)
-
-
-def pictures(mask: Bool[Array, "B h w"]) -> Int[Array, ""]:
-    """How many pictures of the batch have a pixel that counts."""
-    return mask.any((1, 2)).sum()

@@ -19,50 +19,29 @@ det/mmdet/distillation/losses/mgd.py of the authors' yzd-v/MGD.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Key
 
-from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen, pictures
-from drkd_jax.distill.layers import HIGHEST, accumulator, safe_ratio, uniform
-from drkd_jax.distill.pairing import LevelPair
+from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen
+from drkd_jax.distill.layers import (
+    HIGHEST,
+    BoolMap,
+    FloatMap,
+    pictures,
+    safe_ratio,
+    squares,
+    uniform,
+)
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
 from drkd_jax.ops.conv import convolve
-from drkd_jax.types import Array, FeatureSpec
+from drkd_jax.types import Array
 
 _MASKS = 0x6D6764  # tells these draws from others by the same picture's key
-
-
-@dataclasses.dataclass(frozen=True)
-class MGDConfig(MapTermConfig):
-    """MGD, masked generation.
-
-    Attributes:
-        weight: what the loss is multiplied by in the total; 0 leaves it out. The authors': 2e-5 for
-            one-stage detectors, 5e-7 for two-stage ones.
-        masked: share of the pixels that are masked. The authors': 0.65 for one-stage detectors,
-            0.45 for two-stage ones.
-    """
-
-    masked: float | int = 0.65
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.masked <= 1:
-            raise UserError(f"distill.mgd.masked = {self.masked}: a share, from 0 to 1.")
-
-    def build(
-        self,
-        pairs: tuple[LevelPair, ...],
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        *,
-        rngs: nnx.Rngs,
-    ) -> MGD:
-        """The term's module over these paired levels."""
-        return MGD(self, pairs, student, teacher, rngs=rngs)
 
 
 def kept_pixels(
@@ -99,9 +78,7 @@ class Generation(nnx.Module):
         self.first, self.first_bias = weights(3, 3, channels, channels), weights(channels)
         self.second, self.second_bias = weights(3, 3, channels, channels), weights(channels)
 
-    def __call__(
-        self, x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]
-    ) -> Float[Array, "B h w C"]:
+    def __call__(self, x: FloatMap, mask: BoolMap) -> FloatMap:
         """The map that is made of x; pixels that do not count are read as 0."""
         inside = mask[..., None]
         hidden = self._convolved(jnp.where(inside, x, 0), self.first, self.first_bias)
@@ -132,16 +109,8 @@ class MGD(MapTerm):
 
     config: MGDConfig
 
-    def __init__(
-        self,
-        config: MGDConfig,
-        pairs: tuple[LevelPair, ...],
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(config, pairs, student, teacher, rngs=rngs)
+    def __init__(self, *given: Any, rngs: nnx.Rngs):
+        super().__init__(*given, rngs=rngs)
         self.generation = nnx.List([Generation(width, rngs=rngs) for width in self.channels])
         self.calls = Frozen(jnp.zeros(()))
 
@@ -155,17 +124,29 @@ class MGD(MapTerm):
         return super().__call__(seen)
 
     def level_loss(
-        self,
-        level: int,
-        s: Float[Array, "B h w C"],
-        t: Float[Array, "B h w C"],
-        mask: Bool[Array, "B h w"],
-        seen: Seen,
+        self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
         """Sum of squares over pixels that count and channels, a mean over pictures."""
         assert seen.keys is not None
         kept = kept_pixels(seen.keys, level, (t.shape[1], t.shape[2]), self.config.masked)
         made = self.generation[level](jnp.where(kept[..., None], s, 0), mask)
-        dtype = accumulator(s, t)
-        off = jnp.where(mask[..., None], t.astype(dtype) - made.astype(dtype), 0)
-        return safe_ratio((off * off).sum(), pictures(mask)), {}
+        return safe_ratio(squares(made, t, mask), pictures(mask)), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class MGDConfig(MapTermConfig):
+    """MGD, masked generation.
+
+    Attributes:
+        weight: what the loss is multiplied by in the total; 0 leaves it out. The authors': 2e-5 for
+            one-stage detectors, 5e-7 for two-stage ones.
+        masked: share of the pixels that are masked. The authors': 0.65 for one-stage detectors,
+            0.45 for two-stage ones.
+    """
+
+    masked: float | int = 0.65
+    term = MGD
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.masked <= 1:
+            raise UserError(f"distill.mgd.masked = {self.masked}: a share, from 0 to 1.")

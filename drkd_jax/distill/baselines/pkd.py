@@ -19,39 +19,24 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen
-from drkd_jax.distill.layers import LinearMap, accumulator, safe_ratio, safe_sqrt
-from drkd_jax.distill.pairing import LevelPair
-from drkd_jax.types import Array, FeatureSpec
+from drkd_jax.distill.layers import (
+    BoolMap,
+    FloatMap,
+    LinearMap,
+    accumulator,
+    safe_ratio,
+    safe_sqrt,
+    squares,
+)
+from drkd_jax.types import Array
 
 EPSILON = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
-class PKDConfig(MapTermConfig):
-    """PKD, Pearson correlation of the channels.
-
-    Attributes:
-        weight: what the loss is multiplied by in the total; 0 leaves it out. The authors': 6 for
-            two-stage detectors, 10 for RetinaNet.
-    """
-
-    def build(
-        self,
-        pairs: tuple[LevelPair, ...],
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        *,
-        rngs: nnx.Rngs,
-    ) -> PKD:
-        """The term's module over these paired levels."""
-        return PKD(self, pairs, student, teacher, rngs=rngs, layer=LinearMap)
-
-
-def standardized(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]) -> Float[Array, "B h w C"]:
+def standardized(x: FloatMap, mask: BoolMap) -> FloatMap:
     """Each channel with mean 0 and standard deviation 1 over the pixels that count.
 
     Args:
@@ -65,9 +50,7 @@ def standardized(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]) -> Floa
     return off / (std + EPSILON)
 
 
-def statistics(
-    x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]
-) -> tuple[Float[Array, "B h w C"], Float[Array, "C"], Float[Array, "C"]]:
+def statistics(x: FloatMap, mask: BoolMap) -> tuple[FloatMap, Float[Array, "C"], Float[Array, "C"]]:
     """A map without each channel's mean, and that mean and the standard deviation over n - 1.
 
     Args:
@@ -89,16 +72,23 @@ def statistics(
 class PKD(MapTerm):
     """The term over all paired levels."""
 
-    config: PKDConfig
+    layer = LinearMap
 
     def level_loss(
-        self,
-        level: int,
-        s: Float[Array, "B h w C"],
-        t: Float[Array, "B h w C"],
-        mask: Bool[Array, "B h w"],
-        seen: Seen,
+        self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
         """Half the mean square between the standardised maps; 0 without a pixel."""
-        off = standardized(t, mask) - standardized(s, mask)
-        return safe_ratio((off * off).sum(), 2 * mask.sum() * t.shape[-1]), {}
+        apart = squares(standardized(s, mask), standardized(t, mask), mask)
+        return safe_ratio(apart, 2 * mask.sum() * t.shape[-1]), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class PKDConfig(MapTermConfig):
+    """PKD, Pearson correlation of the channels.
+
+    Attributes:
+        weight: what the loss is multiplied by in the total; 0 leaves it out. The authors': 6 for
+            two-stage detectors, 10 for RetinaNet.
+    """
+
+    term = PKD

@@ -9,8 +9,13 @@ import pytest
 from flax import nnx
 
 from drkd_jax.distill.config import InstanceRelationConfig
-from drkd_jax.distill.instance_relation import RelationUnit, row_entropy
-from drkd_jax.distill.relation_filter import LearnedFilter, RandomFilter, masked_softmax
+from drkd_jax.distill.instance_relation import (
+    LearnedFilter,
+    RandomFilter,
+    RelationUnit,
+    masked_softmax,
+    row_entropy,
+)
 from drkd_jax.frozen import Frozen
 
 X = np.random.default_rng(0).standard_normal((1, 6, 12)).astype(np.float32)
