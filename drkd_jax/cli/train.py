@@ -145,8 +145,8 @@ def _train() -> None:
     if _DISTRIBUTED.value:
         _meet()  # a signal ends this wait at once; there is nothing to save
     with stop_request():
-        from drkd_jax.training.compilation_cache import keep_programs
         from drkd_jax.training.loop import train
+        from drkd_jax.training.setup import keep_programs
 
         if _CACHE.value:
             keep_programs(_CACHE.value)

@@ -67,10 +67,7 @@ class Checkpoints:
 
     def about(self) -> dict[str, Any]:
         """The JSON part of the newest checkpoint."""
-        step = self.latest_step()
-        return self._last.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
-            "about"
-        ]
+        return _about(self._last, self.latest_step())
 
     def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
         """Writes the state of this moment.
@@ -82,39 +79,18 @@ class Checkpoints:
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        training = {
-            "distiller": flatten(
-                (_of(state.params, "distiller"), _of(state.model_state, "distiller"))
-            ),
-            "optimiser": flatten(state.opt_state),
-            "trained": flatten(state.params["student"]) if state.average else {},
-            "step": state.step,
-        }
-        items = {
-            "student": ocp.args.StandardSave(_student(state)),
-            "training": ocp.args.StandardSave(_without_empty(training)),
-            "about": ocp.args.JsonSave(dict(about)),
-        }
-        self._write(self._last, int(state.step), items)
+        self._write(self._last, int(state.step), _items(state), about)
 
     def save_best(self, state: TrainState, about: Mapping[str, Any]) -> None:
         """Writes the student as the best so far; `about` also holds its `numbers`."""
         step = int(state.step)
-        if step in self._best.all_steps():
-            return
-        items = {
-            "student": ocp.args.StandardSave(_student(state)),
-            "about": ocp.args.JsonSave(dict(about)),
-        }
-        self._write(self._best, step, items)
+        if step not in self._best.all_steps():
+            self._write(self._best, step, {"student": _student(state)}, about)
 
     def best(self) -> tuple[int, dict[str, float]] | None:
         """Step and COCO numbers of the best checkpoint."""
         step = self._best.latest_step()
-        if step is None:
-            return None
-        restored = self._best.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-        return step, restored["about"]["numbers"]
+        return None if step is None else (step, _about(self._best, step)["numbers"])
 
     def restore(self, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
         """The newest checkpoint's state.
@@ -126,14 +102,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint holds other arrays than the config asks for.
         """
-        pair = (_of(like.params, "distiller"), _of(like.model_state, "distiller"))
-        training = {
-            "distiller": flatten(pair),
-            "optimiser": flatten(like.opt_state),
-            "trained": flatten(like.params["student"]) if like.average else {},
-            "step": like.step,
-        }
-        wanted = {"student": _student(like), "training": _without_empty(training)}
+        wanted = _items(like)
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), wanted
         )
@@ -154,7 +123,8 @@ class Checkpoints:
         params["student"] = unflatten(own, like.params["student"])
         others["student"] = unflatten(student, like.model_state["student"])
         if "distiller" in params:
-            params["distiller"], others["distiller"] = unflatten(training["distiller"], pair)
+            pair = unflatten(training["distiller"], _distiller(like))
+            params["distiller"], others["distiller"] = pair
         optimiser = unflatten(training.get("optimiser", {}), like.opt_state)
         return TrainState(training["step"], params, others, optimiser, average)
 
@@ -175,14 +145,18 @@ class Checkpoints:
             with contextlib.suppress(ValueError):  # a failed write was told when it failed
                 manager.close()
 
-    def _write(self, manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:
+    def _write(
+        self,
+        manager: ocp.CheckpointManager,
+        step: int,
+        items: Mapping[str, Any],
+        about: Mapping[str, Any],
+    ) -> None:
         self.wait()  # a write that comes to nothing is told under its own name
         self._under_way[str(manager.directory)] = step
-        self._refused(
-            manager,
-            step,
-            lambda: manager.save(step, args=ocp.args.Composite(**items), force=True),
-        )
+        arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        all_items = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(dict(about)))
+        self._refused(manager, step, lambda: manager.save(step, args=all_items, force=True))
         if jax.default_backend() == "cpu":
             # On a CPU host and device share memory: the next step would write into it.
             self.wait()
@@ -249,6 +223,11 @@ def load_distiller(
     return nnx.merge(parts.graph, *unflatten(arrays, pair))
 
 
+def _about(manager: ocp.CheckpointManager, step: int | None) -> dict[str, Any]:
+    only = ocp.args.Composite(about=ocp.args.JsonRestore())
+    return manager.restore(step, args=only)["about"]
+
+
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         folder.absolute(),
@@ -304,13 +283,16 @@ def _student(state: TrainState) -> dict[str, Any]:
     return flatten(params) | flatten(model_state)
 
 
-def _of(parts: Mapping[str, Arrays], name: str) -> Arrays:
-    return parts.get(name, {})
+def _distiller(state: TrainState) -> tuple[Arrays, Arrays]:
+    return state.params.get("distiller", {}), state.model_state.get("distiller", {})
 
 
-def _without_empty(items: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: item
-        for name, item in items.items()
-        if not isinstance(item, dict) or num_parameters(item)
+def _items(state: TrainState) -> dict[str, dict[str, Any]]:
+    """All arrays of a state by item; a part without arrays is left out."""
+    training = {
+        "distiller": flatten(_distiller(state)),
+        "optimiser": flatten(state.opt_state),
+        "trained": flatten(state.params["student"]) if state.average else {},
     }
+    kept = {name: part for name, part in training.items() if num_parameters(part)}
+    return {"student": _student(state), "training": {**kept, "step": state.step}}

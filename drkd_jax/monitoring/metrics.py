@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -22,7 +21,6 @@ from drkd_jax.monitoring.tensorboard import TensorBoardWriter
 
 METRICS_FILE = "metrics.jsonl"
 _SHORT = 10  # steps: some are under way while the loop turns on (`async_metrics.AHEAD`)
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class Metrics:
@@ -152,24 +150,6 @@ def evaluations(path: Path) -> list[tuple[int, dict[str, float]]]:
         (line["step"], {key: value for key, value in line.items() if key not in ("kind", "step")})
         for line in found
     ]
-
-
-class CompilationCounter:
-    """Counts the programs that XLA compiles (or takes from its cache) while it is active."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> CompilationCounter:
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _COMPILE_EVENT:
-            self.count += 1
 
 
 class MetricAverager:

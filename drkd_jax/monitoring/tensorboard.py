@@ -77,31 +77,19 @@ class TensorBoardWriter:
         self._writer.write_event(Event(wall_time=time.time(), **content))
 
 
-def choose(source: Source, number: int, among: int = 0) -> list[int]:
-    """The first pictures that have an object, whatever is found on them: the same every time.
-
-    Args:
-        source: of validation.
-        number: of pictures, at most.
-        among: only the first so many; 0: all.
-    """
-    count = min(len(source), among) if among else len(source)
-    full = (index for index in range(count) if source.meta(index).num_boxes)
-    return list(itertools.islice(full, number))
-
-
 def draw_scenes(
     source: Source, found: Sequence[Mapping[str, Any]], number: int, among: int = 0
 ) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
     """Ground truth, and the best detections, as many as there are objects, for some pictures.
 
-    As many: an early and a late student are seen on the same terms, without a limit on scores.
+    As many: an early and a late student are seen on the same terms, without a limit on scores. The
+    first pictures with an object, whatever is found on them: the same every time.
 
     Args:
-        source: where the pictures come from.
+        source: of validation.
         found: detections of an evaluation, in COCO's form.
         number: of pictures, at most; 0 reads nothing.
-        among: as of `choose`.
+        among: only the first so many; 0: all.
 
     Returns:
         RGB by the picture's position; a picture that cannot be read is left out.
@@ -109,7 +97,9 @@ def draw_scenes(
     names = [category.name for category in source.categories]
     label_of = {category.id: label for label, category in enumerate(source.categories)}
     drawn = {}
-    for index in choose(source, number, among):
+    count = min(len(source), among) if among else len(source)
+    full = (index for index in range(count) if source.meta(index).num_boxes)
+    for index in itertools.islice(full, number):
         try:
             record = source.record(index)
         except UserError:  # the evaluation has named it

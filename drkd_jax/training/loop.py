@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,7 +44,7 @@ from drkd_jax.training.evaluate import (
     write_evaluation,
 )
 from drkd_jax.training.pretrain import with_pretrained_units
-from drkd_jax.training.scores import Scores, as_pairs, judge_distillation, summarize
+from drkd_jax.training.scores import Scores, judge_distillation, summarize
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.types import Batch
 
@@ -115,8 +115,8 @@ class _Session:
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
         self.async_metrics = AsyncMetrics(run, self.metrics, checkpoints)
         self.async_metrics.averager.counts = self.loader.counts
-        done = as_pairs(broadcast(lambda: evaluations(workdir / METRICS_FILE)))
-        self.scores = Scores(run.train, run.steps, done, checkpoints.best())
+        done = broadcast(lambda: evaluations(workdir / METRICS_FILE))  # lists, where it is JSON
+        self.scores = Scores(run.train, run.steps, list(map(tuple, done)), checkpoints.best())
         self.since = time.perf_counter()
 
     def finish(self, request: StopRequest) -> dict[str, Any]:
@@ -159,28 +159,16 @@ class _Session:
         run = self.run
         for line in describe(run, self.start):
             self.metrics.say(line)
-        warnings = findings(run, self.metrics.say)
-        for warning in warnings:
+        for warning in findings(run, self.metrics.say):
             self.metrics.warn(self.start, warning)
-        if run.teacher is None:
-            return
-        differing = other_classes(run)
-        if differing:
-            self.metrics.warn(self.start, differing)
-        if run.config["teacher"].get("evaluate"):
-            self._evaluate_teacher(request, comparable=differing is None)
-        if self.start == 0:  # later on the units are in the checkpoint
+        if run.teacher is not None and run.config["teacher"].get("evaluate"):
+            self._evaluate_teacher(request)
+        if run.teacher is not None and self.start == 0:  # later the units are in the checkpoint
             self._pretrain(request)
 
     def _pretrain(self, request: StopRequest) -> None:
-        any_stops = AnyProcess(self.run.mesh, 1)
-        state = with_pretrained_units(
-            self.run,
-            self.state,
-            self.workdir,
-            self.metrics.say,
-            lambda: any_stops(request.name is not None),
-        )
+        say, stop = self.metrics.say, self._stop(request)
+        state = with_pretrained_units(self.run, self.state, self.workdir, say, stop)
         if state is None:
             raise InterruptedRunError(
                 f"{request.name or 'asked to stop'} while the teacher's units were trained: there "
@@ -188,10 +176,10 @@ class _Session:
             )
         self.state = state
 
-    def _evaluate_teacher(self, request: StopRequest, comparable: bool) -> None:
+    def _evaluate_teacher(self, request: StopRequest) -> None:
         run = self.run
         assert run.teacher is not None
-        if not comparable:
+        if other_classes(run):
             self.metrics.say("teacher    not evaluated: its classes are not those of the data")
             return
         pixels = run.recipe.teacher_pixels or run.pixels
@@ -320,7 +308,7 @@ class _Session:
     def _score(
         self, predict: Predict, arrays: Arrays, request: StopRequest
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        run, any_stops = self.run, AnyProcess(self.run.mesh, 1)
+        run = self.run
         return evaluate(
             predict,
             arrays,
@@ -328,9 +316,14 @@ class _Session:
             run.pipeline,
             run.eval,
             run.mesh,
-            stop=lambda: any_stops(request.name is not None),
+            stop=self._stop(request),
             skipped=self._skipped(),
         )
+
+    def _stop(self, request: StopRequest) -> Callable[[], bool]:
+        """Whether any process is to stop; all have to ask at the same places."""
+        any_stops = AnyProcess(self.run.mesh, 1)
+        return lambda: any_stops(request.name is not None)
 
     def _summary(self, seconds: float) -> dict[str, Any]:
         run, warnings = self.run, self.metrics.warnings

@@ -64,11 +64,6 @@ class Scores:
         )
 
 
-def as_pairs(found: Sequence[Sequence]) -> list[tuple[int, Numbers]]:
-    """Step and numbers of each evaluation, from JSON's lists."""
-    return [(int(step), dict(numbers)) for step, numbers in found]
-
-
 def summarize(
     run: Run,
     state: TrainState,

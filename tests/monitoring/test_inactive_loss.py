@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from drkd_jax.training.async_metrics import InactiveLossMonitor
+from drkd_jax.monitoring.inactive_loss import InactiveLossMonitor
 
 WEIGHTS = {"pixel_relation": 2.0, "instance_relation": 1.0}
 

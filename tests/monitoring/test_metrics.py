@@ -8,11 +8,11 @@ import pytest
 from drkd_jax.errors import UserError
 from drkd_jax.monitoring.metrics import (
     METRICS_FILE,
-    CompilationCounter,
     MetricAverager,
     Metrics,
     read_metrics,
 )
+from tests.training.compilations import CompilationCounter
 
 STEP = {"total": 2.0, "learning_rate": 0.1, "finite": 1.0, "diag/boxes_left_out": 1.0}
 
