@@ -14,13 +14,13 @@ The story, in the order in which it happens; each line is where to put a change:
     drkd_jax/training/setup.py    build_run: data, student, schedule and optimiser, then
                                   build_teaching: teacher and distiller, then the compiled step
     drkd_jax/training/loop.py     train: a batch, a step, a log line, a checkpoint, an evaluation
-    drkd_jax/training/step.py     loss_terms: where pictures become a loss: the student's features
+    drkd_jax/step/train_step.py   loss_terms: where pictures become a loss: the student's features
                                   and losses, the teacher's features, the distiller; then _update
     drkd_jax/distill/distiller.py both sides' maps and boxes become the terms, a file for each
     drkd_jax/evaluation.py        detections become COCO's numbers
 """
 
-from drkd_jax.training.interrupt import leave_quietly
+from drkd_jax.fault_tolerance.interrupt import leave_quietly
 
 if __name__ == "__main__":
     leave_quietly()  # Ctrl-C during the imports below

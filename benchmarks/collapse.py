@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 
 from drkd_jax.distill import Distiller, distill_config
-from drkd_jax.distill.monitor import CollapseMonitor
+from drkd_jax.monitoring.collapse import CollapseMonitor
 from drkd_jax.types import Features, FeatureSpec, Targets
 
 CHANNELS = 32

@@ -30,11 +30,11 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.models.pixels import Pixels
-from drkd_jax.training import schedule
-from drkd_jax.training.settings import TrainSettings
-from drkd_jax.training.sharding import data_mesh, put_batch, put_everywhere
-from drkd_jax.training.state import new_state, split_module
-from drkd_jax.training.step import Recipe, train_step
+from drkd_jax.step import schedule
+from drkd_jax.step.settings import TrainSettings
+from drkd_jax.step.sharding import data_mesh, put_batch, put_everywhere
+from drkd_jax.step.state import new_state, split_module
+from drkd_jax.step.train_step import Recipe, train_step
 from drkd_jax.training.teacher import load_teacher
 from drkd_jax.types import Batch
 

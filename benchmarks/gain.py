@@ -32,8 +32,8 @@ from benchmarks.gain.results import DRAWS, as_json, gather  # noqa: E402
 from benchmarks.gain.runner import Runner  # noqa: E402
 from benchmarks.gain.table import read_table  # noqa: E402
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError  # noqa: E402
-from drkd_jax.training.interrupt import stop_request  # noqa: E402
-from drkd_jax.training.writing import write_text  # noqa: E402
+from drkd_jax.fault_tolerance.interrupt import stop_request  # noqa: E402
+from drkd_jax.fault_tolerance.writing import write_text  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:

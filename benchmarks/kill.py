@@ -37,9 +37,9 @@ import orbax.checkpoint as ocp
 from absl import flags, logging
 
 from configs import demo
+from drkd_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from drkd_jax.training import loop
-from drkd_jax.training.compilation_cache import keep_programs
-from drkd_jax.training.metrics import METRICS_FILE, read_metrics
+from drkd_jax.training.setup import keep_programs
 
 REACH = 4  # new steps, at most, that a kill waits for
 DIGESTS = "digests.json"

@@ -16,7 +16,7 @@ from crosscheck import ours
 from crosscheck.case import Case, Maker, maps
 from crosscheck.crosskd import crosskd, crosskd_case
 from crosscheck.map_terms import CONFIGS, make_distiller, map_term, picture_keys
-from drkd_jax.distill.mgd import kept_pixels
+from drkd_jax.distill.baselines.mgd import kept_pixels
 
 CROSSKD = "jbwang1997/CrossKD"
 MAP_TERMS: dict[str, tuple[str, ...]] = {

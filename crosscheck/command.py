@@ -32,7 +32,7 @@ from crosscheck.official_cases import official_cases
 from crosscheck.reference.checkouts import OWN, recognised
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
-from drkd_jax.training.writing import make_folder, make_place, write_text
+from drkd_jax.fault_tolerance.writing import make_folder, make_place, write_text
 
 COMPONENTS: dict[str, ours.Component] = {}
 for _module in (ours, official, map_terms, crosskd, authors):

@@ -1,4 +1,4 @@
-"""CrossKD (drkd_jax/distill/crosskd.py): its cases, and our answers.
+"""CrossKD (drkd_jax/distill/baselines/crosskd.py): its cases, and our answers.
 
 Letters: B pictures, h w a map, C channels, A anchors a pixel, K classes.
 """

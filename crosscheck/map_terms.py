@@ -1,4 +1,4 @@
-"""The distillers of whole maps (drkd_jax/distill/map_term.py): their cases, and our answers.
+"""The distillers of whole maps (distill/baselines/map_term.py): their cases, and our answers.
 
 A further one takes one entry of `CONFIGS` here and one file in reference/.
 """
@@ -15,9 +15,9 @@ from flax import nnx
 
 from crosscheck import ours
 from crosscheck.case import Case, Maker, maps, targets
+from drkd_jax.distill.baselines.mgd import kept_pixels
 from drkd_jax.distill.config import TERMS, distill_config
 from drkd_jax.distill.distiller import Distiller
-from drkd_jax.distill.mgd import kept_pixels
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "feature_imitation": {},

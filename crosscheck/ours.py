@@ -22,8 +22,7 @@ from drkd_jax import losses
 from drkd_jax.distill.config import DistillConfig, InstanceRelationConfig, distill_config
 from drkd_jax.distill.distiller import Distiller
 from drkd_jax.distill.graph_unit import GraphUnit
-from drkd_jax.distill.instance_relation import RelationUnit
-from drkd_jax.distill.relation_filter import LearnedFilter, RandomFilter
+from drkd_jax.distill.instance_relation import LearnedFilter, RandomFilter, RelationUnit
 from drkd_jax.frozen import Frozen
 from drkd_jax.ops.roi_align import roi_align
 from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drkd_jax.training.interrupt import leave_quietly
+from drkd_jax.fault_tolerance.interrupt import leave_quietly
 
 if __name__ == "__main__":
     leave_quietly()  # Ctrl-C during the imports below
@@ -18,14 +18,14 @@ from typing import NoReturn
 from absl import flags, logging
 
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
-from drkd_jax.paths import expand_arguments
-from drkd_jax.training.interrupt import (
+from drkd_jax.fault_tolerance.interrupt import (
     EXIT_INTERRUPTED,
     InterruptedRunError,
     NonFiniteError,
     catch_interrupts,
 )
-from drkd_jax.training.writing import no_place, refusal
+from drkd_jax.fault_tolerance.writing import no_place, refusal
+from drkd_jax.paths import expand_arguments
 
 COMMANDS = {
     "train": ("drkd_jax.cli.train", "a detector, with or without distillation"),

@@ -12,8 +12,8 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.build import DETECTORS, fill_settings
 from drkd_jax.recipes.common import base
 from drkd_jax.recipes.finding import recipe_names
+from drkd_jax.step.settings import EvalSettings, TrainSettings, set_keys
 from drkd_jax.training.loop import train
-from drkd_jax.training.settings import EvalSettings, TrainSettings, set_keys
 
 RECIPES = recipe_names()
 # The demo's tiny form is run whole, its teacher and both students, by cli/test_demo.py.

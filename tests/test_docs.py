@@ -18,7 +18,10 @@ from drkd_jax.distill import config as distill_config
 from tests.distill.common import call, pyramid, targets
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = "training|weights|models|ops|data|distill|export|report|recipes|cli|demo"
+PACKAGES = (
+    "training|weights|models|ops|data|distill|export|report|recipes|cli|demo"
+    "|step|fault_tolerance|monitoring|distill/baselines"
+)
 TOP = "docs|tests|benchmarks|crosscheck|configs|drkd_jax"
 # A path from the top, one inside the package, or a file's bare name.
 PATH = re.compile(
@@ -83,7 +86,7 @@ def test_a_path_that_is_not_there_is_found():
 def test_a_term_is_added_as_the_document_says(monkeypatch):
     """Its file is run, and its line is put into a copy of `distill/config.py`."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    (code,) = re.findall(r"```python\n(# distill/half_l1.py\n.*?)```", text, re.DOTALL)
+    (code,) = re.findall(r"```python\n(# distill/baselines/half_l1.py\n.*?)```", text, re.DOTALL)
     file, line = code.split("# distill/config.py, in DistillConfig\n")
     term, config = types.ModuleType("half_l1"), types.ModuleType("own_config")
     for module in (term, config):  # dataclasses look there

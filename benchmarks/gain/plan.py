@@ -22,7 +22,7 @@ from benchmarks.gain.table import Arm, DataSet, Overrides, Table
 from drkd_jax.data.coco import CocoSource
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
-from drkd_jax.training.writing import write_text
+from drkd_jax.fault_tolerance.writing import write_text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from drkd_jax.errors import UserError
 from drkd_jax.recipes.finding import load_recipe
-from drkd_jax.training.settings import set_keys
+from drkd_jax.step.settings import set_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,6 +21,7 @@ from benchmarks.gain.plan import Job, Plan
 from benchmarks.gain.runner import ABOUT_FILE
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.same_run import FREE_TO_CHANGE, differing_keys, is_default
 from drkd_jax.report.paired import (
     METRICS,
     interval,
@@ -28,7 +29,6 @@ from drkd_jax.report.paired import (
     picture_draws,
     resampled_scores,
 )
-from drkd_jax.training.same_run import FREE_TO_CHANGE, differing_keys, is_default
 
 DRAWS = 1000
 _TOLERANCE = 1e-6  # of a score between a run's summary and its detections

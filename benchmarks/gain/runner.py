@@ -24,8 +24,8 @@ from typing import Any
 from benchmarks.gain.plan import Job
 from benchmarks.gain.recipes import ROOT
 from drkd_jax.errors import EXIT_TRY_AGAIN
-from drkd_jax.training.interrupt import StopRequest
-from drkd_jax.training.writing import write_text
+from drkd_jax.fault_tolerance.interrupt import StopRequest
+from drkd_jax.fault_tolerance.writing import write_text
 
 LOG_FILE = "train.log"
 ABOUT_FILE = "about.json"

@@ -37,13 +37,13 @@ REST = "rest"
 
 _TERMS = {
     **dict.fromkeys(("pixel_relation", "gram", "gram_distance", "graph_unit"), "pixel relation"),
-    **dict.fromkeys(("instance_relation", "relation_filter"), "instance relation"),
+    "instance_relation": "instance relation",
     "instance_feature": "instance feature",
 }
 # Of file and function; the innermost line that a rule fits decides, by the first that does.
 _RULES = (
-    ("training/step", "_update|norm|moved_average", "optimiser"),
-    ("training/schedule", "", "optimiser"),
+    ("step/train_step", "_update|norm|moved_average", "optimiser"),
+    ("step/schedule", "", "optimiser"),
     ("models/pixels|ops/images", "", "pictures"),
     ("ops/nms", "", "NMS"),
     ("ops/matching|anchors", "", "matching"),

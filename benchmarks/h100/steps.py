@@ -24,12 +24,12 @@ from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.pixels import read_pixels
 from drkd_jax.ops import roi_tiles
 from drkd_jax.recipes.finding import load_recipe
-from drkd_jax.training import schedule
-from drkd_jax.training.settings import TrainSettings, set_keys, train_settings
+from drkd_jax.step import schedule
+from drkd_jax.step.settings import TrainSettings, set_keys, train_settings
+from drkd_jax.step.sharding import check_batch_size, replicated, split
+from drkd_jax.step.state import SplitModule, TrainState, new_state, split_module
+from drkd_jax.step.train_step import Recipe, train_step
 from drkd_jax.training.setup import build_distiller, check_parts
-from drkd_jax.training.sharding import check_batch_size, replicated, split
-from drkd_jax.training.state import SplitModule, TrainState, new_state, split_module
-from drkd_jax.training.step import Recipe, train_step
 from drkd_jax.training.teacher import Teacher
 from drkd_jax.types import Batch
 

@@ -1,4 +1,4 @@
-"""The counterpart of distill/crosskd.py, with boxes of anchors of the level's own size."""
+"""The counterpart of distill/baselines/crosskd.py, boxes of anchors of the level's own size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counterpart of distill/cwd.py."""
+"""The counterpart of distill/baselines/cwd.py."""
 
 from __future__ import annotations
 

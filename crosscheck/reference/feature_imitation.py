@@ -1,4 +1,4 @@
-"""The counterpart of distill/feature_imitation.py."""
+"""The counterpart of distill/baselines/feature_imitation.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counterpart of distill/fgd.py."""
+"""The counterpart of distill/baselines/fgd.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counterpart of distill/map_term.py: pictures are cut out of their padding, one by one."""
+"""The counterpart of distill/baselines/map_term.py: pictures cut out of padding, one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counterpart of distill/mgd.py, its masks given."""
+"""The counterpart of distill/baselines/mgd.py, its masks given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counterpart of distill/pkd.py."""
+"""The counterpart of distill/baselines/pkd.py."""
 
 from __future__ import annotations
 

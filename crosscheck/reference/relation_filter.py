@@ -1,4 +1,4 @@
-"""The counterpart of distill/relation_filter.py, for the n boxes of one picture."""
+"""The counterpart of the filters in distill/instance_relation.py, for the n boxes of a picture."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from drkd_jax.training.interrupt import leave_quietly
+from drkd_jax.fault_tolerance.interrupt import leave_quietly
 
 
 def run() -> NoReturn:

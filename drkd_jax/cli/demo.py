@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from drkd_jax.cli.arguments import Parser, positive
 from drkd_jax.errors import UserError
-from drkd_jax.training.interrupt import InterruptedRunError
-from drkd_jax.training.writing import make_folder
+from drkd_jax.fault_tolerance.interrupt import InterruptedRunError
+from drkd_jax.fault_tolerance.writing import make_folder
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,10 +16,10 @@ from drkd_jax.data.records import Category
 from drkd_jax.errors import UserError
 from drkd_jax.models.folding import fold
 from drkd_jax.models.pixels import Pixels
+from drkd_jax.step.settings import EvalSettings, eval_settings
+from drkd_jax.step.sharding import data_mesh, put_everywhere
+from drkd_jax.step.state import Arrays
 from drkd_jax.training.evaluate import Predict, predictor
-from drkd_jax.training.settings import EvalSettings, eval_settings
-from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import Arrays
 from drkd_jax.weights.by_name import is_name
 from drkd_jax.weights.loaded import Weights
 from drkd_jax.weights.opening import is_work_folder, load

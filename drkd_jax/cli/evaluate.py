@@ -15,9 +15,9 @@ from drkd_jax.data.findings import find, require_usable
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import EVALUATORS, why_nothing_to_find
+from drkd_jax.fault_tolerance.writing import make_folder
+from drkd_jax.step.settings import EvalSettings
 from drkd_jax.training.evaluate import evaluate, write_evaluation
-from drkd_jax.training.settings import EvalSettings
-from drkd_jax.training.writing import make_folder
 
 
 def _titles(most: int) -> list[str]:

@@ -38,8 +38,8 @@ from drkd_jax.data.records import Category
 from drkd_jax.draw import draw_detections
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.evaluation import found_in
-from drkd_jax.training.sharding import put_batch
-from drkd_jax.training.writing import as_user_error, make_folder, replacing
+from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, replacing
+from drkd_jax.step.sharding import put_batch
 from drkd_jax.types import Batch, Detections
 
 

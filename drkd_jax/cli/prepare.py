@@ -15,7 +15,7 @@ from tqdm import tqdm
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.data.decode import EXIF
 from drkd_jax.errors import EXIT_USER, UserError
-from drkd_jax.training.writing import as_user_error, make_folder, make_place, write_text
+from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, make_place, write_text
 
 _LONGEST = 1600  # pixels of the longer side of a sample drawing
 _TOLD = 20  # errors on the terminal

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
-from drkd_jax.training.writing import make_place, write_text
+from drkd_jax.fault_tolerance.writing import make_place, write_text
 
 if TYPE_CHECKING:
     from drkd_jax.report.relations import Relations

@@ -13,9 +13,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
-from drkd_jax.paths import expand_arguments
-from drkd_jax.recipes.finding import define_recipe_flag, recipe_names
-from drkd_jax.training.interrupt import (
+from drkd_jax.fault_tolerance.interrupt import (
     EXIT_INTERRUPTED,
     InterruptedRunError,
     NonFiniteError,
@@ -23,7 +21,9 @@ from drkd_jax.training.interrupt import (
     leave_quietly,
     stop_request,
 )
-from drkd_jax.training.writing import no_place, refusal
+from drkd_jax.fault_tolerance.writing import no_place, refusal
+from drkd_jax.paths import expand_arguments
+from drkd_jax.recipes.finding import define_recipe_flag, recipe_names
 
 _CONFIG = define_recipe_flag(
     "The recipe: its NAME, or a file as configs/NAME.py; NAME:tiny for its small form."
@@ -145,8 +145,8 @@ def _train() -> None:
     if _DISTRIBUTED.value:
         _meet()  # a signal ends this wait at once; there is nothing to save
     with stop_request():
-        from drkd_jax.training.compilation_cache import keep_programs
         from drkd_jax.training.loop import train
+        from drkd_jax.training.setup import keep_programs
 
         if _CACHE.value:
             keep_programs(_CACHE.value)
@@ -154,7 +154,7 @@ def _train() -> None:
 
 
 def _meet() -> None:
-    from drkd_jax.training.processes import connect, listen
+    from drkd_jax.fault_tolerance.processes import connect, listen
 
     connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
     listen()
@@ -163,7 +163,7 @@ def _meet() -> None:
 def _leave(code: int, words: str) -> None:
     """One of several processes leaves at once, or all would wait for each other."""
     if _DISTRIBUTED.value:
-        from drkd_jax.training.processes import leave
+        from drkd_jax.fault_tolerance.processes import leave
 
         leave(code, words)
 

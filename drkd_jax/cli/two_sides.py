@@ -28,8 +28,8 @@ from drkd_jax.data.instances import parse_instances
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.records import id_key
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.checkpoint import load_distiller
 from drkd_jax.report.two_models import Model, Seen, Units
-from drkd_jax.training.checkpoint import load_distiller
 from drkd_jax.training.teacher import teacher_spec
 
 SIDES = ("weights", "against")  # the arguments that name them

@@ -35,6 +35,7 @@ from drkd_jax.cli.two_sides import (
 )
 from drkd_jax.data.decode import decode_picture
 from drkd_jax.errors import EXIT_USER, UserError
+from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, write_text
 from drkd_jax.report.figures import draw_boxes, draw_pixels
 from drkd_jax.report.relations import pixel_at
 from drkd_jax.report.two_models import (
@@ -46,7 +47,6 @@ from drkd_jax.report.two_models import (
     common_levels,
     relate_pixels,
 )
-from drkd_jax.training.writing import as_user_error, make_folder, write_text
 from drkd_jax.types import Batch
 
 

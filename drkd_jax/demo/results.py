@@ -20,7 +20,7 @@ import drkd_jax
 from drkd_jax.data.sources import open_source
 from drkd_jax.demo import PLAIN, Job, Recipes
 from drkd_jax.distill.config import distill_config
-from drkd_jax.distill.last_word import last_word
+from drkd_jax.monitoring.last_word import last_word
 from drkd_jax.report.curves import read_metrics
 from drkd_jax.report.paired import Interval, ap_difference, t_reach
 from drkd_jax.report.tables import points

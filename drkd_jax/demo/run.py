@@ -22,12 +22,12 @@ from drkd_jax.demo.figures import demo_page, draw_pictures
 from drkd_jax.demo.progress import Progress, RunLog
 from drkd_jax.demo.results import MAX_SEEDS, compare, results_markdown
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.same_run import differing_keys
+from drkd_jax.fault_tolerance.writing import write_text
 from drkd_jax.report.relations import see_relations
 from drkd_jax.report.tables import points
 from drkd_jax.training.evaluate import write_evaluation
 from drkd_jax.training.loop import train
-from drkd_jax.training.same_run import differing_keys
-from drkd_jax.training.writing import write_text
 
 _RESAMPLES = 400
 

@@ -21,10 +21,10 @@ from drkd_jax.data.sources import open_source
 from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.folding import fold
 from drkd_jax.models.pixels import read_pixels
+from drkd_jax.step.settings import eval_settings
+from drkd_jax.step.sharding import data_mesh, put_everywhere
+from drkd_jax.step.state import num_parameters
 from drkd_jax.training.evaluate import evaluate, predictor
-from drkd_jax.training.settings import eval_settings
-from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import num_parameters
 from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours
 

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from drkd_jax.distill.crosskd import CrossKDConfig
-from drkd_jax.distill.cwd import CWDConfig
-from drkd_jax.distill.feature_imitation import FeatureImitationConfig
-from drkd_jax.distill.fgd import FGDConfig
-from drkd_jax.distill.mgd import MGDConfig
-from drkd_jax.distill.pkd import PKDConfig
+from drkd_jax.distill.baselines.crosskd import CrossKDConfig
+from drkd_jax.distill.baselines.cwd import CWDConfig
+from drkd_jax.distill.baselines.feature_imitation import FeatureImitationConfig
+from drkd_jax.distill.baselines.fgd import FGDConfig
+from drkd_jax.distill.baselines.mgd import MGDConfig
+from drkd_jax.distill.baselines.pkd import PKDConfig
 from drkd_jax.errors import UserError
 
 FORMS = ("paper", "official")
@@ -21,18 +21,27 @@ FILTERS = ("learned", "random", "none")
 SIMILARITIES = ("cosine", "embedded", "bilinear")
 SCHEDULES = ("constant", "linear", "cosine", "stop")
 
-# Measured in docs/method.md: the two that do not collapse on noise are "frozen" and "average";
-# "frozen" also serves a teacher of other widths than the student's.
-_TEACHER_DEFAULT = {"paper": "frozen", "official": "trained"}
-# Paper form: in variances of the teacher's maps; measured with few labels (docs/results.md).
-# Official form: the author's, two-stage; they belong to plain norms over two pictures a device.
-_WEIGHTS = {
-    "paper": {"pixel_relation": 0.5, "instance_relation": 2.0, "instance_feature": 0.5},
-    "official": {"pixel_relation": 1e-3, "instance_relation": 4e-3, "instance_feature": 2.4e-3},
+# What a setting that is None becomes, (paper, official). Weights of the paper form: in variances of
+# the teacher's maps, measured with few labels (docs/results.md); of the official one: the author's,
+# two-stage, which belong to plain norms over two pictures a device. Teacher modules: measured in
+# docs/method.md; "frozen" and "average" do not collapse on noise, and "frozen" serves a teacher of
+# other widths than the student's too.
+_BY_FORM: dict[str, dict[str, tuple[Any, Any]]] = {
+    "pixel_relation": {
+        "weight": (0.5, 1e-3),
+        "normalize": (True, False),
+        "teacher_modules": ("frozen", "trained"),
+        "teacher_scale": (0.0, 1.0),  # of the graph units' branch at the start
+        "student_scale": (0.0, 1.0),
+    },
+    "instance_relation": {
+        "weight": (2.0, 4e-3),
+        "similarity": ("cosine", "bilinear"),
+        "filter": ("none", "random"),
+        "teacher_modules": ("frozen", "trained"),
+    },
+    "instance_feature": {"weight": (0.5, 2.4e-3)},
 }
-_FILTER_DEFAULT = {"paper": "none", "official": "random"}
-_SIMILARITY_DEFAULT = {"paper": "cosine", "official": "bilinear"}
-_SCALE_DEFAULT = {"paper": 0.0, "official": 1.0}  # of the graph units' branch at the start
 
 
 def _choice(term: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -41,12 +50,20 @@ def _choice(term: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f"distill.{term}.{key} = {value!r} is unknown: choose one of {names}.")
 
 
+def _fill(term: str, settings: Any) -> None:
+    """Puts what the form says where a setting is None."""
+    _choice(term, "form", settings.form, FORMS)
+    for name, values in _BY_FORM[term].items():
+        if getattr(settings, name) is None:
+            object.__setattr__(settings, name, values[FORMS.index(settings.form)])
+
+
 @dataclasses.dataclass(frozen=True)
 class PixelRelationConfig:
     """L_PR: the pixels of a map, related through a small graph.
 
     Attributes:
-        weight: what the loss is multiplied by in the total. None: see `_WEIGHTS`, by form.
+        weight: what the loss is multiplied by in the total. None: see `_BY_FORM`.
         form: "paper" (mean square, padding masked) or "official" (plain norm of the batch).
         nodes: graph nodes m of each paired level, finest first; the last value serves the rest.
         normalize: divide the node sums by the number of pixels, so that they do not grow with
@@ -81,21 +98,12 @@ class PixelRelationConfig:
     gram_guard: float | int = 0.01
 
     def __post_init__(self) -> None:
-        _choice("pixel_relation", "form", self.form, FORMS)
-        if self.weight is None:
-            object.__setattr__(self, "weight", _WEIGHTS[self.form]["pixel_relation"])
+        _fill("pixel_relation", self)
         object.__setattr__(self, "nodes", tuple(int(m) for m in self.nodes))
         if not self.nodes or min(self.nodes) < 1:
             raise UserError("distill.pixel_relation.nodes wants at least one number, all above 0.")
-        if self.normalize is None:
-            object.__setattr__(self, "normalize", self.form == "paper")
-        if self.teacher_modules is None:
-            object.__setattr__(self, "teacher_modules", _TEACHER_DEFAULT[self.form])
         _choice("pixel_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
         _choice("pixel_relation", "arithmetic", self.arithmetic, ARITHMETICS)
-        for name in ("teacher_scale", "student_scale"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, _SCALE_DEFAULT[self.form])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +111,7 @@ class InstanceRelationConfig:
     """L_IR: how much each box of a picture looks at each other one.
 
     Attributes:
-        weight: what the loss is multiplied by in the total. None: see `_WEIGHTS`, by form.
+        weight: what the loss is multiplied by in the total. None: see `_BY_FORM`.
         form: "paper" (relation matrices compared) or "official" (enhanced instances compared).
         similarity: what two boxes are alike by, in the paper form: "cosine" of their regions
             (about the image's mean box; nothing to train), "embedded" (one embedding for both
@@ -133,14 +141,8 @@ class InstanceRelationConfig:
     momentum: float | int = 0.999
 
     def __post_init__(self) -> None:
-        _choice("instance_relation", "form", self.form, FORMS)
-        if self.weight is None:
-            object.__setattr__(self, "weight", _WEIGHTS[self.form]["instance_relation"])
-        if self.filter is None:
-            object.__setattr__(self, "filter", _FILTER_DEFAULT[self.form])
+        _fill("instance_relation", self)
         _choice("instance_relation", "filter", str(self.filter), FILTERS)
-        if self.similarity is None:
-            object.__setattr__(self, "similarity", _SIMILARITY_DEFAULT[self.form])
         _choice("instance_relation", "similarity", str(self.similarity), SIMILARITIES)
         if self.form == "official" and self.similarity != "bilinear":
             raise UserError(
@@ -153,8 +155,6 @@ class InstanceRelationConfig:
             raise UserError(
                 f"distill.instance_relation.temperature = {self.temperature}: must be above 0."
             )
-        if self.teacher_modules is None:
-            object.__setattr__(self, "teacher_modules", _TEACHER_DEFAULT[self.form])
         _choice("instance_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
 
 
@@ -163,7 +163,7 @@ class InstanceFeatureConfig:
     """L_INS: the features inside the boxes.
 
     Attributes:
-        weight: what the loss is multiplied by in the total. None: see `_WEIGHTS`, by form.
+        weight: what the loss is multiplied by in the total. None: see `_BY_FORM`.
         form: "paper" (mean square) or "official" (plain norm, summed over pictures and levels).
     """
 
@@ -171,9 +171,7 @@ class InstanceFeatureConfig:
     form: str = "paper"
 
     def __post_init__(self) -> None:
-        _choice("instance_feature", "form", self.form, FORMS)
-        if self.weight is None:
-            object.__setattr__(self, "weight", _WEIGHTS[self.form]["instance_feature"])
+        _fill("instance_feature", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +187,7 @@ class DistillConfig:
         max_boxes: boxes of a picture that the instance terms look at (the first valid ones); None:
             all that the batch holds. What is left out is counted in the diagnostics.
         standardize_teacher: the default form divides each of the teacher's maps by its own standard
-            deviation (teacher_scale.py), so that a weight means the same beside every teacher. The
+            deviation (teacher_side.py), so that a weight means the same beside every teacher. The
             official form never does.
         pictures_per_device: the official form only: its norms and statistics are over this many
             pictures, as on one of the author's devices, and the mean is taken over such groups.
@@ -203,8 +201,8 @@ class DistillConfig:
             units learn inside the teacher before the run (training/pretrain.py).
         pretrain_rate: of the same: their learning rate.
         feature_imitation, pkd, cwd, mgd, fgd: other distillers, off by their weight of 0
-            (map_term.py); any of them beside any of the terms above.
-        crosskd: the same, of the heads' responses (crosskd.py).
+            (baselines/map_term.py); any of them beside any of the terms above.
+        crosskd: the same, of the heads' responses (baselines/crosskd.py).
     """
 
     pixel_relation: PixelRelationConfig | None = PixelRelationConfig()

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int, Key
 
+from drkd_jax.distill.baselines.map_term import MapTermConfig, Seen
 from drkd_jax.distill.config import DistillConfig
 from drkd_jax.distill.instance_feature import InstanceFeature
 from drkd_jax.distill.instance_relation import InstanceRelation, flat
 from drkd_jax.distill.layers import pixel_mask
-from drkd_jax.distill.map_term import MapTermConfig, Seen
 from drkd_jax.distill.pairing import pair_levels
 from drkd_jax.distill.pixel_relation import PixelRelation
 from drkd_jax.distill.regions import ChosenBoxes, choose_boxes, cut, cut_both
-from drkd_jax.distill.teacher_scale import TeacherScale
+from drkd_jax.distill.teacher_side import TeacherScale, inverse_deviation
 from drkd_jax.errors import UserError
 from drkd_jax.types import Array, Features, FeatureSpec, Responses, Targets
 
@@ -76,7 +76,6 @@ class Distiller(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.pairs = pair_levels(student, teacher)
-        self.strides = student.strides, teacher.strides
         near = self.pairs[: config.region_levels]
         specs = student, teacher
         terms, size = config.terms, config.region_size
@@ -263,12 +262,22 @@ class Distiller(nnx.Module):
         return tuple(masks)
 
 
-def _scaled(distiller: Distiller, x: jax.Array, level: int) -> jax.Array:
-    """One of the teacher's maps as the default form sees it, by the running variance."""
-    if distiller.teacher_scale is None:
-        return x
-    held = distiller.teacher_scale.variance[level]
-    return x * jnp.where(held > 0, jax.lax.rsqrt(jnp.where(held > 0, held, 1)), 1).astype(x.dtype)
+def _of_side(
+    distiller: Distiller,
+    term: PixelRelation | InstanceRelation,
+    features: Features,
+    side: Side,
+    level: int,
+) -> tuple[jax.Array, Any]:
+    """One side's map as a term sees it, by the running variance, and the term's unit for it."""
+    pair = distiller.pairs[level]
+    x = features.maps[pair.student if side == "student" else pair.teacher]
+    x = jnp.asarray(x).astype(distiller.dtype)
+    if side == "student":
+        return x, term.student[level]
+    if distiller.teacher_scale is not None and term.config.form != "official":
+        x = x * inverse_deviation(distiller.teacher_scale.variance[level]).astype(x.dtype)
+    return x, term.teacher_unit(level)
 
 
 def relation_features(
@@ -292,15 +301,11 @@ def relation_features(
     term = distiller.pixel_relation
     if term is None:
         raise UserError("distill.pixel_relation is None: there are no relation features to show.")
-    pair = distiller.pairs[level]
-    x = features.maps[pair.student if side == "student" else pair.teacher]
-    x = jnp.asarray(x).astype(distiller.dtype)
-    if side == "teacher" and term.config.form != "official":
-        x = _scaled(distiller, x, level)
-    unit = term.student[level] if side == "student" else term.teacher_unit(level)
+    x, unit = _of_side(distiller, term, features, side, level)
     mask = jnp.ones(x.shape[:3], bool)
     if targets is not None:
-        mask = pixel_mask(targets.sizes, targets.picture_valid, pair.stride, x.shape[1:3])
+        stride = distiller.pairs[level].stride
+        mask = pixel_mask(targets.sizes, targets.picture_valid, stride, x.shape[1:3])
     pixels = x.reshape(x.shape[0], -1, x.shape[-1])
     phi = unit(pixels, mask.reshape(mask.shape[0], -1), train=False)
     return x, phi.reshape(x.shape)
@@ -327,18 +332,10 @@ def relation_matrix(
     term = distiller.instance_relation
     if term is None:
         raise UserError("distill.instance_relation is None: there is no relation matrix to show.")
-    pair = distiller.pairs[level]
-    place, stride = (
-        (pair.student, distiller.strides[0][pair.student])
-        if side == "student"
-        else (pair.teacher, distiller.strides[1][pair.teacher])
-    )
     valid = jnp.asarray(targets.valid) & jnp.asarray(targets.picture_valid)[:, None]
     chosen = choose_boxes(jnp.asarray(targets.boxes), valid, distiller.config.max_boxes)
-    x = jnp.asarray(features.maps[place]).astype(distiller.dtype)
-    if side == "teacher" and term.config.form != "official":
-        x = _scaled(distiller, x, level)
+    x, unit = _of_side(distiller, term, features, side, level)
     sizes = None if term.config.form == "official" else targets.sizes
-    (regions,) = cut((x,), chosen, (stride,), distiller.config.region_size, sizes)
-    unit = term.student[level] if side == "student" else term.teacher_unit(level)
+    stride, size = distiller.pairs[level].stride, distiller.config.region_size
+    (regions,) = cut((x,), chosen, (stride,), size, sizes)
     return unit.relation(flat(regions), chosen.valid)

@@ -26,12 +26,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from drkd_jax.distill.distance import Distance
 from drkd_jax.distill.gram import Gram, gram, over_chunks, rows_of
 from drkd_jax.distill.graph_unit import BN_EPS, GraphUnit, Moments, grouped, moved
 from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio
 from drkd_jax.distill.together import Answers, together
 from drkd_jax.types import Array
+
+
+class Distance(NamedTuple):
+    """What one level has to say, per picture: sums over valid pixels and channels."""
+
+    squares: Float[Array, "B"]  # of phi_t - f(phi_s)
+    energy: Float[Array, "B"]  # of phi_t
+    spread: Float[Array, "B"]  # of phi_t about its mean over the pixels
+    input_energy: Float[Array, "B"]  # of t
+    input_spread: Float[Array, "B"]  # of t about its mean over the pixels
+    count: Float[Array, "B"]  # valid pixels
 
 
 class Level(NamedTuple):

@@ -1,7 +1,7 @@
 """L_INS: the student's features inside a box should be the teacher's.
 
     paper:     mean over levels of  mean over boxes, bins, channels of (t - f(s))^2,
-               t in standard deviations of its level (teacher_scale.py)
+               t in standard deviations of its level (teacher_side.py)
     official:  sum over levels and pictures of || t - f(s) ||_2
 
 Letters: B pictures, n boxes, S bins, C channels (student Cs, teacher Ct).

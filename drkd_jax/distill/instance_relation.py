@@ -1,17 +1,23 @@
 """L_IR: the boxes of a picture should look at each other as the teacher's do.
 
-    psi_ij = softmax_j( w_ij a_ij )                         w: relation_filter.py
+    psi_ij = softmax_j( w_ij a_ij )       w: the relation filter, a softmax over j
     a_ij = cos(x_i - m, x_j - m) / T                        cosine, m the mean box of the image
          = <g(x_i), g(x_j)> / (sqrt(E) T)                   embedded
          = <g1(x_i), g2(x_j)>                               bilinear, as the author's
     paper:     mean over levels, images with a choice, boxes i  of  sum_j (psi_t - psi_s)^2
     official:  sum over levels and pictures of || z_t - f(z_s) ||_2,   z = x + W(psi g(x))
 
-Letters: B pictures, n boxes, S bins, C channels (student Cs, teacher Ct), D = S S C, E embedding.
+Letters: B pictures, n boxes, S bins, C channels (student Cs, teacher Ct), D = S S C, E embedding,
+r rank of the filter.
 
 Two unlike random embeddings are no similarity: their rows lie within a few percent of uniform and
 teach nothing (docs/method.md), hence the cosine as default. Its filter has mean 1 in a row, not
 1/n, so that it lifts pairs and does not flatten the rest.
+
+The author's filter is a linear layer from a box's numbers to n outputs, made anew with random
+weights at each step: nothing trains it, and output j belongs to a place in the list, not to a box.
+`LearnedFilter` keeps the meaning (a linear map of x_i whose output j is about box j) and lets box j
+bring the weights of its own output along, so it serves any number of boxes in any order.
 
 Source: the paper's section 3.2 and abstract ("similarity of different instances");
 mmdet/models/detectors/two_stage.py of the author's release.
@@ -25,15 +31,75 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.config import InstanceRelationConfig
-from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio, safe_sqrt
+from drkd_jax.distill.layers import (
+    Linear,
+    LinearMap,
+    accumulator,
+    product,
+    safe_ratio,
+    safe_sqrt,
+    uniform,
+)
 from drkd_jax.distill.pairing import LevelPair
-from drkd_jax.distill.relation_filter import LearnedFilter, RandomFilter, masked_softmax
-from drkd_jax.distill.teacher_side import average_towards, prepare_teacher
-from drkd_jax.errors import UserError
+from drkd_jax.distill.teacher_side import average_towards, check_channels, prepare_teacher
+from drkd_jax.frozen import Frozen
 from drkd_jax.types import Array, FeatureSpec
 
 COSINE_EPS = 1e-6  # mean square about the mean box, in the features' own unit
 RANDOM_FILTER_ROWS = 256  # boxes of one picture that the random filter has outputs for
+
+
+def masked_softmax(
+    logits: Float[Array, "B n n"], valid: Bool[Array, "B n"], *, diagonal: bool = True
+) -> Float[Array, "B n n"]:
+    """Softmax over the valid boxes j; 0 elsewhere, and in rows of boxes that are not valid.
+
+    Without the diagonal a box does not look at itself. A picture without boxes gives zeros with
+    gradient 0.
+    """
+    pairs = valid[:, :, None] & valid[:, None, :]
+    if not diagonal:
+        pairs = pairs & ~jnp.eye(logits.shape[-1], dtype=bool)
+    # A finite floor: a row without any valid box must not meet inf - inf.
+    floor = jnp.where(pairs, logits, -1e30)
+    return jnp.where(pairs, jax.nn.softmax(floor, axis=-1), 0)
+
+
+class LearnedFilter(nnx.Module):
+    """w_ij = softmax_j( <u(x_i), v(x_j)> / sqrt(r) + c(x_j) ), linear u, v and c."""
+
+    def __init__(self, inputs: int, rank: int, *, rngs: nnx.Rngs):
+        self.query = Linear(inputs, rank, rngs=rngs)
+        self.key = Linear(inputs, rank, rngs=rngs)
+        self.offset = LinearMap(inputs, 1, rngs=rngs)  # a bias would fall out
+
+    def __call__(
+        self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
+    ) -> Float[Array, "B n n"]:
+        """The filter of each picture's boxes; 0 where a box is not valid."""
+        query, key = self.query(x), self.key(x)
+        logits = product("bir,bjr->bij", query, key) * query.shape[-1] ** -0.5
+        return masked_softmax(logits + self.offset(x)[..., 0][:, None, :], valid)
+
+
+class RandomFilter(nnx.Module):
+    """The author's filter with its randomness drawn once: the first n outputs serve n boxes.
+
+    Source: `resize` of the relation class in mmdet/models/detectors/two_stage.py of the author's
+    release, where the layer is made anew at each call.
+    """
+
+    def __init__(self, inputs: int, most: int, *, rngs: nnx.Rngs):
+        self.kernel = Frozen(uniform(rngs.params(), (inputs, most), inputs))
+        self.bias = Frozen(uniform(rngs.params(), (most,), inputs))
+
+    def __call__(
+        self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
+    ) -> Float[Array, "B n n"]:
+        """The filter of each picture's boxes; 0 where a box is not valid."""
+        n = x.shape[1]
+        kernel, bias = self.kernel[:, :n].astype(x.dtype), self.bias[:n].astype(x.dtype)
+        return masked_softmax(product("bid,dj->bij", x, kernel) + bias, valid)
 
 
 def _make_filter(
@@ -168,12 +234,7 @@ class InstanceRelation(nnx.Module):
         adaptation = []
         for pair in pairs:
             widths = student.channels[pair.student], teacher.channels[pair.teacher]
-            if config.teacher_modules in ("shared", "average") and widths[0] != widths[1]:
-                raise UserError(
-                    f"distill.instance_relation.teacher_modules = {config.teacher_modules!r} wants "
-                    f"as many channels on both sides, but {pair.name} has {widths[0]} in the "
-                    f"student and {widths[1]} in the teacher: use 'frozen' or 'trained'."
-                )
+            check_channels("instance_relation", str(config.teacher_modules), pair.name, *widths)
             for side, width in zip(sides, widths, strict=True):
                 side.append(RelationUnit(size * size * width, config, rngs=rngs))
             adaptation.append(Linear(*widths, rngs=rngs))

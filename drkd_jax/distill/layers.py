@@ -1,6 +1,6 @@
 """The few layers that the relation modules are made of, and sums that skip padding.
 
-Letters: B pictures, P pixels of a map (h * w), C channels.
+Letters: B pictures, h w a map, P its pixels (h * w), C channels.
 
 Weights start as PyTorch starts them (uniform within 1/sqrt(inputs), biases too), since the
 author's modules do. Products accumulate in float32 at least, whatever the features are in.
@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from drkd_jax.types import Array
 
+FloatMap = Float[Array, "B h w C"]
+BoolMap = Bool[Array, "B h w"]  # pixels that count
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -90,3 +92,15 @@ def safe_ratio(sums: Float[Array, "..."], counts: Shaped[Array, "..."]) -> Float
     """Quotient of sums and counts, 0 with gradient 0 where the count is 0."""
     positive = counts > 0
     return jnp.where(positive, sums / jnp.where(positive, counts, 1), 0)
+
+
+def pictures(mask: BoolMap) -> Int[Array, ""]:
+    """How many pictures of the batch have a pixel that counts."""
+    return mask.any((1, 2)).sum()
+
+
+def squares(s: FloatMap, t: FloatMap, mask: BoolMap) -> Float[Array, ""]:
+    """Sum of (t - s)^2 over pixels that count and channels, in float32 at least."""
+    dtype = accumulator(s, t)
+    off = jnp.where(mask[..., None], t.astype(dtype) - s.astype(dtype), 0)
+    return (off * off).sum()

@@ -1,7 +1,7 @@
 """L_PR: student pixels should relate to each other as the teacher's do.
 
     paper:     1/k sum_i  mean |phi_t(t_i) - f(phi_s(s_i))|^2     valid pixels, pictures, channels
-                   t in standard deviations of its level (teacher_scale.py)
+                   t in standard deviations of its level (teacher_side.py)
     official:      sum_i  ||phi_t(t_i) - f(phi_s(s_i))||_2        the whole tensor, padding too
 
 Letters: B pictures, h w a map, P its pixels, C channels (student Cs, teacher Ct).
@@ -17,13 +17,11 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.config import PixelRelationConfig
-from drkd_jax.distill.distance import Distance, energies
-from drkd_jax.distill.gram_distance import Level, gram_distances
+from drkd_jax.distill.gram_distance import Distance, Level, gram_distances
 from drkd_jax.distill.graph_unit import GraphUnit, grouped
 from drkd_jax.distill.layers import Linear, accumulator, safe_ratio, safe_sqrt
 from drkd_jax.distill.pairing import LevelPair
-from drkd_jax.distill.teacher_side import average_towards, prepare_teacher
-from drkd_jax.errors import UserError
+from drkd_jax.distill.teacher_side import average_towards, check_channels, prepare_teacher
 from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array, FeatureSpec
 
@@ -45,16 +43,19 @@ def plain_distance(
     wide = accumulator(s, t)
     difference = teacher_phi.astype(wide) - student_phi.astype(wide)
     difference = jnp.where(mask[:, :, None], difference, 0)
-    energy, spread = energies(jax.lax.stop_gradient(teacher_phi), mask)
-    input_energy, input_spread = energies(jax.lax.stop_gradient(t), mask)
-    return Distance(
-        (difference * difference).sum((1, 2)),
-        energy,
-        spread,
-        input_energy,
-        input_spread,
-        mask.sum(1).astype(wide),
-    )
+    of_teacher = [energies(jax.lax.stop_gradient(x), mask) for x in (teacher_phi, t)]
+    squares, count = (difference * difference).sum((1, 2)), mask.sum(1).astype(wide)
+    return Distance(squares, *of_teacher[0], *of_teacher[1], count)
+
+
+def energies(
+    x: Float[Array, "B P C"], mask: Bool[Array, "B P"]
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """Sum of squares over valid pixels, and the same about the mean over the pixels."""
+    x = jnp.where(mask[:, :, None], x.astype(accumulator(x)), 0)
+    mean = safe_ratio(x.sum(1), mask.sum(1)[:, None])
+    off = jnp.where(mask[:, :, None], x - mean[:, None], 0)
+    return (x * x).sum((1, 2)), (off * off).sum((1, 2))
 
 
 class PixelRelation(nnx.Module):
@@ -81,12 +82,7 @@ class PixelRelation(nnx.Module):
         for i, pair in enumerate(pairs):
             nodes = config.nodes[min(i, len(config.nodes) - 1)]
             widths = student.channels[pair.student], teacher.channels[pair.teacher]
-            if config.teacher_modules in ("shared", "average") and widths[0] != widths[1]:
-                raise UserError(
-                    f"distill.pixel_relation.teacher_modules = {config.teacher_modules!r} wants as "
-                    f"many channels on both sides, but {pair.name} has {widths[0]} in the student "
-                    f"and {widths[1]} in the teacher: use 'frozen' or 'trained'."
-                )
+            check_channels("pixel_relation", str(config.teacher_modules), pair.name, *widths)
             scales = float(config.student_scale or 0), float(config.teacher_scale or 0)
             for side, width, scale in zip(sides, widths, scales, strict=True):
                 unit = GraphUnit(

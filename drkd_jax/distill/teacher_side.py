@@ -1,20 +1,94 @@
-"""Who embeds the teacher's features: a module of its own, the student's, or an average of it.
+"""The teacher's side: the scale of its maps, and who embeds them.
 
-Left to themselves ("trained"), both sides can agree on something empty: the loss falls because
-the teacher's embedding does. The other ways cannot; the monitor (monitor.py) shows which happens.
+Scale: mean squares in the teacher's units make a weight mean another thing for every teacher, and
+for every level of one. In the default form each level is divided by its standard deviation first,
+so that a mean square of 1 is "nothing explained" everywhere and features times ten change nothing.
+
+Embedding: a module of its own, the student's, or an average of it. Left to themselves ("trained"),
+both sides can agree on something empty: the loss falls because the teacher's embedding does. The
+other ways cannot; monitoring/collapse.py shows which happens.
 
 What the optimiser must not move holds no `nnx.Param`: `nnx.Optimizer(..., wrt=nnx.Param)` in
 anybody's loop leaves it alone without being told.
+
+Letters: B images, h w a map, C channels, L paired levels.
 """
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Bool, Float
 
+from drkd_jax.distill.layers import accumulator, safe_ratio
+from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
+from drkd_jax.types import Array
 
 NOT_TRAINED = ("frozen", "pretrained", "average")
+MOMENTUM = 0.01  # share of the newest batch in the running variance
+
+
+def variance(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]) -> Float[Array, ""]:
+    """Variance over the valid pixels of a batch about each channel's mean, averaged over channels.
+
+    Args:
+        x: a map.
+        mask: pixels that count.
+
+    Returns:
+        0 where no pixel counts.
+    """
+    dtype = accumulator(x)
+    mask = jnp.asarray(mask)
+    count = mask.sum().astype(dtype)
+    inside = mask[..., None]
+    mean = safe_ratio(jnp.where(inside, x.astype(dtype), 0).sum((0, 1, 2)), count)
+    off = jnp.where(inside, x.astype(dtype) - mean, 0)
+    return safe_ratio((off * off).sum(), count * x.shape[-1])
+
+
+def inverse_deviation(variances: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What a map is multiplied by to have a variance of 1; 1 where it has none."""
+    return jnp.where(variances > 0, jax.lax.rsqrt(jnp.where(variances > 0, variances, 1)), 1)
+
+
+class TeacherScale(nnx.Module):
+    """One running variance a level; the first batch sets it, later ones move it a hundredth.
+
+    Attributes:
+        variance: the running variances; 0 until a level was seen.
+    """
+
+    def __init__(self, levels: int):
+        self.variance = Frozen(jnp.zeros(levels))
+
+    def __call__(
+        self,
+        maps: tuple[Float[Array, "B _h _w _C"], ...],
+        masks: tuple[Bool[Array, "B _h _w"], ...],
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "B _h _w _C"], ...]:
+        """The maps divided by their level's standard deviation, in their own dtype.
+
+        Args:
+            maps: one a paired level.
+            masks: pixels that count.
+            train: move the running variances; else they stay (a level not seen yet is divided by
+                its own deviation in this batch).
+        """
+        old = self.variance[...]
+        batch = jnp.stack([variance(x, m) for x, m in zip(maps, masks, strict=True)])
+        moved = jnp.where(old > 0, old + MOMENTUM * (batch.astype(old.dtype) - old), batch)
+        # A batch without a valid pixel (or a dead level) has nothing to say.
+        used = jnp.where(batch > 0, moved, old) if train else jnp.where(old > 0, old, batch)
+        used = jax.lax.stop_gradient(used)
+        if train:
+            self.variance[...] = used.astype(old.dtype)
+        factor = inverse_deviation(used)
+        return tuple(x * factor[i].astype(x.dtype) for i, x in enumerate(maps))
 
 
 def freeze(module: nnx.Module) -> None:
@@ -45,6 +119,27 @@ def average_towards(average: nnx.Module, student: nnx.Module, momentum: float | 
 def copy_parameters(target: nnx.Module, source: nnx.Module) -> None:
     """Gives a module the parameters of another of the same shape: where an average starts."""
     nnx.update(target, jax.tree.map(lambda a: a.copy(), nnx.state(source, nnx.Param)))
+
+
+def check_channels(term: str, mode: str, level: str, student: int, teacher: int) -> None:
+    """Refuses ways to embed the teacher's features that want both sides alike.
+
+    Args:
+        term: name of the term's settings.
+        mode: its `teacher_modules`.
+        level: name of a paired level.
+        student: channels of the student's map there.
+        teacher: channels of the teacher's.
+
+    Raises:
+        UserError: the two differ where `mode` wants them equal.
+    """
+    if mode in ("shared", "average") and student != teacher:
+        raise UserError(
+            f"distill.{term}.teacher_modules = {mode!r} wants as many channels on both sides, but "
+            f"{level} has {student} in the student and {teacher} in the teacher: use 'frozen' or "
+            "'trained'."
+        )
 
 
 def prepare_teacher(teacher: nnx.Module, student: nnx.Module, mode: str) -> None:

@@ -20,10 +20,10 @@ from jaxtyping import Float, Int, UInt8
 from drkd_jax import distill, models
 from drkd_jax.data.pipeline import eval_batches
 from drkd_jax.data.sources import Source
-from drkd_jax.training.checkpoint import Checkpoints
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints
+from drkd_jax.step.sharding import replicated
+from drkd_jax.step.state import split_module
 from drkd_jax.training.setup import Run, build_run
-from drkd_jax.training.sharding import replicated
-from drkd_jax.training.state import split_module
 from drkd_jax.types import Batch, Features
 
 SHOWN = 3  # pictures of a figure

@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from drkd_jax.fault_tolerance.same_run import differing_keys
 from drkd_jax.report.markup import Child, Html, join, table, tag
 from drkd_jax.report.paired import METRICS, Interval
 from drkd_jax.report.runs import Comparison, RunFiles, Truth
-from drkd_jax.training.same_run import differing_keys
 
 _TITLES = {
     "AP": "mean over overlaps 0.50 to 0.95",

@@ -1,9 +1,7 @@
 """Steps under way: their values are read a few steps late, watched, and logged.
 
 Nothing waits for a step that was just started, and everything read is read before anything is
-written: so a state that is not finite never reaches the disk. A distillation that is switched off
-by a wrong weight, an empty mask or a dead layer trains without a complaint and ends as a plain
-student: so each term is watched by name.
+written: so a state that is not finite never reaches the disk.
 """
 
 from __future__ import annotations
@@ -11,18 +9,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from drkd_jax.distill.config import distill_config
-from drkd_jax.distill.monitor import UNTRAINED_SHARE, CollapseMonitor
-from drkd_jax.training.checkpoint import Checkpoints
-from drkd_jax.training.interrupt import NonFiniteError
-from drkd_jax.training.metrics import MetricAverager, Metrics
-from drkd_jax.training.processes import from_all
+from drkd_jax.distill.config import DistillConfig
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints
+from drkd_jax.fault_tolerance.interrupt import NonFiniteError
+from drkd_jax.fault_tolerance.processes import from_all
+from drkd_jax.monitoring.collapse import UNTRAINED_SHARE, CollapseMonitor
+from drkd_jax.monitoring.inactive_loss import InactiveLossMonitor
+from drkd_jax.monitoring.metrics import MetricAverager, Metrics
+from drkd_jax.step.train_step import StepValues
 from drkd_jax.training.setup import Run
-from drkd_jax.training.step import StepValues
 
 AHEAD = 3  # steps that may be under way before the oldest one's values are read
 _REPORTED = (
@@ -41,11 +40,9 @@ class _Pending(NamedTuple):
     pictures: np.ndarray  # positions in the source, [B]; -1 for a filling picture
 
 
-def _largest_untrained_share(config: Mapping[str, Any]) -> float:
+def _largest_untrained_share(config: DistillConfig | None) -> float:
     """1 where the optimiser trains the teacher's graph units too, or something else did."""
-    if config.get("distill") is None:
-        return UNTRAINED_SHARE
-    pixel = distill_config(config["distill"]).pixel_relation
+    pixel = config.pixel_relation if config else None
     return UNTRAINED_SHARE if pixel is None or pixel.teacher_modules == "frozen" else 1.0
 
 
@@ -66,7 +63,7 @@ class AsyncMetrics:
         self._run, self._metrics, self._checkpoints = run, metrics, checkpoints
         self._inactive: InactiveLossMonitor | None = None
         # A session's start is what it compares with.
-        self._monitor = CollapseMonitor(untrained=_largest_untrained_share(run.config))
+        self._monitor = CollapseMonitor(untrained=_largest_untrained_share(run.distillation))
         self._pending: deque[_Pending] = deque()
 
     def add(self, step: int, values: StepValues, pictures: np.ndarray) -> None:
@@ -136,74 +133,3 @@ class AsyncMetrics:
         )
         self._metrics.warn(pending.step, message)
         raise NonFiniteError(message)
-
-
-class InactiveLossMonitor:
-    """Counts, for each term, the steps in a row in which it was silent.
-
-    Args:
-        weights: of the distillation terms, as configured: a schedule that takes them down on
-            purpose is no silence. Other terms are watched for 0 only.
-        detection: names of the detector's own terms.
-        steps: silent steps in a row before a warning.
-        share: a weighted distillation term under this share of the total is silent.
-    """
-
-    def __init__(
-        self,
-        weights: Mapping[str, float],
-        detection: tuple[str, ...] = (),
-        steps: int = 200,
-        share: float = 1e-3,
-    ):
-        self._weights = dict(weights)
-        self._detection = detection
-        self._steps = steps
-        self._share = share
-        self._counts: dict[tuple[str, str], int] = {}
-
-    def at_start(self) -> list[str]:
-        """What can be said before the first step: terms whose weight is 0."""
-        return [
-            f"distillation term {name} has weight 0: it is computed and changes nothing"
-            for name, weight in self._weights.items()
-            if weight == 0
-        ]
-
-    def observe(self, values: Mapping[str, float]) -> list[str]:
-        """Takes in one step.
-
-        Args:
-            values: "total" and every term, distillation terms unweighted.
-
-        Returns:
-            warnings, one sentence each: a term is named at the step that makes it `steps` silent
-            steps in a row, and again only after it has spoken in between.
-        """
-        warnings = []
-        total = values["total"]
-        for name, weight in self._weights.items():
-            value, fault = values[name], None
-            if not math.isfinite(value):
-                fault = "not finite"
-            elif value == 0:
-                fault = "0"
-            elif not abs(weight * value) >= self._share * abs(total):
-                fault = f"under {self._share:.2%} of the total loss"
-            warnings += self._count(f"distillation term {name}", fault)
-        for name in self._detection:
-            warnings += self._count(f"loss term {name}", "0" if values[name] == 0 else None)
-        if "gradient_norm" in values:
-            norm = values["gradient_norm"]
-            warnings += self._count("the gradient's norm", "0" if norm == 0 else None)
-        return warnings
-
-    def _count(self, what: str, fault: str | None) -> list[str]:
-        for key in [key for key in self._counts if key[0] == what and key[1] != fault]:
-            del self._counts[key]
-        if fault is None:
-            return []
-        count = self._counts[what, fault] = self._counts.get((what, fault), 0) + 1
-        if count != self._steps:
-            return []
-        return [f"{what} has been {fault} for {count} steps"]

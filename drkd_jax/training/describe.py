@@ -10,12 +10,11 @@ import jax
 from drkd_jax.data.findings import MAX_DETECTIONS, Finding, find, places, some
 from drkd_jax.data.plan import padding_share
 from drkd_jax.data.sources import Source
-from drkd_jax.distill import distill_config
 from drkd_jax.evaluation import why_nothing_to_find
-from drkd_jax.training.processes import broadcast
-from drkd_jax.training.settings import TrainSettings
+from drkd_jax.fault_tolerance.processes import broadcast
+from drkd_jax.step.settings import TrainSettings
+from drkd_jax.step.state import num_parameters
 from drkd_jax.training.setup import Run
-from drkd_jax.training.state import num_parameters
 from drkd_jax.training.teacher import compare_classes
 
 
@@ -85,20 +84,22 @@ def findings(run: Run, say: Callable[[str], None]) -> list[str]:
     nothing = why_nothing_to_find(run.val_source.coco_ground_truth())
     if nothing:
         warnings.append(f"config.data.val = {run.val_source.spec}: {nothing}")
-    return warnings
+    differing = other_classes(run)
+    return [*warnings, differing] if differing else warnings
 
 
 def other_classes(run: Run) -> str | None:
-    """A sentence where the teacher's classes are not the data's, else None."""
-    assert run.teacher is not None
+    """A sentence where there is a teacher whose classes are not the data's, else None."""
+    if run.teacher is None:
+        return None
     names = tuple(category.name for category in run.train_source.categories)
     return compare_classes(run.teacher.categories, names)
 
 
 def _phases(run: Run) -> str:
     """How the distillation comes and goes; nothing where it is there all the time."""
-    phases = distill_config(run.config["distill"])
-    words = []
+    phases, words = run.distillation, []
+    assert phases is not None
     if phases.adaptation_steps:
         words.append(f"for {phases.adaptation_steps} steps the distiller alone learns by them")
     if phases.warmup_steps:
@@ -172,12 +173,11 @@ def _rate(settings: TrainSettings) -> str:
 
 def _counts(source: Source) -> str:
     counts = source.describe()
-    classes = counts["classes"]
-    classes = classes if isinstance(classes, int) else len(classes)
     left_out = {"crowd": "crowd regions", "dropped": "unusable boxes"}
     words = [f"{counts[key]} {what}" for key, what in left_out.items() if counts.get(key)]
-    return f"{counts['pictures']} pictures, {counts['boxes']} boxes, {classes} classes" + (
-        f" (left out of training: {', '.join(words)})" if words else ""
+    return (
+        f"{counts['pictures']} pictures, {counts['boxes']} boxes, {counts['classes']} classes"
+        + (f" (left out of training: {', '.join(words)})" if words else "")
     )
 
 

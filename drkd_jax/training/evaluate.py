@@ -19,12 +19,12 @@ from tqdm import tqdm
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches
 from drkd_jax.data.sources import Source
 from drkd_jax.evaluation import coco_numbers, to_coco
+from drkd_jax.fault_tolerance.processes import allgather
+from drkd_jax.fault_tolerance.writing import write_text
 from drkd_jax.models.pixels import Pixels
-from drkd_jax.training.processes import allgather
-from drkd_jax.training.settings import EvalSettings
-from drkd_jax.training.sharding import each_device, put_batch, replicated
-from drkd_jax.training.state import Arrays
-from drkd_jax.training.writing import write_text
+from drkd_jax.step.settings import EvalSettings
+from drkd_jax.step.sharding import each_device, put_batch, replicated
+from drkd_jax.step.state import Arrays
 from drkd_jax.types import Batch, Detections
 
 Predict = Callable[[Arrays, Batch], Detections]

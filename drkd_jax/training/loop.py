@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,9 +16,25 @@ from absl import flags
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.records import fingerprint
 from drkd_jax.data.skipped import SKIPPED_FILE
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints
+from drkd_jax.fault_tolerance.interrupt import InterruptedRunError, StopRequest, stop_request
+from drkd_jax.fault_tolerance.lock import locked
+from drkd_jax.fault_tolerance.processes import (
+    AnyProcess,
+    allgather,
+    any_process,
+    broadcast,
+    is_first,
+)
+from drkd_jax.fault_tolerance.same_run import changed_data, check_same_classes, check_same_run
+from drkd_jax.fault_tolerance.writing import make_folder, write_text
+from drkd_jax.monitoring.metrics import METRICS_FILE, Metrics, evaluations
+from drkd_jax.monitoring.tensorboard import draw_scenes
+from drkd_jax.monitoring.trace import Trace, read_steps
 from drkd_jax.paths import expand_home
+from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
+from drkd_jax.step.state import Arrays, TrainState
 from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics
-from drkd_jax.training.checkpoint import Checkpoints
 from drkd_jax.training.describe import describe, findings, other_classes
 from drkd_jax.training.evaluate import (
     EvaluationStoppedError,
@@ -27,19 +43,9 @@ from drkd_jax.training.evaluate import (
     predictor,
     write_evaluation,
 )
-from drkd_jax.training.interrupt import InterruptedRunError, StopRequest, stop_request
-from drkd_jax.training.lock import locked
-from drkd_jax.training.metrics import METRICS_FILE, Metrics, evaluations
 from drkd_jax.training.pretrain import with_pretrained_units
-from drkd_jax.training.processes import AnyProcess, allgather, any_process, broadcast, is_first
-from drkd_jax.training.same_run import changed_data, check_same_classes, check_same_run
-from drkd_jax.training.scores import Scores, as_pairs, judge_distillation, summarize
+from drkd_jax.training.scores import Scores, judge_distillation, summarize
 from drkd_jax.training.setup import Run, build_run
-from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
-from drkd_jax.training.state import Arrays, TrainState
-from drkd_jax.training.tensorboard import draw_scenes
-from drkd_jax.training.trace import Trace, read_steps
-from drkd_jax.training.writing import make_folder, write_text
 from drkd_jax.types import Batch
 
 
@@ -109,8 +115,8 @@ class _Session:
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
         self.async_metrics = AsyncMetrics(run, self.metrics, checkpoints)
         self.async_metrics.averager.counts = self.loader.counts
-        done = as_pairs(broadcast(lambda: evaluations(workdir / METRICS_FILE)))
-        self.scores = Scores(run.train, run.steps, done, checkpoints.best())
+        done = broadcast(lambda: evaluations(workdir / METRICS_FILE))  # lists, where it is JSON
+        self.scores = Scores(run.train, run.steps, list(map(tuple, done)), checkpoints.best())
         self.since = time.perf_counter()
 
     def finish(self, request: StopRequest) -> dict[str, Any]:
@@ -153,28 +159,16 @@ class _Session:
         run = self.run
         for line in describe(run, self.start):
             self.metrics.say(line)
-        warnings = findings(run, self.metrics.say)
-        for warning in warnings:
+        for warning in findings(run, self.metrics.say):
             self.metrics.warn(self.start, warning)
-        if run.teacher is None:
-            return
-        differing = other_classes(run)
-        if differing:
-            self.metrics.warn(self.start, differing)
-        if run.config["teacher"].get("evaluate"):
-            self._evaluate_teacher(request, comparable=differing is None)
-        if self.start == 0:  # later on the units are in the checkpoint
+        if run.teacher is not None and run.config["teacher"].get("evaluate"):
+            self._evaluate_teacher(request)
+        if run.teacher is not None and self.start == 0:  # later the units are in the checkpoint
             self._pretrain(request)
 
     def _pretrain(self, request: StopRequest) -> None:
-        any_stops = AnyProcess(self.run.mesh, 1)
-        state = with_pretrained_units(
-            self.run,
-            self.state,
-            self.workdir,
-            self.metrics.say,
-            lambda: any_stops(request.name is not None),
-        )
+        say, stop = self.metrics.say, self._stop(request)
+        state = with_pretrained_units(self.run, self.state, self.workdir, say, stop)
         if state is None:
             raise InterruptedRunError(
                 f"{request.name or 'asked to stop'} while the teacher's units were trained: there "
@@ -182,10 +176,10 @@ class _Session:
             )
         self.state = state
 
-    def _evaluate_teacher(self, request: StopRequest, comparable: bool) -> None:
+    def _evaluate_teacher(self, request: StopRequest) -> None:
         run = self.run
         assert run.teacher is not None
-        if not comparable:
+        if other_classes(run):
             self.metrics.say("teacher    not evaluated: its classes are not those of the data")
             return
         pixels = run.recipe.teacher_pixels or run.pixels
@@ -314,7 +308,7 @@ class _Session:
     def _score(
         self, predict: Predict, arrays: Arrays, request: StopRequest
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        run, any_stops = self.run, AnyProcess(self.run.mesh, 1)
+        run = self.run
         return evaluate(
             predict,
             arrays,
@@ -322,9 +316,14 @@ class _Session:
             run.pipeline,
             run.eval,
             run.mesh,
-            stop=lambda: any_stops(request.name is not None),
+            stop=self._stop(request),
             skipped=self._skipped(),
         )
+
+    def _stop(self, request: StopRequest) -> Callable[[], bool]:
+        """Whether any process is to stop; all have to ask at the same places."""
+        any_stops = AnyProcess(self.run.mesh, 1)
+        return lambda: any_stops(request.name is not None)
 
     def _summary(self, seconds: float) -> dict[str, Any]:
         run, warnings = self.run, self.metrics.warnings

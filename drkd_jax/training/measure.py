@@ -20,12 +20,12 @@ from flax import nnx
 from drkd_jax import distill
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.errors import UserError
-from drkd_jax.training.accumulation import first_part, loop_length
-from drkd_jax.training.describe import describe, findings, other_classes
+from drkd_jax.step.accumulation import first_part, loop_length
+from drkd_jax.step.sharding import put_everywhere
+from drkd_jax.step.state import Arrays, split_module
+from drkd_jax.step.train_step import Recipe, loss_terms
+from drkd_jax.training.describe import describe, findings
 from drkd_jax.training.setup import Run, build_distiller, build_run
-from drkd_jax.training.sharding import put_everywhere
-from drkd_jax.training.state import Arrays, split_module
-from drkd_jax.training.step import Recipe, loss_terms
 from drkd_jax.types import Batch
 
 PARTS_AT_LEAST = 3  # calls that a time is the median of
@@ -264,9 +264,7 @@ def dry_run(config: Mapping[str, Any], say: Callable[[str], None] = print) -> Co
     run = build_run(config)
     for line in describe(run, 0):
         say(line)
-    warnings = findings(run, say)
-    differing = other_classes(run) if run.teacher is not None else None
-    for warning in [*warnings, *filter(None, [differing])]:
+    for warning in findings(run, say):
         say(f"warning: {warning}")
     cost = measure(run, steps=_DRY_STEPS, parts=False)
     for line in _lines(cost, run):

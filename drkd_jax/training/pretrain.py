@@ -10,12 +10,15 @@ relation matrix.
 
 Every eighth training image is left out and serves to measure what the phase brought. A phase that
 was stopped begins again; one that is done lies in the work folder and is taken from there.
-
-Letters: B images, h w a map, C channels.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
+import json
+import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -32,28 +35,35 @@ from drkd_jax.data.plan import kept_indices, steps_per_epoch
 from drkd_jax.data.records import Source
 from drkd_jax.data.sources import Part
 from drkd_jax.distill import DistillConfig, Distiller
-from drkd_jax.distill.layers import pixel_mask, safe_ratio
+from drkd_jax.distill.layers import pixel_mask
+from drkd_jax.distill.teacher_side import variance
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.processes import broadcast, from_all
+from drkd_jax.fault_tolerance.writing import write_bytes
 from drkd_jax.models.arrays import flatten, unflatten
-from drkd_jax.training import schedule
-from drkd_jax.training.processes import broadcast, from_all
-from drkd_jax.training.settings import TrainSettings
+from drkd_jax.step import schedule
+from drkd_jax.step.settings import TrainSettings
+from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
+from drkd_jax.step.state import Arrays, SplitModule, TrainState, merge_module, split_module
+from drkd_jax.step.train_step import picture_keys
 from drkd_jax.training.setup import Run
-from drkd_jax.training.sharding import put_batch, put_everywhere, replicated
-from drkd_jax.training.state import Arrays, SplitModule, TrainState, merge_module, split_module
-from drkd_jax.training.step import picture_keys
 from drkd_jax.training.teacher import Teacher, load_teacher
-from drkd_jax.training.teacher_units import (
-    UNITS_FILE,
-    Pretrained,
-    fingerprint,
-    read_units,
-    write_units,
-)
 from drkd_jax.types import Array, Batch, Features
 
+UNITS_FILE = "teacher_units.npz"
+# Keys of `config.data` that change nothing about the training images.
+_HARMLESS = ("val", "on_error", "num_threads", "num_workers", "prefetch")
 _HELD_OUT = 8  # one image of so many is for measuring
 _MEASURED = 16  # held-out batches, at most
+
+
+class Pretrained(NamedTuple):
+    """What the phase left."""
+
+    arrays: dict[str, np.ndarray]  # of the units, by flat name
+    before: float  # the teacher's loss on the held-out images, as it is
+    after: float  # and with the units
+    images: int  # that were measured
 
 
 def with_pretrained_units(
@@ -105,64 +115,49 @@ def with_pretrained_units(
             "teacher    its units made it worse: a lower distill.pretrain_rate or fewer "
             "distill.pretrain_steps may help"
         )
-    _, state_of_units = nnx.split(term.teacher)
-    pure = nnx.as_pure(state_of_units)
-    trained = {
-        name: jnp.asarray(found.arrays[name], leaf.dtype) for name, leaf in flatten(pure).items()
-    }
-    nnx.update(term.teacher, unflatten(trained, pure))
+    units = nnx.as_pure(nnx.state(term.teacher))
+    trained = unflatten(found.arrays, units)
+    nnx.update(term.teacher, jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), trained, units))
     model_state = split_module(distiller, run.recipe.is_trained["distiller"]).model_state
-    return _with_rest(state, put_everywhere(model_state, run.mesh))
+    others = {**state.model_state, "distiller": put_everywhere(model_state, run.mesh)}
+    return dataclasses.replace(state, model_state=others)
 
 
-def _with_rest(state: TrainState, model_state: Arrays) -> TrainState:
-    others = {**state.model_state, "distiller": model_state}
-    return TrainState(state.step, state.params, others, state.opt_state, state.average)
+def _loss(
+    run: Run, distiller: Distiller, teacher: nnx.GraphDef, units: nnx.GraphDef
+) -> Callable[[Arrays, Arrays, Arrays, Batch, Array], tuple[Array, Arrays]]:
+    """The teacher's detection loss behind its units, and their statistics afterwards.
 
-
-class _Phase(NamedTuple):
-    """Everything static about a step of the phase."""
-
-    run: Run
-    teacher: nnx.GraphDef
-    units: nnx.GraphDef
-    levels: tuple[int, ...]  # of the teacher's pyramid, one a unit
-    standardized: bool
-    dtype: Any  # of the distiller
+    Returns:
+        A function of the units' weights and statistics, the teacher's arrays, a batch and the step.
+    """
+    standardized = distiller.teacher_scale is not None
+    pixels = run.recipe.teacher_pixels or run.recipe.pixels
 
     def loss(
-        self, weights: Arrays, statistics: Arrays, teacher: Arrays, batch: Batch, step: Array
+        weights: Arrays, statistics: Arrays, arrays: Arrays, batch: Batch, step: Array
     ) -> tuple[Array, Arrays]:
-        """The teacher's detection loss behind its units, and their statistics afterwards."""
-        detector = nnx.merge(self.teacher, teacher, copy=True)
-        units = nnx.merge(self.units, weights, statistics, copy=True)
-        pixels = self.run.recipe.teacher_pixels or self.run.recipe.pixels
+        detector = nnx.merge(teacher, arrays, copy=True)
+        own = nnx.merge(units, weights, statistics, copy=True)
         images, targets = pixels.prepare(batch)
         features = jax.lax.stop_gradient(detector.features(images))
         maps = list(features.maps)
-        for unit, level in zip(units, self.levels, strict=True):
-            x = maps[level]
-            stride = features.spec.strides[level]
+        for unit, pair in zip(own, distiller.pairs, strict=True):
+            x = maps[pair.teacher]
+            stride = features.spec.strides[pair.teacher]
             mask = pixel_mask(targets.sizes, targets.picture_valid, stride, x.shape[1:3])
-            sigma = _deviation(x, mask) if self.standardized else jnp.ones(())
-            flat = (x / sigma).astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1])
+            spread = variance(x, mask) if standardized else jnp.ones(())
+            sigma = jnp.where(spread > 0, jnp.sqrt(jnp.where(spread > 0, spread, 1)), 1)
+            flat = (x / sigma).astype(distiller.dtype).reshape(x.shape[0], -1, x.shape[-1])
             phi = unit(flat, mask.reshape(mask.shape[0], -1), train=True)
             # What the unit adds, so that one that adds nothing changes no bit of the map.
-            maps[level] = x + ((phi - flat).reshape(x.shape) * sigma).astype(x.dtype)
-        keys = picture_keys(self.run.recipe.seed, step, batch.index)
+            maps[pair.teacher] = x + ((phi - flat).reshape(x.shape) * sigma).astype(x.dtype)
+        keys = picture_keys(run.recipe.seed, step, batch.index)
         terms = detector.losses(Features(tuple(maps), features.spec), targets, keys)
         total = sum(terms.values(), jnp.zeros((), jnp.float32))
-        return total, nnx.as_pure(nnx.state(units, nnx.BatchStat))
+        return total, nnx.as_pure(nnx.state(own, nnx.BatchStat))
 
-
-def _deviation(x: Array, mask: Array) -> Array:
-    """Standard deviation of a map's valid pixels about each channel's mean; 1 without any."""
-    inside, wide = mask[..., None], x.astype(jnp.float32)
-    count = mask.sum().astype(jnp.float32)
-    mean = safe_ratio(jnp.where(inside, wide, 0).sum((0, 1, 2)), count)
-    off = jnp.where(inside, wide - mean, 0)
-    variance = safe_ratio((off * off).sum(), count * x.shape[-1])
-    return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 1)
+    return loss
 
 
 def train_units(
@@ -184,39 +179,32 @@ def train_units(
     config, term = distiller.config, distiller.pixel_relation
     assert term is not None
     teacher = _whole_teacher(run)
-    arrays = put_everywhere(teacher.arrays, run.mesh)
+    arrays, everywhere = put_everywhere(teacher.arrays, run.mesh), replicated(run.mesh)
     found: Any = nnx.split(term.teacher, _is_weight, ...)
     graph, weights, statistics = found
-    levels = tuple(pair.teacher for pair in distiller.pairs)
-    # A distiller that divides the teacher's maps by their deviation has a module for it.
-    standardized = getattr(distiller, "teacher_scale", None) is not None
-    phase = _Phase(run, teacher.graph, graph, levels, standardized, distiller.dtype)
+    loss_of = _loss(run, distiller, teacher.graph, graph)
     weights, statistics = put_everywhere(
         (_as_identity(nnx.as_pure(weights)), nnx.as_pure(statistics)), run.mesh
     )
     settings = _settings(run, config)
     rate = schedule.learning_rate(settings, (), settings.steps)
     tx = schedule.optimiser(settings, rate)
-    everywhere = replicated(run.mesh)
 
     def update(weights: Arrays, statistics: Arrays, moments: Any, *given: Any) -> Any:
-        (loss, after), gradient = jax.value_and_grad(phase.loss, has_aux=True)(
-            weights, statistics, *given
-        )
+        gradient, after = jax.grad(loss_of, has_aux=True)(weights, statistics, *given)
         parts = {"units": weights}
         change, moments = tx.update({"units": gradient}, moments, parts)
-        return optax.apply_updates(parts, change)["units"], after, moments, loss
+        return optax.apply_updates(parts, change)["units"], after, moments
 
     step = jax.jit(update, donate_argnums=(0, 1, 2), out_shardings=everywhere)
-    measure = jax.jit(lambda *given: phase.loss(*given)[0], out_shardings=everywhere)
+    measure = jax.jit(lambda *given: loss_of(*given)[0], out_shardings=everywhere)
     held_out, trained = _split_source(run)
     with closing(_loader(run, held_out)) as loader:
-        measured = min(_MEASURED, steps_per_epoch(held_out, run.pipeline))
 
         def score() -> tuple[float, int]:
             loader.set_state({"next_batch": 0})
             losses, images = [], 0
-            for number in range(measured):
+            for number in range(min(_MEASURED, steps_per_epoch(held_out, run.pipeline))):
                 batch = next(loader)
                 images += int(from_all(np.asarray(batch.picture_valid)).sum())
                 placed = put_batch(batch, run.mesh)
@@ -231,7 +219,7 @@ def train_units(
                     return None
                 placed = put_batch(next(batches), run.mesh)
                 given = arrays, placed, jnp.int32(done)
-                weights, statistics, moments, _ = step(weights, statistics, moments, *given)
+                weights, statistics, moments = step(weights, statistics, moments, *given)
         after, _ = score()
     if not np.isfinite(after):
         raise UserError(
@@ -239,9 +227,50 @@ def train_units(
             f"{settings.steps} steps; take a lower distill.pretrain_rate than "
             f"{config.pretrain_rate:g}"
         )
-    units = nnx.merge(graph, weights, statistics)
-    flat = flatten(nnx.as_pure(nnx.split(units)[1]))
+    flat = flatten(nnx.as_pure(nnx.state(nnx.merge(graph, weights, statistics))))
     return Pretrained({name: np.array(leaf) for name, leaf in flat.items()}, before, after, images)
+
+
+def fingerprint(run: Run) -> str:
+    """What the trained units depend on: the teacher's arrays, the data, the phase's settings."""
+    assert run.teacher is not None
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten(run.teacher.arrays).items()):
+        if name.startswith(("backbone.", "neck.")):  # heads are there or not, as is asked
+            digest.update(name.encode() + np.asarray(leaf).tobytes())
+    distill = run.config["distill"]
+    phase = {key: value for key, value in distill.items() if key.startswith("pretrain_")}
+    data = {key: value for key, value in run.config["data"].items() if key not in _HARMLESS}
+    size, seed = run.train.batch_size, run.config["seed"]
+    settings = [distill.get("pixel_relation"), phase, data, size, seed]
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def read_units(path: Path, mark: str) -> Pretrained | None:
+    """The units of the work folder; None where there are none, or others."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            if about["fingerprint"] != mark:
+                return None
+            arrays = {name: stored[name] for name in stored.files if name != "about"}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return Pretrained(arrays, about["before"], about["after"], about["images"])
+
+
+def write_units(path: Path, mark: str, found: Pretrained) -> None:
+    """Writes them in one go.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    about = {"fingerprint": mark, **found._asdict()}
+    arrays = about.pop("arrays")
+    buffer = io.BytesIO()
+    np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
+    write_bytes(path, buffer.getvalue())
 
 
 def _is_weight(path: tuple[Any, ...], variable: Any) -> bool:
@@ -307,8 +336,8 @@ def _split_source(run: Run) -> tuple[Source, Source]:
             "the teacher's units on and images to measure them by"
         )
     held_out = np.arange(len(kept)) % min(_HELD_OUT, len(kept)) == 0
-    taken, left = (Part(run.train_source, kept[at].tolist()) for at in (held_out, ~held_out))
-    return taken, left
+    source = run.train_source
+    return Part(source, kept[held_out].tolist()), Part(source, kept[~held_out].tolist())
 
 
 def _loader(run: Run, source: Source) -> TrainIterator:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drkd_jax.distill.last_word import last_word
-from drkd_jax.training.metrics import METRICS_FILE, read_metrics
-from drkd_jax.training.processes import broadcast
-from drkd_jax.training.settings import TrainSettings
+from drkd_jax.fault_tolerance.processes import broadcast
+from drkd_jax.monitoring.last_word import last_word
+from drkd_jax.monitoring.metrics import METRICS_FILE, read_metrics
+from drkd_jax.step.settings import TrainSettings
+from drkd_jax.step.state import TrainState, num_parameters
 from drkd_jax.training.setup import Run
-from drkd_jax.training.state import TrainState, num_parameters
 
 Numbers = dict[str, float]
 
@@ -62,11 +62,6 @@ class Scores:
             f"stopped early at step {last} of {self.steps}: no better AP in {vain} evaluations "
             f"since step {best} (config.train.early_stop = {patience})"
         )
-
-
-def as_pairs(found: Sequence[Sequence]) -> list[tuple[int, Numbers]]:
-    """Step and numbers of each evaluation, from JSON's lists."""
-    return [(int(step), dict(numbers)) for step, numbers in found]
 
 
 def summarize(

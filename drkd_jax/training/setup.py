@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,29 +18,30 @@ from drkd_jax.data.findings import require_usable
 from drkd_jax.data.plan import steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.writing import as_user_error
 from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.pixels import Pixels, read_pixels
 from drkd_jax.paths import expand_config
-from drkd_jax.training import schedule
-from drkd_jax.training.evaluate import Predict, predictor
-from drkd_jax.training.gradients import GradientReport, gradient_report
-from drkd_jax.training.settings import (
+from drkd_jax.step import schedule
+from drkd_jax.step.gradients import GradientReport, gradient_report
+from drkd_jax.step.settings import (
     EvalSettings,
     TrainSettings,
     eval_settings,
     set_keys,
     train_settings,
 )
-from drkd_jax.training.sharding import (
+from drkd_jax.step.sharding import (
     check_batch_size,
     data_mesh,
     put_batch,
     put_everywhere,
     put_stacked,
 )
+from drkd_jax.step.state import Arrays, TrainState, new_state, split_module
+from drkd_jax.step.train_step import Recipe, TrainStep, pmap_step, train_step
+from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.starting import build_student, check_files
-from drkd_jax.training.state import Arrays, TrainState, new_state, split_module
-from drkd_jax.training.step import Recipe, TrainStep, pmap_step, train_step
 from drkd_jax.training.teacher import Teacher, check_head, check_heads, for_data, load_teacher
 from drkd_jax.types import Batch
 
@@ -61,6 +63,7 @@ class Run:
     student_origin: str
     teacher: Teacher | None
     teacher_arrays: Arrays  # on the devices; None without a teacher
+    distillation: distill.DistillConfig | None  # None without a teacher
     weights: dict[str, float]  # of the distillation terms
     steps: int
     steps_per_epoch: int
@@ -155,6 +158,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         student_origin=origin,
         teacher=teaching.teacher if teaching else None,
         teacher_arrays=put_everywhere(teaching.teacher.arrays, mesh) if teaching else None,
+        distillation=phases if teaching else None,
         weights=weights,
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -292,6 +296,20 @@ def check_canvases(pipeline: PipelineConfig, stride: int, who: str) -> None:
                 f"config.data.canvases: {canvas} is not a multiple of the {who}'s stride {stride}; "
                 f"use {fit}"
             )
+
+
+def keep_programs(folder: str | Path) -> None:
+    """Has JAX keep what it compiles in a folder, and look there first.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    path = Path(folder)
+    with as_user_error(path):
+        path.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path.absolute()))
+    # Small programs too: a start runs hundreds of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def machine_warnings() -> list[str]:

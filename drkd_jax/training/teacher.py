@@ -12,7 +12,7 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.data.config import PIXEL_KEYS
-from drkd_jax.distill.crosskd import CrossKDConfig
+from drkd_jax.distill.baselines.crosskd import CrossKDConfig
 from drkd_jax.errors import UserError
 from drkd_jax.models.detector import Detector
 from drkd_jax.models.feature_extractor import strip
@@ -21,7 +21,7 @@ from drkd_jax.models.folding import fold
 from drkd_jax.models.pixels import only_pixels
 from drkd_jax.models.retinanet import RetinaNet
 from drkd_jax.models.settings import AnchorSettings
-from drkd_jax.training.state import Arrays, num_parameters
+from drkd_jax.step.state import Arrays, num_parameters
 from drkd_jax.types import FeatureSpec
 from drkd_jax.weights.classes import follow_classes, map_classes
 from drkd_jax.weights.opening import load

@@ -17,8 +17,8 @@ from benchmarks.gain.plan import Job, make_plan
 from benchmarks.gain.recipes import ROOT
 from benchmarks.gain.runner import Runner
 from benchmarks.gain.table import read_table
+from drkd_jax.step.settings import set_keys
 from drkd_jax.training.loop import train
-from drkd_jax.training.settings import set_keys
 from tests.benchmarks.test_gain_table import TABLES
 
 TEXT = """

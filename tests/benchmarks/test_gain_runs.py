@@ -22,7 +22,7 @@ from benchmarks.gain.runner import Runner, is_locked
 from benchmarks.gain.table import read_table
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
-from drkd_jax.training.interrupt import StopRequest
+from drkd_jax.fault_tolerance.interrupt import StopRequest
 from tests.benchmarks.test_gain_table import write
 
 # One "step" a file in `checkpoints`; ends as train.py does.

@@ -231,7 +231,7 @@ def test_the_innermost_line_that_says_something_decides():
     def at(*places):
         return part_of([Frame(f"/x/drkd_jax/{file}.py", name, 1) for file, name in places])
 
-    step = ("training/step", "loss_terms")
+    step = ("step/train_step", "loss_terms")
     assert at(("boxes", "overlap"), ("ops/nms", "nms"), ("models/rpn", "propose"), step) == "NMS"
     head = ("models/retina_head", "RetinaHead.after")
     assert at(("ops/conv", "convolve"), head, ("models/retinanet", "losses_after"), step) == "heads"

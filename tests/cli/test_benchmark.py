@@ -11,8 +11,7 @@ from drkd_jax import models
 from drkd_jax.cli import benchmark
 from drkd_jax.errors import UserError
 from drkd_jax.training import measure
-from drkd_jax.training.compilation_cache import keep_programs
-from drkd_jax.training.setup import build_run
+from drkd_jax.training.setup import build_run, keep_programs
 from tests.training import tiny
 
 RECIPE = "--config=tests/training/recipe.py:plain"

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from drkd_jax import models
 from drkd_jax.__main__ import main
 from drkd_jax.cli.detector import read
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints
 from drkd_jax.models.arrays import flatten
-from drkd_jax.training.checkpoint import Checkpoints
-from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import new_state, split_module
+from drkd_jax.step.sharding import data_mesh, put_everywhere
+from drkd_jax.step.state import new_state, split_module
 from drkd_jax.weights.opening import load
 from tests.training import tiny
 from tests.weights.configs import RETINANET

@@ -13,9 +13,9 @@ from drkd_jax.cli import detector, evaluate, predict
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import NUMBERS, coco_numbers
-from drkd_jax.training.checkpoint import Checkpoints
-from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import TrainState, split_module
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints
+from drkd_jax.step.sharding import data_mesh, put_everywhere
+from drkd_jax.step.state import TrainState, split_module
 from tests.training import tiny
 
 

@@ -18,8 +18,8 @@ from drkd_jax.cli import predict
 from drkd_jax.cli.detector import Trained
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.records import Category
-from drkd_jax.training.settings import EvalSettings
-from drkd_jax.training.sharding import data_mesh
+from drkd_jax.step.settings import EvalSettings
+from drkd_jax.step.sharding import data_mesh
 from drkd_jax.types import Batch, Detections
 
 CANVAS = 64

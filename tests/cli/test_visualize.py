@@ -16,12 +16,12 @@ from drkd_jax.cli.detector import read
 from drkd_jax.cli.two_sides import boxes_of
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints, load_distiller
 from drkd_jax.report import figures
 from drkd_jax.report.relations import similarity
 from drkd_jax.report.two_models import row_entropies
-from drkd_jax.training.checkpoint import Checkpoints, load_distiller
-from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import TrainState, split_module
+from drkd_jax.step.sharding import data_mesh, put_everywhere
+from drkd_jax.step.state import TrainState, split_module
 from drkd_jax.types import Targets
 from drkd_jax.weights.opening import load
 from tests.training import tiny

@@ -8,7 +8,7 @@ import pytest
 from configs import demo as recipe
 from drkd_jax.demo.teacher_file import shipped
 from drkd_jax.models.filling import as_tuples
-from drkd_jax.training.settings import set_keys
+from drkd_jax.step.settings import set_keys
 from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import About, read_ours, write_ours
 

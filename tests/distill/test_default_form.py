@@ -12,7 +12,7 @@ from drkd_jax.distill import distill_config
 from drkd_jax.distill.config import InstanceRelationConfig
 from drkd_jax.distill.graph_unit import GraphUnit
 from drkd_jax.distill.instance_relation import RelationUnit, centred_directions
-from drkd_jax.distill.teacher_scale import TeacherScale
+from drkd_jax.distill.teacher_side import TeacherScale
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
 from drkd_jax.types import Features, FeatureSpec

@@ -14,7 +14,7 @@ from drkd_jax import models
 from drkd_jax.__main__ import main
 from drkd_jax.cli.detector import read, ready
 from drkd_jax.models.arrays import flatten
-from drkd_jax.training.sharding import put_batch
+from drkd_jax.step.sharding import put_batch
 from drkd_jax.types import Batch
 from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import About, write_ours

@@ -23,7 +23,7 @@ from drkd_jax.ops.platform import tracing_for
 from drkd_jax.ops.roi_align import roi_align
 from drkd_jax.ops.roi_plan import How, Plan
 from drkd_jax.ops.spread import spread_over
-from drkd_jax.training.sharding import data_mesh, split
+from drkd_jax.step.sharding import data_mesh, split
 from tests.training.gathered import gathered
 
 B, SIDE, C, R = 8, 64, 8, 12

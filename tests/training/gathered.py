@@ -13,8 +13,8 @@ import sys
 import jax
 import numpy as np
 
+from drkd_jax.step.sharding import replicated, split
 from drkd_jax.training.setup import build_run
-from drkd_jax.training.sharding import replicated, split
 from drkd_jax.types import Batch
 from tests.training import tiny
 

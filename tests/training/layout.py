@@ -21,14 +21,14 @@ from absl import flags, logging
 from flax import nnx
 
 from drkd_jax.data.pipeline import train_loader
+from drkd_jax.fault_tolerance.processes import connect
 from drkd_jax.models import faster_rcnn
 from drkd_jax.models.rpn import Proposals
+from drkd_jax.step.settings import train_settings
+from drkd_jax.step.sharding import put_everywhere
 from drkd_jax.training import loop
 from drkd_jax.training.evaluate import evaluate, predictor
-from drkd_jax.training.processes import connect
-from drkd_jax.training.settings import train_settings
 from drkd_jax.training.setup import Run, build_run
-from drkd_jax.training.sharding import put_everywhere
 from drkd_jax.weights.opening import load
 from tests.training import tiny
 

@@ -8,8 +8,8 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.step.settings import eval_settings
 from drkd_jax.training.evaluate import raise_limits
-from drkd_jax.training.settings import eval_settings
 from tests.training import tiny
 
 

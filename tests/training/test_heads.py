@@ -14,10 +14,10 @@ from numpy.testing import assert_array_equal
 
 from drkd_jax import models
 from drkd_jax.data.pipeline import train_loader
-from drkd_jax.distill.crosskd import CrossKDConfig
+from drkd_jax.distill.baselines.crosskd import CrossKDConfig
 from drkd_jax.errors import UserError
+from drkd_jax.step.train_step import loss_terms
 from drkd_jax.training.setup import build_run
-from drkd_jax.training.step import loss_terms
 from drkd_jax.training.teacher import Teacher, check_head, check_heads, for_data
 from tests.training import tiny
 

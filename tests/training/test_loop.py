@@ -13,15 +13,16 @@ import pytest
 
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.interrupt import InterruptedRunError, NonFiniteError
+from drkd_jax.monitoring.metrics import read_metrics
+from drkd_jax.step.settings import train_settings
+from drkd_jax.step.sharding import put_batch, put_everywhere
+from drkd_jax.step.train_step import StepValues
 from drkd_jax.training import loop
-from drkd_jax.training.interrupt import InterruptedRunError, NonFiniteError
-from drkd_jax.training.metrics import CompilationCounter, read_metrics
-from drkd_jax.training.settings import train_settings
 from drkd_jax.training.setup import build_run
-from drkd_jax.training.sharding import put_batch, put_everywhere
-from drkd_jax.training.step import StepValues
 from drkd_jax.weights.opening import load
 from tests.training import tiny
+from tests.training.compilations import CompilationCounter
 
 TERMS = ("pixel_relation", "instance_relation", "instance_feature")
 

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.same_run import check_same_run
 from drkd_jax.recipes.coco_2x import BACKBONE_INIT, TEACHERS
-from drkd_jax.training.same_run import check_same_run
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.starting import check_files
 from drkd_jax.weights import download

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from drkd_jax.data.pipeline import train_loader
+from drkd_jax.step.train_step import loss_terms
 from drkd_jax.training.setup import build_run
-from drkd_jax.training.step import loss_terms
 from tests.training import tiny
 
 # In these every digit of float32 is wanted: losses, softmax, norms, boxes, and every sum.

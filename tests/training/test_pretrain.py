@@ -11,12 +11,16 @@ from flax import nnx
 from drkd_jax.data.sources import Part, open_source
 from drkd_jax.distill.graph_unit import GraphUnit
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.interrupt import InterruptedRunError
 from drkd_jax.models.arrays import flatten
 from drkd_jax.training import loop, pretrain
-from drkd_jax.training.interrupt import InterruptedRunError
-from drkd_jax.training.pretrain import with_pretrained_units
+from drkd_jax.training.pretrain import (
+    UNITS_FILE,
+    fingerprint,
+    read_units,
+    with_pretrained_units,
+)
 from drkd_jax.training.setup import build_run
-from drkd_jax.training.teacher_units import UNITS_FILE, fingerprint, read_units
 from tests.training import tiny
 
 

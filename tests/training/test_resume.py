@@ -6,7 +6,7 @@ import resource
 import signal
 import time
 
-from drkd_jax.training.metrics import read_metrics
+from drkd_jax.monitoring.metrics import read_metrics
 from drkd_jax.weights.folders import read_checkpoint
 from tests.training import tiny
 

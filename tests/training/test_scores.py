@@ -2,8 +2,8 @@
 
 import pytest
 
+from drkd_jax.step.settings import TrainSettings
 from drkd_jax.training.scores import Scores
-from drkd_jax.training.settings import TrainSettings
 
 
 def scores(aps, *, patience=2, steps=100, best=None):

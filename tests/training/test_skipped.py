@@ -12,8 +12,8 @@ import pytest
 
 from drkd_jax.data.plan import BatchPlan
 from drkd_jax.errors import UserError
+from drkd_jax.monitoring.metrics import read_metrics
 from drkd_jax.training.loop import train
-from drkd_jax.training.metrics import read_metrics
 from tests.training import tiny
 
 COUNT, BATCH, STEPS = 105, 4, 3

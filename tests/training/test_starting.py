@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 from drkd_jax.errors import UserError
 from drkd_jax.models.arrays import flatten
 from drkd_jax.models.conventions import CAFFE_PIXELS
+from drkd_jax.step.train_step import SplitModule, merge_module, split_module
 from drkd_jax.training.starting import build_student, check_files
-from drkd_jax.training.step import SplitModule, merge_module, split_module
 from drkd_jax.training.teacher import load_teacher
 from drkd_jax.weights.key_report import give
 from drkd_jax.weights.opening import load

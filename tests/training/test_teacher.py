@@ -8,11 +8,11 @@ import pytest
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints
 from drkd_jax.models.arrays import flatten
-from drkd_jax.training.checkpoint import Checkpoints
+from drkd_jax.step.sharding import data_mesh, put_everywhere
+from drkd_jax.step.state import new_state, split_module
 from drkd_jax.training.setup import build_run
-from drkd_jax.training.sharding import data_mesh, put_everywhere
-from drkd_jax.training.state import new_state, split_module
 from drkd_jax.training.teacher import compare_classes, for_data, load_teacher
 from drkd_jax.types import Detections
 from tests.training import tiny

@@ -1,0 +1,188 @@
+"""CrossKD: the student's head, finished by the teacher's, should say what the teacher's says.
+
+    c = H( a(f(s)) ),  p = H(t)     H: the teacher's remaining layers, of one level
+
+    1/W  sum over levels, pixels, anchors of
+        sum over classes of QFL(c, p)  +  box w (1 - GIoU(c, p))
+
+s and t are both sides' maps inside the head, a branch each for classes and boxes, not activated;
+a gives every channel of f(s) the mean and the deviation of t's, over the pixels of the whole batch.
+QFL(c, p) = |sigmoid(c) - sigmoid(p)| BCE(c, sigmoid(p)), w = max over classes of sigmoid(p), and
+W = sum of w over all levels, so the canvas changes nothing.
+
+The student's own last layers see the ground truth alone, so the two never ask them for different
+answers; classes, anchors and box code are the teacher's on both sides. GIoU does not change when
+both boxes' sides are stretched, so boxes are those of an anchor of side 1.
+
+Pixels that do not count are 0 in both sides' maps before H, and anchors of theirs are in no sum.
+
+Letters: B pictures, h w a map, C channels, A anchors a pixel, K classes.
+
+Source: Wang et al. 2024, "CrossKD: Cross-Head Knowledge Distillation for Object Detection" (arXiv
+2306.11369); mmdet/models/detectors/crosskd_retinanet.py and mmdet/models/losses/kd_loss.py of the
+authors' jbwang1997/CrossKD. They divide by the positive anchors of a device's pictures in place of
+W, leave out anchors between positive and negative, and have heads of equal widths, without f.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float
+
+from drkd_jax import boxes as box_ops
+from drkd_jax.distill.baselines.map_term import MapTermConfig, Same, Seen
+from drkd_jax.distill.baselines.pkd import EPSILON, statistics
+from drkd_jax.distill.layers import BoolMap, FloatMap, LinearMap, accumulator, safe_ratio
+from drkd_jax.distill.pairing import LevelPair
+from drkd_jax.errors import UserError
+from drkd_jax.types import Array, FeatureSpec
+
+
+def aligned(s: FloatMap, t: FloatMap, mask: BoolMap) -> FloatMap:
+    """A map with each channel's mean and deviation as another has them, over pixels that count.
+
+    Args:
+        s: the map.
+        t: the other.
+        mask: pixels that count.
+
+    Returns:
+        In float32 at least; 0 where a pixel does not count.
+    """
+    off, _, std = statistics(s, mask)
+    _, mean, wanted = statistics(t, mask)
+    return jnp.where(mask[..., None], off / (std + EPSILON) * wanted + mean, 0)
+
+
+def quality_focal(
+    logits: Float[Array, "*N K"], wanted: Float[Array, "*N K"]
+) -> Float[Array, "*N K"]:
+    """|sigmoid(x) - sigmoid(y)| times the cross-entropy of x against sigmoid(y), of each element.
+
+    Args:
+        logits: x.
+        wanted: y, the teacher's logits.
+
+    Source: Li et al. 2020, "Generalized Focal Loss", equation 2, with beta = 1.
+    """
+    soft = jax.nn.sigmoid(wanted)
+    entropy = jax.nn.softplus(logits) - soft * logits
+    off = jax.nn.sigmoid(logits) - soft
+    # |off| with a gradient of 0 where it is 0, as PyTorch has it: `jnp.abs` has 1.
+    return off * jnp.sign(off) * entropy
+
+
+class CrossKD(nnx.Module):
+    """The term over all paired levels.
+
+    Attributes:
+        adaptation: f of each branch, shared by the levels as the heads are: a 1x1 convolution
+            where the heads' widths differ (a bias would fall out), else the map itself. A head is
+            as wide as its pyramid.
+    """
+
+    def __init__(
+        self,
+        config: CrossKDConfig,
+        pairs: tuple[LevelPair, ...],
+        student: FeatureSpec,
+        teacher: FeatureSpec,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.pairs = pairs
+        widths = {(student.channels[p.student], teacher.channels[p.teacher]) for p in pairs}
+        if len(widths) > 1:
+            raise UserError(
+                "distill.crosskd: a head that all levels share reads maps of equal channels, but "
+                f"student and teacher have {', '.join(map(str, sorted(widths)))}."
+            )
+        ((own, wanted),) = widths
+        self.adaptation = nnx.List(
+            [LinearMap(own, wanted, rngs=rngs) if own != wanted else Same() for _ in range(2)]
+        )
+
+    def __call__(self, seen: Seen) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The loss without its weight, and diagnostics, without gradient.
+
+        Raises:
+            UserError: the distiller was called without the heads' responses.
+        """
+        if seen.responses is None:
+            raise UserError(
+                "distill.crosskd has a weight, and the distiller was called without responses=: "
+                "give it the heads' maps (drkd_jax.Responses), or set the weight to 0."
+            )
+        of_student, of_teacher, head = seen.responses
+        classes: list[jax.Array] = []
+        boxes: list[jax.Array] = []
+        weights: list[jax.Array] = []
+        for s, t, mask in zip(of_student, of_teacher, map(jnp.asarray, seen.masks), strict=True):
+            wanted = jax.lax.stop_gradient(head(*(jnp.where(mask[..., None], x, 0) for x in t)))
+            sides = zip(self.adaptation, s, t, strict=True)
+            crossed = (aligned(f(x), y, mask).astype(y.dtype) for f, x, y in sides)
+            for found, part in zip(
+                self._sums(head(*crossed), wanted, mask), (classes, boxes, weights), strict=True
+            ):
+                part.append(found)
+        total = jnp.stack(weights).sum()
+        parts = {
+            "classes": safe_ratio(jnp.stack(classes).sum(), total),
+            "boxes": safe_ratio(jnp.stack(boxes).sum(), total),
+        }
+        levels = {
+            f"{pair.name}/loss": safe_ratio(c + self.config.box * b, total)
+            for pair, c, b in zip(self.pairs, classes, boxes, strict=True)
+        }
+        loss = parts["classes"] + self.config.box * parts["boxes"]
+        return loss, jax.lax.stop_gradient(levels | parts)
+
+    def _sums(
+        self,
+        found: tuple[Float[Array, "B N K"], Float[Array, "B N 4"]],
+        wanted: tuple[Float[Array, "B N K"], Float[Array, "B N 4"]],
+        mask: BoolMap,
+    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """A level's sums: of the classes' part, of the boxes' part, of the teacher's weights."""
+        dtype = accumulator(*found, *wanted)
+        (logits, deltas), (sure, towards) = ((x.astype(dtype) for x in y) for y in (found, wanted))
+        anchors = logits.shape[1] // (mask.shape[1] * mask.shape[2])
+        inside = jnp.repeat(mask.reshape(mask.shape[0], -1), anchors, axis=1)
+        weights = jnp.where(inside, jax.nn.sigmoid(sure).max(-1), 0)
+        unit = jnp.broadcast_to(jnp.asarray((0, 0, 1, 1), dtype), deltas.shape)
+        a, b = (box_ops.decode(unit, x) for x in (deltas, towards))
+        return (
+            jnp.where(inside[..., None], quality_focal(logits, sure), 0).sum(),
+            (weights * (1 - box_ops.generalized_iou(a, b))).sum(),
+            weights.sum(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossKDConfig(MapTermConfig):
+    """CrossKD, of the heads of two RetinaNets.
+
+    Attributes:
+        weight: what the loss is multiplied by in the total; 0 leaves it out. The authors' 1
+            belongs to their normaliser.
+        layers: convolutions of each branch that the student's maps and the teacher's go through
+            in their own heads, before both go on in the teacher's. The authors': 3 of 4.
+        box: what the boxes' part is multiplied by. The authors': 1.
+    """
+
+    layers: int = 3
+    box: float | int = 1.0
+    form: ClassVar[str] = "heads"  # it reads no map of the pyramids
+    term = CrossKD
+
+    def __post_init__(self) -> None:
+        if self.layers < 0:
+            raise UserError(f"distill.crosskd.layers = {self.layers}: cannot be negative.")
+        if self.box < 0:
+            raise UserError(f"distill.crosskd.box = {self.box}: cannot be negative.")

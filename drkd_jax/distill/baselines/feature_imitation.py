@@ -1,0 +1,42 @@
+"""Feature imitation: each pixel of the student's maps should be the teacher's.
+
+    1/2 sum_levels  mean over pixels and channels of (t - f(s))^2
+
+Letters: B pictures, h w a map, C channels.
+
+Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets" (arXiv 1412.6550), equation 3,
+whose regressor f is there whatever the channels; the mean in the place of the sum makes the loss
+independent of the canvas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen
+from drkd_jax.distill.layers import BoolMap, FloatMap, safe_ratio, squares
+
+
+class FeatureImitation(MapTerm):
+    """The term over all paired levels."""
+
+    always = True
+
+    def level_loss(
+        self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
+    ) -> LevelLoss:
+        """Half the mean square of t - s over pixels that count and channels; 0 without any."""
+        return safe_ratio(squares(s, t, mask), 2 * mask.sum() * t.shape[-1]), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureImitationConfig(MapTermConfig):
+    """Feature imitation over the whole map.
+
+    Attributes:
+        weight: what the loss is multiplied by in the total; 0 leaves it out. There is no author's
+            value; where nothing of the teacher's maps is explained a level's loss is 1/2, so 0.25
+            begins with the size that DRKD's own terms have.
+    """
+
+    term = FeatureImitation

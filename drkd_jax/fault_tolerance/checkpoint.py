@@ -1,0 +1,298 @@
+"""Checkpoints of a run, written and read by orbax; others read them by `weights.load`.
+
+A work folder holds `checkpoints/STEP` (the last few: everything a run needs to go on) and
+`best/STEP` (the student with the highest AP so far). Both keep the student apart from the rest,
+so that whoever only wants a detector reads nothing else. A teacher is never saved.
+
+| item | content |
+|---|---|
+| `student` | every array of the student, by flat name; its moving average, where there is one |
+| `training` | distiller, optimiser, step and what the average is of (only in `checkpoints`) |
+| `about` | JSON: config, classes, data position, seconds so far, numbers of the evaluation |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from drkd_jax import distill
+from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.writing import (
+    as_user_error,
+    collect_unraisable,
+    is_refused_write,
+    reason,
+)
+from drkd_jax.models.arrays import flatten, unflatten
+from drkd_jax.step.state import Arrays, TrainState, num_parameters, split_module
+from drkd_jax.types import FeatureSpec
+from drkd_jax.weights.folders import WHICH, stored
+
+
+class Checkpoints:
+    """The two folders of checkpoints of one work folder.
+
+    Args:
+        workdir: the run's folder.
+        keep: how many of the last checkpoints stay.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, workdir: Path, keep: int):
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every file it touches
+        with as_user_error(workdir):
+            if jax.process_index() == 0:
+                for name in WHICH.values():
+                    _remove_unfinished(workdir / name)
+            self._last = _manager(workdir / WHICH["last"], keep)
+            self._best = _manager(workdir / WHICH["best"], 1)
+        self._under_way: dict[str, int] = {}  # steps that a thread may still be writing, by folder
+
+    def latest_step(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        return self._last.latest_step()
+
+    def about(self) -> dict[str, Any]:
+        """The JSON part of the newest checkpoint."""
+        return _about(self._last, self.latest_step())
+
+    def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
+        """Writes the state of this moment.
+
+        Args:
+            state: of a finished step, finite.
+            about: JSON values: `config`, `categories`, `data`, ...
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        self._write(self._last, int(state.step), _items(state), about)
+
+    def save_best(self, state: TrainState, about: Mapping[str, Any]) -> None:
+        """Writes the student as the best so far; `about` also holds its `numbers`."""
+        step = int(state.step)
+        if step not in self._best.all_steps():
+            self._write(self._best, step, {"student": _student(state)}, about)
+
+    def best(self) -> tuple[int, dict[str, float]] | None:
+        """Step and COCO numbers of the best checkpoint."""
+        step = self._best.latest_step()
+        return None if step is None else (step, _about(self._best, step)["numbers"])
+
+    def restore(self, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
+        """The newest checkpoint's state.
+
+        Args:
+            like: a state of the same structure, shapes and dtypes.
+            sharding: where every array is put.
+
+        Raises:
+            UserError: the checkpoint holds other arrays than the config asks for.
+        """
+        wanted = _items(like)
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), wanted
+        )
+        step = self.latest_step()
+        folder = Path(self._last.directory) / str(step)
+        for name, item in wanted.items():
+            _check_fits(folder / name, flatten(item))
+        restored = self._last.restore(
+            step,
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+            ),
+        )
+        student, training = restored["student"], restored["training"]
+        params, others = dict(like.params), dict(like.model_state)
+        own = training["trained"] if like.average else student
+        average = unflatten(student, like.average) if like.average else like.average
+        params["student"] = unflatten(own, like.params["student"])
+        others["student"] = unflatten(student, like.model_state["student"])
+        if "distiller" in params:
+            pair = unflatten(training["distiller"], _distiller(like))
+            params["distiller"], others["distiller"] = pair
+        optimiser = unflatten(training.get("optimiser", {}), like.opt_state)
+        return TrainState(training["step"], params, others, optimiser, average)
+
+    def wait(self) -> None:
+        """Waits until everything is on the disk.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        for manager in (self._last, self._best):
+            step = self._under_way.pop(str(manager.directory), None)
+            if step is not None:
+                self._refused(manager, step, manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Ends orbax's threads; `wait` comes first where a write must not be lost unseen."""
+        for manager in (self._last, self._best):
+            with contextlib.suppress(ValueError):  # a failed write was told when it failed
+                manager.close()
+
+    def _write(
+        self,
+        manager: ocp.CheckpointManager,
+        step: int,
+        items: Mapping[str, Any],
+        about: Mapping[str, Any],
+    ) -> None:
+        self.wait()  # a write that comes to nothing is told under its own name
+        self._under_way[str(manager.directory)] = step
+        arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        all_items = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(dict(about)))
+        self._refused(manager, step, lambda: manager.save(step, args=all_items, force=True))
+        if jax.default_backend() == "cpu":
+            # On a CPU host and device share memory: the next step would write into it.
+            self.wait()
+
+    def _refused(self, manager: ocp.CheckpointManager, step: int, write: Callable[[], Any]) -> None:
+        """Calls `write`; raises `UserError` where the system refuses."""
+        with collect_unraisable() as said:
+            try:
+                write()
+            except Exception as error:
+                if not is_refused_write(error):
+                    raise
+                folder = Path(manager.directory)
+                self._under_way.clear()
+                _remove_unfinished(folder, quiet=1.0)
+                said[:] = [each for each in said if not _echoes(each.exc_value)]
+                raise UserError(
+                    f"{folder}: step {step} cannot be written ({reason(error)}); "
+                    "the checkpoints before it are whole"
+                ) from error
+
+
+def load_distiller(
+    workdir: str | Path,
+    step: int,
+    config: Mapping[str, Any],
+    specs: tuple[FeatureSpec, FeatureSpec],
+) -> distill.Distiller | None:
+    """The distiller of a run at one of its steps; of the best step only where it was kept as well.
+
+    Args:
+        workdir: of a distilled run.
+        step: whose checkpoint is read.
+        config: of the run.
+        specs: the pyramids of its student and its teacher.
+
+    Returns:
+        The distiller, or None where the work folder holds no such checkpoint, or one without a
+        distiller.
+
+    Raises:
+        UserError: its arrays are not those of the config.
+    """
+    item = Path(workdir).absolute() / WHICH["last"] / str(step) / "training"
+    if config.get("distill") is None or not item.is_dir():
+        return None
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(item).item_metadata.tree
+    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(tree)["distiller"])
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    only = ocp.args.PyTreeRestore(
+        {"distiller": wanted}, restore_args={"distiller": as_numpy}, partial_restore=True
+    )
+    with ocp.PyTreeCheckpointer() as reader:
+        found = reader.restore(item, args=only)
+    settings = distill.distill_config(config["distill"])
+    made = nnx.eval_shape(lambda: distill.Distiller(settings, *specs, rngs=nnx.Rngs(0)))
+    parts = split_module(made, made.is_trained)
+    pair = parts.params, parts.model_state
+    arrays = {name: jax.numpy.asarray(leaf) for name, leaf in found["distiller"].items()}
+    there = {name: leaf.shape for name, leaf in arrays.items()}
+    if there != {name: leaf.shape for name, leaf in flatten(pair).items()}:
+        raise UserError(f"{item}: the distiller's arrays are not those of its config")
+    return nnx.merge(parts.graph, *unflatten(arrays, pair))
+
+
+def _about(manager: ocp.CheckpointManager, step: int | None) -> dict[str, Any]:
+    only = ocp.args.Composite(about=ocp.args.JsonRestore())
+    return manager.restore(step, args=only)["about"]
+
+
+def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        ),
+    )
+
+
+def _remove_unfinished(folder: Path, quiet: float = 0.0) -> None:
+    """What a killed or a failed write left: it has no use, and takes the room of the next one.
+
+    Of a failed write, threads may still be at its other arrays, and make their folders again:
+    `quiet` is for how many seconds nothing may come back (at most ten times as long in all).
+    """
+    begun = seen = time.monotonic()
+    while True:
+        for path in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+            seen = time.monotonic()
+        now = time.monotonic()
+        if now - seen >= quiet or now - begun >= 10 * quiet:
+            return
+        time.sleep(quiet / 10)
+
+
+def _echoes(error: BaseException | None) -> bool:
+    """Whether what a thread could tell nobody comes of a write that was refused.
+
+    The threads at the other arrays find their event loop gone with the first one's error.
+    """
+    if isinstance(error, RuntimeError) and "Event loop is closed" in str(error):
+        return True
+    return isinstance(error, Exception) and is_refused_write(error)
+
+
+def _check_fits(item: Path, wanted: Mapping[str, Any]) -> None:
+    there = {name: shape for name, (shape, _) in stored(item).items()}
+    asked = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    wrong = sorted(
+        name for name in there.keys() | asked.keys() if there.get(name) != asked.get(name)
+    )
+    if wrong:
+        raise UserError(
+            f"{item}: does not fit this config; {len(wrong)} arrays differ, the first is "
+            f"{wrong[0]}. Use another --workdir"
+        )
+
+
+def _student(state: TrainState) -> dict[str, Any]:
+    # One flat dict of trained and other arrays; their names are disjoint.
+    params, model_state = state.student
+    return flatten(params) | flatten(model_state)
+
+
+def _distiller(state: TrainState) -> tuple[Arrays, Arrays]:
+    return state.params.get("distiller", {}), state.model_state.get("distiller", {})
+
+
+def _items(state: TrainState) -> dict[str, dict[str, Any]]:
+    """All arrays of a state by item; a part without arrays is left out."""
+    training = {
+        "distiller": flatten(_distiller(state)),
+        "optimiser": flatten(state.opt_state),
+        "trained": flatten(state.params["student"]) if state.average else {},
+    }
+    kept = {name: part for name, part in training.items() if num_parameters(part)}
+    return {"student": _student(state), "training": {**kept, "step": state.step}}

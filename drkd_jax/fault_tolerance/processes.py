@@ -1,0 +1,265 @@
+"""The processes of one run: how they meet, what only the first does, what all agree on.
+
+On Slurm, Kubernetes and Open MPI JAX finds its peers by itself; elsewhere each process is told the
+address of the first one, how many there are, and which it is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src import distributed  # its client has no public name
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from drkd_jax.errors import EXIT_FAULT, UserError
+from drkd_jax.step.sharding import replicated, split
+
+_HOW = (
+    "on Slurm, Kubernetes (pip install kubernetes) and Open MPI --distributed is enough; elsewhere "
+    "every process needs --coordinator=HOST:PORT --num-processes=N --process-id=I"
+)
+
+_FAILED = "drkd/failed"  # where a process that fails leaves its note
+_LEAVING = "drkd/leaving"  # where all meet once they have read it
+_PATIENCE = 10.0  # seconds to wait there for the others
+_LOOK_EVERY = 1.0  # seconds
+_A_MOMENT = 1.0  # seconds that a process has to fail by itself, where all fail alike
+
+
+def connect(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = 300,
+) -> None:
+    """Joins the processes of one run. Must come before anything that touches a device.
+
+    Args:
+        coordinator: "HOST:PORT" of process 0; None where the queue tells JAX.
+        num_processes: all of them.
+        process_id: this one, from 0.
+        timeout: seconds to wait for the others. Then the process ends with one line and exit code
+            1, so that a queue may try again.
+
+    Raises:
+        UserError: the peers cannot be found.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given):
+        if any(value is None for value in given):
+            raise UserError(
+                "--coordinator, --num-processes and --process-id go together: give all three"
+            )
+        assert num_processes is not None
+        assert process_id is not None
+        if num_processes < 1 or not 0 <= process_id < num_processes:
+            raise UserError(
+                f"--process-id={process_id} is not one of the {num_processes} processes, which "
+                f"are numbered 0 to {num_processes - 1}"
+            )
+        host, _, port = str(coordinator).rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise UserError(f"--coordinator={coordinator}: HOST:PORT is wanted")
+    # Only CPUs look at it, and only they need it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX would abort the process itself, with a page of its own stack.
+    patience = threading.Timer(timeout, _give_up, (coordinator, timeout))
+    patience.daemon = True
+    patience.start()
+    try:
+        jax.distributed.initialize(*given, initialization_timeout=timeout + 60)
+    except (ValueError, RuntimeError, KeyError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"the processes of this run do not find each other ({words}); {_HOW}"
+        ) from (error)
+    finally:
+        patience.cancel()
+    local, everywhere = jax.local_device_count(), jax.device_count()
+    if local * jax.process_count() != everywhere:
+        raise UserError(
+            f"process {jax.process_index()} has {local} of {everywhere} devices: each of the "
+            f"{jax.process_count()} processes must have the same number"
+        )
+
+
+def _give_up(coordinator: str | None, timeout: int) -> None:
+    where = f"at {coordinator}" if coordinator else "by what the queue says"
+    print(
+        f"error: the processes of this run do not all meet {where} within {timeout} s: are all of "
+        "them started, and does process 0 answer there? --connect-timeout=SECONDS waits longer",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_FAULT)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def broadcast(make: Callable[[], Any]) -> Any:
+    """What `make` returned on process 0 (JSON values), for all; its `UserError` too.
+
+    Everybody has to call it, in the same order.
+    """
+    if jax.process_count() == 1:
+        return make()
+    found: dict[str, Any] = {}
+    if is_first():
+        try:
+            found = {"value": make()}
+        except UserError as error:
+            found = {"error": str(error)}
+    text = json.dumps(found).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few sizes, few programs
+    if is_first():
+        padded[:length] = np.frombuffer(text, np.uint8)
+    answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length].tobytes())
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["value"]
+
+
+def from_all(values: np.ndarray) -> np.ndarray:
+    """Every process's rows, one after the other."""
+    if jax.process_count() == 1:
+        return values
+    return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+
+
+def any_process(wanted: bool) -> bool:
+    """Whether any process wants something. All have to ask at the same place, and wait there."""
+    return bool(from_all(np.array([wanted])).any())
+
+
+def allgather(numbers: np.ndarray) -> np.ndarray:
+    """The whole numbers of all processes, each once, in ascending order.
+
+    Args:
+        numbers: of this process, not negative, `[n]`; n may differ between processes.
+    """
+    longest = int(from_all(np.array([len(numbers)], np.int32)).max())
+    padded = np.full(max(longest, 1), -1, np.int32)
+    padded[: len(numbers)] = numbers
+    found = np.unique(from_all(padded))
+    return found[found >= 0]
+
+
+def listen() -> None:
+    """From now on this process ends as soon as another one fails, with its words and exit code.
+
+    A process that failed alone would leave the others waiting for its share of the next sum. So it
+    leaves a note, and in each of the others a thread looks for one, whatever the rest is doing.
+    """
+    client = distributed.global_state.client
+    if client is None or jax.process_count() == 1:
+        return
+    over = threading.Event()
+    thread = threading.Thread(target=_end_with_others, args=(client, over), daemon=True)
+    thread.start()
+
+    def end() -> None:
+        over.set()
+        thread.join()
+
+    atexit.register(end)  # comes before JAX's own end, which would tear the client from under it
+
+
+def _end_with_others(client: Any, over: threading.Event) -> None:
+    text = None
+    while text is None:
+        try:
+            text = client.key_value_try_get(_FAILED)
+        except RuntimeError as error:
+            if "NOT_FOUND" not in str(error):  # process 0 is gone: JAX itself ends all others
+                return
+            if over.wait(_LOOK_EVERY):
+                return
+    note = json.loads(text)
+    if over.wait(_A_MOMENT) or _Leaving.begun:
+        return
+    words = f"error: process {note['process']} of {jax.process_count()}: {note['words']}"
+    print(words, file=sys.stderr)
+    _leave_together(client, note["code"])
+
+
+def leave(code: int, words: str = "") -> None:
+    """Ends a process that failed among several, at once; the others follow (see `listen`).
+
+    The usual end would wait for all others, and they for this one.
+
+    Args:
+        code: exit code, of all of them.
+        words: what the others say.
+    """
+    client = distributed.global_state.client
+    if client is None or jax.process_count() == 1:
+        return
+    _Leaving.begun = True
+    note = {"code": code, "process": jax.process_index(), "words": words}
+    with contextlib.suppress(RuntimeError):  # another was first, or process 0 is gone
+        client.key_value_set(_FAILED, json.dumps(note))
+    _leave_together(client, code)
+
+
+class _Leaving:
+    """Whether this process failed by itself."""
+
+    begun = False
+
+
+def _leave_together(client: Any, code: int) -> None:
+    # Process 0 keeps the notes: it must not be gone before all have read theirs.
+    with contextlib.suppress(RuntimeError):
+        client.wait_at_barrier(_LEAVING, int(_PATIENCE * 1000))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class AnyProcess:
+    """Whether any process wants to stop: `any_process` that waits for nobody.
+
+    A signal reaches one process sooner than another, and a process that stopped alone would leave
+    the others waiting for ever. So all reduce at every call, and the answer is the reduction of
+    `late` calls before: nobody waits for one that is still under way. A single process is answered
+    at once.
+
+    Args:
+        mesh: all devices.
+        late: calls between a question and its answer.
+    """
+
+    def __init__(self, mesh: Mesh, late: int):
+        self._mesh, self._late = mesh, late
+        self._open: deque[jax.Array] = deque()
+        self._any = jax.jit(jnp.max, out_shardings=replicated(mesh))
+
+    def __call__(self, wanted: bool) -> bool:
+        """The answer to the call of `late` calls before.
+
+        Args:
+            wanted: whether this process wants to stop.
+        """
+        if jax.process_count() == 1:
+            return wanted
+        mine = np.full(jax.local_device_count(), wanted, np.int32)
+        wants = jax.make_array_from_process_local_data(split(self._mesh), mine)
+        self._open.append(self._any(wants))
+        return len(self._open) > self._late and bool(self._open.popleft())

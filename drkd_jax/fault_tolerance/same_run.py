@@ -1,0 +1,138 @@
+"""Whether a config and its data continue a checkpoint or would make it another run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drkd_jax.data.classes import list_classes
+from drkd_jax.data.config import PipelineConfig
+from drkd_jax.data.records import Category, changes, id_key
+from drkd_jax.distill.config import DistillConfig, distill_config
+from drkd_jax.errors import UserError
+from drkd_jax.models.filling import as_tuples
+from drkd_jax.step.settings import EvalSettings, TrainSettings
+
+# What may differ between a checkpoint and the run that continues it.
+FREE_TO_CHANGE = (
+    "train.steps",
+    "train.epochs",
+    "train.log_every",
+    "train.log_gradients",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "train.early_stop",
+    "train.tensorboard_pictures",
+    "train.keep",
+    "train.parallel",
+    "train.silence_steps",
+    "train.silence_share",
+    "eval",
+    "data.val",
+    "data.on_error",
+    "data.num_threads",
+    "data.num_workers",
+    "data.prefetch",
+    "student.init",
+    "teacher.checkpoint",
+    "teacher.evaluate",
+)
+_DEFAULTS = {"data": PipelineConfig, "train": TrainSettings, "eval": EvalSettings}
+_CLASSES = 100  # that a message lists
+_LONG = 40  # characters of a value that a message shows
+
+
+def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The keys under which two configs differ, as "train.momentum"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in sorted({*old, *new}):
+            found += differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")
+        return found
+    return [] if as_tuples(old) == as_tuples(new) else [prefix[:-1]]
+
+
+def is_default(key: str, value: Any) -> bool:
+    """Whether a key says what runs did before it was there: those configs lack it."""
+    section, _, name = key.partition(".")
+    if section == "distill" and name and "." not in name:  # a whole term, or a key beside them
+        return distill_config({name: value}) == DistillConfig()
+    kind = _DEFAULTS.get(section)
+    fields = {field.name: field.default for field in dataclasses.fields(kind)} if kind else {}
+    return name in fields and as_tuples(fields[name]) == as_tuples(value)
+
+
+def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path) -> None:
+    """Refuses to continue a checkpoint under a config that would make it another run.
+
+    Raises:
+        UserError: every differing key is named, with both values.
+    """
+    wrong = [
+        key
+        for key in differing_keys(old, new)
+        if not (_get(old, key) is None and is_default(key, _get(new, key)))
+        and not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
+    ]
+    if wrong:
+        listed = ", ".join(
+            f"{key} ({_value(old, key)} there, {_value(new, key)} here)" for key in wrong
+        )
+        raise UserError(
+            f"{workdir} holds a run of another config; these keys differ: {listed}. "
+            "Use another --workdir, or set them back"
+        )
+
+
+def check_same_classes(
+    old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]], workdir: Path
+) -> None:
+    """Refuses to continue a checkpoint on data of other classes.
+
+    Args:
+        old: [id, name] of each class of the checkpoint, by label.
+        new: of the data as they are now.
+        workdir: of the run.
+
+    Raises:
+        UserError: both lists are shown.
+    """
+    before, now = ([Category(*pair) for pair in classes] for classes in (old, new))
+    before_keys, now_keys = ([(id_key(c.id), c.name) for c in part] for part in (before, now))
+    if before_keys != now_keys:
+        raise UserError(
+            f"{workdir} holds a run on the classes {list_classes(before, _CLASSES)}; "
+            f"config.data.train has {list_classes(now, _CLASSES)} now. Use another --workdir, or "
+            "give the data their old classes and ids back"
+        )
+
+
+def changed_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between the sets of a checkpoint and those of now, a line each.
+
+    Args:
+        old: fingerprints by "train" and "val", of the checkpoint; may be empty.
+        new: of the data as they are now.
+    """
+    lines = []
+    for part, then in (
+        ("train", "the run goes on with it"),
+        ("val", "the best checkpoint so far was chosen on what it was"),
+    ):
+        line = changes(old.get(part, {}), new.get(part, {}), f"config.data.{part}")
+        if line:
+            lines.append(f"{line}; {then}")
+    return lines
+
+
+def _get(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+def _value(config: Any, key: str) -> str:
+    text = str(as_tuples(_get(config, key)))
+    return text if len(text) <= _LONG else text[: _LONG - 3] + "..."

@@ -1,0 +1,1 @@
+"""What watches a run: numbers, TensorBoard, traces, and warnings of losses that say nothing."""

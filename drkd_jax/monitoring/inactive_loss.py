@@ -1,0 +1,81 @@
+"""Watches each term of the loss by name: whether it says anything.
+
+A distillation that is switched off by a wrong weight, an empty mask or a dead layer trains without
+a complaint and ends as a plain student.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+
+class InactiveLossMonitor:
+    """Counts, for each term, the steps in a row in which it was silent.
+
+    Args:
+        weights: of the distillation terms, as configured: a schedule that takes them down on
+            purpose is no silence. Other terms are watched for 0 only.
+        detection: names of the detector's own terms.
+        steps: silent steps in a row before a warning.
+        share: a weighted distillation term under this share of the total is silent.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        detection: tuple[str, ...] = (),
+        steps: int = 200,
+        share: float = 1e-3,
+    ):
+        self._weights = dict(weights)
+        self._detection = detection
+        self._steps = steps
+        self._share = share
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def at_start(self) -> list[str]:
+        """What can be said before the first step: terms whose weight is 0."""
+        return [
+            f"distillation term {name} has weight 0: it is computed and changes nothing"
+            for name, weight in self._weights.items()
+            if weight == 0
+        ]
+
+    def observe(self, values: Mapping[str, float]) -> list[str]:
+        """Takes in one step.
+
+        Args:
+            values: "total" and every term, distillation terms unweighted.
+
+        Returns:
+            warnings, one sentence each: a term is named at the step that makes it `steps` silent
+            steps in a row, and again only after it has spoken in between.
+        """
+        warnings = []
+        total = values["total"]
+        for name, weight in self._weights.items():
+            value, fault = values[name], None
+            if not math.isfinite(value):
+                fault = "not finite"
+            elif value == 0:
+                fault = "0"
+            elif not abs(weight * value) >= self._share * abs(total):
+                fault = f"under {self._share:.2%} of the total loss"
+            warnings += self._count(f"distillation term {name}", fault)
+        for name in self._detection:
+            warnings += self._count(f"loss term {name}", "0" if values[name] == 0 else None)
+        if "gradient_norm" in values:
+            norm = values["gradient_norm"]
+            warnings += self._count("the gradient's norm", "0" if norm == 0 else None)
+        return warnings
+
+    def _count(self, what: str, fault: str | None) -> list[str]:
+        for key in [key for key in self._counts if key[0] == what and key[1] != fault]:
+            del self._counts[key]
+        if fault is None:
+            return []
+        count = self._counts[what, fault] = self._counts.get((what, fault), 0) + 1
+        if count != self._steps:
+            return []
+        return [f"{what} has been {fault} for {count} steps"]

@@ -1,0 +1,248 @@
+"""Where numbers and words of a run go: metrics.jsonl, TensorBoard, the terminal.
+
+And what is gathered between two lines of the log: values, times, and waiting for data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from drkd_jax.fault_tolerance.writing import as_user_error, write_text
+from drkd_jax.monitoring.tensorboard import TensorBoardWriter
+
+METRICS_FILE = "metrics.jsonl"
+_SHORT = 10  # steps: some are under way while the loop turns on (`async_metrics.AHEAD`)
+
+
+class Metrics:
+    """Writes what a run measures and says what it should say.
+
+    `metrics.jsonl` has one JSON object a line: {"kind": "train" | "eval" | "warning", "step": ...,
+    values}. Numbers that are not finite are written as null, since JSON knows none.
+
+    Args:
+        workdir: the run's folder.
+        start: the step the run starts from; lines of later steps, left by a killed run, are cut
+            off, since they come again.
+        steps: length of the run.
+        silent: writes and says nothing: for all processes but the first.
+
+    Raises:
+        UserError: here and in every method: the disk is full, or the folder cannot be written.
+    """
+
+    def __init__(self, workdir: Path, start: int, steps: int, *, silent: bool = False):
+        self._path, self._silent = workdir / METRICS_FILE, silent
+        if not silent:
+            if self._path.exists():
+                kept = [line for line in read_metrics(self._path) if line["step"] <= start]
+                write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            with as_user_error(workdir):
+                self._file = self._path.open("a")
+                self._board = TensorBoardWriter(workdir / "tensorboard", start)
+        self._terminal = sys.stderr
+        self._lines = not self._terminal.isatty()
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            file=self._terminal,
+            disable=self._lines or silent,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+        self.warnings: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal."""
+        if self._silent:
+            return
+        if self._lines:
+            print(text, file=self._terminal, flush=True)
+        else:
+            self._bar.write(text, file=self._terminal)
+
+    def warn(self, step: int, text: str) -> None:
+        """A warning: on the terminal and in `metrics.jsonl`."""
+        self.warnings.append(text)
+        self.say(f"warning: step {step}: {text}")
+        self._write("warning", step, {"warning": text})
+
+    def train(self, step: int, values: Mapping[str, float], progress: Mapping[str, str]) -> None:
+        """A log step.
+
+        Args:
+            step: steps done.
+            values: what goes into the files.
+            progress: what is shown beside the bar.
+        """
+        self._write("train", step, values)
+        self._bar.set_postfix(progress, refresh=False)
+        if self._lines:
+            words = "  ".join(f"{name} {value}" for name, value in progress.items())
+            self.say(f"step {step}/{self._bar.total}  {words}")
+
+    def step(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def evaluation(self, step: int, numbers: Mapping[str, float]) -> None:
+        """The COCO numbers after a step."""
+        self._write("eval", step, numbers)
+        words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self.say(f"evaluation at step {step}: {words}")
+
+    def pictures(self, step: int, drawn: Mapping[str, np.ndarray]) -> None:
+        """Drawings by name, RGB, for TensorBoard."""
+        if not self._silent:
+            with as_user_error(self._path):
+                self._board.pictures(drawn, step)
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        self._bar.close()
+        if not self._silent:
+            with as_user_error(self._path):
+                self._file.close()
+                self._board.close()
+
+    def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._silent:
+            return
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        with as_user_error(self._path):
+            self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+            self._file.flush()
+            if kind != "warning":
+                self._board.scalars(kind, values, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that a kill has cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def evaluations(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """The step and the numbers of every evaluation in a `metrics.jsonl`.
+
+    `Metrics`, opened before at the step that a run goes on from, has cut off what comes again.
+    """
+    found = [line for line in read_metrics(path) if line["kind"] == "eval"]
+    return [
+        (line["step"], {key: value for key, value in line.items() if key not in ("kind", "step")})
+        for line in found
+    ]
+
+
+class MetricAverager:
+    """The steps since the last log line.
+
+    Args:
+        weights: of the distillation terms, before "distill_factor".
+        batch_size: pictures a step.
+
+    Attributes:
+        counts: what the loader has counted since it was asked last (`TrainIterator.counts`).
+    """
+
+    def __init__(self, weights: Mapping[str, float], batch_size: int):
+        self._weights, self._batch_size = weights, batch_size
+        self._values: list[dict[str, float]] = []
+        self._gradients: list[dict[str, float]] = []
+        self._took: list[float] = []
+        self.counts: Callable[[], dict[str, float]] = dict
+        self.start()
+
+    def start(self) -> None:
+        """The clock runs from here."""
+        self._since, self._waited = time.perf_counter(), 0.0
+
+    def waited(self, seconds: float) -> None:
+        """So long was the step without data."""
+        self._waited += seconds
+
+    def took(self, seconds: float) -> None:
+        """So long was one turn of the loop."""
+        self._took.append(seconds)
+
+    def values(self, values: dict[str, float]) -> None:
+        """The values of one step."""
+        self._values.append(values)
+
+    def gradients(self, values: dict[str, float]) -> None:
+        """What was found about gradients at one step."""
+        self._gradients.append(values)
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was no training."""
+        self._since += seconds
+
+    def close(self, steps_left: int) -> tuple[dict[str, float], dict[str, str]]:
+        """Ends the window and opens the next.
+
+        Args:
+            steps_left: of the run.
+
+        Returns:
+            (values for the files, words for the terminal).
+        """
+        took = max(time.perf_counter() - self._since, 1e-9)
+        values = _means(self._values, self._weights)
+        if self._gradients:
+            named = self._gradients[-1]
+            values |= {name: float(np.mean([v[name] for v in self._gradients])) for name in named}
+        rate = len(self._values) * self._batch_size / took
+        values |= {"pictures_per_second": rate, "data_wait": self._waited / took} | self.counts()
+        if "diag/boxes_left_out" in values:  # by the terms; the loader may have left out more
+            values["diag/boxes_left_out"] += values.get("boxes_past_max", 0.0)
+        # The median leaves out the steps that compiled. In a short window it is the log line, not
+        # the turn of the loop, that waits for the device.
+        short = len(self._took) < _SHORT
+        left = steps_left * (took / len(self._values) if short else float(np.median(self._took)))
+        shown = {"loss": f"{values['total']:.4f}"}
+        for name in self._weights:
+            loss, share = values[f"distill/{name}"], values[f"share/{name}"]
+            shown[name] = f"{loss:.3g} ({share:.1%})"
+        shown |= {"lr": f"{values['learning_rate']:.3g}", "img/s": f"{rate:.1f}"}
+        shown["left"] = f"{left / 60:.0f} min" if left >= 120 else f"{left:.0f} s"
+        self._values, self._took, self._gradients = [], [], []
+        self.start()
+        return values, shown
+
+
+def _means(window: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
+    """Means over the steps since the last line.
+
+    A distillation term gives "distill/TERM" (unweighted), "weight/TERM" (of these steps) and
+    "share/TERM", its weighted part of the total.
+    """
+    means = {name: float(np.mean([values[name] for values in window])) for name in window[-1]}
+    del means["finite"]
+    means["learning_rate"] = window[-1]["learning_rate"]
+    factors = [values.get("distill_factor", 1.0) for values in window]
+    for name, weight in weights.items():
+        part = weight * float(
+            np.mean([f * values[name] for f, values in zip(factors, window, strict=True)])
+        )
+        means[f"distill/{name}"] = means.pop(name)
+        means[f"weight/{name}"] = weight * float(np.mean(factors))
+        means[f"share/{name}"] = part / means["total"] if means["total"] else 0.0
+    return means

@@ -1,0 +1,134 @@
+"""Scalars and pictures as TensorBoard reads them, written at once; and what is drawn for it.
+
+Letters: H W pixels of a drawing.
+
+tensorboardX's own writer hands them to a thread: where that fails (a full disk) the run would wait
+for it for ever.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
+
+from drkd_jax.data.sources import Source
+from drkd_jax.draw import draw_detections, side_by_side
+from drkd_jax.errors import UserError
+
+_LONGEST = 640  # pixels of a picture's longer side in a drawing
+
+
+class TensorBoardWriter:
+    """One event file of one session.
+
+    Args:
+        folder: where the sessions' files lie; made where it is not there.
+        start: the step the session starts from; TensorBoard then hides later ones of the session
+            before.
+
+    Raises:
+        OSError: here and in every method: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        if start:
+            step = start + 1
+            self._write(step=step, file_version="brain.Event:2")
+            self._write(step=step, session_log=SessionLog(status=SessionLog.START))
+        self._writer.flush()
+
+    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Writes each value as "GROUP/NAME"."""
+        for name, value in values.items():
+            self._write(step=step, summary=scalar(f"{group}/{name}", value))
+        self._writer.flush()
+
+    def pictures(self, values: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], step: int) -> None:
+        """Writes each RGB picture as "pictures/NAME"."""
+        for name, picture in values.items():
+            height, width = picture.shape[:2]
+            _, data = cv2.imencode(".png", picture[..., ::-1])
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=data.tobytes()
+            )
+            value = Summary.Value(tag=f"pictures/{name}", image=image)
+            self._write(step=step, summary=Summary(value=[value]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
+
+    def _write(self, **content: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), **content))
+
+
+def draw_scenes(
+    source: Source, found: Sequence[Mapping[str, Any]], number: int, among: int = 0
+) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
+    """Ground truth, and the best detections, as many as there are objects, for some pictures.
+
+    As many: an early and a late student are seen on the same terms, without a limit on scores. The
+    first pictures with an object, whatever is found on them: the same every time.
+
+    Args:
+        source: of validation.
+        found: detections of an evaluation, in COCO's form.
+        number: of pictures, at most; 0 reads nothing.
+        among: only the first so many; 0: all.
+
+    Returns:
+        RGB by the picture's position; a picture that cannot be read is left out.
+    """
+    names = [category.name for category in source.categories]
+    label_of = {category.id: label for label, category in enumerate(source.categories)}
+    drawn = {}
+    count = min(len(source), among) if among else len(source)
+    full = (index for index in range(count) if source.meta(index).num_boxes)
+    for index in itertools.islice(full, number):
+        try:
+            record = source.record(index)
+        except UserError:  # the evaluation has named it
+            continue
+        image, factor = _smaller(np.asarray(record.image))
+        boxes, labels = record.boxes[~record.crowd], record.labels[~record.crowd]
+        truth = draw_detections(image, boxes * factor, labels, None, names)
+        mine = [row for row in found if row["image_id"] == record.image_id]
+        mine = sorted(mine, key=lambda row: -row["score"])[: len(boxes)]
+        corners = np.array([row["bbox"] for row in mine], np.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        seen = draw_detections(
+            image,
+            corners * factor,
+            np.array([label_of[row["category_id"]] for row in mine], np.int64),
+            np.array([row["score"] for row in mine], np.float32),
+            names,
+        )
+        titles = f"ground truth, {len(boxes)} objects", f"the best {len(mine)} found"
+        drawn[f"{index:05d}"] = side_by_side([truth, seen], titles)
+    return drawn
+
+
+def _smaller(
+    image: UInt8[np.ndarray, "H W 3"],
+) -> tuple[UInt8[np.ndarray, "H2 W2 3"], np.float32]:
+    height, width = image.shape[:2]
+    factor = min(1.0, _LONGEST / max(height, width))
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    if factor < 1:
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return image, np.float32(factor)

@@ -1,0 +1,86 @@
+"""A trace of some steps, as `jax.profiler` writes it, for TensorBoard's profile page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.writing import as_user_error
+
+FOLDER = "profile"
+_WARM_UP = 2  # steps of a session that are left out where only a number is given: they compile
+
+
+def read_steps(text: str, start: int) -> range:
+    """The steps that `--profile` asks for.
+
+    Args:
+        text: "5" for five steps once the session has warmed up, "100:110" for steps 100 to 109
+            of the run; "" for none.
+        start: the step that the session starts from.
+
+    Returns:
+        Numbers of steps, counted from 1.
+
+    Raises:
+        UserError: it is neither, or nothing is in it.
+    """
+    if not text:
+        return range(0)
+    first, colon, end = text.partition(":")
+    try:
+        if colon:
+            steps = range(int(first), int(end))
+        else:
+            begin = start + _WARM_UP + 1
+            steps = range(begin, begin + int(first))
+    except ValueError:
+        steps = range(0)
+    if not steps or steps[0] < 1:
+        raise UserError(f"--profile={text}: a number of steps, or FIRST:END with FIRST < END")
+    return steps
+
+
+class Trace:
+    """Starts and ends the trace around its steps.
+
+    Args:
+        workdir: the trace goes into its folder `profile`.
+        steps: the steps to trace.
+        silent: goes through the same states and writes nothing: for all processes but the first.
+    """
+
+    def __init__(self, workdir: Path, steps: range, *, silent: bool = False):
+        self.folder, self._steps, self._silent = workdir / FOLDER, steps, silent
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Called before a step is started.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        if step not in self._steps or self._running:
+            return
+        self._running = True
+        if not self._silent:
+            with as_user_error(self.folder):
+                self.folder.mkdir(exist_ok=True)
+            jax.profiler.start_trace(str(self.folder))
+
+    def ends_with(self, step: int, last: bool) -> bool:
+        """Whether the trace ends once this step is through.
+
+        Args:
+            step: that was started.
+            last: whether no step follows it.
+        """
+        return self._running and (last or step + 1 not in self._steps)
+
+    def stop(self) -> None:
+        """Ends the trace and writes it."""
+        if self._running and not self._silent:
+            jax.profiler.stop_trace()
+        self._running = False

@@ -1,0 +1,1 @@
+"""One training step: losses, gradient, optimiser, and what it changes."""

@@ -1,0 +1,211 @@
+"""Checkpoints of small states: nothing here compiles a network."""
+
+import json
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
+
+from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance import checkpoint
+from drkd_jax.fault_tolerance.same_run import check_same_run, differing_keys
+from drkd_jax.models.arrays import fill, flatten, unflatten
+from drkd_jax.step.sharding import data_mesh, put_everywhere, replicated
+from drkd_jax.step.state import merge_module, new_state, num_parameters, split_module
+from drkd_jax.weights.folders import read_checkpoint
+
+CONFIG = {"seed": 1, "train": {"steps": 9, "momentum": 0.9}, "eval": {"batch_size": 2}}
+TX = optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(lambda _: 0.1))
+
+
+class Small(nnx.Module):
+    def __init__(self, width, key):
+        rngs = nnx.Rngs(key)
+        self.layers = nnx.List([nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)])
+        self.norm = nnx.BatchNorm(2, rngs=rngs)
+
+    def is_trained(self, path, variable):
+        return isinstance(variable, nnx.Param) and tuple(path[:2]) != ("layers", 0)
+
+
+def parts_of(width=4, key=0):
+    student, distiller = Small(width, key), Small(5, key + 1)
+    return {
+        "student": split_module(student, student.is_trained),
+        "distiller": split_module(distiller, distiller.is_trained),
+    }
+
+
+def state_of(width=4, key=0, step=0):
+    state = put_everywhere(new_state(parts_of(width, key), TX), data_mesh())
+    gradient = jax.tree.map(jnp.cos, state.params)
+    _, opt_state = TX.update(gradient, state.opt_state, state.params)
+    return type(state)(jnp.int32(step), state.params, state.model_state, opt_state)
+
+
+def about(**values):
+    return {"config": CONFIG, "categories": [[1, "disc"]], "data": {"next": 7}, **values}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+    yield tmp_path, checkpoints
+    checkpoints.close()
+
+
+def test_a_module_taken_apart_and_flattened_comes_back():
+    parts = parts_of()["student"]
+    assert set(flatten(parts.params)) == {
+        "layers.1.kernel",
+        "layers.1.bias",
+        "norm.scale",
+        "norm.bias",
+    }
+    assert "layers.0.kernel" in flatten(parts.model_state)
+    assert num_parameters(parts.params) == 4 * 2 + 2 + 2 + 2
+    again = unflatten(flatten(parts.params), parts.params)
+    module = merge_module(parts._replace(params=again))
+    np.testing.assert_array_equal(
+        module.layers[1].kernel[...], parts_of()["student"].params["layers"][1]["kernel"]
+    )
+
+
+def test_a_state_comes_back_bit_for_bit(folder):
+    _, checkpoints = folder
+    state = state_of(step=6)
+    checkpoints.save(state, about())
+    assert checkpoints.latest_step() == 6
+    assert checkpoints.about()["data"] == {"next": 7}
+    back = checkpoints.restore(state_of(key=5), replicated(data_mesh()))
+    assert int(back.step) == 6
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    for mine, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_old_checkpoints_go_and_the_best_one_stays(folder):
+    workdir, checkpoints = folder
+    assert checkpoints.best() is None
+    for step in (1, 2, 3, 4):
+        state = state_of(key=step, step=step)
+        checkpoints.save(state, about())
+        if step in (1, 2):
+            checkpoints.save_best(state, about(numbers={"AP": step / 10}))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "4"]
+    assert checkpoints.best() == (2, {"AP": 0.2})
+    for which, wanted in (("best", 2), ("last", 4)):
+        arrays, _, step = read_checkpoint(workdir, which)
+        student = state_of(key=wanted).params["student"]
+        assert step == wanted
+        np.testing.assert_array_equal(arrays["norm.scale"], student["norm"]["scale"])
+        np.testing.assert_array_equal(arrays["layers.1.kernel"], student["layers"][1]["kernel"])
+
+
+def test_a_write_that_the_system_refuses_leaves_the_one_before(folder):
+    workdir, checkpoints = folder
+    checkpoints.save(state_of(step=1), about())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, hard))
+    try:
+        with pytest.raises(UserError, match=r"step 2 cannot be written .* before it are whole"):
+            checkpoints.save(state_of(width=40_000, step=2), about())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["1"]
+    again = checkpoint.Checkpoints(workdir, keep=2)
+    assert again.latest_step() == 1
+    again.restore(state_of(), replicated(data_mesh()))
+    again.close()
+
+
+def test_a_write_under_way_that_fails_is_told_before_the_run_ends(folder, monkeypatch):
+    _, checkpoints = folder
+
+    def save():
+        checkpoints.save(state_of(width=40_000, step=2), about())
+        checkpoints.wait()
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # there a thread writes
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, hard))
+    try:
+        with pytest.raises(UserError, match=r"step 2 cannot be written .* before it are whole"):
+            save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    checkpoints.save(state_of(step=3), about())
+    checkpoints.wait()
+    assert checkpoints.latest_step() == 3
+
+
+def test_what_a_killed_write_left_is_removed(folder):
+    workdir, checkpoints = folder
+    checkpoints.save(state_of(step=1), about())
+    left = workdir / "checkpoints" / f"2{TMP_DIR_SUFFIX}"
+    (left / "student").mkdir(parents=True)
+    again = checkpoint.Checkpoints(workdir, keep=2)
+    assert not left.exists()
+    again.save(state_of(step=2), about())
+    assert again.latest_step() == 2
+    again.close()
+
+
+def test_another_model_is_refused(folder):
+    _, checkpoints = folder
+    checkpoints.save(state_of(step=1), about())
+    with pytest.raises(
+        UserError, match=r"does not fit this config; \d+ arrays differ, the first is layers\.0"
+    ):
+        checkpoints.restore(state_of(width=6), replicated(data_mesh()))
+
+
+def test_filling_a_module_of_other_shapes_names_the_array():
+    arrays = flatten(nnx.as_pure(nnx.state(Small(4, 0))))
+    filled = fill(Small(4, 9), arrays, "here")
+    np.testing.assert_array_equal(filled.layers[0].kernel[...], arrays["layers.0.kernel"])
+    with pytest.raises(UserError, match=r"here: layers\.0\.bias is \(4,\) .* \(6,\) in the model"):
+        fill(Small(6, 0), arrays, "here")
+    del arrays["norm.mean"]
+    with pytest.raises(UserError, match=r"norm\.mean is missing"):
+        fill(Small(4, 0), arrays, "here")
+
+
+def test_a_folder_without_a_checkpoint_is_told(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        read_checkpoint(tmp_path / "none")
+
+
+def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
+    stored = json.loads(json.dumps(CONFIG))
+    longer = {**CONFIG, "train": {"steps": 90, "momentum": 0.9}, "eval": {"batch_size": 5}}
+    check_same_run(stored, longer, tmp_path)
+    other = {**CONFIG, "seed": 2, "train": {"steps": 9, "momentum": 0.8, "clip_norm": 1.0}}
+    with pytest.raises(
+        UserError,
+        match=r"differ: seed \(1 there, 2 here\), train\.clip_norm \(None there, 1\.0 here\), "
+        r"train\.momentum \(0\.9 there, 0\.8 here\)\. Use",
+    ):
+        check_same_run(stored, other, tmp_path)
+
+
+def test_a_distiller_that_came_since_is_another_run_only_where_it_is_on(tmp_path):
+    stored = {**CONFIG, "distill": {"region_size": 3, "pixel_relation": {"weight": 0.5}}}
+    off = {"pkd": {"weight": 0.0}, "mgd": {"weight": 0.0, "masked": 0.65}, "schedule": "constant"}
+    check_same_run(stored, {**stored, "distill": stored["distill"] | off}, tmp_path)
+    on = stored["distill"] | off | {"cwd": {"weight": 10.0}}
+    with pytest.raises(UserError, match=r"differ: distill\.cwd \(None there"):
+        check_same_run(stored, {**stored, "distill": on}, tmp_path)
+
+
+def test_lists_and_tuples_are_the_same_config():
+    assert differing_keys({"a": [1, [2]]}, {"a": (1, (2,))}) == []
+    assert differing_keys({"a": None}, {"a": {"b": 1}}) == ["a"]

@@ -1,0 +1,53 @@
+"""The last word of a distillation, from lines as a run writes them."""
+
+from __future__ import annotations
+
+import pytest
+
+from drkd_jax.monitoring.last_word import last_word
+
+TERMS = ("pixel_relation", "instance_relation")
+
+
+def lines(end=0.5, share=0.1, entropy=0.7, variance=1.0, count=6):
+    """Windows in which both losses fall from 1 to `end`, by half the way in the middle."""
+    half = count // 2
+    return [
+        {
+            "kind": "train",
+            **{f"distill/{term}": 1.0 if i < half else end for term in TERMS},
+            **{f"share/{term}": share for term in TERMS},
+            "diag/pixel_relation/P3/teacher_variance": variance,
+            "diag/instance_relation/P3/teacher_entropy": entropy if i else 0.0,
+        }
+        for i in range(count)
+    ]
+
+
+def test_three_times_yes():
+    word = last_word(lines(), TERMS, student_ap=0.3, teacher_ap=0.5)
+    assert "had to teach (50.0 AP, +20.0" in word.text
+    assert "the terms carried it" in word.text
+    assert "the student got it: pixel_relation fell by 50%" in word.text
+    assert "To try next" not in word.text
+    # Windows in which no image had a choice (entropy exactly 0) are no entropy.
+    assert word.numbers["row_entropy/instance_relation"] == pytest.approx(0.7)
+    assert word.numbers["teacher_gap"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("given", "aps", "said", "advice"),
+    [
+        ({}, (0.49, 0.5), "had little to teach", "a better teacher"),
+        ({"entropy": 0.99}, (0.3, 0.5), "hardly carried", "lower distill.instance_relation.temp"),
+        ({"entropy": 0.05}, (0.3, 0.5), "hardly carried", "raise distill.instance_relation.temp"),
+        ({"variance": 4.0}, (0.3, 0.5), "75% of its target", "teacher_scale"),
+        ({"share": 1e-5}, (0.3, 0.5), "hardly carried", "a larger distill.pixel_relation.weight"),
+        ({"end": 0.99}, (0.3, 0.5), "did not get it", "more steps"),
+        ({}, (None, None), "was not measured", ""),
+    ],
+)
+def test_each_no_is_named_with_what_to_try(given, aps, said, advice):
+    word = last_word(lines(**given), TERMS, student_ap=aps[0], teacher_ap=aps[1])
+    assert said in word.text
+    assert advice in word.text

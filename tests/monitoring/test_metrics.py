@@ -1,0 +1,114 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from drkd_jax.errors import UserError
+from drkd_jax.monitoring.metrics import (
+    METRICS_FILE,
+    MetricAverager,
+    Metrics,
+    read_metrics,
+)
+from tests.training.compilations import CompilationCounter
+
+STEP = {"total": 2.0, "learning_rate": 0.1, "finite": 1.0, "diag/boxes_left_out": 1.0}
+
+
+def write(folder, start, steps):
+    metrics = Metrics(folder, start, 10)
+    for step in steps:
+        metrics.train(step, {"total": float(step)}, {"loss": "1"})
+    metrics.close()
+
+
+def test_lines_after_the_checkpoint_are_written_again_not_twice(tmp_path):
+    write(tmp_path, 0, range(1, 8))
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"kind": "train", "st')  # what a kill leaves
+    write(tmp_path, 5, range(6, 9))
+    assert [line["step"] for line in read_metrics(tmp_path / METRICS_FILE)] == [*range(1, 9)]
+
+
+def test_every_line_is_json_also_where_a_number_is_not_finite(tmp_path, capsys):
+    metrics = Metrics(tmp_path, 0, 10)
+    metrics.train(1, {"total": math.nan}, {"loss": "nan"})
+    metrics.evaluation(1, {"AP": 0.5})
+    metrics.warn(2, "something is silent")
+    metrics.close()
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert lines[0] == {"kind": "train", "step": 1, "total": None}
+    assert lines[1] == {"kind": "eval", "step": 1, "AP": 0.5}
+    assert lines[2]["warning"] == "something is silent"
+    assert metrics.warnings == ["something is silent"]
+    assert "warning: step 2: something is silent" in capsys.readouterr().err
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_full_disk_is_told(tmp_path):
+    metrics = Metrics(tmp_path, 0, 10)
+    metrics._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(the disk is full\)"):
+        metrics.warn(1, "something")
+
+
+def test_a_process_that_is_not_the_first_writes_and_says_nothing(tmp_path, capsys):
+    metrics = Metrics(tmp_path, 0, 10, silent=True)
+    metrics.train(1, {"total": 1.0}, {"loss": "1"})
+    metrics.evaluation(1, {"AP": 0.5})
+    metrics.warn(1, "something")
+    metrics.close()
+    assert not any(tmp_path.iterdir())
+    assert metrics.warnings == ["something"]
+    assert capsys.readouterr().err == ""
+
+
+def test_compilations_are_counted():
+    double = jax.jit(lambda x: x * 2 + 1)
+    with CompilationCounter() as counter:
+        double(jnp.ones(3))
+        once = counter.count
+        double(jnp.zeros(3))
+        assert counter.count - once <= 1  # jnp.zeros itself
+        again = counter.count
+        double(jnp.zeros(4))
+        assert counter.count > again
+    assert once >= 1
+    seen = counter.count
+    double(jnp.ones(5))
+    assert counter.count == seen
+
+
+def test_what_the_loader_left_out_is_added_to_what_the_terms_left_out():
+    window = MetricAverager({}, 4)
+    window.counts = lambda: {"padding": 0.25, "boxes_past_max": 3.5, "loader_rate": 80.0}
+    for _ in range(2):
+        window.values(dict(STEP))
+        window.took(0.1)
+    values, _ = window.close(steps_left=5)
+    assert values["diag/boxes_left_out"] == pytest.approx(4.5)
+    assert values["padding"] == 0.25
+    assert values["loader_rate"] == 80.0
+
+
+def test_a_window_without_a_loader_has_no_counts():
+    window = MetricAverager({}, 4)
+    window.values(dict(STEP))
+    window.took(0.1)
+    values, _ = window.close(steps_left=0)
+    assert values["diag/boxes_left_out"] == 1.0
+    assert "padding" not in values
+
+
+@pytest.mark.parametrize(("steps", "left"), [(1, "10 min"), (10, "10 s")])
+def test_what_is_left_comes_from_whole_steps(steps, left):
+    """Ten steps of 0.1 s, and compiling beside them; one step that only the log line awaited."""
+    window = MetricAverager({}, 4)
+    window.leave_out(-6.0 * steps)
+    for _ in range(steps):
+        window.values(dict(STEP))
+        window.took(0.1)
+    _, shown = window.close(steps_left=100)
+    assert shown["left"] == left

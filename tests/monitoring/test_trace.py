@@ -1,0 +1,27 @@
+import pytest
+
+from drkd_jax.errors import UserError
+from drkd_jax.monitoring.trace import Trace, read_steps
+
+
+def test_a_number_of_steps_begins_after_the_warm_up():
+    assert read_steps("", 0) == range(0)
+    assert read_steps("2", 10) == range(13, 15)
+    assert read_steps("100:110", 10) == range(100, 110)
+
+
+@pytest.mark.parametrize("text", ["many", "5:5", "9:3", "0", "-2", "0:4", "1:2:3", ":"])
+def test_a_wrong_number_is_told(text):
+    with pytest.raises(UserError, match=f"--profile={text}"):
+        read_steps(text, 0)
+
+
+def test_it_ends_with_its_last_step_or_with_the_run(tmp_path):
+    trace = Trace(tmp_path, range(2, 4), silent=True)
+    for step in (1, 2, 3):
+        trace.before(step)
+        assert trace.ends_with(step, last=False) == (step == 3)
+        assert trace.ends_with(step, last=True) == (step > 1)
+    trace.stop()
+    assert not trace.ends_with(3, last=True)
+    assert not any(tmp_path.iterdir())
