@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     if missing:
         raise UserError(f"{', '.join(missing)} missing (see python -m drkd_jax prepare --help)")
 
-    from drkd_jax.data.prepare import prepare_tfds  # needs a second to import
+    from drkd_jax.data.sources.prepare import prepare_tfds  # needs a second to import
 
     folder = prepare_tfds(
         arguments.images, arguments.instances, arguments.split, arguments.data_dir
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from drkd_jax.data.check import Report, check
+    from drkd_jax.data.checking.check import Report, check
 
     spec, out, json_file = arguments.source, arguments.out, arguments.json
     reading: dict[str, Any] = {"exif": arguments.exif, "depth": arguments.depth}

@@ -17,8 +17,8 @@ from absl import flags
 from drkd_jax.data.batch import empty_batch
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.plan import BatchPlan, Counter, fit_all, plan_batches, train_fits
-from drkd_jax.data.records import Source
 from drkd_jax.data.skipped import SkipList
+from drkd_jax.data.sources.records import Source
 from drkd_jax.data.transforms import (
     Chances,
     Window,

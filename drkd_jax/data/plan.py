@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from drkd_jax.data.checking.findings import SMALLEST_SIDE, require_boxes
 from drkd_jax.data.config import PipelineConfig
-from drkd_jax.data.findings import SMALLEST_SIDE, require_boxes
-from drkd_jax.data.records import Source
+from drkd_jax.data.sources.records import Source
 from drkd_jax.data.transforms import NUM_CHANCES, fit
 from drkd_jax.errors import UserError
 

@@ -14,8 +14,8 @@ import numpy as np
 from absl import flags
 
 from drkd_jax.data.pipeline import train_loader
-from drkd_jax.data.records import fingerprint
 from drkd_jax.data.skipped import SKIPPED_FILE
+from drkd_jax.data.sources.records import fingerprint
 from drkd_jax.paths import expand_home
 from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics
 from drkd_jax.training.checkpoint import Checkpoints

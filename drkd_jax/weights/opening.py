@@ -9,19 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from drkd_jax.data.classes import COCO_CATEGORIES
+from drkd_jax.data.sources.classes import COCO_CATEGORIES
 from drkd_jax.errors import UserError
 from drkd_jax.models.filling import as_tuples, from_dict
 from drkd_jax.models.settings import BackboneSettings
-from drkd_jax.weights import detectron2
-from drkd_jax.weights.by_name import is_name, local_file
-from drkd_jax.weights.checkpoint_spec import CheckpointSpec
-from drkd_jax.weights.files import ForeignFile, checked_name, is_safetensors, read_foreign, sha256
+from drkd_jax.weights.fetch.by_name import is_name, local_file
 from drkd_jax.weights.folders import ABOUT_FILE, read_export, read_run
+from drkd_jax.weights.foreign.files import (
+    ForeignFile,
+    checked_name,
+    is_safetensors,
+    read_foreign,
+    sha256,
+)
+from drkd_jax.weights.foreign.wrappers import Unwrapped, unwrap
+from drkd_jax.weights.libraries import detectron2
+from drkd_jax.weights.libraries.checkpoint_spec import CheckpointSpec
+from drkd_jax.weights.libraries.understanding import Understood, model_shapes, understand
 from drkd_jax.weights.loaded import Weights
 from drkd_jax.weights.ours import About, is_ours, read_ours
-from drkd_jax.weights.understanding import Understood, model_shapes, understand
-from drkd_jax.weights.wrappers import Unwrapped, unwrap
 
 # Keys of a config that say how to read a file, and not what its model is.
 _READING = ("data", "prefix", "part")

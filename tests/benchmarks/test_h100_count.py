@@ -21,9 +21,9 @@ from benchmarks.h100.parts import part_of
 from drkd_jax.errors import UserError
 from drkd_jax.models.build import fill_settings
 from drkd_jax.training.setup import build_run
-from drkd_jax.weights import mmdet
+from drkd_jax.weights.libraries import mmdet
 from tests.training import tiny
-from tests.weights.test_libraries import MMDET, PAPER_S_TEACHER
+from tests.weights.libraries.test_libraries import MMDET, PAPER_S_TEACHER
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests" / "fixtures" / "h100" / "step.hlo"

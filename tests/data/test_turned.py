@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from drkd_jax.data.check import check
+from drkd_jax.data.checking.check import check
+from drkd_jax.data.checking.findings import find
 from drkd_jax.data.decode import decode_picture, stored_size
-from drkd_jax.data.findings import find
 from drkd_jax.data.header import read_header
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError

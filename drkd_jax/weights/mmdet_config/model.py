@@ -1,0 +1,304 @@
+"""The config that a checkpoint of mmdetection carries: its classes, backbone and pyramid.
+
+Everything in it that changes what the network computes is used, or refused by name.
+
+Source: open-mmlab/mmdetection v2.28 and v3.3.0: top-level `test_cfg` of 2.x,
+mmdet/models/backbones/{resnet,resnext}.py, mmdet/models/necks/fpn.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from drkd_jax.errors import UserError
+from drkd_jax.models.norm import EPSILON, group_count
+from drkd_jax.weights.mmdet_config.heads import BATCH_NORMS, read_heads
+from drkd_jax.weights.mmdet_config.text import ConfigTextError, read_config_text
+from drkd_jax.weights.mmdet_config.values import HUGE, Section, size_of
+
+# Where training programs that hold more than one detector keep the one of the weights.
+_INNER = ("detector", "architecture", "model")
+_OF_MODEL = ("type", "train_cfg", "test_cfg", "pretrained", "init_cfg", "data_preprocessor")
+_OTHER_HEADS = ("mask_head", "mask_iou_head", "semantic_head", "use_syncbn")
+
+
+class FileConfig(NamedTuple):
+    """What a config says; settings and claims by dotted key.
+
+    Attributes:
+        settings: what no array shows.
+        claims: what shows in the arrays as well and has to agree.
+        body: complaints about backbone and pyramid.
+        heads: complaints about what comes after them.
+        neck_eps: of the norms in the pyramid.
+        style: "pytorch", "caffe", or "" where it is not said.
+    """
+
+    settings: Mapping[str, Any]
+    claims: Mapping[str, Any]
+    body: tuple[str, ...]
+    heads: tuple[str, ...]
+    neck_eps: float = EPSILON
+    style: str = ""
+
+
+def find_config(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The config among what a file holds beside its weights; {} where there is none.
+
+    Raises:
+        UserError: it is no text that can be read.
+    """
+    found = next((meta[key] for key in ("config", "cfg") if meta.get(key)), None)
+    if isinstance(found, bytes):
+        found = found.decode("utf-8", "replace")
+    if isinstance(found, str):
+        try:
+            return read_config_text(found)
+        except ConfigTextError as error:
+            raise UserError(
+                f"the config text that it carries cannot be read ({error}), and what its network "
+                "computes stands there; save the weights without that text, and give what is not "
+                "the library's own as settings"
+            ) from error
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping) or size_of(found)[0] > HUGE:
+        what = (
+            "larger than any" if isinstance(found, Mapping) else f"of type {type(found).__name__}"
+        )
+        raise UserError(
+            f"the config that it carries is {what}, which cannot be read, and what its network "
+            "computes stands there; save the weights without it, and give what is not the "
+            "library's own as settings"
+        )
+    return dict(found)
+
+
+def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfig:
+    """What a config says of its model.
+
+    Args:
+        config: of `find_config`.
+        shown: what the arrays show: `laterals`, `min_level`, `max_level`, `detector` ("" for a
+            head that is not ours) and the settings of the backbone.
+    """
+    body_faults: list[str] = []
+    head_faults: list[str] = []
+    values, path = find_model(config)
+    if config.get("_base_") and not (isinstance(values, Mapping) and "backbone" in values):
+        base = Section(config, "", body_faults)
+        base.refuse("_base_", config["_base_"], "a file that is not in it, and no backbone is")
+        return FileConfig({}, {}, tuple(body_faults), ())
+    if values is None:
+        return FileConfig({}, {}, (), ())
+    model = Section(values, path, body_faults)
+    settings: dict[str, Any] = {}
+    claims: dict[str, Any] = {}
+    stages: tuple[int, ...] = (0, 1, 2, 3)
+    neck_eps = EPSILON
+    if "backbone" in model:
+        stages = _backbone(model.sub("backbone"), settings, claims, shown["backbone"])
+    if "neck" in model and shown["laterals"]:
+        neck_eps = _neck(model.sub("neck"), settings, claims, shown["laterals"], stages)
+    if shown["detector"]:
+        heads = Section(values, path, head_faults)
+        heads.ignore("backbone", "neck", "rpn_head", "roi_head", "bbox_head")
+        heads.ignore(*_OF_MODEL, *_OTHER_HEADS)
+        test = heads.values.get("test_cfg")
+        where = heads.name("test_cfg")
+        if test is None:  # beside the model in mmdetection 2.0
+            test, where = config.get("test_cfg"), "test_cfg"
+        top = settings.get("max_level", shown["max_level"])
+        more, said = read_heads(
+            heads,
+            Section({} if test is None else test, where, head_faults),
+            shown["detector"],
+            shown["min_level"],
+            top,
+        )
+        heads.close()
+        settings, claims = settings | more, claims | said
+    style = str(settings.get("backbone.style", "")) if "backbone" in model else ""
+    return FileConfig(settings, claims, tuple(body_faults), tuple(head_faults), neck_eps, style)
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes of the data, where a config names them; () elsewhere."""
+    for place in _datasets(config):
+        for key in ("classes", "CLASSES", "class_names", "class_name"):
+            if found := as_names(place.get(key)):
+                return found
+    return ()
+
+
+def as_names(value: Any) -> tuple[str, ...]:
+    """A tuple of names from what a file has in its place; () for anything else."""
+    if isinstance(value, str) and value[:1] in ("[", "("):  # the text fields of safetensors
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return ()
+    if isinstance(value, str):  # ("nut") for ("nut",), or the path of a list
+        return (value,) if value and not value.endswith(".txt") else ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        return ()
+    return tuple(value)
+
+
+def find_model(config: Mapping[str, Any]) -> tuple[Any, str]:
+    """The dict that describes the detector, and its name."""
+    value, path = config.get("model", config.get("algorithm")), "model"
+    for _ in range(3):
+        if not isinstance(value, Mapping) or "backbone" in value:
+            break
+        inner = next((key for key in _INNER if isinstance(value.get(key), Mapping)), None)
+        if inner is None:
+            break
+        value, path = value[inner], f"{path}.{inner}"
+    return value, path
+
+
+def _datasets(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Where the classes may stand, the data that is trained on first."""
+    data = config.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    loaders = [config.get(f"{name}_dataloader") for name in ("train", "val", "test")]
+    todo = [data.get(name) for name in ("train", "val", "test")] + loaders
+    seen = 0
+    while todo and seen < 5000:
+        item, seen = todo.pop(0), seen + 1
+        if isinstance(item, (list, tuple)):
+            todo[:0] = item
+        elif isinstance(item, Mapping):
+            yield item
+            if isinstance(item.get("metainfo"), Mapping):
+                yield item["metainfo"]
+            todo[:0] = [item.get(key) for key in ("dataset", "datasets")]
+    for value in (config.get("metainfo"), config):
+        if isinstance(value, Mapping):
+            yield value
+
+
+def _backbone(
+    part: Section, settings: dict[str, Any], claims: dict[str, Any], shown: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Fills in the backbone; returns the stages that it hands to the neck, 0 for C2."""
+    depth, width = shown["depth"], shown["width"]
+    kind = part.kind("ResNet", "ResNeXt")
+    for theirs, ours in (("depth", "depth"), ("base_channels", "width"), ("groups", "groups")):
+        if theirs in part:
+            claims[f"backbone.{ours}"] = part.whole(theirs)
+    if kind == "ResNet":
+        claims.pop("backbone.groups", None)
+    if "stem_channels" in part:
+        claims["backbone.stem"] = part.whole("stem_channels")
+    style = part.get("style", "pytorch")
+    if style not in ("pytorch", "caffe"):
+        part.refuse("style", style, "pytorch or caffe can be built here")
+    # Two 3x3 convolutions have their stride in the first of them in either style.
+    settings["backbone.style"] = "caffe" if style == "caffe" and depth >= 50 else "pytorch"
+    norm = part.sub("norm_cfg")
+    if norm.kind(*BATCH_NORMS, "GN") == "GN":
+        claims["backbone.norm"] = "gn"
+        widths = (width * 2**i for i in range(6))
+        wrong = [n for n in widths if group_count(n) != norm.number("num_groups", 32)]
+        if wrong:
+            norm.refuse("num_groups", norm.get("num_groups"), f"{group_count(wrong[0])} here")
+        norm.only("eps", EPSILON)
+    else:
+        claims["backbone.norm"] = "frozen_bn"
+        settings["backbone.eps"] = float(norm.number("eps", EPSILON))
+    norm.ignore("requires_grad", "momentum", "num_groups", "eps", "track_running_stats")
+    norm.close()
+    if part.values.get("dcn"):
+        _deformable(part.sub("dcn"), claims)
+        part.only("stage_with_dcn", (False, True, True, True))
+    part.only("num_stages", 4)
+    part.only("strides", (1, 2, 2, 2))
+    part.only("dilations", (1, 1, 1, 1))
+    part.only("in_channels", 3)
+    for switch in ("deep_stem", "avg_down"):
+        part.only(switch, False)
+    for block in ("conv_cfg", "plugins", "gcb", "gen_attention", "sac", "output_img"):
+        part.only(block, None, False, ())
+    part.ignore("frozen_stages", "norm_eval", "with_cp", "zero_init_residual", "init_cfg")
+    part.ignore("pretrained", "base_width", "stage_with_dcn", "stage_with_gcb", "groups", "dcn")
+    part.ignore("stage_with_gen_attention")
+    stages = part.numbers("out_indices", (0, 1, 2, 3))
+    part.close()
+    return stages
+
+
+def _deformable(part: Section, claims: dict[str, Any]) -> None:
+    if "modulated" in part:  # mmdetection 1.x
+        claims["backbone.dcn"] = "v2" if part.get("modulated") else "v1"
+        part.ignore("type")
+    else:
+        kind = part.kind("DCN", "DCNv1", "DCNv2")
+        claims["backbone.dcn"] = "v2" if kind == "DCNv2" else "v1"
+    for groups in ("deform_groups", "deformable_groups"):
+        part.only(groups, 1)
+    part.only("fallback_on_stride", False)
+    part.close()
+
+
+def _neck(
+    part: Section,
+    settings: dict[str, Any],
+    claims: dict[str, Any],
+    laterals: int,
+    stages: tuple[int, ...],
+) -> float:
+    """Fills in the pyramid; returns the eps of its norms."""
+    part.kind("FPN")
+    start, end = part.whole("start_level", 0), part.whole("end_level", -1)
+    whole = end in (-1, len(stages) - 1, len(stages))
+    used = stages[start:] if whole else stages[start:end]
+    if used != tuple(range(4 - laterals, 4)):
+        names = ", ".join(f"C{int(i) + 2}" for i in used) or "none"
+        part.refuse("start_level", start, f"a pyramid on {names}; its last stage has to be C5")
+    min_level = 6 - laterals
+    if "num_outs" in part:
+        outs = part.whole("num_outs", 5)
+        top = min_level + outs - 1
+        if not 5 <= top <= 8:
+            part.refuse("num_outs", outs, f"P5 to P8 can be the last level here, not P{top}")
+        settings["max_level"] = claims["max_level"] = top
+    settings["extra"] = _extra(part, claims.get("max_level", 5) > 5)
+    claims["extra"] = settings["extra"]
+    settings["extra_relu"] = bool(part.get("relu_before_extra_convs", False))
+    if "out_channels" in part:
+        claims["channels"] = part.whole("out_channels")
+    eps = EPSILON
+    if part.values.get("norm_cfg"):
+        norm = part.sub("norm_cfg")
+        norm.kind(*BATCH_NORMS)
+        eps = float(norm.number("eps", EPSILON))
+        norm.ignore("requires_grad", "momentum", "track_running_stats")
+        norm.close()
+    for layer in ("conv_cfg", "act_cfg"):
+        part.only(layer, None)
+    upsample = part.sub("upsample_cfg")
+    upsample.only("mode", "nearest")
+    upsample.only("scale_factor", None, 2)
+    upsample.close()
+    part.ignore("type", "in_channels", "init_cfg", "no_norm_on_lateral", "norm_cfg")
+    part.ignore("extra_convs_on_inputs")
+    part.close()
+    return eps
+
+
+def _extra(part: Section, has_extra: bool) -> str:
+    """How the levels above P5 are made; any way where there is none."""
+    wanted = part.get("add_extra_convs", False)
+    if wanted is True:
+        on_input = part.get("extra_convs_on_inputs", True)
+        wanted = "on_input" if on_input else "on_output"
+    if wanted is False or not has_extra:
+        return "pool"
+    known = {"on_input": "conv_c5", "on_output": "conv_p5"}
+    if wanted not in known:
+        part.refuse("add_extra_convs", wanted, f"{' or '.join(known)} can be built here")
+    return known.get(wanted, "pool")
