@@ -32,7 +32,7 @@ from drkd_jax.models.arrays import flatten, unflatten
 from drkd_jax.training.state import Arrays, TrainState, num_parameters, split_module
 from drkd_jax.training.writing import as_user_error, collect_unraisable, is_refused_write, reason
 from drkd_jax.types import FeatureSpec
-from drkd_jax.weights.folders import WHICH, stored
+from drkd_jax.weights.ours import WHICH, stored
 
 
 class Checkpoints:

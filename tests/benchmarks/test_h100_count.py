@@ -270,7 +270,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", sorted(steps.TEACHERS))
 def test_teachers_are_what_their_files_hold(name):
-    read = mmdet.read(MMDET[FILES[name]], {}, f"{name}.pth").settings({}, name)
+    read = mmdet.read(MMDET[FILES[name]], {}, f"{name}.pth").settings({})
     theirs, own = fill_settings(read)[1], fill_settings(steps.TEACHERS[name])[1]
     for key in ("backbone", "channels", "min_level", "max_level", "extra", "extra_relu"):
         assert getattr(theirs, key) == getattr(own, key), key

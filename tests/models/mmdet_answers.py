@@ -70,7 +70,7 @@ def load(name):
     with jitter.still():  # their gradients, in float64, belong to exactly these
         exact = drawn_weights(answers, model.get("seed", 0))
     reading = mmdet.read({k: v.shape for k, v in theirs.items()}, {}, f"{name}.pth")
-    settings = reading.settings(said(model), name)
+    settings = reading.settings(said(model))
     shapes = model_shapes(reading.part, settings, reading.num_classes)
     table = mmdet.table(shapes)
     assert {entry.theirs for entry in table} == set(theirs)

@@ -84,12 +84,11 @@ class CheckpointSpec:
             self, part="pyramid", shown=shown, assumed=assumed, num_classes=0
         )
 
-    def data(self, said: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def data(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What goes under `data` of a file of ours: the pixels, by the keys of a config.
 
         Args:
             said: of the user, which may leave anything out.
-            where: what a message calls the file.
 
         Raises:
             UserError: a key that says nothing about pixels.
@@ -97,7 +96,7 @@ class CheckpointSpec:
         own = dataclasses.asdict(self.pixels[0])
         for key in said:
             if key not in own:
-                raise UserError(f"{where}: data.{key} is not one of {', '.join(own)}")
+                raise UserError(f"data.{key} is not one of {', '.join(own)}")
         if self.size is None:
             return own | dict(said)
         sizes: dict[str, Any] = {"shorter": self.size.shorter, "longer": self.size.longer}
@@ -105,12 +104,11 @@ class CheckpointSpec:
             own["resize"] = "stretch"
         return sizes | own | dict(said)
 
-    def settings(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The model's settings: what shows, then what a config says, then the defaults.
 
         Args:
             config: model settings of the user, which may leave anything out.
-            where: what a message calls the file.
 
         Raises:
             UserError: the config says other than the file shows, with every such key.
@@ -122,7 +120,7 @@ class CheckpointSpec:
             if said[key] != shown[key] and not _same_norm(key, said[key], shown[key])
         ]
         if wrong:
-            raise UserError(f"{where}: {'; '.join(sorted(wrong))}")
+            raise UserError("; ".join(sorted(wrong)))
         return _nested({key: item.value for key, item in self.assumed.items()} | shown | said)
 
     def lines(self, config: Mapping[str, Any]) -> list[str]:
@@ -165,13 +163,17 @@ def backbone_entries(names: Iterable[str], prefix: str, norm: str = "") -> list[
     return [_entry(name, prefix, norm) for name in mine]
 
 
-def module_entry(name: str, modules: Iterable[tuple[str, ...]]) -> Entry | None:
-    """The entry of an array of a pyramid or head; None where a library has no such module.
+def module_entry(name: str, modules: Iterable[tuple[str, ...]], library: str) -> Entry:
+    """The entry of an array of a pyramid or head.
 
     Args:
         name: ours.
         modules: our module as a pattern, its name there, and in older files where that is another
             one. The pattern's number stands in names as {0}, and twice as large as {1}.
+        library: what a message calls it.
+
+    Raises:
+        UserError: it has no such module.
     """
     module, leaf = name.rsplit(".", 1)
     last, layout = ("bias", "vector") if leaf == "bias" else ("weight", "conv")
@@ -182,7 +184,7 @@ def module_entry(name: str, modules: Iterable[tuple[str, ...]]) -> Entry | None:
             number = int(found[1]) if found.lastindex else 0
             theirs, *older = (f"{each.format(number, 2 * number)}.{last}" for each in templates)
             return Entry(name, theirs, layout, tuple(older))
-    return None
+    raise UserError(f"{name}: has no name in {library}")
 
 
 def _entry(ours: str, prefix: str, norm: str) -> Entry:

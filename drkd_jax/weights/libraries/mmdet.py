@@ -25,14 +25,9 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
     read_backbone,
 )
 from drkd_jax.weights.libraries.key_report import Entry, Skip
-from drkd_jax.weights.mmdet_config.model import (
-    FileConfig,
-    as_names,
-    class_names,
-    find_config,
-    read_model,
-)
+from drkd_jax.weights.mmdet_config.model import as_names, class_names, find_config, read_model
 from drkd_jax.weights.mmdet_config.pixels import read_pixels, read_size
+from drkd_jax.weights.mmdet_config.values import FileConfig
 
 # Our module, as a pattern, and theirs.
 _MODULES = (
@@ -55,9 +50,8 @@ _MODULES = (
     (r"head\.box", "bbox_head.retina_reg"),
 )
 
-_COUNTER = Skip(r".*\.num_batches_tracked$", "a counter that nothing uses")
 _SKIPS = (
-    _COUNTER,
+    Skip(r".*\.num_batches_tracked$", "a counter that nothing uses"),
     Skip(r"roi_head\.mask_head\.", "the mask head: masks are not predicted here"),
     Skip(r"roi_head\.mask_iou_head\.", "the mask head: masks are not predicted here"),
     Skip(r"data_preprocessor\.", "the pictures' mean and std: they stand in the config"),
@@ -83,14 +77,11 @@ def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
     laterals = len({name.split(".")[2] for name in every if name.startswith("neck.laterals.")})
     extras = ((rf"neck\.extras\.{n}", f"neck.fpn_convs.{laterals + n}.conv") for n in range(10))
     modules = (*_MODULES, *extras)
-    entries = backbone_entries(every, "backbone." if prefixed else "")
-    for name in every:
-        if not name.startswith("backbone."):
-            entry = module_entry(name, modules)
-            if entry is None:
-                raise UserError(f"{name.rpartition('.')[0]}: has no name in mmdetection")
-            entries.append(entry)
-    return entries
+    others = (name for name in every if not name.startswith("backbone."))
+    return [
+        *backbone_entries(every, "backbone." if prefixed else ""),
+        *(module_entry(name, modules, "mmdetection") for name in others),
+    ]
 
 
 def skips(part: str) -> tuple[Skip, ...]:
@@ -127,7 +118,8 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
         )
     prefix = "backbone." if "backbone.conv1.weight" in shapes else ""
     backbone = read_backbone(shapes, prefix)
-    shown: dict[str, Any] = {"backbone": backbone | {"norm": _norm(shapes, prefix)}}
+    norm = "frozen_bn" if f"{prefix}bn1.running_var" in shapes else "gn"
+    shown: dict[str, Any] = {"backbone": backbone | {"norm": norm}}
     assumed = {
         "convention": Assumed("mmdet", "mmdetection's names; 3.3.0's numbers"),
         "backbone.eps": Assumed(1e-5, "mmdetection's own"),
@@ -141,24 +133,15 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
         shown |= _pyramid(shapes, assumed)
         head, num_classes = _head(shapes, assumed)
         shown |= head
-    said = read_model(
-        config,
-        {
-            "backbone": backbone,
-            "laterals": 6 - shown["min_level"] if neck else 0,
-            "min_level": shown.get("min_level", 2),
-            "max_level": shown.get("max_level", 6),
-            "detector": head.get("detector", ""),
-        },
-    )
+    said = read_model(config, shown)
     _agree(said, shown, num_classes, assumed)
-    pixels = _pixels(config, file_name, said.style)
+    pixels = _pixels(config, file_name, said.settings.get("backbone.style", ""))
     if not neck:
         of_backbone = {key: item for key, item in assumed.items() if key.startswith("backbone.")}
         return CheckpointSpec("backbone", shown, of_backbone, pixels=pixels)
     names, size = _class_names(meta, config, num_classes), read_size(config)
     part = "detector" if head else "pyramid"
-    unbuilt = said.heads
+    unbuilt = tuple(said.heads)
     if any(key.startswith("roi_head.semantic_head.") for key in shapes):
         unbuilt += ("roi_head.semantic_head (its features are added to those of the regions)",)
     return CheckpointSpec(
@@ -190,10 +173,6 @@ def _agree(
     for key, value in said.settings.items():
         if key not in flat:
             assumed[key] = Assumed(value, why)
-
-
-def _norm(shapes: Shapes, prefix: str) -> str:
-    return "frozen_bn" if f"{prefix}bn1.running_var" in shapes else "gn"
 
 
 def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:

@@ -34,11 +34,7 @@ from drkd_jax.weights.mmdet_config.model import as_names
 
 # Our module, as a pattern, theirs, and its name before torchvision 0.13 wrapped convolutions.
 _MODULES = (
-    (
-        r"neck\.laterals\.(\d+)",
-        "backbone.fpn.inner_blocks.{0}.0",
-        "backbone.fpn.inner_blocks.{0}",
-    ),
+    (r"neck\.laterals\.(\d+)", "backbone.fpn.inner_blocks.{0}.0", "backbone.fpn.inner_blocks.{0}"),
     (r"neck\.outputs\.(\d+)", "backbone.fpn.layer_blocks.{0}.0", "backbone.fpn.layer_blocks.{0}"),
     (r"neck\.extras\.0", "backbone.fpn.extra_blocks.p6"),
     (r"neck\.extras\.1", "backbone.fpn.extra_blocks.p7"),
@@ -74,10 +70,7 @@ _SKIPS = (
     Skip(r"roi_heads\.keypoint_", "the keypoint head: keypoints are not predicted here"),
 )
 _FOREIGN = Skip(r"(?!backbone\.)", "a head that is not ours: backbone and FPN are used")
-_CLASSIFIER = (
-    Skip(r".*num_batches_tracked$", "a counter of torch's BatchNorm"),
-    Skip(r"fc\.(\d+\.)?(weight|bias)$", "the ImageNet classifier"),
-)
+_CLASSIFIER = Skip(r"fc\.(\d+\.)?(weight|bias)$", "the ImageNet classifier")
 
 
 def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
@@ -95,13 +88,8 @@ def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
     deformable = next((entry.ours for entry in entries if ".conv_offset." in entry.theirs), None)
     if deformable:
         raise UserError(f"{deformable}: has no name in torchvision")
-    for name in every:
-        if not name.startswith("backbone."):
-            entry = module_entry(name, _MODULES)
-            if entry is None:
-                raise UserError(f"{name}: has no name in torchvision")
-            entries.append(entry)
-    return entries
+    others = (name for name in every if not name.startswith("backbone."))
+    return [*entries, *(module_entry(name, _MODULES, "torchvision") for name in others)]
 
 
 def is_its(shapes: Shapes) -> bool:
@@ -111,7 +99,7 @@ def is_its(shapes: Shapes) -> bool:
 
 def skips(part: str) -> tuple[Skip, ...]:
     """The keys that a file of this part ("detector", "pyramid", "backbone") may have besides."""
-    extra = {"detector": (), "pyramid": (_FOREIGN,), "backbone": _CLASSIFIER}
+    extra = {"detector": (), "pyramid": (_FOREIGN,), "backbone": (_CLASSIFIER,)}
     return (*_SKIPS, *extra[part])
 
 

@@ -7,6 +7,7 @@ group norm depends on the picture and cannot be folded.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -20,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from drkd_jax import models
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 from drkd_jax.models.arrays import flatten
 from drkd_jax.models.build import fill_settings
 from drkd_jax.models.feature_extractor import FeatureExtractor
@@ -110,37 +111,30 @@ def understand(
     """
     its = (name for name, module in _MODULES.items() if module.is_its(shapes))
     library = library or next(its, "torchvision")
-    try:
+    with faults_of(path):
         folds = find_folds(shapes)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    folded = folded_shapes(shapes, folds)
-    spec = _read(folded, meta, path, library, arrays or {})
-    if spec.unbuilt and heads and part != "pyramid":
-        raise UserError(
-            f"{path}: its own config gives its head what is not built here: "
-            f"{'; '.join(spec.unbuilt)}. A teacher can use its backbone and pyramid; convert "
-            "takes them by --set part=pyramid"
-        )
-    whole = spec.part == "detector"
-    if part not in ("", "pyramid", spec.part) or (part == "pyramid" and spec.part == "backbone"):
-        raise UserError(f"{path}: holds a {spec.part}, no {part}")
-    if whole and (spec.unbuilt or part == "pyramid"):
-        spec = spec.without_head()
-    settings = spec.settings(config, str(path))
+        folded = folded_shapes(shapes, folds)
+        spec = _read(folded, meta, path.name, library, arrays or {})
+        if spec.unbuilt and heads and part != "pyramid":
+            raise UserError(
+                f"its own config gives its head what is not built here: {'; '.join(spec.unbuilt)}. "
+                "A teacher can use its backbone and pyramid; convert takes them by --set "
+                "part=pyramid"
+            )
+        if part not in ("", "pyramid", spec.part) or (part, spec.part) == ("pyramid", "backbone"):
+            raise UserError(f"holds a {spec.part}, no {part}")
+        if spec.part == "detector" and (spec.unbuilt or part == "pyramid"):
+            spec = spec.without_head()
+        settings = spec.settings(config)
     wanted = model_shapes(spec.part, settings, spec.num_classes)
     prefixed = any(key.startswith("backbone.") for key in shapes)
     table = library_table(library, wanted, prefixed)
-    report = report_keys(folded, table, wanted, _MODULES[library].skips(spec.part))
-    used = dict(report.used)
-    honest = KeyReport(
-        folded_keys(used, folds, shapes),
-        report.skipped,
-        report.missing,
-        {key: shape for key, shape in report.unexpected.items() if key in shapes},
-        report.misshapen,
+    found = report_keys(folded, table, wanted, _MODULES[library].skips(spec.part))
+    unexpected = {key: shape for key, shape in found.unexpected.items() if key in shapes}
+    report = dataclasses.replace(
+        found, used=folded_keys(found.used, folds, shapes), unexpected=unexpected
     )
-    return Understood(library, spec, settings, table, honest, folds, used)
+    return Understood(library, spec, settings, table, report, folds, dict(found.used))
 
 
 def library_table(library: str, names: Mapping[str, Any], prefixed: bool = True) -> list[Entry]:
@@ -160,7 +154,7 @@ def library_table(library: str, names: Mapping[str, Any], prefixed: bool = True)
 def _read(
     shapes: Shapes,
     meta: Mapping[str, Any],
-    path: Path,
+    file_name: str,
     library: str,
     arrays: Mapping[str, np.ndarray],
 ) -> CheckpointSpec:
@@ -169,15 +163,13 @@ def _read(
     known = [name for name in LIBRARIES if _MODULES[name].is_its(shapes)]
     other = next((name for name in known if name != library), None)
     if other and library not in known:
-        raise UserError(f"{path}: its keys are those of {other}, not of {library}")
+        raise UserError(f"its keys are those of {other}, not of {library}")
     try:
         if library == "detectron2":
             return detectron2.read(shapes, arrays)
-        return _MODULES[library].read(shapes, meta, path.name)
+        return _MODULES[library].read(shapes, meta, file_name)
     except (ArithmeticError, LookupError, ValueError) as error:
-        raise UserError(f"{path}: its arrays have shapes that no model of ours has") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError("its arrays have shapes that no model of ours has") from error
 
 
 def abstract(part: str, settings: Mapping[str, Any], num_classes: int, dtype: Any) -> Any:

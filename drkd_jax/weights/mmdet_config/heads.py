@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from drkd_jax.models.cascade_rcnn import STAGE_STDS
-from drkd_jax.weights.mmdet_config.values import Section
+from drkd_jax.weights.mmdet_config.values import FileConfig, Section
 
 BATCH_NORMS = ("BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN", "NaiveSyncBatchNorm")
 ONES = (1.0, 1.0, 1.0, 1.0)
@@ -25,48 +25,40 @@ _CASCADE = ("CascadeRoIHead", "HybridTaskCascadeRoIHead")
 
 
 def read_heads(
-    model: Section, test: Section, detector: str, min_level: int, max_level: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of the heads by dotted key: those that no array shows, and those that one does.
+    model: Section, test: Section, said: FileConfig, detector: str, strides: Sequence[int]
+) -> None:
+    """Adds what a config says of the heads.
 
     Args:
         model: the part of the config; receives complaints.
         test: its `test_cfg`.
+        said: receives settings and claims.
         detector: "retinanet", "faster_rcnn" or "cascade_rcnn", as the arrays show.
-        min_level: finest level of the pyramid.
-        max_level: coarsest one.
+        strides: of the pyramid's levels.
     """
-    settings: dict[str, Any] = {}
-    claims: dict[str, Any] = {}
-    strides = [2**level for level in range(min_level, max_level + 1)]
     if detector == "retinanet":
         if "bbox_head" in model:
-            _retina(model.sub("bbox_head"), settings, claims, strides)
-        _detections(test, settings)
+            _retina(model.sub("bbox_head"), said, strides)
+        _detections(test, said.settings)
     else:
         if "rpn_head" in model:
-            _rpn(model.sub("rpn_head"), settings, strides)
+            _rpn(model.sub("rpn_head"), said.settings, strides)
         if "roi_head" in model:
-            _roi(model.sub("roi_head"), settings, claims, detector, strides)
+            _roi(model.sub("roi_head"), said, detector, strides)
         if "rpn" in test:
-            _proposals(test.sub("rpn"), settings)
+            _proposals(test.sub("rpn"), said.settings)
         if "rcnn" in test:
-            _detections(test.sub("rcnn"), settings)
+            _detections(test.sub("rcnn"), said.settings)
         test.ignore("rpn", "rcnn")
-    test.ignore("mask_thr_binary", "keep_all_stages")
-    test.close()
-    return settings, claims
+    test.close("mask_thr_binary", "keep_all_stages")
 
 
-def _retina(
-    head: Section, settings: dict[str, Any], claims: dict[str, Any], strides: Sequence[int]
-) -> None:
+def _retina(head: Section, said: FileConfig, strides: Sequence[int]) -> None:
     head.kind(*_RETINA)
-    for theirs, ours in (("num_classes", "num_classes"), ("stacked_convs", "head_convs")):
-        if theirs in head:
-            claims[ours] = head.whole(theirs)
-    _anchors(head, settings, strides)
-    settings["delta_stds"] = _coder(head, ONES)
+    said.claim("num_classes", head, "num_classes")
+    said.claim("head_convs", head, "stacked_convs")
+    _anchors(head, said.settings, strides)
+    said.settings["delta_stds"] = _coder(head, ONES)
     _sigmoid(head, True)
     head.only("conv_cfg", None)
     if head.values.get("norm_cfg"):
@@ -74,8 +66,7 @@ def _retina(
         norm.kind(*BATCH_NORMS)
         norm.only("eps", 1e-5)
     head.ignore("in_channels", "feat_channels", "loss_bbox", "init_cfg", "train_cfg", "test_cfg")
-    head.ignore("norm_cfg", "pre_anchor_topk", "bbox_thr", "gamma", "alpha", "reg_decoded_bbox")
-    head.close()
+    head.close("norm_cfg", "pre_anchor_topk", "bbox_thr", "gamma", "alpha", "reg_decoded_bbox")
 
 
 def _rpn(head: Section, settings: dict[str, Any], strides: Sequence[int]) -> None:
@@ -88,8 +79,7 @@ def _rpn(head: Section, settings: dict[str, Any], strides: Sequence[int]) -> Non
     for layer in ("conv_cfg", "norm_cfg"):
         head.only(layer, None)
     head.ignore("in_channels", "feat_channels", "loss_bbox", "init_cfg", "train_cfg", "test_cfg")
-    head.ignore("reg_decoded_bbox")
-    head.close()
+    head.close("reg_decoded_bbox")
 
 
 def _anchors(head: Section, settings: dict[str, Any], strides: Sequence[int]) -> None:
@@ -118,8 +108,7 @@ def _anchors(head: Section, settings: dict[str, Any], strides: Sequence[int]) ->
         part.only("scale_major", True)
     part.only("center_offset", 0.0)
     part.only("centers", None)
-    part.ignore("scale_major", "use_box_type")
-    part.close()
+    part.close("scale_major", "use_box_type")
     settings |= {f"anchors.{key}": value for key, value in own.items()}
 
 
@@ -156,8 +145,7 @@ def _coder(head: Section, default: tuple[float, ...]) -> tuple[float, ...]:
         stds = ONES
     part.only("clip_border", True)
     part.only("add_ctr_clamp", False)
-    part.ignore("ctr_clamp", "use_box_type", "encode_size")
-    part.close()
+    part.close("ctr_clamp", "use_box_type", "encode_size")
     return tuple(map(float, stds))
 
 
@@ -172,13 +160,7 @@ def _sigmoid(head: Section, wanted: bool) -> None:
     head.ignore("loss_cls")
 
 
-def _roi(
-    head: Section,
-    settings: dict[str, Any],
-    claims: dict[str, Any],
-    detector: str,
-    strides: Sequence[int],
-) -> None:
+def _roi(head: Section, said: FileConfig, detector: str, strides: Sequence[int]) -> None:
     cascade = detector == "cascade_rcnn"
     kind = head.kind(*(_CASCADE if cascade else _ROI))
     head.only("shared_head", None)
@@ -186,7 +168,7 @@ def _roi(
         head.only("semantic_head", None)
         head.only("num_stages", 3)
     if "bbox_roi_extractor" in head:
-        _extractor(_first(head, "bbox_roi_extractor"), settings, strides)
+        _extractor(_first(head, "bbox_roi_extractor"), said.settings, strides)
     parts = head.values.get("bbox_head")
     if isinstance(parts, (list, tuple)):
         boxes = [
@@ -199,15 +181,14 @@ def _roi(
         head.refuse("bbox_head", len(boxes), "another number of stages than its arrays have")
     if parts is not None:
         for number, part in enumerate(boxes):
-            stds = _box_head(part, claims)
+            stds = _box_head(part, said)
             if not cascade:
-                settings["roi_stds"] = stds
+                said.settings["roi_stds"] = stds
             elif number < 3 and stds != STAGE_STDS[number]:
                 part.refuse("bbox_coder.target_stds", stds, f"{STAGE_STDS[number]} is built here")
     head.ignore("bbox_head", "bbox_roi_extractor", "mask_roi_extractor", "mask_head", "init_cfg")
     head.ignore("mask_iou_head", "point_head", "train_cfg", "test_cfg", "stage_loss_weights")
-    head.ignore("interleaved", "mask_info_flow", "semantic_roi_extractor", "semantic_fusion")
-    head.close()
+    head.close("interleaved", "mask_info_flow", "semantic_roi_extractor", "semantic_fusion")
 
 
 def _first(head: Section, key: str) -> Section:
@@ -230,8 +211,7 @@ def _extractor(part: Section, settings: dict[str, Any], strides: Sequence[int]) 
     key = "sample_num" if "sample_num" in layer else "sampling_ratio"
     settings["roi_sampling"] = layer.whole(key, 0, least=0)
     settings["roi_aligned"] = bool(layer.get("aligned", True))
-    layer.ignore("use_torchvision")
-    layer.close()
+    layer.close("use_torchvision")
     used = part.numbers("featmap_strides", (4, 8, 16, 32))
     if not used or list(used) != list(strides[: len(used)]):
         listed = ", ".join(map(str, strides))
@@ -241,22 +221,20 @@ def _extractor(part: Section, settings: dict[str, Any], strides: Sequence[int]) 
     part.only("finest_scale", 14 * strides[0])
     if strides[0] != 4 and "finest_scale" not in part:
         part.refuse("finest_scale", 56, f"{14 * strides[0]} is built here")
-    part.ignore("out_channels", "init_cfg")
-    part.close()
+    part.close("out_channels", "init_cfg")
 
 
-def _box_head(part: Section, claims: dict[str, Any]) -> tuple[float, ...]:
+def _box_head(part: Section, said: FileConfig) -> tuple[float, ...]:
     kind = part.kind("Shared2FCBBoxHead", "ConvFCBBoxHead")
     if kind == "ConvFCBBoxHead" or "num_shared_fcs" in part:
         part.only("num_shared_fcs", 2)
     for layers in ("num_shared_convs", "num_cls_convs", "num_cls_fcs", "num_reg_convs"):
         part.only(layers, 0)
     part.only("num_reg_fcs", 0)
-    for theirs, ours in (("num_classes", "num_classes"), ("fc_out_channels", "fc")):
-        if theirs in part:
-            claims[ours] = part.whole(theirs)
+    said.claim("num_classes", part, "num_classes")
+    said.claim("fc", part, "fc_out_channels")
     if "reg_class_agnostic" in part and part.get("num_classes", 2) != 1:
-        claims["class_agnostic"] = bool(part.get("reg_class_agnostic"))
+        said.claims["class_agnostic"] = bool(part.get("reg_class_agnostic"))
     part.only("roi_feat_size", 7, (7, 7))
     part.only("with_avg_pool", False)
     for switch in ("with_cls", "with_reg"):
@@ -271,8 +249,7 @@ def _box_head(part: Section, claims: dict[str, Any]) -> tuple[float, ...]:
     _sigmoid(part, False)
     stds = _coder(part, ROI_STDS)
     part.ignore("in_channels", "conv_out_channels", "loss_bbox", "init_cfg", "reg_decoded_bbox")
-    part.ignore("reg_class_agnostic", "num_shared_fcs", "cls_predictor_cfg", "reg_predictor_cfg")
-    part.close()
+    part.close("reg_class_agnostic", "num_shared_fcs", "cls_predictor_cfg", "reg_predictor_cfg")
     return stds
 
 
@@ -300,8 +277,7 @@ def _detections(part: Section, settings: dict[str, Any]) -> None:
     _count(part, ("max_per_img",), "test.max_out", settings)
     _overlap(part, "test.nms", settings)
     part.only("min_bbox_size", 0)
-    part.ignore("mask_thr_binary", "keep_all_stages", "with_nms")
-    part.close()
+    part.close("mask_thr_binary", "keep_all_stages", "with_nms")
 
 
 def _count(part: Section, keys: Sequence[str], ours: str, settings: dict[str, Any]) -> None:
@@ -324,5 +300,4 @@ def _overlap(part: Section, ours: str, settings: dict[str, Any]) -> None:
         if key in nms:
             settings[ours] = float(nms.number(key, 0.5))
     nms.only("class_agnostic", False)
-    nms.ignore("split_thr")
-    nms.close()
+    nms.close("split_thr")

@@ -10,38 +10,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.norm import EPSILON, group_count
 from drkd_jax.weights.mmdet_config.heads import BATCH_NORMS, read_heads
 from drkd_jax.weights.mmdet_config.text import ConfigTextError, read_config_text
-from drkd_jax.weights.mmdet_config.values import HUGE, Section, size_of
+from drkd_jax.weights.mmdet_config.values import HUGE, FileConfig, Section, size_of
 
 # Where training programs that hold more than one detector keep the one of the weights.
 _INNER = ("detector", "architecture", "model")
 _OF_MODEL = ("type", "train_cfg", "test_cfg", "pretrained", "init_cfg", "data_preprocessor")
 _OTHER_HEADS = ("mask_head", "mask_iou_head", "semantic_head", "use_syncbn")
-
-
-class FileConfig(NamedTuple):
-    """What a config says; settings and claims by dotted key.
-
-    Attributes:
-        settings: what no array shows.
-        claims: what shows in the arrays as well and has to agree.
-        body: complaints about backbone and pyramid.
-        heads: complaints about what comes after them.
-        neck_eps: of the norms in the pyramid.
-        style: "pytorch", "caffe", or "" where it is not said.
-    """
-
-    settings: Mapping[str, Any]
-    claims: Mapping[str, Any]
-    body: tuple[str, ...]
-    heads: tuple[str, ...]
-    neck_eps: float = EPSILON
-    style: str = ""
+_LOST = (
+    ", and what its network computes stands there; save the weights without it, and give what is "
+    "not the library's own as settings"
+)
 
 
 def find_config(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,21 +42,15 @@ def find_config(meta: Mapping[str, Any]) -> dict[str, Any]:
             return read_config_text(found)
         except ConfigTextError as error:
             raise UserError(
-                f"the config text that it carries cannot be read ({error}), and what its network "
-                "computes stands there; save the weights without that text, and give what is not "
-                "the library's own as settings"
+                f"the config text that it carries cannot be read ({error}){_LOST}"
             ) from error
     if found is None:
         return {}
-    if not isinstance(found, Mapping) or size_of(found)[0] > HUGE:
-        what = (
-            "larger than any" if isinstance(found, Mapping) else f"of type {type(found).__name__}"
-        )
-        raise UserError(
-            f"the config that it carries is {what}, which cannot be read, and what its network "
-            "computes stands there; save the weights without it, and give what is not the "
-            "library's own as settings"
-        )
+    what = "" if isinstance(found, Mapping) else f"of type {type(found).__name__}"
+    if not what and size_of(found)[0] > HUGE:
+        what = "larger than any"
+    if what:
+        raise UserError(f"the config that it carries is {what}, which cannot be read{_LOST}")
     return dict(found)
 
 
@@ -81,47 +59,35 @@ def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfi
 
     Args:
         config: of `find_config`.
-        shown: what the arrays show: `laterals`, `min_level`, `max_level`, `detector` ("" for a
-            head that is not ours) and the settings of the backbone.
+        shown: the settings that the arrays show, without "min_level" where there is no pyramid
+            and without "detector" where the head is not ours.
     """
-    body_faults: list[str] = []
-    head_faults: list[str] = []
+    said = FileConfig()
     values, path = find_model(config)
     if config.get("_base_") and not (isinstance(values, Mapping) and "backbone" in values):
-        base = Section(config, "", body_faults)
+        base = Section(config, "", said.body)
         base.refuse("_base_", config["_base_"], "a file that is not in it, and no backbone is")
-        return FileConfig({}, {}, tuple(body_faults), ())
+        return said
     if values is None:
-        return FileConfig({}, {}, (), ())
-    model = Section(values, path, body_faults)
-    settings: dict[str, Any] = {}
-    claims: dict[str, Any] = {}
+        return said
+    model = Section(values, path, said.body)
     stages: tuple[int, ...] = (0, 1, 2, 3)
-    neck_eps = EPSILON
     if "backbone" in model:
-        stages = _backbone(model.sub("backbone"), settings, claims, shown["backbone"])
-    if "neck" in model and shown["laterals"]:
-        neck_eps = _neck(model.sub("neck"), settings, claims, shown["laterals"], stages)
-    if shown["detector"]:
-        heads = Section(values, path, head_faults)
+        stages = _backbone(model.sub("backbone"), said, shown["backbone"])
+    if "neck" in model and "min_level" in shown:
+        _neck(model.sub("neck"), said, shown["min_level"], stages)
+    if "detector" in shown:
+        heads = Section(values, path, said.heads)
         heads.ignore("backbone", "neck", "rpn_head", "roi_head", "bbox_head")
-        heads.ignore(*_OF_MODEL, *_OTHER_HEADS)
-        test = heads.values.get("test_cfg")
-        where = heads.name("test_cfg")
+        test, where = heads.values.get("test_cfg"), heads.name("test_cfg")
         if test is None:  # beside the model in mmdetection 2.0
             test, where = config.get("test_cfg"), "test_cfg"
-        top = settings.get("max_level", shown["max_level"])
-        more, said = read_heads(
-            heads,
-            Section({} if test is None else test, where, head_faults),
-            shown["detector"],
-            shown["min_level"],
-            top,
-        )
-        heads.close()
-        settings, claims = settings | more, claims | said
-    style = str(settings.get("backbone.style", "")) if "backbone" in model else ""
-    return FileConfig(settings, claims, tuple(body_faults), tuple(head_faults), neck_eps, style)
+        tests = Section({} if test is None else test, where, said.heads)
+        top = said.settings.get("max_level", shown.get("max_level", 6))
+        strides = [2**level for level in range(shown["min_level"], top + 1)]
+        read_heads(heads, tests, said, shown["detector"], strides)
+        heads.close(*_OF_MODEL, *_OTHER_HEADS)
+    return said
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -181,19 +147,17 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield value
 
 
-def _backbone(
-    part: Section, settings: dict[str, Any], claims: dict[str, Any], shown: Mapping[str, Any]
-) -> tuple[int, ...]:
+def _backbone(part: Section, said: FileConfig, shown: Mapping[str, Any]) -> tuple[int, ...]:
     """Fills in the backbone; returns the stages that it hands to the neck, 0 for C2."""
+    settings, claims = said.settings, said.claims
     depth, width = shown["depth"], shown["width"]
     kind = part.kind("ResNet", "ResNeXt")
-    for theirs, ours in (("depth", "depth"), ("base_channels", "width"), ("groups", "groups")):
-        if theirs in part:
-            claims[f"backbone.{ours}"] = part.whole(theirs)
+    said.claim("backbone.depth", part, "depth")
+    said.claim("backbone.width", part, "base_channels")
+    said.claim("backbone.groups", part, "groups")
     if kind == "ResNet":
         claims.pop("backbone.groups", None)
-    if "stem_channels" in part:
-        claims["backbone.stem"] = part.whole("stem_channels")
+    said.claim("backbone.stem", part, "stem_channels")
     style = part.get("style", "pytorch")
     if style not in ("pytorch", "caffe"):
         part.refuse("style", style, "pytorch or caffe can be built here")
@@ -210,8 +174,7 @@ def _backbone(
     else:
         claims["backbone.norm"] = "frozen_bn"
         settings["backbone.eps"] = float(norm.number("eps", EPSILON))
-    norm.ignore("requires_grad", "momentum", "num_groups", "eps", "track_running_stats")
-    norm.close()
+    norm.close("requires_grad", "momentum", "num_groups", "eps", "track_running_stats")
     if part.values.get("dcn"):
         _deformable(part.sub("dcn"), claims)
         part.only("stage_with_dcn", (False, True, True, True))
@@ -244,22 +207,15 @@ def _deformable(part: Section, claims: dict[str, Any]) -> None:
     part.close()
 
 
-def _neck(
-    part: Section,
-    settings: dict[str, Any],
-    claims: dict[str, Any],
-    laterals: int,
-    stages: tuple[int, ...],
-) -> float:
-    """Fills in the pyramid; returns the eps of its norms."""
+def _neck(part: Section, said: FileConfig, min_level: int, stages: tuple[int, ...]) -> None:
+    settings, claims = said.settings, said.claims
     part.kind("FPN")
     start, end = part.whole("start_level", 0), part.whole("end_level", -1)
     whole = end in (-1, len(stages) - 1, len(stages))
     used = stages[start:] if whole else stages[start:end]
-    if used != tuple(range(4 - laterals, 4)):
+    if used != tuple(range(min_level - 2, 4)):
         names = ", ".join(f"C{int(i) + 2}" for i in used) or "none"
         part.refuse("start_level", start, f"a pyramid on {names}; its last stage has to be C5")
-    min_level = 6 - laterals
     if "num_outs" in part:
         outs = part.whole("num_outs", 5)
         top = min_level + outs - 1
@@ -269,15 +225,12 @@ def _neck(
     settings["extra"] = _extra(part, claims.get("max_level", 5) > 5)
     claims["extra"] = settings["extra"]
     settings["extra_relu"] = bool(part.get("relu_before_extra_convs", False))
-    if "out_channels" in part:
-        claims["channels"] = part.whole("out_channels")
-    eps = EPSILON
+    said.claim("channels", part, "out_channels")
     if part.values.get("norm_cfg"):
         norm = part.sub("norm_cfg")
         norm.kind(*BATCH_NORMS)
-        eps = float(norm.number("eps", EPSILON))
-        norm.ignore("requires_grad", "momentum", "track_running_stats")
-        norm.close()
+        said.neck_eps = float(norm.number("eps", EPSILON))
+        norm.close("requires_grad", "momentum", "track_running_stats")
     for layer in ("conv_cfg", "act_cfg"):
         part.only(layer, None)
     upsample = part.sub("upsample_cfg")
@@ -285,9 +238,7 @@ def _neck(
     upsample.only("scale_factor", None, 2)
     upsample.close()
     part.ignore("type", "in_channels", "init_cfg", "no_norm_on_lateral", "norm_cfg")
-    part.ignore("extra_convs_on_inputs")
-    part.close()
-    return eps
+    part.close("extra_convs_on_inputs")
 
 
 def _extra(part: Section, has_extra: bool) -> str:

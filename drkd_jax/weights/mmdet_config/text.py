@@ -50,20 +50,22 @@ def read_config_text(text: str) -> dict[str, Any]:
         raise ConfigTextError(f"{len(text)} characters, which no config has")
     # Base files come with a line of their own path before each.
     text = re.sub(r"(?m)^\S+\.py[ \t]*$", "", text.replace("\r\n", "\n"))
-    if text.lstrip().startswith("{"):
-        return _one_dict(text.strip())
     try:
-        reader = _Reader(bool(re.search(r"(?m)^_base_\s*=|\bread_base\(", text)))
-        try:
-            reader.run(text)
-        except (SyntaxError, ValueError) as error:
-            reader.run_parts(text)
-            if not reader.names:
-                raise ConfigTextError(f"no Python ({error})") from error
+        return _one_dict(text.strip()) if text.lstrip().startswith("{") else _assignments(text)
     except _TooMuchError as error:
         raise ConfigTextError(f"more than {_WORK} values, which no config has") from error
     except (RecursionError, MemoryError) as error:
         raise ConfigTextError("nested deeper than any config") from error
+
+
+def _assignments(text: str) -> dict[str, Any]:
+    reader = _Reader(bool(re.search(r"(?m)^_base_\s*=|\bread_base\(", text)))
+    try:
+        reader.run(text)
+    except (SyntaxError, ValueError) as error:
+        reader.run_parts(text)
+        if not reader.names:
+            raise ConfigTextError(f"no Python ({error})") from error
     return reader.names
 
 
@@ -73,9 +75,7 @@ def _one_dict(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         try:
             value = _Reader(False).expression(text)
-        except _TooMuchError as again:
-            raise ConfigTextError(f"more than {_WORK} values, which no config has") from again
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except (SyntaxError, ValueError) as error:
             raise ConfigTextError(f"neither JSON nor Python ({error})") from error
     if not isinstance(value, dict):
         raise ConfigTextError("no dict")

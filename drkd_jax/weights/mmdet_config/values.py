@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from drkd_jax.models.norm import EPSILON
+
 HUGE = 100_000  # values of one name, when written out
 _LARGEST = 2000  # values in one setting
 _FARTHEST = 1e15  # of a number from 0
@@ -162,11 +164,36 @@ class Section:
         """Adds a complaint."""
         self.complaints.append(f"{self.name(key)} = {_show(value)} ({why})")
 
-    def close(self) -> None:
-        """Refuses every key that was not asked for and is not None."""
+    def close(self, *harmless: str) -> None:
+        """Refuses every key that was not asked for, is not None and not among these."""
+        self.ignore(*harmless)
         for key, value in self.values.items():
             if key not in self._asked and value is not None:
                 self.refuse(key, value, "not known here")
+
+
+@dataclasses.dataclass
+class FileConfig:
+    """What a config says; settings and claims by dotted key.
+
+    Attributes:
+        settings: what no array shows.
+        claims: what shows in the arrays as well and has to agree.
+        body: complaints about backbone and pyramid.
+        heads: complaints about what comes after them.
+        neck_eps: of the norms in the pyramid.
+    """
+
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    claims: dict[str, Any] = dataclasses.field(default_factory=dict)
+    body: list[str] = dataclasses.field(default_factory=list)
+    heads: list[str] = dataclasses.field(default_factory=list)
+    neck_eps: float = EPSILON
+
+    def claim(self, ours: str, part: Section, theirs: str) -> None:
+        """Takes a whole number over, where the config has it."""
+        if theirs in part:
+            self.claims[ours] = part.whole(theirs)
 
 
 def _as_tuple(value: Any) -> Any:

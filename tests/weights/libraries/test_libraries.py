@@ -172,9 +172,9 @@ def test_what_mmdetection_s_networks_read(name, meta, pixels, known):
     assert any(line.startswith("  data.mean = ") and known in line for line in found.lines({}))
     asked = {"data": {"channels": "rgb"}}
     assert "  data.channels = rgb: as asked for" in found.lines(asked)
-    assert found.data({"channels": "rgb"}, name)["mean"] == pixels.mean
+    assert found.data({"channels": "rgb"})["mean"] == pixels.mean
     with pytest.raises(UserError, match=r"data.colour is not one of mean, std, channels, resize"):
-        found.data({"colour": 1}, name)
+        found.data({"colour": 1})
 
 
 def test_regions_linear_layer_has_the_same_size_both_ways():

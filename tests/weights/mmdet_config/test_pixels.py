@@ -88,7 +88,7 @@ def test_the_size_of_the_pictures_in_a_test(text, size):
     wanted = size and PictureSize(*size)
     assert read_size(read_config_text(text)) == wanted
     found = read("mmdet retinanet", f"{RETINANET}\n{text}").spec
-    data = found.data({}, "x")
+    data = found.data({})
     assert (data.get("shorter"), data.get("longer")) == (size[:2] if size else (None, None))
     assert data["resize"] == ("stretch" if wanted and wanted.stretch else "mmdet")
     assert any("keep_ratio=False" in line for line in found.lines({})) == (
