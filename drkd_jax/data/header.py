@@ -184,6 +184,8 @@ def _jpeg2000_bits(data: bytes) -> int:
     return (data[at + 42] & 0x7F) + 1
 
 
+_VIDEO = "a video ({}): take its frames out first, ffmpeg -i VIDEO frame_%06d.png"
+_LFS = "a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'"
 # How files begin that are none of ours: what they are, and what to do about it.
 _BEGINNINGS = {
     b"\x1f\x8b": "a gzip file: unpack it first (gunzip)",
@@ -198,11 +200,18 @@ _BEGINNINGS = {
     b"\x89HDF": "an HDF5 file: export its pictures one by one",
     b"SQLite format 3": "an SQLite database",
     b"8BPS": "a Photoshop document: export it as a PNG",
+    b"version https://git-lfs": _LFS,
+    b"version https://hawser": _LFS,
+    b"\x1a\x45\xdf\xa3": _VIDEO.format("WebM or Matroska"),
+    b"FLV\x01": _VIDEO.format("FLV"),
+    b"\x00\x00\x01\xba": _VIDEO.format("MPEG"),
+    b"\x00\x00\x01\xb3": _VIDEO.format("MPEG"),
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": _VIDEO.format("WMV"),
+    b"OggS": _VIDEO.format("Ogg"),
 }
-_VIDEO = "a video ({}): take its frames out first, ffmpeg -i VIDEO frame_%06d.png"
 _PHOTO = "a {} photograph: convert it to a JPEG or PNG first"
 _HTML = "an HTML page, not the file: a download that failed or wants a login"
-_LFS = "a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'"
+
 _BRANDS = {
     b"heic": "HEIC",
     b"heix": "HEIC",
@@ -223,12 +232,8 @@ def what_is(data: bytes) -> str | None:
     Returns:
         Words to follow "it is", with what to do about it; None where the bytes do not say.
     """
-    for beginning, kind in _BEGINNINGS.items():
-        if data.startswith(beginning):
-            return kind
-    if data.startswith((b"version https://git-lfs", b"version https://hawser")):
-        return _LFS
-    return _video(data) or _text(data)
+    known = (kind for beginning, kind in _BEGINNINGS.items() if data.startswith(beginning))
+    return _video(data) or next(known, None) or _text(data)
 
 
 def _video(data: bytes) -> str | None:
@@ -237,21 +242,12 @@ def _video(data: bytes) -> str | None:
         return _PHOTO.format(_BRANDS[brand]) if brand in _BRANDS else _VIDEO.format("MP4 or MOV")
     if data[4:8] in (b"moov", b"mdat", b"wide", b"free") and not data.startswith(b"<"):
         return _VIDEO.format("MOV")
-    if data.startswith(b"\x1a\x45\xdf\xa3"):
-        return _VIDEO.format("WebM or Matroska")
+
     if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
         return _VIDEO.format("AVI")
     if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
         return "a sound (WAV)"
-    for beginning, kind in {
-        b"FLV\x01": "FLV",
-        b"\x00\x00\x01\xba": "MPEG",
-        b"\x00\x00\x01\xb3": "MPEG",
-        b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "WMV",
-        b"OggS": "Ogg",
-    }.items():
-        if data.startswith(beginning):
-            return _VIDEO.format(kind)
+
     if data.startswith(b"G") and data[188:189] == b"G" and data[376:377] == b"G":
         return _VIDEO.format("MPEG transport stream")
     return None

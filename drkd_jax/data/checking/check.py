@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +21,6 @@ from drkd_jax.data.sources.records import AnnotationTable
 from drkd_jax.errors import UserError
 
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits, compared with the stated area
-
-
-class Problem(NamedTuple):
-    """Something that its owner should know."""
-
-    kind: str  # "error" or "warning"
-    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +39,9 @@ class Report:
         shorter: smallest, median and largest shorter side in pixels.
         longer: the same of the longer side.
         classes: a dict each: id, name, pictures, boxes, small, medium, large, crowd.
-        problems: errors first.
         samples: positions of a few telling pictures: the fullest, then rare classes first.
+        errors: what would stop a run.
+        warnings: what its owner may not expect.
     """
 
     source: str
@@ -61,22 +55,9 @@ class Report:
     shorter: tuple[int, int, int]
     longer: tuple[int, int, int]
     classes: list[dict[str, Any]]
-    problems: list[Problem]
     samples: list[int]
-
-    @property
-    def errors(self) -> list[str]:
-        """What would stop a run."""
-        return [problem.text for problem in self.problems if problem.kind == "error"]
-
-    @property
-    def warnings(self) -> list[str]:
-        """What its owner may not expect."""
-        return [problem.text for problem in self.problems if problem.kind == "warning"]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain lists and dicts."""
-        return dataclasses.asdict(self) | {"errors": self.errors, "warnings": self.warnings}
+    errors: list[str]
+    warnings: list[str]
 
 
 def check(
@@ -104,7 +85,7 @@ def check(
     """
     source = open_source(spec, "list", exif=exif, depth=depth)
     table = source.table
-    errors, digests = [f"{fault}" for fault in source.faults], {}
+    errors, digests = list(map(str, source.faults)), {}
     readable = np.ones(len(source), bool)
 
     def read(index: int) -> bytes | str:
@@ -123,30 +104,28 @@ def check(
                 digests[index] = found
             if progress is not None:
                 progress(index + 1, len(source))
-    problem = no_box(source)
-    if problem:
+    if problem := no_box(source):
         errors.append(problem)
     warnings = [finding.text for finding in find(source)] + _same_pixels(table, digests)
     if isinstance(source, CocoSource):
         warnings += _strangers(source)
     unseen = {reason: int(rows.sum()) for reason, rows in left_out(table).items() if rows.any()}
-    trained = table.usable & ~table.crowd
     sides = np.sort(table.sizes, axis=1)
     return Report(
         source=spec,
         pictures=len(source),
         readable=int(readable.sum()),
         empty=int((table.num_boxes == 0).sum()),
-        boxes=int(trained.sum()),
+        boxes=int(table.num_boxes.sum()),
         crowd=int((table.usable & table.crowd).sum()),
         left_out=unseen,
         most_boxes=int(table.num_boxes.max(initial=0)),
         shorter=_spread(sides[:, 0]),
         longer=_spread(sides[:, 1]),
         classes=_classes(table),
-        problems=[Problem("error", text) for text in errors]
-        + [Problem("warning", text) for text in warnings],
         samples=_samples(table, readable, num_samples),
+        errors=errors,
+        warnings=warnings,
     )
 
 

@@ -90,25 +90,14 @@ def _boxes(table: AnnotationTable) -> list[Finding]:
         return [Finding("there is no annotation at all: nothing to learn from or to score", True)]
     if form.share >= LARGE or form.cause:
         why = f" ({form.cause})" if form.cause else ""
-        found.append(
-            Finding(
-                f"{form.share:.0%} of {count} boxes are cut at the edge of their picture or "
-                f"unusable{why}",
-                grave=True,
-            )
-        )
-    for reason, rows in left_out(table).items():
+        what = f"of {count} boxes are cut at the edge of their picture or unusable{why}"
+        found.append(Finding(f"{form.share:.0%} {what}", grave=True))
+    odd = {f"are left out of training, {reason}": rows for reason, rows in left_out(table).items()}
+    odd["reach out of their picture and are cut"] = cut(table)
+    for what, rows in odd.items():
         if rows.any():
             ids = some(table.ids[rows].tolist())
-            found.append(
-                Finding(f"{rows.sum()} annotations are left out of training, {reason}: {ids}")
-            )
-    over = cut(table)
-    if over.any():
-        ids = some(table.ids[over].tolist())
-        found.append(
-            Finding(f"{over.sum()} annotations reach out of their picture and are cut: {ids}")
-        )
+            found.append(Finding(f"{rows.sum()} annotations {what}: {ids}"))
     return found
 
 
@@ -265,8 +254,7 @@ def require_boxes(source: Source) -> None:
     Raises:
         UserError: with the likely cause.
     """
-    problem = no_box(source)
-    if problem:
+    if problem := no_box(source):
         raise UserError(f"{source.spec}: {problem}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from drkd_jax.data.sources.records import (
     AnnotationTable,
     Category,
     Id,
-    Meta,
     Record,
     Source,
     id_key,
@@ -129,11 +129,8 @@ class Relabelled(Source):
         self.spec, self.exif, self.depth = source.spec, source.exif, source.depth
         self.faults, self.mended = source.faults, source.mended
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def table(self) -> AnnotationTable:  # type: ignore[override]  # never set
+    @functools.cached_property
+    def table(self) -> AnnotationTable:  # type: ignore[override]  # made once, where wanted
         """All annotations, by the new labels."""
         table = self._source.table
         return dataclasses.replace(
@@ -148,10 +145,6 @@ class Relabelled(Source):
     def path(self, index: int) -> Path | None:
         """As of the source."""
         return self._source.path(index)
-
-    def meta(self, index: int) -> Meta:
-        """As of the source."""
-        return self._source.meta(index)
 
     def record(self, index: int) -> Record:
         """As of the source, with the new labels.
@@ -171,7 +164,7 @@ class Relabelled(Source):
 
 
 def list_classes(classes: Sequence[Category], most: int = 12) -> str:
-    """Classes as "1 nut, 2 bolt", cut short where there are many."""
+    """Classes as "(1 nut, 2 bolt)", cut short where there are many."""
     shown = ", ".join(f"{c.id} {c.name}" for c in classes[:most])
     more = len(classes) - most
     return f"({shown}{f', and {more} more' if more > 0 else ''})"

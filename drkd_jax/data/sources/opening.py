@@ -96,25 +96,15 @@ def _open_shapes(spec: str, rest: str) -> ShapesSource:
 
 
 def _split_paths(spec: str, rest: str) -> tuple[str, str]:
-    """Splits ``IMAGES_DIR:INSTANCES_JSON``; where paths hold colons, by what exists.
-
-    A ``~`` at the start of either is the home folder.
-    """
+    """Splits ``IMAGES_DIR:INSTANCES_JSON``; where paths hold colons, by what exists."""
     cuts = [i for i, letter in enumerate(rest) if letter == ":" and 0 < i < len(rest) - 1]
     if not cuts:
         raise UserError(f"data source '{spec}': wanted coco:IMAGES_DIR:INSTANCES_JSON")
-    pairs = [(_home(rest[:cut]), _home(rest[cut + 1 :])) for cut in cuts]
+    pairs = [(rest[:cut], rest[cut + 1 :]) for cut in cuts]
     for images_dir, instances in pairs:
         if Path(images_dir).is_dir() and Path(instances).is_file():
             return images_dir, instances
     return pairs[0]
-
-
-def _home(path: str) -> str:
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError as error:
-        raise UserError(f"data source: the home folder of {path} is not known") from error
 
 
 class JoinedSource(Source):
@@ -177,9 +167,6 @@ class JoinedSource(Source):
             self.mended.append(f"classes are joined by name: {', '.join(moved[:5])}")
         pairs = [Category(number, name) for name, number in found.items()]
         return tuple(sorted(pairs, key=lambda c: (isinstance(c.id, str), c.id)))
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
 
     def _place(self, index: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1

@@ -92,16 +92,8 @@ class AnnotationTable:
         """All boxes as xyxy inside their pictures."""
         height, width = self.sizes[self.picture_of].T
         x, y, w, h = self.bbox.T
-        right, bottom = x + w, y + h
-        return np.stack(
-            [
-                np.clip(x, 0, width),
-                np.clip(y, 0, height),
-                np.clip(right, 0, width),
-                np.clip(bottom, 0, height),
-            ],
-            axis=1,
-        )
+        corners = np.stack([x, y, x + w, y + h], axis=1)
+        return np.clip(corners, 0, np.stack([width, height, width, height], axis=1))
 
     @functools.cached_property
     def usable(self) -> Bool[np.ndarray, "M"]:
@@ -143,30 +135,12 @@ class AnnotationTable:
         counts = np.diff(self.starts)[at]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         rows = np.arange(starts[-1]) + np.repeat(self.starts[at] - starts[:-1], counts)
-        return AnnotationTable(
-            categories=self.categories,
-            names=tuple(self.names[i] for i in at),
-            image_ids=self.image_ids[at],
-            sizes=self.sizes[at],
-            starts=starts,
-            ids=self.ids[rows],
-            bbox=self.bbox[rows],
-            area=self.area[rows],
-            labels=self.labels[rows],
-            crowd=self.crowd[rows],
-        )
-
-    def describe(self, spec: str) -> dict[str, Any]:
-        """Counts of pictures, boxes and classes; ``boxes`` are those that training sees."""
-        return {
-            "source": spec,
-            "pictures": len(self),
-            "boxes": int(self.num_boxes.sum()),
-            "classes": len(self.categories),
-            "crowd": int((self.usable & self.crowd).sum()),
-            "empty": int((self.num_boxes == 0).sum()),  # pictures without a box to train on
-            "dropped": int((~self.usable).sum()),  # degenerate annotations
+        names = tuple(self.names[i] for i in at)
+        of_pictures = {key: getattr(self, key)[at] for key in ("image_ids", "sizes")}
+        boxes = {
+            key: getattr(self, key)[rows] for key in ("ids", "bbox", "area", "labels", "crowd")
         }
+        return AnnotationTable(self.categories, names, starts=starts, **of_pictures, **boxes)
 
     def ground_truth(self) -> dict[str, Any]:
         """The COCO instances dict that evaluation scores against: every annotation, as stated."""
@@ -220,8 +194,17 @@ class Source:
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Counts of pictures, boxes, classes, crowd regions, empty pictures, dropped boxes."""
-        return self.table.describe(self.spec)
+        """Counts of pictures, boxes and classes; ``boxes`` are those that training sees."""
+        table = self.table
+        return {
+            "source": self.spec,
+            "pictures": len(table),
+            "boxes": int(table.num_boxes.sum()),
+            "classes": len(table.categories),
+            "crowd": int((table.usable & table.crowd).sum()),
+            "empty": int((table.num_boxes == 0).sum()),  # pictures without a box to train on
+            "dropped": int((~table.usable).sum()),  # degenerate annotations
+        }
 
     def meta(self, index: int) -> Meta:
         """Id, size and number of training boxes, without reading pixels."""

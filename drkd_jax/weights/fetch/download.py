@@ -160,24 +160,18 @@ def _transfer(address: Address, part: Path, place: Path) -> None:
         try:
             _append(address.url, part)
             return
-        except _CutError as error:
+        except (_CutError, UserError) as error:
             now = _size(part)
             if now > size >= 0:
                 waits = list(_WAITS)
-            if not waits:
-                raise UserError(_given_up(address.url, str(error), now, place)) from error
+            if isinstance(error, UserError) or not waits:
+                kept = f"{now / 1e6:.1f} MB of it are kept, and the same command goes on from there"
+                raise UserError(
+                    f"{address.url}: {error}. {f'{kept}; ' if now else ''}a file from elsewhere is "
+                    f"taken as well, from {place}"
+                ) from error
             size = max(now, size)
             time.sleep(waits.pop(0))
-        except UserError as error:
-            kept = _size(part)
-            raise UserError(_given_up(address.url, str(error), kept, place)) from error
-
-
-def _given_up(url: str, why: str, kept: int, place: Path) -> str:
-    words = f"{url}: {why}. "
-    if kept:
-        words += f"{kept / 1e6:.1f} MB of it are kept, and the same command goes on from there; "
-    return f"{words}a file from elsewhere is taken as well, from {place}"
 
 
 def _append(url: str, part: Path) -> None:
@@ -228,8 +222,8 @@ def _asked(request: urllib.request.Request, part: Path) -> Iterator[Any]:
             raise _CutError(f"the server is not able to answer (HTTP {error.code})") from error
         what = {404: "has no such file", 410: "has no such file"}.get(error.code, "refuses it")
         raise UserError(f"the server {what} (HTTP {error.code})") from error
-    except urllib.error.URLError as error:
-        reason = error.reason
+    except (urllib.error.URLError, TimeoutError) as error:
+        reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             raise UserError(f"{host} does not answer within {_TIMEOUT:.0f} s") from error
         if isinstance(reason, ssl.SSLError):
@@ -241,8 +235,6 @@ def _asked(request: urllib.request.Request, part: Path) -> Iterator[Any]:
         raise UserError(
             f"{host} cannot be reached ({words}): no network, or no such host"
         ) from error
-    except TimeoutError as error:
-        raise UserError(f"{host} does not answer within {_TIMEOUT:.0f} s") from error
     except ConnectionResetError as error:
         raise _CutError(f"{host} hung up without an answer") from error
     except (http.client.HTTPException, OSError, ValueError) as error:

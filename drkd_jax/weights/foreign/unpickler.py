@@ -91,11 +91,9 @@ class _Machine:
             if len(stack) < count:
                 raise NotPlainError("its pickle takes more than it holds")
             stack[-count:] = [tuple(stack[-count:])]
-        elif name in ("PROTO", "FRAME"):
-            pass
-        elif hasattr(self, f"_do_{name.lower()}"):
-            getattr(self, f"_do_{name.lower()}")(argument)
-        else:
+        elif do := getattr(self, f"_do_{name.lower()}", None):
+            do(argument)
+        elif name not in ("PROTO", "FRAME"):
             raise NotPlainError(f"the pickle instruction {name}, which no checkpoint needs")
 
     def _marked(self) -> list[Any]:
@@ -152,8 +150,7 @@ class _Machine:
     def _do_appends(self, _: Any) -> None:
         self._extend(self._marked())
 
-    def _do_additems(self, _: Any) -> None:
-        self._extend(self._marked())
+    _do_additems = _do_appends
 
     def _extend(self, items: list[Any]) -> None:
         target = self.stack[-1]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from drkd_jax.data.sources.classes import COCO_CATEGORIES
@@ -226,7 +225,7 @@ def _head(shapes: Shapes, assumed: dict[str, Assumed]) -> tuple[dict[str, Any], 
 
 def style_by_name(file_name: str, depth: int, otherwise: str) -> Assumed:
     """The place of the stride in a bottleneck block, where only a file's name tells."""
-    if depth >= 50 and re.search(r"caffe|msra", Path(file_name).name):
+    if depth >= 50 and re.search(r"caffe|msra", file_name):
         return Assumed("caffe", "the stride in the 1x1 convolution, by the file's name")
     return Assumed("pytorch", otherwise)
 
@@ -236,10 +235,9 @@ def _pixels(config: Mapping[str, Any], file_name: str, style: str) -> tuple[Pixe
     own = read_pixels(config)
     if own is not None:
         return own, "the config in the file"
-    name = Path(file_name).name
-    if re.search(r"caffe|msra|gn-all", name):
+    if re.search(r"caffe|msra|gn-all", file_name):
         return CAFFE_PIXELS, "mmdetection's on Caffe's backbones, by the file's name"
-    if re.search(r"x101[_-]32x8d", name):
+    if re.search(r"x101[_-]32x8d", file_name):
         return CAFFE2_PIXELS, "mmdetection's on Caffe2's ResNeXt, by the file's name"
     if style == "caffe":
         return CAFFE_PIXELS, "mmdetection's on Caffe's backbones, as its config says it is"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from drkd_jax.data.sources.classes import COCO_CATEGORIES
@@ -119,12 +118,11 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
     backbone = read_backbone(shapes, prefix) | {"norm": "frozen_bn"}
     shown: dict[str, Any] = {"backbone": backbone}
     eps = Assumed(1e-5, "torchvision's own; only its COCO_V1 files want 0")
-    name = Path(file_name).name
     # FCOS of COCO_V1 and the "v2" models were trained with torch's own.
-    if re.search(r"(rcnn|retinanet)_.*_coco-[0-9a-f]{8}", name) and "_v2_" not in name:
+    if re.search(r"(rcnn|retinanet)_.*_coco-[0-9a-f]{8}", file_name) and "_v2_" not in file_name:
         eps = Assumed(0.0, "the file's name is that of a COCO_V1 model")
     if not prefix:
-        style = style_by_name(name, backbone["depth"], "torchvision's own")
+        style = style_by_name(file_name, backbone["depth"], "torchvision's own")
         said = meta.get("style")
         if isinstance(said, str) and re.match(r"caffe|pytorch", said) and backbone["depth"] >= 50:
             style = Assumed("caffe" if said[:5] == "caffe" else "pytorch", "the file's metadata")

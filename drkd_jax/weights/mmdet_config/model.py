@@ -16,7 +16,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.norm import EPSILON, group_count
 from drkd_jax.weights.mmdet_config.heads import BATCH_NORMS, read_heads
 from drkd_jax.weights.mmdet_config.text import ConfigTextError, read_config_text
-from drkd_jax.weights.mmdet_config.values import HUGE, FileConfig, Section, size_of
+from drkd_jax.weights.mmdet_config.values import HUGE, FileConfig, Section, as_dict, size_of
 
 # Where training programs that hold more than one detector keep the one of the weights.
 _INNER = ("detector", "architecture", "model")
@@ -128,8 +128,7 @@ def find_model(config: Mapping[str, Any]) -> tuple[Any, str]:
 
 def _datasets(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Where the classes may stand, the data that is trained on first."""
-    data = config.get("data")
-    data = data if isinstance(data, Mapping) else {}
+    data = as_dict(config.get("data"))
     loaders = [config.get(f"{name}_dataloader") for name in ("train", "val", "test")]
     todo = [data.get(name) for name in ("train", "val", "test")] + loaders
     seen = 0

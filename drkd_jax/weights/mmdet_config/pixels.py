@@ -14,7 +14,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import Pixels
 from drkd_jax.weights.libraries.checkpoint_spec import PictureSize
 from drkd_jax.weights.mmdet_config.model import find_model
-from drkd_jax.weights.mmdet_config.values import Section, Unread
+from drkd_jax.weights.mmdet_config.values import Section, Unread, as_dict
 
 # Steps of a test that would change its pictures in a way that is not built here.
 _CHANGING = re.compile(
@@ -22,7 +22,7 @@ _CHANGING = re.compile(
     r"Warp|Perspective|Invert|Posteri[sz]e|Solari[sz]e|CLAHE|Expand|Mosaic|MixUp|AugMix|Cutout|Corrupt|"
     r"Blur|Contrast|Bright|Sharp|MultiChannel"
 )
-_TESTING = 6  # places of a config in which the steps of a test may stand
+
 _BUILT = ("Resize", "FixScaleResize", "Normalize")
 _SIZES = (
     ("MultiScaleFlipAug", "img_scale"),
@@ -57,11 +57,8 @@ def read_size(config: Mapping[str, Any]) -> PictureSize | None:
     size is `img_scale`, and False in mmcv 2, where it is `scale`. Without it that is the width and
     the height; with it the order says nothing.
     """
-    data = config.get("data")
-    data = data if isinstance(data, Mapping) else {}
-    loader = config.get("test_dataloader")
-    places = [data.get("test"), config.get("test_pipeline"), loader, data.get("val")]
-    for place in places:
+    data, loader = as_dict(config.get("data")), config.get("test_dataloader")
+    for place in (data.get("test"), config.get("test_pipeline"), loader, data.get("val")):
         for kind, key in _SIZES:
             for step in _steps(place, kind):
                 size = step.get(key)
@@ -78,17 +75,15 @@ def read_size(config: Mapping[str, Any]) -> PictureSize | None:
 def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels | None, bool]:
     """What the model's own step does to pictures, and whether a config of 3.x has such a step."""
     model, path = find_model(config)
-    outer = config.get("model")
-    places = [(model, f"{path}.data_preprocessor"), (outer, "model.data_preprocessor")]
+    key = "data_preprocessor"
     found = [
-        (value.get("data_preprocessor"), where)
-        for value, where in places
-        if isinstance(value, Mapping)
+        (as_dict(model).get(key), f"{path}.{key}"),
+        (as_dict(config.get("model")).get(key), f"model.{key}"),
+        (config.get(key), key),
     ]
-    found.append((config.get("data_preprocessor"), "data_preprocessor"))
     for value, where in found:
-        if isinstance(value, Mapping) and isinstance(value.get("data_preprocessor"), Mapping):
-            value = value["data_preprocessor"]  # of a semi-supervised training
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
+            value = value[key]  # of a semi-supervised training
         if isinstance(value, Mapping) and ("mean" in value or "bgr_to_rgb" in value):
             part = Section(value, where, faults)
             turned = bool(part.get("bgr_to_rgb", False) or part.get("rgb_to_bgr", False))
@@ -121,20 +116,17 @@ def _normalize(config: Mapping[str, Any], faults: list[str], whole: bool) -> Pix
     return None
 
 
+def _testing(config: Mapping[str, Any]) -> list[Any]:
+    """Where the steps of a test stand."""
+    data = as_dict(config.get("data"))
+    beside = ("test_dataloader", "test_pipeline", "val_dataloader", "val_pipeline")
+    return [data.get("test"), data.get("val"), *(config.get(key) for key in beside)]
+
+
 def _pipelines(config: Mapping[str, Any]) -> list[Any]:
     """Where the steps before the network stand, those of a test first."""
-    data = config.get("data")
-    data = data if isinstance(data, Mapping) else {}
-    places: list[Any] = [data.get(key) for key in ("test", "val")]
-    places += [config.get(key) for key in ("test_dataloader", "test_pipeline")]
-    places += [config.get(key) for key in ("val_dataloader", "val_pipeline")]
-    assert len(places) == _TESTING
-    return [
-        *places,
-        data.get("train"),
-        config.get("train_dataloader"),
-        config.get("train_pipeline"),
-    ]
+    train = as_dict(config.get("data")).get("train")
+    return [*_testing(config), train, config.get("train_dataloader"), config.get("train_pipeline")]
 
 
 def _check_loading(config: Mapping[str, Any], faults: list[str]) -> bool:
@@ -154,7 +146,7 @@ def _check_loading(config: Mapping[str, Any], faults: list[str]) -> bool:
 
 def _check_test(config: Mapping[str, Any], faults: list[str]) -> None:
     """Refuses a test whose pictures are changed in another way than by size, mean and std."""
-    for place in _pipelines(config)[:_TESTING]:
+    for place in _testing(config):
         types = [str(step["type"]).rpartition(".")[2] for step in _steps(place, None)]
         wrong = [name for name in types if _CHANGING.search(name) and name not in _BUILT]
         if wrong:

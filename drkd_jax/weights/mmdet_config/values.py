@@ -37,6 +37,11 @@ def laid_over(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any
     return merged
 
 
+def as_dict(value: Any) -> Mapping[str, Any]:
+    """A dict of a config; an empty one for anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def size_of(value: Any) -> tuple[float, int]:
     """How many values it is when written out, infinite where it holds itself; and without repeats.
 
