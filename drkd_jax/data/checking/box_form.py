@@ -46,7 +46,8 @@ def box_form(table: AnnotationTable) -> BoxForm:
     unit, corners = _within_unit(table), _area_of_corners(table)
     none_usable = not (table.usable & ~unit).any() and bool(unit.any() or not table.usable.any())
     if unit.mean() >= LARGE or unit.sum() >= _SEVERAL:
-        return BoxForm(max(share, float(unit.mean())), _normalised(unit), none_usable)
+        cause = f"{unit.sum()} boxes {_NORMALISED}"
+        return BoxForm(max(share, float(unit.mean())), cause, none_usable)
     if corners.mean() >= LARGE:
         return BoxForm(max(share, float(corners.mean())), _CORNERS, none_usable)
     if share >= LARGE:
@@ -61,18 +62,13 @@ def cut(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
     return table.usable & (over > _SLACK)
 
 
+_NORMALISED = "have values between 0 and 1 only: normalised? COCO's bbox is in pixels"
 _CORNERS = "corners in the place of width and height? COCO's bbox is x, y, width, height"
 _CENTRES = "centres in the place of top left corners? COCO's bbox starts at the top left corner"
 _SWAPPED = "y before x? COCO's bbox is x, y, width, height"
 _CORNERS_Y = "corners, y before x (ymin, xmin, ymax, xmax)? COCO's bbox is x, y, width, height"
 _SPANS = "spans (xmin, xmax, ymin, ymax)? COCO's bbox is x, y, width, height"
 _OTHER_SIZE = "boxes of pictures of another size? They refer to the file's own pixels"
-
-
-def _normalised(unit: np.ndarray) -> str:
-    return (
-        f"{unit.sum()} boxes have values between 0 and 1 only: normalised? COCO's bbox is in pixels"
-    )
 
 
 def _within_unit(table: AnnotationTable) -> Bool[np.ndarray, "M"]:

@@ -83,9 +83,9 @@ def with_classes(
             f"{what}: its classes cannot be told by name, '{twice[0]}' occurs twice. {lists}"
         )
     label_of = {name: label for label, name in enumerate(theirs)}
-    used = set(np.unique(source.table.labels).tolist())
-    strange = [c for label, c in enumerate(own) if c.name not in label_of]
-    if any(label in used for label, c in enumerate(own) if c.name not in label_of):
+    used = {own[label].name for label in np.unique(source.table.labels)}
+    strange = [c for c in own if c.name not in label_of]
+    if not used <= label_of.keys():
         raise UserError(
             f"{what} has boxes of {list_classes(strange)}, which {whose} does not have. {lists}"
         )

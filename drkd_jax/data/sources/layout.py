@@ -79,22 +79,6 @@ def _regular(corners: int, radius: float = 1.0) -> np.ndarray:
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _disc(rng: np.random.Generator) -> Outline:
-    return [_circle()]
-
-
-def _ring(rng: np.random.Generator) -> Outline:
-    return [_circle(), _circle(rng.uniform(0.45, 0.65))]
-
-
-def _square(rng: np.random.Generator) -> Outline:
-    return [_regular(4) * (1.0, rng.uniform(0.75, 1.0))]
-
-
-def _triangle(rng: np.random.Generator) -> Outline:
-    return [_regular(3) * (1.0, rng.uniform(0.8, 1.1))]
-
-
 def _star(rng: np.random.Generator) -> Outline:
     radius = np.where(np.arange(10) % 2, rng.uniform(0.38, 0.5), 1.0)
     return [_regular(10) * radius[:, None]]
@@ -108,10 +92,10 @@ def _cross(rng: np.random.Generator) -> Outline:
 
 
 CLASSES: dict[str, Callable[[np.random.Generator], Outline]] = {
-    "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
+    "disc": lambda rng: [_circle()],
+    "ring": lambda rng: [_circle(), _circle(rng.uniform(0.45, 0.65))],
+    "square": lambda rng: [_regular(4) * (1.0, rng.uniform(0.75, 1.0))],
+    "triangle": lambda rng: [_regular(3) * (1.0, rng.uniform(0.8, 1.1))],
     "star": _star,
     "cross": _cross,
 }
@@ -287,13 +271,8 @@ def _extent(mask: np.ndarray, axis: int) -> int:
 
 def _visible_box(owner: np.ndarray, number: int, coverage: Coverage) -> tuple[int, int, int, int]:
     mask = owner[coverage.rows, coverage.columns] == number
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
+    if not rows:
         return 0, 0, 0, 0
     x, y = coverage.columns.start, coverage.rows.start
-    return (
-        int(x + columns[0]),
-        int(y + rows[0]),
-        int(x + columns[-1] + 1),
-        int(y + rows[-1] + 1),
-    )
+    return x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1

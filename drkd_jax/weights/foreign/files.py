@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from drkd_jax.errors import UserError
 from drkd_jax.weights.foreign.pickled_names import Block, Tensor
-from drkd_jax.weights.foreign.torch_file import Saved, read_torch_file
+from drkd_jax.weights.foreign.torch_file import DAMAGED, Saved, read_torch_file
 
 _DEEPEST = 6  # dicts around a model's own
 _AGAIN = "not the weights; download the file again"
@@ -233,10 +233,8 @@ def _zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ArithmeticError, EOFError, ValueError, OSError):
+    except DAMAGED:
         return ""  # cut short or damaged, which its reader says
-    except NotImplementedError:
-        return ""
     ends = [name.rsplit("/", 1)[-1] for name in names]
     if "data.pkl" in ends or "constants.pkl" in ends:
         return ""

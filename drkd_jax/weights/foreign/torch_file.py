@@ -21,6 +21,11 @@ from drkd_jax.errors import UserError
 from drkd_jax.weights.foreign.pickled_names import Block, NotPlainError, Storage, Tensor
 from drkd_jax.weights.foreign.unpickler import read_pickle
 
+# What Python's zipfile raises of a file that is cut short or damaged.
+DAMAGED = (
+    *(zipfile.BadZipFile, struct.error, ArithmeticError, EOFError, NotImplementedError),
+    *(OSError, ValueError),
+)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 LARGEST_PICKLE = 1 << 28  # bytes; that of a detector has some 100 kB
@@ -76,10 +81,8 @@ def _entries(path: Path) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {entry.filename: entry for entry in archive.infolist()}
-    except (zipfile.BadZipFile, ArithmeticError, EOFError, ValueError, OSError) as error:
+    except DAMAGED as error:
         raise NotPlainError(f"cut short or damaged ({error})") from error
-    except (NotImplementedError, struct.error) as error:
-        raise NotPlainError(f"a damaged zip file ({error})") from error
 
 
 def _read_zip(whole: mmap.mmap, path: Path) -> Saved:

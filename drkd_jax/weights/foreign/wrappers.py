@@ -89,7 +89,7 @@ def unwrap(
     others: dict[str, str] = {}
     for wanted, other, why in _WANTED:
         for prefix in models:
-            twin = _swapped(prefix, wanted, other)
+            twin = ".".join(other if part == wanted else part for part in prefix.split("."))
             if twin != prefix and twin in models:
                 others[twin] = why
     left = [prefix for prefix in models if prefix not in others] or list(found)
@@ -159,8 +159,3 @@ def _under(
     if taken:
         lines = (f"{' and '.join(taken)} taken off the names of {len(names)} arrays",)
     return Unwrapped(prefix, names, outside, lines)
-
-
-def _swapped(prefix: str, wanted: str, other: str) -> str:
-    """The prefix with one word in the place of another."""
-    return ".".join(other if part == wanted else part for part in prefix.split("."))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from drkd_jax.weights.mmdet_config.values import HUGE, Unread, laid_over, size_of
@@ -144,7 +143,7 @@ class _Reader:
         elif isinstance(node, ast.Expr):
             self._update(node.value)
         elif not isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
-            for name in _stored(node):
+            for name in _named(node, ast.Store):
                 self.names[name] = self._unread(node)
 
     def _assign(self, target: ast.expr, value: Any) -> None:
@@ -157,7 +156,7 @@ class _Reader:
             return
         path = _path(target)
         if path is None:
-            for name in _stored(target):
+            for name in _named(target, ast.Store):
                 self.names[name] = self._unread(target)
             return
         place: Any = self.names
@@ -311,13 +310,7 @@ def _path(target: ast.expr) -> list[Any] | None:
     return [target.id, *reversed(parts)]
 
 
-def _named(node: ast.AST) -> Iterator[str]:
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Name):
-            yield inner.id
-
-
-def _stored(node: ast.AST) -> Iterator[str]:
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-            yield inner.id
+def _named(node: ast.AST, how: type[ast.expr_context] = ast.expr_context) -> list[str]:
+    """The names in it, or those that are used in one way."""
+    found = (inner for inner in ast.walk(node) if isinstance(inner, ast.Name))
+    return [name.id for name in found if isinstance(name.ctx, how)]
