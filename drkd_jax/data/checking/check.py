@@ -20,6 +20,7 @@ from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.data.sources.records import AnnotationTable
 from drkd_jax.errors import UserError
 
+_THREADS = 4  # that read pictures
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits, compared with the stated area
 
 
@@ -65,7 +66,6 @@ def check(
     *,
     exif: str = "auto",
     depth: int = 0,
-    threads: int = 4,
     num_samples: int = 12,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -75,7 +75,7 @@ def check(
         spec: as ``open_source`` takes it.
         exif: as ``open_source`` takes it.
         depth: as ``open_source`` takes it.
-        threads: that read pictures.
+
         num_samples: how many positions ``samples`` has, at most.
         progress: is told how many pictures of how many are read.
 
@@ -95,7 +95,7 @@ def check(
             return str(error)
         return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         for index, found in enumerate(pool.map(read, range(len(source)))):
             if isinstance(found, str):
                 readable[index] = False

@@ -23,7 +23,6 @@ from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-_LINK, _JSON = "images", "instances.json"
 
 
 def prepare_tfds(
@@ -58,23 +57,15 @@ def prepare_tfds(
     except OSError as error:
         raise UserError(f"cannot write to {data_dir}: {error.strerror}") from error
     try:
-        # TFDS knows one folder for what the user brings along: links to the two inputs.
-        manual = scratch / "manual"
-        manual.mkdir()
-        (manual / _LINK).symlink_to(source.images_dir.resolve())
-        (manual / _JSON).symlink_to(source.instances_json.resolve())
         builder = UnzippedCoco(config="2017", data_dir=scratch, file_format="array_record")
         target = data_dir / Path(builder.data_dir).relative_to(scratch)
         if (target / f"instances_{split}.json").exists() or split in _splits(target):
             raise UserError(
                 f"{target} already has the split '{split}'; take another data folder or remove it"
             )
-        builder.split = split
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=manual, compute_stats="skip", try_download_gcs=False
-            )
-        )
+        builder.source, builder.split = source, split
+        how = tfds.download.DownloadConfig(compute_stats="skip", try_download_gcs=False)
+        builder.download_and_prepare(download_config=how)
         _merge(Path(builder.data_dir), target, source.coco_ground_truth(), split)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -82,11 +73,11 @@ def prepare_tfds(
 
 
 class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
-    """TFDS's ``coco`` read from a folder of pictures and an instances file."""
+    """TFDS's ``coco`` of one split, out of a folder of pictures and an instances file."""
 
     name = "coco"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "The folder holds 'images' and 'instances.json'."
-    split = "train"
+    source: CocoSource
+    split: str
 
     def _info(self) -> tfds.core.DatasetInfo:
         # As the stock builder's, but for tf.int64.
@@ -111,22 +102,19 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        manual = Path(dl_manager.manual_dir)
-        return {self.split: self._generate_examples(manual / _LINK, manual / _JSON)}
+        return {self.split: self._generate_examples()}
 
-    def _generate_examples(self, images: Path, instances: Path) -> Iterator[tuple[str, Any]]:
-        source = CocoSource(images, instances)
-        table = source.table
+    def _generate_examples(self) -> Iterator[tuple[str, Any]]:
+        table = self.source.table
         for index, (image_id, name) in enumerate(zip(table.image_ids, table.names, strict=True)):
-            height, width = table.sizes[index]
-            # Boxes of the file may reach outside; BBoxFeature refuses what passes 0..1.
-            corners = table.clipped
+            height, width = table.sizes[index].tolist()
             objects = [
                 {
                     "id": int(table.ids[row]),
                     # Whole pixels, as in the stock builder; 0 is kept for what has none.
                     "area": int(np.ceil(table.area[row] - 0.5)) or int(table.area[row] > 0),
-                    "bbox": _normalised(corners[row], int(height), int(width)),
+                    # Boxes of the file may reach outside; BBoxFeature refuses what passes 0..1.
+                    "bbox": _shares(table.clipped[row], height, width),
                     "label": table.categories[table.labels[row]].name,
                     "is_crowd": bool(table.crowd[row]),
                 }
@@ -135,7 +123,7 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
             yield (
                 name,
                 {
-                    "image": str(source.path(index)),
+                    "image": str(self.source.path(index)),
                     "image/filename": name,
                     "image/id": int(image_id),
                     "objects": objects,
@@ -143,7 +131,7 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
             )
 
 
-def _normalised(corners: np.ndarray, height: int, width: int) -> tfds.features.BBox:
+def _shares(corners: np.ndarray, height: int, width: int) -> tfds.features.BBox:
     x1, y1, x2, y2 = corners.tolist()
     return tfds.features.BBox(ymin=y1 / height, xmin=x1 / width, ymax=y2 / height, xmax=x2 / width)
 

@@ -6,6 +6,7 @@ Letters: O outputs, I inputs of a kernel (O, I / groups, h, w).
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -267,6 +268,27 @@ def count(shapes: Mapping[str, Any], pattern: str) -> int:
     while pattern.format(number) in shapes:
         number += 1
     return number
+
+
+def style_by_name(file_name: str, depth: int, otherwise: str) -> Assumed:
+    """The place of the stride in a bottleneck block, where only a file's name tells."""
+    if depth >= 50 and re.search(r"caffe|msra", file_name):
+        return Assumed("caffe", "the stride in the 1x1 convolution, by the file's name")
+    return Assumed("pytorch", otherwise)
+
+
+def as_names(value: Any) -> tuple[str, ...]:
+    """A tuple of names from what a file has in its place; () for anything else."""
+    if isinstance(value, str) and value[:1] in ("[", "("):  # the text fields of safetensors
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return ()
+    if isinstance(value, str):  # ("nut") for ("nut",), or the path of a list
+        return (value,) if value and not value.endswith(".txt") else ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        return ()
+    return tuple(value)
 
 
 def _short(value: Any) -> str:

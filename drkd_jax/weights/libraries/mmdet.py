@@ -18,13 +18,15 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
     Assumed,
     CheckpointSpec,
     Shapes,
+    as_names,
     backbone_entries,
     count,
     module_entry,
     read_backbone,
+    style_by_name,
 )
 from drkd_jax.weights.libraries.key_report import Entry, Skip
-from drkd_jax.weights.mmdet_config.model import as_names, class_names, find_config, read_model
+from drkd_jax.weights.mmdet_config.model import class_names, find_config, read_model
 from drkd_jax.weights.mmdet_config.pixels import read_pixels, read_size
 from drkd_jax.weights.mmdet_config.values import FileConfig
 
@@ -221,13 +223,6 @@ def _head(shapes: Shapes, assumed: dict[str, Assumed]) -> tuple[dict[str, Any], 
             assumed["anchors.scale"] = Assumed(8.0, "mmdetection's own")
             return shown, outputs - 1
     return {}, 0
-
-
-def style_by_name(file_name: str, depth: int, otherwise: str) -> Assumed:
-    """The place of the stride in a bottleneck block, where only a file's name tells."""
-    if depth >= 50 and re.search(r"caffe|msra", file_name):
-        return Assumed("caffe", "the stride in the 1x1 convolution, by the file's name")
-    return Assumed("pytorch", otherwise)
 
 
 def _pixels(config: Mapping[str, Any], file_name: str, style: str) -> tuple[Pixels, str]:

@@ -22,14 +22,14 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
     Assumed,
     CheckpointSpec,
     Shapes,
+    as_names,
     backbone_entries,
     count,
     module_entry,
     read_backbone,
+    style_by_name,
 )
 from drkd_jax.weights.libraries.key_report import Entry, Skip
-from drkd_jax.weights.libraries.mmdet import style_by_name
-from drkd_jax.weights.mmdet_config.model import as_names
 
 # Our module, as a pattern, theirs, and its name before torchvision 0.13 wrapped convolutions.
 _MODULES = (

@@ -8,12 +8,12 @@ mmdet/models/backbones/{resnet,resnext}.py, mmdet/models/necks/fpn.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.norm import EPSILON, group_count
+from drkd_jax.weights.libraries.checkpoint_spec import as_names
 from drkd_jax.weights.mmdet_config.heads import BATCH_NORMS, read_heads
 from drkd_jax.weights.mmdet_config.text import ConfigTextError, read_config_text
 from drkd_jax.weights.mmdet_config.values import HUGE, FileConfig, Section, as_dict, size_of
@@ -97,20 +97,6 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
             if found := as_names(place.get(key)):
                 return found
     return ()
-
-
-def as_names(value: Any) -> tuple[str, ...]:
-    """A tuple of names from what a file has in its place; () for anything else."""
-    if isinstance(value, str) and value[:1] in ("[", "("):  # the text fields of safetensors
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return ()
-    if isinstance(value, str):  # ("nut") for ("nut",), or the path of a list
-        return (value,) if value and not value.endswith(".txt") else ()
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        return ()
-    return tuple(value)
 
 
 def find_model(config: Mapping[str, Any]) -> tuple[Any, str]:
