@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt16
 
-from drkd_jax.data.header import Header, read_head, read_header, what_is
+from drkd_jax.data.header import Header, jpeg_segments, read_head, read_header, what_is
 from drkd_jax.errors import UserError
 
 # Pictures are read by the loader's own threads; OpenCV's would only fight with them.
@@ -166,21 +166,12 @@ def _decoded(data: bytes, header: Header, flags: int) -> np.ndarray | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Walks the marker segments of a JPEG up to its frame header (ITU T.81, annex B)."""
-    if data[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte before the marker
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
-            height = int.from_bytes(data[at + 5 : at + 7], "big")
-            return (height, int.from_bytes(data[at + 7 : at + 9], "big")) if height else None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    """Height and width in the frame header of a JPEG (ITU T.81, annex B)."""
+    for marker, at in jpeg_segments(data) if data[:2] == b"\xff\xd8" else ():
+        frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+        if frame and at + 7 <= len(data):
+            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (3, 5))
+            return (height, width) if height else None
     return None
 
 

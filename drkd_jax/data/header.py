@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,7 +20,6 @@ _ORIENTATION, _BITS = 0x0112, 0x0102  # TIFF tags
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two with 64-bit places
 _JP2, _J2K = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
 _PNG_START = 33  # bytes up to the end of a PNG's first chunk
-_ONLY_SIZES = range(0xD0, 0xDA)  # JPEG markers without a length
 
 
 class Header(NamedTuple):
@@ -118,22 +118,32 @@ def _tags(data: bytes) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _jpeg_exif(data: bytes) -> bytes | None:
-    """The EXIF, or its first bytes; empty where there is none, None where the data end before."""
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and place behind it of each segment of a JPEG.
+
+    Last comes -1, with the place where the data end or where no segment follows.
+    """
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte before the marker
-            at += 1
-            continue
-        if marker in (0xDA, 0xD9) or marker in _ONLY_SIZES:
-            return b""
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            exif = data[at + 10 : at + 2 + length]
+        if data[at + 1] != 0xFF:  # else a fill byte before the marker
+            yield data[at + 1], at + 2
+            at += 1 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 1
+    yield -1, at
+
+
+def _jpeg_exif(data: bytes) -> bytes | None:
+    """The EXIF, or its first bytes; empty where there is none, None where the data end before."""
+    for marker, at in jpeg_segments(data):
+        if marker < 0 and at + 4 > len(data):
+            return None
+        if 0xD0 <= marker <= 0xDA:  # the pixels, or a marker without a length
+            break
+        length = int.from_bytes(data[at : at + 2], "big")
+        if marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
+            exif = data[at + 8 : at + length]
             return exif if len(exif) >= min(length - 8, _ENOUGH) else None
-        at += 2 + length
-    return None if at + 4 > len(data) else b""
+    return b""
 
 
 def _png_exif(data: bytes) -> bytes:
