@@ -24,11 +24,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from drkd_jax.data.coco import CocoSource
 from drkd_jax.data.decode import decode_picture
 from drkd_jax.data.pipeline import PipelineConfig, train_loader
 from drkd_jax.data.plan import padding_share, steps_per_epoch
 from drkd_jax.data.sources import open_source
+from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.data.transforms import fit
 
 

@@ -19,8 +19,8 @@ from drkd_jax import models
 from drkd_jax.models.dense import Assigned
 from drkd_jax.models.rpn import propose
 from drkd_jax.types import Features, Targets
-from drkd_jax.weights.key_report import LAYOUTS, their_shape
-from drkd_jax.weights.torchvision import table
+from drkd_jax.weights.libraries.key_report import LAYOUTS, their_shape
+from drkd_jax.weights.libraries.torchvision import table
 
 Answers = Mapping[str, np.ndarray]
 

@@ -18,8 +18,8 @@ from drkd_jax.models.dense import Assigned, assign
 from drkd_jax.models.roi_head import Regions
 from drkd_jax.ops.sampling import Sampled
 from drkd_jax.types import Targets
-from drkd_jax.weights.key_report import give
-from drkd_jax.weights.torchvision import table
+from drkd_jax.weights.libraries.key_report import give
+from drkd_jax.weights.libraries.torchvision import table
 
 # Relative norms, but where a line of the table says "score", "pixels" or "count".
 FEATURES, LOSSES = 1e-5, 1e-5

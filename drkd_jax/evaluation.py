@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float64, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from drkd_jax.data.records import Id, Source, id_key
+from drkd_jax.data.sources.records import Id, Source, id_key
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
 

@@ -26,11 +26,13 @@ TOP = "docs|tests|benchmarks|crosscheck|configs|drkd_jax"
 # A path from the top, one inside the package, or a file's bare name.
 PATH = re.compile(
     rf"(?<![\w/.\-<~:=])((?:{TOP})/[\w./-]*[a-z\d]/?"
-    rf"|(?:{PACKAGES})/[a-z\d_]+\.(?:py|md)|(?:\.\./)?[a-z\d_-]+\.(?:py|md))(?![\w*/{{<])"
+    rf"|(?:{PACKAGES})/(?:[a-z\d_]+/)*[a-z\d_]+\.(?:py|md)"
+    rf"|(?:\.\./)?[a-z\d_-]+\.(?:py|md))(?![\w*/{{<])"
 )
 # Of the term that is added below, of other projects, placeholders, and what a command writes.
 FOREIGN = re.compile(
     r"NAME|half_l1|upgrade_model_version|ops/poolers|configs/(_base_|dcn)|^(gain|sweep)\.md"
+    r"|^models/(task_modules|detection|roi_heads)/"
 )
 
 

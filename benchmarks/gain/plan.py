@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.gain.recipes import as_flags, resolve
 from benchmarks.gain.table import Arm, DataSet, Overrides, Table
-from drkd_jax.data.coco import CocoSource
 from drkd_jax.data.sources import open_source
+from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import write_text
 

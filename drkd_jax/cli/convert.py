@@ -10,10 +10,10 @@ from typing import Any
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import make_place, write_text
-from drkd_jax.weights.key_report import give
+from drkd_jax.weights.libraries.key_report import give
+from drkd_jax.weights.libraries.understanding import LIBRARIES, library_table
 from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours, write_safetensors
-from drkd_jax.weights.understanding import LIBRARIES, library_table
 
 
 def main(argv: Sequence[str]) -> int:

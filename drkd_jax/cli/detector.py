@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from drkd_jax.cli.arguments import positive
 from drkd_jax.data.pipeline import PipelineConfig
-from drkd_jax.data.records import Category
+from drkd_jax.data.sources.records import Category
 from drkd_jax.errors import UserError
 from drkd_jax.models.folding import fold
 from drkd_jax.models.pixels import Pixels
@@ -20,7 +20,7 @@ from drkd_jax.step.settings import EvalSettings, eval_settings
 from drkd_jax.step.sharding import data_mesh, put_everywhere
 from drkd_jax.step.state import Arrays
 from drkd_jax.training.evaluate import Predict, predictor
-from drkd_jax.weights.by_name import is_name
+from drkd_jax.weights.fetch.by_name import is_name
 from drkd_jax.weights.loaded import Weights
 from drkd_jax.weights.opening import is_work_folder, load
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from drkd_jax.cli.arguments import Parser, positive
 from drkd_jax.cli.detector import Trained, add_arguments, load_named, where
-from drkd_jax.data.classes import list_classes, with_classes
-from drkd_jax.data.findings import find, require_usable
+from drkd_jax.data.checking.findings import find, require_usable
 from drkd_jax.data.sources import Source, open_source
+from drkd_jax.data.sources.classes import list_classes, with_classes
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import EVALUATORS, why_nothing_to_find
 from drkd_jax.fault_tolerance.writing import make_folder

@@ -18,9 +18,8 @@ from drkd_jax.errors import UserError
 from drkd_jax.export.onnx_program import need_packages, to_onnx
 from drkd_jax.export.program import DTYPES, PLATFORMS, Form, about_program, check_form, to_stablehlo
 from drkd_jax.fault_tolerance.writing import make_place, reason, write_bytes, write_text
-from drkd_jax.weights.by_name import is_name
-from drkd_jax.weights.folders import ABOUT_FILE
-from drkd_jax.weights.ours import About, write_ours
+from drkd_jax.weights.fetch.by_name import is_name
+from drkd_jax.weights.ours import ABOUT_FILE, About, write_ours
 
 # What a file of each kind is called.
 _ENDINGS = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}

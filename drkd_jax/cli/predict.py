@@ -34,7 +34,7 @@ from drkd_jax.cli.inputs import (
     read_pictures,
 )
 from drkd_jax.data.decode import decode_picture
-from drkd_jax.data.records import Category
+from drkd_jax.data.sources.records import Category
 from drkd_jax.draw import draw_detections
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.evaluation import found_in

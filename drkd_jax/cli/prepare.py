@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     if missing:
         raise UserError(f"{', '.join(missing)} missing (see python -m drkd_jax prepare --help)")
 
-    from drkd_jax.data.prepare import prepare_tfds  # needs a second to import
+    from drkd_jax.data.sources.prepare import prepare_tfds  # needs a second to import
 
     folder = prepare_tfds(
         arguments.images, arguments.instances, arguments.split, arguments.data_dir
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from drkd_jax.data.check import Report, check
+    from drkd_jax.data.checking.check import Report, check
 
     spec, out, json_file = arguments.source, arguments.out, arguments.json
     reading: dict[str, Any] = {"exif": arguments.exif, "depth": arguments.depth}
@@ -83,7 +84,8 @@ def _check(arguments: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         report: Report = check(spec, progress=progress, **reading)
-    for line in _lines(report.as_json()):
+    found = dataclasses.asdict(report)
+    for line in _lines(found):
         print(line)
     for kind, texts in (("warning", report.warnings), ("error", report.errors)):
         for text in texts[:_TOLD]:
@@ -94,7 +96,7 @@ def _check(arguments: argparse.Namespace) -> int:
     # All is said before anything is written: a full disk does not lose it.
     print(f"{len(report.errors)} errors, {len(report.warnings)} warnings", flush=True)
     if json_file:
-        write_text(Path(json_file), json.dumps(report.as_json(), indent=1) + "\n")
+        write_text(Path(json_file), json.dumps(found, indent=1) + "\n")
     if out:
         print(f"{_draw(spec, reading, report.samples, Path(out))} sample drawings in {out}")
     return EXIT_USER if report.errors else 0

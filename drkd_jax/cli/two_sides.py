@@ -23,10 +23,10 @@ from jaxtyping import Float, Int
 
 from drkd_jax.boxes import pairwise_iou
 from drkd_jax.cli.detector import Read, read_named
-from drkd_jax.data.coco import load_json
-from drkd_jax.data.instances import parse_instances
 from drkd_jax.data.pipeline import PipelineConfig
-from drkd_jax.data.records import id_key
+from drkd_jax.data.sources.coco import load_json
+from drkd_jax.data.sources.instances import parse_instances
+from drkd_jax.data.sources.records import id_key
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.checkpoint import load_distiller
 from drkd_jax.report.two_models import Model, Seen, Units

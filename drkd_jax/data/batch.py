@@ -15,22 +15,17 @@ from drkd_jax.data.transforms import fit, resize
 from drkd_jax.types import Batch
 
 
-def pixel_type(config: PipelineConfig) -> type[np.generic]:
-    """What a batch holds for each colour of a pixel: bytes, or floats of 0 to 255."""
-    return np.float32 if config.resize == "torchvision" else np.uint8
-
-
 def empty_batch(config: PipelineConfig, canvas: int, rows: int) -> Batch:
-    """A batch of filling pictures.
+    """A batch of filling pictures; its pixels are bytes, or floats of 0 to 255.
 
     Args:
         config: canvases, rows for boxes and the kind of the pixels.
         canvas: position of the batch's own one.
         rows: pictures.
     """
-    most = config.max_boxes
+    most, kind = config.max_boxes, np.float32 if config.resize == "torchvision" else np.uint8
     return Batch(
-        images=np.zeros((rows, *config.canvases[canvas], 3), pixel_type(config)),
+        images=np.zeros((rows, *config.canvases[canvas], 3), kind),
         sizes=np.zeros((rows, 2), np.int32),
         flip=np.zeros(rows, bool),
         boxes=np.zeros((rows, most, 4), np.float32),

@@ -80,16 +80,15 @@ class PipelineConfig:
         for field in ("num_threads", "num_workers", "seed"):
             if getattr(self, field) < 0:
                 raise UserError(f"{field} = {getattr(self, field)}: must not be negative")
-        if self.on_error not in ("stop", "skip"):
-            raise UserError(f'on_error = "{self.on_error}": wanted "stop" or "skip"')
-        if self.exif not in EXIF:
-            raise UserError(f'exif = "{self.exif}": one of {", ".join(EXIF)}')
+        choices = {"on_error": ("stop", "skip"), "exif": EXIF, "resize": RULES}
+        for field, known in choices.items():
+            if getattr(self, field) not in known:
+                raise UserError(f'{field} = "{getattr(self, field)}": one of {", ".join(known)}')
         if self.depth and not 8 <= self.depth <= 16:
             raise UserError(
                 f"depth = {self.depth}: bits that 16-bit pictures use, 8 to 16, or 0 for all 16"
             )
-        if self.resize not in RULES:
-            raise UserError(f'resize = "{self.resize}": one of {", ".join(RULES)}')
+
         if not 0 <= self.flip <= 1:
             raise UserError(f"flip = {self.flip}: a probability lies between 0 and 1")
         low_high = tuple(self.scale_jitter)

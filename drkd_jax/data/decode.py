@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt16
 
-from drkd_jax.data.header import Header, read_head, read_header, what_is
+from drkd_jax.data.header import Header, jpeg_segments, read_head, read_header, what_is
 from drkd_jax.errors import UserError
 
 # Pictures are read by the loader's own threads; OpenCV's would only fight with them.
@@ -99,29 +99,20 @@ def turn(image: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarra
     return np.ascontiguousarray(image)
 
 
-def deep_pixels(data: bytes) -> UInt16[np.ndarray, "H W 3"] | None:
-    """The numbers of a 16-bit picture as they are in the file; None where it cannot be decoded."""
-    return _deep(data, read_header(data))
-
-
-def stored_size(data: bytes, name: str, *, exif: str = "stored") -> tuple[int, int]:
+def stored_size(data: bytes, name: str) -> tuple[int, int]:
     """Height and width of an encoded picture, from its header where it is a JPEG.
 
     Args:
         data: the file's bytes.
         name: what messages call the picture.
-        exif: "turned" gives the size that the picture is shown in.
 
     Raises:
         UserError: the bytes are no picture.
     """
-    size = _jpeg_size(data)
-    if size is None:
-        height, width = decode_picture(data, name, exif="stored").shape[:2]
-        size = height, width
-    if exif == "turned" and read_header(data).orientation >= 5:
-        return size[::-1]
-    return size
+    if (size := _jpeg_size(data)) is not None:
+        return size
+    height, width = decode_picture(data, name, exif="stored").shape[:2]
+    return height, width
 
 
 def _what_is_wrong(data: bytes) -> str:
@@ -154,7 +145,7 @@ def _decode(data: bytes, depth: int) -> np.ndarray | None:
     return cv2.convertScaleAbs(np.minimum(image, brightest), alpha=255 / brightest)
 
 
-def _deep(data: bytes, header: Header) -> np.ndarray | None:
+def _deep(data: bytes, header: Header) -> UInt16[np.ndarray, "H W 3"] | None:
     """BGR as stored, 16 bits; None where it is not so deep. Signed numbers are cut at 0."""
     image = _decoded(data, header, _STORED | cv2.IMREAD_ANYDEPTH)
     if image is not None and image.dtype == np.int16:
@@ -175,21 +166,12 @@ def _decoded(data: bytes, header: Header, flags: int) -> np.ndarray | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Walks the marker segments of a JPEG up to its frame header (ITU T.81, annex B)."""
-    if data[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte before the marker
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
-            height = int.from_bytes(data[at + 5 : at + 7], "big")
-            return (height, int.from_bytes(data[at + 7 : at + 9], "big")) if height else None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    """Height and width in the frame header of a JPEG (ITU T.81, annex B)."""
+    for marker, at in jpeg_segments(data) if data[:2] == b"\xff\xd8" else ():
+        frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+        if frame and at + 7 <= len(data):
+            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (3, 5))
+            return (height, width) if height else None
     return None
 
 
@@ -256,9 +238,10 @@ def brightest(paths: Sequence[Path]) -> tuple[int, int]:
     value = looked = 0
     for index in sorted({round(at) for at in np.linspace(0, len(paths) - 1, _LOOKED_AT)}):
         try:
-            image = deep_pixels(paths[index].read_bytes())
+            data = paths[index].read_bytes()
         except OSError:
             continue
+        image = _deep(data, read_header(data))
         if image is not None:
             value, looked = max(value, int(image.max())), looked + 1
     return value, looked

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,7 +20,6 @@ _ORIENTATION, _BITS = 0x0112, 0x0102  # TIFF tags
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two with 64-bit places
 _JP2, _J2K = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
 _PNG_START = 33  # bytes up to the end of a PNG's first chunk
-_ONLY_SIZES = range(0xD0, 0xDA)  # JPEG markers without a length
 
 
 class Header(NamedTuple):
@@ -118,22 +118,32 @@ def _tags(data: bytes) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _jpeg_exif(data: bytes) -> bytes | None:
-    """The EXIF, or its first bytes; empty where there is none, None where the data end before."""
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and place behind it of each segment of a JPEG.
+
+    Last comes -1, with the place where the data end or where no segment follows.
+    """
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte before the marker
-            at += 1
-            continue
-        if marker in (0xDA, 0xD9) or marker in _ONLY_SIZES:
-            return b""
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            exif = data[at + 10 : at + 2 + length]
+        if data[at + 1] != 0xFF:  # else a fill byte before the marker
+            yield data[at + 1], at + 2
+            at += 1 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 1
+    yield -1, at
+
+
+def _jpeg_exif(data: bytes) -> bytes | None:
+    """The EXIF, or its first bytes; empty where there is none, None where the data end before."""
+    for marker, at in jpeg_segments(data):
+        if marker < 0 and at + 4 > len(data):
+            return None
+        if 0xD0 <= marker <= 0xDA:  # the pixels, or a marker without a length
+            break
+        length = int.from_bytes(data[at : at + 2], "big")
+        if marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
+            exif = data[at + 8 : at + length]
             return exif if len(exif) >= min(length - 8, _ENOUGH) else None
-        at += 2 + length
-    return None if at + 4 > len(data) else b""
+    return b""
 
 
 def _png_exif(data: bytes) -> bytes:
@@ -184,6 +194,8 @@ def _jpeg2000_bits(data: bytes) -> int:
     return (data[at + 42] & 0x7F) + 1
 
 
+_VIDEO = "a video ({}): take its frames out first, ffmpeg -i VIDEO frame_%06d.png"
+_LFS = "a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'"
 # How files begin that are none of ours: what they are, and what to do about it.
 _BEGINNINGS = {
     b"\x1f\x8b": "a gzip file: unpack it first (gunzip)",
@@ -198,11 +210,18 @@ _BEGINNINGS = {
     b"\x89HDF": "an HDF5 file: export its pictures one by one",
     b"SQLite format 3": "an SQLite database",
     b"8BPS": "a Photoshop document: export it as a PNG",
+    b"version https://git-lfs": _LFS,
+    b"version https://hawser": _LFS,
+    b"\x1a\x45\xdf\xa3": _VIDEO.format("WebM or Matroska"),
+    b"FLV\x01": _VIDEO.format("FLV"),
+    b"\x00\x00\x01\xba": _VIDEO.format("MPEG"),
+    b"\x00\x00\x01\xb3": _VIDEO.format("MPEG"),
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": _VIDEO.format("WMV"),
+    b"OggS": _VIDEO.format("Ogg"),
 }
-_VIDEO = "a video ({}): take its frames out first, ffmpeg -i VIDEO frame_%06d.png"
 _PHOTO = "a {} photograph: convert it to a JPEG or PNG first"
 _HTML = "an HTML page, not the file: a download that failed or wants a login"
-_LFS = "a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'"
+
 _BRANDS = {
     b"heic": "HEIC",
     b"heix": "HEIC",
@@ -223,12 +242,8 @@ def what_is(data: bytes) -> str | None:
     Returns:
         Words to follow "it is", with what to do about it; None where the bytes do not say.
     """
-    for beginning, kind in _BEGINNINGS.items():
-        if data.startswith(beginning):
-            return kind
-    if data.startswith((b"version https://git-lfs", b"version https://hawser")):
-        return _LFS
-    return _video(data) or _text(data)
+    known = (kind for beginning, kind in _BEGINNINGS.items() if data.startswith(beginning))
+    return _video(data) or next(known, None) or _text(data)
 
 
 def _video(data: bytes) -> str | None:
@@ -237,21 +252,12 @@ def _video(data: bytes) -> str | None:
         return _PHOTO.format(_BRANDS[brand]) if brand in _BRANDS else _VIDEO.format("MP4 or MOV")
     if data[4:8] in (b"moov", b"mdat", b"wide", b"free") and not data.startswith(b"<"):
         return _VIDEO.format("MOV")
-    if data.startswith(b"\x1a\x45\xdf\xa3"):
-        return _VIDEO.format("WebM or Matroska")
+
     if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
         return _VIDEO.format("AVI")
     if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
         return "a sound (WAV)"
-    for beginning, kind in {
-        b"FLV\x01": "FLV",
-        b"\x00\x00\x01\xba": "MPEG",
-        b"\x00\x00\x01\xb3": "MPEG",
-        b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "WMV",
-        b"OggS": "Ogg",
-    }.items():
-        if data.startswith(beginning):
-            return _VIDEO.format(kind)
+
     if data.startswith(b"G") and data[188:189] == b"G" and data[376:377] == b"G":
         return _VIDEO.format("MPEG transport stream")
     return None

@@ -17,8 +17,8 @@ from absl import flags
 from drkd_jax.data.batch import empty_batch
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.plan import BatchPlan, Counter, fit_all, plan_batches, train_fits
-from drkd_jax.data.records import Source
 from drkd_jax.data.skipped import SkipList
+from drkd_jax.data.sources.records import Source
 from drkd_jax.data.transforms import (
     Chances,
     Window,
@@ -224,29 +224,16 @@ class EvalBatches(_Skipping):
     ``image_ids``: its boxes count as missed, and no score rises because a picture was skipped.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        config: PipelineConfig,
-        process_index: int,
-        process_count: int,
-        max_pictures: int,
-        skipped: Path | None,
-    ):
-        count = min(len(source), max_pictures) if max_pictures else len(source)
-        plan = plan_batches(fit_all(source, config, np.arange(count)), config, shuffle=False)
-        self.num_pictures = count
-        self.image_ids = tuple(source.meta(i).image_id for i in range(count))
-        self._length = plan.steps_per_epoch
-        rows = _host_rows(config, process_index, process_count)
-        self._reader = BatchReader(source, config, plan, rows)
-        self._skips = _skip_list(self._reader, count, skipped)
+    def __init__(self, reader: BatchReader, num_pictures: int, skips: SkipList | None):
+        self.num_pictures = num_pictures
+        self.image_ids = tuple(reader.source.meta(i).image_id for i in range(num_pictures))
+        self._reader, self._skips = reader, skips
 
     def __len__(self) -> int:
-        return self._length
+        return self._reader.plan.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(_dataset(self._reader, 0, self._length))
+        batches = iter(_dataset(self._reader, 0, len(self)))
         try:
             for number, (batch, _) in enumerate(batches):
                 if self._skips is not None:
@@ -284,7 +271,10 @@ def eval_batches(
         UserError: the batch does not divide over the hosts. While iterating: a picture cannot
             be read; where pictures are skipped, more than 1 %.
     """
-    return EvalBatches(source, config, process_index, process_count, max_pictures, skipped)
+    count = min(len(source), max_pictures) if max_pictures else len(source)
+    plan = plan_batches(fit_all(source, config, np.arange(count)), config, shuffle=False)
+    reader = BatchReader(source, config, plan, _host_rows(config, process_index, process_count))
+    return EvalBatches(reader, count, _skip_list(reader, count, skipped))
 
 
 def _skip_list(reader: BatchReader, total: int, path: Path | None) -> SkipList | None:

@@ -8,6 +8,7 @@ has the numbers of the whole global batch without reading a pixel.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import OrderedDict
 from typing import NamedTuple
@@ -15,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from drkd_jax.data.checking.findings import SMALLEST_SIDE, require_boxes
 from drkd_jax.data.config import PipelineConfig
-from drkd_jax.data.findings import SMALLEST_SIDE, require_boxes
-from drkd_jax.data.records import Source
+from drkd_jax.data.sources.records import Source
 from drkd_jax.data.transforms import NUM_CHANCES, fit
 from drkd_jax.errors import UserError
 
@@ -75,10 +76,8 @@ class BatchPlan:
         if epoch is None:  # two threads may both build it: the same arrays, no harm
             epoch = self._epochs[number_of_epoch] = self._build(number_of_epoch)
             while len(self._epochs) > 2:
-                try:
+                with contextlib.suppress(KeyError):
                     self._epochs.popitem(last=False)
-                except KeyError:
-                    break
         return PlannedBatch(
             int(epoch.canvas[position]),
             epoch.indices[position],
@@ -218,7 +217,7 @@ class Counter:
 
     def reset(self) -> None:
         """Forgets what was counted."""
-        self._batches = self._seen = self._left = self._rows = 0
+        self._batches = self._left = self._rows = 0
         self._canvas = self._covered = self._seconds = 0.0
 
     def add(self, planned: PlannedBatch, rows: int, seconds: float) -> None:

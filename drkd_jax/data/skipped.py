@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from drkd_jax.data.records import Source
+from drkd_jax.data.sources.records import Source
 from drkd_jax.errors import UserError
 
 SKIPPED_FILE = "skipped.jsonl"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from drkd_jax.data.records import id_key
 from drkd_jax.data.sources import Source
+from drkd_jax.data.sources.records import id_key
 from drkd_jax.demo import DISTILLED, KINDS, PLAIN, TEACHER
 from drkd_jax.report import figures
 from drkd_jax.report.curves import curves, read_metrics

@@ -21,7 +21,7 @@ from jax import export
 
 from drkd_jax import __version__
 from drkd_jax.data.pipeline import PipelineConfig
-from drkd_jax.data.records import Category
+from drkd_jax.data.sources.records import Category
 from drkd_jax.errors import UserError
 from drkd_jax.models.pixels import Pixels
 from drkd_jax.ops.platform import tracing_for

@@ -37,7 +37,7 @@ from drkd_jax.fault_tolerance.writing import (
 from drkd_jax.models.arrays import flatten, unflatten
 from drkd_jax.step.state import Arrays, TrainState, num_parameters, split_module
 from drkd_jax.types import FeatureSpec
-from drkd_jax.weights.folders import WHICH, stored
+from drkd_jax.weights.ours import WHICH, stored
 
 
 class Checkpoints:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drkd_jax.data.classes import list_classes
 from drkd_jax.data.config import PipelineConfig
-from drkd_jax.data.records import Category, changes, id_key
+from drkd_jax.data.sources.classes import list_classes
+from drkd_jax.data.sources.records import Category, changes, id_key
 from drkd_jax.distill.config import DistillConfig, distill_config
 from drkd_jax.errors import UserError
 from drkd_jax.models.filling import as_tuples

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from drkd_jax.data.records import Category, id_key
+from drkd_jax.data.sources.records import Category, id_key
 from drkd_jax.report.runs import RunFiles, Truth
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from drkd_jax.data.findings import MAX_DETECTIONS, Finding, find, places, some
+from drkd_jax.data.checking.findings import MAX_DETECTIONS, Finding, find, places, some
 from drkd_jax.data.plan import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.evaluation import why_nothing_to_find

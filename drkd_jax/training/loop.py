@@ -14,8 +14,8 @@ import numpy as np
 from absl import flags
 
 from drkd_jax.data.pipeline import train_loader
-from drkd_jax.data.records import fingerprint
 from drkd_jax.data.skipped import SKIPPED_FILE
+from drkd_jax.data.sources.records import fingerprint
 from drkd_jax.fault_tolerance.checkpoint import Checkpoints
 from drkd_jax.fault_tolerance.interrupt import InterruptedRunError, StopRequest, stop_request
 from drkd_jax.fault_tolerance.lock import locked

@@ -32,8 +32,8 @@ from flax import nnx
 
 from drkd_jax.data.pipeline import TrainIterator, train_loader
 from drkd_jax.data.plan import kept_indices, steps_per_epoch
-from drkd_jax.data.records import Source
 from drkd_jax.data.sources import Part
+from drkd_jax.data.sources.records import Source
 from drkd_jax.distill import DistillConfig, Distiller
 from drkd_jax.distill.layers import pixel_mask
 from drkd_jax.distill.teacher_side import variance

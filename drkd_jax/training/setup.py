@@ -12,11 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from drkd_jax import distill, models
-from drkd_jax.data.classes import with_classes
+from drkd_jax.data.checking.findings import require_usable
 from drkd_jax.data.config import PipelineConfig, read_pipeline
-from drkd_jax.data.findings import require_usable
 from drkd_jax.data.plan import steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
+from drkd_jax.data.sources.classes import with_classes
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import as_user_error
 from drkd_jax.models.filling import as_tuples

@@ -18,7 +18,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.arrays import flatten, unflatten
 from drkd_jax.models.filling import as_tuples, from_dict
 from drkd_jax.models.settings import BackboneSettings, PyramidSettings
-from drkd_jax.weights.by_name import is_name, local_file, short_name
+from drkd_jax.weights.fetch.by_name import is_name, local_file, short_name
 from drkd_jax.weights.opening import is_work_folder, load
 
 # What of a backbone has to be the same for another's weights to mean the same: what shows in the
@@ -33,7 +33,7 @@ _HEADS = ("anchors", "delta_stds", "roi_stds", "roi_aligned", "class_ids")
 def check_files(config: Mapping[str, Any]) -> None:
     """Looks for the starting weights of both sides before anything else is done.
 
-    What is named and not placed (`weights/by_name.py`) is fetched here, before anything waits.
+    What is named and not placed (`weights.fetch`) is fetched here, before anything waits.
 
     Raises:
         UserError: names all that are missing, and the keys that ask for them; or one that cannot

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int, UInt8
 
 from drkd_jax.data.batch import image_batch
 from drkd_jax.data.config import PipelineConfig, read_pipeline
-from drkd_jax.data.records import Category
+from drkd_jax.data.sources.records import Category
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import found_in
 from drkd_jax.models.arrays import fill
@@ -26,10 +26,10 @@ from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.folding import fold
 from drkd_jax.models.pixels import Pixels, read_pixels
 from drkd_jax.types import Batch, Detections
-from drkd_jax.weights.by_name import is_name
-from drkd_jax.weights.key_report import KeyReport
+from drkd_jax.weights.fetch.by_name import is_name
+from drkd_jax.weights.libraries.key_report import KeyReport
+from drkd_jax.weights.libraries.understanding import abstract
 from drkd_jax.weights.ours import About
-from drkd_jax.weights.understanding import abstract
 
 
 class Objects(NamedTuple):

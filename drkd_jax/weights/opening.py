@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from drkd_jax.data.classes import COCO_CATEGORIES
-from drkd_jax.errors import UserError
+from drkd_jax.data.sources.classes import COCO_CATEGORIES
+from drkd_jax.errors import UserError, faults_of
 from drkd_jax.models.filling import as_tuples, from_dict
 from drkd_jax.models.settings import BackboneSettings
-from drkd_jax.weights import detectron2
-from drkd_jax.weights.by_name import is_name, local_file
-from drkd_jax.weights.checkpoint_spec import CheckpointSpec
-from drkd_jax.weights.files import ForeignFile, checked_name, is_safetensors, read_foreign, sha256
-from drkd_jax.weights.folders import ABOUT_FILE, WHICH, read_export, read_run
+from drkd_jax.weights.fetch.by_name import is_name, local_file
+from drkd_jax.weights.foreign.files import (
+    ForeignFile,
+    checked_name,
+    is_safetensors,
+    read_foreign,
+    sha256,
+)
+from drkd_jax.weights.foreign.wrappers import Unwrapped, unwrap
+from drkd_jax.weights.libraries import detectron2
+from drkd_jax.weights.libraries.checkpoint_spec import CheckpointSpec
+from drkd_jax.weights.libraries.understanding import Understood, model_shapes, understand
 from drkd_jax.weights.loaded import Weights
-from drkd_jax.weights.ours import About, is_ours, read_ours
-from drkd_jax.weights.understanding import Understood, model_shapes, understand
-from drkd_jax.weights.wrappers import Unwrapped, unwrap
+from drkd_jax.weights.ours import (
+    ABOUT_FILE,
+    WHICH,
+    About,
+    is_ours,
+    read_export,
+    read_ours,
+    read_run,
+)
 
 # Keys of a config that say how to read a file, and not what its model is.
 _READING = ("data", "prefix", "part")
@@ -71,20 +84,23 @@ def load(
     if library is None and is_work_folder(place):
         return _open_run(Path(place), name, which, asked)
     path = local_file(place)
-    config = {key: value for key, value in asked.items() if key not in _READING}
-    said = asked.get("data") or {}
     if library is None and path.is_dir():
-        return _open_ours(path, read_export(path), name, config, said)
+        return _open_ours(path, read_export(path), name, asked)
     if is_safetensors(path) and is_ours(path):
-        return _open_ours(path, read_ours(path), name, config, said)
+        return _open_ours(path, read_ours(path), name, asked)
     found = read_foreign(path)
-    how: dict[str, Any] = {"part": str(asked.get("part", "")), "heads": heads}
-    inner = _unwrap(found, path, config, library, asked.get("prefix"))
+    config = _without_reading(asked)
+    part, prefix = str(asked.get("part", "")), asked.get("prefix")
+    with faults_of(path):
+        inner = _unwrap(found, path, config, library, None if prefix is None else str(prefix))
     arrays = {name: found.arrays[key] for name, key in inner.names.items()}
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    known = understand(shapes, found.meta, path, config, library, arrays=arrays, **how)
+    known = understand(
+        shapes, found.meta, path, config, library, part=part, heads=heads, arrays=arrays
+    )
     spec, settings = known.spec, known.settings
-    known.report.check(f"{path} as {_say(settings, spec.part)}")
+    model = f"{settings.get('detector', spec.part)} on ResNet-{settings['backbone']['depth']}"
+    known.report.check(f"{path} as {model}")
     report = dataclasses.replace(known.report, skipped={**known.report.skipped, **inner.outside})
     digest = sha256(path)
     source = {"file": path.name, "sha256": digest, "library": known.library, "form": found.form}
@@ -99,15 +115,21 @@ def load(
         f"({checked_name(path, digest)})",
         *inner.lines,
         *spec.lines(asked),
-        *_said_of(known),
+        *_done(known),
         *report.lines(),
         *_left(found, inner),
     ]
-    data = spec.data(said, str(path))
-    about = About(spec.part, settings, spec.num_classes, _categories(spec), source, data)
     own = known.arrays(arrays)
-    _check_numbers(path, own, {ours: key for key, ours in known.used.items()}, arrays)
+    with faults_of(path):
+        data = spec.data(asked.get("data") or {})
+        _check_numbers(own, {ours: key for key, ours in known.used.items()}, arrays)
+    about = About(spec.part, settings, spec.num_classes, _categories(spec), source, data)
     return Weights(path, name, own, about, report, tuple(lines))
+
+
+def _without_reading(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model alone, out of a config that says how its file is read as well."""
+    return {key: value for key, value in asked.items() if key not in _READING}
 
 
 def _open_run(folder: Path, name: str, which: str, asked: Mapping[str, Any]) -> Weights:
@@ -122,15 +144,11 @@ def _open_run(folder: Path, name: str, which: str, asked: Mapping[str, Any]) -> 
 
 
 def _check_numbers(
-    path: Path,
-    own: Mapping[str, np.ndarray],
-    keys: Mapping[str, str],
-    found: Mapping[str, np.ndarray],
+    own: Mapping[str, np.ndarray], keys: Mapping[str, str], found: Mapping[str, np.ndarray]
 ) -> None:
     """Refuses arrays that are no weights whatever their shapes: quantised, or of a run gone wrong.
 
     Args:
-        path: for messages.
         own: arrays by our names.
         keys: the file's keys by our names.
         found: the file's arrays by its keys.
@@ -139,14 +157,14 @@ def _check_numbers(
         key = keys.get(name, name)
         kind = found[key].dtype if key in found else array.dtype
         if kind.kind in "iub":
-            raise UserError(f"{path}: {key} is of {kind}: quantised weights, which are not read")
+            raise UserError(f"{key} is of {kind}: quantised weights, which are not read")
         if not np.isfinite(array).all():
             raise UserError(
-                f"{path}: {key} holds values that are no finite numbers (a training gone wrong, or "
-                "numbers too large for half precision); take an earlier checkpoint"
+                f"{key} holds values that are no finite numbers (a training gone wrong, or numbers "
+                "too large for half precision); take an earlier checkpoint"
             )
         if name.endswith(".var") and array.size and array.min() < 0:
-            raise UserError(f"{path}: {key} holds variances below 0; the file is damaged")
+            raise UserError(f"{key} holds variances below 0; the file is damaged")
 
 
 def _unwrap(
@@ -154,14 +172,14 @@ def _unwrap(
     path: Path,
     config: Mapping[str, Any],
     library: str | None,
-    prefix: Any,
+    prefix: str | None,
 ) -> Unwrapped:
     """The names of the one model in a file."""
     shapes = found.shapes
     if detectron2.is_caffe2(name.rpartition("blobs.")[2] for name in shapes):
         raise UserError(
-            f"{path}: blobs of Detectron's Caffe2 (MSRA's ImageNet weights), which have no batch "
-            "norm; take Detectron2's own files, or torchvision's or mmdetection's of that backbone"
+            "blobs of Detectron's Caffe2 (MSRA's ImageNet weights), which have no batch norm; take "
+            "Detectron2's own files, or torchvision's or mmdetection's of that backbone"
         )
 
     def is_whole(names: Mapping[str, str]) -> bool:
@@ -171,65 +189,58 @@ def _unwrap(
         except UserError:
             return False
 
-    try:
-        return unwrap(shapes, is_whole, None if prefix is None else str(prefix))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return unwrap(shapes, is_whole, prefix)
 
 
-def _said_of(known: Understood) -> list[str]:
+def _done(known: Understood) -> Iterator[str]:
     """What was done to a model that is not said anywhere else."""
-    lines = []
     if known.folds:
-        lines.append(
+        yield (
             f"  {len(known.folds)} batch norms of the pyramid folded into its convolutions, with "
             f"an eps of {known.spec.neck_eps:g}"
         )
     if known.spec.unbuilt:
-        lines.append(f"  its head is left out: {'; '.join(known.spec.unbuilt)}")
-    return lines
+        yield f"  its head is left out: {'; '.join(known.spec.unbuilt)}"
 
 
-def _left(found: ForeignFile, inner: Unwrapped) -> list[str]:
+def _left(found: ForeignFile, inner: Unwrapped) -> Iterator[str]:
     """What of a file is no array."""
-    lines = []
     if found.inert:
-        lines.append(f"  left unbuilt beside the weights: {', '.join(found.inert)}")
-    lines += [
-        f"  {key} under the weights is {what}"
-        for key, what in found.left_out.items()
-        if key.startswith(inner.prefix) and inner.prefix
-    ]
-    return lines
+        yield f"  left unbuilt beside the weights: {', '.join(found.inert)}"
+    for key, what in found.left_out.items():
+        if key.startswith(inner.prefix) and inner.prefix:
+            yield f"  {key} under the weights is {what}"
 
 
 def _open_ours(
     path: Path,
     content: tuple[dict[str, np.ndarray], About],
     given: str,
-    config: Mapping[str, Any],
-    said: Mapping[str, Any],
+    asked: Mapping[str, Any],
 ) -> Weights:
     arrays, about = content
+    config, said = _without_reading(asked), asked.get("data") or {}
     # What it does not list is the default, not unknown: a user's settings have to agree with it.
     backbone = from_dict(BackboneSettings(), about.settings.get("backbone") or {})
     shown = {**about.settings, "backbone": dataclasses.asdict(backbone)}
-    CheckpointSpec(about.part, shown, {}).settings(config, str(path))
-    spec = CheckpointSpec(about.part, about.settings, {})
-    settings = spec.settings(config, str(path))
-    spec.data(said, str(path))  # the keys are known ones
-    about = dataclasses.replace(about, settings=settings, data=dict(about.data) | dict(said))
+    with faults_of(path):
+        CheckpointSpec(about.part, shown, {}).settings(config)
+        spec = CheckpointSpec(about.part, about.settings, {})
+        settings = spec.settings(config)
+        spec.data(said)  # the keys are known ones
     wanted = model_shapes(about.part, settings, about.num_classes)
-    wrong = sorted(
-        name
-        for name in wanted.keys() | arrays.keys()
-        if name not in arrays or wanted.get(name) != arrays[name].shape
-    )
-    if wrong:
-        raise UserError(
-            f"{path}: {len(wrong)} arrays are not those of its settings; the first is {wrong[0]}"
+    with faults_of(path):
+        wrong = sorted(
+            name
+            for name in wanted.keys() | arrays.keys()
+            if name not in arrays or wanted.get(name) != arrays[name].shape
         )
-    _check_numbers(path, arrays, {}, arrays)
+        if wrong:
+            raise UserError(
+                f"{len(wrong)} arrays are not those of its settings; the first is {wrong[0]}"
+            )
+        _check_numbers(arrays, {}, arrays)
+    about = dataclasses.replace(about, settings=settings, data=dict(about.data) | dict(said))
     line = f"{path.name}: ours, {about.part}, {len(arrays)} arrays, all used"
     return Weights(path, given, arrays, about, lines=(line,))
 
@@ -240,8 +251,3 @@ def _categories(spec: CheckpointSpec) -> tuple[tuple[int, str], ...]:
     if set(names) <= set(coco):
         return tuple((coco[name], name) for name in names)
     return tuple((number + 1, name) for number, name in enumerate(names))
-
-
-def _say(settings: Mapping[str, Any], part: str) -> str:
-    backbone = settings["backbone"]
-    return f"{settings.get('detector', part)} on ResNet-{backbone['depth']}"

@@ -21,9 +21,9 @@ from benchmarks.h100.parts import part_of
 from drkd_jax.errors import UserError
 from drkd_jax.models.build import fill_settings
 from drkd_jax.training.setup import build_run
-from drkd_jax.weights import mmdet
+from drkd_jax.weights.libraries import mmdet
 from tests.training import tiny
-from tests.weights.test_libraries import MMDET, PAPER_S_TEACHER
+from tests.weights.libraries.test_libraries import MMDET, PAPER_S_TEACHER
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests" / "fixtures" / "h100" / "step.hlo"
@@ -270,7 +270,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", sorted(steps.TEACHERS))
 def test_teachers_are_what_their_files_hold(name):
-    read = mmdet.read(MMDET[FILES[name]], {}, f"{name}.pth").settings({}, name)
+    read = mmdet.read(MMDET[FILES[name]], {}, f"{name}.pth").settings({})
     theirs, own = fill_settings(read)[1], fill_settings(steps.TEACHERS[name])[1]
     for key in ("backbone", "channels", "min_level", "max_level", "extra", "extra_relu"):
         assert getattr(theirs, key) == getattr(own, key), key

@@ -20,7 +20,7 @@ from drkd_jax.step.sharding import data_mesh, put_everywhere
 from drkd_jax.step.state import new_state, split_module
 from drkd_jax.weights.opening import load
 from tests.training import tiny
-from tests.weights.configs import RETINANET
+from tests.weights.mmdet_config.configs import RETINANET
 from tests.weights.small import foreign
 
 CATEGORIES = [[1, "disc"], [2, "bitten disc"]]

@@ -39,8 +39,8 @@ COMMANDS = {
     ),
     "crosscheck": ("crosscheck.command.write_cases", ["--json={}"]),
     "crosscheck --keep": ("crosscheck.command.write_cases", ["--keep={}"]),
-    "prepare": ("drkd_jax.data.check.check", ["shapes:2", "--check", "--out={}"]),
-    "prepare --json": ("drkd_jax.data.check.check", ["shapes:2", "--check", "--json={}"]),
+    "prepare": ("drkd_jax.data.checking.check.check", ["shapes:2", "--check", "--out={}"]),
+    "prepare --json": ("drkd_jax.data.checking.check.check", ["shapes:2", "--check", "--json={}"]),
     "visualize": (
         "drkd_jax.cli.visualize.read_sides",
         ["--weights=x", "--against=y", "--picture=a.jpg", "--out={}"],

@@ -17,7 +17,7 @@ from drkd_jax import __main__ as command_line
 from drkd_jax.cli import predict
 from drkd_jax.cli.detector import Trained
 from drkd_jax.data.pipeline import PipelineConfig
-from drkd_jax.data.records import Category
+from drkd_jax.data.sources.records import Category
 from drkd_jax.step.settings import EvalSettings
 from drkd_jax.step.sharding import data_mesh
 from drkd_jax.types import Batch, Detections

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drkd_jax.data.check import check
+from drkd_jax.data.checking.check import check
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches, train_loader
 from drkd_jax.data.plan import steps_per_epoch
 from drkd_jax.data.sources import open_source

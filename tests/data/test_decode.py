@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from drkd_jax.data.coco import load_json
 from drkd_jax.data.decode import decode_picture, stored_size
 from drkd_jax.data.header import what_is
+from drkd_jax.data.sources.coco import load_json
 from drkd_jax.errors import UserError
 
 

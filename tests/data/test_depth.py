@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from drkd_jax.data.check import check
-from drkd_jax.data.findings import find
+from drkd_jax.data.checking.check import check
+from drkd_jax.data.checking.findings import find
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from drkd_jax.data import config as config_module
-from drkd_jax.data.findings import find
+from drkd_jax.data.checking.findings import find
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches, train_loader
 from drkd_jax.data.plan import steps_per_epoch, train_fits
 from drkd_jax.data.sources import Source, open_source

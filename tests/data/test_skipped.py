@@ -11,9 +11,9 @@ import pytest
 
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches, train_loader
 from drkd_jax.data.plan import steps_per_epoch
-from drkd_jax.data.records import Source
 from drkd_jax.data.skipped import SkipList
 from drkd_jax.data.sources import open_source
+from drkd_jax.data.sources.records import Source
 from drkd_jax.errors import UserError
 
 CONFIG = PipelineConfig(

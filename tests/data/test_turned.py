@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from drkd_jax.data.check import check
+from drkd_jax.data.checking.check import check
+from drkd_jax.data.checking.findings import find
 from drkd_jax.data.decode import decode_picture, stored_size
-from drkd_jax.data.findings import find
 from drkd_jax.data.header import read_header
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
@@ -37,7 +37,6 @@ def test_stored_and_turned(kind, orientation):
     stored = decode_picture(data, "x", exif="stored")
     turned = decode_picture(data, "x", exif="turned")
     assert stored_size(data, "x") == stored.shape[:2] == (HEIGHT, WIDTH)
-    assert stored_size(data, "x", exif="turned") == turned.shape[:2]
     # Pillow's own turn of the pixels that were stored.
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -17,7 +17,7 @@ from drkd_jax.fault_tolerance.same_run import check_same_run, differing_keys
 from drkd_jax.models.arrays import fill, flatten, unflatten
 from drkd_jax.step.sharding import data_mesh, put_everywhere, replicated
 from drkd_jax.step.state import merge_module, new_state, num_parameters, split_module
-from drkd_jax.weights.folders import read_checkpoint
+from drkd_jax.weights.ours import read_checkpoint
 
 CONFIG = {"seed": 1, "train": {"steps": 9, "momentum": 0.9}, "eval": {"batch_size": 2}}
 TX = optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(lambda _: 0.1))

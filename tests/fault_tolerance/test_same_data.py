@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from drkd_jax.data.check import check
-from drkd_jax.data.findings import find
+from drkd_jax.data.checking.check import check
+from drkd_jax.data.checking.findings import find
 from drkd_jax.data.pipeline import PipelineConfig
-from drkd_jax.data.records import fingerprint
 from drkd_jax.data.sources import open_source
+from drkd_jax.data.sources.records import fingerprint
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.same_run import changed_data, check_same_classes, check_same_run
 from drkd_jax.training.describe import data_findings

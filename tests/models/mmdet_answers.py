@@ -20,9 +20,9 @@ from drkd_jax.models.rpn import propose
 from drkd_jax.ops.sampling import Sampled
 from crosscheck.reference.seeded import pictures, thin, weight
 from drkd_jax.types import Features, Targets
-from drkd_jax.weights import mmdet
-from drkd_jax.weights.key_report import LAYOUTS
-from drkd_jax.weights.understanding import abstract, model_shapes
+from drkd_jax.weights.libraries import mmdet
+from drkd_jax.weights.libraries.key_report import LAYOUTS
+from drkd_jax.weights.libraries.understanding import abstract, model_shapes
 from tests import jitter, margins, oracles
 from tests.models import small
 from tests.numeric_report import worst_entry
@@ -70,7 +70,7 @@ def load(name):
     with jitter.still():  # their gradients, in float64, belong to exactly these
         exact = drawn_weights(answers, model.get("seed", 0))
     reading = mmdet.read({k: v.shape for k, v in theirs.items()}, {}, f"{name}.pth")
-    settings = reading.settings(said(model), name)
+    settings = reading.settings(said(model))
     shapes = model_shapes(reading.part, settings, reading.num_classes)
     table = mmdet.table(shapes)
     assert {entry.theirs for entry in table} == set(theirs)

@@ -26,9 +26,9 @@ from drkd_jax.models.rpn import propose
 from drkd_jax.ops.sampling import Sampled
 from crosscheck.reference.seeded import pictures, thin, weight
 from drkd_jax.types import Features, Targets
-from drkd_jax.weights import mmdet
-from drkd_jax.weights.key_report import LAYOUTS
-from drkd_jax.weights.understanding import abstract, model_shapes
+from drkd_jax.weights.libraries import mmdet
+from drkd_jax.weights.libraries.key_report import LAYOUTS
+from drkd_jax.weights.libraries.understanding import abstract, model_shapes
 from tests import jitter, margins, oracles
 from tests.models import small
 from tests.numeric_report import worst_entry

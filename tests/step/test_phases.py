@@ -16,7 +16,7 @@ from drkd_jax.monitoring.metrics import MetricAverager
 from drkd_jax.step.schedule import check_distillation, distill_factor
 from drkd_jax.step.sharding import data_mesh, put_everywhere, replicated
 from drkd_jax.step.train_step import loss_terms, train_step
-from drkd_jax.weights.folders import read_checkpoint
+from drkd_jax.weights.ours import read_checkpoint
 from tests.step import toy
 
 

@@ -16,7 +16,7 @@ import pytest
 from drkd_jax.data.sources import open_source
 from drkd_jax.evaluation import coco_numbers
 from drkd_jax.monitoring.metrics import read_metrics
-from drkd_jax.weights.folders import read_checkpoint
+from drkd_jax.weights.ours import read_checkpoint
 from tests.training import tiny
 
 # name: processes, devices of each, what it trains, how it goes on with a checkpoint of RetinaNet.

@@ -9,11 +9,11 @@ from drkd_jax.fault_tolerance.same_run import check_same_run
 from drkd_jax.recipes.coco_2x import BACKBONE_INIT, TEACHERS
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.starting import check_files
-from drkd_jax.weights import download
-from drkd_jax.weights.by_name import PUBLISHED, short_name
+from drkd_jax.weights.fetch import download
+from drkd_jax.weights.fetch.by_name import PUBLISHED, short_name
 from drkd_jax.weights.ours import About, write_ours
 from tests.training import tiny
-from tests.weights.server import serving
+from tests.weights.fetch.server import serving
 from tests.weights.small import random_arrays
 
 

@@ -7,7 +7,7 @@ import signal
 import time
 
 from drkd_jax.monitoring.metrics import read_metrics
-from drkd_jax.weights.folders import read_checkpoint
+from drkd_jax.weights.ours import read_checkpoint
 from tests.training import tiny
 
 

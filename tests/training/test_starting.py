@@ -13,13 +13,13 @@ from drkd_jax.models.conventions import CAFFE_PIXELS
 from drkd_jax.step.train_step import SplitModule, merge_module, split_module
 from drkd_jax.training.starting import build_student, check_files
 from drkd_jax.training.teacher import load_teacher
-from drkd_jax.weights.key_report import give
+from drkd_jax.weights.libraries.key_report import give
+from drkd_jax.weights.libraries.understanding import library_table
 from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours
-from drkd_jax.weights.understanding import library_table
-from tests.weights.configs import RETINANET
+from tests.weights.foreign.torch_writing import write_torch
+from tests.weights.mmdet_config.configs import RETINANET
 from tests.weights.small import foreign, random_arrays
-from tests.weights.torch_writing import write_torch
 
 STUDENT = {
     "detector": "retinanet",

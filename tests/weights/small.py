@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
-from drkd_jax.weights.key_report import give
-from drkd_jax.weights.understanding import library_table, model_shapes
+from drkd_jax.weights.libraries.key_report import give
+from drkd_jax.weights.libraries.understanding import library_table, model_shapes
 
 NARROW = {"width": 8}  # 50 layers
 SMALL = {**NARROW, "depth": 18}

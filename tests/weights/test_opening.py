@@ -7,11 +7,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from drkd_jax.errors import UserError
-from drkd_jax.weights.key_report import give
-from drkd_jax.weights.mmdet import read
+from drkd_jax.weights.libraries.key_report import give
+from drkd_jax.weights.libraries.mmdet import read
+from drkd_jax.weights.libraries.understanding import library_table
 from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours
-from drkd_jax.weights.understanding import library_table
 from tests.weights.small import MODELS, foreign, random_arrays
 
 

@@ -1,0 +1,144 @@
+"""Boxes that are not x, y, width, height in pixels: how many cannot be right, and why, likely.
+
+Letters: M annotations.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from drkd_jax.data.sources.records import AnnotationTable
+
+LARGE = 0.05  # share of the boxes from which a cause is looked for
+_FITS = 0.8  # share of the odd boxes that a cause has to explain
+_SLACK = 1.0  # pixels that a box may reach out before it counts as cut
+_SEVERAL = 10  # boxes in a picture's first pixel that are no accident
+_CLEAR = 0.15  # share of odd boxes under which some of a sound set may look like this
+_NEARLY_ALL = 0.98  # share of all boxes
+_BEYOND = 0.2  # share of the odd boxes that lie outside altogether
+_FEW = 20  # boxes below which "all of them" says nothing
+
+
+class BoxForm(NamedTuple):
+    """What is wrong with the boxes of a set.
+
+    Attributes:
+        share: of boxes that are cut at the edge of their picture or unusable.
+        cause: words for the likely cause, or "".
+        none_usable: whether no box is left that could be one in pixels.
+    """
+
+    share: float
+    cause: str
+    none_usable: bool
+
+
+def box_form(table: AnnotationTable) -> BoxForm:
+    """Looks at all boxes of a set at once."""
+    count = len(table.ids)
+    if not count:
+        return BoxForm(0.0, "", True)
+    odd = cut(table) | ~table.usable
+    share = float(odd.mean())
+    unit, corners = _within_unit(table), _area_of_corners(table)
+    none_usable = not (table.usable & ~unit).any() and bool(unit.any() or not table.usable.any())
+    if unit.mean() >= LARGE or unit.sum() >= _SEVERAL:
+        cause = f"{unit.sum()} boxes {_NORMALISED}"
+        return BoxForm(max(share, float(unit.mean())), cause, none_usable)
+    if corners.mean() >= LARGE:
+        return BoxForm(max(share, float(corners.mean())), _CORNERS, none_usable)
+    if share >= LARGE:
+        return BoxForm(share, _explain(table, odd, share), none_usable)
+    return BoxForm(share, _shares(table), none_usable)
+
+
+def cut(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
+    """Which boxes lie in their picture in part only, by more than a pixel."""
+    x, y, w, h = table.bbox.T
+    over = np.abs(table.clipped - np.stack([x, y, x + w, y + h], axis=1)).max(axis=1, initial=0)
+    return table.usable & (over > _SLACK)
+
+
+_NORMALISED = "have values between 0 and 1 only: normalised? COCO's bbox is in pixels"
+_CORNERS = "corners in the place of width and height? COCO's bbox is x, y, width, height"
+_CENTRES = "centres in the place of top left corners? COCO's bbox starts at the top left corner"
+_SWAPPED = "y before x? COCO's bbox is x, y, width, height"
+_CORNERS_Y = "corners, y before x (ymin, xmin, ymax, xmax)? COCO's bbox is x, y, width, height"
+_SPANS = "spans (xmin, xmax, ymin, ymax)? COCO's bbox is x, y, width, height"
+_OTHER_SIZE = "boxes of pictures of another size? They refer to the file's own pixels"
+
+
+def _within_unit(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
+    """Boxes that a picture's first pixel would hold; shares of a picture may pass 1 a little."""
+    x, y, w, h = table.bbox.T
+    big = table.sizes[table.picture_of].min(axis=1) > 4
+    within = (np.abs([x, y]).max(axis=0) <= 1.5) & (np.maximum(w, h) <= 1.5)
+    return big & within & (np.maximum(w, h) > 0)
+
+
+def _area_of_corners(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
+    """Boxes whose stated area is that of corners, and not that of width and height."""
+    x, y, w, h = table.bbox.T
+    area, as_stated, as_corners = table.area, w * h, (w - x) * (h - y)
+    right = (w > x) & (h > y) & (area > 0)
+    near = np.abs(area - as_corners) <= 0.01 * area
+    return right & near & (np.abs(area - as_stated) > 0.05 * area)
+
+
+def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> str:
+    """The cause that explains most of the odd boxes.
+
+    Some odd boxes of a sound set look like centres or swapped axes. So these are believed only
+    where many boxes are odd, or where all boxes of the set would fit then.
+    """
+    x, y, w, h = table.bbox.T
+    height, width = table.sizes[table.picture_of].T
+
+    def inside(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray) -> np.ndarray:
+        low = (x1 >= -_SLACK) & (y1 >= -_SLACK) & (x2 > x1) & (y2 > y1)
+        return low & (x2 <= width + _SLACK) & (y2 <= height + _SLACK)
+
+    # What is odd for another reason (its area, its smallness) says nothing of the form.
+    odd = odd & ~inside(x, y, x + w, y + h)
+    if odd.mean() < LARGE:
+        return ""
+    causes = {
+        _CORNERS: inside(x, y, w, h),
+        _CENTRES: inside(x - w / 2, y - h / 2, x + w / 2, y + h / 2),
+        _SWAPPED: inside(y, x, y + h, x + w),
+        _CORNERS_Y: inside(y, x, h, w),
+        _SPANS: inside(x, w, y, h),
+    }
+    fits = {
+        cause: float(rows[odd].mean())
+        for cause, rows in causes.items()
+        if cause == _CORNERS or share >= _CLEAR or rows.mean() >= _NEARLY_ALL
+    }
+    best = max(fits, key=lambda cause: fits[cause])
+    if fits[best] >= _FITS:
+        return best
+    beyond = (x >= width) | (y >= height)
+    return _OTHER_SIZE if beyond[odd].mean() >= _BEYOND else ""
+
+
+def _shares(table: AnnotationTable) -> str:
+    """Whether all boxes lie where shares of 100 or of 1000 would, in pictures larger than that."""
+    x, y, w, h = table.bbox.T
+    if len(x) < _FEW or len(np.unique(table.picture_of)) < 5:
+        return ""
+    sides = np.sort(table.sizes[table.picture_of], axis=1)
+    shorter, longer = sides.min(axis=0)
+    near, far = sorted([(x + w).max(), (y + h).max()])
+    for whole, name in ((100, "percent"), (1000, "thousandths")):
+        # The nearer the pictures' own size is, the fuller the shares have to be.
+        much_larger = shorter >= 2 * whole and far >= 0.8 * whole and near >= 0.6 * whole
+        larger = shorter > whole and longer >= 1.5 * whole and near >= 0.9 * whole
+        if far <= 1.01 * whole and (much_larger or larger):
+            return (
+                f"all boxes lie in the first {whole} pixels of larger pictures: in {name}? COCO's "
+                "bbox is in pixels"
+            )
+    return ""

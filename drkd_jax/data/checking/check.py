@@ -1,0 +1,195 @@
+"""A whole set read once, before a run trips over it: what is wrong, what is odd, what is in it.
+
+An error is what stops a run (``on_error = "stop"``); a warning is what it works with, in a way that
+its owner may not expect. Letters: P pictures, M annotations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from drkd_jax.data.checking.findings import find, left_out, no_box, some
+from drkd_jax.data.sources import open_source
+from drkd_jax.data.sources.coco import CocoSource
+from drkd_jax.data.sources.records import AnnotationTable
+from drkd_jax.errors import UserError
+
+_THREADS = 4  # that read pictures
+SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits, compared with the stated area
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a set holds.
+
+    Attributes:
+        source: the string that opened it.
+        pictures: entries that could be used.
+        readable: pictures that could be read.
+        empty: pictures without a box to train on.
+        boxes: that training sees.
+        crowd: regions, which training leaves out.
+        left_out: annotations that training leaves out, by reason.
+        most_boxes: in one picture.
+        shorter: smallest, median and largest shorter side in pixels.
+        longer: the same of the longer side.
+        classes: a dict each: id, name, pictures, boxes, small, medium, large, crowd.
+        samples: positions of a few telling pictures: the fullest, then rare classes first.
+        errors: what would stop a run.
+        warnings: what its owner may not expect.
+    """
+
+    source: str
+    pictures: int
+    readable: int
+    empty: int
+    boxes: int
+    crowd: int
+    left_out: dict[str, int]
+    most_boxes: int
+    shorter: tuple[int, int, int]
+    longer: tuple[int, int, int]
+    classes: list[dict[str, Any]]
+    samples: list[int]
+    errors: list[str]
+    warnings: list[str]
+
+
+def check(
+    spec: str,
+    *,
+    exif: str = "auto",
+    depth: int = 0,
+    num_samples: int = 12,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Reads every annotation and every picture of a source.
+
+    Args:
+        spec: as ``open_source`` takes it.
+        exif: as ``open_source`` takes it.
+        depth: as ``open_source`` takes it.
+
+        num_samples: how many positions ``samples`` has, at most.
+        progress: is told how many pictures of how many are read.
+
+    Raises:
+        UserError: the source cannot be opened at all: no such folder, a file that is not json, a
+            list that is missing.
+    """
+    source = open_source(spec, "list", exif=exif, depth=depth)
+    table = source.table
+    errors, digests = list(map(str, source.faults)), {}
+    readable = np.ones(len(source), bool)
+
+    def read(index: int) -> bytes | str:
+        try:
+            image = source.record(index).image
+        except UserError as error:
+            return str(error)
+        return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for index, found in enumerate(pool.map(read, range(len(source)))):
+            if isinstance(found, str):
+                readable[index] = False
+                errors.append(found)
+            else:
+                digests[index] = found
+            if progress is not None:
+                progress(index + 1, len(source))
+    if problem := no_box(source):
+        errors.append(problem)
+    warnings = [finding.text for finding in find(source)] + _same_pixels(table, digests)
+    if isinstance(source, CocoSource):
+        warnings += _strangers(source)
+    unseen = {reason: int(rows.sum()) for reason, rows in left_out(table).items() if rows.any()}
+    sides = np.sort(table.sizes, axis=1)
+    return Report(
+        source=spec,
+        pictures=len(source),
+        readable=int(readable.sum()),
+        empty=int((table.num_boxes == 0).sum()),
+        boxes=int(table.num_boxes.sum()),
+        crowd=int((table.usable & table.crowd).sum()),
+        left_out=unseen,
+        most_boxes=int(table.num_boxes.max(initial=0)),
+        shorter=_spread(sides[:, 0]),
+        longer=_spread(sides[:, 1]),
+        classes=_classes(table),
+        samples=_samples(table, readable, num_samples),
+        errors=errors,
+        warnings=warnings,
+    )
+
+
+def _spread(values: np.ndarray) -> tuple[int, int, int]:
+    return int(values.min()), int(np.median(values)), int(values.max())
+
+
+def _classes(table: AnnotationTable) -> list[dict[str, Any]]:
+    trained = table.usable & ~table.crowd
+    rows = []
+    for label, category in enumerate(table.categories):
+        own = table.labels == label
+        area = table.area[own & trained]
+        rows.append(
+            {
+                "id": category.id,
+                "name": category.name,
+                "pictures": len(np.unique(table.picture_of[own & trained])),
+                "boxes": len(area),
+                "small": int((area < SMALL).sum()),
+                "medium": int(((area >= SMALL) & (area < MEDIUM)).sum()),
+                "large": int((area >= MEDIUM).sum()),
+                "crowd": int((own & table.usable & table.crowd).sum()),
+            }
+        )
+    return rows
+
+
+def _same_pixels(table: AnnotationTable, digests: dict[int, bytes]) -> list[str]:
+    same: dict[bytes, list[int]] = {}
+    for index, digest in digests.items():
+        same.setdefault(digest, []).append(index)
+    groups = [group for group in same.values() if len({table.names[i] for i in group}) > 1]
+    if not groups:
+        return []
+    named = some(["=".join(table.names[i] for i in group) for group in groups])
+    return [f"{len(groups)} times pictures have the same pixels: {named}"]
+
+
+def _strangers(source: CocoSource) -> list[str]:
+    """Files in the folder that the instances file does not name."""
+    folder = source.images_dir
+    known = {source.path(index).relative_to(folder).as_posix() for index in range(len(source))}
+    strange = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).as_posix() not in known
+    )
+    if not strange:
+        return []
+    return [f"{len(strange)} files of {folder} are not in the instances file: {some(strange)}"]
+
+
+def _samples(table: AnnotationTable, readable: np.ndarray, count: int) -> list[int]:
+    trained = table.usable & ~table.crowd & readable[table.picture_of]
+    chosen: list[int] = []
+    if trained.any():
+        fullest = int(np.argmax(np.where(readable, table.num_boxes, -1)))
+        chosen.append(fullest)
+    seen = np.bincount(table.labels[trained], minlength=len(table.categories))
+    for label in np.argsort(seen, kind="stable"):
+        pictures = table.picture_of[trained & (table.labels == label)]
+        if len(pictures) and not np.isin(pictures, chosen).any():
+            chosen.append(int(pictures[len(pictures) // 2]))
+    others = np.random.default_rng(0).permutation(np.flatnonzero(readable))
+    chosen += [int(index) for index in others if index not in chosen]
+    return chosen[:count]

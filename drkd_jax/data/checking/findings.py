@@ -1,0 +1,283 @@
+"""What the owner of a set may not expect: the same words at a run's start and in its check.
+
+Letters: P pictures, M annotations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from drkd_jax.data.checking.box_form import LARGE, box_form, cut
+from drkd_jax.data.decode import Scan, brightest
+from drkd_jax.data.sources.records import AnnotationTable, Source
+from drkd_jax.errors import UserError
+
+SMALLEST_SIDE = 32  # pixels; training leaves smaller pictures out
+MAX_BOXES = 100  # `data.max_boxes` by default
+MAX_DETECTIONS = 100  # by COCO's rule
+_NAMED = 5  # examples in a line
+
+
+class Finding(NamedTuple):
+    """One line about a set.
+
+    Attributes:
+        text: what, how often, and examples.
+        grave: whether something is likely wrong; otherwise it is only good to know.
+    """
+
+    text: str
+    grave: bool = False
+
+
+def find(
+    source: Source,
+    *,
+    max_boxes: int | None = MAX_BOXES,
+    max_detections: int | None = MAX_DETECTIONS,
+) -> list[Finding]:
+    """All that can be known of a set without its pixels, the grave first.
+
+    Args:
+        source: the set.
+        max_boxes: rows for ground truth in a batch; None for a set that is not trained on.
+        max_detections: of a class in a picture that an evaluation counts; None for a set that is
+            not scored.
+    """
+    table = source.table
+    found = [Finding(line) for line in source.mended]
+    found += _boxes(table)
+    found += _pictures(table, max_boxes, max_detections)
+    pairs = zip(places(source), table.names, strict=True)
+    found += _names(table, [place or name for place, name in pairs])
+    found += _files(source)
+    return sorted(found, key=lambda finding: not finding.grave)
+
+
+def left_out(table: AnnotationTable) -> dict[str, Bool[np.ndarray, "M"]]:
+    """Which annotations training does not see, each under the first reason that holds."""
+    width, height = table.bbox[:, 2:].T
+    x1, y1, x2, y2 = table.clipped.T
+    reasons = {
+        "negative width or height": (width < 0) | (height < 0),
+        "no area": (width == 0) | (height == 0),
+        "outside the picture": (x2 <= x1) | (y2 <= y1),
+        "narrower or lower than a pixel": (width < 1) | (height < 1),
+        "stated area not positive": table.area <= 0,
+    }
+    taken = np.zeros(len(table.ids), bool)
+    for reason, rows in reasons.items():
+        reasons[reason] = rows & ~taken
+        taken |= rows
+    return reasons
+
+
+def some(names: Sequence[Any]) -> str:
+    """The first few, with dots where there are more."""
+    shown = ", ".join(map(str, names[:_NAMED]))
+    return shown + (", ..." if len(names) > _NAMED else "")
+
+
+def _boxes(table: AnnotationTable) -> list[Finding]:
+    found, form, count = [], box_form(table), len(table.ids)
+    if not count:
+        return [Finding("there is no annotation at all: nothing to learn from or to score", True)]
+    if form.share >= LARGE or form.cause:
+        why = f" ({form.cause})" if form.cause else ""
+        what = f"of {count} boxes are cut at the edge of their picture or unusable{why}"
+        found.append(Finding(f"{form.share:.0%} {what}", grave=True))
+    odd = {f"are left out of training, {reason}": rows for reason, rows in left_out(table).items()}
+    odd["reach out of their picture and are cut"] = cut(table)
+    for what, rows in odd.items():
+        if rows.any():
+            ids = some(table.ids[rows].tolist())
+            found.append(Finding(f"{rows.sum()} annotations {what}: {ids}"))
+    return found
+
+
+def _pictures(
+    table: AnnotationTable, max_boxes: int | None, max_detections: int | None
+) -> list[Finding]:
+    rows: dict[str, tuple[np.ndarray, bool]] = {
+        "have no box to train on": (table.num_boxes == 0, False),
+        f"have a side under {SMALLEST_SIDE} pixels": (
+            table.sizes.min(axis=1) < SMALLEST_SIDE,
+            False,
+        ),
+    }
+    if max_boxes is not None:
+        past = int(np.maximum(table.num_boxes - max_boxes, 0).sum())
+        what = (
+            f"have more than data.max_boxes = {max_boxes} boxes, and training leaves {past} boxes "
+            "an epoch out"
+        )
+        rows[what] = table.num_boxes > max_boxes, True
+    if max_detections is not None:
+        crowded = _most_of_a_class(table)
+        what = (
+            f"have more than {max_detections} boxes of a class (at most "
+            f"{crowded.max(initial=0)}), and of each class only the best {max_detections} "
+            "detections count in a picture, see eval.max_detections"
+        )
+        rows[what] = crowded > max_detections, True
+        in_all = np.bincount(table.picture_of[~table.crowd], minlength=len(table))
+        what = (
+            f"have more than {max_detections} boxes of all classes (at most "
+            f"{in_all.max(initial=0)}), and a detector gives {max_detections} detections a "
+            "picture unless test.max_out or eval.max_detections says more"
+        )
+        rows[what] = (in_all > max_detections) & (crowded <= max_detections), True
+    found = []
+    for what, (which, grave) in rows.items():
+        if which.any():
+            named = some([table.names[i] for i in np.flatnonzero(which)])
+            found.append(Finding(f"{which.sum()} pictures {what}: {named}", grave))
+    seen = np.bincount(table.labels[table.usable & ~table.crowd], minlength=len(table.categories))
+    unseen = [category.name for category, n in zip(table.categories, seen, strict=True) if not n]
+    if unseen:
+        found.append(Finding(f"{len(unseen)} classes have no box: {some(unseen)}"))
+    return found
+
+
+def _most_of_a_class(table: AnnotationTable) -> np.ndarray:
+    """For each picture the most boxes that it has of one class, crowd regions not counted."""
+    most = np.zeros(len(table), np.int64)
+    classes = max(1, len(table.categories))
+    keys = table.picture_of[~table.crowd] * classes + table.labels[~table.crowd]
+    pairs, counts = np.unique(keys, return_counts=True)
+    np.maximum.at(most, pairs // classes, counts)
+    return most
+
+
+def _names(table: AnnotationTable, places: Sequence[str]) -> list[Finding]:
+    found = []
+    names = [category.name for category in table.categories]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        found.append(Finding(f"{len(twice)} times classes have the same name: {some(twice)}", True))
+    counts = Counter(places)
+    shown = dict(zip(places, table.names, strict=True))
+    same = [shown[place] for place, count in counts.items() if count > 1]
+    if same:
+        found.append(Finding(f"{len(same)} times pictures are the same file: {some(same)}", True))
+    return found
+
+
+def places(source: Source) -> list[str | None]:
+    """What tells each picture file from another, however its folder is reached; None: no file."""
+    folders: dict[str, str] = {}  # to ask for each file is slow over a network
+    found: list[str | None] = []
+    for index in range(len(source)):
+        path = source.path(index)
+        if path is None:
+            found.append(None)
+            continue
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        found.append(os.path.join(folders[folder], name))
+    return found
+
+
+def _files(source: Source) -> list[Finding]:
+    """Which files are no pictures, how they are turned, and how deep they are."""
+    found, scanned, table = [], source.scan, source.table
+    if scanned is None:
+        return []
+    # In joined sets some pictures are no files.
+    broken = [i for i in np.flatnonzero(scanned.broken) if source.path(int(i)) is not None]
+    if broken:
+        named = some([table.names[i] for i in broken])
+        text = f"{len(broken)} picture files are missing, empty or no pictures: {named}"
+        found.append(Finding(text, grave=True))
+    if (scanned.orientation > 1).any():
+        found.append(_turned(table, scanned, source.exif))
+    deep = np.flatnonzero(scanned.bits == 16)
+    if len(deep):
+        value, looked = brightest([path for i in deep if (path := source.path(int(i)))])
+        used = max(8, int(value).bit_length())
+        taken = source.depth or 16
+        text = (
+            f"{len(deep)} pictures hold 16-bit numbers; the brightest of {looked} looked at is "
+            f"{value} of {(1 << 16) - 1}, they are read as {taken} bits: "
+            f"{some([table.names[i] for i in deep])}"
+        )
+        if value and used < taken:
+            text += f". They come out dark: data.depth = {used} makes {(1 << used) - 1} white"
+        elif used > taken:
+            text += f". What is brighter than {(1 << taken) - 1} becomes white"
+        found.append(Finding(text, grave=bool(value) and used != taken))
+    return found
+
+
+def _turned(table: AnnotationTable, scanned: Scan, exif: str) -> Finding:
+    turned = scanned.orientation > 1
+    stored = turned & ((scanned.orientation < 5) | (scanned.sizes == table.sizes).all(axis=1))
+    named = [table.names[i] for i in np.argsort(~stored, kind="stable") if turned[i]]
+    text = f"{turned.sum()} pictures are to be shown turned or mirrored (EXIF): {some(named)}. "
+    if exif != "auto":
+        how = {"stored": "taken as stored", "turned": "turned"}[exif]
+        return Finding(f"{text}They are {how}, as data.exif = {exif} says")
+    rest = turned & ~stored
+    ways = []
+    if stored.any():
+        ways.append(f"{stored.sum()} are taken as stored, which their stated size allows")
+    if rest.any():
+        ways.append(f"{rest.sum()} are turned, since only that has their stated size")
+    text += ", ".join(ways)
+    if stored.any():
+        beside = _only_inside_turned(table, stored & (scanned.orientation >= 5))
+        if beside:
+            text += f"; {beside} of their boxes fit into the turned picture only"
+        text += "; if boxes lie beside their objects, set data.exif = turned"
+    return Finding(text, grave=bool(stored.any()))
+
+
+def _only_inside_turned(table: AnnotationTable, lying: np.ndarray) -> int:
+    """How many boxes of pictures on their side leave the stored pixels, and not the turned ones."""
+    x, y, w, h = table.bbox[lying[table.picture_of]].T
+    height, width = table.sizes[table.picture_of][lying[table.picture_of]].T
+    right, bottom = x + w - 1, y + h - 1  # a pixel of slack
+    out = (right > width) | (bottom > height)
+    return int((out & (right <= height) & (bottom <= width)).sum())
+
+
+def require_boxes(source: Source) -> None:
+    """Refuses a set that has no box to train on, whatever else is in it.
+
+    Raises:
+        UserError: with the likely cause.
+    """
+    if problem := no_box(source):
+        raise UserError(f"{source.spec}: {problem}")
+
+
+def require_usable(source: Source) -> None:
+    """Refuses a set to be scored whose annotations are all unusable; it may have none.
+
+    Raises:
+        UserError: with the likely cause.
+    """
+    if len(source.table.ids) and not source.table.usable.any():
+        require_boxes(source)
+
+
+def no_box(source: Source) -> str:
+    """Why nothing of a set can be trained on; "" where something can."""
+    table = source.table
+    form, count = box_form(table), len(table.ids)
+    if (table.usable & ~table.crowd).any() and not form.none_usable:
+        return ""
+    if not count:
+        return "no box to train on: it has no annotation"
+    why = [f"{rows.sum()} {reason}" for reason, rows in left_out(table).items() if rows.any()]
+    crowd = int((table.usable & table.crowd).sum())
+    why += [f"{crowd} crowd regions"] if crowd else []
+    why += [form.cause] if form.cause else []
+    return f"no box to train on among its {count} annotations: {'; '.join(why)}"

@@ -1,0 +1,311 @@
+"""``coco:IMAGES_DIR:INSTANCES_JSON``: a folder of pictures beside COCO's instances file.
+
+Tools write paths of their own machine, Windows' backslashes, URLs. A name that is there as it
+stands is never touched; any other is read another way only where one file answers to it, and no
+other entry claims that file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+from drkd_jax.data.decode import Scan, decode_picture, scan
+from drkd_jax.data.header import what_is
+from drkd_jax.data.sources.instances import Fault, parse_instances
+from drkd_jax.data.sources.records import Record, Source
+from drkd_jax.errors import UserError
+
+_SHARE = 0.01  # of the entries that may have a fault where they are left out
+_DRIVE = re.compile(r"^[A-Za-z]:/")
+
+# Keys that give other tools' files away.
+_OTHERS = {
+    "imagePath": "a LabelMe file (one a picture): convert the set to COCO's JSON first",
+    "_via_img_metadata": "a project of VGG Image Annotator: export it as COCO",
+    "features": "GeoJSON: convert it to COCO's JSON first",
+    "info_list": "a file of another tool",
+}
+
+
+class CocoSource(Source):
+    """Pictures of a folder, boxes of an instances file.
+
+    Args:
+        images_dir: folder of the pictures; ``file_name`` of the json is relative to it.
+        instances_json: COCO's instances file.
+        on_error: "stop" refuses a file with a fault. "skip" leaves entries with a fault out (see
+            ``faults``), up to 1 % of all entries; but a class must never be left out. "list" is
+            "skip" without these two limits, for those who want to see all that is wrong.
+        exif: "auto", "stored" or "turned", see ``decode_picture``. Where "turned" is asked for,
+            a stated size may be that of the stored or of the turned picture.
+        depth: bits that 16-bit pictures use, see ``decode_picture``.
+
+    Attributes:
+        faults: entries of the instances file that were left out.
+        mended: what was read in another way than it stands, a line a kind.
+
+    Raises:
+        UserError: a missing folder or file, or a fault of the json (each is named).
+    """
+
+    faults: list[Fault]
+    mended: list[str]
+
+    def __init__(
+        self,
+        images_dir: str | Path,
+        instances_json: str | Path,
+        on_error: str = "stop",
+        exif: str = "auto",
+        depth: int = 0,
+    ):
+        self.exif, self.depth = exif, depth
+        self.images_dir, self.instances_json = Path(images_dir), Path(instances_json)
+        if not self.images_dir.is_dir():
+            what = "is a file" if self.images_dir.exists() else "does not exist"
+            raise UserError(
+                f"picture folder {self.images_dir} {what}; the form is "
+                "coco:IMAGES_DIR:INSTANCES_JSON"
+            )
+        self.spec = f"coco:{images_dir}:{instances_json}"
+        content, name = load_json(self.instances_json), str(self.instances_json)
+        self.faults = []
+        self._paths, self.mended = find_files(self.images_dir, _file_names(content))
+        faults = None if on_error == "stop" else self.faults
+        self.table = parse_instances(content, name, faults, self._paths, self.mended)
+        self.categories = self.table.categories
+        if on_error == "skip":
+            self._check_faults(len(content["images"]) + len(content["annotations"]))
+        if exif == "turned":
+            self._turn_sizes()
+
+    def _check_faults(self, entries: int) -> None:
+        classes = [fault for fault in self.faults if fault.kind == "category"]
+        if classes:
+            raise UserError(f"{self.instances_json}: {classes[0]}; a class cannot be skipped")
+        count = sum(not fault.follows for fault in self.faults)
+        if count > _SHARE * entries:
+            raise UserError(
+                f"{self.instances_json}: {count} of {entries} entries have a fault, "
+                f"more than {_SHARE:.0%}; the first: {self.faults[0]} (`prepare --check "
+                "SOURCE` lists all faults)"
+            )
+
+    def _turn_sizes(self) -> None:
+        """Gives pictures that lie on their side the size that they are shown in."""
+        sizes = self.table.sizes.copy()
+        lying = (self.scan.sizes == sizes).all(axis=1)
+        sizes[lying] = sizes[lying, ::-1]
+        self.table = dataclasses.replace(self.table, sizes=sizes)
+
+    @functools.cached_property
+    def scan(self) -> Scan:  # type: ignore[override]  # made once, where wanted
+        """What the picture files say of themselves."""
+        return scan([self.path(index) for index in range(len(self))])
+
+    def path(self, index: int) -> Path:
+        """Where picture ``index`` lies."""
+        name = self.table.names[index]
+        return self.images_dir / self._paths.get(name, name)
+
+    def record(self, index: int) -> Record:
+        """Reads picture ``index``.
+
+        Raises:
+            UserError: the file is missing, no picture, or of another size than the json says.
+        """
+        path = self.path(index)
+        meta = self.table.meta(index)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"picture {path} (id {meta.image_id} in {self.instances_json}) cannot be read: "
+                f"{error.strerror}"
+            ) from error
+        image = decode_picture(
+            data, str(path), meta.height, meta.width, exif=self.exif, depth=self.depth
+        )
+        return Record(image, *self.table.boxes(index), meta.image_id, str(path))
+
+
+def _file_names(content: dict[str, Any]) -> list[str]:
+    images = content.get("images")
+    rows = images if isinstance(images, list) else []
+    names = (row.get("file_name") for row in rows if isinstance(row, dict))
+    return [name for name in names if isinstance(name, str) and name.strip()]
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Reads a json object (UTF-8, UTF-16 or UTF-32, with or without a byte order mark).
+
+    Raises:
+        UserError: no such file, not json, not an object; a file of a known other kind is named.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"annotations {path} cannot be read: {error.strerror}{_holds(path)}"
+        ) from error
+    if not data.strip():
+        raise UserError(f"annotations {path}: the file is empty ({len(data)} bytes)")
+    kind = what_is(data)
+    if kind is not None:
+        raise UserError(f"annotations {path} are not valid json: the file is {kind}")
+    try:
+        content = json.loads(data)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"annotations {path} are not valid json: not {error.encoding} text ({error.reason} at "
+            f"byte {error.start}); save the file as UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        lines = _json_lines(data)
+        hint = "; it is JSON Lines, one object a line: COCO's file is one object" if lines else ""
+        raise UserError(f"annotations {path} are not valid json: {error}{hint}") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"annotations {path} hold a {type(content).__name__}, not a json object{_list(content)}"
+        )
+    if "images" not in content:
+        for key, other in _OTHERS.items():
+            if key in content:
+                raise UserError(f"{path}: no list 'images'; it is {other}")
+    return content
+
+
+def _holds(path: Path) -> str:
+    """What a folder of annotations seems to hold."""
+    if not path.is_dir():
+        return ""
+    endings = {child.suffix.lower() for child in path.iterdir()}
+    for ending, kind in {".txt": "YOLO label", ".xml": "Pascal VOC", ".json": "JSON"}.items():
+        if ending in endings:
+            return f"; it holds {kind} files, and wanted is one instances file of COCO's form"
+    return ""
+
+
+def _json_lines(data: bytes) -> bool:
+    """Whether the first two lines are an object each."""
+    lines = [line for line in data.splitlines() if line.strip()][:2]
+    try:
+        return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _list(content: Any) -> str:
+    if not (isinstance(content, list) and content and isinstance(content[0], dict)):
+        return ""
+    first = content[0]
+    if "bbox" in first and "file_name" not in first:
+        return "; it looks like a list of results, not like annotations"
+    if "annotations" in first and "data" in first:
+        return "; it is Label Studio's own JSON: export as COCO there"
+    if "file_name" in first and "annotations" in first:
+        return "; it is a list of Detectron2's records: COCO's file is one object"
+    return "; COCO's file is one object with 'images', 'annotations' and 'categories'"
+
+
+def find_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Finds names that are not there literally.
+
+    Args:
+        folder: of the pictures.
+        names: as the instances file has them.
+
+    Returns:
+        (name to path relative to the folder, for each name that is read another way; one line for
+        each way, with how many names and an example).
+    """
+    names = list(dict.fromkeys(names))
+    listed: dict[str, set[str]] = {}
+    literal = {name for name in names if _is_there(folder, name, listed)}
+    missing = [name for name in names if name not in literal]
+    if not missing:
+        return {}, []
+    files = _Files(folder)
+    found = {name: answer for name in missing if (answer := next(files.ways(name), None))}
+    claims = Counter(PurePosixPath(name).as_posix() for name in literal)
+    claims.update(path for path, _ in found.values())
+    found = {name: answer for name, answer in found.items() if claims[answer[0]] == 1}
+    ways: dict[str, list[str]] = {}
+    for name, (_, way) in found.items():
+        ways.setdefault(way, []).append(name)
+    lines = [
+        f"{len(those)} file names are not there as they stand and are read {way}: "
+        f"{those[0]} as {found[those[0]][0]}"
+        for way, those in ways.items()
+    ]
+    return {name: path for name, (path, _) in found.items()}, lines
+
+
+class _Files:
+    """All files of a folder, by ways to spell them."""
+
+    def __init__(self, folder: Path):
+        self.exact: set[str] = set()
+        self.loose: dict[str, str | None] = {}  # None: two files answer
+        for root, _, files in os.walk(folder):
+            for file in files:
+                path = Path(root, file).relative_to(folder).as_posix()
+                self.exact.add(path)
+                key = _loose(path)
+                self.loose[key] = None if key in self.loose else path
+
+    def ways(self, name: str) -> Iterator[tuple[str, str]]:
+        """(path, how it was read) of each file that answers to a name, the nearest first."""
+        spellings = {
+            "with / for \\": name.replace("\\", "/"),
+            "with %20 and the like decoded": unquote(name),
+            "with / for \\ and %20 and the like decoded": unquote(name.replace("\\", "/")),
+        }
+        for way, text in spellings.items():
+            path = PurePosixPath(text).as_posix()
+            if text != name and path in self.exact:
+                yield path, way
+        text = re.sub(r"^[a-z]+://", "/", name.replace("\\", "/"))
+        address, _, query = text.partition("?")
+        # Label Studio's local files are /data/local-files/?d=FOLDER/NAME
+        named = query.partition("d=")[2] if address.endswith("/local-files/") else address
+        parts = PurePosixPath(_DRIVE.sub("/", unquote(named))).parts
+        ends = [] if ".." in parts else range(len(parts))
+        paths = ["/".join(parts[start:]) for start in ends if parts[start].strip("/")]
+        for path in paths:
+            if path in self.exact:
+                yield path, "without the folders in front"
+        for path in paths:
+            loose = self.loose.get(_loose(path))
+            if loose is not None:
+                yield loose, "with other capital letters or accents"
+
+
+def _is_there(folder: Path, name: str, listed: dict[str, set[str]]) -> bool:
+    """Looks into one listing a folder: a question for each file is slow over a network."""
+    if "\0" in name:
+        return True  # a fault of its own
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return False
+    parent = path.parent.as_posix()
+    if parent not in listed:
+        try:
+            listed[parent] = set(os.listdir(folder / parent))
+        except (OSError, ValueError):
+            listed[parent] = set()
+    return path.name in listed[parent]
+
+
+def _loose(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()

@@ -1,0 +1,286 @@
+"""The one record that every source hands over, and all its annotations in a few flat arrays.
+
+Letters: H W pixels of a picture, n its boxes; P pictures and M annotations of a source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, Shaped, UInt8
+
+if TYPE_CHECKING:
+    from drkd_jax.data.decode import Scan
+
+Id = int | str  # of a picture or class, as the source's own file has it
+
+_WHOLE = re.compile(r"-?\d{1,20}")
+
+
+def id_key(value: Any) -> Any:
+    """What an id is compared by: a text that is a whole number is the same id as the number."""
+    text = value.strip() if isinstance(value, str) else ""
+    return int(text) if _WHOLE.fullmatch(text) else (text or value)
+
+
+class Category(NamedTuple):
+    """A class of objects: its id in the source's own numbering, and its name."""
+
+    id: Id
+    name: str
+
+
+class Meta(NamedTuple):
+    """What is known of a picture before it is read.
+
+    ``num_boxes`` counts the boxes that training sees: neither crowd nor degenerate.
+    """
+
+    image_id: Id
+    height: int  # pixels
+    width: int  # pixels
+    num_boxes: int
+
+
+class Record(NamedTuple):
+    """A picture as the source has it, with its boxes in source pixels.
+
+    Boxes are clipped to the picture and degenerate ones are left out (see
+    ``AnnotationTable.usable``); crowd regions are among them, flagged.
+    """
+
+    image: UInt8[np.ndarray, "H W 3"]  # RGB
+    boxes: Float[np.ndarray, "n 4"]  # xyxy, float32
+    labels: Int32[np.ndarray, "n"]  # 0..K-1, by rising category id
+    crowd: Bool[np.ndarray, "n"]
+    image_id: Id
+    name: str  # file name, or what a message calls the picture
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotationTable:
+    """Annotations of P pictures, grouped by picture; rows ``starts[i]:starts[i + 1]`` are i's."""
+
+    categories: tuple[Category, ...]
+    names: tuple[str, ...]  # file names
+    image_ids: Shaped[np.ndarray, "P"]  # int64, or objects where one is a text or past int64
+    sizes: Int64[np.ndarray, "P 2"]  # height, width
+    starts: Int64[np.ndarray, "P1"]  # P + 1 rows
+    ids: Shaped[np.ndarray, "M"]  # annotation ids, as image_ids
+    bbox: Float64[np.ndarray, "M 4"]  # x, y, width, height in source pixels, as stated
+    area: Float64[np.ndarray, "M"]  # square pixels, as stated
+    labels: Int32[np.ndarray, "M"]
+    crowd: Bool[np.ndarray, "M"]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @functools.cached_property
+    def picture_of(self) -> Int64[np.ndarray, "M"]:
+        """The picture's position for each annotation."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    @functools.cached_property
+    def clipped(self) -> Float64[np.ndarray, "M 4"]:
+        """All boxes as xyxy inside their pictures."""
+        height, width = self.sizes[self.picture_of].T
+        x, y, w, h = self.bbox.T
+        corners = np.stack([x, y, x + w, y + h], axis=1)
+        return np.clip(corners, 0, np.stack([width, height, width, height], axis=1))
+
+    @functools.cached_property
+    def usable(self) -> Bool[np.ndarray, "M"]:
+        """Which annotations can be trained on (crowd regions may be among them).
+
+        Left out: nothing of the box inside the picture, stated area <= 0, width or height under
+        one pixel.
+
+        Source: open-mmlab/mmdetection, mmdet/datasets/coco.py (the checks on each annotation).
+        """
+        x1, y1, x2, y2 = self.clipped.T
+        inside = (x2 > x1) & (y2 > y1)
+        return inside & (self.area > 0) & (self.bbox[:, 2] >= 1) & (self.bbox[:, 3] >= 1)
+
+    @functools.cached_property
+    def num_boxes(self) -> Int64[np.ndarray, "P"]:
+        """Boxes that training sees, for each picture: usable and not crowd."""
+        trained = self.usable & ~self.crowd
+        return np.bincount(self.picture_of[trained], minlength=len(self)).astype(np.int64)
+
+    def meta(self, index: int) -> Meta:
+        """What is known of picture ``index`` without its pixels."""
+        height, width = self.sizes[index]
+        return Meta(
+            plain_id(self.image_ids[index]), int(height), int(width), int(self.num_boxes[index])
+        )
+
+    def boxes(
+        self, index: int
+    ) -> tuple[Float32[np.ndarray, "n 4"], Int32[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+        """Usable boxes (xyxy, clipped, source pixels), labels and crowd flags of one picture."""
+        rows = np.arange(self.starts[index], self.starts[index + 1])
+        rows = rows[self.usable[rows]]
+        return self.clipped[rows].astype(np.float32), self.labels[rows], self.crowd[rows]
+
+    def take(self, pictures: Sequence[int]) -> AnnotationTable:
+        """The annotations of the pictures at some positions, in that order."""
+        at = np.asarray(pictures, np.int64)
+        counts = np.diff(self.starts)[at]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        rows = np.arange(starts[-1]) + np.repeat(self.starts[at] - starts[:-1], counts)
+        names = tuple(self.names[i] for i in at)
+        of_pictures = {key: getattr(self, key)[at] for key in ("image_ids", "sizes")}
+        boxes = {
+            key: getattr(self, key)[rows] for key in ("ids", "bbox", "area", "labels", "crowd")
+        }
+        return AnnotationTable(self.categories, names, starts=starts, **of_pictures, **boxes)
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The COCO instances dict that evaluation scores against: every annotation, as stated."""
+        images = [
+            {"id": plain_id(i), "file_name": name, "height": int(h), "width": int(w)}
+            for i, name, (h, w) in zip(self.image_ids, self.names, self.sizes, strict=True)
+        ]
+        annotations = [
+            {
+                "id": plain_id(self.ids[row]),
+                "image_id": plain_id(self.image_ids[picture]),
+                "category_id": self.categories[self.labels[row]].id,
+                "bbox": self.bbox[row].tolist(),
+                "area": float(self.area[row]),
+                "iscrowd": int(self.crowd[row]),
+            }
+            for row, picture in enumerate(self.picture_of)
+        ]
+        categories = [{"id": c.id, "name": c.name} for c in self.categories]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class Source:
+    """A set of pictures with boxes, read by position. Picklable, safe to read from threads.
+
+    Attributes:
+        spec: the string that opened it.
+        categories: classes by rising id; the position is the label.
+        table: all annotations.
+        faults: entries of its file that were left out.
+        mended: what was read in another way than it stands, a line a kind.
+        exif: which pixels boxes of a turned photograph refer to, see ``decode_picture``.
+        depth: bits that 16-bit pictures use, see ``decode_picture``.
+        scan: what the picture files say of themselves; None where none is a file.
+    """
+
+    spec: str
+    categories: tuple[Category, ...]
+    table: AnnotationTable
+    faults: Sequence[Any] = ()
+    mended: Sequence[str] = ()
+    exif: str = "auto"
+    depth: int = 0
+    scan: Scan | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def path(self, index: int) -> Path | None:
+        """Where picture ``index`` lies; None where it is no file."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Counts of pictures, boxes and classes; ``boxes`` are those that training sees."""
+        table = self.table
+        return {
+            "source": self.spec,
+            "pictures": len(table),
+            "boxes": int(table.num_boxes.sum()),
+            "classes": len(table.categories),
+            "crowd": int((table.usable & table.crowd).sum()),
+            "empty": int((table.num_boxes == 0).sum()),  # pictures without a box to train on
+            "dropped": int((~table.usable).sum()),  # degenerate annotations
+        }
+
+    def meta(self, index: int) -> Meta:
+        """Id, size and number of training boxes, without reading pixels."""
+        return self.table.meta(index)
+
+    def record(self, index: int) -> Record:
+        """The picture and its boxes.
+
+        Raises:
+            UserError: the picture is missing, not decodable or of another size than stated.
+        """
+        raise NotImplementedError
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """COCO's instances dict (original ids, crowd included), for evaluation."""
+        return self.table.ground_truth()
+
+
+def id_array(ids: Sequence[Id]) -> Shaped[np.ndarray, "n"]:
+    """Ids as int64 where they are numbers that it holds, as Python objects otherwise."""
+    if all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in ids):
+        return np.array(ids, np.int64)
+    array = np.empty(len(ids), object)
+    array[:] = ids
+    return array
+
+
+def plain_id(value: Any) -> Id:
+    """An id of such an array as Python's own int or str."""
+    return value if isinstance(value, str) else int(value)
+
+
+def fingerprint(source: Source) -> dict[str, Any]:
+    """Counts and digests of a set: of its pictures and of their annotations.
+
+    Of picture files names, stated sizes, lengths and first bytes count; times and folders do not.
+
+    Returns:
+        JSON values: ``pictures`` and ``annotations`` (how many), ``picture_digest`` and
+        ``annotation_digest``.
+    """
+    table, scanned = source.table, source.scan
+    content = scanned.content if scanned is not None else np.zeros(0, np.int64)
+    pictures = (repr(table.names), repr(table.image_ids.tolist()), table.sizes, content)
+    boxes = (table.starts, table.bbox, table.area, table.labels, table.crowd)
+    return {
+        "pictures": len(table),
+        "annotations": len(table.ids),
+        "picture_digest": _digest(*pictures),
+        "annotation_digest": _digest(*boxes),
+    }
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> str:
+    """What differs between two fingerprints of one source, in a line; "" where nothing does.
+
+    Args:
+        old: of the checkpoint; empty where it has none.
+        new: of the set as it is now.
+        what: the key of the config that names it.
+    """
+    if not old or not new:
+        return ""
+    parts = [
+        f"{key} ({old[key]} then, {new[key]} now)"
+        for key in ("pictures", "annotations")
+        if old[f"{key[:-1]}_digest"] != new[f"{key[:-1]}_digest"]
+    ]
+    if not parts:
+        return ""
+    return f"{what} is not what it was at the last checkpoint: other {' and '.join(parts)}"
+
+
+def _digest(*parts: str | np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
+        digest.update(data + b"\0")
+    return digest.hexdigest()

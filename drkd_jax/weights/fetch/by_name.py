@@ -1,0 +1,256 @@
+"""Weights that are named, not placed: from an address, from Hugging Face's hub, or published.
+
+| name | what it is |
+|---|---|
+| `https://HOST/FILE.pth#sha256=HEX` | an address with its file's sum (`download.py`) |
+| `hf:OWNER/REPO[@REVISION][:FILE]` | a file of Hugging Face's hub, fetched by its own client |
+| `torchvision:resnet50`, `mmdet:...` | a short name of an address |
+
+A name is kept as it was given wherever it is recorded; only where a file is opened does it become
+a path, from a cache if the file was fetched before.
+
+The hub's client is the extra `hub`. It keeps, resumes and locks its files in a cache of its own
+(`HF_HOME`), and its switches hold: `HF_HUB_OFFLINE=1` stays on this machine, `HF_TOKEN` opens gated
+and private repositories.
+
+Sources of the short names: pytorch/vision, torchvision/models/resnet.py and
+detection/{faster_rcnn,retinanet}.py; open-mmlab/mmdetection,
+configs/{retinanet,faster_rcnn}/README.md and configs/dcn/metafile.yml.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from drkd_jax.errors import UserError
+from drkd_jax.weights.fetch.download import fetch_address
+
+_HUB = "hf:"
+_ADDRESSES = ("https://", "http://")
+_FORM = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^:@\s]+))?(?::([^\s]+))?")
+_TIMEOUT = 10.0  # seconds
+_KINDS = (".safetensors", ".pth", ".pt", ".pkl", ".bin")
+# Same keys and shapes as a plain ResNet, with blurred strides that no file shows.
+_BLURRED = re.compile(r"resnet(blur|aa)\d")
+_PREFIXES = ("torchvision:", "mmdet:")
+
+# Both libraries put the first eight hex digits of a file's SHA-256 into its name.
+_TORCHVISION = "https://download.pytorch.org/models"
+_MMDET = "https://download.openmmlab.com/mmdetection/v2.0"
+
+_OF_TORCHVISION = {
+    "resnet18": "resnet18-f37072fd",
+    "resnet34": "resnet34-b627a593",
+    "resnet50": "resnet50-0676ba61",
+    "resnet101": "resnet101-63fe2227",
+    "resnet152": "resnet152-394f9c45",
+    "resnext50_32x4d": "resnext50_32x4d-7cdf4587",
+    "resnext101_32x8d": "resnext101_32x8d-8ba56ff5",
+    "fasterrcnn_resnet50_fpn": "fasterrcnn_resnet50_fpn_coco-258fb6c6",
+    "retinanet_resnet50_fpn": "retinanet_resnet50_fpn_coco-eeacb38b",
+}
+# Name: its folder, and what stands behind the name in the file's.
+_OF_MMDET = {
+    "retinanet_r50_fpn_2x_coco": ("retinanet", "_20200131-fdb43119"),
+    "retinanet_r101_fpn_2x_coco": ("retinanet", "_20200131-5560aee8"),
+    "retinanet_x101_64x4d_fpn_1x_coco": ("retinanet", "_20200130-366f5af1"),
+    "retinanet_x101_64x4d_fpn_2x_coco": ("retinanet", "_20200131-bca068ab"),
+    "faster_rcnn_r50_fpn_2x_coco": ("faster_rcnn", "_bbox_mAP-0.384_20200504_210434-a5d8aa15"),
+    "faster_rcnn_r101_fpn_2x_coco": ("faster_rcnn", "_bbox_mAP-0.398_20200504_210455-1d2dac9c"),
+    "faster_rcnn_x101_64x4d_fpn_1x_coco": ("faster_rcnn", "_20200204-833ee192"),
+    "faster_rcnn_x101_64x4d_fpn_2x_coco": ("faster_rcnn", "_20200512_161033-5961fa95"),
+    "cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco": ("dcn", "-e75f90c8"),
+}
+
+_FILES = {
+    f"torchvision:{name}": f"{_TORCHVISION}/{end}.pth" for name, end in _OF_TORCHVISION.items()
+}
+_FILES |= {
+    f"mmdet:{name}": f"{_MMDET}/{folder}/{name}/{name}{end}.pth"
+    for name, (folder, end) in _OF_MMDET.items()
+}
+# "torchvision:resnet50": its address with the start of its sum.
+PUBLISHED = MappingProxyType({name: f"{url}#sha256={url[-12:-4]}" for name, url in _FILES.items()})
+
+
+class HubName(NamedTuple):
+    """A name of the form `hf:OWNER/REPO[@REVISION][:FILE]`."""
+
+    repo: str
+    revision: str | None  # a branch, a tag or a commit; None: the main branch
+    file: str | None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text names weights by one of the forms above; anything else is a path."""
+    return text.startswith((_HUB, *_ADDRESSES, *_PREFIXES))
+
+
+def local_file(place: str | Path) -> Path:
+    """The file on this machine behind a name, fetched if need be; a path is returned as it is.
+
+    Args:
+        place: a name, or a path.
+
+    Raises:
+        UserError: a name of no known form, or a file that cannot be fetched or has another sum.
+    """
+    text = str(place)
+    if not is_name(text):
+        return Path(place)
+    if text.startswith(_HUB):
+        return fetch_from_hub(text)
+    if text.startswith(_ADDRESSES):
+        return fetch_address(text)
+    if text not in PUBLISHED:
+        near = get_close_matches(text, PUBLISHED, 3, 0.0)
+        raise UserError(
+            f"{text}: no published file of that name is known (near: {', '.join(near)}; all are in "
+            "docs/weights.md); give its address as https://HOST/FILE#sha256=HEX"
+        )
+    return fetch_address(PUBLISHED[text])
+
+
+def short_name(file_name: str) -> str:
+    """The short name of a published file, or "".
+
+    Args:
+        file_name: as its maker gives it, "resnet50-0676ba61.pth".
+    """
+    wanted = f"/{file_name}"
+    return next((name for name, url in _FILES.items() if url.endswith(wanted)), "")
+
+
+def parse_hub_name(name: str) -> HubName:
+    """Takes a name apart.
+
+    Raises:
+        UserError: it is not of the form.
+    """
+    found = _FORM.fullmatch(name)
+    if not found:
+        raise UserError(f"{name}: is not of the form hf:OWNER/REPO, hf:OWNER/REPO@REVISION:FILE")
+    return HubName(*found.groups())
+
+
+def fetch_from_hub(name: str) -> Path:
+    """The file behind a name, in the hub client's cache; fetched where it is not there.
+
+    Without a FILE it is the one that `choose_file` chooses.
+
+    Raises:
+        UserError: the client is not installed, the hub cannot be reached and the file was never
+            fetched, there is no such repository, revision or file, or it is not for everybody.
+    """
+    if find_spec("huggingface_hub") is None:
+        raise UserError(
+            f"{name}: needs huggingface_hub: pip install 'drkd-jax[hub]' (or pip install '.[hub]' "
+            "in a checkout)"
+        )
+    from huggingface_hub import errors, hf_hub_download, utils
+
+    if not os.environ.get("HF_HUB_VERBOSITY"):  # what ends a fetch is said here, in one line
+        utils.logging.set_verbosity_error()
+    wanted = parse_hub_name(name)
+    if _BLURRED.search(wanted.repo):
+        raise UserError(
+            f"{name}: a ResNet with blurred strides: it has a plain ResNet's keys and computes "
+            "another way, so its weights would be taken for what they are not"
+        )
+    page = f"https://huggingface.co/{wanted.repo}"
+    try:
+        file = wanted.file or choose_file(_files(wanted), name)
+        return Path(hf_hub_download(wanted.repo, file, revision=wanted.revision))
+    except UserError:
+        raise
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{name}: its owner wants to be asked first; do that on {page}, then log in (hf auth "
+            "login, or HF_TOKEN)"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{name}: there is no repository {wanted.repo} on the hub; or it is private, and hf "
+            "auth login (or HF_TOKEN) opens it"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{name}: the repository has no revision {wanted.revision}") from error
+    except errors.LocalEntryNotFoundError as error:
+        offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled)
+        why = "HF_HUB_OFFLINE is set" if offline else _words(error.__cause__) or "no network"
+        raise UserError(
+            f"{name}: was not fetched to this machine before, and the hub cannot be asked ({why}); "
+            "fetch it where there is a network, or give a path"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(f"{name}: the repository has no file {wanted.file}; see {page}") from error
+    except Exception as error:  # of the client's HTTP library, another one in each of its versions
+        raise UserError(f"{name}: cannot be fetched from the hub ({_words(error)})") from error
+
+
+def choose_file(files: Sequence[str], name: str) -> str:
+    """The one file of weights among a repository's files.
+
+    `model.safetensors` comes before any other safetensors file, those before
+    `pytorch_model.bin`, and that before other files of torch.
+
+    Args:
+        files: their paths in the repository.
+        name: for messages.
+
+    Raises:
+        UserError: there is none, or none comes before the others; all are listed.
+    """
+    weights = sorted(file for file in files if file.endswith(_KINDS))
+    safe = [file for file in weights if file.endswith(".safetensors")]
+    for first, others in (("model.safetensors", safe), ("pytorch_model.bin", weights)):
+        if first in others:
+            return first
+        if len(others) == 1:
+            return others[0]
+        if others:
+            break
+    if weights:
+        shown = ", ".join(weights[:12]) + (", ..." if len(weights) > 12 else "")
+        raise UserError(
+            f"{name}: the repository holds {len(weights)} files of weights; say which, as "
+            f"{name}:{weights[0]} ({shown})"
+        )
+    raise UserError(f"{name}: the repository holds no file of weights ({', '.join(_KINDS)})")
+
+
+def _words(error: BaseException | None) -> str:
+    """The first words of an error, in one line; "" of none."""
+    return "" if error is None else " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _files(wanted: HubName) -> list[str]:
+    """The files of a repository: the hub's list, or without the hub those fetched before."""
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    try:
+        # Asked once; `list_repo_files` would try for half a minute where there is no network.
+        found = HfApi().model_info(wanted.repo, revision=wanted.revision, timeout=_TIMEOUT)
+        return [each.rfilename for each in found.siblings or []]
+    except errors.HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code < 500:
+            raise
+        unlisted: Exception = error
+    except Exception as error:  # no network, whatever the client's HTTP library calls that
+        unlisted = error
+    folder: str | None
+    try:
+        folder = snapshot_download(wanted.repo, revision=wanted.revision, local_files_only=True)
+    except errors.LocalEntryNotFoundError as error:
+        folder = getattr(error, "snapshot_path", None)  # a part of it, which may do
+        if folder is None:
+            raise errors.LocalEntryNotFoundError(str(error)) from unlisted
+    root = Path(folder)
+    return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]

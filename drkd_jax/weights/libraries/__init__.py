@@ -1,0 +1,1 @@
+"""Other libraries' names for our arrays, and the architecture behind a file's keys."""

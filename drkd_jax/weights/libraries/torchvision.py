@@ -1,0 +1,215 @@
+"""torchvision: its names for our arrays, and the architecture behind a file of it.
+
+Its Faster R-CNN and RetinaNet with a ResNet and an FPN; the same table names the arrays of its
+ImageNet ResNets and ResNeXts, whose keys have no prefix.
+
+The order of classes is no matter of names: a detector with ``convention="torchvision"`` keeps the
+background first, as the file does.
+
+Source: pytorch/vision v0.14.1, torchvision/models/detection/{faster_rcnn,retinanet}.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from drkd_jax.data.sources.classes import COCO_CATEGORIES
+from drkd_jax.errors import UserError
+from drkd_jax.models.conventions import CAFFE_PIXELS, TORCHVISION
+from drkd_jax.weights.libraries.checkpoint_spec import (
+    Assumed,
+    CheckpointSpec,
+    Shapes,
+    as_names,
+    backbone_entries,
+    count,
+    module_entry,
+    read_backbone,
+    style_by_name,
+)
+from drkd_jax.weights.libraries.key_report import Entry, Skip
+
+# Our module, as a pattern, theirs, and its name before torchvision 0.13 wrapped convolutions.
+_MODULES = (
+    (r"neck\.laterals\.(\d+)", "backbone.fpn.inner_blocks.{0}.0", "backbone.fpn.inner_blocks.{0}"),
+    (r"neck\.outputs\.(\d+)", "backbone.fpn.layer_blocks.{0}.0", "backbone.fpn.layer_blocks.{0}"),
+    (r"neck\.extras\.0", "backbone.fpn.extra_blocks.p6"),
+    (r"neck\.extras\.1", "backbone.fpn.extra_blocks.p7"),
+    (r"rpn\.conv", "rpn.head.conv.0.0", "rpn.head.conv"),
+    (r"rpn\.cls", "rpn.head.cls_logits"),
+    (r"rpn\.box", "rpn.head.bbox_pred"),
+    (r"roi\.fc1", "roi_heads.box_head.fc6"),
+    (r"roi\.fc2", "roi_heads.box_head.fc7"),
+    (r"roi\.cls", "roi_heads.box_predictor.cls_score"),
+    (r"roi\.box", "roi_heads.box_predictor.bbox_pred"),
+    (
+        r"head\.cls_convs\.(\d+)",
+        "head.classification_head.conv.{0}.0",
+        "head.classification_head.conv.{1}",
+    ),
+    (
+        r"head\.box_convs\.(\d+)",
+        "head.regression_head.conv.{0}.0",
+        "head.regression_head.conv.{1}",
+    ),
+    (r"head\.cls", "head.classification_head.cls_logits"),
+    (r"head\.box", "head.regression_head.bbox_reg"),
+)
+
+COCO_NUMBERS = 91  # outputs of a model of COCO: its class numbers go up to 90, with gaps
+
+_PIXELS = (TORCHVISION.pixels, "torchvision's own")
+_BODY = "backbone.body."
+_FPN = "backbone.fpn."
+_SKIPS = (
+    Skip(r".*\.num_batches_tracked$", "a counter of torch's BatchNorm"),
+    Skip(r"roi_heads\.mask_", "the mask head: masks are not predicted here"),
+    Skip(r"roi_heads\.keypoint_", "the keypoint head: keypoints are not predicted here"),
+)
+_FOREIGN = Skip(r"(?!backbone\.)", "a head that is not ours: backbone and FPN are used")
+_CLASSIFIER = Skip(r"fc\.(\d+\.)?(weight|bias)$", "the ImageNet classifier")
+
+
+def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
+    """An entry for every array of ours.
+
+    Args:
+        names: flat names of a detector, a feature extractor or a backbone.
+        prefixed: whether "backbone.body." stands before a backbone's keys; not in ImageNet files.
+
+    Raises:
+        UserError: torchvision has no such array.
+    """
+    every = list(names)
+    entries = backbone_entries(every, _BODY if prefixed else "", "bn")
+    deformable = next((entry.ours for entry in entries if ".conv_offset." in entry.theirs), None)
+    if deformable:
+        raise UserError(f"{deformable}: has no name in torchvision")
+    others = (name for name in every if not name.startswith("backbone."))
+    return [*entries, *(module_entry(name, _MODULES, "torchvision") for name in others)]
+
+
+def is_its(shapes: Shapes) -> bool:
+    """Whether a detector's keys are torchvision's."""
+    return any(key.startswith(_BODY) for key in shapes)
+
+
+def skips(part: str) -> tuple[Skip, ...]:
+    """The keys that a file of this part ("detector", "pyramid", "backbone") may have besides."""
+    extra = {"detector": (), "pyramid": (_FOREIGN,), "backbone": (_CLASSIFIER,)}
+    return (*_SKIPS, *extra[part])
+
+
+def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointSpec:
+    """The architecture behind a file's keys.
+
+    Args:
+        shapes: of the file's arrays, without norms in the pyramid.
+        meta: what else the file holds; "style" and its classes are looked at.
+        file_name: that of a COCO_V1 file says that its norms want an eps of 0; "caffe" in that of
+            a bare backbone, that it is one of Caffe.
+
+    Raises:
+        UserError: a model that is not ours, with what it is.
+    """
+    prefix = _BODY if f"{_BODY}conv1.weight" in shapes else ""
+    backbone = read_backbone(shapes, prefix) | {"norm": "frozen_bn"}
+    shown: dict[str, Any] = {"backbone": backbone}
+    eps = Assumed(1e-5, "torchvision's own; only its COCO_V1 files want 0")
+    # FCOS of COCO_V1 and the "v2" models were trained with torch's own.
+    if re.search(r"(rcnn|retinanet)_.*_coco-[0-9a-f]{8}", file_name) and "_v2_" not in file_name:
+        eps = Assumed(0.0, "the file's name is that of a COCO_V1 model")
+    if not prefix:
+        style = style_by_name(file_name, backbone["depth"], "torchvision's own")
+        said = meta.get("style")
+        if isinstance(said, str) and re.match(r"caffe|pytorch", said) and backbone["depth"] >= 50:
+            style = Assumed("caffe" if said[:5] == "caffe" else "pytorch", "the file's metadata")
+        pixels = _PIXELS
+        if style.value == "caffe":
+            pixels = (CAFFE_PIXELS, "those of Caffe's backbones, as its style is")
+        assumed = {"backbone.eps": eps, "backbone.style": style}
+        return CheckpointSpec("backbone", shown, assumed, pixels=pixels)
+    assumed = {
+        "convention": Assumed("torchvision", "torchvision's names"),
+        "backbone.eps": eps,
+    }
+    shown |= _pyramid(shapes, assumed)
+    head, num_classes, names = _head(shapes)
+    shown |= head
+    if not head:
+        return CheckpointSpec("pyramid", shown, assumed, pixels=_PIXELS)
+    if "class_ids" in head:
+        del shown["class_ids"]
+        assumed["class_ids"] = Assumed(
+            head["class_ids"], f"{COCO_NUMBERS} outputs are COCO's numbers, 80 of them classes"
+        )
+    names = names or _named(meta, num_classes)
+    return CheckpointSpec("detector", shown, assumed, num_classes, names, _PIXELS)
+
+
+def _named(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """The classes that a training put beside its weights, without the background."""
+    for key in ("classes", "CLASSES", "class_names", "categories"):
+        names = as_names(meta.get(key))
+        if names and names[0].strip("_").lower() in ("background", "bg"):
+            names = names[1:]
+        if names and len(names) == num_classes:
+            return names
+    return ()
+
+
+def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:
+    """The neck, as it shows in the shapes; fills `assumed` with what does not show."""
+    kind = ".0" if f"{_FPN}inner_blocks.0.0.weight" in shapes else ""
+    laterals = count(shapes, f"{_FPN}inner_blocks.{{}}{kind}.weight")
+    if not 1 <= laterals <= 4:
+        raise UserError(f"an FPN of {laterals} lateral convolutions under {_FPN}")
+    C = shapes[f"{_FPN}inner_blocks.0{kind}.weight"][0]
+    shown: dict[str, Any] = {"channels": C, "min_level": 6 - laterals}
+    extra = shapes.get(f"{_FPN}extra_blocks.p6.weight")
+    if extra is None:
+        assumed["extra"] = Assumed("pool", "the neck has no convolutions above P5")
+        assumed["max_level"] = Assumed(6, "torchvision's own")
+        return shown
+    assumed["extra_relu"] = Assumed(True, "torchvision's own")
+    return shown | {"extra": "conv_p5" if extra[1] == C else "conv_c5", "max_level": 7}
+
+
+def _head(shapes: Shapes) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+    """(settings of the head, classes of the data, their names); ({}, 0, ()): not ours."""
+    logits = shapes.get("head.classification_head.cls_logits.weight")
+    boxes = shapes.get("head.regression_head.bbox_reg.weight")
+    # GroupNorm in the towers: RetinaNet "v2"; a box's centre: FCOS.
+    others = (
+        "head.classification_head.conv.0.1.weight",
+        "head.classification_head.conv.1.weight",
+        "head.regression_head.bbox_ctrness.weight",
+    )
+    if logits and boxes and not any(key in shapes for key in others):
+        per_cell = max(boxes[0] // 4, 1)
+        kind = "0.weight" if "head.classification_head.conv.0.0.weight" in shapes else "weight"
+        step = 1 if kind == "0.weight" else 2  # before 0.13: convolution, ReLU, convolution, ...
+        convs = sum(f"head.classification_head.conv.{i * step}.{kind}" in shapes for i in range(64))
+        shown: dict[str, Any] = {"detector": "retinanet", "head_convs": convs}
+        shown["anchors"] = {"octaves": max(per_cell // 3, 1)}
+        return _with_classes(shown, logits[0] // per_cell, first=0)
+    scores = shapes.get("roi_heads.box_predictor.cls_score.weight")
+    if scores and "roi_heads.box_head.fc6.weight" in shapes:
+        shown = {"detector": "faster_rcnn", "fc": scores[1]}
+        deltas = shapes.get("roi_heads.box_predictor.bbox_pred.weight", (0,))
+        shown["class_agnostic"] = deltas[0] == 4 and scores[0] > 1
+        return _with_classes(shown, scores[0] - 1, first=1)
+    return {}, 0, ()
+
+
+def _with_classes(
+    shown: dict[str, Any], outputs: int, first: int
+) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+    """Adds which output is which class; `first` is the class number of the first output."""
+    if outputs + first != COCO_NUMBERS:
+        return shown, outputs, ()
+    shown["head_classes"] = outputs
+    shown["class_ids"] = tuple(int(category.id) - first for category in COCO_CATEGORIES)
+    return shown, len(COCO_CATEGORIES), tuple(category.name for category in COCO_CATEGORIES)

@@ -1,0 +1,187 @@
+"""What a config of mmdetection does to a picture before its network reads it.
+
+Source: open-mmlab/mmdetection v2.28 and v3.3.0: `img_norm_cfg` and `Normalize` of 2.x,
+`data_preprocessor` of 3.x, `Resize` of both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from drkd_jax.errors import UserError
+from drkd_jax.models.conventions import Pixels
+from drkd_jax.weights.libraries.checkpoint_spec import PictureSize
+from drkd_jax.weights.mmdet_config.model import find_model
+from drkd_jax.weights.mmdet_config.values import Section, Unread, as_dict
+
+# Steps of a test that would change its pictures in a way that is not built here.
+_CHANGING = re.compile(
+    r"Resize|Crop|Normali[sz]e|Photo|Gray|Colou?r|Equali[sz]e|Albu|Rotate|Shear|Translate|Affine|"
+    r"Warp|Perspective|Invert|Posteri[sz]e|Solari[sz]e|CLAHE|Expand|Mosaic|MixUp|AugMix|Cutout|Corrupt|"
+    r"Blur|Contrast|Bright|Sharp|MultiChannel"
+)
+
+_BUILT = ("Resize", "FixScaleResize", "Normalize")
+_SIZES = (
+    ("MultiScaleFlipAug", "img_scale"),
+    ("Resize", "scale"),
+    ("Resize", "img_scale"),
+    ("FixScaleResize", "scale"),
+)
+
+
+def read_pixels(config: Mapping[str, Any]) -> Pixels | None:
+    """What the network reads, where a config says it.
+
+    Raises:
+        UserError: it says something that is not built here, with the key.
+    """
+    faults: list[str] = []
+    own, known = _preprocessor(config, faults)
+    loaded = _check_loading(config, faults)
+    found = own or _normalize(config, faults, loaded)
+    _check_test(config, faults)
+    if found is None and (known or loaded) and not faults:
+        found = Pixels((0.0,) * 3, (1.0,) * 3, "bgr")  # nothing is done to them
+    if faults:
+        raise UserError(f"its config says {'; '.join(faults)}")
+    return found
+
+
+def read_size(config: Mapping[str, Any]) -> PictureSize | None:
+    """The size of the pictures of the pipeline that tests.
+
+    Source: `keep_ratio` of `Resize` is True unless said otherwise in mmdetection 2.x, where the
+    size is `img_scale`, and False in mmcv 2, where it is `scale`. Without it that is the width and
+    the height; with it the order says nothing.
+    """
+    data, loader = as_dict(config.get("data")), config.get("test_dataloader")
+    for place in (data.get("test"), config.get("test_pipeline"), loader, data.get("val")):
+        for kind, key in _SIZES:
+            for step in _steps(place, kind):
+                size = step.get(key)
+                if isinstance(size, (list, tuple)) and len(size) == 2:
+                    sides = [side for side in size if isinstance(side, int) and side >= 32]
+                    if len(sides) == 2:
+                        inner = next(_steps(step, "Resize"), {}) if "Aug" in kind else step
+                        if not inner.get("keep_ratio", key == "img_scale"):
+                            return PictureSize(sides[1], sides[0], stretch=True)
+                        return PictureSize(min(sides), max(sides))
+    return None
+
+
+def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels | None, bool]:
+    """What the model's own step does to pictures, and whether a config of 3.x has such a step."""
+    model, path = find_model(config)
+    key = "data_preprocessor"
+    found = [
+        (as_dict(model).get(key), f"{path}.{key}"),
+        (as_dict(config.get("model")).get(key), f"model.{key}"),
+        (config.get(key), key),
+    ]
+    for value, where in found:
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
+            value = value[key]  # of a semi-supervised training
+        if isinstance(value, Mapping) and ("mean" in value or "bgr_to_rgb" in value):
+            part = Section(value, where, faults)
+            turned = bool(part.get("bgr_to_rgb", False) or part.get("rgb_to_bgr", False))
+            return _pixels(part, turned), True
+        if isinstance(value, Unread):
+            faults.append(f"{where} = {value.text} (no plain value)")
+    return None, any(isinstance(value, Mapping) and value for value, _ in found)
+
+
+def _normalize(config: Mapping[str, Any], faults: list[str], whole: bool) -> Pixels | None:
+    """The `Normalize` of the pipeline that tests, or `img_norm_cfg` where no pipeline is shown.
+
+    Args:
+        config: of a file.
+        faults: receives complaints.
+        whole: a pipeline is shown, so that a `Normalize` that is not in it is nowhere.
+    """
+    for place in _pipelines(config):
+        for step in _steps(place, "Normalize"):
+            part = Section(step, "Normalize", faults)
+            return _pixels(part, bool(part.get("to_rgb", True)))
+    own = config.get("img_norm_cfg")
+    if own and whole:
+        faults.append("img_norm_cfg, but no Normalize among its pipelines' steps that would use it")
+    elif isinstance(own, Mapping):
+        part = Section(own, "img_norm_cfg", faults)
+        return _pixels(part, bool(part.get("to_rgb", True)))
+    if isinstance(own, Unread):
+        faults.append(f"img_norm_cfg = {own.text} (no plain value)")
+    return None
+
+
+def _testing(config: Mapping[str, Any]) -> list[Any]:
+    """Where the steps of a test stand."""
+    data = as_dict(config.get("data"))
+    beside = ("test_dataloader", "test_pipeline", "val_dataloader", "val_pipeline")
+    return [data.get("test"), data.get("val"), *(config.get(key) for key in beside)]
+
+
+def _pipelines(config: Mapping[str, Any]) -> list[Any]:
+    """Where the steps before the network stand, those of a test first."""
+    train = as_dict(config.get("data")).get("train")
+    return [*_testing(config), train, config.get("train_dataloader"), config.get("train_pipeline")]
+
+
+def _check_loading(config: Mapping[str, Any], faults: list[str]) -> bool:
+    """Refuses pictures that are opened in another way than three colours, blue first.
+
+    Returns:
+        Whether the config says at all how they are opened.
+    """
+    for place in _pipelines(config):
+        for step in _steps(place, "LoadImageFromFile"):
+            load = Section(step, "LoadImageFromFile", faults)
+            load.only("channel_order", "bgr")
+            load.only("color_type", "color", "color_ignore_orientation")
+            return True
+    return False
+
+
+def _check_test(config: Mapping[str, Any], faults: list[str]) -> None:
+    """Refuses a test whose pictures are changed in another way than by size, mean and std."""
+    for place in _testing(config):
+        types = [str(step["type"]).rpartition(".")[2] for step in _steps(place, None)]
+        wrong = [name for name in types if _CHANGING.search(name) and name not in _BUILT]
+        if wrong:
+            faults.append(f"{wrong[0]} among the steps of its test, which is not built here")
+        if types:
+            return
+
+
+def _pixels(part: Section, turned: bool) -> Pixels:
+    mean, std = part.numbers("mean", (0.0,) * 3), part.numbers("std", (1.0,) * 3)
+    for key, row in (("mean", mean), ("std", std)):
+        if len(row) != 3:
+            part.refuse(key, row, "three numbers, one a colour, can be built here")
+            return Pixels()
+    if min(std) <= 0:
+        part.refuse("std", std, "numbers above 0 can be built here")
+        return Pixels()
+    channels = "rgb" if turned else "bgr"
+    return Pixels(tuple(map(float, mean)), tuple(map(float, std)), channels)  # type: ignore[arg-type]
+
+
+def _steps(place: Any, kind: str | None) -> Iterator[Mapping[str, Any]]:
+    """Every step of a kind, or of any, in a nested pipeline, from its beginning.
+
+    What Albumentations does is none of them: its names are the same, its numbers are not.
+    """
+    todo, seen = [place], 0
+    while todo and seen < 5000:
+        item, seen = todo.pop(), seen + 1
+        if isinstance(item, Mapping):
+            name = str(item.get("type", "")).rpartition(".")[2]
+            if name and name == (kind or name):
+                yield item
+            if name == "Albu":
+                continue
+            todo += reversed(list(item.values()))
+        elif isinstance(item, (list, tuple)):
+            todo += reversed(item)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drkd_jax.data.sources import Source, open_source
+from drkd_jax.data.sources.classes import COCO_CATEGORIES
+from drkd_jax.data.sources.coco import CocoSource
+from drkd_jax.data.sources.prepare import prepare_tfds
+from drkd_jax.errors import UserError
+from tests.data.conftest import CocoFolder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> tuple[CocoFolder, Path]:
+    """Both splits of one data folder, made one after the other from the same small set."""
+    root = tmp_path_factory.mktemp("tfds")
+    folder = CocoFolder(root / "set")
+    for split in ("train", "validation"):
+        prepare_tfds(folder.images, folder.json, split, root / "data")
+    return folder, root / "data"
+
+
+def assert_same(tfds_source: Source, coco_source: Source) -> None:
+    """The same pictures, in whatever order, with the same boxes to 0.01 pixel."""
+    place = {coco_source.meta(i).image_id: i for i in range(len(coco_source))}
+    assert len(tfds_source) == len(coco_source)
+    for i in range(len(tfds_source)):
+        ours = tfds_source.record(i)
+        theirs = coco_source.record(place.pop(ours.image_id))
+        np.testing.assert_array_equal(ours.image, theirs.image)
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.01)
+        np.testing.assert_array_equal(ours.crowd, theirs.crowd)
+        our_ids = [tfds_source.categories[label].id for label in ours.labels]
+        assert our_ids == [coco_source.categories[label].id for label in theirs.labels]
+        assert tfds_source.meta(i).num_boxes == int((~theirs.crowd).sum())
+    assert not place
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_small_set_comes_back(prepared, split):
+    folder, data_dir = prepared
+    source = open_source(f"tfds:coco/2017:{split}@{data_dir}")
+    assert source.categories == COCO_CATEGORIES
+    assert_same(source, CocoSource(folder.images, folder.json))
+
+
+def _by_id(rows: list[dict]) -> list[dict]:
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def test_scored_against_the_json_where_it_is_at_hand(prepared, tmp_path):
+    folder, data_dir = prepared
+    source = open_source(f"tfds:coco/2017:train@{data_dir}")
+    truth = source.coco_ground_truth()
+    assert _by_id(truth["annotations"]) == _by_id(folder.content["annotations"])
+    rounded = source.table.ground_truth()["annotations"]
+    exact = {a["id"]: a["area"] for a in folder.content["annotations"]}
+    assert any(a["area"] != exact[a["id"]] for a in rounded)  # why the json is kept
+    assert all(abs(a["area"] - exact[a["id"]]) <= 0.5 for a in rounded)
+
+
+def test_a_slice_has_its_own_ground_truth(prepared):
+    _, data_dir = prepared
+    source = open_source(f"tfds:coco/2017:train[:2]@{data_dir}")
+    assert len(source) == 2
+    ids = {source.meta(i).image_id for i in range(2)}
+    truth = source.coco_ground_truth()
+    assert {image["id"] for image in truth["images"]} == ids
+    assert {a["image_id"] for a in truth["annotations"]} <= ids
+
+
+def test_index_is_kept_and_made_again_for_other_records(prepared, monkeypatch):
+    _, data_dir = prepared
+    spec = f"tfds:coco/2017:train@{data_dir}"
+    first = open_source(spec).table
+
+    def no_scan(*_):
+        raise AssertionError("scanned again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("drkd_jax.data.sources.tfds._scan", no_scan)
+        again = open_source(spec).table
+        np.testing.assert_array_equal(again.bbox, first.bbox)
+        assert again.names == first.names
+        index = next(data_dir.glob("coco/2017/*/index_train.npz"))
+        index.write_bytes(b"broken")
+        with pytest.raises(AssertionError, match="scanned again"):
+            open_source(spec)
+    assert open_source(spec).table.names == first.names
+
+
+def test_picklable(prepared):
+    source = open_source(f"tfds:coco/2017:train@{prepared[1]}")
+    again = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(again.record(1).image, source.record(1).image)
+
+
+def test_reads_without_tensorflow(prepared):
+    code = (
+        "import sys\n"
+        "from drkd_jax.data.sources import open_source\n"
+        f"print(len(open_source('tfds:coco/2017:train@{prepared[1]}').record(0).boxes))\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    root = Path(__file__).resolve().parents[3]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_faults(prepared, coco_folder, tmp_path):
+    folder, data_dir = prepared
+    with pytest.raises(UserError, match="already has the split 'train'"):
+        prepare_tfds(folder.images, folder.json, "train", data_dir)
+    with pytest.raises(UserError, match="has no split 'test'; it has train, validation"):
+        open_source(f"tfds:coco/2017:test@{data_dir}")
+    with pytest.raises(UserError, match="no prepared dataset"):
+        open_source(f"tfds:coco/2017:train@{tmp_path / 'none'}")
+    with pytest.raises(UserError, match="split 'val'"):
+        prepare_tfds(folder.images, folder.json, "val", tmp_path / "data")
+    (coco_folder.images / "b.jpg").unlink()
+    with pytest.raises(UserError, match=r"b\.jpg \(id 3\) does not exist"):
+        prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")
+    coco_folder.content["categories"][0]["name"] = "dragon"
+    coco_folder.write()
+    with pytest.raises(UserError, match="no class 90 'dragon'"):
+        prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_boxes_over_the_edge_can_be_prepared(coco_folder, tmp_path):
+    first, second = coco_folder.content["annotations"][:2]
+    first["bbox"], second["bbox"] = [-5.0, -5.0, 20.0, 20.0], [200.0, 10.0, 20.0, 20.0]
+    coco_folder.write()
+    prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")
+    source = open_source(f"tfds:coco/2017:train@{tmp_path / 'data'}")
+    assert_same(source, CocoSource(coco_folder.images, coco_folder.json))
+
+
+def test_real_set(coco_sample, tmp_path):
+    images, instances = coco_sample / "images", coco_sample / "instances_val.json"
+    prepare_tfds(images, instances, "validation", tmp_path)
+    source = open_source(f"tfds:coco/2017:validation@{tmp_path}")
+    original = CocoSource(images, instances)
+    assert original.categories == COCO_CATEGORIES
+    assert_same(source, original)
+    assert _by_id(source.coco_ground_truth()["annotations"]) == _by_id(
+        original.coco_ground_truth()["annotations"]
+    )
