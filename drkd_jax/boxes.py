@@ -71,6 +71,39 @@ def overlap(a: Sides, b: Sides) -> Float[Array, "..."]:
     return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
 
 
+def steady_area(boxes: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
+    """`area`, whose products `steady_overlap` can add up."""
+    found = area(boxes)
+    # Nothing is changed by it; but a compiler does not know that, and rounds the product.
+    return jnp.minimum(found, jnp.finfo(found.dtype).max)
+
+
+def steady_overlap(
+    a: Sides, b: Sides, area_a: Float[Array, "..."], area_b: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """`overlap`, rounded after each operation as it is written, in whatever it is compiled into.
+
+    Compilers like to join a product and the sum after it, which are then rounded once: boxes that
+    lie alike about another one need no longer have the same overlap, and what is computed twice
+    no longer equals itself.
+
+    Args:
+        a: left, top, right, bottom, pixels.
+        b: the same, of shapes that broadcast with those of ``a``.
+        area_a: of each, by `steady_area`.
+        area_b: likewise.
+
+    Returns:
+        As `overlap`.
+    """
+    width = jnp.maximum(jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0]), 0.0)
+    height = jnp.maximum(jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1]), 0.0)
+    # A part is never larger than the whole, rounded alike; but a compiler does not know that.
+    intersection = jnp.minimum(width * height, area_b)
+    union = area_a + area_b - intersection
+    return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
+
+
 def generalized_iou(a: Float[Array, "*N 4"], b: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
     """Generalised intersection over union of each box of ``a`` with the box of ``b`` in its row.
 

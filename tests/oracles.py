@@ -108,6 +108,15 @@ def roi_align(maps, boxes, levels, strides, size, samples, aligned, sizes=None):
     return out
 
 
+def overlaps_as_written(a, b):
+    """Overlaps of all pairs in float32, rounded after each operation, as PyTorch does it."""
+    assert a.dtype == b.dtype == np.float32
+    corner, other = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
+    common = np.prod(np.maximum(other - corner, 0), axis=-1)
+    areas = [np.prod(x[:, 2:] - x[:, :2], axis=-1) for x in (a, b)]
+    return common / (areas[0][:, None] + areas[1] - common)
+
+
 def match(iou, valid, positive, negative, low_quality, eligible, overwrite):
     """The assigner's steps, one anchor and one ground truth at a time."""
     num_anchors, _ = iou.shape

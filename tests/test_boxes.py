@@ -37,6 +37,44 @@ def test_pairwise_iou_of_padding_is_zero_and_has_a_finite_gradient():
     assert np.isfinite(slope).all()
 
 
+@pytest.mark.parametrize("number", [1, 7])
+@pytest.mark.parametrize("constant", [False, True])
+def test_steady_overlaps_are_rounded_as_written_whatever_they_are_compiled_into(number, constant):
+    rng = np.random.default_rng(number)
+    many = oracles.random_boxes(rng, 3000, side=250, smallest=4).astype(np.float32)
+    few = oracles.random_boxes(rng, number, side=250, smallest=4).astype(np.float32)
+
+    def together(many, few):
+        return boxes.steady_overlap(
+            boxes.sides(many),
+            boxes.sides(few[:, None]),
+            boxes.steady_area(many),
+            boxes.steady_area(few)[:, None],
+        )
+
+    def in_turn(many, few):
+        return jax.lax.map(lambda one: together(many, one[None])[0], few)
+
+    wanted = oracles.overlaps_as_written(few, many)
+    for form in (together, in_turn):
+        if constant:
+            got = jax.jit(lambda few, form=form: form(many, few))(few)
+        else:
+            got = jax.jit(form)(many, few)
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_steady_overlaps_of_degenerate_boxes_are_zero():
+    rows = np.asarray([[0, 0, 0, 0], [5, 5, 3, 9], [3, 3, 3, 9], [2, 2, 8, 8]], np.float32)
+    got = boxes.steady_overlap(
+        boxes.sides(rows),
+        boxes.sides(rows[:, None]),
+        boxes.steady_area(rows),
+        boxes.steady_area(rows)[:, None],
+    )
+    np.testing.assert_array_equal(got, boxes.pairwise_iou(rows, rows))
+
+
 def test_generalized_iou_of_known_boxes():
     a = np.asarray([[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 4, 4]], np.float32)
     b = np.asarray([[0, 0, 2, 2], [1, 0, 3, 2], [3, 0, 4, 1], [1, 1, 3, 3]], np.float32)

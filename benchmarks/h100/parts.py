@@ -48,7 +48,7 @@ _RULES = (
     ("ops/nms", "", "NMS"),
     ("ops/matching|anchors", "", "matching"),
     ("models/dense", "assign|level_anchors", "matching"),
-    ("models/rpn", "propose", "proposals"),
+    ("models/rpn", "_?propose", "proposals"),
     ("models/rpn", "sample_anchors", "sampling"),
     ("ops/sampling", "", "sampling"),
     ("models/roi_head", "sample_regions", "sampling"),

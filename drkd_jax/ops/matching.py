@@ -1,14 +1,17 @@
 """Matching: which anchor answers for which ground truth.
 
-Letters: B pictures, A anchors, G padded ground truths.
+Letters: B pictures, A anchors, G padded ground truths, W of them that are looked at together.
 
-Going through the ground truths one by one is six times as fast on a CPU, but rounds overlaps in
-another way: anchors that lie alike then tie no longer, and mmdetection's fixtures showed it. So
-all machines read the matrix.
+Each ground truth is compared with all anchors by itself, and an anchor keeps what the ground truths
+so far came to. So the matrix of overlaps is never whole: `match_boxes` goes through it in blocks of
+W columns, as far as the last real ground truth of the batch, and rows that only keep a shape fixed
+cost nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +19,14 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from drkd_jax import boxes as box_ops
+from drkd_jax.ops.platform import platform
+from drkd_jax.ops.spread import by_device
 from drkd_jax.types import Array
+
+# On accelerators: ground truths of a block, and pairs of a picture below which all blocks are gone
+# through, since the number of rounds of a loop is waited for.
+_BLOCK = 25
+_SMALL = 2**20
 
 
 class Matches(NamedTuple):
@@ -64,30 +74,16 @@ def match(
     """
     num_anchors, num_truths = iou.shape
     takes_part = jnp.ones(num_anchors, bool) if eligible is None else jnp.asarray(eligible)
-    if num_truths == 0:
-        nothing = jnp.zeros(num_anchors, jnp.int32)
-        return Matches(nothing, jnp.zeros(num_anchors, bool), takes_part)
-    counts = valid[None, :] if eligible is None else valid[None, :] & eligible[:, None]
-    iou = jnp.where(counts, jax.lax.stop_gradient(jnp.asarray(iou)), -1.0)
+    counts = jnp.asarray(valid)[:, None] & takes_part
+    iou = jnp.where(counts, jax.lax.stop_gradient(jnp.asarray(iou)).T, -1.0)
     # Ties are found by comparing overlaps with their own maximum: the barrier keeps the compiler
     # from computing them twice, rounded in two ways.
     iou = jax.lax.optimization_barrier(iou)
-    truths = jnp.arange(num_truths, dtype=jnp.int32)
-    best = jnp.max(iou, axis=1)
-    # The first of the best; a comparison and a minimum run several times faster than an argmax.
-    index = jnp.min(jnp.where(iou == best[:, None], truths, num_truths - 1), axis=1)
-    is_positive = (best >= positive) & (best >= 0.0)
-    is_negative = best < negative
-    if low_quality is not None:
-        best_of_truth = jnp.max(iou, axis=0)
-        reached = (best_of_truth >= low_quality) & (best_of_truth > 0.0)
-        claims = (iou == best_of_truth) & reached
-        latest = jnp.max(jnp.where(claims, truths, -1), axis=1)
-        claimed = latest >= 0
-        if overwrite:
-            index = jnp.where(claimed, latest, index)
-        is_positive |= claimed
-    return Matches(index, is_positive & takes_part, is_negative & takes_part & ~is_positive)
+    found = _nothing((1, num_anchors), iou.dtype)
+    if num_truths:
+        found = _take_in(found, iou[None], 0, low_quality)
+    picture = Matches(*_decide(found, takes_part[None], positive, negative, overwrite))
+    return jax.tree.map(lambda rows: rows[0], picture)
 
 
 def match_boxes(
@@ -115,10 +111,109 @@ def match_boxes(
     Returns:
         ``[B, A]`` each.
     """
+    boxes = jax.lax.stop_gradient(jnp.asarray(boxes))
+    valid, eligible = jnp.asarray(valid), jnp.asarray(eligible)
+    walk = partial(_walk, low_quality=low_quality)
+    if anchors.ndim == 3:
+        anchors = jax.lax.stop_gradient(jnp.asarray(anchors))
+        found = by_device(walk)(boxes, valid, eligible, anchors)
+    else:
+        found = by_device(partial(walk, anchors=anchors[None]))(boxes, valid, eligible)
+    return _decide(found, eligible, positive, negative, overwrite)
 
-    def one(anchors: Array, boxes: Array, valid: Array, eligible: Array) -> Matches:
-        iou = box_ops.pairwise_iou(anchors, boxes)
-        return match(iou, valid, positive, negative, low_quality, eligible, overwrite)
 
-    axes = (0 if anchors.ndim == 3 else None, 0, 0, 0)
-    return jax.vmap(one, axes)(jnp.asarray(anchors), boxes, valid, eligible)
+class _Found(NamedTuple):
+    """What some ground truths come to for each anchor."""
+
+    best: Float[Array, "B A"]  # overlap; -1: none
+    index: Int[Array, "B A"]  # of the first ground truth with it
+    latest: Int[Array, "B A"]  # the last ground truth that claims the anchor; -1: none does
+
+
+def _nothing(shape: tuple[int, ...], dtype: jnp.dtype) -> _Found:
+    none = jnp.zeros(shape, jnp.int32)
+    return _Found(jnp.full(shape, -1.0, dtype), none, none - 1)
+
+
+def _walk(
+    boxes: Array, valid: Array, eligible: Array, anchors: Array, *, low_quality: float | None
+) -> _Found:
+    """Goes through the ground truths of pictures, block by block."""
+    G = boxes.shape[1]
+    found = _nothing(eligible.shape, jnp.result_type(anchors, boxes))
+    if G == 0:
+        return found
+    W = 1 if platform() == "cpu" else min(G, _BLOCK)
+    blocks = -(-G // W)
+    of_anchors = tuple(side[:, None, :] for side in box_ops.sides(anchors))
+    areas = box_ops.steady_area(anchors)[:, None, :], box_ops.steady_area(boxes)
+
+    def look(block: int | Array, found: _Found) -> _Found:
+        # The last block begins earlier where W is no part of G: to see a truth twice is harmless.
+        first = jnp.minimum(jnp.int32(block * W), G - W)
+        some, area, real = (
+            jax.lax.dynamic_slice_in_dim(x, first, W, 1)[:, :, None]
+            for x in (boxes, areas[1], valid)
+        )
+        iou = box_ops.steady_overlap(of_anchors, box_ops.sides(some), areas[0], area)
+        iou = jnp.where(real & eligible[:, None, :], iou, -1.0)
+        return _take_in(found, iou, first, low_quality)
+
+    if blocks == 1 or (W > 1 and G * anchors.shape[1] < _SMALL):
+        for block in range(blocks):
+            found = look(block, found)
+        return found
+    numbers = jnp.arange(1, G + 1, dtype=jnp.int32)
+    last = jnp.max(jnp.where(jnp.any(valid, axis=0), numbers, 0))
+    return jax.lax.fori_loop(jnp.int32(0), (last + W - 1) // W, look, found)
+
+
+def _take_in(
+    found: _Found, iou: Float[Array, "B W A"], first: int | Array, low_quality: float | None
+) -> _Found:
+    """What is found with W ground truths more, the first of which has the number ``first``.
+
+    Args:
+        found: of ground truths before them.
+        iou: overlaps; -1 where either takes no part.
+        first: number of the first of them.
+        low_quality: as of `match`.
+    """
+    numbers = first + jax.lax.broadcasted_iota(jnp.int32, iou.shape, 1)
+    claims = jnp.full(iou.shape, -1, jnp.int32)
+    if low_quality is not None:
+        # Together, so that the compiler takes the maximum while it writes the overlaps.
+        best_of_truth = jnp.max(iou, axis=2, keepdims=True)
+        iou, best_of_truth = jax.lax.optimization_barrier((iou, best_of_truth))
+        reached = (best_of_truth >= low_quality) & (best_of_truth > 0.0)
+        claims = jnp.where((iou == best_of_truth) & reached, numbers, -1)
+    block = _Found(iou, numbers, claims)
+    if iou.shape[1] == 1:
+        return _both(found, jax.tree.map(lambda rows: rows[:, 0], block))
+    nothing = tuple(_nothing((), iou.dtype))
+    return _both(found, _Found(*jax.lax.reduce(tuple(block), nothing, _either, (1,))))
+
+
+def _both(some: _Found, others: _Found) -> _Found:
+    """What two sets of ground truths come to together; the order of the sets is all one."""
+    first = (some.best > others.best) | ((some.best == others.best) & (some.index <= others.index))
+    return _Found(
+        jnp.where(first, some.best, others.best),
+        jnp.where(first, some.index, others.index),
+        jnp.maximum(some.latest, others.latest),
+    )
+
+
+def _either(some: Sequence[Array], others: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(_both(_Found(*some), _Found(*others)))
+
+
+def _decide(
+    found: _Found, eligible: Array, positive: float, negative: float, overwrite: bool
+) -> Matches:
+    is_positive = (found.best >= positive) & (found.best >= 0.0)
+    is_negative = found.best < negative
+    claimed = found.latest >= 0
+    index = jnp.where(claimed, found.latest, found.index) if overwrite else found.index
+    is_positive |= claimed
+    return Matches(index, is_positive & eligible, is_negative & eligible & ~is_positive)

@@ -6,13 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from drkd_jax.models.conventions import CONVENTIONS, Conventions
 from drkd_jax.models.dense import assign, level_anchors
 from drkd_jax.models.retina_head import retina_detections, retina_losses
 from drkd_jax.models.roi_head import Regions, roi_losses, sample_regions
-from drkd_jax.models.rpn import Proposals, propose, rpn_losses, sample_anchors
-from drkd_jax.models.settings import AnchorSettings, SamplerSettings, TestSettings
+from drkd_jax.models.rpn import (
+    Proposals,
+    RPNHead,
+    propose,
+    rpn_losses,
+    sample_anchors,
+    side_by_side,
+)
+from drkd_jax.models.settings import (
+    AnchorSettings,
+    FasterRCNNSettings,
+    SamplerSettings,
+    TestSettings,
+)
 from drkd_jax.ops.platform import tracing_for
 from tests import margins, oracles
 from tests.models import small
@@ -139,6 +152,29 @@ def test_the_focal_loss_by_level_is_that_of_all_levels_at_once(where):
     wide = [leaf for leaf in kept if leaf.ndim == 3 and leaf.shape[-1] == K]
     assert {leaf.dtype for leaf in wide} == {jnp.dtype(jnp.bfloat16)}
     assert sum(leaf.size for leaf in wide) == low.size
+
+
+def test_two_convolutions_side_by_side_are_the_two():
+    with jax.enable_x64(True):
+        settings = FasterRCNNSettings(channels=8)
+        head = RPNHead(settings, rngs=nnx.Rngs(0), dtype=jnp.dtype(jnp.float64))
+        graph, state = nnx.split(head)
+        state = jax.tree.map(lambda leaf: jnp.asarray(RNG.normal(size=leaf.shape)), state)
+        x = jnp.asarray(RNG.normal(size=(2, 3, 5, 8)))
+
+        def found(run):
+            def total(state, x):
+                head = nnx.merge(graph, state, copy=True)
+                outs = run(head.cls, head.box, x)
+                return sum((out * jnp.cos(out)).sum() for out in outs), outs
+
+            return jax.value_and_grad(total, (0, 1), has_aux=True)(state, x)
+
+        got, wanted = found(side_by_side), found(lambda cls, box, x: (cls(x), box(x)))
+    assert [out.shape[-1] for out in got[0][1]] == [3, 12]
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert one.dtype == jnp.float64
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
 
 
 def test_rpn_losses_divide_by_sampled_positives_and_negatives():

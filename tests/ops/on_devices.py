@@ -1,4 +1,4 @@
-"""RoIAlign and proposals on several devices: rounds, results and what crosses, as JSON.
+"""RoIAlign, matching and proposals on several devices: rounds, results and what crosses, as JSON.
 
 Called by test_roi_align.py with 4 devices.
 """
@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from drkd_jax.models.conventions import MMDET
 from drkd_jax.models.rpn import propose
 from drkd_jax.ops import roi_tiles
+from drkd_jax.ops.matching import match_boxes
 from drkd_jax.ops.platform import tracing_for
 from drkd_jax.ops.roi_align import roi_align
 from drkd_jax.ops.roi_plan import How, Plan
@@ -49,7 +50,7 @@ def rounds(maps: jax.Array, boxes: jax.Array) -> int:
 
 
 def crossing(given: tuple[np.ndarray, np.ndarray], mesh: Mesh | None) -> int:
-    """What crosses the devices where regions are proposed and read, each picture for itself."""
+    """What crosses the devices where regions are proposed, matched and read, picture by picture."""
 
     def both(maps: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = boxes.sum(-1)
@@ -62,7 +63,10 @@ def crossing(given: tuple[np.ndarray, np.ndarray], mesh: Mesh | None) -> int:
             convention=MMDET,
         )
         levels = jnp.zeros(boxes.shape[:2], jnp.int32)
-        return found.boxes, roi_align((maps,), boxes, levels, (4,), 5, 0)
+        there = boxes[..., 0] < SIDE
+        matches = match_boxes(given[1][0], boxes, there, 0.5, 0.4, 0.0, there)
+        regions = roi_align((maps,), boxes, levels, (4,), 5, 0)
+        return found.boxes, regions, matches
 
     with spread_over(mesh):
         placed = jax.device_put(given, split(data_mesh()))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from drkd_jax import anchors as anchor_ops
 from drkd_jax import boxes as box_ops
 from drkd_jax.ops import matching
+from drkd_jax.ops.platform import tracing_for
 from tests import oracles
 
 A, G = 40, 5
@@ -114,6 +115,60 @@ def test_compiled_together_no_truth_is_lost_to_rounding():
         # truth may have taken the anchor, but positive it is.
         best = overlaps >= overlaps.max(axis=0) - 1e-6
         assert (got.positive[picture][:, None] & best).any(axis=0).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "overwrite", "shared"),
+    [("rpn", True, True), ("retina", False, True), ("retina", True, False), ("roi", True, False)],
+)
+@pytest.mark.parametrize("form", ["cpu", "gpu", "gpu, few pairs"])
+def test_boxes_in_blocks_are_matched_as_the_matrix_to_the_bit(
+    monkeypatch, kind, overwrite, shared, form
+):
+    monkeypatch.setattr(matching, "_BLOCK", 3)  # of 7: the last block overlaps the one before
+    monkeypatch.setattr(matching, "_SMALL", 2**20 if "few" in form else 0)
+    rng = np.random.default_rng(7)
+    base = anchor_ops.base_anchors(8, (0.5, 1.0, 2.0), (2.1, 3.3))
+    grid = anchor_ops.grid(base, (10, 11), 8).astype(np.float32)
+    anchors = grid if shared else np.stack([grid + np.float32(i / 3) for i in range(5)])
+    truths = oracles.random_boxes(rng, (5, 7), side=88, smallest=4).astype(np.float32)
+    truths[:, 4:6] = truths[:, 1:3]  # overlaps that are equal
+    valid = np.arange(7) < np.asarray([[7], [0], [6], [5], [3]])
+    valid[2, 2] = False
+    eligible = rng.uniform(size=(5, len(grid))) < 0.8
+
+    def traced(*rows):
+        with tracing_for(form[:3]):
+            return matching.match_boxes(
+                rows[0], rows[1], rows[2], *SETTINGS[kind], rows[3], overwrite
+            )
+
+    got = jax.jit(traced)(anchors, truths, valid, eligible)
+    assert np.asarray(got.positive).any()
+    for picture in range(5):
+        iou = oracles.overlaps_as_written(anchors if shared else anchors[picture], truths[picture])
+        one = valid[picture], *SETTINGS[kind], eligible[picture], overwrite
+        wanted = matching.match(iou, *one)
+        for field, answer in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(field[picture], answer)
+        limits = [None if t is None else float(np.float32(t)) for t in SETTINGS[kind]]
+        index, positive, negative = oracles.match(iou, one[0], *limits, *one[4:])
+        np.testing.assert_array_equal(wanted.positive, positive)
+        np.testing.assert_array_equal(wanted.negative, negative)
+        np.testing.assert_array_equal(wanted.index[positive], index[positive])
+
+
+@pytest.mark.parametrize("form", ["cpu", "gpu"])
+def test_the_matrix_of_all_overlaps_is_never_whole(form):
+    def traced(anchors, truths, valid, eligible):
+        with tracing_for(form):
+            return matching.match_boxes(anchors, truths, valid, 0.5, 0.4, 0.0, eligible)
+
+    A, G, S = 40_000, 100, jax.ShapeDtypeStruct
+    rows = S((2, G, 4), np.float32), S((2, G), np.bool_), S((2, A), np.bool_)
+    program = jax.jit(traced).lower(S((A, 4), np.float32), *rows).compile()
+    planned = program.memory_analysis().temp_size_in_bytes
+    assert planned < 2 * A * G * 4 / 2
 
 
 def test_no_gradient_flows_and_none_is_needed():
