@@ -129,7 +129,7 @@ def make_plan(table: Table, workdir: Path, data: Path | None) -> Plan:
             where = shared / "teachers" / name / detector
             teachers[name, detector] = _teacher(table, full, detector, where, data)
     students = tuple(
-        _student(table, arm, sets[name][1], detector, budget, seed, folder, teachers)
+        _student(table, arm, sets[name][1], detector, budget, seed, folder, data, teachers)
         for seed in table.seeds
         for name in sets
         for detector in table.detectors
@@ -151,6 +151,12 @@ def _filled(text: str, data: Path | None, **names: str) -> str:
     except (KeyError, IndexError, ValueError) as error:
         known = ", ".join(f"{{{name}}}" for name in ("data", *names))
         raise UserError(f"the table has '{text}': known in braces are {known}") from error
+
+
+def _filled_values(overrides: Overrides, data: Path | None) -> Overrides:
+    """Overrides with the folder filled in where one's text has it; other braces stay."""
+    texts = {k: v for k, v in overrides.items() if isinstance(v, str) and "{data}" in v}
+    return {**overrides, **{key: _filled(text, data) for key, text in texts.items()}}
 
 
 def _placed(each: DataSet, data: Path | None, labels: Path) -> tuple[DataSet, DataSet]:
@@ -211,6 +217,7 @@ def _teacher(
         **teacher.overrides,
         **_of_the_run(data_set, teacher.seed),
     }
+    overrides = _filled_values(overrides, data)
     recipe = _filled(teacher.recipe, data, **names)
     config = resolve(recipe, overrides, f"{table.path}: teacher")
     name = f"{data_set.name}/{detector}/teacher"
@@ -225,6 +232,7 @@ def _student(
     budget: int,
     seed: int,
     folder: Path,
+    data: Path | None,
     teachers: dict[tuple[str, str], Job | Path],
 ) -> Job:
     teacher = teachers[data_set.name, detector] if arm.distilled else None
@@ -236,6 +244,7 @@ def _student(
         **_of_the_run(data_set, seed),
         "train.steps": budget,
     }
+    overrides = _filled_values(overrides, data)
     if teacher is not None:
         checkpoint = teacher.folder if isinstance(teacher, Job) else teacher
         overrides["teacher.checkpoint"] = str(checkpoint)

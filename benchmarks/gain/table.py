@@ -24,8 +24,8 @@
     [arms.pixel]
     distill.instance_relation.weight = 0
 
-`{data}` is the folder of ``--data``. Overrides are keys of the recipe, as on the command line of
-`train.py`; those of an arm come last.
+`{data}` is the folder of ``--data``, in overrides too. Overrides are keys of the recipe, as on the
+command line of `train.py`; those of an arm come last.
 """
 
 from __future__ import annotations

@@ -74,6 +74,16 @@ def test_overrides_of_an_arm_come_last(tmp_path):
     assert "--config.seed=1" in jobs[-1].command("programs")
 
 
+def test_the_folder_of_data_stands_in_overrides_too(tmp_path):
+    init = 'config.train.log_every = 1\nconfig.student.init = "{data}/some.safetensors"'
+    table = read_table(write(tmp_path, TEXT.replace("config.train.log_every = 1", init)))
+    teacher, plain = make_plan(table, tmp_path, tmp_path).jobs[:2]
+    assert plain.config["student"]["init"] == f"{tmp_path}/some.safetensors"
+    assert teacher.config["student"]["init"] == ""
+    with pytest.raises(UserError, match="say with --data=DIR"):
+        make_plan(table, tmp_path, None)
+
+
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_tables_of_the_project_fit_their_recipes(path, tmp_path):
     small = Path(__file__).resolve().parents[2] / "no_such_data"
