@@ -131,7 +131,7 @@ def convolve(
         return found.reshape(*x.shape[:-1], -1)
     if size > 2 * stride > 2:
         return by_xla(*_blocks(_pad(x, padding), kernel, stride), (1, 1), _NONE)
-    if size > 1 and channels >= _WIDE and _count(x.shape, size, stride, padding) <= _FEW:
+    if size > 1 and channels >= _WIDE and _are_few(x.shape, size, stride, padding):
         return _as_product(_pad(x, padding), kernel, stride, precision)
     if size > 1 and (min(kernel.shape[2:]) >= _MANY or (stride == 1 and channels <= _NARROW)):
         return _written(x, kernel, stride, padding, 1, precision)
@@ -169,10 +169,11 @@ def _blocks(
     return x, kernel.reshape(taps, taps, stride * stride * C, -1)
 
 
-def _count(shape: Sequence[int], size: int, stride: int, padding: Any) -> int:
-    """Output pixels of all pictures."""
+def _are_few(shape: Sequence[int], size: int, stride: int, padding: Any) -> bool:
+    """Whether the output has few pixels; not where it has any number of pictures (an export)."""
     sides = zip(shape[1:3], padding, strict=True)
-    return shape[0] * math.prod((n + sum(ends) - size) // stride + 1 for n, ends in sides)
+    pixels = math.prod((n + sum(ends) - size) // stride + 1 for n, ends in sides)
+    return isinstance(shape[0], int) and shape[0] * pixels <= _FEW
 
 
 def _read(
