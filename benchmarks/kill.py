@@ -36,6 +36,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags, logging
 
+# What is killed is the checkout that this file belongs to.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from configs import demo
 from drkd_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from drkd_jax.training import loop
