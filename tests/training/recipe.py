@@ -4,10 +4,14 @@ from ml_collections import ConfigDict
 
 from tests.training import tiny
 
+EVERY = 4  # steps from checkpoint to checkpoint
+
 
 def get_config(name: str | None = None) -> ConfigDict:
     """One of the two canvases of the other tests: their compiled program serves here too."""
     config = tiny.config(distilled=name != "plain")
     config["data"]["canvases"] = config["data"]["canvases"][:1]
-    config["train"].update(checkpoint_every=4, parallel="jit", precision="float32", momentum=0.9)
+    config["train"].update(
+        checkpoint_every=EVERY, parallel="jit", precision="float32", momentum=0.9
+    )
     return ConfigDict(config)
