@@ -26,6 +26,7 @@ from drkd_jax.weights.foreign.pickled_names import Block, Tensor
 from drkd_jax.weights.foreign.torch_file import DAMAGED, Saved, read_torch_file
 
 _DEEPEST = 6  # dicts around a model's own
+_LONGEST = 1000  # letters of a path; a model's have less than a hundred
 _AGAIN = "not the weights; download the file again"
 # First bytes, and what begins so.
 _BEGINNINGS = (
@@ -137,8 +138,14 @@ def _of_torch(path: Path, saved: Saved) -> ForeignFile:
         seen.add(id(place))
         others = {}
         for key, value in place.items():
+            if len(start) + _letters(key) > _LONGEST:
+                raise UserError(
+                    f"{path}: refused: a name of more than {_LONGEST} letters, which no model has"
+                )
             name = f"{start}{key}"
             if isinstance(value, Tensor) or (isinstance(value, Block) and value.dtype is not None):
+                if name in arrays:
+                    raise UserError(f"{path}: refused: two arrays are called {name}")
                 arrays[name] = saved.array(value)
             elif isinstance(value, dict):
                 todo.append((f"{name}.", value, depth + 1))
@@ -151,6 +158,13 @@ def _of_torch(path: Path, saved: Saved) -> ForeignFile:
     return ForeignFile(
         arrays, meta if isinstance(meta, dict) else beside, saved.form, left_out, saved.inert
     )
+
+
+def _letters(key: Any) -> int:
+    """How long a key is when written out; a short file can hold one text in many keys."""
+    if isinstance(key, tuple):
+        return sum(map(_letters, key))
+    return len(key) if isinstance(key, (str, bytes)) else 0
 
 
 def _meta(root: dict[Any, Any]) -> Any:

@@ -13,6 +13,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.weights.foreign.files import checked_name, is_safetensors, read_foreign, sha256
 from drkd_jax.weights.opening import load
 from tests.weights.foreign.test_torch_file import FIXTURES, tensor_pickle, write_zip
+from tests.weights.foreign.torch_writing import write_torch
 
 NUMBERS = np.arange(8, dtype=np.float32)
 TENSOR = tensor_pickle(8, (2, 4), (4, 1))[2:-1]  # {"w": tensor}, without beginning and end
@@ -171,6 +172,25 @@ def test_other_files_are_called_what_they_are(content, words, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name}: .*{words}"):
         load(tmp_path / name)
+
+
+def test_short_files_of_endless_names_are_refused(tmp_path):
+    """A prefix that is written once, and a text that many keys hold, would fill the memory."""
+    tensor = TENSOR[TENSOR.index(b"ctorch") : -1]
+    many = b"q\x01s" + b"".join(text(f"k{i}") + b"h\x01s" for i in range(20))
+    prefix = under("p" * 2000, b"}" + text("first") + tensor + many)
+    keys = b"}" + text("a" * 600) + b"q\x02" + tensor + b"q\x01s"
+    keys += b"".join(b"h\x02h\x02K" + bytes([i]) + b"\x87h\x01s" for i in range(20))
+    for inner in (prefix, keys):
+        write_zip(tmp_path / "x.pth", b"\x80\x02" + inner + b".", NUMBERS)
+        with pytest.raises(UserError, match=r"x\.pth: refused: a name of more than 1000 letters"):
+            read_foreign(tmp_path / "x.pth")
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    write_torch(tmp_path / "x.pth", {"a.b": np.zeros(3), "a": {"b": np.ones(3)}})
+    with pytest.raises(UserError, match=r"two arrays are called a\.b"):
+        read_foreign(tmp_path / "x.pth")
 
 
 def test_a_folder_and_a_file_that_is_not_there_are_named(tmp_path):
