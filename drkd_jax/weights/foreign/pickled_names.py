@@ -114,7 +114,7 @@ class Config(dict[Any, Any]):
 
 # Of arrays, and of the tuples that are keys.
 _DIMENSIONS = 64
-_FARTHEST = 1 << 58
+FARTHEST = 1 << 58
 _KEY = 16
 
 DTYPES = {
@@ -169,7 +169,7 @@ class Name(NamedTuple):
 def _tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
     if not isinstance(storage, Storage):
         raise NotPlainError("a tensor without a storage")
-    sizes, steps = _whole(shape), _whole(strides)
+    sizes, steps = _whole(shape), _numbers(strides)
     offset, held = int(offset), storage.view[1] if storage.view else storage.size
     if len(sizes) != len(steps) or offset < 0 or min((*sizes, *steps, 0)) < 0:
         raise NotPlainError(f"a tensor of shape {sizes} with strides {steps} at {offset}")
@@ -183,12 +183,20 @@ def _tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) ->
     return Tensor(storage, offset, sizes, steps)
 
 
-def _whole(numbers: Any) -> tuple[int, ...]:
-    """Sides or strides of an array, as many and as large as an array can have."""
+def _whole(sides: Any) -> tuple[int, ...]:
+    """Sides of an array, as many and as large as an array can have."""
+    found = _numbers(sides)
+    if math.prod(max(n, 1) for n in found) > FARTHEST:
+        raise NotPlainError("an array that no memory could hold")
+    return found
+
+
+def _numbers(numbers: Any) -> tuple[int, ...]:
+    """Sides or strides of an array."""
     if len(numbers) > _DIMENSIONS:
         raise NotPlainError(f"an array of {len(numbers)} dimensions")
     found = tuple(int(n) for n in numbers)
-    if any(abs(n) > _FARTHEST for n in found) or math.prod(max(n, 1) for n in found) > _FARTHEST:
+    if any(abs(n) > FARTHEST for n in found):
         raise NotPlainError("an array that no memory could hold")
     return found
 
@@ -202,10 +210,10 @@ def plain_key(item: Any) -> Any:
     """A key of a dict or a member of a set: nothing deep, which hashing could not survive."""
     if isinstance(item, tuple) and not isinstance(item, Inert):
         flat = len(item) <= _KEY and not any(
-            isinstance(part, (tuple, frozenset)) or _is_long(part) for part in item
+            isinstance(part, (tuple, frozenset, Tensor)) or _is_long(part) for part in item
         )
     else:
-        flat = not isinstance(item, (list, set, frozenset, dict)) and not _is_long(item)
+        flat = not isinstance(item, (list, set, frozenset, dict, Tensor)) and not _is_long(item)
     if not flat:
         raise NotPlainError("a key that is no number or string")
     return item

@@ -14,6 +14,7 @@ from typing import Any
 from drkd_jax.weights.foreign.pickled_names import (
     BUILDERS,
     DTYPES,
+    FARTHEST,
     INERT,
     Block,
     Config,
@@ -256,6 +257,8 @@ class _Machine:
             raise NotPlainError("a storage of unknown type")
         if not isinstance(key, str) or not isinstance(size, int) or size < 0:
             raise NotPlainError("a storage without name or size")
+        if size > FARTHEST:  # a number that could not even be printed, perhaps
+            raise NotPlainError("a storage that no memory could hold")
         part = None
         if view and view[0] is not None:
             _, first, count = view[0]

@@ -231,6 +231,23 @@ def test_a_tensor_that_reaches_outside_its_storage_is_refused(claim, tmp_path):
         read_torch_file(tmp_path / "x.pth")
 
 
+def test_a_storage_of_more_numbers_than_can_be_printed_is_refused(tmp_path):
+    size = pickle.dumps(1 << 20_000, 2)[2:-1]
+    whole = tensor_pickle(8, (8,), (1,)).replace(b"J" + struct.pack("<i", 8) + b"tQ", size + b"tQ")
+    assert len(whole) > 2000
+    write_zip(tmp_path / "x.pth", whole, np.zeros(8, np.float32))
+    with pytest.raises(UserError, match="refused: a storage that no memory could hold"):
+        read_torch_file(tmp_path / "x.pth")
+
+
+def test_strides_of_many_dimensions_are_those_of_an_array():
+    """Their product, which is no size of anything, may be far larger than the array."""
+    shape = (8, 4, 128, 128, 128)
+    strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(5))
+    found = read_pickle(io.BytesIO(tensor_pickle(int(np.prod(shape)), shape, strides)), set())
+    assert (found["w"].shape, found["w"].strides) == (shape, strides)
+
+
 def test_a_big_endian_file_has_the_same_numbers(tmp_path):
     numbers = np.arange(8, dtype=np.float32)
     pickled = tensor_pickle(8, (2, 3), (4, 1), 1)
@@ -268,6 +285,9 @@ def test_structures_that_would_exhaust_an_unpickler_are_harmless():
     deep = b"\x80\x02})" + b"\x85" * 10**5 + b"K\x01s."
     with pytest.raises(NotPlainError, match="a key"):
         read_pickle(io.BytesIO(deep), set())
+    tensor = tensor_pickle(8, (8,), (1,))[9:-2]  # a key that is long to print
+    with pytest.raises(NotPlainError, match="a key"):
+        read_pickle(io.BytesIO(b"\x80\x02}(" + tensor + b"Nu."), set())
     assert read_pickle(io.BytesIO(b"\x80\x02K\x01r\xff\xff\xff\x7f."), set()) == 1
 
 
