@@ -65,20 +65,29 @@ def _assignments(text: str) -> dict[str, Any]:
         reader.run_parts(text)
         if not reader.names:
             raise ConfigTextError(f"no Python ({error})") from error
-    return reader.names
+    return _printable(reader, reader.names)
 
 
 def _one_dict(text: str) -> dict[str, Any]:
+    reader = _Reader(False)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            value = _Reader(False).expression(text)
+            value = reader.expression(text)
         except (SyntaxError, ValueError) as error:
             raise ConfigTextError(f"neither JSON nor Python ({error})") from error
     if not isinstance(value, dict):
         raise ConfigTextError("no dict")
-    return value
+    return _printable(reader, value)
+
+
+def _printable(reader: _Reader, values: dict[Any, Any]) -> dict[str, Any]:
+    """Values of which each is short enough; a dict may have grown inside of others."""
+    return {
+        name: Unread("...") if reader.is_huge((name, value)) else value
+        for name, value in values.items()
+    }
 
 
 class _Reader:
@@ -95,10 +104,14 @@ class _Reader:
             self._pay(_STATEMENT)
             self._statement(statement)
             for name in set(_named(statement)) & self.names.keys():
-                size, looked_at = size_of(self.names[name])
-                self._pay(looked_at)
-                if size > HUGE:
+                if self.is_huge(self.names[name]):
                     self.names[name] = self._unread(statement)
+
+    def is_huge(self, value: Any) -> bool:
+        """Whether a value is endless, or far too long to be printed."""
+        size, looked_at = size_of(value)
+        self._pay(looked_at)
+        return size > HUGE
 
     def run_parts(self, text: str) -> None:
         """Statement by statement, where the whole cannot be parsed."""

@@ -65,7 +65,10 @@ def size_of(value: Any) -> tuple[float, int]:
             sizes[id(item)] = sum(map(size, parts), 1.0)
         return sizes[id(item)]
 
-    return size(value), seen
+    try:
+        return size(value), seen
+    except RecursionError:
+        return math.inf, seen
 
 
 class Section:

@@ -294,6 +294,20 @@ def test_values_that_double_in_every_line_end_with_a_word(line):
     assert read_pixels(kinds) is None
 
 
+def test_values_that_grow_where_nothing_is_assigned_end_with_a_word():
+    """In one dict, and inside of another name's value."""
+    row = "[[[0] * 300] * 300] * 300"
+    for text, left in (
+        (f"{{'model': {{'backbone': {{'type': {row}}}}}, 'a': 1}}", "a"),
+        ("a = 1\nm = dict(b=1)\nmodel = dict(c=[m] * 300)\nm['b'] = [[0] * 300] * 300\n", "a"),
+        (f"{{({row.replace('[', '(').replace(']', ',)')},): 1, 'a': 1}}", "a"),
+    ):
+        found = read_config_text(text)
+        assert found[left] == 1
+        assert all(isinstance(v, Unread) for k, v in found.items() if k not in ("a", "m"))
+        assert isinstance(found.get("model", Unread("")), Unread)
+
+
 def test_a_value_that_holds_itself_is_no_plain_value():
     found = read_config_text("m = dict(a=1)\nm['b'] = m\nn = dict(c=m)")
     assert isinstance(found["m"], Unread)

@@ -83,11 +83,13 @@ def test_a_config_in_another_form_is_read_or_refused_and_never_passed_over():
     for value in (Inert("easydict.EasyDict"), [1], 3):
         with pytest.raises(UserError, match="the config that it carries is of type"):
             find_config({"config": value})
-    double, own = [1], {"a": 1}
+    double, own, deep = [1], {"a": 1}, [1]
     for _ in range(60):
         double = [double, double]
+    for _ in range(100_000):
+        deep = [deep]
     own["b"] = own
-    for value in (double, own, 1 << 70):
+    for value in (double, own, deep, 1 << 70):
         with pytest.raises(UserError, match="larger than any"):
             find_config({"cfg": {"model": {"type": value}}})
 
