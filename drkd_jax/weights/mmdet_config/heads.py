@@ -22,6 +22,9 @@ _ROI = (
     "PointRendRoIHead",
 )
 _CASCADE = ("CascadeRoIHead", "HybridTaskCascadeRoIHead")
+# Far above any detector's: as many rows are made of them as they say.
+_MOST_BOXES = 1_000_000
+_MOST_STEPS = 100
 
 
 def read_heads(
@@ -88,7 +91,8 @@ def _anchors(head: Section, settings: dict[str, Any], strides: Sequence[int]) ->
         return
     part = head.sub("anchor_generator")
     part.kind("AnchorGenerator")
-    scales, octaves = part.numbers("scales"), part.whole("scales_per_octave", least=1)
+    scales = part.numbers("scales")
+    octaves = part.whole("scales_per_octave", least=1, most=_MOST_STEPS)
     base = part.number("octave_base_scale")
     ratios = part.numbers("ratios")
     if not ratios or min(ratios) <= 0:
@@ -209,7 +213,7 @@ def _extractor(part: Section, settings: dict[str, Any], strides: Sequence[int]) 
     layer.only("out_size", 7)
     layer.only("pool_mode", "avg")
     key = "sample_num" if "sample_num" in layer else "sampling_ratio"
-    settings["roi_sampling"] = layer.whole(key, 0, least=0)
+    settings["roi_sampling"] = layer.whole(key, 0, least=0, most=_MOST_STEPS)
     settings["roi_aligned"] = bool(layer.get("aligned", True))
     layer.close("use_torchvision")
     used = part.numbers("featmap_strides", (4, 8, 16, 32))
@@ -283,7 +287,7 @@ def _detections(part: Section, settings: dict[str, Any]) -> None:
 def _count(part: Section, keys: Sequence[str], ours: str, settings: dict[str, Any]) -> None:
     for key in keys:
         if key in part:
-            settings[ours] = part.whole(key, 1000, least=1)
+            settings[ours] = part.whole(key, 1000, least=1, most=_MOST_BOXES)
             part.ignore(*keys)
             return
 

@@ -101,7 +101,13 @@ class Section:
             return default
         return _as_tuple(value)
 
-    def number(self, key: str, default: float | int | None = None, least: int | None = None) -> Any:
+    def number(
+        self,
+        key: str,
+        default: float | int | None = None,
+        least: int | None = None,
+        most: int | None = None,
+    ) -> Any:
         """A number, or the default; one without a fraction is whole, however it is written."""
         value = self.get(key, default)
         if value is default:
@@ -112,14 +118,20 @@ class Section:
         if not abs(value) < _FARTHEST:  # nor what is no number at all
             self.refuse(key, value, "no finite number")
             return default
-        if least is not None and value < least:
+        if (least is not None and value < least) or (most is not None and value > most):
             self.refuse(key, value, "cannot be built here")
             return default
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    def whole(self, key: str, default: int | None = None, least: int | None = None) -> Any:
+    def whole(
+        self,
+        key: str,
+        default: int | None = None,
+        least: int | None = None,
+        most: int | None = None,
+    ) -> Any:
         """A number without a fraction, or the default."""
-        value = self.number(key, default, least)
+        value = self.number(key, default, least, most)
         if value is None or value == int(value):
             return value if value is None else int(value)
         self.refuse(key, value, "no whole number")

@@ -22,6 +22,9 @@ ODD = [
     ("mmdet retinanet", "num_classes=3", "num_classes='3'", "num_classes = '3' (no number)"),
     ("mmdet retinanet", "max_per_img=100", "max_per_img=99.5", "max_per_img = 99.5"),
     ("mmdet retinanet", "score_thr=0.05", "score_thr=float('nan')", "score_thr = nan"),
+    ("mmdet retinanet", "octave=3", "octave=10**9", "scales_per_octave = 1000000000 (cannot"),
+    ("mmdet retinanet", "max_per_img=100", "max_per_img=10**14", "max_per_img = 100000000000000"),
+    ("mmdet faster_rcnn", "sampling_ratio=0", "sampling_ratio=10**9", "sampling_ratio = 1000"),
     ("mmdet retinanet", "use_sigmoid=True, ", "", "loss_cls.use_sigmoid = False"),
     ("mmdet faster_rcnn", "sampling_ratio=0", "sampling_ratio=2.5", "sampling_ratio = 2.5"),
     (
