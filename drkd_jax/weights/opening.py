@@ -220,16 +220,16 @@ def _open_ours(
 ) -> Weights:
     arrays, about = content
     config, said = _without_reading(asked), asked.get("data") or {}
-    # What it does not list is the default, not unknown: a user's settings have to agree with it.
-    backbone = from_dict(BackboneSettings(), about.settings.get("backbone") or {})
-    shown = {**about.settings, "backbone": dataclasses.asdict(backbone)}
     with faults_of(path):
+        _check_counts(about, arrays)
+        # What it does not list is the default, not unknown: a user's settings have to agree.
+        backbone = from_dict(BackboneSettings(), about.settings.get("backbone") or {})
+        shown = {**about.settings, "backbone": dataclasses.asdict(backbone)}
         CheckpointSpec(about.part, shown, {}).settings(config)
         spec = CheckpointSpec(about.part, about.settings, {})
         settings = spec.settings(config)
         spec.data(said)  # the keys are known ones
-    wanted = model_shapes(about.part, settings, about.num_classes)
-    with faults_of(path):
+        wanted = model_shapes(about.part, settings, about.num_classes)
         wrong = sorted(
             name
             for name in wanted.keys() | arrays.keys()
@@ -243,6 +243,28 @@ def _open_ours(
     about = dataclasses.replace(about, settings=settings, data=dict(about.data) | dict(said))
     line = f"{path.name}: ours, {about.part}, {len(arrays)} arrays, all used"
     return Weights(path, given, arrays, about, lines=(line,))
+
+
+def _check_counts(about: About, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuses what would take long to build only to find that the arrays are others."""
+    anchors = about.settings.get("anchors")
+    numbers = sum(array.size for array in arrays.values())
+    counts = {
+        "num_classes": (about.num_classes, numbers),
+        "head_convs": (about.settings.get("head_convs"), len(arrays)),
+        "anchors.octaves": (
+            anchors.get("octaves") if isinstance(anchors, Mapping) else None,
+            numbers,
+        ),
+    }
+    for name, (said, most) in counts.items():
+        if isinstance(said, int) and said > most:
+            raise UserError(f"{name} is {said}, which its arrays cannot be; the file is damaged")
+    if about.part == "detector" and len(about.categories) not in (0, about.num_classes):
+        raise UserError(
+            f"it names {len(about.categories)} classes and counts {about.num_classes}; the file is "
+            "damaged"
+        )
 
 
 def _categories(spec: CheckpointSpec) -> tuple[tuple[int, str], ...]:

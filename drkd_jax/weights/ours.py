@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,12 @@ KEY = "drkd_jax"
 PARTS = ("detector", "pyramid", "backbone")
 # The folders of a work folder.
 WHICH = {"last": "checkpoints", "best": "best"}
+_HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+# What readers raise of values that are others than were written; AttributeError: a type of numbers
+# that NumPy has not, or no arrays at all.
+_DAMAGED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# Of `About`, where they are there.
+_KINDS = {"settings": dict, "num_classes": int, "source": dict, "data": dict}
 #: Of an exported folder, beside the arrays.
 ABOUT_FILE = "about.json"
 
@@ -103,7 +110,7 @@ def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
             text = stream.metadata()[KEY]
             arrays = {name: _single(stream.get_tensor(name)) for name in stream.keys()}  # noqa: SIM118
         about = about_from(json.loads(text))
-    except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, *_DAMAGED) as error:
         raise UserError(f"{path}: not a whole file of ours ({error})") from error
     return arrays, about
 
@@ -114,6 +121,11 @@ def about_from(said: Mapping[str, Any]) -> About:
     Raises:
         LookupError, TypeError, ValueError: they are none.
     """
+    for key, kind in _KINDS.items():
+        if not isinstance(said.get(key, kind()), kind):
+            raise TypeError(f"its {key} is a {type(said[key]).__name__}")
+    if not isinstance(said["settings"].get("backbone") or {}, dict):
+        raise TypeError("its settings hold no backbone")
     if said["part"] not in PARTS:
         raise ValueError(f"a {said['part']!r}; known: {', '.join(PARTS)}")
     categories = (
@@ -123,7 +135,7 @@ def about_from(said: Mapping[str, Any]) -> About:
 
 
 def _single(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+    return array.astype(np.float32) if array.dtype in _HALF else array
 
 
 def read_run(
@@ -139,7 +151,7 @@ def read_run(
         (arrays by flat name, what is needed to build their model, config of the run).
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: there is no checkpoint, or it is damaged.
     """
     arrays, about, step = read_checkpoint(folder, which)
     config = as_tuples(about["config"])
@@ -167,7 +179,7 @@ def read_export(folder: Path) -> tuple[dict[str, np.ndarray], About]:
     try:
         about = about_from(json.loads((folder / ABOUT_FILE).read_text()))
         arrays = _restore(folder.absolute() / "student")
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, *_DAMAGED) as error:
         raise UserError(f"{folder}: not a whole export of ours ({error})") from error
     return arrays, about
 
@@ -189,7 +201,7 @@ def read_checkpoint(workdir: str | Path, which: str = "best") -> tuple[dict[str,
         (NumPy arrays by name, the part `about`, step).
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: there is no checkpoint, or it is damaged.
     """
     workdir = Path(workdir).absolute()
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -207,10 +219,16 @@ def read_checkpoint(workdir: str | Path, which: str = "best") -> tuple[dict[str,
         step = manager.latest_step()
         if step is None:
             continue
-        item = folder / str(step) / "student"
-        arrays = _restore(item)
-        about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-        manager.close()
+        try:
+            arrays = _restore(folder / str(step) / "student")
+            about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        except (OSError, *_DAMAGED) as error:
+            raise UserError(
+                f"{folder / str(step)}: not a whole checkpoint ({str(error)[:200]}); copy the work "
+                "folder again, or try again where its run is going on"
+            ) from error
+        finally:
+            manager.close()
         return arrays, about["about"], step
     raise UserError(f"{workdir}: holds no checkpoint yet; train there first (train.py --workdir)")
 

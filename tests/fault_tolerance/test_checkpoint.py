@@ -184,6 +184,18 @@ def test_a_folder_without_a_checkpoint_is_told(tmp_path):
         read_checkpoint(tmp_path / "none")
 
 
+def test_a_checkpoint_that_was_copied_in_part_is_told(folder):
+    workdir, checkpoints = folder
+    checkpoints.save(state_of(step=1), about())
+    files = [
+        path for path in (workdir / "checkpoints" / "1" / "student").rglob("*") if path.is_file()
+    ]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:10])
+    with pytest.raises(UserError, match=r"checkpoints/1: not a whole checkpoint"):
+        read_checkpoint(workdir, "last")
+
+
 def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
     stored = json.loads(json.dumps(CONFIG))
     longer = {**CONFIG, "train": {"steps": 90, "momentum": 0.9}, "eval": {"batch_size": 5}}

@@ -126,7 +126,7 @@ def understand(
         if spec.part == "detector" and (spec.unbuilt or part == "pyramid"):
             spec = spec.without_head()
         settings = spec.settings(config)
-    wanted = model_shapes(spec.part, settings, spec.num_classes)
+        wanted = model_shapes(spec.part, settings, spec.num_classes)
     prefixed = any(key.startswith("backbone.") for key in shapes)
     table = library_table(library, wanted, prefixed)
     found = report_keys(folded, table, wanted, _MODULES[library].skips(spec.part))
