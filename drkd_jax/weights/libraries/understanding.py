@@ -231,7 +231,8 @@ def find_folds(shapes: Shapes) -> tuple[Fold, ...]:
     """The batch norms of a file's pyramid and dense head.
 
     Raises:
-        UserError: a norm without running statistics behind a convolution of the pyramid.
+        UserError: a norm without running statistics behind a convolution of the pyramid, or one
+            whose arrays are not of that convolution's outputs.
     """
     folds = []
     for key, shape in shapes.items():
@@ -244,6 +245,12 @@ def find_folds(shapes: Shapes) -> tuple[Fold, ...]:
                 continue
             fold = Fold(module, conv.format(found[1]))
             if all(name in shapes for name in fold.keys):
+                outputs = shapes[f"{fold.conv}.weight"][:1]
+                wrong = next((name for name in fold.keys if shapes[name] != outputs), None)
+                if wrong:
+                    raise UserError(
+                        f"{wrong} is of shape {shapes[wrong]}, the outputs before it of {outputs}"
+                    )
                 folds.append(fold)
             elif not key.startswith("bbox_head."):
                 raise UserError(
