@@ -101,7 +101,10 @@ def load(
     spec, settings = known.spec, known.settings
     model = f"{settings.get('detector', spec.part)} on ResNet-{settings['backbone']['depth']}"
     known.report.check(f"{path} as {model}")
-    report = dataclasses.replace(known.report, skipped={**known.report.skipped, **inner.outside})
+    empty = {key: "an array without numbers" for key, shape in found.shapes.items() if 0 in shape}
+    report = dataclasses.replace(
+        known.report, skipped={**known.report.skipped, **inner.outside, **empty}
+    )
     digest = sha256(path)
     source = {"file": path.name, "sha256": digest, "library": known.library, "form": found.form}
     if is_name(name):
@@ -175,7 +178,8 @@ def _unwrap(
     prefix: str | None,
 ) -> Unwrapped:
     """The names of the one model in a file."""
-    shapes = found.shapes
+    # A side beside one of 0 may be any number, and no file would be too small for it.
+    shapes = {key: shape for key, shape in found.shapes.items() if 0 not in shape}
     if detectron2.is_caffe2(name.rpartition("blobs.")[2] for name in shapes):
         raise UserError(
             "blobs of Detectron's Caffe2 (MSRA's ImageNet weights), which have no batch norm; take "

@@ -280,6 +280,23 @@ def test_a_damaged_export_is_told(retina, tmp_path):
             load(folder)
 
 
+def test_an_array_without_numbers_is_left_out(retina, tmp_path):
+    """Its other sides may be anything: the file of 2^40 classes would be a short one."""
+    empty = {"data_offsets": [0, 0], "dtype": "F32"}
+    path = save(tmp_path, {**retina, "state": np.zeros((0, 3), np.float32)})
+    assert load(path).report.skipped == {"state": "an array without numbers"}
+    path = save(tmp_path, {k: v for k, v in retina.items() if "retina_cls" not in k})
+    size, header = int.from_bytes(path.read_bytes()[:8], "little"), path.read_bytes()
+    said = json.loads(header[8 : 8 + size])
+    said["bbox_head.retina_cls.weight"] = {**empty, "shape": [9 << 40, 0, 3, 3]}
+    said["bbox_head.retina_cls.bias"] = {**empty, "shape": [9 << 40, 0]}
+    changed = json.dumps(said).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + header[8 + size :])
+    weights = load(path)
+    assert weights.about.part == "pyramid"  # as without them
+    assert weights.report.skipped["bbox_head.retina_cls.weight"] == "an array without numbers"
+
+
 def test_a_file_that_fits_no_settings_is_named(retina, tmp_path):
     path = save(tmp_path, retina)
     for config in ({"test": {"max_out": 0}}, {"nobody": 1}):
