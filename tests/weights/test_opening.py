@@ -199,6 +199,7 @@ def test_class_names_come_from_the_file_or_from_coco(tmp_path):
     assert read(shapes, meta, "x").class_names == ("a", "b", "c")
     assert read(shapes, {"CLASSES": ("a", "b")}, "x").class_names == ()
     assert read(shapes, {"CLASSES": [["a"], 1, 2]}, "x").class_names == ()
+    assert read(shapes, {"CLASSES": ["a", "b", "c" * 2000]}, "x").class_names == ()
     coco = {key: value.shape for key, value in foreign("mmdet retinanet conv_p5")[1].items()}
     assert read(coco, {}, "x").class_names[:2] == ("person", "bicycle")
 
@@ -336,3 +337,5 @@ def test_class_names_beside_torchvision_s_weights(tmp_path):
         save_file(theirs, tmp_path / "x.safetensors", {"classes": json.dumps(names)})
         weights = load(tmp_path / "x.safetensors")
         assert weights.about.categories == ((1, "nut"), (2, "bolt"), (3, "pin"))
+    save_file(theirs, tmp_path / "x.safetensors", {"classes": "[" * 100_000})
+    assert load(tmp_path / "x.safetensors").about.categories == ()

@@ -25,6 +25,7 @@ _STEM = re.compile(r"backbone\.stem\.(conv|norm)\.(\w+)$")
 _BLOCK = re.compile(
     r"backbone\.stages\.(\d)\.(\d+)\.(convs|norms|shortcut|shortcut_norm)(?:\.(\d))?((?:\.\w+)+)$"
 )
+_LONGEST = 1000  # letters of a class's name
 # Settings of every pyramid that only a head reads.
 _HEADS = {"head_std", "head_classes", "class_ids", "delta_stds"}
 
@@ -282,11 +283,13 @@ def as_names(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) and value[:1] in ("[", "("):  # the text fields of safetensors
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return ()
     if isinstance(value, str):  # ("nut") for ("nut",), or the path of a list
         return (value,) if value and not value.endswith(".txt") else ()
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, (list, tuple)):
+        return ()
+    if not all(isinstance(name, str) and len(name) <= _LONGEST for name in value):
         return ()
     return tuple(value)
 

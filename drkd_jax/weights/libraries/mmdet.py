@@ -242,7 +242,7 @@ def _pixels(config: Mapping[str, Any], file_name: str, style: str) -> tuple[Pixe
 def _class_names(
     meta: Mapping[str, Any], config: Mapping[str, Any], num_classes: int
 ) -> tuple[str, ...]:
-    """From the file, or COCO's where the number is; whatever is known where there is no head."""
+    """From the file, or COCO's where the number is; () where there is no head."""
     dataset = meta.get("dataset_meta")
     places = [meta, dataset] if isinstance(dataset, Mapping) else [meta]
     listed = [as_names(place.get(key)) for place in places for key in ("CLASSES", "classes")]
