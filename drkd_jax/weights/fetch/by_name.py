@@ -137,6 +137,9 @@ def parse_hub_name(name: str) -> HubName:
     found = _FORM.fullmatch(name)
     if not found:
         raise UserError(f"{name}: is not of the form hf:OWNER/REPO, hf:OWNER/REPO@REVISION:FILE")
+    parts = "/".join(filter(None, found.groups())).split("/")
+    if {"", ".", ".."} & set(parts):  # would lead out of the client's cache
+        raise UserError(f"{name}: '.', '..' or an empty part in it; write the path as it is there")
     return HubName(*found.groups())
 
 

@@ -276,7 +276,7 @@ def _check_url(url: str, what: str) -> None:
         raise UserError(f"{what}: is no address ({error})") from error
     if parts.scheme != "https" and not (parts.scheme == "http" and host in _HERE):
         raise UserError(f"{what}: only https is fetched (http from this machine alone)")
-    if not host or parts.username or parts.password:
+    if not (host or "").strip(".") or parts.username or parts.password:
         raise UserError(f"{what}: names no host, or a user with it; write https://HOST/FILE")
     names = [part for part in parts.path.split("/") if part]
     if not names or url.partition("?")[0].endswith("/") or {".", ".."} & set(names):

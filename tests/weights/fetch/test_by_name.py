@@ -41,6 +41,21 @@ def test_a_name_is_taken_apart(name, wanted):
     assert parse_hub_name(name) == HubName(*wanted)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf:a/b:../../../x.pth",
+        "hf:a/b:/etc/x.pth",
+        "hf:a/b@../v:x.pth",
+        "hf:../b:x.pth",
+        "hf:a/b:.",
+    ],
+)
+def test_a_name_that_leads_out_of_the_cache_is_refused(name):
+    with pytest.raises(UserError, match=r"'\.', '\.\.' or an empty part in it"):
+        local_file(name)
+
+
 @pytest.mark.parametrize("name", ["hf:", "hf:a", "hf:a/b/c", "hf:a/b@", "hf:a/b:", "hf:a/b@v@w"])
 def test_another_form_is_refused(name):
     with pytest.raises(UserError, match="is not of the form hf:OWNER/REPO"):

@@ -155,6 +155,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(files):
         ("https://h.org/models/#sha256=0123abcd", "names no file"),
         ("https://h.org/../../x.pth#sha256=0123abcd", "names no file"),
         ("https:///x.pth#sha256=0123abcd", "names no host"),
+        ("https://../x.pth#sha256=0123abcd", "names no host"),
         ("https://me:word@h.org/x.pth#sha256=0123abcd", "or a user with it"),
         ("https://h.org:port/x.pth#sha256=0123abcd", "is no address"),
         ("torchvision:resnet51", r"near: .*torchvision:resnet50"),
