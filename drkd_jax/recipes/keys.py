@@ -38,18 +38,19 @@ class Key:
 
 
 def list_keys(config: ConfigDict) -> list[Key]:
-    """Every key of a config, in its order."""
+    """Every key of a config, in its order; "" for the words of one that only its recipe has."""
     words = commented()
     words |= {f"distill.{name}": text for name, text in documented(DistillConfig).items()}
     for term, settings in TERMS.items():
         own = documented(settings)
         words |= {f"distill.{term}.{name}": text for name, text in own.items()}
     for side in ("student", "teacher"):
-        model = config[side]
-        named = [model.detector] if model is not None and model.detector else []
+        model = config.get(side)
+        detector: Any = model.get("detector") if isinstance(model, ConfigDict) else None
+        named = [detector] if detector in DETECTORS else []
         words[f"{side}.detector"] = " | ".join(DETECTORS)
-        for detector in (*DETECTORS, *named):  # the one that is meant has the last word
-            own = _of_settings(DETECTORS[detector][1])
+        for each in (*DETECTORS, *named):  # the one that is meant has the last word
+            own = _of_settings(DETECTORS[each][1])
             words |= {f"{side}.{name}": text for name, text in own.items()}
     return [Key(name, value, words.get(name, "")) for name, value in _flat(config)]
 

@@ -113,6 +113,16 @@ def test_every_key_is_printed_with_its_value_and_its_words(recipe, capsys):
     assert math.isclose(told["data.flip"]["value"], 0.5)
 
 
+def test_keys_of_a_recipe_that_is_no_run_are_printed_still(tmp_path, capsys):
+    text = (
+        "from ml_collections import ConfigDict\ndef get_config(name=None):\n    return ConfigDict("
+    )
+    for inner in ("{'student': {'detector': 'yolo'}})", "{'lr': 0.1})", "{'teacher': 'x.pth'})"):
+        (tmp_path / "mine.py").write_text(text + inner)
+        assert command_line.main(["recipes", str(tmp_path / "mine.py")]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_a_plain_run_has_words_for_its_empty_places():
     keys = {key.name: key for key in list_keys(common.base())}
     assert keys["teacher"].value is None
