@@ -225,6 +225,11 @@ def _open_ours(
     arrays, about = content
     config, said = _without_reading(asked), asked.get("data") or {}
     with faults_of(path):
+        if asked.get("prefix") or (asked.get("part") or about.part) != about.part:
+            raise UserError(
+                f"a file of ours, which holds one {about.part} under no prefix; leave `prefix` and "
+                "`part` out"
+            )
         _check_counts(about, arrays)
         # What it does not list is the default, not unknown: a user's settings have to agree.
         backbone = from_dict(BackboneSettings(), about.settings.get("backbone") or {})

@@ -82,10 +82,14 @@ def write_safetensors(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(whole, part, dict(metadata))
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # before it has its name
         part.replace(path)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: cannot be written ({reason})") from error
 
