@@ -107,7 +107,8 @@ class RetinaHead(nnx.Module):
         for layer in list(self.box_convs)[layers:]:
             b = relu(layer(b))
         B = a.shape[0]
-        return self.cls(a).reshape(B, -1, self.num_classes), self.box(b).reshape(B, -1, 4).astype(jnp.float32)
+        logits = self.cls(a).reshape(B, -1, self.num_classes)
+        return logits, self.box(b).reshape(B, -1, 4).astype(jnp.float32)
 
     def outputs(
         self, towers: tuple[tuple[jax.Array, jax.Array], ...], layers: int

@@ -22,10 +22,10 @@ from drkd_jax.models.retina_head import best_detections
 from drkd_jax.models.rpn import Proposals
 from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings, TestSettings
 from drkd_jax.ops.matching import match_boxes
+from drkd_jax.ops.relu import relu
 from drkd_jax.ops.roi_align import region_levels, roi_align
 from drkd_jax.ops.sampling import sample
 from drkd_jax.ops.spread import by_device
-from drkd_jax.ops.relu import relu
 from drkd_jax.ops.top_k import top_k
 from drkd_jax.types import Array, Detections, FeatureSpec, Targets
 

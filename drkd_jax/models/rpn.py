@@ -182,9 +182,7 @@ def _propose(
     most = min(pre_nms, max(level.shape[1] for level in logits))
     boxes, scores, valid = [], [], []
     for level_logits, level_deltas, level in zip(logits, deltas, anchors, strict=True):
-        best, row = top_k(
-            jax.lax.stop_gradient(level_logits), min(most, level_logits.shape[1])
-        )
+        best, row = top_k(jax.lax.stop_gradient(level_logits), min(most, level_logits.shape[1]))
         decoded = box_ops.decode(
             jnp.asarray(level)[row],
             take_rows(jax.lax.stop_gradient(level_deltas), row),

@@ -11,8 +11,8 @@ from drkd_jax.data.pipeline import train_loader
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS
 from drkd_jax.models.pixels import read_pixels
-from drkd_jax.training.setup import build_run
 from drkd_jax.step.train_step import Recipe, loss_terms
+from drkd_jax.training.setup import build_run
 from tests.training import tiny
 
 DATA = {"mean": (1.0, 2.0, 3.0), "std": (1.0, 1.0, 1.0)}
