@@ -25,6 +25,8 @@ BGR = {"mean": CAFFE_PIXELS.mean, "std": CAFFE_PIXELS.std, "channels": "bgr"}
         ({"mean": (1.0, 2.0)}, r"data.mean = \(1.0, 2.0\): three numbers"),
         ({"mean": 1.0}, r"data.mean = 1.0: three numbers"),
         ({"std": ("a", "b", "c")}, r"data.std = .*three numbers"),
+        ({"mean": (1.0, float("nan"), 2.0)}, r"data.mean = .*three numbers"),
+        ({"std": (1.0, float("inf"), 1.0)}, r"data.std = .*three numbers"),
         ({"std": (1.0, 0.0, 1.0)}, r"data.std = .*above 0"),
         ({"channels": "gbr"}, r"data.channels = 'gbr': one of rgb, bgr"),
     ],
