@@ -118,6 +118,15 @@ def rpn_losses(
     Both are divided by the sum over pictures of their sampled positives and negatives, each
     counted as at least ``convention.rpn_least``.
 
+    Args:
+        logits: of all levels.
+        deltas: of all levels.
+        anchors: xyxy, pixels, in the order of ``logits``.
+        assigned: what they are to learn.
+        chosen: the anchors that count, by `sample_anchors`.
+        targets: ground truth.
+        convention: the library's numbers.
+
     Returns:
         ``rpn_cls_loss`` and ``rpn_box_loss``, float32.
     """
@@ -154,6 +163,19 @@ def propose(
     """The best anchors of each level, NMS level by level, the best of all levels together.
 
     Nothing is differentiated through the proposals.
+
+    Args:
+        logits: of each level.
+        deltas: of each level.
+        anchors: of each level, xyxy, pixels.
+        sizes: height and width of each picture, pixels.
+        pre_nms: best anchors of a level that enter its NMS.
+        max_out: regions a picture.
+        nms_threshold: overlap above which the lower of two regions of a level is dropped.
+        convention: the library's numbers.
+
+    Returns:
+        Regions clipped to their pictures; scores in 0..1.
 
     Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/rpn_head.py.
     """
