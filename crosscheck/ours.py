@@ -25,7 +25,6 @@ from drkd_jax.distill.graph_unit import GraphUnit
 from drkd_jax.distill.instance_relation import LearnedFilter, RandomFilter, RelationUnit
 from drkd_jax.frozen import Frozen
 from drkd_jax.ops.roi_align import roi_align
-from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
 from drkd_jax.types import FeatureSpec
 
 Arrays = Mapping[str, jax.Array]
@@ -122,12 +121,9 @@ def matrix(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax
 def regions(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
     """Boxes cut out of a map."""
     maps, boxes = x["x"], c["boxes"]
-    stride, bins, aligned = settings["stride"], settings["bins"], settings["aligned"]
-    if not settings["samples"]:
-        return {"regions": roi_align_adaptive(maps, boxes, stride, bins, aligned)}
+    how = settings["bins"], settings["samples"], settings["aligned"]
     levels = jnp.zeros(boxes.shape[:2], jnp.int32)
-    samples = settings["samples"]
-    return {"regions": roi_align((maps,), boxes, levels, (stride,), bins, samples, aligned)}
+    return {"regions": roi_align((maps,), boxes, levels, (settings["stride"],), *how)}
 
 
 def config_of(settings: Settings) -> DistillConfig:

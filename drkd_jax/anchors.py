@@ -74,28 +74,21 @@ def grid(
 def inside(
     anchors: Float[Array, "A 4"],
     sizes: Int[Array, "B 2"],
-    border: int | float | None = None,
 ) -> Bool[Array, "B A"]:
-    """Which anchors belong to the picture and not to the rest of the canvas.
+    """Which anchors have their centre in the picture and not in the rest of the canvas.
 
     Args:
         anchors: ``[A, 4]`` xyxy, pixels.
         sizes: ``[B, 2]`` height and width that count, pixels: the caller rounds a picture's size
             up where its own padding counts too.
-        border: None: an anchor belongs where its centre does, however far it sticks out. A number:
-            no side may stick out by more than so many pixels; the right and bottom limits are
-            exclusive.
 
     Returns:
         ``[B, A]`` bool; nothing for a picture of size (0, 0).
 
     Source: mmdetection ``models/task_modules/prior_generators/utils.py``; its detectors with FPN
-        set ``allowed_border=-1``, which is None here, and sizes rounded up to 32.
+        set ``allowed_border=-1``, so that it does not matter how far an anchor sticks out.
     """
     limits = jnp.asarray(sizes)[:, None, ::-1].astype(anchors.dtype)
-    if border is None:
-        # Centres are whole multiples of a stride, but for rounding; half a pixel keeps that out.
-        centres = (anchors[None, :, :2] + anchors[None, :, 2:]) * 0.5
-        return jnp.all(centres < limits - 0.5, axis=-1)
-    low = jnp.all(anchors[:, :2] >= -border, axis=-1)
-    return low[None] & jnp.all(anchors[None, :, 2:] < limits + border, axis=-1)
+    # Centres are whole multiples of a stride, but for rounding; half a pixel keeps that out.
+    centres = (anchors[None, :, :2] + anchors[None, :, 2:]) * 0.5
+    return jnp.all(centres < limits - 0.5, axis=-1)

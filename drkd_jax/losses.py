@@ -1,6 +1,7 @@
 """The detectors' own losses, element by element; whoever calls them sums and normalises.
 
-Everything is float32 at least: logits of a bfloat16 network are widened first.
+Logits of a bfloat16 network are widened first; what comes back is float32, and of `focal` float64
+where its logits are.
 """
 
 from __future__ import annotations

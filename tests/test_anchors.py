@@ -1,4 +1,3 @@
-import jax
 import numpy as np
 import pytest
 
@@ -56,11 +55,3 @@ def test_inside_by_centre_counts_the_cells_of_the_picture(stride):
         cells = np.zeros(map_hw, bool)
         cells[: -(-height // stride), : -(-width // stride)] = True
         np.testing.assert_array_equal(got[picture], np.repeat(cells[..., None], 3, axis=-1))
-
-
-def test_inside_with_a_border_has_exclusive_far_edges():
-    rows = np.asarray([[0, 0, 9, 9], [0, 0, 10, 9], [-1, 0, 5, 5], [0, 0, 9, 10.5]], np.float32)
-    sizes = np.asarray([[10, 10], [11, 12]], np.int32)
-    strict = jax.jit(lambda a, s: anchors.inside(a, s, 0))(rows, sizes)
-    np.testing.assert_array_equal(strict, [[True, False, False, False], [True, True, False, True]])
-    np.testing.assert_array_equal(anchors.inside(rows, sizes, 2)[0], [True] * 4)

@@ -1,4 +1,4 @@
-"""The counterpart of ops/roi_align_adaptive.py and ops/roi_align.py: samples one by one."""
+"""The counterpart of ops/roi_align.py: samples one by one."""
 
 from __future__ import annotations
 

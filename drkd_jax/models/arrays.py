@@ -47,4 +47,6 @@ def fill(module: Any, arrays: Mapping[str, Any], where: str) -> Any:
                 f"{where}: {name} is {found.get(name, 'missing')} in the checkpoint and "
                 f"{wanted.get(name, 'not there')} in the model"
             )
-    return nnx.merge(graph, unflatten({name: jnp.asarray(array) for name, array in arrays.items()}, pure))
+    return nnx.merge(
+        graph, unflatten({name: jnp.asarray(array) for name, array in arrays.items()}, pure)
+    )

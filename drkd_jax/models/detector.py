@@ -28,6 +28,7 @@ class Detector(FeatureExtractor, abc.ABC):
         spec: the pyramid's channels, strides and kinds of levels.
         num_classes: classes of the data, without the background.
         head_classes: classes of the head, without the background.
+        class_ids: the head's class for each class of the data.
         stride: sides of a canvas must be multiples of this.
     """
 

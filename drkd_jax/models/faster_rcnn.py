@@ -97,9 +97,7 @@ class FasterRCNN(Detector):
         logits, deltas = (jnp.concatenate(x, axis=1) for x in outputs)
         anchors = np.concatenate(self._anchors(features))
         first = rpn_losses(logits, deltas, anchors, assigned, chosen, targets, rule)
-        classes, boxes = self.roi(
-            device_maps(features), self.spec, regions.boxes, regions.valid
-        )
+        classes, boxes = self.roi(device_maps(features), self.spec, regions.boxes, regions.valid)
         return first | roi_losses(classes, boxes, regions, rule)
 
     def predict(self, features: Features, sizes: Int[Array, "B 2"]) -> Detections:

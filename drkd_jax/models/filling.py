@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -24,7 +25,8 @@ def from_dict(default: T, values: Mapping[str, Any], where: str = "") -> T:
         A new object of ``default``'s class.
 
     Raises:
-        UserError: for an unknown key or a value of the wrong type, with the key named.
+        UserError: for an unknown key, a value of the wrong type or a number that is not finite,
+            with the key named.
     """
     fields = {field.name: field for field in dataclasses.fields(default)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(type(default))
@@ -66,4 +68,6 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
     if (isinstance(value, bool) and bool not in wanted) or not isinstance(value, wanted):
         names = " or ".join("None" if w is type(None) else w.__name__ for w in wanted)
         raise UserError(f"{name} must be {names}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, not {value!r}")
     return value

@@ -19,6 +19,7 @@ from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.ops.group_norm import group_norm
 
 EPSILON = 1e-5
+KEEP = 0.9  # of the running statistics, a step
 
 
 class FrozenBatchNorm(nnx.Module):
@@ -64,7 +65,6 @@ class BatchNorm(nnx.Module):
         zero_scale: bool = False,
         eps: float = EPSILON,
         group: int = 0,
-        momentum: float = 0.9,
     ):
         self.eps = eps
         self.group = group
@@ -72,7 +72,6 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(filled(channels, 0.0))
         self.mean = nnx.BatchStat(filled(channels, 0.0))
         self.var = nnx.BatchStat(filled(channels, 1.0))
-        self.momentum = momentum
 
     def __call__(
         self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
@@ -104,10 +103,10 @@ class BatchNorm(nnx.Module):
 
     def _remember(self, mean: jax.Array, var: jax.Array, used: jax.Array) -> None:
         """Move the running statistics towards the mean of those of the groups in use."""
-        keep, num_used = self.momentum, jnp.maximum(used.sum(), 1)
+        num_used = jnp.maximum(used.sum(), 1)
         for running, now in ((self.mean, mean), (self.var, var)):
             seen = jnp.where(used, now, 0.0).sum(axis=(0, 1, 2, 3)) / num_used
-            running[...] = keep * running[...] + (1 - keep) * jax.lax.stop_gradient(seen)
+            running[...] = KEEP * running[...] + (1 - KEEP) * jax.lax.stop_gradient(seen)
 
 
 class GroupNorm(nnx.Module):

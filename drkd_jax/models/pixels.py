@@ -6,6 +6,7 @@ Letters: B pictures, H W pixels of the canvas.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,12 +74,15 @@ def read_pixels(data: Mapping[str, Any], dtype: Any, where: str = "config.data")
 
 
 def _three(value: Any, where: str) -> tuple[float, float, float]:
+    error = UserError(f"{where} = {value!r}: three numbers, one a colour")
     if not isinstance(value, (list, tuple)) or len(value) != 3:
-        raise UserError(f"{where} = {value!r}: three numbers, one a colour")
+        raise error
     try:
         first, second, third = map(float, value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where} = {value!r}: three numbers, one a colour") from error
+    except (TypeError, ValueError):
+        raise error from None
+    if not all(map(math.isfinite, (first, second, third))):
+        raise error
     return first, second, third
 
 

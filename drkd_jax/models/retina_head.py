@@ -107,7 +107,8 @@ class RetinaHead(nnx.Module):
         for layer in list(self.box_convs)[layers:]:
             b = relu(layer(b))
         B = a.shape[0]
-        return self.cls(a).reshape(B, -1, self.num_classes), self.box(b).reshape(B, -1, 4).astype(jnp.float32)
+        logits = self.cls(a).reshape(B, -1, self.num_classes)
+        return logits, self.box(b).reshape(B, -1, 4).astype(jnp.float32)
 
     def outputs(
         self, towers: tuple[tuple[jax.Array, jax.Array], ...], layers: int
@@ -252,6 +253,14 @@ def retina_candidates(
     candidates are pairs; where they are anchors with all their classes, more may pass the score,
     and the worst of them are left out.
 
+    Args:
+        logits: of each level.
+        deltas: of each level.
+        anchors: of each level, xyxy, pixels.
+        sizes: height and width of each picture, pixels.
+        settings: limits.
+        convention: the library's numbers.
+
     Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/base_dense_head.py; v2.3.0
         anchor_head.py beside it for the candidates' other rule.
     """
@@ -299,7 +308,7 @@ def best_detections(
     labels = labels.astype(jnp.int32)
 
     def one(boxes: Array, scores: Array, labels: Array, valid: Array) -> Detections:
-        rows, kept = select(boxes, scores, None, valid, labels, settings.nms, settings.max_out)
+        rows, kept = select(boxes, scores, valid, labels, settings.nms, settings.max_out)
         return Detections(boxes[rows], jnp.where(kept, scores[rows], 0.0), labels[rows], kept)
 
     return jax.vmap(one)(boxes, scores, labels, valid)

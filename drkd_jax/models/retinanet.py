@@ -48,9 +48,7 @@ class RetinaNet(Detector):
         """``cls_loss`` and ``box_loss``; draws nothing, so ``keys`` changes nothing."""
         return self.losses_after(self.towers(features, 0), 0, features, targets)
 
-    def towers(
-        self, features: Features, layers: int
-    ) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    def towers(self, features: Features, layers: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
         """Maps (classes, boxes) of each level after so many of the towers' layers.
 
         See `RetinaHead.before`.

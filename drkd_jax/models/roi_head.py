@@ -22,10 +22,10 @@ from drkd_jax.models.retina_head import best_detections
 from drkd_jax.models.rpn import Proposals
 from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings, TestSettings
 from drkd_jax.ops.matching import match_boxes
+from drkd_jax.ops.relu import relu
 from drkd_jax.ops.roi_align import region_levels, roi_align
 from drkd_jax.ops.sampling import sample
 from drkd_jax.ops.spread import by_device
-from drkd_jax.ops.relu import relu
 from drkd_jax.ops.top_k import top_k
 from drkd_jax.types import Array, Detections, FeatureSpec, Targets
 
@@ -147,11 +147,23 @@ def sample_regions(
 
     The ground truths stand behind the proposals, so that more padding rows of boxes leave every
     row's random number as it was.
+
+    Args:
+        proposals: regions of each picture.
+        targets: ground truth, with the head's numbers for the classes.
+        keys: one random key a picture.
+        num_classes: classes of the head, and the label of the background.
+        settings: how many are drawn.
+        convention: the library's numbers.
     """
     most = int(settings.roi * settings.roi_positive)
     rule = convention.roi
 
     boxes, labels, valid, picture_valid = map(jnp.asarray, targets[1:])
+    if not boxes.shape[1]:  # a row that is not valid, since nothing can be read out of no rows
+        boxes, labels, valid = (
+            jnp.zeros((len(x), 1, *x.shape[2:]), x.dtype) for x in (boxes, labels, valid)
+        )
     matches = match_boxes(
         proposals.boxes,
         boxes,
@@ -196,6 +208,12 @@ def roi_losses(
     """Cross-entropy over the sampled regions, (smooth) L1 on the true class's box of positives.
 
     Both are divided by the number of sampled regions of the batch, positive or not.
+
+    Args:
+        logits: as `RoIHead` gives them.
+        deltas: likewise.
+        regions: by `sample_regions`.
+        convention: the library's numbers.
 
     Returns:
         ``roi_cls_loss`` and ``roi_box_loss``, float32.

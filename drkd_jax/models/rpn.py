@@ -118,6 +118,15 @@ def rpn_losses(
     Both are divided by the sum over pictures of their sampled positives and negatives, each
     counted as at least ``convention.rpn_least``.
 
+    Args:
+        logits: of all levels.
+        deltas: of all levels.
+        anchors: xyxy, pixels, in the order of ``logits``.
+        assigned: what they are to learn.
+        chosen: the anchors that count, by `sample_anchors`.
+        targets: ground truth.
+        convention: the library's numbers.
+
     Returns:
         ``rpn_cls_loss`` and ``rpn_box_loss``, float32.
     """
@@ -155,6 +164,19 @@ def propose(
 
     Nothing is differentiated through the proposals.
 
+    Args:
+        logits: of each level.
+        deltas: of each level.
+        anchors: of each level, xyxy, pixels.
+        sizes: height and width of each picture, pixels.
+        pre_nms: best anchors of a level that enter its NMS.
+        max_out: regions a picture.
+        nms_threshold: overlap above which the lower of two regions of a level is dropped.
+        convention: the library's numbers.
+
+    Returns:
+        Regions clipped to their pictures; scores in 0..1.
+
     Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/rpn_head.py.
     """
     own = partial(
@@ -182,9 +204,7 @@ def _propose(
     most = min(pre_nms, max(level.shape[1] for level in logits))
     boxes, scores, valid = [], [], []
     for level_logits, level_deltas, level in zip(logits, deltas, anchors, strict=True):
-        best, row = top_k(
-            jax.lax.stop_gradient(level_logits), min(most, level_logits.shape[1])
-        )
+        best, row = top_k(jax.lax.stop_gradient(level_logits), min(most, level_logits.shape[1]))
         decoded = box_ops.decode(
             jnp.asarray(level)[row],
             take_rows(jax.lax.stop_gradient(level_deltas), row),

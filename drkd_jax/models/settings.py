@@ -7,6 +7,7 @@ numbers, and on small pictures smaller anchors.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from drkd_jax.errors import UserError
@@ -15,7 +16,6 @@ DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
 BASIC_DEPTHS = (10, 18, 34)  # the others are of bottleneck blocks
 NORMS = ("frozen_bn", "bn", "gn", "folded")
 DCNS = ("", "v1", "v2")
-EXTRAS = ("pool", "conv_c5", "conv_p5")
 STYLES = ("pytorch", "caffe")
 POOLS = ("padded", "ceil")
 
@@ -25,9 +25,10 @@ def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
         raise UserError(f"{name} is {value!r}; known: {', '.join(map(str, known))}")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{name} is {value}; it must be at least {least}")
+def _within(name: str, value: float, least: int, most: float = math.inf) -> None:
+    if not least <= value <= most:
+        limit = f"at least {least}" if value < least else f"at most {most}"
+        raise UserError(f"{name} is {value}; it must be {limit}")
 
 
 def _stds(name: str, values: tuple[float, ...]) -> None:
@@ -80,14 +81,13 @@ class BackboneSettings:
     def __post_init__(self) -> None:
         _one_of("backbone.depth", self.depth, DEPTHS)
         _one_of("backbone.norm", self.norm, NORMS)
-        _at_least("backbone.width", self.width, 1)
-        _at_least("backbone.groups", self.groups, 1)
-        _at_least("backbone.group_width", self.group_width, 1)
-        _at_least("backbone.norm_batch", self.norm_batch, 0)
+        for name in ("width", "groups", "group_width"):
+            _within(f"backbone.{name}", getattr(self, name), 1)
+        _within("backbone.norm_batch", self.norm_batch, 0)
         _one_of("backbone.dcn", self.dcn, DCNS)
         _one_of("backbone.style", self.style, STYLES)
         _one_of("backbone.pool", self.pool, POOLS)
-        _at_least("backbone.stem", self.stem, 0)
+        _within("backbone.stem", self.stem, 0)
         if self.norm_batch and self.norm != "bn":
             raise UserError('backbone.norm_batch: only backbone.norm "bn" has batch statistics')
         if self.eps < 0 or (self.eps == 0 and self.norm == "bn"):
@@ -96,8 +96,7 @@ class BackboneSettings:
             raise UserError(f"backbone.dcn: not in the basic blocks of depth {self.depth}")
         if self.groups > 1 and not self.bottleneck:
             raise UserError(f"backbone.groups: only 1 in the basic blocks of depth {self.depth}")
-        if self.frozen_stages is not None and not 0 <= self.frozen_stages <= 4:
-            raise UserError(f"backbone.frozen_stages is {self.frozen_stages}; it must be 0 to 4")
+        _within("backbone.frozen_stages", self.num_frozen, 0, 4)
 
     @property
     def bottleneck(self) -> bool:
@@ -137,7 +136,7 @@ class AnchorSettings:
     def __post_init__(self) -> None:
         if self.scale <= 0 or not self.ratios or min((*self.ratios, *self.sides)) <= 0:
             raise UserError("anchors.scale, anchors.ratios and anchors.sides must be above 0")
-        _at_least("anchors.octaves", self.octaves, 1)
+        _within("anchors.octaves", self.octaves, 1)
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -170,8 +169,10 @@ class TestSettings:
     pre_nms: int = 1000
 
     def __post_init__(self) -> None:
-        _at_least("test.max_out", self.max_out, 1)
-        _at_least("test.pre_nms", self.pre_nms, 1)
+        _within("test.score", self.score, 0, 1)
+        _within("test.nms", self.nms, 0, 1)
+        _within("test.max_out", self.max_out, 1)
+        _within("test.pre_nms", self.pre_nms, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,8 @@ class ProposalSettings:
 
     def __post_init__(self) -> None:
         for name in ("pre_nms", "max_out", "pre_nms_test", "max_out_test"):
-            _at_least(f"proposals.{name}", getattr(self, name), 1)
+            _within(f"proposals.{name}", getattr(self, name), 1)
+        _within("proposals.nms", self.nms, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +216,10 @@ class SamplerSettings:
     roi_positive: float = 0.25
 
     def __post_init__(self) -> None:
-        _at_least("sampler.rpn", self.rpn, 1)
-        _at_least("sampler.roi", self.roi, 1)
+        _within("sampler.rpn", self.rpn, 1)
+        _within("sampler.roi", self.roi, 1)
+        _within("sampler.rpn_positive", self.rpn_positive, 0, 1)
+        _within("sampler.roi_positive", self.roi_positive, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,10 +257,10 @@ class PyramidSettings:
     delta_stds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _at_least("channels", self.channels, 1)
+        _within("channels", self.channels, 1)
         _stds("delta_stds", self.delta_stds)
-        _one_of("extra", self.extra, EXTRAS)
-        _at_least("head_classes", self.head_classes, 0)
+        _one_of("extra", self.extra, ("pool", "conv_c5", "conv_p5"))
+        _within("head_classes", self.head_classes, 0)
         if len(set(self.class_ids)) < len(self.class_ids) or min((*self.class_ids, 0)) < 0:
             raise UserError("class_ids must be different numbers from 0 on")
         if not 2 <= self.min_level <= 5 <= self.max_level <= 8:
@@ -285,7 +289,7 @@ class RetinaNetSettings(PyramidSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("head_convs", self.head_convs, 0)
+        _within("head_convs", self.head_convs, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,8 +325,8 @@ class FasterRCNNSettings(PyramidSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("fc", self.fc, 1)
-        _at_least("roi_sampling", self.roi_sampling or 0, 0)
+        _within("fc", self.fc, 1)
+        _within("roi_sampling", self.roi_sampling or 0, 0)
         _stds("roi_stds", self.roi_stds)
         if self.roi_max_level and not self.min_level <= self.roi_max_level <= self.max_level:
             raise UserError(f"roi_max_level is {self.roi_max_level}; there is no such level")

@@ -111,17 +111,20 @@ def convolve(
     if platform() != "cpu":
         if groups == 1 and size > 2 * stride > 2:
             return by_xla(*_blocks(_pad(x, padding), kernel, stride), (1, 1), _NONE)
-        kernel, feature_group_count = _joined(kernel, groups)
+        if kernel.shape[2] <= _THIN and (joined := _merged(kernel.shape[2], groups, _JOINED)) > 1:
+            kernel, feature_group_count = _joined(kernel, groups, joined), groups // joined
         return by_xla(x, kernel, window_strides, padding)
     if x.dtype not in (jnp.float32, jnp.float64):
         return by_xla(x, kernel, window_strides, padding)
     if groups > 1:
         least = min(kernel.shape[2], kernel.shape[3] // groups)
-        if _merged(kernel.shape[2], groups) * _SLICES >= groups and least >= _LEAST:
-            slices = _slices(x, kernel, groups)
+        merged = _merged(kernel.shape[2], groups, _SLICE)
+        if merged * _SLICES >= groups and least >= _LEAST:
+            slices = groups // merged
+            dense = jnp.split(_joined(kernel, groups, merged), slices, -1)
             parts = [
-                convolve(*one, (stride,) * 2, padding, precision=precision, **others)
-                for one in slices
+                convolve(a, b, (stride,) * 2, padding, precision=precision, **others)
+                for a, b in zip(jnp.split(x, slices, -1), dense, strict=True)
             ]
             return jnp.concatenate(parts, -1)
         return _written(x, kernel, stride, padding, groups, precision)
@@ -198,39 +201,21 @@ def _as_product(
     return found.reshape(x.shape[0], p, q, -1)
 
 
-def _merged(inputs: int, groups: int) -> int:
-    """How many groups of so many channels make a slice."""
-    fitting = (n for n in range(1, groups + 1) if groups % n == 0 and n * inputs <= _SLICE)
+def _merged(inputs: int, groups: int, most: int) -> int:
+    """How many groups of so many channels have at most ``most`` of them together."""
+    fitting = (n for n in range(1, groups + 1) if groups % n == 0 and n * inputs <= most)
     return max(fitting, default=1)
 
 
-def _slices(
-    x: Float[jax.Array, "B h w C"], kernel: Float[jax.Array, "k k _C D"], groups: int
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Slices of the input's channels and the dense kernel of each, some groups in each slice."""
-    size, inputs, outputs = kernel.shape[0], kernel.shape[2], kernel.shape[3] // groups
-    merged = _merged(inputs, groups)
-    n = groups // merged
-    kernel = kernel.reshape(size, size, inputs, n, merged, outputs)
-    own = jnp.eye(merged, dtype=kernel.dtype)  # zero where a group meets another one's channels
-    kernel = jnp.einsum("yxcnmd,km->nyxkcmd", kernel, own)
-    kernel = kernel.reshape(n, size, size, merged * inputs, merged * outputs)
-    return list(zip(jnp.split(x, n, -1), kernel, strict=True))
-
-
 def _joined(
-    kernel: Float[jax.Array, "k k _C D"], groups: int
-) -> tuple[Float[jax.Array, "k k _E D"], int]:
-    """The kernel of fewer groups of more channels, with the same answer; and how many they are."""
-    size, inputs, outputs = kernel.shape[0], kernel.shape[2], kernel.shape[3] // groups
-    fitting = (n for n in range(1, groups + 1) if groups % n == 0 and n * inputs <= _JOINED)
-    joined = max(fitting, default=1) if inputs <= _THIN else 1
-    if joined == 1:
-        return kernel, groups
-    split = kernel.reshape(*kernel.shape[:2], inputs, groups // joined, joined, outputs)
-    own = jnp.eye(joined, dtype=kernel.dtype)  # zero where a group meets another one's channels
+    kernel: Float[jax.Array, "k k _C D"], groups: int, merged: int
+) -> Float[jax.Array, "k k _E D"]:
+    """The kernel that has so many groups in each of its own, with the same answer."""
+    size, _, inputs, _ = kernel.shape
+    split = kernel.reshape(size, size, inputs, groups // merged, merged, -1)
+    own = jnp.eye(merged, dtype=kernel.dtype)  # zero where a group meets another one's channels
     wide = jnp.einsum("yxcnmd,km->yxkcnmd", split, own)
-    return wide.reshape(size, kernel.shape[1], joined * inputs, -1), groups // joined
+    return wide.reshape(size, size, merged * inputs, -1)
 
 
 def _plain(

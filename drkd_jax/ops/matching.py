@@ -33,57 +33,9 @@ class Matches(NamedTuple):
     """What each anchor is to be trained as; neither positive nor negative: left out."""
 
     # A field hides tuple.index, which nobody needs.
-    index: Int[Array, "A"]  # type: ignore[assignment]  # the ground truth of a positive anchor
-    positive: Bool[Array, "A"]
-    negative: Bool[Array, "A"]
-
-
-def match(
-    iou: Float[Array, "A G"],
-    valid: Bool[Array, "G"],
-    positive: float,
-    negative: float,
-    low_quality: float | None = None,
-    eligible: Bool[Array, "A"] | None = None,
-    overwrite: bool = True,
-) -> Matches:
-    """Matches the anchors of one picture to its ground truths by overlap.
-
-    An anchor is positive at a best overlap of ``positive`` and more, negative below ``negative``.
-    With ``low_quality``, a ground truth whose best overlap reaches it claims *all* anchors that
-    have exactly this overlap. An overlap of 0 claims nothing (both libraries let it claim every
-    anchor that does not touch the box).
-
-    Args:
-        iou: ``[A, G]`` overlaps.
-        valid: ``[G]``; other columns are no ground truths. With none valid every eligible anchor
-            is negative.
-        positive: Least overlap of a positive anchor.
-        negative: Overlaps below it are negative.
-        low_quality: Least overlap of a low-quality match; None: there are none.
-        eligible: ``[A]``; other anchors take no part. None: all do.
-        overwrite: Whether a low-quality match also gives the anchor to the ground truth that
-            claims it, the later one where several do (mmdetection); otherwise the anchor turns
-            positive for the ground truth it overlaps best (torchvision).
-
-    Returns:
-        ``index`` int32 in 0..G-1, ``positive``, ``negative``: ``[A]`` each.
-
-    Source: mmdetection ``models/task_modules/assigners/max_iou_assigner.py``; torchvision
-        ``models/detection/_utils.py``.
-    """
-    num_anchors, num_truths = iou.shape
-    takes_part = jnp.ones(num_anchors, bool) if eligible is None else jnp.asarray(eligible)
-    counts = jnp.asarray(valid)[:, None] & takes_part
-    iou = jnp.where(counts, jax.lax.stop_gradient(jnp.asarray(iou)).T, -1.0)
-    # Ties are found by comparing overlaps with their own maximum: the barrier keeps the compiler
-    # from computing them twice, rounded in two ways.
-    iou = jax.lax.optimization_barrier(iou)
-    found = _nothing((1, num_anchors), iou.dtype)
-    if num_truths:
-        found = _take_in(found, iou[None], 0, low_quality)
-    picture = Matches(*_decide(found, takes_part[None], positive, negative, overwrite))
-    return jax.tree.map(lambda rows: rows[0], picture)
+    index: Int[Array, "B A"]  # type: ignore[assignment]  # the ground truth of a positive anchor
+    positive: Bool[Array, "B A"]
+    negative: Bool[Array, "B A"]
 
 
 def match_boxes(
@@ -96,20 +48,30 @@ def match_boxes(
     eligible: Bool[Array, "B A"],
     overwrite: bool = True,
 ) -> Matches:
-    """`match` for a batch, from the boxes themselves; arguments and rules are those of `match`.
+    """Matches the anchors of each picture to its ground truths by overlap.
+
+    An anchor is positive at a best overlap of ``positive`` and more, negative below ``negative``.
+    With ``low_quality``, a ground truth whose best overlap reaches it claims *all* anchors that
+    have exactly this overlap. An overlap of 0 claims nothing (both libraries let it claim every
+    anchor that does not touch the box).
 
     Args:
         anchors: xyxy, pixels: one set for all pictures, or one for each.
         boxes: ground truths, xyxy, pixels.
-        valid: which of them are real.
+        valid: which of them are real. With none, every eligible anchor is negative.
         positive: least overlap of a positive anchor.
         negative: overlaps below it are negative.
         low_quality: least overlap of a low-quality match; None: there are none.
         eligible: other anchors take no part.
-        overwrite: whether a low-quality match also gives the anchor away.
+        overwrite: whether a low-quality match also gives the anchor to the ground truth that
+            claims it, the later one where several do (mmdetection); otherwise the anchor turns
+            positive for the ground truth it overlaps best (torchvision).
 
     Returns:
-        ``[B, A]`` each.
+        ``index`` int32 in 0..G-1, ``positive``, ``negative``: ``[B, A]`` each.
+
+    Source: mmdetection ``models/task_modules/assigners/max_iou_assigner.py``; torchvision
+        ``models/detection/_utils.py``.
     """
     boxes = jax.lax.stop_gradient(jnp.asarray(boxes))
     valid, eligible = jnp.asarray(valid), jnp.asarray(eligible)
@@ -177,7 +139,7 @@ def _take_in(
         found: of ground truths before them.
         iou: overlaps; -1 where either takes no part.
         first: number of the first of them.
-        low_quality: as of `match`.
+        low_quality: as of `match_boxes`.
     """
     numbers = first + jax.lax.broadcasted_iota(jnp.int32, iou.shape, 1)
     claims = jnp.full(iou.shape, -1, jnp.int32)

@@ -50,7 +50,7 @@ def nms(
 
     Args:
         boxes: ``[N, 4]`` xyxy, pixels.
-        scores: ``[N]``; among equal scores the lower row goes first.
+        scores: ``[N]`` finite where valid; among equal scores the lower row goes first.
         valid: ``[N]``; other rows are neither kept nor suppress anything.
         groups: ``[N]`` ids; boxes of different groups do not touch each other. Ids are compared,
             boxes are not shifted apart: a shift moves the overlaps' last digits. None: one group.
@@ -162,7 +162,6 @@ def at_most(threshold: Threshold, dtype: Any) -> Any:
 def select(
     boxes: Float[Array, "N 4"],
     scores: Float[Array, "N"],
-    labels: Int[Array, "N"] | None,
     valid: Bool[Array, "N"],
     groups: Int[Array, "N"] | None,
     iou_threshold: Threshold,
@@ -173,9 +172,8 @@ def select(
     Args:
         boxes: ``[N, 4]`` xyxy, pixels.
         scores: ``[N]`` finite.
-        labels: ``[N]`` classes, which do not suppress each other; None: suppression over classes.
         valid: ``[N]``.
-        groups: ``[N]`` a second id that keeps boxes apart (levels), or None.
+        groups: ``[N]`` ids (classes), as of `nms`; None: one group.
         iou_threshold: An overlap strictly above it suppresses.
         max_out: Rows of the answer; may be more than N.
 
@@ -183,12 +181,6 @@ def select(
         ``indices`` and ``valid``, ``[max_out]`` each, by falling score, ties by lower row.
     """
     boxes, scores = jnp.asarray(boxes), jax.lax.stop_gradient(jnp.asarray(scores))
-    if labels is not None and groups is not None:
-        # One dense id for each pair: its first row, so that no product of ids can overflow.
-        same = (labels[:, None] == labels[None]) & (groups[:, None] == groups[None])
-        groups = jnp.argmax(same, axis=1)
-    elif groups is None:
-        groups = labels
     keep = nms(boxes, scores, valid, groups, iou_threshold)
     num = min(max_out, boxes.shape[0])
     _, indices = jax.lax.top_k(jnp.where(keep, scores, -jnp.inf), num)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from drkd_jax.distill.regions import choose_boxes, cut_both
-from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
+from drkd_jax.ops.roi_align import roi_align
 from tests.distill.common import pyramid, targets
 from tests.ops.on_devices import plans
 
@@ -19,11 +19,13 @@ def together(sides):
 
 def alone(sides):
     there = CHOSEN.valid[..., None, None, None]
+    levels = jnp.zeros(CHOSEN.valid.shape, jnp.int32)
+
+    def cut(x, stride):
+        return roi_align((x,), CHOSEN.boxes, levels, (stride,), 3, 0, False, GIVEN.sizes)
+
     return tuple(
-        tuple(
-            jnp.where(there, roi_align_adaptive(x, CHOSEN.boxes, stride, 3, sizes=GIVEN.sizes), 0)
-            for x, stride in zip(maps, STRIDES, strict=True)
-        )
+        tuple(jnp.where(there, cut(x, stride), 0) for x, stride in zip(maps, STRIDES, strict=True))
         for maps in sides
     )
 

@@ -14,18 +14,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from drkd_jax.models.dense import assign
-from drkd_jax.models.roi_head import Regions
-from drkd_jax.models.rpn import propose
-from drkd_jax.ops.sampling import Sampled
 from crosscheck.reference.seeded import pictures, thin, weight
-from drkd_jax.types import Features, Targets
+from drkd_jax.models.roi_head import Regions
+from drkd_jax.ops.sampling import Sampled
+from drkd_jax.types import Targets
 from drkd_jax.weights.libraries import mmdet
 from drkd_jax.weights.libraries.key_report import LAYOUTS
 from drkd_jax.weights.libraries.understanding import abstract, model_shapes
-from tests import jitter, margins, oracles
+from tests import jitter, oracles
 from tests.models import small
 from tests.numeric_report import worst_entry
+
 OWN = Path(__file__).parents[1] / "fixtures" / "mmdet"
 FOLDER = Path(os.environ.get("DRKD_MMDET", OWN))
 REQUEST = {model["name"]: model for model in json.loads((FOLDER / "request.json").read_text())}

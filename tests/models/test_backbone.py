@@ -257,7 +257,10 @@ def test_the_stride_of_caffe_is_in_the_first_convolution():
     def block(style, stride):
         settings = BackboneSettings(depth=50, width=8, norm="gn", style=style)
         made = Block(
-            *(8, 8, stride, settings), deformable=False, rngs=nnx.Rngs(0), dtype=jnp.dtype(jnp.float32)
+            *(8, 8, stride, settings),
+            deformable=False,
+            rngs=nnx.Rngs(0),
+            dtype=jnp.dtype(jnp.float32),
         )
         made.norms[2].scale[...] = jnp.ones(32)
         return made

@@ -72,6 +72,14 @@ def test_backbones_have_their_librarys_parameters(depth, groups, group_width, pa
         ({"min_level": 6}, "min_level 6"),
         ({"extra": "conv"}, "extra is 'conv'"),
         ({"fc": 12}, "'fc'"),
+        ({"backbone": {"eps": math.nan}}, "backbone.eps must be a finite number"),
+        ({"anchors": {"ratios": (1.0, math.inf)}}, "anchors.ratios must be a finite number"),
+        ({"test": {"score": -1.0}}, "test.score is -1.0; it must be at least 0"),
+        ({"test": {"score": math.nan}}, "test.score must be a finite number"),
+        ({"test": {"nms": 1.5}}, "test.nms is 1.5; it must be at most 1"),
+        ({"detector": "faster_rcnn", "proposals": {"nms": -0.7}}, "proposals.nms is -0.7"),
+        ({"detector": "faster_rcnn", "sampler": {"rpn_positive": -1.0}}, "sampler.rpn_positive"),
+        ({"detector": "faster_rcnn", "sampler": {"roi_positive": 25}}, "sampler.roi_positive"),
     ],
 )
 def test_bad_settings_are_named(changes, said):

@@ -235,6 +235,19 @@ def test_ground_truths_are_regions_of_their_own():
         np.testing.assert_array_equal(rows, np.asarray(got.truth[b])[np.asarray(got.valid[b])])
 
 
+def test_without_a_row_for_ground_truth_every_region_is_background():
+    _, targets, keys = small.batch(filling=1)
+    none = targets._replace(**{f: getattr(targets, f)[:, :0] for f in ("boxes", "labels", "valid")})
+    proposals = Proposals(jnp.ones((3, 6, 4)), jnp.ones((3, 6)), jnp.ones((3, 6), bool))
+    got, padded = (
+        sample_regions(proposals, given, keys, K, SamplerSettings(roi=16), RULE)
+        for given in (none, targets._replace(valid=np.zeros_like(targets.valid)))
+    )
+    np.testing.assert_array_equal(got.valid.sum(1), [6, 6, 0])
+    for name in ("boxes", "labels", "positive", "valid"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(padded, name))
+
+
 def test_at_most_a_quarter_of_the_regions_is_positive():
     _, targets, keys = small.batch()
     near = np.repeat(targets.boxes[:, :3], 10, axis=1)

@@ -8,11 +8,7 @@ used, such as those of the full-size models of request_full.json.
 
 from __future__ import annotations
 
-import json
-import os
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +17,10 @@ import pytest
 from flax import nnx
 
 from drkd_jax.models.dense import assign
-from drkd_jax.models.roi_head import Regions
 from drkd_jax.models.rpn import propose
-from drkd_jax.ops.sampling import Sampled
-from crosscheck.reference.seeded import pictures, thin, weight
-from drkd_jax.types import Features, Targets
-from drkd_jax.weights.libraries import mmdet
-from drkd_jax.weights.libraries.key_report import LAYOUTS
-from drkd_jax.weights.libraries.understanding import abstract, model_shapes
-from tests import jitter, margins, oracles
+from drkd_jax.types import Features
+from tests import jitter, margins
 from tests.models import small
-from tests.numeric_report import worst_entry
 from tests.models.mmdet_answers import (
     batch,
     check_detections,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +44,17 @@ def test_the_link_makes_no_second_set_of_classes(first):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "one\n", done.stderr
+
+
+def test_the_linter_passes_over_nothing_that_is_called_as_the_link_is():
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--show-files", "."],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = {Path(line) for line in done.stdout.splitlines()}
+    for folder in ("drkd_jax", "tests"):
+        assert set((ROOT / folder).rglob("*.py")) <= seen
+    assert not any(path.is_relative_to(ROOT / "models") for path in seen)

@@ -11,8 +11,8 @@ from drkd_jax.data.pipeline import train_loader
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS
 from drkd_jax.models.pixels import read_pixels
-from drkd_jax.training.setup import build_run
 from drkd_jax.step.train_step import Recipe, loss_terms
+from drkd_jax.training.setup import build_run
 from tests.training import tiny
 
 DATA = {"mean": (1.0, 2.0, 3.0), "std": (1.0, 1.0, 1.0)}
@@ -25,6 +25,8 @@ BGR = {"mean": CAFFE_PIXELS.mean, "std": CAFFE_PIXELS.std, "channels": "bgr"}
         ({"mean": (1.0, 2.0)}, r"data.mean = \(1.0, 2.0\): three numbers"),
         ({"mean": 1.0}, r"data.mean = 1.0: three numbers"),
         ({"std": ("a", "b", "c")}, r"data.std = .*three numbers"),
+        ({"mean": (1.0, float("nan"), 2.0)}, r"data.mean = .*three numbers"),
+        ({"std": (1.0, float("inf"), 1.0)}, r"data.std = .*three numbers"),
         ({"std": (1.0, 0.0, 1.0)}, r"data.std = .*above 0"),
         ({"channels": "gbr"}, r"data.channels = 'gbr': one of rgb, bgr"),
     ],

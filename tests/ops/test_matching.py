@@ -6,14 +6,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drkd_jax import anchors as anchor_ops
-from drkd_jax import boxes as box_ops
 from drkd_jax.ops import matching
 from drkd_jax.ops.platform import tracing_for
 from tests import oracles
 
 A, G = 40, 5
 SETTINGS = {"rpn": (0.7, 0.3, 0.3), "roi": (0.5, 0.5, None), "retina": (0.5, 0.4, 0.0)}
-run = jax.jit(matching.match, static_argnames=("positive", "negative", "low_quality", "overwrite"))
+
+
+def match(iou, valid, positive, negative, low_quality=None, eligible=None, overwrite=True):
+    """What the anchors of one picture are matched to by a whole matrix of overlaps, ``[A, G]``."""
+    eligible = jnp.asarray(np.ones(len(iou), bool) if eligible is None else eligible)
+    iou = jnp.where(jnp.asarray(valid)[:, None] & eligible, jnp.asarray(iou).T, -1.0)
+    found = matching._nothing((1, len(eligible)), iou.dtype)
+    if len(iou):
+        found = matching._take_in(found, iou[None], 0, low_quality)
+    picture = matching._decide(found, eligible[None], positive, negative, overwrite)
+    return jax.tree.map(lambda rows: rows[0], picture)
+
+
+run = jax.jit(match, static_argnames=("positive", "negative", "low_quality", "overwrite"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,13 +54,13 @@ def test_equals_the_loop(seed, kind, overwrite, share):
 def test_later_ground_truths_overwrite_an_even_better_match():
     iou = np.asarray([[0.9, 0.8], [0.1, 0.0]], np.float32)
     both = np.ones(2, bool)
-    assert matching.match(iou, both, 0.7, 0.3, 0.3).index[0] == 1
-    assert matching.match(iou, both, 0.7, 0.3, 0.3, overwrite=False).index[0] == 0
+    assert match(iou, both, 0.7, 0.3, 0.3).index[0] == 1
+    assert match(iou, both, 0.7, 0.3, 0.3, overwrite=False).index[0] == 0
 
 
 def test_a_box_that_touches_no_anchor_claims_none():
     iou = np.asarray([[0.9, 0.0], [0.0, 0.0]], np.float32)
-    got = matching.match(iou, np.ones(2, bool), 0.5, 0.4, 0.0)
+    got = match(iou, np.ones(2, bool), 0.5, 0.4, 0.0)
     assert got.positive.tolist() == [True, False]
     assert got.negative.tolist() == [False, True]
 
@@ -57,7 +69,7 @@ def test_a_box_that_touches_no_anchor_claims_none():
 @pytest.mark.parametrize("columns", [0, 3])
 def test_without_ground_truths_every_eligible_anchor_is_negative(kind, columns):
     eligible = np.arange(A) < 30
-    got = matching.match(
+    got = match(
         np.full((A, columns), 0.9, np.float32), np.zeros(columns, bool), *SETTINGS[kind], eligible
     )
     assert not got.positive.any()
@@ -68,9 +80,9 @@ def test_without_ground_truths_every_eligible_anchor_is_negative(kind, columns):
 def test_padding_rows_and_columns_change_nothing(kind):
     rng = np.random.default_rng(2)
     iou = rng.uniform(0, 1, (A, G)).astype(np.float32)
-    short = matching.match(iou, np.ones(G, bool), *SETTINGS[kind])
+    short = match(iou, np.ones(G, bool), *SETTINGS[kind])
     wide = np.pad(iou, ((0, 7), (0, 3)), constant_values=1.0)
-    long = matching.match(wide, np.arange(G + 3) < G, *SETTINGS[kind], np.arange(A + 7) < A)
+    long = match(wide, np.arange(G + 3) < G, *SETTINGS[kind], np.arange(A + 7) < A)
     for a, b in zip(short, long, strict=True):
         np.testing.assert_array_equal(a, b[:A])
     assert not (long.positive | long.negative)[A:].any()
@@ -83,12 +95,8 @@ def test_compiled_together_with_the_overlaps_every_truth_has_all_its_tied_anchor
     truths = oracles.random_boxes(rng, (8, G), side=48, smallest=4, whole=True)
     valid = np.ones(G, bool)
 
-    @jax.jit
-    @jax.vmap
-    def together(truths):
-        return matching.match(box_ops.pairwise_iou(grid, truths), valid, 0.5, 0.4, 0.0)
-
-    got = together(truths)
+    every = np.ones((8, G), bool), 0.5, 0.4, 0.0, np.ones((8, len(grid)), bool)
+    got = jax.jit(lambda truths: matching.match_boxes(grid, truths, *every))(truths)
     for picture in range(8):
         iou = oracles.pairwise_iou(grid, truths[picture]).astype(np.float32)
         everything = np.ones(len(grid), bool)
@@ -102,13 +110,8 @@ def test_compiled_together_no_truth_is_lost_to_rounding():
     grid = anchor_ops.grid(anchor_ops.base_anchors(4, (0.5, 1.0, 2.0), (3.3,)), (16, 16), 4)
     truths = oracles.random_boxes(np.random.default_rng(6), (16, G), smallest=3)
 
-    @jax.jit
-    @jax.vmap
-    def together(truths):
-        iou = box_ops.pairwise_iou(grid, truths)
-        return matching.match(iou, np.ones(G, bool), 2.0, 0.0, 0.0, overwrite=True)
-
-    got = together(truths)
+    every = np.ones((16, G), bool), 2.0, 0.0, 0.0, np.ones((16, len(grid)), bool)
+    got = jax.jit(lambda truths: matching.match_boxes(grid, truths, *every))(truths)
     for picture in range(16):
         overlaps = oracles.pairwise_iou(grid, truths[picture])
         # Which of several anchors around a small box is the best one, rounding decides; a later
@@ -148,7 +151,7 @@ def test_boxes_in_blocks_are_matched_as_the_matrix_to_the_bit(
     for picture in range(5):
         iou = oracles.overlaps_as_written(anchors if shared else anchors[picture], truths[picture])
         one = valid[picture], *SETTINGS[kind], eligible[picture], overwrite
-        wanted = matching.match(iou, *one)
+        wanted = match(iou, *one)
         for field, answer in zip(got, wanted, strict=True):
             np.testing.assert_array_equal(field[picture], answer)
         limits = [None if t is None else float(np.float32(t)) for t in SETTINGS[kind]]
@@ -172,8 +175,15 @@ def test_the_matrix_of_all_overlaps_is_never_whole(form):
 
 
 def test_no_gradient_flows_and_none_is_needed():
-    iou = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (A, G)), jnp.float32)
-    slope = jax.grad(
-        lambda x: jnp.sum(x[:, 0] * matching.match(x, jnp.ones(G, bool), 0.5, 0.4, 0.0).positive)
-    )(iou)
-    assert np.isfinite(slope).all()
+    rng = np.random.default_rng(0)
+    truths = oracles.random_boxes(rng, (2, G), smallest=3).astype(np.float32)
+    anchors = oracles.random_boxes(rng, (2, A), smallest=3).astype(np.float32)
+    every = np.ones((2, G), bool), 0.5, 0.4, 0.0, np.ones((2, A), bool)
+
+    def total(anchors, truths):
+        return (anchors[..., 0] * matching.match_boxes(anchors, truths, *every).positive).sum()
+
+    positive = matching.match_boxes(anchors, truths, *every).positive
+    of_anchors, of_truths = jax.grad(total, (0, 1))(jnp.asarray(anchors), jnp.asarray(truths))
+    np.testing.assert_array_equal(of_anchors[..., 0], positive)
+    np.testing.assert_array_equal(of_truths, 0)

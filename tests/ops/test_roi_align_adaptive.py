@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from drkd_jax.ops.roi_align import roi_align
-from drkd_jax.ops.roi_align_adaptive import roi_align_adaptive
 from tests import oracles
 
 MAP = np.random.default_rng(0).standard_normal((1, 7, 9, 3)).astype(np.float32)
@@ -32,7 +31,8 @@ BOXES = np.asarray(
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def run(maps, boxes, stride, bins, aligned=False, sizes=None):
-    return roi_align_adaptive(maps, boxes, stride, bins, aligned, sizes)
+    levels = jnp.zeros(boxes.shape[:2], jnp.int32)
+    return roi_align((maps,), boxes, levels, (stride,), bins, 0, aligned, sizes)
 
 
 def sample(x, y_at, x_at, limits):
