@@ -85,8 +85,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with as_user_error(path), replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        if not _is_stream(path):  # which cannot be synced
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

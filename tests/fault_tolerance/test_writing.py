@@ -1,6 +1,7 @@
 import errno
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -121,9 +122,12 @@ def test_what_is_no_file_on_a_disk_is_written_to(tmp_path):
         with replacing(pipe) as file:
             file.write(b"through")
         assert os.read(reader, 100) == b"through"
+        write_text(pipe, "as text")
+        assert os.read(reader, 100) == b"as text"
     finally:
         os.close(reader)
     assert list(tmp_path.iterdir()) == [pipe]
+    write_text(Path(os.devnull), "to nobody")
 
 
 def test_a_file_that_does_not_become_whole_leaves_the_old_one(tmp_path):
