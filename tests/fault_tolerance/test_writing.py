@@ -47,6 +47,7 @@ def test_what_a_library_says_of_a_full_disk_is_understood():
     assert reason(error) == "the file would be larger than this process may write"
     full = ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
     assert reason(full) == "the disk is full"
+    assert is_refused_write(RuntimeError("OUT_OF_RANGE: /x/vm.xplane.pb; File too large"))
     assert not is_refused_write(ValueError("shapes differ"))
     assert not is_refused_write(KeyError("os_error_code"))
 
