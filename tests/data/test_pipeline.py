@@ -237,3 +237,21 @@ def test_threads_follow_the_cores(monkeypatch, cores, threads):
 def test_settings_are_checked(changes, told):
     with pytest.raises(UserError, match=told):
         dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("canvases", (800, 1344), r"canvases = \(800, 1344\): wanted .* pairs"),
+        ("canvases", ((64, 96, 3),), "wanted .* pairs"),
+        ("canvases", 64, "wanted .* pairs"),
+        ("scale_jitter", 0.5, "scale_jitter = 0.5: two factors"),
+        ("scale_jitter", ("a", "b"), "two factors"),
+    ],
+)
+def test_what_a_recipe_may_hold_is_checked(key, value, told):
+    """As where no types are checked at run time, which the tests do."""
+    made = object.__new__(PipelineConfig)
+    vars(made).update(vars(CONFIG) | {key: value})
+    with pytest.raises(UserError, match=told):
+        made.__post_init__()
