@@ -137,9 +137,8 @@ def train_loader(
     fits = train_fits(source, config)
     plan = plan_batches(fits, config, shuffle=True)
     reader = BatchReader(source, config, plan, _host_rows(config, process_index, process_count))
-    return TrainIterator(
-        reader, Counter(fits, config), _skip_list(reader, len(fits.indices), skipped)
-    )
+    skips = _skip_list(reader, len(fits.indices), skipped, process_index)
+    return TrainIterator(reader, Counter(fits, config), skips)
 
 
 class _Skipping:
@@ -274,11 +273,15 @@ def eval_batches(
     count = min(len(source), max_pictures) if max_pictures else len(source)
     plan = plan_batches(fit_all(source, config, np.arange(count)), config, shuffle=False)
     reader = BatchReader(source, config, plan, _host_rows(config, process_index, process_count))
-    return EvalBatches(reader, count, _skip_list(reader, count, skipped))
+    return EvalBatches(reader, count, _skip_list(reader, count, skipped, process_index))
 
 
-def _skip_list(reader: BatchReader, total: int, path: Path | None) -> SkipList | None:
-    return SkipList(reader.source, total, path) if reader.config.on_error == "skip" else None
+def _skip_list(
+    reader: BatchReader, total: int, path: Path | None, process_index: int
+) -> SkipList | None:
+    if reader.config.on_error != "skip":
+        return None
+    return SkipList(reader.source, total, path, silent=process_index > 0)
 
 
 def _host_rows(config: PipelineConfig, process_index: int, process_count: int) -> slice:
