@@ -6,6 +6,10 @@ Letters: B pictures of a batch, H W canvas pixels, G padded ground truths.
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -310,5 +314,24 @@ def _dataset(reader: BatchReader, start: int, stop: int) -> grain.IterDataset:
     return batches.mp_prefetch(
         grain.MultiprocessingOptions(
             num_workers=config.num_workers, per_worker_buffer_size=config.prefetch
-        )
+        ),
+        _begin_worker,
     )
+
+
+def _begin_worker(_: int, __: int) -> None:
+    """A worker lives as long as the run, and no shorter.
+
+    Ctrl-C reaches all processes of a terminal, and the signal of a queue all of a job: the run ends
+    with a checkpoint then, and until that it needs batches.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_run, daemon=True).start()
+
+
+def _end_with_run() -> None:
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()  # a run that is killed tells its workers nothing
+        os._exit(0)
