@@ -137,7 +137,7 @@ def broadcast(make: Callable[[], Any]) -> Any:
 
 
 def from_all(values: np.ndarray) -> np.ndarray:
-    """Every process's rows, one after the other."""
+    """Every process's rows (`[n, ...]`, of one shape and dtype on all), one after the other."""
     if jax.process_count() == 1:
         return values
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))
