@@ -55,7 +55,8 @@ def connect(
             1, so that a queue may try again.
 
     Raises:
-        UserError: the peers cannot be found.
+        UserError: the peers cannot be found, or have other numbers of devices; a part of the three
+            arguments is missing or wrong.
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
