@@ -91,20 +91,31 @@ class PipelineConfig:
 
         if not 0 <= self.flip <= 1:
             raise UserError(f"flip = {self.flip}: a probability lies between 0 and 1")
-        low_high = tuple(self.scale_jitter)
-        if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+        try:
+            low, high = self.scale_jitter
+            sound = 0 < low <= high
+        except (TypeError, ValueError):  # one number, three, texts
+            sound = False
+        if not sound:
             raise UserError(
                 f"scale_jitter = {self.scale_jitter}: two factors above 0, the smaller one first"
             )
         if not 0 <= self.colour_jitter <= 1:
             raise UserError(f"colour_jitter = {self.colour_jitter}: a strength from 0 to 1")
-        object.__setattr__(self, "scale_jitter", low_high)
+        object.__setattr__(self, "scale_jitter", (low, high))
         if self.longer < self.shorter and self.resize != "stretch":
             raise UserError(f"longer = {self.longer} is less than shorter = {self.shorter}")
+        try:
+            pairs = tuple((int(height), int(width)) for height, width in self.canvases)
+        except (TypeError, ValueError):
+            pairs = ()
+        if not pairs or min(map(min, pairs)) < 1:
+            raise UserError(
+                f"canvases = {self.canvases}: wanted (height, width) pairs in pixels, as "
+                "((800, 1344), (1344, 800))"
+            )
         # Tuples of tuples, whatever a config file held: the config is hashed and pickled.
-        object.__setattr__(self, "canvases", tuple((int(h), int(w)) for h, w in self.canvases))
-        if not self.canvases or min(min(canvas) for canvas in self.canvases) < 1:
-            raise UserError(f"canvases = {self.canvases}: wanted (height, width) pairs")
+        object.__setattr__(self, "canvases", pairs)
 
     @property
     def jitters(self) -> bool:

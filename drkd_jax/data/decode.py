@@ -36,6 +36,11 @@ _BEGINNINGS = {
     b"BM": "BMP",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    **dict.fromkeys((b"P2\n", b"P3\n", b"P5\n", b"P6\n"), "PGM or PPM"),
 }
 
 

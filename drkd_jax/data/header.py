@@ -85,7 +85,10 @@ def read_head(path: Path) -> bytes:
 
 
 def _orientation(exif: bytes) -> int:
-    value = _tags(exif).get(_ORIENTATION, (1, 0))[0] if exif else 1
+    try:
+        value = _tags(exif).get(_ORIENTATION, (1, 0))[0]
+    except ValueError:  # a broken note hides nothing else that the file says
+        return 1
     return value if 1 <= value <= 8 else 1
 
 
@@ -114,7 +117,8 @@ def _tags(data: bytes) -> dict[int, tuple[int, int]]:
                 value_at = number(value_at, place)
             if kind == 4 and not little:
                 value_at += 2  # a small number is in the lower half
-            found[number(at, 2)] = number(value_at, 2), value_at
+            if value_at + 2 <= len(data):  # else it is behind what was read of the file
+                found[number(at, 2)] = number(value_at, 2), value_at
     return found
 
 
@@ -293,7 +297,7 @@ def _text(data: bytes) -> str | None:
 
 
 def _is_yolo(data: bytes) -> bool:
-    """Lines of a whole number and at least four values, each between 0 and 1."""
+    """Lines of a whole number and at least four numbers."""
     lines = [line for line in data[:2048].splitlines() if line.strip()]
     if len(data) > 2048:
         lines = lines[:-1]  # it may be cut short

@@ -6,6 +6,10 @@ Letters: B pictures of a batch, H W canvas pixels, G padded ground truths.
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,9 +141,8 @@ def train_loader(
     fits = train_fits(source, config)
     plan = plan_batches(fits, config, shuffle=True)
     reader = BatchReader(source, config, plan, _host_rows(config, process_index, process_count))
-    return TrainIterator(
-        reader, Counter(fits, config), _skip_list(reader, len(fits.indices), skipped)
-    )
+    skips = _skip_list(reader, len(fits.indices), skipped, process_index)
+    return TrainIterator(reader, Counter(fits, config), skips)
 
 
 class _Skipping:
@@ -274,11 +277,15 @@ def eval_batches(
     count = min(len(source), max_pictures) if max_pictures else len(source)
     plan = plan_batches(fit_all(source, config, np.arange(count)), config, shuffle=False)
     reader = BatchReader(source, config, plan, _host_rows(config, process_index, process_count))
-    return EvalBatches(reader, count, _skip_list(reader, count, skipped))
+    return EvalBatches(reader, count, _skip_list(reader, count, skipped, process_index))
 
 
-def _skip_list(reader: BatchReader, total: int, path: Path | None) -> SkipList | None:
-    return SkipList(reader.source, total, path) if reader.config.on_error == "skip" else None
+def _skip_list(
+    reader: BatchReader, total: int, path: Path | None, process_index: int
+) -> SkipList | None:
+    if reader.config.on_error != "skip":
+        return None
+    return SkipList(reader.source, total, path, silent=process_index > 0)
 
 
 def _host_rows(config: PipelineConfig, process_index: int, process_count: int) -> slice:
@@ -307,5 +314,24 @@ def _dataset(reader: BatchReader, start: int, stop: int) -> grain.IterDataset:
     return batches.mp_prefetch(
         grain.MultiprocessingOptions(
             num_workers=config.num_workers, per_worker_buffer_size=config.prefetch
-        )
+        ),
+        _begin_worker,
     )
+
+
+def _begin_worker(_: int, __: int) -> None:
+    """A worker lives as long as the run, and no shorter.
+
+    Ctrl-C reaches all processes of a terminal, and the signal of a queue all of a job: the run ends
+    with a checkpoint then, and until that it needs batches.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_run, daemon=True).start()
+
+
+def _end_with_run() -> None:
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()  # a run that is killed tells its workers nothing
+        os._exit(0)

@@ -189,6 +189,9 @@ def padding_share(source: Source, config: PipelineConfig) -> float:
     """The share of the canvases' pixels that an epoch of training leaves uncovered.
 
     Filling pictures of the last batch of a canvas count as padding.
+
+    Raises:
+        UserError: as of ``train_fits``.
     """
     fits = train_fits(source, config)
     counts = np.bincount(fits.canvas, minlength=len(config.canvases))
@@ -198,7 +201,11 @@ def padding_share(source: Source, config: PipelineConfig) -> float:
 
 
 def steps_per_epoch(source: Source, config: PipelineConfig) -> int:
-    """Batches of one epoch of training; each canvas's last one may not be full."""
+    """Batches of one epoch of training; each canvas's last one may not be full.
+
+    Raises:
+        UserError: as of ``train_fits``.
+    """
     return plan_batches(train_fits(source, config), config, shuffle=True).steps_per_epoch
 
 

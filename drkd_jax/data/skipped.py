@@ -36,21 +36,24 @@ class SkipList:
             other hosts met counts as well, once ``share`` has told.
         path: the list, one json object a line, each fault once, also over several runs. None
             keeps none.
+        silent: warns of nothing: for all hosts but the first, which hears of theirs by ``share``.
 
     Attributes:
         reasons: why each picture was left out since this list was made, by its position. What an
             older run has listed is met again or has been mended.
     """
 
-    def __init__(self, source: Source, total: int, path: Path | None):
+    def __init__(self, source: Source, total: int, path: Path | None, *, silent: bool = False):
         self._source, self._total, self._path = source, total, path
+        self._level = logging.DEBUG if silent else logging.WARNING
         self.reasons: dict[int, str] = {}
-        self._listed = _read(path) if path is not None else set()
+        self._listed, self._whole = _read(path) if path is not None else (set(), True)
         faults = list(map(str, source.faults))
         for fault in faults:
             self._write({"source": source.spec, "entry": fault})
         if faults:
-            _log.warning("%s: %d entries of its file are left out", source.spec, len(faults))
+            words = "%s: %d entries of its file are left out"
+            _log.log(self._level, words, source.spec, len(faults))
 
     def add(self, indices: Int[np.ndarray, "n"]) -> None:
         """Notes pictures that a batch came without.
@@ -68,7 +71,8 @@ class SkipList:
             except UserError as error:
                 reason = str(error)
             self.reasons[index] = reason
-            _log.warning("picture skipped (%d so far): %s", len(self.reasons), reason)
+            words = "picture skipped (%d so far): %s"
+            _log.log(self._level, words, len(self.reasons), reason)
             image_id = self._source.meta(index).image_id
             picture = {"source": self._source.spec, "index": index, "image_id": image_id}
             self._write({**picture, "reason": reason})
@@ -99,18 +103,19 @@ class SkipList:
         self._listed.add(key)
         try:
             with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(("" if self._whole else "\n") + json.dumps(line) + "\n")
+            self._whole = True
         except OSError as error:
             raise UserError(f"{self._path}: cannot be written ({error.strerror})") from error
 
 
-def _read(path: Path) -> set[tuple[str, str]]:
-    listed = set()
-    if path.exists():
-        for text in path.read_text().splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short by a kill
-                listed.add(_key(json.loads(text)))
-    return listed
+def _read(path: Path) -> tuple[set[tuple[str, str]], bool]:
+    """What is listed already, and whether the last line is whole; a kill may have cut it short."""
+    listed, text = set(), path.read_text() if path.exists() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            listed.add(_key(json.loads(line)))
+    return listed, not text or text.endswith("\n")
 
 
 def _key(line: dict[str, Any]) -> tuple[str, str]:

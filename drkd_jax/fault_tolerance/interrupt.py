@@ -57,7 +57,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         os.write(2, b"interrupted: left at once\n")
     processes = sys.modules.get("multiprocessing")  # of the loader, where there are some
     for child in processes.active_children() if processes else ():
-        child.terminate()
+        child.kill()  # they ignore what the run alone should answer
     os._exit(EXIT_INTERRUPTED)
 
 

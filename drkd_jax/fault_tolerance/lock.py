@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drkd_jax.errors import UserError
-from drkd_jax.fault_tolerance.writing import as_user_error
+from drkd_jax.fault_tolerance.writing import as_user_error, reason
 
 LOCK_FILE = "lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -31,7 +31,8 @@ def locked(workdir: Path) -> Iterator[None]:
     """Holds the work folder for this process.
 
     Raises:
-        UserError: another run holds it (which one is said), or the folder cannot be written.
+        UserError: another run holds it (which one is said), or the folder cannot be written or
+            locked.
     """
     path = workdir / LOCK_FILE
     with as_user_error(path):
@@ -46,7 +47,7 @@ def locked(workdir: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                raise
+                raise UserError(f"{path}: cannot be locked ({reason(error)})") from error
             _log.warning("%s: this file system has no locks; start one run only in it", workdir)
         with as_user_error(path):
             os.ftruncate(handle, 0)

@@ -55,7 +55,8 @@ def connect(
             1, so that a queue may try again.
 
     Raises:
-        UserError: the peers cannot be found.
+        UserError: the peers cannot be found, or have other numbers of devices; a part of the three
+            arguments is missing or wrong.
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
@@ -137,7 +138,7 @@ def broadcast(make: Callable[[], Any]) -> Any:
 
 
 def from_all(values: np.ndarray) -> np.ndarray:
-    """Every process's rows, one after the other."""
+    """Every process's rows (`[n, ...]`, of one shape and dtype on all), one after the other."""
     if jax.process_count() == 1:
         return values
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))

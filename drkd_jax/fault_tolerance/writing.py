@@ -85,8 +85,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with as_user_error(path), replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        if not _is_stream(path):  # which cannot be synced
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -176,9 +177,11 @@ def refusal(error: OSError) -> str:
 
 def is_refused_write(error: Exception) -> bool:
     """Whether an error is the operating system's refusal to write, in whatever class it comes."""
-    return isinstance(error, OSError) or (
-        isinstance(error, (ValueError, RuntimeError)) and "os_error_code" in str(error)
-    )
+    if isinstance(error, OSError):
+        return True
+    text = str(error) if isinstance(error, (ValueError, RuntimeError)) else ""
+    # Libraries in C++ hand on the system's own text, some with its number.
+    return "os_error_code" in text or any(os.strerror(number) in text for number in _WORDS)
 
 
 def reason(error: Exception) -> str:
@@ -187,6 +190,6 @@ def reason(error: Exception) -> str:
         return _WORDS.get(error.errno, error.strerror or os.strerror(error.errno))
     text = str(error)
     for number, words in _WORDS.items():
-        if os.strerror(number) in text:  # libraries in C++ hand on the system's own text
+        if os.strerror(number) in text:
             return words
     return (text.strip().splitlines() or [type(error).__name__])[0][:200]

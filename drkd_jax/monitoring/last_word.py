@@ -40,7 +40,8 @@ def last_word(
         terms: names of the terms that were computed.
         student_ap: AP (0..1) of a plain student of the same length where one is known, else of
             the distilled one.
-        teacher_ap: AP (0..1) of the teacher on the same images, or None.
+        teacher_ap: AP (0..1) of the teacher on the same images, or None. Both are -1 where nothing
+            is to be found on them.
 
     Returns:
         One paragraph, and the numbers in it.
@@ -51,6 +52,8 @@ def last_word(
 
     if teacher_ap is None or student_ap is None:
         parts.append("What the teacher itself reaches was not measured (teacher.evaluate=True)")
+    elif min(teacher_ap, student_ap) < 0:
+        parts.append("What the teacher reaches is not known: nothing is to be found in data.val")
     else:
         gap = numbers["teacher_gap"] = teacher_ap - student_ap
         has = "had" if gap >= LEAST_GAP else "had little"

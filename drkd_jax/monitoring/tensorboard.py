@@ -45,10 +45,10 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, start: int):
         folder.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        if start:
-            step = start + 1
-            self._write(step=step, file_version="brain.Event:2")
-            self._write(step=step, session_log=SessionLog(status=SessionLog.START))
+        # Also at step 0: a session that was killed before its first checkpoint has left steps, too.
+        step = start + 1
+        self._write(step=step, file_version="brain.Event:2")
+        self._write(step=step, session_log=SessionLog(status=SessionLog.START))
         self._writer.flush()
 
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from drkd_jax.errors import UserError
-from drkd_jax.fault_tolerance.writing import as_user_error
+from drkd_jax.fault_tolerance.writing import as_user_error, is_refused_write, reason
 
 FOLDER = "profile"
 _WARM_UP = 2  # steps of a session that are left out where only a number is given: they compile
@@ -80,7 +80,16 @@ class Trace:
         return self._running and (last or step + 1 not in self._steps)
 
     def stop(self) -> None:
-        """Ends the trace and writes it."""
-        if self._running and not self._silent:
-            jax.profiler.stop_trace()
-        self._running = False
+        """Ends the trace and writes it.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written.
+        """
+        running, self._running = self._running, False  # also where it fails: it is over
+        if running and not self._silent:
+            try:
+                jax.profiler.stop_trace()
+            except (RuntimeError, OSError) as error:
+                if not is_refused_write(error):
+                    raise
+                raise UserError(f"{self.folder}: cannot be written ({reason(error)})") from error

@@ -141,6 +141,8 @@ TRUNCATED = {
     "gif cut": lambda: pillow("GIF")[:900],
     "bmp cut": lambda: pillow("BMP")[:-900],
     "tiff cut": lambda: pillow("TIFF")[:90],
+    "jpeg 2000 cut": lambda: opencv(".jp2")[:300],
+    "pgm cut": lambda: opencv(".pgm", GREY)[:300],
     "32-bit float tiff": lambda: opencv(".tiff", PICTURE.astype(np.float32)),
 }
 NO_PICTURE = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -97,6 +98,17 @@ def test_a_packed_tiff_of_12_bits_is_read(coco_folder):
     (coco_folder.images / "a.jpg").write_bytes(plain_tiff(values, bits=12))
     image = open_source(coco_folder.spec).record(0).image
     np.testing.assert_allclose(image[..., 0], values / 4095 * 255, atol=1)
+
+
+def test_a_broken_exif_hides_no_depth(coco_folder):
+    deepen(coco_folder, 12, ".png")
+    path = coco_folder.images / "a.jpg"
+    data, kind = path.read_bytes(), b"eXIfII*\0\x08\0\0\0\x05\0"  # five tags, and none follows
+    note = (len(kind) - 4).to_bytes(4, "big") + kind + zlib.crc32(kind).to_bytes(4, "big")
+    path.write_bytes(data[:33] + note + data[33:])
+    source = open_source(coco_folder.spec, depth=12)
+    assert source.scan.bits.tolist()[:2] == [16, 16]
+    assert source.record(0).image.max() == 255
 
 
 def test_negative_numbers_are_black(coco_folder):

@@ -2,6 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +91,61 @@ def test_threads_and_workers_change_nothing(source):
     # Batches of workers lie in shared memory, which goes with the loader.
     assert all(same(a, next(loader)) for a in alone)
     loader.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_the_run(source, number):
+    """Which ends with a checkpoint, and may need batches until then."""
+    config = dataclasses.replace(CONFIG, num_threads=1, prefetch=1, num_workers=1)
+    alone = take(train_loader(source, dataclasses.replace(CONFIG, num_threads=0)), 8)
+    loader = train_loader(source, config)
+    first = same(alone[0], next(loader))
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, number)
+    assert first
+    assert all(same(batch, next(loader)) for batch in alone[1:])
+    loader.close()
+    assert not worker.is_alive()
+
+
+ORPHAN = """
+import multiprocessing, os, signal
+from drkd_jax.data.pipeline import PipelineConfig, train_loader
+from drkd_jax.data.sources import open_source
+
+if __name__ == "__main__":
+    sizes = {"canvases": ((64, 96), (96, 64)), "shorter": 64, "longer": 96}
+    config = PipelineConfig(batch_size=4, num_threads=1, num_workers=1, prefetch=1, **sizes)
+    loader = train_loader(open_source("shapes:30"), config)
+    next(loader)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def lives(process: int) -> bool:
+    """What nobody has fetched the exit code of yet (Z) has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    run = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    worker = int(run.stdout.readline())
+    assert run.wait(timeout=60) == -signal.SIGKILL
+    end = time.monotonic() + 30
+    while time.monotonic() < end and lives(worker):
+        time.sleep(0.05)
+    assert not lives(worker)
 
 
 def test_goes_on_from_a_saved_state(source):
@@ -237,3 +299,21 @@ def test_threads_follow_the_cores(monkeypatch, cores, threads):
 def test_settings_are_checked(changes, told):
     with pytest.raises(UserError, match=told):
         dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("canvases", (800, 1344), r"canvases = \(800, 1344\): wanted .* pairs"),
+        ("canvases", ((64, 96, 3),), "wanted .* pairs"),
+        ("canvases", 64, "wanted .* pairs"),
+        ("scale_jitter", 0.5, "scale_jitter = 0.5: two factors"),
+        ("scale_jitter", ("a", "b"), "two factors"),
+    ],
+)
+def test_what_a_recipe_may_hold_is_checked(key, value, told):
+    """As where no types are checked at run time, which the tests do."""
+    made = object.__new__(PipelineConfig)
+    vars(made).update(vars(CONFIG) | {key: value})
+    with pytest.raises(UserError, match=told):
+        made.__post_init__()

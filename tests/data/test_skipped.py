@@ -109,7 +109,6 @@ def test_a_skipped_picture_leaves_everything_else_in_its_place(root, tmp_path, s
 def test_a_second_run_does_not_list_it_again(root, tmp_path, caplog):
     path = tmp_path / "skipped.jsonl"
     path.write_text('{"source": "another", "index": 17, "reason": "x"}\n{"sour')
-    path.write_text(path.read_text() + "\n")
     for _ in range(2):
         loader = train_loader(_source(root), CONFIG, skipped=path)
         with caplog.at_level(logging.WARNING):
@@ -161,6 +160,18 @@ def test_what_other_hosts_met_counts_on_all(root, tmp_path):
         with pytest.raises(UserError, match=r"2 of 120 pictures cannot be read, more than 1%"):
             skips.share(allgather)
     assert {line["index"] for line in _lines(tmp_path / "0.jsonl")} == {3, 4}
+
+
+@pytest.mark.parametrize("process_index", [0, 1])
+def test_the_first_host_alone_warns(root, caplog, process_index):
+    """Of the pictures of the others as well, once they have told."""
+    hosts = {"process_index": process_index, "process_count": 2}
+    batches = eval_batches(_source(root), CONFIG, **hosts)
+    with caplog.at_level(logging.WARNING):
+        list(batches)
+        batches.share_skipped(lambda _: np.array([BROKEN]))
+    assert batches.num_skipped == 1
+    assert caplog.text.count("picture skipped") == (process_index == 0)
 
 
 def test_evaluation_keeps_a_skipped_picture_among_those_that_count(root, tmp_path):

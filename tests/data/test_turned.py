@@ -156,6 +156,24 @@ def test_an_orientation_may_be_a_long_number(order):
     assert read_header(data).orientation == 6
 
 
+def test_an_orientation_beside_a_tag_that_leads_out_of_what_was_read():
+    tags = struct.pack("<HHII", 0x0102, 3, 3, 60_000) + struct.pack("<HHII", 0x0112, 3, 1, 6)
+    body = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + bytes(4)
+    data = picture("JPEG", 1)
+    data = data[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + data[2:]
+    assert read_header(data).orientation == 6
+
+
+def test_joined_sets_say_how_theirs_are_taken(coco_folder):
+    """Whichever comes first: drawn pictures are no files, and are never turned."""
+    give(coco_folder, 6)
+    for spec in (f"{coco_folder.spec} + shapes:1", f"shapes:1 + {coco_folder.spec}"):
+        source = open_source(spec, exif="turned", depth=12)
+        (told,) = (f.text for f in find(source) if "EXIF" in f.text)
+        assert told.endswith("They are turned, as data.exif = turned says")
+        assert source.depth == 12
+
+
 def test_an_orientation_that_is_none_is_upright():
     assert read_header(picture("JPEG", 9)).orientation == 1
     assert read_header(b"\xff\xd8\xff\xe1\xff\xff").orientation == 1

@@ -64,6 +64,16 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     assert "has no locks" in caplog.text
 
 
+def test_a_lock_that_fails_otherwise_is_one_line(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    words = r"lock: cannot be locked \(Input/output error\)"
+    with pytest.raises(UserError, match=words), locked(tmp_path):
+        pass
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / LOCK_FILE).mkdir()
     words = r"lock: cannot be written \(it is a folder\)"

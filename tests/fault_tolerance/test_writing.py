@@ -1,6 +1,7 @@
 import errno
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,7 @@ def test_what_a_library_says_of_a_full_disk_is_understood():
     assert reason(error) == "the file would be larger than this process may write"
     full = ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
     assert reason(full) == "the disk is full"
+    assert is_refused_write(RuntimeError("OUT_OF_RANGE: /x/vm.xplane.pb; File too large"))
     assert not is_refused_write(ValueError("shapes differ"))
     assert not is_refused_write(KeyError("os_error_code"))
 
@@ -121,9 +123,12 @@ def test_what_is_no_file_on_a_disk_is_written_to(tmp_path):
         with replacing(pipe) as file:
             file.write(b"through")
         assert os.read(reader, 100) == b"through"
+        write_text(pipe, "as text")
+        assert os.read(reader, 100) == b"as text"
     finally:
         os.close(reader)
     assert list(tmp_path.iterdir()) == [pipe]
+    write_text(Path(os.devnull), "to nobody")
 
 
 def test_a_file_that_does_not_become_whole_leaves_the_old_one(tmp_path):

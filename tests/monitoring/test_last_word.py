@@ -45,6 +45,7 @@ def test_three_times_yes():
         ({"share": 1e-5}, (0.3, 0.5), "hardly carried", "a larger distill.pixel_relation.weight"),
         ({"end": 0.99}, (0.3, 0.5), "did not get it", "more steps"),
         ({}, (None, None), "was not measured", ""),
+        ({}, (-1.0, -1.0), "is not known: nothing is to be found", ""),
     ],
 )
 def test_each_no_is_named_with_what_to_try(given, aps, said, advice):

@@ -4,6 +4,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from drkd_jax.errors import UserError
 from drkd_jax.monitoring.metrics import (
@@ -30,6 +31,25 @@ def test_lines_after_the_checkpoint_are_written_again_not_twice(tmp_path):
         file.write('{"kind": "train", "st')  # what a kill leaves
     write(tmp_path, 5, range(6, 9))
     assert [line["step"] for line in read_metrics(tmp_path / METRICS_FILE)] == [*range(1, 9)]
+
+
+def events(path):
+    """The events of a file: each is a length, its checksum, the event and its checksum."""
+    data, at, found = path.read_bytes(), 0, []
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+        at += 16 + length
+    return found
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_tensorboard_hides_the_later_steps_of_the_session_before(tmp_path, start):
+    write(tmp_path, start, [start + 1])
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    begun = [event.step for event in events(path) if event.session_log.status == SessionLog.START]
+    assert begun == [start + 1]
+    assert events(path)[-1].summary.value[0].tag == "train/total"
 
 
 def test_every_line_is_json_also_where_a_number_is_not_finite(tmp_path, capsys):

@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from drkd_jax.errors import UserError
@@ -25,3 +26,23 @@ def test_it_ends_with_its_last_step_or_with_the_run(tmp_path):
     trace.stop()
     assert not trace.ends_with(3, last=True)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_trace_that_the_system_refuses_is_told_once(tmp_path, monkeypatch):
+    said = "OUT_OF_RANGE: /x/vm.xplane.pb; No space left on device"
+
+    def stop():
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", stop)
+    trace = Trace(tmp_path, range(1, 3))
+    trace.before(1)
+    with pytest.raises(UserError, match=r"profile: cannot be written \(the disk is full\)"):
+        trace.stop()
+    trace.stop()  # at the end of the run: nothing is left to end
+
+    trace.before(2)
+    said = "another fault"
+    with pytest.raises(RuntimeError, match="another fault"):
+        trace.stop()

@@ -75,7 +75,6 @@ def check(
         spec: as ``open_source`` takes it.
         exif: as ``open_source`` takes it.
         depth: as ``open_source`` takes it.
-
         num_samples: how many positions ``samples`` has, at most.
         progress: is told how many pictures of how many are read.
 

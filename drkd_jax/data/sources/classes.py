@@ -86,9 +86,8 @@ def with_classes(
     used = {own[label].name for label in np.unique(source.table.labels)}
     strange = [c for c in own if c.name not in label_of]
     if not used <= label_of.keys():
-        raise UserError(
-            f"{what} has boxes of {list_classes(strange)}, which {whose} does not have. {lists}"
-        )
+        boxed = list_classes([c for c in strange if c.name in used])
+        raise UserError(f"{what} has boxes of {boxed}, which {whose} does not have. {lists}")
     notes = []
     if strange:
         notes.append(f"{what}: {list_classes(strange)} without a box, left out")

@@ -7,6 +7,7 @@ otherwise entries with a fault are left out and handed back as a list.
 from __future__ import annotations
 
 import math
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ import numpy as np
 
 from drkd_jax.data.sources.records import AnnotationTable, Category, Id, id_array, id_key
 from drkd_jax.errors import UserError
+
+_LONGEST = 2**31  # pixels of a side
 
 
 class Fault(NamedTuple):
@@ -216,7 +219,7 @@ def _keys(rows: list[Any]) -> set[Id]:
 
 def _category(row: dict[str, Any]) -> tuple[Id, Category]:
     name = row["name"]
-    if not isinstance(name, str) or not name.strip():
+    if not _is_text(name):
         raise ValueError(f"name {name!r} is not a text")
     key, own = _id(row["id"], "id")
     return key, Category(own, _tidy(name))
@@ -231,11 +234,13 @@ def _image(row: dict[str, Any], paths: Mapping[str, str]) -> _Image:
     height, width = _whole(row["height"], "height"), _whole(row["width"], "width")
     if height < 1 or width < 1:
         raise ValueError(f"its size {width}x{height} is not positive")
+    if max(height, width) >= _LONGEST:
+        raise ValueError(f"its size {width}x{height} is no picture's")
     return _Image(*_id(row["id"], "id"), _file_name(row["file_name"], paths), height, width)
 
 
 def _file_name(name: Any, paths: Mapping[str, str]) -> str:
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
+    if not _is_text(name) or "\0" in name:
         raise ValueError(f"file_name {name!r} is not the name of a file")
     path = PurePosixPath(paths.get(name, name))
     if path.is_absolute() or ".." in path.parts:
@@ -273,6 +278,14 @@ def _id(value: Any, key: str) -> tuple[Id, Id]:
         raise ValueError(f"{key} {_short(value)} is not a whole number that a double can hold")
     number = _whole(value, key)
     return number, number
+
+
+def _is_text(value: Any) -> bool:
+    """A text that is not blank and can be written: JSON may hold half a letter."""
+    try:
+        return isinstance(value, str) and bool(os.fsencode(value.strip()))
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_number(value: Any) -> bool:

@@ -129,7 +129,9 @@ class JoinedSource(Source):
         self.spec = " + ".join(source.spec for source in self.sources)
         self.faults = [fault for source in self.sources for fault in source.faults]
         self.mended: list[str] = [line for source in self.sources for line in source.mended]
-        self.exif, self.depth = self.sources[0].exif, self.sources[0].depth
+        # As they were asked for; a source without files or of another rule has the default.
+        self.exif = next((s.exif for s in self.sources if s.exif != Source.exif), Source.exif)
+        self.depth = max(source.depth for source in self.sources)
         self.categories = self._join_classes()
         label_of = {category.name: label for label, category in enumerate(self.categories)}
         self._labels = [

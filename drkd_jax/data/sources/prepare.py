@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def prepare_tfds(
         The dataset's folder.
 
     Raises:
-        UserError: a fault of the input (see ``CocoSource``), a missing picture, classes that
-            COCO does not have, an unknown split, or one that is already there.
+        UserError: a fault of the input (see ``CocoSource``), a missing picture, one of several
+            entries, classes that COCO does not have, an unknown split, or one already there.
     """
     if split not in SPLITS:
         raise UserError(f"split '{split}': wanted one of {', '.join(SPLITS)}")
@@ -137,9 +138,9 @@ def _shares(corners: np.ndarray, height: int, width: int) -> tfds.features.BBox:
 
 
 def _check(source: CocoSource) -> None:
-    strange = set(source.categories) - set(COCO_CATEGORIES)
+    strange = [c for c in source.categories if c not in COCO_CATEGORIES]
     if strange:
-        shown = ", ".join(f"{c.id} '{c.name}'" for c in sorted(strange)[:3])
+        shown = ", ".join(f"{c.id} '{c.name}'" for c in strange[:3])
         raise UserError(
             f"{source.instances_json}: coco/2017 has no class {shown}; read such a set with "
             f"coco:{source.images_dir}:{source.instances_json}, which needs no preparing"
@@ -152,6 +153,12 @@ def _check(source: CocoSource) -> None:
     for index, image_id in enumerate(source.table.image_ids):
         if not source.path(index).is_file():
             raise UserError(f"picture {source.path(index)} (id {image_id}) does not exist")
+    twice = [name for name, count in Counter(source.table.names).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"{source.instances_json}: {twice[0]} is the picture of several entries, and TFDS "
+            "tells pictures by their names; leave one of them out"
+        )
 
 
 def _splits(target: Path) -> dict[str, Any]:

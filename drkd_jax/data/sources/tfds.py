@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,10 @@ class TfdsSource(Source):
         """Reads picture ``index``.
 
         Raises:
-            UserError: its bytes are no picture.
+            UserError: the records are damaged, or its bytes are no picture.
         """
         meta, name = self.table.meta(index), self.table.names[index]
-        data = self._data[int(index)]["image"]
+        data = _example(self._data, int(index), self.spec)["image"]
         image = decode_picture(data, f"picture {name} of {self.spec}", meta.height, meta.width)
         return Record(image, *self.table.boxes(index), meta.image_id, name)
 
@@ -67,6 +68,9 @@ class TfdsSource(Source):
         """COCO's instances dict; from the json beside the records where there is one.
 
         Without it boxes are rounded to float32 and areas to whole pixels, as TFDS stores them.
+
+        Raises:
+            UserError: the json is broken, or of other pictures.
         """
         path = self.folder / f"instances_{self._split.partition('[')[0]}.json"
         if not path.is_file():
@@ -95,17 +99,39 @@ def _dataset_folder(name: str, data_dir: str | None) -> Path:
 
 
 def _open_split(folder: Path, split: str) -> Sequence[dict[str, Any]]:
-    builder = tfds.builder_from_directory(folder)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # also protobuf's, which has a base of its own
+        raise UserError(
+            f"{folder / 'dataset_info.json'} cannot be read ({_line(error)}); prepare the data "
+            "set again"
+        ) from error
     known = sorted(builder.info.splits)
     if split.partition("[")[0] not in known:
         raise UserError(f"{folder} has no split '{split}'; it has {', '.join(known)}")
     try:
         return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    except (NotImplementedError, ValueError, OSError) as error:
+    except NotImplementedError as error:
         raise UserError(
-            f"{folder}: split '{split}' cannot be read ({error}); it must be prepared with "
+            f"{folder}: split '{split}' cannot be read; it must be prepared with "
             "file_format='array_record'"
         ) from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder}: split '{split}' cannot be read ({_line(error)})") from error
+
+
+def _example(data: Sequence[dict[str, Any]], index: int, where: str) -> dict[str, Any]:
+    try:
+        return data[index]
+    except (RuntimeError, ValueError, OSError) as error:  # of array_record, and of TFDS on a part
+        raise UserError(
+            f"{where}: record {index} cannot be read ({_line(error)}); prepare or copy the data "
+            "set again"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _table(folder: Path, split: str, data: Sequence[dict[str, Any]]) -> AnnotationTable:
@@ -115,7 +141,10 @@ def _table(folder: Path, split: str, data: Sequence[dict[str, Any]]) -> Annotati
     shards = sorted(folder.glob("*.array_record*"))
     stamp = [[p.name, str(p.stat().st_size), str(p.stat().st_mtime_ns)] for p in shards]
     stamp.append([split, str(len(data)), "1"])  # the last one is the index's own version
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+    # What a kill or a crash of the machine left of an index, also an empty file, is made again.
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile
+    ):
         return _load_index(path, np.array(stamp))
     _log.info("reading %d records of %s once, to index them", len(data), folder)
     table = _scan(data, f"{folder} ({split})")
@@ -127,7 +156,7 @@ def _scan(data: Sequence[dict[str, Any]], where: str) -> AnnotationTable:
     names, ids, sizes, counts = [], [], [], []
     parts: dict[str, list] = {"id": [], "area": [], "label": [], "is_crowd": [], "bbox": []}
     for i in range(len(data)):
-        example = data[i]
+        example = _example(data, i, where)
         name = example["image/filename"]
         name = name.decode() if isinstance(name, bytes) else str(name)
         height, width = stored_size(example["image"], f"picture {name} of {where}")

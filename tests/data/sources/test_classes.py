@@ -141,11 +141,12 @@ def test_names_that_only_look_the_same_are_the_same(tmp_path):
 
 
 def test_what_cannot_be_mapped_shows_ids_beside_names(tmp_path):
+    source = open_source(make(tmp_path, {4: "nut", 8: "cap", 9: "parts"}))  # no box of parts
     with pytest.raises(UserError) as raised:
-        with_classes(open_source(make(tmp_path, {4: "nut", 8: "cap"})), TRAIN[:2], "val", "train")
+        with_classes(source, TRAIN[:2], "val", "train")
     told = str(raised.value)
     assert "val has boxes of (8 cap), which train does not have" in told
-    assert "val has (4 nut, 8 cap); train has (1 nut, 2 bolt)" in told
+    assert "val has (4 nut, 8 cap, 9 parts); train has (1 nut, 2 bolt)" in told
 
 
 def test_a_strange_class_without_a_box_is_left_out(tmp_path):

@@ -95,6 +95,52 @@ def test_index_is_kept_and_made_again_for_other_records(prepared, monkeypatch):
     assert open_source(spec).table.names == first.names
 
 
+@pytest.mark.parametrize("left", [0, 100, -200])
+def test_what_is_left_of_an_index_is_made_again(prepared, left):
+    _, data_dir = prepared
+    spec = f"tfds:coco/2017:train@{data_dir}"
+    names = open_source(spec).table.names
+    index = next(data_dir.glob("coco/2017/*/index_train.npz"))
+    index.write_bytes(index.read_bytes()[:left])
+    assert open_source(spec).table.names == names
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_records_that_are_cut_or_gone_are_named(coco_folder, tmp_path, left):
+    folder = prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")
+    spec = f"tfds:coco/2017:train@{tmp_path / 'data'}"
+    whole = open_source(spec)
+    (records,) = folder.glob("*.array_record*")
+    records.write_bytes(records.read_bytes()[:left])
+    with pytest.raises(UserError, match=r"1\.1\.0 \(train\): record 0 cannot be read \("):
+        open_source(spec)
+    with pytest.raises(UserError, match=rf"^{spec}: record 2 cannot be read \("):
+        whole.record(2)
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=r"dataset_info\.json cannot be read"):
+        open_source(spec)
+
+
+@pytest.mark.parametrize("part", ["train[abc]", "train[:0]", "train[9:]"])
+def test_a_part_that_is_none_is_one_line(prepared, part):
+    with pytest.raises(UserError, match="cannot be read") as raised:
+        open_source(f"tfds:coco/2017:{part}@{prepared[1]}")
+    assert part in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "file_format" not in str(raised.value)  # which is as it should be
+
+
+def test_what_tfds_has_no_place_for(coco_folder, tmp_path):
+    coco_folder.content["images"][3] |= {"file_name": "a.jpg", "height": 60, "width": 80}
+    coco_folder.write()
+    with pytest.raises(UserError, match=r"a\.jpg is the picture of several entries"):
+        prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path)
+    coco_folder.content["categories"] += [{"id": "x", "name": "x"}, {"id": 5, "name": "y"}]
+    coco_folder.write()
+    with pytest.raises(UserError, match="no class 5 'y', x 'x'"):
+        prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path)
+
+
 def test_picklable(prepared):
     source = open_source(f"tfds:coco/2017:train@{prepared[1]}")
     again = pickle.loads(pickle.dumps(source))
