@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drkd_jax.data.sources import Source, open_source
+from drkd_jax.data.sources.records import id_key
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import COCO_MAX, coco_scores, number_ids
 from drkd_jax.paths import expand_home
@@ -214,25 +215,28 @@ def compare(
     Args:
         runs: Each with detections.
         reference: Position of the run that the others are compared with.
-        truth: What was to be found.
+        truth: What was to be found; detections of other classes are left out.
         draws: S.
 
     Raises:
-        UserError: Detections are of pictures or classes that the ground truth does not have.
+        UserError: Detections are of pictures that the ground truth does not have.
     """
     counts = paired.picture_draws(len(truth.coco["images"]), draws)
     counts = np.concatenate([np.ones_like(counts[:1]), counts])  # the pictures as they are
+    known = {id_key(row["id"]) for row in truth.coco["categories"]}
     samples: list[dict[str, Any]] = []
     class_ap, notes = [], []
     for run in runs:
         assert run.found is not None
+        # Training leaves those of classes that only its own pictures have; no number counts them.
+        found = [row for row in run.found if id_key(row["category_id"]) in known]
         try:
-            numbered = number_ids(truth.coco, run.found)
+            numbered = number_ids(truth.coco, found)
         except UserError as error:
             raise UserError(f"{run.folder / 'detections.json'}: {error}") from error
         most = run.max_detections
         samples.append(paired.resampled_scores(numbered.truth, numbered.detections, counts, most))
-        class_ap.append(coco_scores(truth.coco, run.found, max_detections=most).class_ap)
+        class_ap.append(coco_scores(truth.coco, found, max_detections=most).class_ap)
         again = float(samples[-1]["AP"][0])
         if abs(again - run.scores["AP"]) > _SAME and not math.isnan(again):
             notes.append(

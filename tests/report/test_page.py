@@ -265,6 +265,17 @@ def test_runs_of_different_pictures_are_refused(tmp_path, folders, capsys):
     assert not out.exists()
 
 
+def test_a_class_that_the_pictures_do_not_list_is_left_out(tmp_path, folders):
+    """What training leaves where a class of its pictures is none of the validation set's."""
+    folder = leave_run(tmp_path / "run", 6.0)
+    found = json.loads((folder / "detections.json").read_text())
+    more = [{**row, "category_id": 99, "score": 0.99} for row in found]
+    (folder / "detections.json").write_text(json.dumps(more + found))
+    text = page(read_runs([("plain", folders[0]), ("run", folder)]), draws=5)
+    assert cells(text, "Points more than plain")[1][1] == "+0.0 (+0.0 to +0.0)"
+    assert "its eval.json says" not in text
+
+
 def test_the_command_writes_the_page(tmp_path, folders, capsys):
     out = tmp_path / "new" / "report.html"
     named = f"old={folders[0]}"
