@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ PANEL = 3.7  # inches, of a picture's longer side
 _PIXELS = round(PANEL * DPI)  # drawings are made in the size that they are shown in
 PIXELS_HEADING = "Which pixels are alike to the marked one"
 _WRITTEN = 10  # boxes up to which a matrix has its numbers in its cells
+_plain_texts = rc_context({"text.parse_math": False})  # names may hold dollars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Scene:
     title: str = ""
 
 
+@_plain_texts
 def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) -> None:
     """Ground truth and every detector side by side, a row a picture.
 
@@ -86,6 +89,7 @@ def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) 
     figure.savefig(path, dpi=DPI)
 
 
+@_plain_texts
 def draw_pixels(
     path: Path,
     image: UInt8[np.ndarray, "H W 3"],
@@ -139,6 +143,7 @@ def draw_pixels(
     figure.savefig(path, dpi=DPI)
 
 
+@_plain_texts
 def draw_boxes(
     path: Path,
     image: UInt8[np.ndarray, "H W 3"],

@@ -94,3 +94,15 @@ def test_relation_figures(tmp_path):
     pictures = {p.stem: cv2.imread(str(p)) for p in tmp_path.glob("*.png")}
     assert set(pictures) == {"pixels", "other", "boxes"}
     assert not np.array_equal(pictures["pixels"], pictures["other"])
+
+
+def test_names_with_dollars_stay_text(tmp_path):
+    names = ("US$", "$_$", r"$\x$")
+    figures.detections(tmp_path / "a.png", [scene(0, 5)], names)
+    one = scene(0, 4)
+    matrices = dict.fromkeys(("$_$", r"$\x$"), np.full((4, 4), 0.25))
+    of = one.truth.boxes, one.truth.labels
+    figures.draw_boxes(tmp_path / "b.png", one.image, *of, names, matrices)
+    rows = [((0, 0), {r"$\x$": np.zeros((12, 16))})]
+    figures.draw_pixels(tmp_path / "c.png", one.image, 8, rows)
+    assert all(cv2.imread(str(tmp_path / f"{name}.png")) is not None for name in "abc")
