@@ -20,6 +20,7 @@ Colour = tuple[int, int, int]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SHORTER = 480  # pixels: what the shorter side of a drawing has at least
+LONGEST = 16384  # pixels: a picture is not enlarged beyond, however flat it is
 
 # Twelve colours that stay apart on grey, dark and textured ground; RGB.
 _PALETTE: tuple[Colour, ...] = (
@@ -61,7 +62,7 @@ def class_colour(label: int) -> Colour:
 def enlarge(
     image: UInt8[np.ndarray, "H W 3"], shorter: int = SHORTER
 ) -> tuple[UInt8[np.ndarray, "H2 W2 3"], float]:
-    """Enlarge a picture until its shorter side has at least ``shorter`` pixels.
+    """Enlarge a picture until its shorter side has ``shorter`` pixels, or the longer `LONGEST`.
 
     Args:
         image: RGB.
@@ -71,7 +72,8 @@ def enlarge(
         The picture (always a copy) and the factor its coordinates are multiplied by, >= 1.
     """
     height, width = image.shape[:2]
-    factor = max(1.0, shorter / max(1, min(height, width)))
+    factor = min(shorter / max(1, min(height, width)), LONGEST / max(1, height, width))
+    factor = max(1.0, factor)
     if factor == 1.0:
         return image.copy(), factor
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -97,7 +99,7 @@ def draw_detections(
         labels: 0..K-1.
         scores: 0..1, or None for ground truth. The best box is drawn last, on top.
         names: The K class names.
-        shorter: The drawing's shorter side has at least this many pixels.
+        shorter: Pixels of the drawing's shorter side, as of `enlarge`.
         texts: Words to write beside each box instead of class and score; "" writes nothing.
         text_size: Larger or smaller letters than usual.
 
