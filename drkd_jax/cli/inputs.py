@@ -53,7 +53,8 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
 
     A file that is named is taken whatever it is; in a folder, and in the folders in it, only what
     looks like a picture, in the order of its path. Hidden files and folders, and drawings of
-    earlier calls, are left aside; links to folders are followed, each folder once.
+    earlier calls, are left aside; links to folders are followed, each folder once. A folder that
+    cannot be read is named in the notes.
 
     Args:
         named: files and folders.
@@ -64,14 +65,14 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
     """
     own = out.resolve() if out is not None else None
     paths: dict[str, Path] = {}
-    notes = []
+    notes: list[str] = []
     twice = 0
     for each in map(Path, named):
         files, aside, drawings = [each], 0, 0
         if each.is_dir():
             files = []
             skip = own if own is not None and own != each.resolve() else None
-            for path in _walk(each, skip):
+            for path in _walk(each, skip, notes):
                 if _is_drawing(path):
                     drawings += 1
                 elif _looks_like_picture(path):
@@ -240,7 +241,10 @@ def _is_drawing(path: Path) -> bool:
         return False
 
 
-def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
+def _walk(folder: Path, skip: Path | None, notes: list[str]) -> Iterator[Path]:
+    def refused(error: OSError) -> None:
+        notes.append(f"{error.filename}: cannot be read ({error.strerror})")
+
     seen = {folder.resolve()} | ({skip} if skip is not None else set())
 
     def is_new(path: Path) -> bool:
@@ -248,7 +252,7 @@ def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
         real = path.resolve()
         return real not in seen and not seen.add(real)  # type: ignore[func-returns-value]
 
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refused, followlinks=True):
         named = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in named if is_new(Path(place, name))]
         for name in sorted(files):

@@ -1,5 +1,6 @@
 """Which pictures are looked at, and what their drawings are called."""
 
+import errno
 import itertools
 import os
 import unicodedata
@@ -124,3 +125,20 @@ def test_an_empty_folder_is_named(tmp_path):
     found = find_pictures([tmp_path / "empty", tmp_path / "full"])
     assert len(found.paths) == 1
     assert found.notes[0] == f"{tmp_path / 'empty'}: holds no picture"
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    touch(tmp_path, "a.jpg", "locked/b.jpg")
+    listed = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_pictures([tmp_path])
+    assert found.paths == (tmp_path / "a.jpg",)
+    assert found.notes == (f"{tmp_path / 'locked'}: cannot be read (Permission denied)",)
+    with pytest.raises(UserError, match="locked: cannot be read"):
+        find_pictures([tmp_path / "locked"])
