@@ -141,6 +141,15 @@ def marked(png: bytes) -> bytes:
     return png[:_MARK_AT] + chunk + png[_MARK_AT:]
 
 
+def mark(drawing: Path) -> None:
+    """Makes a PNG on the disk one that says so.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    drawing.write_bytes(marked(drawing.read_bytes()))
+
+
 class Picture(NamedTuple):
     """A picture that was read, or why it could not be.
 
