@@ -179,3 +179,12 @@ def test_each_slot_has_its_core_and_one_thread(plan, stand_in):
     starts = [(job.folder / "starts").read_text() for job in plan.jobs]
     assert all("intra_op_parallelism_threads=1" in text for text in starts)
     assert {text.split(" ")[0] for text in starts} == {f"[{core}]" for core in cores}
+
+
+def test_a_link_to_what_is_gone_is_no_run(plan, tmp_path):
+    job = plan.students[0]
+    job.folder.parent.mkdir(parents=True)
+    job.folder.symlink_to(tmp_path / "unmounted")
+    runner(plan, []).note(job)
+    assert (job.folder / "about.json").is_file()
+    assert not job.folder.is_symlink()
