@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from benchmarks.gain import results as gain_results
 from benchmarks.gain.adopt import adopt
+from benchmarks.gain.markdown import markdown
 from benchmarks.gain.plan import Job, make_plan
 from benchmarks.gain.results import as_json, differences, gather
 from benchmarks.gain.runner import Runner
@@ -84,6 +86,21 @@ def test_results_pair_the_seeds_and_keep_what_is_missing(plan, few_draws):
     assert results["gaps"][1]["AP"]["mean"] == pytest.approx(teacher - plain, abs=1e-12)
     assert as_json(results)["comparisons"][2]["difference"]["AP"]["sd"] is None  # one pair
     assert gather(plan, {})["comparisons"][0] == results["comparisons"][0]  # from the kept draws
+
+
+def test_what_is_not_a_number_is_a_dash(plan, few_draws):
+    for i, job in enumerate(plan.jobs):
+        finish(job, 3.0, i)
+    results = gather(plan, {})
+    nothing = dict.fromkeys(("mean", "sd", "t_low", "t_high", "low", "high"), math.nan)
+    for row in results["comparisons"]:
+        if "difference" in row:
+            row["difference"]["AP_S"] |= {**nothing, "each": (math.nan,) * 2, "above_zero": False}
+    frame = {"table": "some", "command": "x", "reference": "plain", "draws": 60, "arms": {}}
+    about = {"machine": {"devices": "1", "platform": "cpu", "cores": 2}, "commit": "abc"}
+    text = markdown({**results, **frame, **about, "versions": {}})
+    assert "| AP_S | - | - | - | no | -, - |" in text
+    assert "+nan" not in text
 
 
 def test_a_run_of_other_settings_or_of_two_runs_is_refused(plan, few_draws):
