@@ -113,7 +113,7 @@ def differences(job: Job, folder: Path) -> list[str]:
 def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a key came after the run, and has the value that says what was done before."""
     section, _, name = key.partition(".")
-    old, new = found.get(section), config[section]
+    old, new = found.get(section), config.get(section)
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return False
     return name in new and name not in old and is_default(key, new[name])
@@ -122,7 +122,8 @@ def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> 
 def _ends(config: Mapping[str, Any], key: str) -> list[list[str]]:
     """The last two names of every path in a value such as ``coco:IMAGES:JSON``."""
     part, name = key.split(".")
-    return [path.split("/")[-2:] for path in str(config[part].get(name, "")).split(":")]
+    value = (config.get(part) or {}).get(name, "")
+    return [path.split("/")[-2:] for path in str(value).split(":")]
 
 
 def _group(job: Job) -> tuple[str, str, int]:

@@ -116,6 +116,15 @@ def test_a_run_of_other_settings_or_of_two_runs_is_refused(plan, few_draws):
         gather(plan, {})
 
 
+def test_a_config_with_a_part_that_is_no_more_differs_in_it(plan):
+    job = plan.students[0]
+    finish(job, 1.0, 0)
+    older = {**job.config, "net": {"depth": 3}, "student": None}
+    del older["data"]
+    (job.folder / "config.json").write_text(json.dumps(older))
+    assert {"net", "data.val"} <= set(differences(job, job.folder))
+
+
 def test_keys_that_came_after_a_run_count_by_their_defaults(plan):
     job = plan.students[0]
     finish(job, 1.0, 0)
