@@ -18,7 +18,7 @@ from benchmarks.gain.table import read_table
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import coco_numbers
-from tests.benchmarks.test_gain_table import write
+from tests.benchmarks.test_gain_table import TEXT, write
 
 
 @pytest.fixture
@@ -86,6 +86,22 @@ def test_results_pair_the_seeds_and_keep_what_is_missing(plan, few_draws):
     assert results["gaps"][1]["AP"]["mean"] == pytest.approx(teacher - plain, abs=1e-12)
     assert as_json(results)["comparisons"][2]["difference"]["AP"]["sd"] is None  # one pair
     assert gather(plan, {})["comparisons"][0] == results["comparisons"][0]  # from the kept draws
+
+
+def test_a_run_that_ended_early_by_its_own_rule_is_finished(tmp_path):
+    early = "config.train.log_every = 1\nconfig.train.early_stop = 2"
+    text = TEXT.replace("config.train.log_every = 1", early)
+    job = make_plan(read_table(write(tmp_path, text)), tmp_path, None).students[-1]
+    finish(job, 3.0, 0)
+    file = job.folder / "summary.json"
+    summary = json.loads(file.read_text())
+    words = "stopped early at step 3 of 4: no better AP in 2 evaluations since step 1 ({}{})"
+    for patience, done in ((2, True), (1, False)):
+        ended = words.format("config.train.early_stop = ", patience)
+        file.write_text(json.dumps({**summary, "steps": 3, "ended": ended}))
+        assert (job.summary() is not None) == done
+    file.write_text(json.dumps({**summary, "steps": 3, "ended": "3 steps are done"}))
+    assert job.summary() is None
 
 
 def test_what_is_not_a_number_is_a_dash(plan, few_draws):
