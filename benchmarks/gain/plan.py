@@ -222,6 +222,12 @@ def _teacher(
     overrides = _filled_values(overrides, data)
     recipe = _filled(teacher.recipe, data, **names)
     config = resolve(recipe, overrides, f"{table.path}: teacher")
+    epochs = config["train"]["epochs"]
+    if epochs:
+        raise UserError(
+            f"{table.path}: teacher: config.train.epochs = {epochs}: a table counts in steps; set "
+            "config.train.epochs = 0.0 and config.train.steps"
+        )
     name = f"{data_set.name}/{detector}/teacher"
     return Job(name, names, folder, recipe, overrides, config)
 
