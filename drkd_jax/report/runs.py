@@ -188,23 +188,43 @@ def open_truth(run: RunFiles) -> tuple[Truth | None, str]:
     """
     settings = run.config.get("data") or {}
     try:
-        source = open_source(
+        truth = scored_pictures(
             run.data,
             settings.get("on_error") or "stop",
-            exif=settings.get("exif") or "auto",
-            depth=int(settings.get("depth") or 0),
+            settings.get("exif") or "auto",
+            int(settings.get("depth") or 0),
+            run.max_pictures,
         )
-        coco = source.coco_ground_truth()
     except UserError as error:
         return None, " ".join(str(error).split())
-    if run.max_pictures:
-        kept = {source.meta(i).image_id for i in range(min(run.max_pictures, len(source)))}
+    return truth, ""
+
+
+def scored_pictures(
+    spec: str, on_error: str, exif: str, depth: int, max_pictures: int = 0
+) -> Truth:
+    """A source, and COCO's dict of its first so many pictures; 0: of all.
+
+    Args:
+        spec: as of `open_source`, like the next three.
+        on_error: what happens to entries that have a fault.
+        exif: which pixels boxes refer to.
+        depth: bits that 16-bit pictures use.
+        max_pictures: as `eval.max_pictures` of a run.
+
+    Raises:
+        UserError: the source cannot be opened.
+    """
+    source = open_source(spec, on_error, exif=exif, depth=depth)
+    coco = source.coco_ground_truth()
+    if max_pictures:
+        kept = {source.meta(i).image_id for i in range(min(max_pictures, len(source)))}
         coco = {
             **coco,
             "images": [row for row in coco["images"] if row["id"] in kept],
             "annotations": [row for row in coco["annotations"] if row["image_id"] in kept],
         }
-    return Truth(source, coco), ""
+    return Truth(source, coco)
 
 
 def compare(

@@ -29,6 +29,8 @@ def plan(tmp_path):
 def finish(job: Job, quality: float, seed: int) -> None:
     """Leaves what a finished run leaves: detections near the truth, and their scores."""
     truth = open_source(job.config["data"]["val"]).coco_ground_truth()
+    images = [image["id"] for image in truth["images"]]
+    images = images[: job.config["eval"]["max_pictures"] or None]
     rng = np.random.default_rng(seed)
     found = [
         {
@@ -38,8 +40,10 @@ def finish(job: Job, quality: float, seed: int) -> None:
             "score": float(rng.uniform()),
         }
         for row in truth["annotations"]
+        if row["image_id"] in images
     ]
-    numbers = coco_numbers(truth, found)
+    most = job.config["eval"]["max_detections"]
+    numbers = coco_numbers(truth, found, images, max_detections=most)
     job.folder.mkdir(parents=True)
     summary = {
         "final": numbers,
@@ -86,6 +90,19 @@ def test_results_pair_the_seeds_and_keep_what_is_missing(plan, few_draws):
     assert results["gaps"][1]["AP"]["mean"] == pytest.approx(teacher - plain, abs=1e-12)
     assert as_json(results)["comparisons"][2]["difference"]["AP"]["sd"] is None  # one pair
     assert gather(plan, {})["comparisons"][0] == results["comparisons"][0]  # from the kept draws
+
+
+@pytest.mark.parametrize("of", ["sets.drawn", "base"])
+def test_pictures_and_detections_are_counted_as_the_table_says(tmp_path, few_draws, of):
+    asked = f"[{of}]\nconfig.eval.max_pictures = 2\nconfig.eval.max_detections = 150"
+    plan = make_plan(read_table(write(tmp_path, TEXT.replace(f"[{of}]", asked))), tmp_path, None)
+    for i, job in enumerate(plan.jobs):
+        finish(job, 3.0, i)
+    results = gather(plan, {})
+    assert {run["state"] for run in results["runs"]} == {"done"}
+    assert all(np.isfinite(row["difference"]["AP"]["low"]) for row in results["comparisons"][1:3])
+    # Of base, students alone: their teacher is scored on other pictures, which is no gap.
+    assert bool(results["gaps"]) == (of == "sets.drawn")
 
 
 def test_a_run_that_ended_early_by_its_own_rule_is_finished(tmp_path):
