@@ -145,7 +145,10 @@ def _seeds(text: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
             raise UserError(f"--seeds={text}: should be like 0-4, 3 or 0,2,5")
-        found += range(int(first), int(last or first) + 1)
+        seeds = range(int(first), int(last or first) + 1)
+        if not seeds:
+            raise UserError(f"--seeds={text}: {part} names none, the first is above the last")
+        found += seeds
     return tuple(dict.fromkeys(found))
 
 

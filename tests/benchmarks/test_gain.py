@@ -132,6 +132,8 @@ def test_what_the_user_can_mend_is_said_in_one_line(main, tmp_path, capsys):
     assert main([str(tmp_path / "none.toml")]) == 2
     assert main([str(tmp_path / "boards.toml"), f"--workdir={tmp_path}"]) == 2
     assert main([str(tmp_path / "boards.toml"), "--seeds=a"]) == 2
+    assert main([str(tmp_path / "boards.toml"), "--seeds=4-0"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert [line.startswith("error: ") for line in errors] == [True] * 3
+    assert [line.startswith("error: ") for line in errors] == [True] * 4
     assert "--data=DIR" in errors[1]
+    assert "--seeds=4-0" in errors[3]
