@@ -96,6 +96,13 @@ def test_relation_figures(tmp_path):
     assert not np.array_equal(pictures["pixels"], pictures["other"])
 
 
+def test_boxes_of_a_very_flat_picture_are_drawn(tmp_path):
+    image, boxes = np.zeros((10, 1500, 3), np.uint8), np.array([[1, 1, 9, 9]] * 3, np.float32)
+    matrices = {"A": np.eye(3)[[1, 2, 0]]}
+    figures.draw_boxes(tmp_path / "a.png", image, boxes, np.zeros(3, int), NAMES, matrices)
+    assert cv2.imread(str(tmp_path / "a.png")).shape[1] < 2**13
+
+
 def test_names_with_dollars_stay_text(tmp_path):
     names = ("US$", "$_$", r"$\x$")
     figures.detections(tmp_path / "a.png", [scene(0, 5)], names)
