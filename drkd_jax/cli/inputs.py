@@ -98,7 +98,8 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     """A file name in `out` for the drawing of each picture: STEM.png, or STEM_2.png and so on.
 
     No two are the same, nor would be on a file system that knows no case or composes letters
-    another way, and none is that of a picture to be read. A stem too long for it is cut.
+    another way, and none is that of a picture to be read, or of any file in `out` that is no
+    drawing of an earlier call. A stem too long for it is cut.
     """
     room = _LONGEST - len(f"_{len(paths) + 1}.png")
     stems = [shortened(path.stem, room) for path in paths]
@@ -109,14 +110,19 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     count: dict[str, int] = {}
     for key in keys:
         count[key] = count.get(key, 0) + 1
+
+    def is_taken(name: str) -> bool:
+        return _key(name) in taken or _would_be_lost(out / name)
+
     # A stem that only one picture has keeps its name whatever the others are called.
-    free = {key for key, number in count.items() if number == 1 and f"{key}.png" not in taken}
+    single = [(stem, key) for stem, key in zip(stems, keys, strict=True) if count[key] == 1]
+    free = {key for stem, key in single if not is_taken(f"{stem}.png")}
     taken |= {f"{key}.png" for key in free}
     number: dict[str, int] = {}
     names = []
     for stem, key in zip(stems, keys, strict=True):
         name = f"{stem}.png"
-        while key not in free and _key(name) in taken:
+        while key not in free and is_taken(name):
             number[key] = number.get(key, 1) + 1
             name = f"{stem}_{number[key]}.png"
         taken.add(_key(name))
@@ -248,6 +254,11 @@ def _is_drawing(path: Path) -> bool:
             return file.read(_MARK_AT + 4 + len(_MARK)).endswith(_MARK)
     except OSError:  # it is named when it is read
         return False
+
+
+def _would_be_lost(path: Path) -> bool:
+    """Whether a file lies there that no earlier call has made."""
+    return path.is_file() and path.stat().st_size > 0 and not _is_drawing(path)
 
 
 def _walk(folder: Path, skip: Path | None, notes: list[str]) -> Iterator[Path]:

@@ -57,6 +57,14 @@ def test_no_drawing_takes_the_place_of_a_picture(tmp_path):
     assert found == ["a_2.png", "b.png", "b_2_2.png"]
 
 
+def test_nor_that_of_a_picture_that_lies_there_and_is_not_read(tmp_path):
+    png = cv2.imencode(".png", np.full((9, 8, 3), 7, np.uint8))[1].tobytes()
+    touch(tmp_path, "a.png", "c_2.png", content=png)
+    touch(tmp_path, "b.png", "c.png", content=marked(png))  # an earlier call's
+    paths = [tmp_path / name for name in ("a.jpg", "b.jpg", "x/c.jpg", "y/c.jpg")]
+    assert drawing_names(paths, tmp_path) == ["a_2.png", "b.png", "c.png", "c_3.png"]
+
+
 def test_a_name_too_long_for_a_drawing_is_cut():
     long, umlauts = "x" * 251, "\u00fc" * 125
     paths = [f"{place}/{stem}.jpg" for place in "pq" for stem in (long, umlauts)]
