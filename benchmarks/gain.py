@@ -34,13 +34,13 @@ from benchmarks.gain.table import read_table  # noqa: E402
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError  # noqa: E402
 from drkd_jax.fault_tolerance.interrupt import stop_request  # noqa: E402
 from drkd_jax.fault_tolerance.writing import write_text  # noqa: E402
+from drkd_jax.paths import expand_arguments  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
-    command = shlex.join(
-        ["python", "benchmarks/gain.py", *(sys.argv[1:] if argv is None else argv)]
-    )
+    given = sys.argv[1:] if argv is None else argv
+    options = _parser().parse_args(expand_arguments(given))
+    command = shlex.join(["python", "benchmarks/gain.py", *given])
     try:
         return _run(options, command)
     except UserError as error:
@@ -145,7 +145,10 @@ def _seeds(text: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
             raise UserError(f"--seeds={text}: should be like 0-4, 3 or 0,2,5")
-        found += range(int(first), int(last or first) + 1)
+        seeds = range(int(first), int(last or first) + 1)
+        if not seeds:
+            raise UserError(f"--seeds={text}: {part} names none, the first is above the last")
+        found += seeds
     return tuple(dict.fromkeys(found))
 
 

@@ -20,6 +20,8 @@ Colour = tuple[int, int, int]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SHORTER = 480  # pixels: what the shorter side of a drawing has at least
+LONGEST = 16384  # pixels: a picture is not enlarged beyond, however flat it is
+_GAP = 8  # white pixels between and around pictures side by side
 
 # Twelve colours that stay apart on grey, dark and textured ground; RGB.
 _PALETTE: tuple[Colour, ...] = (
@@ -61,7 +63,7 @@ def class_colour(label: int) -> Colour:
 def enlarge(
     image: UInt8[np.ndarray, "H W 3"], shorter: int = SHORTER
 ) -> tuple[UInt8[np.ndarray, "H2 W2 3"], float]:
-    """Enlarge a picture until its shorter side has at least ``shorter`` pixels.
+    """Enlarge a picture until its shorter side has ``shorter`` pixels, or the longer `LONGEST`.
 
     Args:
         image: RGB.
@@ -71,7 +73,8 @@ def enlarge(
         The picture (always a copy) and the factor its coordinates are multiplied by, >= 1.
     """
     height, width = image.shape[:2]
-    factor = max(1.0, shorter / max(1, min(height, width)))
+    factor = min(shorter / max(1, min(height, width)), LONGEST / max(1, height, width))
+    factor = max(1.0, factor)
     if factor == 1.0:
         return image.copy(), factor
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -97,7 +100,7 @@ def draw_detections(
         labels: 0..K-1.
         scores: 0..1, or None for ground truth. The best box is drawn last, on top.
         names: The K class names.
-        shorter: The drawing's shorter side has at least this many pixels.
+        shorter: Pixels of the drawing's shorter side, as of `enlarge`.
         texts: Words to write beside each box instead of class and score; "" writes nothing.
         text_size: Larger or smaller letters than usual.
 
@@ -128,14 +131,13 @@ def draw_detections(
 
 
 def side_by_side(
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence[str], *, gap: int = 8
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence[str]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Pictures in one row, each under its title, brought to the height of the tallest.
 
     Args:
         pictures: RGB, any sizes, at least one.
         titles: One a picture; longer ones are written smaller.
-        gap: White pixels between and around.
 
     Returns:
         RGB.
@@ -162,11 +164,11 @@ def side_by_side(
         where = (max(0, (width - wide) // 2), (strip + high) // 2)
         cv2.putText(head, title, where, FONT, size, (25, 25, 25), 1, cv2.LINE_AA)
         columns.append(np.concatenate([head, picture]))
-    white = np.full((strip + tall, gap, 3), 255, np.uint8)
+    white = np.full((strip + tall, _GAP, 3), 255, np.uint8)
     row = [white]
     for column in columns:
         row += [column, white]
-    return np.pad(np.concatenate(row, axis=1), ((0, gap), (0, 0), (0, 0)), constant_values=255)
+    return np.pad(np.concatenate(row, axis=1), ((0, _GAP), (0, 0), (0, 0)), constant_values=255)
 
 
 def _words(label: int, score: float | None, names: Sequence[str]) -> str:

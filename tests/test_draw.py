@@ -28,6 +28,15 @@ def test_small_picture_is_enlarged_large_one_is_not():
     assert draw.draw_detections(grey(600, 800), *none).shape == (600, 800, 3)
 
 
+@pytest.mark.parametrize("shape", [(20, 3000), (3000, 20)])
+def test_a_very_flat_picture_stays_within_bounds(shape):
+    picture, factor = draw.enlarge(grey(*shape))
+    assert max(picture.shape) == draw.LONGEST
+    assert factor == pytest.approx(draw.LONGEST / 3000)
+    assert draw.draw_detections(grey(*shape), box(1, 1, 9, 9), np.zeros(1, int), None, NAMES).any()
+    assert draw.enlarge(grey(1, draw.LONGEST + 1))[1] == 1.0
+
+
 def test_input_is_not_written_to():
     image = grey(600, 600)
     draw.draw_detections(image, box(10, 10, 90, 90), np.array([0]), None, NAMES)

@@ -83,7 +83,7 @@ def _difference(row: Mapping[str, Any], metric: str) -> str:
         _between(found["t_low"], found["t_high"]).strip(" ()") or "-",
         _between(found["low"], found["high"]).strip(" ()") or "-",
         "yes" if found["above_zero"] else "no",
-        ", ".join(f"{100 * value:+.1f}" for value in found["each"]),
+        ", ".join(f"{100 * v:+.1f}" if math.isfinite(v) else "-" for v in found["each"]),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -74,13 +74,15 @@ class Job:
         ]
 
     def summary(self) -> dict[str, Any] | None:
-        """What the finished run left; None where it is not finished."""
+        """What the finished run left, after all steps or stopped early; None: not finished."""
         try:
             summary = json.loads((self.folder / "summary.json").read_text())
         except (OSError, json.JSONDecodeError):
             return None
-        done = summary.get("steps") == self.steps and (self.folder / "detections.json").is_file()
-        return summary if done else None
+        own_rule = f"(config.train.early_stop = {self.config['train'].get('early_stop')})"
+        stopped = str(summary.get("ended")).endswith(own_rule)
+        done = stopped or summary.get("steps") == self.steps
+        return summary if done and (self.folder / "detections.json").is_file() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +222,12 @@ def _teacher(
     overrides = _filled_values(overrides, data)
     recipe = _filled(teacher.recipe, data, **names)
     config = resolve(recipe, overrides, f"{table.path}: teacher")
+    epochs = config["train"]["epochs"]
+    if epochs:
+        raise UserError(
+            f"{table.path}: teacher: config.train.epochs = {epochs}: a table counts in steps; set "
+            "config.train.epochs = 0.0 and config.train.steps"
+        )
     name = f"{data_set.name}/{detector}/teacher"
     return Job(name, names, folder, recipe, overrides, config)
 

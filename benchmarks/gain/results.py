@@ -19,7 +19,6 @@ import numpy as np
 
 from benchmarks.gain.plan import Job, Plan
 from benchmarks.gain.runner import ABOUT_FILE
-from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.same_run import FREE_TO_CHANGE, differing_keys, is_default
 from drkd_jax.report.paired import (
@@ -29,6 +28,7 @@ from drkd_jax.report.paired import (
     picture_draws,
     resampled_scores,
 )
+from drkd_jax.report.runs import scored_pictures
 
 DRAWS = 1000
 _TOLERANCE = 1e-6  # of a score between a run's summary and its detections
@@ -40,10 +40,14 @@ _FREE = {*FREE_TO_CHANGE, *_PATHS} - {"train.steps"}
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """A finished run: COCO's numbers, and its scores on every draw of the images."""
+    """A finished run: COCO's numbers, and its scores on every draw of the images.
+
+    `max_images`: the first so many were scored, 0: all; None where that is not known.
+    """
 
     scores: dict[str, float]
     draws: dict[str, np.ndarray] | None
+    max_images: int | None
 
 
 def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -80,8 +84,11 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
         for name, runs in of_arm.items():
             comparisons.append(_compare(group, name, runs, reference, plan.table.reference))
         for teacher, score in teachers:
-            if (teacher["set"], teacher["detector"]) == group[:2] and score and reference:
-                gaps.append(_gap(group, score, list(reference.values())))
+            plain = list(reference.values())
+            if (teacher["set"], teacher["detector"]) != group[:2] or not score or not plain:
+                continue
+            if score.max_images in (None, plain[0].max_images):  # of the same images
+                gaps.append(_gap(group, score, plain))
     runs = [_run(jobs[key], summaries[key], failed) for key in jobs]
     return {
         "runs": runs,
@@ -113,7 +120,7 @@ def differences(job: Job, folder: Path) -> list[str]:
 def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a key came after the run, and has the value that says what was done before."""
     section, _, name = key.partition(".")
-    old, new = found.get(section), config[section]
+    old, new = found.get(section), config.get(section)
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return False
     return name in new and name not in old and is_default(key, new[name])
@@ -122,7 +129,8 @@ def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> 
 def _ends(config: Mapping[str, Any], key: str) -> list[list[str]]:
     """The last two names of every path in a value such as ``coco:IMAGES:JSON``."""
     part, name = key.split(".")
-    return [path.split("/")[-2:] for path in str(config[part].get(name, "")).split(":")]
+    value = (config.get(part) or {}).get(name, "")
+    return [path.split("/")[-2:] for path in str(value).split(":")]
 
 
 def _group(job: Job) -> tuple[str, str, int]:
@@ -191,7 +199,8 @@ def _teacher(plan: Plan, name: str, detector: str) -> tuple[dict[str, Any], _Sco
     }
     if isinstance(job, Job) and summary["best_step"] == summary["steps"]:
         return row, _score(plan, job, summary["best"])
-    return row, _Scored(summary["best"], None)  # the detections are of another step
+    most = job.config["eval"]["max_pictures"] if isinstance(job, Job) else None
+    return row, _Scored(summary["best"], None, most)  # the detections are of another step
 
 
 def _score(plan: Plan, job: Job, scores: Mapping[str, float]) -> _Scored:
@@ -201,36 +210,37 @@ def _score(plan: Plan, job: Job, scores: Mapping[str, float]) -> _Scored:
         UserError: The run's detections do not give the scores of its summary.
     """
     text = (job.folder / "detections.json").read_text()
-    key = hashlib.sha256(f"{plan.val[job.place['set']]} {DRAWS} {text}".encode()).hexdigest()
+    spec, data, counted = plan.val[job.place["set"]], job.config["data"], job.config["eval"]
+    images, most = counted["max_pictures"], counted["max_detections"]
+    asked = f"{spec} {DRAWS} {images} {most}"
+    key = hashlib.sha256(f"{asked} {text}".encode()).hexdigest()
     path = plan.folder / "draws" / f"{job.name.replace('/', '-')}.npz"
     numbers = {name: scores[name] if scores[name] >= 0 else math.nan for name in METRICS}
     if path.is_file():
         with np.load(path) as kept:
             if str(kept["key"]) == key:
-                return _Scored(numbers, {name: kept[name] for name in METRICS})
-    truth = _ground_truth(plan.val[job.place["set"]])
+                return _Scored(numbers, {name: kept[name] for name in METRICS}, images)
+    truth = _truth(spec, data["on_error"], data["exif"], data["depth"], images).coco
     draws = picture_draws(len(truth["images"]), DRAWS)
     every = np.concatenate([np.ones_like(draws[:1]), draws])
-    found = resampled_scores(truth, json.loads(text), every)
+    found = resampled_scores(truth, json.loads(text), every, most)
     for name in METRICS:
         off = abs(found[name][0] - numbers[name])
         if off > _TOLERANCE or np.isnan(found[name][0]) != np.isnan(numbers[name]):
             raise UserError(
                 f"{job.folder}: detections.json scores {name} {found[name][0]:.6f} on "
-                f"{plan.val[job.place['set']]}, summary.json says {numbers[name]:.6f}: they are "
-                "not of one run, or of other data"
+                f"{spec}, summary.json says {numbers[name]:.6f}: they are not of one run, or of "
+                "other data"
             )
     kept_draws = {name: found[name][1:] for name in METRICS}
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new.npz")
     np.savez(new, key=np.array(key), **kept_draws)
     new.replace(path)
-    return _Scored(numbers, kept_draws)
+    return _Scored(numbers, kept_draws, images)
 
 
-@functools.lru_cache(maxsize=8)
-def _ground_truth(spec: str) -> dict[str, Any]:
-    return open_source(spec).coco_ground_truth()
+_truth = functools.lru_cache(maxsize=8)(scored_pictures)
 
 
 def _compare(

@@ -167,6 +167,8 @@ class Runner:
     def note(self, job: Job) -> list[str]:
         """Makes a run's folder with a note of who trains it; returns the command that does."""
         command = job.command(self.programs)
+        if job.folder.is_symlink() and not job.folder.exists():  # adopted, and gone since
+            job.folder.unlink()
         job.folder.mkdir(parents=True, exist_ok=True)
         if not (job.folder / ABOUT_FILE).is_file():
             about = json.dumps({**self.about, "command": command[1:]}, indent=2)

@@ -91,7 +91,7 @@ def _config(kind: str, options: argparse.Namespace) -> ConfigDict:
 
 
 def _shorten(settings: Any, steps: int) -> None:
-    """Another length of the run: what is counted in steps keeps its place in it."""
+    """Another length of the run: what `config.train` counts in steps keeps its place in it."""
     if settings.steps < 1:
         raise UserError("--steps needs a recipe that counts in steps, not in epochs")
     factor = steps / settings.steps

@@ -60,11 +60,9 @@ def _write_orbax(folder: Path, arrays: Mapping[str, Any], about: About) -> None:
     """Writes an orbax folder `student`, by flat name, and `about.json` beside it.
 
     Raises:
-        UserError: something lies there already, or it cannot be written.
+        UserError: it cannot be written.
     """
     folder = folder.absolute()
-    if folder.exists():
-        raise UserError(f"{folder}: is there already; name another folder")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "student", dict(arrays))

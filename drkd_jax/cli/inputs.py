@@ -53,7 +53,8 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
 
     A file that is named is taken whatever it is; in a folder, and in the folders in it, only what
     looks like a picture, in the order of its path. Hidden files and folders, and drawings of
-    earlier calls, are left aside; links to folders are followed, each folder once.
+    earlier calls, are left aside; links to folders are followed, each folder once. A folder that
+    cannot be read is named in the notes.
 
     Args:
         named: files and folders.
@@ -64,14 +65,14 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
     """
     own = out.resolve() if out is not None else None
     paths: dict[str, Path] = {}
-    notes = []
+    notes: list[str] = []
     twice = 0
     for each in map(Path, named):
         files, aside, drawings = [each], 0, 0
         if each.is_dir():
             files = []
             skip = own if own is not None and own != each.resolve() else None
-            for path in _walk(each, skip):
+            for path in _walk(each, skip, notes):
                 if _is_drawing(path):
                     drawings += 1
                 elif _looks_like_picture(path):
@@ -97,7 +98,8 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     """A file name in `out` for the drawing of each picture: STEM.png, or STEM_2.png and so on.
 
     No two are the same, nor would be on a file system that knows no case or composes letters
-    another way, and none is that of a picture to be read. A stem too long for it is cut.
+    another way, and none is that of a picture to be read, or of any file in `out` that is no
+    drawing of an earlier call. A stem too long for it is cut.
     """
     room = _LONGEST - len(f"_{len(paths) + 1}.png")
     stems = [shortened(path.stem, room) for path in paths]
@@ -108,14 +110,19 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     count: dict[str, int] = {}
     for key in keys:
         count[key] = count.get(key, 0) + 1
+
+    def is_taken(name: str) -> bool:
+        return _key(name) in taken or _would_be_lost(out / name)
+
     # A stem that only one picture has keeps its name whatever the others are called.
-    free = {key for key, number in count.items() if number == 1 and f"{key}.png" not in taken}
+    single = [(stem, key) for stem, key in zip(stems, keys, strict=True) if count[key] == 1]
+    free = {key for stem, key in single if not is_taken(f"{stem}.png")}
     taken |= {f"{key}.png" for key in free}
     number: dict[str, int] = {}
     names = []
     for stem, key in zip(stems, keys, strict=True):
         name = f"{stem}.png"
-        while key not in free and _key(name) in taken:
+        while key not in free and is_taken(name):
             number[key] = number.get(key, 1) + 1
             name = f"{stem}_{number[key]}.png"
         taken.add(_key(name))
@@ -138,6 +145,15 @@ def marked(png: bytes) -> bytes:
     crc = zlib.crc32(_MARK).to_bytes(4, "big")
     chunk = (len(_MARK) - 4).to_bytes(4, "big") + _MARK + crc
     return png[:_MARK_AT] + chunk + png[_MARK_AT:]
+
+
+def mark(drawing: Path) -> None:
+    """Makes a PNG on the disk one that says so.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    drawing.write_bytes(marked(drawing.read_bytes()))
 
 
 class Picture(NamedTuple):
@@ -240,7 +256,15 @@ def _is_drawing(path: Path) -> bool:
         return False
 
 
-def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
+def _would_be_lost(path: Path) -> bool:
+    """Whether a file lies there that no earlier call has made."""
+    return path.is_file() and path.stat().st_size > 0 and not _is_drawing(path)
+
+
+def _walk(folder: Path, skip: Path | None, notes: list[str]) -> Iterator[Path]:
+    def refused(error: OSError) -> None:
+        notes.append(f"{error.filename}: cannot be read ({error.strerror})")
+
     seen = {folder.resolve()} | ({skip} if skip is not None else set())
 
     def is_new(path: Path) -> bool:
@@ -248,7 +272,7 @@ def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
         real = path.resolve()
         return real not in seen and not seen.add(real)  # type: ignore[func-returns-value]
 
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refused, followlinks=True):
         named = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in named if is_new(Path(place, name))]
         for name in sorted(files):

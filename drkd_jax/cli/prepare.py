@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--exif", choices=EXIF, default="auto", help="--check: as data.exif")
     parser.add_argument("--depth", type=int, default=0, help="--check: as data.depth")
     arguments = parser.parse_args(list(argv))
+    for name in ("images", "instances", "split") if arguments.check else ("out", "json"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} {'does not go' if arguments.check else 'goes'} with --check")
     if arguments.check and arguments.json:
         make_place(arguments.json, "--json")
     if arguments.check and arguments.out:

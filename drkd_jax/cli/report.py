@@ -80,4 +80,6 @@ def _relations(run: RunFiles) -> Relations:
     truth, why = open_truth(run)
     if truth is None:
         raise UserError(f"--relations={run.name}: {why}")
-    return see_relations(truth.source, run.config, run.folder)
+    # Scored may be other pictures than those of its config: `evaluate --data`.
+    config = {**run.config, "data": {**run.config["data"], "val": run.data}}
+    return see_relations(truth.source, config, run.folder)

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from drkd_jax import distill
 from drkd_jax.cli.arguments import Parser, positive
 from drkd_jax.cli.detector import size_of
-from drkd_jax.cli.inputs import Picture, batched, drawing_names, find_pictures
+from drkd_jax.cli.inputs import Picture, batched, drawing_names, find_pictures, mark
 from drkd_jax.cli.two_sides import (
     MOST_PIXELS,
     SIDES,
@@ -231,6 +231,7 @@ def _picture(
         drawing = out / f"{item.stem}_pixels_{name}.png"
         with as_user_error(drawing):
             draw_pixels(drawing, shown, stride, rows)
+            mark(drawing)
         entry: dict[str, Any] = {"drawing": drawing.name, "stride": stride}
         entry["pixels"] = [_pixel_entry(each, stride, scale) for each in pixels]
         mean = float(np.mean([each.agreement for each in pixels]))
@@ -240,6 +241,7 @@ def _picture(
             drawing = out / f"{item.stem}_boxes_{name}.png"
             with as_user_error(drawing):
                 _draw_boxes(drawing, shown, boxes, psi, models)
+                mark(drawing)
             entry["relation"] = {"drawing": drawing.name, **_relation_entry(psi)}
             of = " and ".join(f"{rows.mean():.2f}" for rows in psi.entropy)
             line += f"; {len(psi.a)} boxes, rows at {of} of log(n - 1), L_IR {psi.distance:.3g}"

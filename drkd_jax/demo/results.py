@@ -151,7 +151,8 @@ def verdict(
         Sentences, one a paragraph.
     """
     words = [_teacher_words(teacher_gap, pictures), *_gain_words(gains, plain, pictures)]
-    best = max(plain[0] + teacher_gap.value, *plain)
+    distilled = [ap + gain.value for ap, gain in zip(plain, gains, strict=True)]
+    best = max(plain[0] + teacher_gap.value, *plain, *distilled)
     if best < _LEAST_AP:
         words.insert(
             0,

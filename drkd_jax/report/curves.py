@@ -263,7 +263,7 @@ def _ticks(top: float, number: int = 5) -> list[float]:
     rough = top / number
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
-    return [round(i * step, 10) for i in range(math.ceil(top / step - 1e-9) + 1)]
+    return [float(f"{i * step:.10g}") for i in range(math.ceil(top / step - 1e-9) + 1)]
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -28,7 +29,9 @@ DPI = 120
 PANEL = 3.7  # inches, of a picture's longer side
 _PIXELS = round(PANEL * DPI)  # drawings are made in the size that they are shown in
 PIXELS_HEADING = "Which pixels are alike to the marked one"
+_WIDEST = 8.0  # times the height that a picture has room for beside matrices
 _WRITTEN = 10  # boxes up to which a matrix has its numbers in its cells
+_plain_texts = rc_context({"text.parse_math": False})  # names may hold dollars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Scene:
     title: str = ""
 
 
+@_plain_texts
 def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) -> None:
     """Ground truth and every detector side by side, a row a picture.
 
@@ -86,6 +90,7 @@ def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) 
     figure.savefig(path, dpi=DPI)
 
 
+@_plain_texts
 def draw_pixels(
     path: Path,
     image: UInt8[np.ndarray, "H W 3"],
@@ -139,6 +144,7 @@ def draw_pixels(
     figure.savefig(path, dpi=DPI)
 
 
+@_plain_texts
 def draw_boxes(
     path: Path,
     image: UInt8[np.ndarray, "H W 3"],
@@ -167,7 +173,7 @@ def draw_boxes(
     if difference is not None:
         far = max(float(np.abs(difference).max()), 1e-6)
         shown.append(("B − A", difference, "coolwarm", Normalize(-far, far)))
-    ratio = image.shape[1] / image.shape[0]
+    ratio = min(image.shape[1] / image.shape[0], _WIDEST)
     figure = Figure(figsize=(4.0 * ratio + 4.6 * len(shown), 5.2), layout="constrained")
     figure.suptitle("How much each box relates to the others: the matrix ψ", fontsize=14)
     axes = figure.subplots(1, 1 + len(shown), width_ratios=[ratio] + [1.0] * len(shown))

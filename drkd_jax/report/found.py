@@ -70,8 +70,8 @@ def by_picture(rows: Sequence[dict[str, Any]], categories: Sequence[Category]) -
 def count(truth: Found, found: Found) -> tuple[int, int]:
     """How many objects were found, and how many boxes were wrong.
 
-    A box, best score first, takes the annotated object of its class that it overlaps most, if that
-    is free and the overlap at least half.
+    A box, best score first, takes the free annotated object of its class that it overlaps most, if
+    the overlap is at least half.
 
     Args:
         truth: Annotations.

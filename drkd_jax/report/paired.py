@@ -121,7 +121,8 @@ def resampled_scores(
         has; NaN where it has none.
 
     Source: pycocotools, ``COCOeval.accumulate``. Equal rows beside each other, as a picture drawn
-        twice makes them, share the precision of the last one, so counting them at once is exact.
+        twice makes them, share the precision of the last one, so counting them at once is exact
+        (where detections of one class and picture have different scores).
     """
     areas = _matches(ground_truth, detections, max_detections)
     scores = {}

@@ -69,7 +69,7 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
 
     Args:
         config: Of the run; it has a teacher and a distillation.
-        workdir: Of the run; its newest checkpoint is read.
+        workdir: Of the run; its newest checkpoint is read (the student's average, where kept).
         index: Position of the picture in ``config.data.val``.
 
     Raises:
@@ -96,9 +96,12 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
     pair = distiller.pairs[0]
 
     def compute(state: Any, teacher: Any, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays = {
+            "student": state.student,  # its average, where that is what is scored
+            "distiller": (state.params["distiller"], state.model_state["distiller"]),
+        }
         modules = {
-            name: nnx.merge(graph, state.params[name], state.model_state[name], copy=True)
-            for name, graph in graphs.items()
+            name: nnx.merge(graph, *arrays[name], copy=True) for name, graph in graphs.items()
         }
         images, targets = run.pixels.prepare(batch)
         seen = run.recipe.for_teacher(batch, images)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drkd_jax.data.sources import Source, open_source
+from drkd_jax.data.sources.records import id_key
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import COCO_MAX, coco_scores, number_ids
 from drkd_jax.paths import expand_home
@@ -187,23 +188,43 @@ def open_truth(run: RunFiles) -> tuple[Truth | None, str]:
     """
     settings = run.config.get("data") or {}
     try:
-        source = open_source(
+        truth = scored_pictures(
             run.data,
             settings.get("on_error") or "stop",
-            exif=settings.get("exif") or "auto",
-            depth=int(settings.get("depth") or 0),
+            settings.get("exif") or "auto",
+            int(settings.get("depth") or 0),
+            run.max_pictures,
         )
-        coco = source.coco_ground_truth()
     except UserError as error:
         return None, " ".join(str(error).split())
-    if run.max_pictures:
-        kept = {source.meta(i).image_id for i in range(min(run.max_pictures, len(source)))}
+    return truth, ""
+
+
+def scored_pictures(
+    spec: str, on_error: str, exif: str, depth: int, max_pictures: int = 0
+) -> Truth:
+    """A source, and COCO's dict of its first so many pictures; 0: of all.
+
+    Args:
+        spec: as of `open_source`, like the next three.
+        on_error: what happens to entries that have a fault.
+        exif: which pixels boxes refer to.
+        depth: bits that 16-bit pictures use.
+        max_pictures: as `eval.max_pictures` of a run.
+
+    Raises:
+        UserError: the source cannot be opened.
+    """
+    source = open_source(spec, on_error, exif=exif, depth=depth)
+    coco = source.coco_ground_truth()
+    if max_pictures:
+        kept = {source.meta(i).image_id for i in range(min(max_pictures, len(source)))}
         coco = {
             **coco,
             "images": [row for row in coco["images"] if row["id"] in kept],
             "annotations": [row for row in coco["annotations"] if row["image_id"] in kept],
         }
-    return Truth(source, coco), ""
+    return Truth(source, coco)
 
 
 def compare(
@@ -214,25 +235,28 @@ def compare(
     Args:
         runs: Each with detections.
         reference: Position of the run that the others are compared with.
-        truth: What was to be found.
+        truth: What was to be found; detections of other classes are left out.
         draws: S.
 
     Raises:
-        UserError: Detections are of pictures or classes that the ground truth does not have.
+        UserError: Detections are of pictures that the ground truth does not have.
     """
     counts = paired.picture_draws(len(truth.coco["images"]), draws)
     counts = np.concatenate([np.ones_like(counts[:1]), counts])  # the pictures as they are
+    known = {id_key(row["id"]) for row in truth.coco["categories"]}
     samples: list[dict[str, Any]] = []
     class_ap, notes = [], []
     for run in runs:
         assert run.found is not None
+        # Training leaves those of classes that only its own pictures have; no number counts them.
+        found = [row for row in run.found if id_key(row["category_id"]) in known]
         try:
-            numbered = number_ids(truth.coco, run.found)
+            numbered = number_ids(truth.coco, found)
         except UserError as error:
             raise UserError(f"{run.folder / 'detections.json'}: {error}") from error
         most = run.max_detections
         samples.append(paired.resampled_scores(numbered.truth, numbered.detections, counts, most))
-        class_ap.append(coco_scores(truth.coco, run.found, max_detections=most).class_ap)
+        class_ap.append(coco_scores(truth.coco, found, max_detections=most).class_ap)
         again = float(samples[-1]["AP"][0])
         if abs(again - run.scores["AP"]) > _SAME and not math.isnan(again):
             notes.append(

@@ -132,6 +132,16 @@ def test_what_the_user_can_mend_is_said_in_one_line(main, tmp_path, capsys):
     assert main([str(tmp_path / "none.toml")]) == 2
     assert main([str(tmp_path / "boards.toml"), f"--workdir={tmp_path}"]) == 2
     assert main([str(tmp_path / "boards.toml"), "--seeds=a"]) == 2
+    assert main([str(tmp_path / "boards.toml"), "--seeds=4-0"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert [line.startswith("error: ") for line in errors] == [True] * 3
+    assert [line.startswith("error: ") for line in errors] == [True] * 4
     assert "--data=DIR" in errors[1]
+    assert "--seeds=4-0" in errors[3]
+
+
+def test_the_home_folder_may_be_written_as_in_every_command(main, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "boards.toml").write_text(TEXT)
+    assert main(["~/boards.toml", "--quick", "--report", "--workdir=~/gain"]) == 0
+    assert (tmp_path / "gain" / "boards-quick" / "gain.md").is_file()

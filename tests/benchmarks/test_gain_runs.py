@@ -10,18 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from benchmarks.gain import results as gain_results
 from benchmarks.gain import runner as gain_runner
-from benchmarks.gain.adopt import adopt
 from benchmarks.gain.plan import Job, make_plan
-from benchmarks.gain.results import as_json, differences, gather
 from benchmarks.gain.runner import Runner, is_locked
 from benchmarks.gain.table import read_table
-from drkd_jax.data.sources import open_source
-from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.interrupt import StopRequest
 from tests.benchmarks.test_gain_table import write
 
@@ -187,128 +181,10 @@ def test_each_slot_has_its_core_and_one_thread(plan, stand_in):
     assert {text.split(" ")[0] for text in starts} == {f"[{core}]" for core in cores}
 
 
-def finish(job: Job, quality: float, seed: int) -> None:
-    """Leaves what a finished run leaves: detections near the truth, and their scores."""
-    from drkd_jax.evaluation import coco_numbers
-
-    truth = open_source(job.config["data"]["val"]).coco_ground_truth()
-    rng = np.random.default_rng(seed)
-    found = [
-        {
-            "image_id": row["image_id"],
-            "category_id": row["category_id"],
-            "bbox": [float(v) for v in np.asarray(row["bbox"]) + rng.normal(0, quality, 4)],
-            "score": float(rng.uniform()),
-        }
-        for row in truth["annotations"]
-    ]
-    numbers = coco_numbers(truth, found)
-    job.folder.mkdir(parents=True)
-    summary = {
-        "final": numbers,
-        "best": numbers,
-        "best_step": job.steps,
-        "steps": job.steps,
-        "seconds": 1.0,
-        "parameters": {"student": 1, "distiller": 0, "teacher": 0},
-        "warnings": [],
-    }
-    contents = {"summary": summary, "detections": found, "config": job.config}
-    for name, content in contents.items():
-        (job.folder / f"{name}.json").write_text(json.dumps(content))
-
-
-@pytest.fixture
-def few_draws(monkeypatch):
-    monkeypatch.setattr(gain_results, "DRAWS", 60)
-
-
-def test_results_pair_the_seeds_and_keep_what_is_missing(plan, few_draws):
-    for i, job in enumerate(plan.jobs):
-        if job.name.endswith("pixel/2/seed1"):
-            continue
-        finish(job, {"plain": 3.0}.get(job.place.get("arm"), 1.0), i)
-    results = gather(plan, {"drawn/retinanet/pixel/2/seed1": "exit code 1"})
-    states = {(run["arm"], run["budget"], run["seed"]): run["state"] for run in results["runs"]}
-    assert [key for key, state in states.items() if state != "done"] == [("pixel", 2, 1)]
-    assert states["pixel", 2, 1] == "failed"
-    rows = {(row["arm"], row["budget"]): row for row in results["comparisons"]}
-    assert rows["pixel", 2]["paired_seeds"] == [0]
-    assert rows["all", 4]["paired_seeds"] == [0, 1]
-    assert "difference" not in rows["plain", 2]
-    scores = {
-        (run["arm"], run["seed"]): run["scores"]["AP"]
-        for run in results["runs"]
-        if run["budget"] == 4
-    }
-    each = [scores["all", seed] - scores["plain", seed] for seed in (0, 1)]
-    assert rows["all", 4]["difference"]["AP"]["each"] == pytest.approx(each, abs=1e-12)
-    assert rows["all", 4]["difference"]["AP"]["low"] > 0  # boxes a third as far off
-    teacher = results["teachers"][0]["scores"]["AP"]
-    plain = np.mean([scores["plain", seed] for seed in (0, 1)])
-    assert results["gaps"][1]["AP"]["mean"] == pytest.approx(teacher - plain, abs=1e-12)
-    assert as_json(results)["comparisons"][2]["difference"]["AP"]["sd"] is None  # one pair
-    assert gather(plan, {})["comparisons"][0] == results["comparisons"][0]  # from the kept draws
-
-
-def test_a_run_of_other_settings_or_of_two_runs_is_refused(plan, few_draws):
+def test_a_link_to_what_is_gone_is_no_run(plan, tmp_path):
     job = plan.students[0]
-    finish(job, 1.0, 0)
-    other = {**job.config, "train": {**job.config["train"], "learning_rate": 7.0}}
-    (job.folder / "config.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match=r"other settings than the table's \(train.learning_rate\)"):
-        gather(plan, {})
-    (job.folder / "config.json").write_text(json.dumps(job.config))
-    (job.folder / "detections.json").write_text("[]")
-    with pytest.raises(UserError, match=r"detections.json scores AP 0\.0"):
-        gather(plan, {})
-
-
-def test_keys_that_came_after_a_run_count_by_their_defaults(plan):
-    job = plan.students[0]
-    finish(job, 1.0, 0)
-    older = json.loads((job.folder / "config.json").read_text())
-    del older["train"]["parallel"], older["train"]["precision"], older["train"]["clip_norm"]
-    (job.folder / "config.json").write_text(json.dumps(older))
-    assert differences(job, job.folder) == ["train.clip_norm"]  # 1 here; without the key, none
-
-
-def test_terms_that_came_after_a_run_count_as_switched_off(plan):
-    job = next(job for job in plan.students if job.config.get("distill"))
-    finish(job, 1.0, 0)
-    older = json.loads((job.folder / "config.json").read_text())
-    del older["distill"]["pkd"]
-    (job.folder / "config.json").write_text(json.dumps(older))
-    assert differences(job, job.folder) == []
-    job.config["distill"]["pkd"]["weight"] = 1.0
-    assert differences(job, job.folder) == ["distill.pkd"]
-
-
-def test_finished_runs_from_elsewhere_are_linked(plan, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    twin = make_plan(read_table(write(tmp_path)), elsewhere, None)
-    finish(twin.students[1], 1.0, 0)
-    other = twin.students[2]
-    finish(other, 1.0, 0)
-    content = {**other.config, "seed": 9}
-    (other.folder / "config.json").write_text(json.dumps(content))
-    lines = list(adopt(plan, [elsewhere]))
-    assert len(lines) == 2
-    assert lines[0].endswith(f"adopted as {plan.students[1].name}")
-    assert lines[1].endswith("not adopted; the most similar run has another seed")
-    assert plan.students[1].summary() is not None
-    assert plan.students[2].summary() is None
-    Runner(
-        plan.jobs,
-        slots=1,
-        cores=(),
-        programs=tmp_path,
-        about={},
-        keep_checkpoints=False,
-        on_done=lambda job: None,
-    )
-    assert (twin.students[1].folder / "summary.json").is_file()
-    again = list(adopt(plan, [elsewhere]))
-    assert again[0].endswith("is in place")
-    with pytest.raises(UserError, match=r"--adopt .*nowhere: no such folder"):
-        list(adopt(plan, [tmp_path / "nowhere"]))
+    job.folder.parent.mkdir(parents=True)
+    job.folder.symlink_to(tmp_path / "unmounted")
+    runner(plan, []).note(job)
+    assert (job.folder / "about.json").is_file()
+    assert not job.folder.is_symlink()

@@ -154,6 +154,11 @@ def test_a_fault_of_the_table_is_named(old, new, words, tmp_path):
         ("teacher:{detector}", "teacher:{model}", "known in braces are {data}, {set}, {detector}"),
         ("config.data.shorter = 64", "labels = 9", "shapes:8 has 8 images only"),
         (
+            "config.train.steps = 3",
+            "config.train.steps = 0\nconfig.train.epochs = 2.0",
+            "teacher: config.train.epochs = 2.0: a table counts in steps",
+        ),
+        (
             'recipe = "configs/folder.py:teacher:{detector}"',
             'workdir = "{data}/none"',
             "--data=DIR",

@@ -140,6 +140,8 @@ def test_train_tells_its_flags():
         (["evaluate", "--workdir=x", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["predict", "--workdir=x", "--out=y"], "required: IMAGE"),
         (["prepare", "tfds:voc", "--images=a", "--instances=b", "--split=c"], "only tfds:coco"),
+        (["prepare", "tfds:coco/2017", "--out=a"], "--out goes with --check"),
+        (["prepare", "shapes:2", "--check", "--split=c"], "--split does not go with --check"),
     ],
 )
 def test_a_command_refuses_with_one_line_and_exit_code_2(arguments, words, capsys):

@@ -1,5 +1,6 @@
 """Which pictures are looked at, and what their drawings are called."""
 
+import errno
 import itertools
 import os
 import unicodedata
@@ -54,6 +55,14 @@ def test_no_drawing_takes_the_place_of_a_picture(tmp_path):
     paths = [tmp_path / name for name in ("a.png", "b.jpg", "b_2.PNG")]
     found = drawing_names(paths, tmp_path)
     assert found == ["a_2.png", "b.png", "b_2_2.png"]
+
+
+def test_nor_that_of_a_picture_that_lies_there_and_is_not_read(tmp_path):
+    png = cv2.imencode(".png", np.full((9, 8, 3), 7, np.uint8))[1].tobytes()
+    touch(tmp_path, "a.png", "c_2.png", content=png)
+    touch(tmp_path, "b.png", "c.png", content=marked(png))  # an earlier call's
+    paths = [tmp_path / name for name in ("a.jpg", "b.jpg", "x/c.jpg", "y/c.jpg")]
+    assert drawing_names(paths, tmp_path) == ["a_2.png", "b.png", "c.png", "c_3.png"]
 
 
 def test_a_name_too_long_for_a_drawing_is_cut():
@@ -124,3 +133,20 @@ def test_an_empty_folder_is_named(tmp_path):
     found = find_pictures([tmp_path / "empty", tmp_path / "full"])
     assert len(found.paths) == 1
     assert found.notes[0] == f"{tmp_path / 'empty'}: holds no picture"
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    touch(tmp_path, "a.jpg", "locked/b.jpg")
+    listed = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_pictures([tmp_path])
+    assert found.paths == (tmp_path / "a.jpg",)
+    assert found.notes == (f"{tmp_path / 'locked'}: cannot be read (Permission denied)",)
+    with pytest.raises(UserError, match="locked: cannot be read"):
+        find_pictures([tmp_path / "locked"])

@@ -13,6 +13,7 @@ from drkd_jax import __main__ as command_line
 from drkd_jax import distill, models
 from drkd_jax.cli import visualize
 from drkd_jax.cli.detector import read
+from drkd_jax.cli.inputs import find_pictures
 from drkd_jax.cli.two_sides import boxes_of
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
@@ -137,6 +138,12 @@ def test_every_level_has_two_drawings_and_the_rest_is_in_the_json(result):
         x, y, w, h = box["bbox"]
         assert -0.01 <= x < x + w <= 80.01
         assert -0.01 <= y < y + h <= 48.01
+
+
+def test_its_drawings_are_no_pictures_to_the_next_call(result):
+    with pytest.raises(UserError, match="2 drawings of earlier calls are left aside"):
+        find_pictures([result[0]])
+    assert cv2.imread(str(result[0] / "a_boxes_P3.png")) is not None
 
 
 def test_its_matrices_are_those_of_the_default_distillation(result, features):

@@ -60,6 +60,7 @@ def test_runs_that_learned_nothing_are_said_to():
     assert words in said(interval(0.01, 0.001), [interval(0.005, 0.001)], [0.02])
     assert words not in said(interval(0.04, 0.001), [interval(0.005, 0.001)], [0.02])
     assert words not in said(interval(-0.04, 0.001), [interval(0.005, 0.001)], [0.2])
+    assert words not in said(interval(0.01, 0.001), [interval(0.3, 0.001)], [0.02])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,17 @@ def test_a_call_that_was_stopped_goes_on(training, tmp_path):
     training.fail = None
     demo(tmp_path, recipes())
     assert training.calls == ["teacher", "student", "drkd", "drkd"]
+
+
+def test_a_teacher_that_is_trained_again_is_written_again(training, tmp_path):
+    training.fail = "student"
+    with pytest.raises(KeyboardInterrupt):
+        demo(tmp_path, recipes())
+    (tmp_path / "teacher.safetensors").write_text("of another training")
+    shutil.rmtree(tmp_path / "teacher")
+    training.fail = None
+    demo(tmp_path, recipes())
+    assert (tmp_path / "teacher.safetensors").read_text() == "teacher"
 
 
 def test_other_settings_are_refused_by_name(training, tmp_path):

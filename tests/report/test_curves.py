@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -53,3 +54,15 @@ def test_curves_figure_has_a_third_panel_for_a_distilled_run(tmp_path):
     curves.curves(tmp_path / "three.png", {"plain": plain, "distilled": distilled})
     two, three = (cv2.imread(str(tmp_path / f"{n}.png")).shape[1] for n in ("two", "three"))
     assert three > 1.4 * two
+
+
+def test_a_share_next_to_nothing_is_drawn():
+    for value in (1e-13, 3e-7, 0.0, 2e5):
+        line = curves.Line("a", 0, np.array([1.0, 2.0]), np.array([value, value]))
+        drawn = curves.chart("a share", "share", [line])
+        assert drawn is not None
+        (path,) = re.findall(r'd="M([^"H]*)" class="line"', drawn)
+        heights = [float(point.split()[1]) for point in path.split("L")]
+        low, high = (0, 206) if value else (206, 206)
+        assert all(low <= height <= high for height in heights)
+        assert "nan" not in drawn

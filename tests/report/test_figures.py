@@ -94,3 +94,22 @@ def test_relation_figures(tmp_path):
     pictures = {p.stem: cv2.imread(str(p)) for p in tmp_path.glob("*.png")}
     assert set(pictures) == {"pixels", "other", "boxes"}
     assert not np.array_equal(pictures["pixels"], pictures["other"])
+
+
+def test_boxes_of_a_very_flat_picture_are_drawn(tmp_path):
+    image, boxes = np.zeros((10, 1500, 3), np.uint8), np.array([[1, 1, 9, 9]] * 3, np.float32)
+    matrices = {"A": np.eye(3)[[1, 2, 0]]}
+    figures.draw_boxes(tmp_path / "a.png", image, boxes, np.zeros(3, int), NAMES, matrices)
+    assert cv2.imread(str(tmp_path / "a.png")).shape[1] < 2**13
+
+
+def test_names_with_dollars_stay_text(tmp_path):
+    names = ("US$", "$_$", r"$\x$")
+    figures.detections(tmp_path / "a.png", [scene(0, 5)], names)
+    one = scene(0, 4)
+    matrices = dict.fromkeys(("$_$", r"$\x$"), np.full((4, 4), 0.25))
+    of = one.truth.boxes, one.truth.labels
+    figures.draw_boxes(tmp_path / "b.png", one.image, *of, names, matrices)
+    rows = [((0, 0), {r"$\x$": np.zeros((12, 16))})]
+    figures.draw_pixels(tmp_path / "c.png", one.image, 8, rows)
+    assert all(cv2.imread(str(tmp_path / f"{name}.png")) is not None for name in "abc")

@@ -16,6 +16,7 @@ from drkd_jax import __main__ as program
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import coco_scores
+from drkd_jax.report import relations
 from drkd_jax.report.found import Found, Looked, look, most_changed
 from drkd_jax.report.markup import tag
 from drkd_jax.report.page import page
@@ -263,6 +264,37 @@ def test_runs_of_different_pictures_are_refused(tmp_path, folders, capsys):
         assert words in said
     assert len(said.splitlines()) == 1
     assert not out.exists()
+
+
+def test_a_class_that_the_pictures_do_not_list_is_left_out(tmp_path, folders):
+    """What training leaves where a class of its pictures is none of the validation set's."""
+    folder = leave_run(tmp_path / "run", 6.0)
+    found = json.loads((folder / "detections.json").read_text())
+    more = [{**row, "category_id": 99, "score": 0.99} for row in found]
+    (folder / "detections.json").write_text(json.dumps(more + found))
+    text = page(read_runs([("plain", folders[0]), ("run", folder)]), draws=5)
+    assert cells(text, "Points more than plain")[1][1] == "+0.0 (+0.0 to +0.0)"
+    assert "its eval.json says" not in text
+
+
+def test_relations_are_those_of_a_picture_that_was_scored(tmp_path, monkeypatch):
+    """`evaluate --data=OTHER` scores other pictures than the run's config names."""
+    drkd = {"teacher": {"checkpoint": "there"}, "distill": {"warmup_steps": 3}}
+    folder = leave_run(tmp_path / "run", 1.0, **drkd)
+    (folder / "checkpoints").mkdir()
+    scored = json.loads((folder / "eval.json").read_text())
+    (folder / "eval.json").write_text(json.dumps({**scored, "data": "shapes:4:2"}))
+    (folder / "detections.json").write_text("[]")
+    asked = []
+
+    def see(source, config, workdir):
+        asked.append((source.spec, config["data"]["val"], config["data"]["train"], workdir))
+        raise UserError("that is all")
+
+    monkeypatch.setattr(relations, "see_relations", see)
+    out = tmp_path / "x.html"
+    assert program.main(["report", f"a={folder}", "--relations=a", f"--out={out}"]) == 2
+    assert asked == [("shapes:4:2", "shapes:4:2", "shapes:4", folder)]
 
 
 def test_the_command_writes_the_page(tmp_path, folders, capsys):

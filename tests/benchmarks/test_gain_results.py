@@ -1,0 +1,208 @@
+"""What came of a table's runs: numbers, pairs, kept draws, and runs that are not the table's."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.gain import results as gain_results
+from benchmarks.gain.adopt import adopt
+from benchmarks.gain.markdown import markdown
+from benchmarks.gain.plan import Job, make_plan
+from benchmarks.gain.results import as_json, differences, gather
+from benchmarks.gain.runner import Runner
+from benchmarks.gain.table import read_table
+from drkd_jax.data.sources import open_source
+from drkd_jax.errors import UserError
+from drkd_jax.evaluation import coco_numbers
+from tests.benchmarks.test_gain_table import TEXT, write
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return make_plan(read_table(write(tmp_path)), tmp_path / "work", None)
+
+
+def finish(job: Job, quality: float, seed: int) -> None:
+    """Leaves what a finished run leaves: detections near the truth, and their scores."""
+    truth = open_source(job.config["data"]["val"]).coco_ground_truth()
+    images = [image["id"] for image in truth["images"]]
+    images = images[: job.config["eval"]["max_pictures"] or None]
+    rng = np.random.default_rng(seed)
+    found = [
+        {
+            "image_id": row["image_id"],
+            "category_id": row["category_id"],
+            "bbox": [float(v) for v in np.asarray(row["bbox"]) + rng.normal(0, quality, 4)],
+            "score": float(rng.uniform()),
+        }
+        for row in truth["annotations"]
+        if row["image_id"] in images
+    ]
+    most = job.config["eval"]["max_detections"]
+    numbers = coco_numbers(truth, found, images, max_detections=most)
+    job.folder.mkdir(parents=True)
+    summary = {
+        "final": numbers,
+        "best": numbers,
+        "best_step": job.steps,
+        "steps": job.steps,
+        "seconds": 1.0,
+        "parameters": {"student": 1, "distiller": 0, "teacher": 0},
+        "warnings": [],
+    }
+    contents = {"summary": summary, "detections": found, "config": job.config}
+    for name, content in contents.items():
+        (job.folder / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    monkeypatch.setattr(gain_results, "DRAWS", 60)
+
+
+def test_results_pair_the_seeds_and_keep_what_is_missing(plan, few_draws):
+    for i, job in enumerate(plan.jobs):
+        if job.name.endswith("pixel/2/seed1"):
+            continue
+        finish(job, {"plain": 3.0}.get(job.place.get("arm"), 1.0), i)
+    results = gather(plan, {"drawn/retinanet/pixel/2/seed1": "exit code 1"})
+    states = {(run["arm"], run["budget"], run["seed"]): run["state"] for run in results["runs"]}
+    assert [key for key, state in states.items() if state != "done"] == [("pixel", 2, 1)]
+    assert states["pixel", 2, 1] == "failed"
+    rows = {(row["arm"], row["budget"]): row for row in results["comparisons"]}
+    assert rows["pixel", 2]["paired_seeds"] == [0]
+    assert rows["all", 4]["paired_seeds"] == [0, 1]
+    assert "difference" not in rows["plain", 2]
+    scores = {
+        (run["arm"], run["seed"]): run["scores"]["AP"]
+        for run in results["runs"]
+        if run["budget"] == 4
+    }
+    each = [scores["all", seed] - scores["plain", seed] for seed in (0, 1)]
+    assert rows["all", 4]["difference"]["AP"]["each"] == pytest.approx(each, abs=1e-12)
+    assert rows["all", 4]["difference"]["AP"]["low"] > 0  # boxes a third as far off
+    teacher = results["teachers"][0]["scores"]["AP"]
+    plain = np.mean([scores["plain", seed] for seed in (0, 1)])
+    assert results["gaps"][1]["AP"]["mean"] == pytest.approx(teacher - plain, abs=1e-12)
+    assert as_json(results)["comparisons"][2]["difference"]["AP"]["sd"] is None  # one pair
+    assert gather(plan, {})["comparisons"][0] == results["comparisons"][0]  # from the kept draws
+
+
+@pytest.mark.parametrize("of", ["sets.drawn", "base"])
+def test_pictures_and_detections_are_counted_as_the_table_says(tmp_path, few_draws, of):
+    asked = f"[{of}]\nconfig.eval.max_pictures = 2\nconfig.eval.max_detections = 150"
+    plan = make_plan(read_table(write(tmp_path, TEXT.replace(f"[{of}]", asked))), tmp_path, None)
+    for i, job in enumerate(plan.jobs):
+        finish(job, 3.0, i)
+    results = gather(plan, {})
+    assert {run["state"] for run in results["runs"]} == {"done"}
+    assert all(np.isfinite(row["difference"]["AP"]["low"]) for row in results["comparisons"][1:3])
+    # Of base, students alone: their teacher is scored on other pictures, which is no gap.
+    assert bool(results["gaps"]) == (of == "sets.drawn")
+
+
+def test_a_run_that_ended_early_by_its_own_rule_is_finished(tmp_path):
+    early = "config.train.log_every = 1\nconfig.train.early_stop = 2"
+    text = TEXT.replace("config.train.log_every = 1", early)
+    job = make_plan(read_table(write(tmp_path, text)), tmp_path, None).students[-1]
+    finish(job, 3.0, 0)
+    file = job.folder / "summary.json"
+    summary = json.loads(file.read_text())
+    words = "stopped early at step 3 of 4: no better AP in 2 evaluations since step 1 ({}{})"
+    for patience, done in ((2, True), (1, False)):
+        ended = words.format("config.train.early_stop = ", patience)
+        file.write_text(json.dumps({**summary, "steps": 3, "ended": ended}))
+        assert (job.summary() is not None) == done
+    file.write_text(json.dumps({**summary, "steps": 3, "ended": "3 steps are done"}))
+    assert job.summary() is None
+
+
+def test_what_is_not_a_number_is_a_dash(plan, few_draws):
+    for i, job in enumerate(plan.jobs):
+        finish(job, 3.0, i)
+    results = gather(plan, {})
+    nothing = dict.fromkeys(("mean", "sd", "t_low", "t_high", "low", "high"), math.nan)
+    for row in results["comparisons"]:
+        if "difference" in row:
+            row["difference"]["AP_S"] |= {**nothing, "each": (math.nan,) * 2, "above_zero": False}
+    frame = {"table": "some", "command": "x", "reference": "plain", "draws": 60, "arms": {}}
+    about = {"machine": {"devices": "1", "platform": "cpu", "cores": 2}, "commit": "abc"}
+    text = markdown({**results, **frame, **about, "versions": {}})
+    assert "| AP_S | - | - | - | no | -, - |" in text
+    assert "+nan" not in text
+
+
+def test_a_run_of_other_settings_or_of_two_runs_is_refused(plan, few_draws):
+    job = plan.students[0]
+    finish(job, 1.0, 0)
+    other = {**job.config, "train": {**job.config["train"], "learning_rate": 7.0}}
+    (job.folder / "config.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r"other settings than the table's \(train.learning_rate\)"):
+        gather(plan, {})
+    (job.folder / "config.json").write_text(json.dumps(job.config))
+    (job.folder / "detections.json").write_text("[]")
+    with pytest.raises(UserError, match=r"detections.json scores AP 0\.0"):
+        gather(plan, {})
+
+
+def test_a_config_with_a_part_that_is_no_more_differs_in_it(plan):
+    job = plan.students[0]
+    finish(job, 1.0, 0)
+    older = {**job.config, "net": {"depth": 3}, "student": None}
+    del older["data"]
+    (job.folder / "config.json").write_text(json.dumps(older))
+    assert {"net", "data.val"} <= set(differences(job, job.folder))
+
+
+def test_keys_that_came_after_a_run_count_by_their_defaults(plan):
+    job = plan.students[0]
+    finish(job, 1.0, 0)
+    older = json.loads((job.folder / "config.json").read_text())
+    del older["train"]["parallel"], older["train"]["precision"], older["train"]["clip_norm"]
+    (job.folder / "config.json").write_text(json.dumps(older))
+    assert differences(job, job.folder) == ["train.clip_norm"]  # 1 here; without the key, none
+
+
+def test_terms_that_came_after_a_run_count_as_switched_off(plan):
+    job = next(job for job in plan.students if job.config.get("distill"))
+    finish(job, 1.0, 0)
+    older = json.loads((job.folder / "config.json").read_text())
+    del older["distill"]["pkd"]
+    (job.folder / "config.json").write_text(json.dumps(older))
+    assert differences(job, job.folder) == []
+    job.config["distill"]["pkd"]["weight"] = 1.0
+    assert differences(job, job.folder) == ["distill.pkd"]
+
+
+def test_finished_runs_from_elsewhere_are_linked(plan, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    twin = make_plan(read_table(write(tmp_path)), elsewhere, None)
+    finish(twin.students[1], 1.0, 0)
+    other = twin.students[2]
+    finish(other, 1.0, 0)
+    content = {**other.config, "seed": 9}
+    (other.folder / "config.json").write_text(json.dumps(content))
+    lines = list(adopt(plan, [elsewhere]))
+    assert len(lines) == 2
+    assert lines[0].endswith(f"adopted as {plan.students[1].name}")
+    assert lines[1].endswith("not adopted; the most similar run has another seed")
+    assert plan.students[1].summary() is not None
+    assert plan.students[2].summary() is None
+    Runner(
+        plan.jobs,
+        slots=1,
+        cores=(),
+        programs=tmp_path,
+        about={},
+        keep_checkpoints=False,
+        on_done=lambda job: None,
+    )
+    assert (twin.students[1].folder / "summary.json").is_file()
+    again = list(adopt(plan, [elsewhere]))
+    assert again[0].endswith("is in place")
+    with pytest.raises(UserError, match=r"--adopt .*nowhere: no such folder"):
+        list(adopt(plan, [tmp_path / "nowhere"]))
