@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -241,6 +243,32 @@ def test_unknown_keys_and_choices_are_named():
         distill_config({"pixle_relation": {}})
     with pytest.raises(UserError, match=r"'papre' is unknown"):
         distill_config({"instance_feature": {"form": "papre"}})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_boxes": 0},
+        {"max_boxes": -1},  # would leave the last box of every image out
+        {"region_size": 0},
+        {"region_levels": 0},
+        {"region_levels": -1},
+        {"pictures_per_device": 0},
+        {"cwd": {"weight": -1.0}},
+        {"pixel_relation": {"weight": float("nan")}},
+        {"pixel_relation": {"momentum": 1.5}},
+        {"fgd": {"momentum": -0.1}},
+        {"instance_relation": {"filter_rank": 0}},
+        {"instance_relation": {"embedding": 0}},
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_by_name(wrong):
+    (name, value), *_ = wrong.items()
+    if isinstance(value, dict):
+        (key, value), *_ = value.items()
+        name = f"{name}.{key}"
+    with pytest.raises(UserError, match=rf"distill\.{re.escape(name)} = {value}: "):
+        distill_config(wrong)
 
 
 def test_a_term_that_is_none_is_left_out():
