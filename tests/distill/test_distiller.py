@@ -271,6 +271,12 @@ def test_a_number_that_cannot_be_is_refused_by_name(wrong):
         distill_config(wrong)
 
 
+def test_a_batch_without_a_row_for_boxes_is_one_without_boxes(paper):
+    none = targets((0, 0), padding=1)
+    rowless = none._replace(boxes=none.boxes[:, :0], valid=none.valid[:, :0])
+    assert paper.losses(STUDENT, TEACHER, rowless) == paper.losses(STUDENT, TEACHER, none)
+
+
 def test_a_term_that_is_none_is_left_out():
     runner = Runner({**settings(), "pixel_relation": None}, STUDENT, TEACHER)
     assert set(runner.losses(STUDENT, TEACHER, targets())) == {
