@@ -201,6 +201,12 @@ def test_teacher_with_another_pyramid_is_cut_with_its_own_stride():
     assert found == pytest.approx(narrow.losses(STUDENT, same, targets()), rel=1e-6)
 
 
+def test_maps_of_other_sides_are_refused_by_level():
+    cut = Features(tuple(x[:, :, 1:] for x in TEACHER.maps), TEACHER.spec)
+    with pytest.raises(UserError, match=r"P3 is \(6, 8\) in the student and \(6, 7\) in the"):
+        call(make(settings(), STUDENT, TEACHER), STUDENT, cut, targets())
+
+
 def test_max_boxes_says_how_many_are_left_out():
     runner = Runner({**settings(), "max_boxes": 2}, STUDENT, TEACHER)
     output, _ = runner.run(runner.params, runner.rest, STUDENT, TEACHER, targets((4, 3)))
