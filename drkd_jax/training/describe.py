@@ -45,6 +45,7 @@ def describe(run: Run, start: int) -> list[str]:
         model = _millions(run.teacher.num_parameters)
         lines.append(f"teacher    {model} parameters, frozen; {run.teacher.origin}")
         terms = ", ".join(f"{weight:g} x {name}" for name, weight in run.weights.items())
+        terms = terms or "nothing"
         distiller = _millions(num_parameters(run.state.params["distiller"]))
         lines.append(
             f"loss       detection + {terms}{_phases(run)}; the distiller trains {distiller} "
