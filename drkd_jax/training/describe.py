@@ -184,7 +184,8 @@ def _counts(source: Source) -> str:
 
 def _model(settings: dict[str, Any]) -> str:
     backbone = settings.get("backbone") or {}
-    return f"{settings['detector']} on ResNet-{backbone.get('depth', 50)}-FPN"
+    kind = "ResNeXt" if backbone.get("groups", 1) > 1 else "ResNet"
+    return f"{settings['detector']} on {kind}-{backbone.get('depth', 50)}-FPN"
 
 
 def _student_parameters(run: Run) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -314,7 +315,7 @@ def keep_programs(folder: str | Path) -> None:
 
 def machine_warnings() -> list[str]:
     """Known troubles of this machine's software."""
-    version = tuple(int(part) for part in jax.lib.__version__.split(".")[:3])
+    version = tuple(map(int, re.findall(r"\d+", jax.lib.__version__)[:3]))
     if jax.default_backend() == "gpu" and (0, 10, 2) <= version <= (0, 11, 0):
         return [
             f"jaxlib {jax.lib.__version__} compiles RoIAlign's backward pass (float32 scatter-add) "
