@@ -218,12 +218,17 @@ def read_sections(values: Mapping[str, Any]) -> dict[str, Any]:
     """A config with its paths written out, tuples where JSON has lists, and no key but `SECTIONS`.
 
     Raises:
-        UserError: another section.
+        UserError: another section, or one that a run needs is missing.
     """
     config: dict[str, Any] = expand_config(as_tuples(dict(values)))
     for key in config:
         if key not in SECTIONS:
             raise UserError(f"config.{key}: no such part; there are {', '.join(SECTIONS)}")
+    for key in ("seed", "data", "student", "train"):
+        if config.get(key) is None:
+            raise UserError(
+                f"config.{key} is missing: drkd_jax.recipes.common.base() has every key"
+            )
     return config | {
         key: set_keys(config[key]) for key in ("student", "teacher") if config.get(key)
     }
