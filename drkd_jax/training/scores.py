@@ -42,7 +42,7 @@ class Scores:
     def due(self, step: int) -> bool:
         """Whether an evaluation belongs after this step, and is not done yet."""
         every = self.train.eval_every
-        due = step == self.steps or (every > 0 and step % every == 0)
+        due = step >= self.steps or (every > 0 and step % every == 0)
         return due and step not in [of for of, _ in self.done[-1:]]
 
     def is_better(self, numbers: Numbers) -> bool:

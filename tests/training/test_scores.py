@@ -57,3 +57,4 @@ def test_an_evaluation_is_due_once():
     assert found.due(30)
     assert not found.due(35)
     assert found.due(100)
+    assert found.due(105)  # of a run that was made shorter than it already is

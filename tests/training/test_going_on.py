@@ -1,0 +1,25 @@
+"""Runs that go on in a work folder in which something is missing, or of another run."""
+
+import shutil
+
+import pytest
+
+from drkd_jax.training import loop
+from tests.training import tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = tiny.config(steps=2, checkpoint_every=2, decay_at=())
+    config["data"]["canvases"] = ((64, 96),)
+    workdir = tmp_path_factory.mktemp("run")
+    return config, workdir, loop.train(config, workdir)
+
+
+def test_a_run_made_shorter_than_it_is_ends_where_it_is(finished, tmp_path):
+    config, whole, _ = finished
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("best", "metrics.jsonl"))
+    shorter = {**config, "train": {**config["train"], "steps": 1}}
+    summary = loop.train(shorter, tmp_path / "run")
+    assert (summary["steps"], summary["best_step"]) == (2, 2)
+    assert summary["ended"] == "2 steps are done"
