@@ -116,8 +116,9 @@ class _Session:
         self.async_metrics = AsyncMetrics(run, self.metrics, checkpoints)
         self.async_metrics.averager.counts = self.loader.counts
         done = broadcast(lambda: evaluations(workdir / METRICS_FILE))  # lists, where it is JSON
-        self.scores = Scores(run.train, run.steps, list(map(tuple, done)), checkpoints.best())
-        self.since = time.perf_counter()
+        best = checkpoints.best()
+        scored = list(map(tuple, done)) if best else []  # whose best one is gone is scored again
+        self.scores = Scores(run.train, run.steps, scored, best)
 
     def finish(self, request: StopRequest) -> dict[str, Any]:
         """Trains to the end.

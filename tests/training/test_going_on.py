@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from drkd_jax.training import loop
+from drkd_jax.weights.opening import load
 from tests.training import tiny
 
 
@@ -23,3 +24,11 @@ def test_a_run_made_shorter_than_it_is_ends_where_it_is(finished, tmp_path):
     summary = loop.train(shorter, tmp_path / "run")
     assert (summary["steps"], summary["best_step"]) == (2, 2)
     assert summary["ended"] == "2 steps are done"
+
+
+def test_a_finished_run_whose_best_checkpoint_is_gone_is_scored_again(finished, tmp_path):
+    config, whole, before = finished
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("best"))
+    summary = loop.train(config, tmp_path / "run")
+    assert summary["best"] == summary["final"] == before["final"]
+    assert load(tmp_path / "run", which="best").step == 2
