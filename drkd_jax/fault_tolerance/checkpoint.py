@@ -66,8 +66,12 @@ class Checkpoints:
         return self._last.latest_step()
 
     def about(self) -> dict[str, Any]:
-        """The JSON part of the newest checkpoint."""
-        return _about(self._last, self.latest_step())
+        """The JSON part of the newest checkpoint; without one, of the best one; else empty."""
+        for manager in (self._last, self._best):
+            step = manager.latest_step()
+            if step is not None:
+                return _about(manager, step)
+        return {}
 
     def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
         """Writes the state of this moment.

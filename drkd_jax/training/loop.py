@@ -141,12 +141,12 @@ class _Session:
         return self.workdir / SKIPPED_FILE if is_first() else None
 
     def _resume(self) -> None:
-        latest = self.checkpoints.latest_step()
-        if latest is not None:
-            about = self.checkpoints.about()
+        latest, about = self.checkpoints.latest_step(), self.checkpoints.about()
+        if about:  # of the best one where a run was killed before it had another
             check_same_run(about["config"], self.run.config, self.workdir)
             check_same_classes(about["categories"], self.run.categories, self.workdir)
             self.run.warnings += changed_data(about.get("fingerprint", {}), self.fingerprint)
+        if latest is not None:
             self.state = self.checkpoints.restore(self.state, replicated(self.run.mesh))
             # Arrays that orbax made may be read-only memory of its own; the step writes into its.
             self.state = put_everywhere(self.state, self.run.mesh)

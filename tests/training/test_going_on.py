@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from drkd_jax.errors import UserError
 from drkd_jax.training import loop
 from drkd_jax.weights.opening import load
 from tests.training import tiny
@@ -32,3 +33,13 @@ def test_a_finished_run_whose_best_checkpoint_is_gone_is_scored_again(finished, 
     summary = loop.train(config, tmp_path / "run")
     assert summary["best"] == summary["final"] == before["final"]
     assert load(tmp_path / "run", which="best").step == 2
+
+
+def test_a_best_checkpoint_of_another_config_is_not_taken_for_this_run_s(finished, tmp_path):
+    """Killed between its first evaluation and its first checkpoint, and changed since."""
+    config, whole, _ = finished
+    shutil.copytree(whole / "best", tmp_path / "run" / "best")
+    other = {**config, "train": {**config["train"], "learning_rate": 0.02}}
+    with pytest.raises(UserError, match=r"learning_rate \(0.01 there, 0.02 here\)"):
+        loop.train(other, tmp_path / "run")
+    assert loop.train(config, tmp_path / "run")["best_step"] == 2
