@@ -87,9 +87,13 @@ class Checkpoints:
 
     def save_best(self, state: TrainState, about: Mapping[str, Any]) -> None:
         """Writes the student as the best so far; `about` also holds its `numbers`."""
+        self.wait()
         step = int(state.step)
-        if step not in self._best.all_steps():
-            self._write(self._best, step, {"student": _student(state)}, about)
+        # The folder's best is its latest: one that a killed run left of a later step has to go.
+        for old in self._best.all_steps():
+            if old >= step:
+                self._best.delete(old)
+        self._write(self._best, step, {"student": _student(state)}, about)
 
     def best(self) -> tuple[int, dict[str, float]] | None:
         """Step and COCO numbers of the best checkpoint."""
