@@ -297,8 +297,9 @@ class _Session:
             self.checkpoints.save_best(state, {**self._about(), "numbers": numbers})
             self.scores.best = step, numbers
         if is_first():
-            write_evaluation(self.workdir, step, run.val_source, numbers, found)
-            of = run.train.tensorboard_pictures, run.eval.max_pictures
+            most = run.eval.max_pictures
+            write_evaluation(self.workdir, step, run.val_source, numbers, found, most)
+            of = run.train.tensorboard_pictures, most
             self.metrics.pictures(step, draw_scenes(run.val_source, found, *of))
         self.metrics.evaluation(step, numbers)
         self.scores.done.append((step, numbers))

@@ -1,11 +1,14 @@
 """Runs that go on in a work folder in which something is missing, or of another run."""
 
+import json
 import shutil
 
 import pytest
 
+from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.training import loop
+from drkd_jax.training.evaluate import write_evaluation
 from drkd_jax.weights.opening import load
 from tests.training import tiny
 
@@ -43,3 +46,10 @@ def test_a_best_checkpoint_of_another_config_is_not_taken_for_this_run_s(finishe
     with pytest.raises(UserError, match=r"learning_rate \(0.01 there, 0.02 here\)"):
         loop.train(other, tmp_path / "run")
     assert loop.train(config, tmp_path / "run")["best_step"] == 2
+
+
+def test_what_was_scored_is_counted(finished, tmp_path):
+    source = open_source(finished[0]["data"]["val"])
+    for most, count in ((0, 6), (4, 4), (9, 6)):
+        write_evaluation(tmp_path, 2, source, {"AP": 0.5}, [], most)
+        assert json.loads((tmp_path / "eval.json").read_text())["pictures"] == count
