@@ -47,7 +47,7 @@ from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.step.state import Arrays, SplitModule, TrainState, merge_module, split_module
 from drkd_jax.step.train_step import picture_keys
 from drkd_jax.training.setup import Run
-from drkd_jax.training.teacher import Teacher, load_teacher
+from drkd_jax.training.teacher import Teacher, for_data, load_teacher
 from drkd_jax.types import Array, Batch, Features
 
 UNITS_FILE = "teacher_units.npz"
@@ -255,7 +255,7 @@ def read_units(path: Path, mark: str) -> Pretrained | None:
             if about["fingerprint"] != mark:
                 return None
             arrays = {name: stored[name] for name in stored.files if name != "about"}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     return Pretrained(arrays, about["before"], about["after"], about["images"])
 
@@ -304,9 +304,10 @@ def _settings(run: Run, config: DistillConfig) -> TrainSettings:
 
 
 def _whole_teacher(run: Run) -> Teacher:
-    """The teacher with its heads, which a distillation has no other use for."""
+    """The teacher with its heads, which nothing else needs, by the data's classes."""
     assert run.teacher is not None
-    names = tuple(category.name for category in run.train_source.categories)
+    classes = run.train_source.categories
+    names = tuple(category.name for category in classes)
     if run.teacher.categories and run.teacher.categories != names:
         raise UserError(
             "distill.pixel_relation.teacher_modules = 'pretrained' trains by the teacher's own "
@@ -315,7 +316,7 @@ def _whole_teacher(run: Run) -> Teacher:
         )
     settings = {**run.config["teacher"], "evaluate": True}
     try:
-        return load_teacher(settings, len(names), run.config["seed"])
+        return for_data(load_teacher(settings, len(names), run.config["seed"]), classes)
     except UserError as error:
         raise UserError(
             f"{error}; distill.pixel_relation.teacher_modules = 'pretrained' needs the teacher's "
@@ -341,9 +342,5 @@ def _split_source(run: Run) -> tuple[Source, Source]:
 
 
 def _loader(run: Run, source: Source) -> TrainIterator:
-    return train_loader(
-        source,
-        run.pipeline,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return train_loader(source, run.pipeline, **process)
