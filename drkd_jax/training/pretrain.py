@@ -86,10 +86,7 @@ def with_pretrained_units(
     """
     if "distiller" not in run.recipe.graphs:
         return state
-    graph = run.recipe.graphs["distiller"]
-    distiller = merge_module(
-        SplitModule(graph, state.params["distiller"], state.model_state["distiller"])
-    )
+    distiller = _distiller(run, state)
     term = distiller.pixel_relation
     if term is None or term.config.teacher_modules != "pretrained":
         return state
@@ -121,6 +118,11 @@ def with_pretrained_units(
     model_state = split_module(distiller, run.recipe.is_trained["distiller"]).model_state
     others = {**state.model_state, "distiller": put_everywhere(model_state, run.mesh)}
     return dataclasses.replace(state, model_state=others)
+
+
+def _distiller(run: Run, state: TrainState) -> Any:
+    arrays = state.params["distiller"], state.model_state["distiller"]
+    return merge_module(SplitModule(run.recipe.graphs["distiller"], *arrays))
 
 
 def _loss(
@@ -187,8 +189,7 @@ def train_units(
         (_as_identity(nnx.as_pure(weights)), nnx.as_pure(statistics)), run.mesh
     )
     settings = _settings(run, config)
-    rate = schedule.learning_rate(settings, (), settings.steps)
-    tx = schedule.optimiser(settings, rate)
+    tx = schedule.optimiser(settings, schedule.learning_rate(settings, (), settings.steps))
 
     def update(weights: Arrays, statistics: Arrays, moments: Any, *given: Any) -> Any:
         gradient, after = jax.grad(loss_of, has_aux=True)(weights, statistics, *given)
@@ -232,17 +233,20 @@ def train_units(
 
 
 def fingerprint(run: Run) -> str:
-    """What the trained units depend on: the teacher's arrays, the data, the phase's settings."""
+    """What the trained units depend on: teacher, input, levels, data, the phase's settings."""
     assert run.teacher is not None
+    assert run.distillation is not None
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten(run.teacher.arrays).items()):
         if name.startswith(("backbone.", "neck.")):  # heads are there or not, as is asked
             digest.update(name.encode() + np.asarray(leaf).tobytes())
-    distill = run.config["distill"]
-    phase = {key: value for key, value in distill.items() if key.startswith("pretrain_")}
-    data = {key: value for key, value in run.config["data"].items() if key not in _HARMLESS}
-    size, seed = run.train.batch_size, run.config["seed"]
-    settings = [distill.get("pixel_relation"), phase, data, size, seed]
+    phase, pixels = run.distillation, run.recipe.teacher_pixels or run.pixels
+    settings = [
+        *(repr(phase.pixel_relation), phase.pretrain_steps, phase.pretrain_rate),
+        *(phase.standardize_teacher, [pair.stride for pair in _distiller(run, run.state).pairs]),
+        {key: value for key, value in run.config["data"].items() if key not in _HARMLESS},
+        *(repr(pixels), run.train.batch_size, run.config["seed"]),
+    ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 

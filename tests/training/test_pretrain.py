@@ -124,6 +124,15 @@ def test_units_of_other_settings_or_a_broken_file_are_not_taken(run, trained, tm
     assert read_units(tmp_path / "empty", fingerprint(run)) is None
 
 
+def test_the_fingerprint_is_of_all_that_the_units_learn_from(run):
+    assert fingerprint(build_run(config(region_size=5))) == fingerprint(run)
+    bgr, coarse = config(), config()
+    bgr["teacher"]["data"] = {"channels": "bgr"}
+    coarse["student"]["min_level"] = 5  # one level has a unit, where two had
+    for other in (config(standardize_teacher=False), bgr, coarse):
+        assert fingerprint(build_run(other)) != fingerprint(run)
+
+
 def test_a_signal_ends_the_phase_and_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "with_pretrained_units", lambda *_: None)
     with pytest.raises(InterruptedRunError, match="while the teacher's units were trained"):
