@@ -185,9 +185,8 @@ def train_units(
     found: Any = nnx.split(term.teacher, _is_weight, ...)
     graph, weights, statistics = found
     loss_of = _loss(run, distiller, teacher.graph, graph)
-    weights, statistics = put_everywhere(
-        (_as_identity(nnx.as_pure(weights)), nnx.as_pure(statistics)), run.mesh
-    )
+    start = _as_identity(nnx.as_pure(weights)), nnx.as_pure(statistics)
+    weights, statistics = put_everywhere(start, run.mesh)
     settings = _settings(run, config)
     tx = schedule.optimiser(settings, schedule.learning_rate(settings, (), settings.steps))
 
@@ -224,9 +223,8 @@ def train_units(
         after, _ = score()
     if not np.isfinite(after):
         raise UserError(
-            "the teacher's graph units: its loss is no finite number after "
-            f"{settings.steps} steps; take a lower distill.pretrain_rate than "
-            f"{config.pretrain_rate:g}"
+            f"the teacher's graph units: no finite loss after {settings.steps} steps; take a lower "
+            f"distill.pretrain_rate than {config.pretrain_rate:g}"
         )
     flat = flatten(nnx.as_pure(nnx.state(nnx.merge(graph, weights, statistics))))
     return Pretrained({name: np.array(leaf) for name, leaf in flat.items()}, before, after, images)
@@ -312,20 +310,22 @@ def _whole_teacher(run: Run) -> Teacher:
     assert run.teacher is not None
     classes = run.train_source.categories
     names = tuple(category.name for category in classes)
+    others = UserError(
+        "distill.pixel_relation.teacher_modules = 'pretrained' trains by the teacher's own "
+        f"detection loss, but it knows other classes than {run.train_source.spec}; take 'frozen' "
+        "or 'shared'"
+    )
     if run.teacher.categories and run.teacher.categories != names:
-        raise UserError(
-            "distill.pixel_relation.teacher_modules = 'pretrained' trains by the teacher's own "
-            f"detection loss, but it knows other classes than {run.train_source.spec}; take "
-            "'frozen' or 'shared'"
-        )
+        raise others
     settings = {**run.config["teacher"], "evaluate": True}
     try:
-        return for_data(load_teacher(settings, len(names), run.config["seed"]), classes)
+        whole = for_data(load_teacher(settings, len(names), run.config["seed"]), classes)
     except UserError as error:
-        raise UserError(
-            f"{error}; distill.pixel_relation.teacher_modules = 'pretrained' needs the teacher's "
-            "heads"
-        ) from error
+        words = "distill.pixel_relation.teacher_modules = 'pretrained' needs the teacher's heads"
+        raise UserError(f"{error}; {words}") from error
+    if whole.detector.num_classes != len(names):  # without names, but not these
+        raise others
+    return whole
 
 
 def _split_source(run: Run) -> tuple[Source, Source]:

@@ -161,6 +161,10 @@ def test_its_heads_are_read_by_the_classes_of_the_data(run, monkeypatch):
     found = pretrain._whole_teacher(known)
     assert found.detector.class_ids == tuple(range(len(names)))[::-1]
     assert found.categories == names
+    nameless = load_teacher({**run.config["teacher"], "evaluate": True}, 9, 0)
+    monkeypatch.setattr(pretrain, "load_teacher", lambda *_: nameless)
+    with pytest.raises(UserError, match="knows other classes than shapes:24"):
+        pretrain._whole_teacher(run)
 
 
 def test_a_part_of_a_source_is_a_source():
