@@ -101,10 +101,18 @@ def summarize(
 def judge_distillation(
     workdir: Path, terms: Sequence[str], student_ap: float, teacher_ap: float | None
 ) -> dict[str, Any]:
-    """The last word of a distilled run, from the lines in its work folder; for all processes."""
+    """The last word of a distilled run, from the lines in its work folder; for all processes.
+
+    Args:
+        workdir: of the run.
+        terms: of its distillation.
+        student_ap: AP (0..1) of the student; -1 where there is nothing to find.
+        teacher_ap: likewise of the teacher; None: not measured.
+    """
+    student, teacher = (None if ap == -1 else ap for ap in (student_ap, teacher_ap))
 
     def judge() -> dict[str, Any]:
         lines = [line for line in read_metrics(workdir / METRICS_FILE) if line["kind"] == "train"]
-        return last_word(lines, terms, student_ap=student_ap, teacher_ap=teacher_ap)._asdict()
+        return last_word(lines, terms, student_ap=student, teacher_ap=teacher)._asdict()
 
     return broadcast(judge)

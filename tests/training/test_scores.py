@@ -1,9 +1,11 @@
 """When a run is scored, which score was the best, and when it is over before its end."""
 
+import json
+
 import pytest
 
 from drkd_jax.step.settings import TrainSettings
-from drkd_jax.training.scores import Scores
+from drkd_jax.training.scores import Scores, judge_distillation
 
 
 def scores(aps, *, patience=2, steps=100, best=None):
@@ -49,6 +51,15 @@ def test_a_best_checkpoint_from_before_a_kill_ends_nothing():
     assert not found.is_better({"AP": 0.4})
     found.done += [(step, {"AP": 0.2}) for step in (50, 60, 70)]
     assert found.why_over()
+
+
+def test_where_there_is_nothing_to_find_nobody_is_said_to_reach_it(tmp_path):
+    line = {"kind": "train", "step": 1, "distill/near": 1.0, "share/near": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    words = judge_distillation(tmp_path, ("near",), -1.0, -1.0)["text"]
+    assert words.startswith("What the teacher itself reaches was not measured")
+    words = judge_distillation(tmp_path, ("near",), 0.2, 0.4)["text"]
+    assert words.startswith("The teacher had to teach (40.0 AP")
 
 
 def test_an_evaluation_is_due_once():
