@@ -64,7 +64,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
     Returns:
         `final` and `best` (COCO numbers), `best_step`, `steps` that were done and why it `ended`,
         `seconds` of training over all its sessions, `parameters` (student, distiller, teacher),
-        `warnings`.
+        `warnings`, and, of what distilled, `distillation` (its last word: `text` and `numbers`).
 
     Raises:
         UserError: what the user can mend, before anything is overwritten.
