@@ -34,7 +34,7 @@ from drkd_jax.monitoring.trace import Trace, read_steps
 from drkd_jax.paths import expand_home
 from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.step.state import Arrays, TrainState
-from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics
+from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics, largest_untrained_share
 from drkd_jax.training.describe import describe, findings, other_classes
 from drkd_jax.training.evaluate import (
     EvaluationStoppedError,
@@ -153,8 +153,7 @@ class _Session:
             self.loader.set_state(about["data"])
             self.start, self.seconds = latest, float(about["seconds"])
         if is_first():
-            text = json.dumps(self.run.config, indent=2)
-            write_text(self.workdir / "config.json", text + "\n")
+            write_text(self.workdir / "config.json", json.dumps(self.run.config, indent=2) + "\n")
 
     def _open(self, request: StopRequest) -> None:
         run = self.run
@@ -333,8 +332,9 @@ class _Session:
         if self.start == summary["steps"]:
             self.metrics.say(f"this run is finished: {summary['ended']}")
         if run.weights:
-            ap = summary["final"]["AP"], self.teacher_ap
-            judged = judge_distillation(self.workdir, tuple(run.weights), *ap)
+            share = largest_untrained_share(run.distillation)
+            known = tuple(run.weights), summary["final"]["AP"], self.teacher_ap, share
+            judged = judge_distillation(self.workdir, *known)
             self.metrics.say(f"distilled  {judged['text']}")
             summary["distillation"] = judged
         if is_first():

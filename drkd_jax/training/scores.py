@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drkd_jax.fault_tolerance.processes import broadcast
+from drkd_jax.monitoring.collapse import UNTRAINED_SHARE
 from drkd_jax.monitoring.last_word import last_word
 from drkd_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from drkd_jax.step.settings import TrainSettings
@@ -99,7 +100,11 @@ def summarize(
 
 
 def judge_distillation(
-    workdir: Path, terms: Sequence[str], student_ap: float, teacher_ap: float | None
+    workdir: Path,
+    terms: Sequence[str],
+    student_ap: float,
+    teacher_ap: float | None,
+    untrained: float = UNTRAINED_SHARE,
 ) -> dict[str, Any]:
     """The last word of a distilled run, from the lines in its work folder; for all processes.
 
@@ -108,11 +113,13 @@ def judge_distillation(
         terms: of its distillation.
         student_ap: AP (0..1) of the student; -1 where there is nothing to find.
         teacher_ap: likewise of the teacher; None: not measured.
+        untrained: as of `CollapseMonitor`.
     """
     student, teacher = (None if ap == -1 else ap for ap in (student_ap, teacher_ap))
 
     def judge() -> dict[str, Any]:
         lines = [line for line in read_metrics(workdir / METRICS_FILE) if line["kind"] == "train"]
-        return last_word(lines, terms, student_ap=student, teacher_ap=teacher)._asdict()
+        word = last_word(lines, terms, student_ap=student, teacher_ap=teacher, untrained=untrained)
+        return word._asdict()
 
     return broadcast(judge)

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from drkd_jax.distill import DistillConfig, PixelRelationConfig
 from drkd_jax.step.settings import TrainSettings
+from drkd_jax.training.async_metrics import largest_untrained_share
 from drkd_jax.training.scores import Scores, judge_distillation
 
 
@@ -60,6 +62,19 @@ def test_where_there_is_nothing_to_find_nobody_is_said_to_reach_it(tmp_path):
     assert words.startswith("What the teacher itself reaches was not measured")
     words = judge_distillation(tmp_path, ("near",), 0.2, 0.4)["text"]
     assert words.startswith("The teacher had to teach (40.0 AP")
+
+
+def test_a_branch_that_was_trained_is_not_called_untrained(tmp_path):
+    """As the monitor of the run has it: a frozen unit's share counts, no other's."""
+    line = {"kind": "train", "step": 1, "distill/pixel_relation": 1.0, "share/pixel_relation": 0.5}
+    line["diag/pixel_relation/P3/teacher_variance"] = 4.0
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    for way, said in (("frozen", True), ("pretrained", False), ("trained", False)):
+        share = largest_untrained_share(
+            DistillConfig(pixel_relation=PixelRelationConfig(teacher_modules=way))
+        )
+        words = judge_distillation(tmp_path, ("pixel_relation",), 0.2, 0.4, share)["text"]
+        assert ("75% of its target from an untrained branch" in words) == said
 
 
 def test_an_evaluation_is_due_once():
