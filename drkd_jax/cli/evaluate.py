@@ -112,7 +112,8 @@ def main(argv: Sequence[str]) -> int:
         print(line)
     if out:
         sys.stdout.flush()
-        write_evaluation(Path(out), trained.step, source, numbers, found)
+        most = settings.max_pictures
+        write_evaluation(Path(out), trained.step, source, numbers, found, most)
     return 0
 
 

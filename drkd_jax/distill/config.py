@@ -50,6 +50,11 @@ def _choice(term: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f"distill.{term}.{key} = {value!r} is unknown: choose one of {names}.")
 
 
+def _at_least_one(key: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UserError(f"distill.{key} = {value}: must be 1 or more.")
+
+
 def _fill(term: str, settings: Any) -> None:
     """Puts what the form says where a setting is None."""
     _choice(term, "form", settings.form, FORMS)
@@ -155,6 +160,8 @@ class InstanceRelationConfig:
             raise UserError(
                 f"distill.instance_relation.temperature = {self.temperature}: must be above 0."
             )
+        for name in ("filter_rank", "embedding"):
+            _at_least_one(f"instance_relation.{name}", getattr(self, name))
         _choice("instance_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
 
 
@@ -232,6 +239,19 @@ class DistillConfig:
             raise UserError(
                 f"distill.schedule = {self.schedule!r} is unknown: choose one of {names}."
             )
+        for name in ("region_size", "region_levels", "max_boxes", "pictures_per_device"):
+            _at_least_one(name, getattr(self, name))
+        for name in TERMS:
+            settings = getattr(self, name)
+            if settings and not settings.weight >= 0:
+                raise UserError(
+                    f"distill.{name}.weight = {settings.weight}: cannot be negative; 0 leaves the "
+                    "term out."
+                )
+            if not 0 <= getattr(settings, "momentum", 0) <= 1:
+                raise UserError(
+                    f"distill.{name}.momentum = {settings.momentum}: the share that stays, 0 to 1."
+                )
         for name in ("adaptation_steps", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"distill.{name} = {getattr(self, name)}: cannot be negative.")

@@ -144,8 +144,9 @@ class Distiller(nnx.Module):
             Total, losses before their weights, and diagnostics by name.
 
         Raises:
-            UserError: the official form's `pictures_per_device` does not divide the batch, or
-                CrossKD is on and has no responses.
+            UserError: a level's map has other sides in the student than in the teacher, the
+                official form's `pictures_per_device` does not divide the batch, or CrossKD is on
+                and has no responses.
         """
         if image_valid is None:
             image_valid = jnp.ones(sizes.shape[0], bool)
@@ -153,6 +154,12 @@ class Distiller(nnx.Module):
         s = tuple(student[pair.student].astype(self.dtype) for pair in self.pairs)
         t = tuple(teacher[pair.teacher].astype(self.dtype) for pair in self.pairs)
         t = jax.lax.stop_gradient(t)
+        for pair, (own, known) in zip(self.pairs, zip(s, t, strict=True), strict=True):
+            if own.shape[1:3] != known.shape[1:3]:
+                raise UserError(
+                    f"{pair.name} is {own.shape[1:3]} in the student and {known.shape[1:3]} in the "
+                    "teacher: pad the pictures to a multiple of both sides' strides."
+                )
         images = s[0].shape[0]
         terms = self.config.terms
         masks = {form: self.masks(s, sizes, image_valid, form) for form in ("paper", "official")}

@@ -42,6 +42,7 @@ from drkd_jax.distill.layers import (
 )
 from drkd_jax.distill.pairing import LevelPair
 from drkd_jax.distill.teacher_side import average_towards, check_channels, prepare_teacher
+from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
 from drkd_jax.types import Array, FeatureSpec
 
@@ -96,8 +97,17 @@ class RandomFilter(nnx.Module):
     def __call__(
         self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
     ) -> Float[Array, "B n n"]:
-        """The filter of each picture's boxes; 0 where a box is not valid."""
-        n = x.shape[1]
+        """The filter of each picture's boxes; 0 where a box is not valid.
+
+        Raises:
+            UserError: there are more rows for boxes than it has outputs.
+        """
+        n, most = x.shape[1], self.kernel.shape[1]
+        if n > most:
+            raise UserError(
+                f"distill.instance_relation.filter = 'random' serves {most} boxes of a picture, "
+                f"and there are rows for {n}: set distill.max_boxes = {most}, or another filter."
+            )
         kernel, bias = self.kernel[:, :n].astype(x.dtype), self.bias[:n].astype(x.dtype)
         return masked_softmax(product("bid,dj->bij", x, kernel) + bias, valid)
 

@@ -104,3 +104,10 @@ def squares(s: FloatMap, t: FloatMap, mask: BoolMap) -> Float[Array, ""]:
     dtype = accumulator(s, t)
     off = jnp.where(mask[..., None], t.astype(dtype) - s.astype(dtype), 0)
     return (off * off).sum()
+
+
+def half_mean_square(s: FloatMap, t: FloatMap, mask: BoolMap) -> Float[Array, ""]:
+    """Half the mean of (t - s)^2 over pixels that count and channels; 0 without any."""
+    total = squares(s, t, mask)
+    # As a float: large batches of fine maps have more numbers than an integer of 32 bits counts.
+    return safe_ratio(total, 2 * mask.sum().astype(total.dtype) * t.shape[-1])

@@ -66,8 +66,12 @@ class Checkpoints:
         return self._last.latest_step()
 
     def about(self) -> dict[str, Any]:
-        """The JSON part of the newest checkpoint."""
-        return _about(self._last, self.latest_step())
+        """The JSON part of the newest checkpoint; without one, of the best one; else empty."""
+        for manager in (self._last, self._best):
+            step = manager.latest_step()
+            if step is not None:
+                return _about(manager, step)
+        return {}
 
     def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
         """Writes the state of this moment.
@@ -83,9 +87,13 @@ class Checkpoints:
 
     def save_best(self, state: TrainState, about: Mapping[str, Any]) -> None:
         """Writes the student as the best so far; `about` also holds its `numbers`."""
+        self.wait()
         step = int(state.step)
-        if step not in self._best.all_steps():
-            self._write(self._best, step, {"student": _student(state)}, about)
+        # The folder's best is its latest: one that a killed run left of a later step has to go.
+        for old in self._best.all_steps():
+            if old >= step:
+                self._best.delete(old)
+        self._write(self._best, step, {"student": _student(state)}, about)
 
     def best(self) -> tuple[int, dict[str, float]] | None:
         """Step and COCO numbers of the best checkpoint."""

@@ -31,6 +31,7 @@ def last_word(
     *,
     student_ap: float | None = None,
     teacher_ap: float | None = None,
+    untrained: float = UNTRAINED_SHARE,
 ) -> LastWord:
     """Judges a distilled run by its train lines.
 
@@ -42,6 +43,7 @@ def last_word(
             the distilled one.
         teacher_ap: AP (0..1) of the teacher on the same images, or None. Both are -1 where nothing
             is to be found on them.
+        untrained: as of `CollapseMonitor`.
 
     Returns:
         One paragraph, and the numbers in it.
@@ -79,7 +81,7 @@ def last_word(
         spread = _mean_of(lines, term, "teacher_variance")
         if spread is not None:
             random = numbers[f"untrained_share/{term}"] = untrained_share(spread)
-            if random > UNTRAINED_SHARE:
+            if random > untrained:
                 empty.append(term)
                 words += f", {random:.0%} of its target from an untrained branch"
                 advice.append(f"a smaller distill.{term}.teacher_scale")

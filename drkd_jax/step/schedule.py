@@ -114,6 +114,8 @@ def check_distillation(config: DistillConfig, steps: int) -> list[str]:
     Raises:
         UserError: the student is taught at no step.
     """
+    if not config.terms:
+        return ["config.distill: no term has a weight, so the teacher teaches nothing"]
     factor = distill_factor(config, steps)
     factors = np.ones(steps) if factor is None else np.asarray(factor(np.arange(steps)))
     taught = (np.arange(steps) >= config.adaptation_steps) & (factors > 0)

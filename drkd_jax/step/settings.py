@@ -124,6 +124,8 @@ class TrainSettings:
             "steps",
             "epochs",
             "warmup_steps",
+            "warmup_factor",
+            "decay_factor",
             "eval_every",
             "early_stop",
             "tensorboard_pictures",
@@ -132,9 +134,11 @@ class TrainSettings:
             "weight_decay",
             "linear_rate_for",
         ):
-            if getattr(self, name) < 0:
-                raise UserError(f"config.train.{name} = {getattr(self, name)}: cannot be negative")
-        for name in ("b1", "b2", "ema"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"config.train.{name} = {getattr(self, name)}: must be 0 or more")
+        if not all(at >= 0 for at in self.decay_at):
+            raise UserError(f"config.train.decay_at = {self.decay_at}: each must be 0 or more")
+        for name in ("momentum", "b1", "b2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(
                     f"config.train.{name} = {getattr(self, name)}: must be at least 0 and under 1"

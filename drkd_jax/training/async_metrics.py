@@ -40,7 +40,7 @@ class _Pending(NamedTuple):
     pictures: np.ndarray  # positions in the source, [B]; -1 for a filling picture
 
 
-def _largest_untrained_share(config: DistillConfig | None) -> float:
+def largest_untrained_share(config: DistillConfig | None) -> float:
     """1 where the optimiser trains the teacher's graph units too, or something else did."""
     pixel = config.pixel_relation if config else None
     return UNTRAINED_SHARE if pixel is None or pixel.teacher_modules == "frozen" else 1.0
@@ -63,7 +63,7 @@ class AsyncMetrics:
         self._run, self._metrics, self._checkpoints = run, metrics, checkpoints
         self._inactive: InactiveLossMonitor | None = None
         # A session's start is what it compares with.
-        self._monitor = CollapseMonitor(untrained=_largest_untrained_share(run.distillation))
+        self._monitor = CollapseMonitor(untrained=largest_untrained_share(run.distillation))
         self._pending: deque[_Pending] = deque()
 
     def add(self, step: int, values: StepValues, pictures: np.ndarray) -> None:

@@ -45,6 +45,7 @@ def describe(run: Run, start: int) -> list[str]:
         model = _millions(run.teacher.num_parameters)
         lines.append(f"teacher    {model} parameters, frozen; {run.teacher.origin}")
         terms = ", ".join(f"{weight:g} x {name}" for name, weight in run.weights.items())
+        terms = terms or "nothing"
         distiller = _millions(num_parameters(run.state.params["distiller"]))
         lines.append(
             f"loss       detection + {terms}{_phases(run)}; the distiller trains {distiller} "
@@ -183,7 +184,8 @@ def _counts(source: Source) -> str:
 
 def _model(settings: dict[str, Any]) -> str:
     backbone = settings.get("backbone") or {}
-    return f"{settings['detector']} on ResNet-{backbone.get('depth', 50)}-FPN"
+    kind = "ResNeXt" if backbone.get("groups", 1) > 1 else "ResNet"
+    return f"{settings['detector']} on {kind}-{backbone.get('depth', 50)}-FPN"
 
 
 def _student_parameters(run: Run) -> str:

@@ -151,14 +151,28 @@ def evaluate(
 
 
 def write_evaluation(
-    workdir: Path, step: int, source: Source, numbers: dict[str, float], found: list[dict[str, Any]]
+    workdir: Path,
+    step: int,
+    source: Source,
+    numbers: dict[str, float],
+    found: list[dict[str, Any]],
+    max_pictures: int = 0,
 ) -> None:
     """Writes `eval.json` (numbers, step, data) and `detections.json` (COCO's form).
+
+    Args:
+        workdir: the folder.
+        step: of the checkpoint.
+        source: what was scored.
+        numbers: the 12.
+        found: detections in COCO's form.
+        max_pictures: only the first so many were scored; 0: all.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    content = {"step": step, "data": source.spec, "pictures": len(source), **numbers}
+    pictures = min(max_pictures or len(source), len(source))
+    content = {"step": step, "data": source.spec, "pictures": pictures, **numbers}
     write_text(workdir / "detections.json", json.dumps(found) + "\n")
     write_text(workdir / "eval.json", json.dumps(content, indent=2) + "\n")
 

@@ -34,7 +34,7 @@ from drkd_jax.monitoring.trace import Trace, read_steps
 from drkd_jax.paths import expand_home
 from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.step.state import Arrays, TrainState
-from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics
+from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics, largest_untrained_share
 from drkd_jax.training.describe import describe, findings, other_classes
 from drkd_jax.training.evaluate import (
     EvaluationStoppedError,
@@ -64,7 +64,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
     Returns:
         `final` and `best` (COCO numbers), `best_step`, `steps` that were done and why it `ended`,
         `seconds` of training over all its sessions, `parameters` (student, distiller, teacher),
-        `warnings`.
+        `warnings`, and, of what distilled, `distillation` (its last word: `text` and `numbers`).
 
     Raises:
         UserError: what the user can mend, before anything is overwritten.
@@ -116,8 +116,9 @@ class _Session:
         self.async_metrics = AsyncMetrics(run, self.metrics, checkpoints)
         self.async_metrics.averager.counts = self.loader.counts
         done = broadcast(lambda: evaluations(workdir / METRICS_FILE))  # lists, where it is JSON
-        self.scores = Scores(run.train, run.steps, list(map(tuple, done)), checkpoints.best())
-        self.since = time.perf_counter()
+        best = checkpoints.best()
+        scored = list(map(tuple, done)) if best else []  # whose best one is gone is scored again
+        self.scores = Scores(run.train, run.steps, scored, best)
 
     def finish(self, request: StopRequest) -> dict[str, Any]:
         """Trains to the end.
@@ -140,20 +141,19 @@ class _Session:
         return self.workdir / SKIPPED_FILE if is_first() else None
 
     def _resume(self) -> None:
-        latest = self.checkpoints.latest_step()
-        if latest is not None:
-            about = self.checkpoints.about()
+        latest, about = self.checkpoints.latest_step(), self.checkpoints.about()
+        if about:  # of the best one where a run was killed before it had another
             check_same_run(about["config"], self.run.config, self.workdir)
             check_same_classes(about["categories"], self.run.categories, self.workdir)
             self.run.warnings += changed_data(about.get("fingerprint", {}), self.fingerprint)
+        if latest is not None:
             self.state = self.checkpoints.restore(self.state, replicated(self.run.mesh))
             # Arrays that orbax made may be read-only memory of its own; the step writes into its.
             self.state = put_everywhere(self.state, self.run.mesh)
             self.loader.set_state(about["data"])
             self.start, self.seconds = latest, float(about["seconds"])
         if is_first():
-            text = json.dumps(self.run.config, indent=2)
-            write_text(self.workdir / "config.json", text + "\n")
+            write_text(self.workdir / "config.json", json.dumps(self.run.config, indent=2) + "\n")
 
     def _open(self, request: StopRequest) -> None:
         run = self.run
@@ -296,8 +296,9 @@ class _Session:
             self.checkpoints.save_best(state, {**self._about(), "numbers": numbers})
             self.scores.best = step, numbers
         if is_first():
-            write_evaluation(self.workdir, step, run.val_source, numbers, found)
-            of = run.train.tensorboard_pictures, run.eval.max_pictures
+            most = run.eval.max_pictures
+            write_evaluation(self.workdir, step, run.val_source, numbers, found, most)
+            of = run.train.tensorboard_pictures, most
             self.metrics.pictures(step, draw_scenes(run.val_source, found, *of))
         self.metrics.evaluation(step, numbers)
         self.scores.done.append((step, numbers))
@@ -331,8 +332,9 @@ class _Session:
         if self.start == summary["steps"]:
             self.metrics.say(f"this run is finished: {summary['ended']}")
         if run.weights:
-            ap = summary["final"]["AP"], self.teacher_ap
-            judged = judge_distillation(self.workdir, tuple(run.weights), *ap)
+            share = largest_untrained_share(run.distillation)
+            known = tuple(run.weights), summary["final"]["AP"], self.teacher_ap, share
+            judged = judge_distillation(self.workdir, *known)
             self.metrics.say(f"distilled  {judged['text']}")
             summary["distillation"] = judged
         if is_first():

@@ -47,7 +47,7 @@ from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.step.state import Arrays, SplitModule, TrainState, merge_module, split_module
 from drkd_jax.step.train_step import picture_keys
 from drkd_jax.training.setup import Run
-from drkd_jax.training.teacher import Teacher, load_teacher
+from drkd_jax.training.teacher import Teacher, for_data, load_teacher
 from drkd_jax.types import Array, Batch, Features
 
 UNITS_FILE = "teacher_units.npz"
@@ -86,10 +86,7 @@ def with_pretrained_units(
     """
     if "distiller" not in run.recipe.graphs:
         return state
-    graph = run.recipe.graphs["distiller"]
-    distiller = merge_module(
-        SplitModule(graph, state.params["distiller"], state.model_state["distiller"])
-    )
+    distiller = _distiller(run, state)
     term = distiller.pixel_relation
     if term is None or term.config.teacher_modules != "pretrained":
         return state
@@ -121,6 +118,11 @@ def with_pretrained_units(
     model_state = split_module(distiller, run.recipe.is_trained["distiller"]).model_state
     others = {**state.model_state, "distiller": put_everywhere(model_state, run.mesh)}
     return dataclasses.replace(state, model_state=others)
+
+
+def _distiller(run: Run, state: TrainState) -> Any:
+    arrays = state.params["distiller"], state.model_state["distiller"]
+    return merge_module(SplitModule(run.recipe.graphs["distiller"], *arrays))
 
 
 def _loss(
@@ -183,12 +185,10 @@ def train_units(
     found: Any = nnx.split(term.teacher, _is_weight, ...)
     graph, weights, statistics = found
     loss_of = _loss(run, distiller, teacher.graph, graph)
-    weights, statistics = put_everywhere(
-        (_as_identity(nnx.as_pure(weights)), nnx.as_pure(statistics)), run.mesh
-    )
+    start = _as_identity(nnx.as_pure(weights)), nnx.as_pure(statistics)
+    weights, statistics = put_everywhere(start, run.mesh)
     settings = _settings(run, config)
-    rate = schedule.learning_rate(settings, (), settings.steps)
-    tx = schedule.optimiser(settings, rate)
+    tx = schedule.optimiser(settings, schedule.learning_rate(settings, (), settings.steps))
 
     def update(weights: Arrays, statistics: Arrays, moments: Any, *given: Any) -> Any:
         gradient, after = jax.grad(loss_of, has_aux=True)(weights, statistics, *given)
@@ -223,26 +223,28 @@ def train_units(
         after, _ = score()
     if not np.isfinite(after):
         raise UserError(
-            "the teacher's graph units: its loss is no finite number after "
-            f"{settings.steps} steps; take a lower distill.pretrain_rate than "
-            f"{config.pretrain_rate:g}"
+            f"the teacher's graph units: no finite loss after {settings.steps} steps; take a lower "
+            f"distill.pretrain_rate than {config.pretrain_rate:g}"
         )
     flat = flatten(nnx.as_pure(nnx.state(nnx.merge(graph, weights, statistics))))
     return Pretrained({name: np.array(leaf) for name, leaf in flat.items()}, before, after, images)
 
 
 def fingerprint(run: Run) -> str:
-    """What the trained units depend on: the teacher's arrays, the data, the phase's settings."""
+    """What the trained units depend on: teacher, input, levels, data, the phase's settings."""
     assert run.teacher is not None
+    assert run.distillation is not None
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten(run.teacher.arrays).items()):
         if name.startswith(("backbone.", "neck.")):  # heads are there or not, as is asked
             digest.update(name.encode() + np.asarray(leaf).tobytes())
-    distill = run.config["distill"]
-    phase = {key: value for key, value in distill.items() if key.startswith("pretrain_")}
-    data = {key: value for key, value in run.config["data"].items() if key not in _HARMLESS}
-    size, seed = run.train.batch_size, run.config["seed"]
-    settings = [distill.get("pixel_relation"), phase, data, size, seed]
+    phase, pixels = run.distillation, run.recipe.teacher_pixels or run.pixels
+    settings = [
+        *(repr(phase.pixel_relation), phase.pretrain_steps, phase.pretrain_rate),
+        *(phase.standardize_teacher, [pair.stride for pair in _distiller(run, run.state).pairs]),
+        {key: value for key, value in run.config["data"].items() if key not in _HARMLESS},
+        *(repr(pixels), run.train.batch_size, run.config["seed"]),
+    ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -255,7 +257,7 @@ def read_units(path: Path, mark: str) -> Pretrained | None:
             if about["fingerprint"] != mark:
                 return None
             arrays = {name: stored[name] for name in stored.files if name != "about"}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     return Pretrained(arrays, about["before"], about["after"], about["images"])
 
@@ -304,23 +306,26 @@ def _settings(run: Run, config: DistillConfig) -> TrainSettings:
 
 
 def _whole_teacher(run: Run) -> Teacher:
-    """The teacher with its heads, which a distillation has no other use for."""
+    """The teacher with its heads, which nothing else needs, by the data's classes."""
     assert run.teacher is not None
-    names = tuple(category.name for category in run.train_source.categories)
+    classes = run.train_source.categories
+    names = tuple(category.name for category in classes)
+    others = UserError(
+        "distill.pixel_relation.teacher_modules = 'pretrained' trains by the teacher's own "
+        f"detection loss, but it knows other classes than {run.train_source.spec}; take 'frozen' "
+        "or 'shared'"
+    )
     if run.teacher.categories and run.teacher.categories != names:
-        raise UserError(
-            "distill.pixel_relation.teacher_modules = 'pretrained' trains by the teacher's own "
-            f"detection loss, but it knows other classes than {run.train_source.spec}; take "
-            "'frozen' or 'shared'"
-        )
+        raise others
     settings = {**run.config["teacher"], "evaluate": True}
     try:
-        return load_teacher(settings, len(names), run.config["seed"])
+        whole = for_data(load_teacher(settings, len(names), run.config["seed"]), classes)
     except UserError as error:
-        raise UserError(
-            f"{error}; distill.pixel_relation.teacher_modules = 'pretrained' needs the teacher's "
-            "heads"
-        ) from error
+        words = "distill.pixel_relation.teacher_modules = 'pretrained' needs the teacher's heads"
+        raise UserError(f"{error}; {words}") from error
+    if whole.detector.num_classes != len(names):  # without names, but not these
+        raise others
+    return whole
 
 
 def _split_source(run: Run) -> tuple[Source, Source]:
@@ -341,9 +346,5 @@ def _split_source(run: Run) -> tuple[Source, Source]:
 
 
 def _loader(run: Run, source: Source) -> TrainIterator:
-    return train_loader(
-        source,
-        run.pipeline,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return train_loader(source, run.pipeline, **process)

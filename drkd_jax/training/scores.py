@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drkd_jax.fault_tolerance.processes import broadcast
+from drkd_jax.monitoring.collapse import UNTRAINED_SHARE
 from drkd_jax.monitoring.last_word import last_word
 from drkd_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from drkd_jax.step.settings import TrainSettings
@@ -42,7 +43,7 @@ class Scores:
     def due(self, step: int) -> bool:
         """Whether an evaluation belongs after this step, and is not done yet."""
         every = self.train.eval_every
-        due = step == self.steps or (every > 0 and step % every == 0)
+        due = step >= self.steps or (every > 0 and step % every == 0)
         return due and step not in [of for of, _ in self.done[-1:]]
 
     def is_better(self, numbers: Numbers) -> bool:
@@ -99,12 +100,27 @@ def summarize(
 
 
 def judge_distillation(
-    workdir: Path, terms: Sequence[str], student_ap: float, teacher_ap: float | None
+    workdir: Path,
+    terms: Sequence[str],
+    student_ap: float,
+    teacher_ap: float | None,
+    untrained: float = UNTRAINED_SHARE,
 ) -> dict[str, Any]:
-    """The last word of a distilled run, from the lines in its work folder; for all processes."""
+    """The last word of a distilled run, from the lines in its work folder; for all processes.
+
+    Args:
+        workdir: of the run.
+        terms: of its distillation.
+        student_ap: AP (0..1) of the student; -1 where there is nothing to find.
+        teacher_ap: likewise of the teacher; None: not measured.
+        untrained: as of `CollapseMonitor`.
+    """
 
     def judge() -> dict[str, Any]:
         lines = [line for line in read_metrics(workdir / METRICS_FILE) if line["kind"] == "train"]
-        return last_word(lines, terms, student_ap=student_ap, teacher_ap=teacher_ap)._asdict()
+        word = last_word(
+            lines, terms, student_ap=student_ap, teacher_ap=teacher_ap, untrained=untrained
+        )
+        return word._asdict()
 
     return broadcast(judge)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -217,12 +218,17 @@ def read_sections(values: Mapping[str, Any]) -> dict[str, Any]:
     """A config with its paths written out, tuples where JSON has lists, and no key but `SECTIONS`.
 
     Raises:
-        UserError: another section.
+        UserError: another section, or one that a run needs is missing.
     """
     config: dict[str, Any] = expand_config(as_tuples(dict(values)))
     for key in config:
         if key not in SECTIONS:
             raise UserError(f"config.{key}: no such part; there are {', '.join(SECTIONS)}")
+    for key in ("seed", "data", "student", "train"):
+        if config.get(key) is None:
+            raise UserError(
+                f"config.{key} is missing: drkd_jax.recipes.common.base() has every key"
+            )
     return config | {
         key: set_keys(config[key]) for key in ("student", "teacher") if config.get(key)
     }
@@ -314,7 +320,7 @@ def keep_programs(folder: str | Path) -> None:
 
 def machine_warnings() -> list[str]:
     """Known troubles of this machine's software."""
-    version = tuple(int(part) for part in jax.lib.__version__.split(".")[:3])
+    version = tuple(map(int, re.findall(r"\d+", jax.lib.__version__)[:3]))
     if jax.default_backend() == "gpu" and (0, 10, 2) <= version <= (0, 11, 0):
         return [
             f"jaxlib {jax.lib.__version__} compiles RoIAlign's backward pass (float32 scatter-add) "

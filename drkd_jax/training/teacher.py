@@ -122,15 +122,16 @@ def for_data(teacher: Teacher, data: Sequence[tuple[Any, str]]) -> Teacher:
         found = map_classes(own, data, "the data")
     except UserError:
         return teacher
-    if found.same:
-        return teacher
+    names = tuple(name for _, name in data)
+    if found.same:  # but for the way that they are written
+        return teacher._replace(categories=names)
     detector = teacher.detector
     if isinstance(detector, Detector):
         detector = follow_classes(detector, found)
     return teacher._replace(
         detector=detector,
         graph=nnx.split(detector)[0],
-        categories=tuple(name for _, name in data),
+        categories=names,
         origin="; ".join((teacher.origin, *found.lines)),
     )
 

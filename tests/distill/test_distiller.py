@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +201,12 @@ def test_teacher_with_another_pyramid_is_cut_with_its_own_stride():
     assert found == pytest.approx(narrow.losses(STUDENT, same, targets()), rel=1e-6)
 
 
+def test_maps_of_other_sides_are_refused_by_level():
+    cut = Features(tuple(x[:, :, 1:] for x in TEACHER.maps), TEACHER.spec)
+    with pytest.raises(UserError, match=r"P3 is \(6, 8\) in the student and \(6, 7\) in the"):
+        call(make(settings(), STUDENT, TEACHER), STUDENT, cut, targets())
+
+
 def test_max_boxes_says_how_many_are_left_out():
     runner = Runner({**settings(), "max_boxes": 2}, STUDENT, TEACHER)
     output, _ = runner.run(runner.params, runner.rest, STUDENT, TEACHER, targets((4, 3)))
@@ -241,6 +249,38 @@ def test_unknown_keys_and_choices_are_named():
         distill_config({"pixle_relation": {}})
     with pytest.raises(UserError, match=r"'papre' is unknown"):
         distill_config({"instance_feature": {"form": "papre"}})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_boxes": 0},
+        {"max_boxes": -1},  # would leave the last box of every image out
+        {"region_size": 0},
+        {"region_levels": 0},
+        {"region_levels": -1},
+        {"pictures_per_device": 0},
+        {"cwd": {"weight": -1.0}},
+        {"pixel_relation": {"weight": float("nan")}},
+        {"pixel_relation": {"momentum": 1.5}},
+        {"fgd": {"momentum": -0.1}},
+        {"instance_relation": {"filter_rank": 0}},
+        {"instance_relation": {"embedding": 0}},
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_by_name(wrong):
+    (name, value), *_ = wrong.items()
+    if isinstance(value, dict):
+        (key, value), *_ = value.items()
+        name = f"{name}.{key}"
+    with pytest.raises(UserError, match=rf"distill\.{re.escape(name)} = {value}: "):
+        distill_config(wrong)
+
+
+def test_a_batch_without_a_row_for_boxes_is_one_without_boxes(paper):
+    none = targets((0, 0), padding=1)
+    rowless = none._replace(boxes=none.boxes[:, :0], valid=none.valid[:, :0])
+    assert paper.losses(STUDENT, TEACHER, rowless) == paper.losses(STUDENT, TEACHER, none)
 
 
 def test_a_term_that_is_none_is_left_out():

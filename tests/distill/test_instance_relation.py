@@ -16,6 +16,7 @@ from drkd_jax.distill.instance_relation import (
     masked_softmax,
     row_entropy,
 )
+from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
 
 X = np.random.default_rng(0).standard_normal((1, 6, 12)).astype(np.float32)
@@ -41,6 +42,11 @@ def test_the_random_filter_depends_on_the_order():
     w = RandomFilter(12, 8, rngs=nnx.Rngs(0))
     found, shuffled = w(X, ALL)[0], w(X[:, order], ALL)[0]
     assert np.abs(np.asarray(shuffled - found[order][:, order])).max() > 1e-3
+
+
+def test_more_boxes_than_the_random_filter_has_outputs_are_refused_by_name():
+    with pytest.raises(UserError, match=r"serves 5 boxes .* rows for 6: set .*max_boxes = 5"):
+        RandomFilter(12, 5, rngs=nnx.Rngs(0))(X, ALL)
 
 
 @pytest.mark.parametrize("kind", ["learned", "random", "none"])

@@ -100,6 +100,12 @@ def test_old_checkpoints_go_and_the_best_one_stays(folder):
             checkpoints.save_best(state, about(numbers={"AP": step / 10}))
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "4"]
     assert checkpoints.best() == (2, {"AP": 0.2})
+    # A run that a kill took back to an earlier step, and that is better there by now.
+    checkpoints.save_best(state_of(key=1, step=1), about(numbers={"AP": 0.3}))
+    assert checkpoints.best() == (1, {"AP": 0.3})
+    checkpoints.save_best(state_of(key=2, step=1), about(numbers={"AP": 0.4}))
+    assert checkpoints.best() == (1, {"AP": 0.4})
+    checkpoints.save_best(state_of(key=2, step=2), about(numbers={"AP": 0.5}))
     for which, wanted in (("best", 2), ("last", 4)):
         arrays, _, step = read_checkpoint(workdir, which)
         student = state_of(key=wanted).params["student"]

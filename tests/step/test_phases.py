@@ -49,6 +49,9 @@ def test_phases_without_a_lesson_are_refused_and_short_ones_named():
     (warning,) = check_distillation(DistillConfig(warmup_steps=200), 100)
     assert "reach 49% of" in warning
     assert check_distillation(DistillConfig(warmup_steps=20, adaptation_steps=9), 100) == []
+    off = dict.fromkeys(("pixel_relation", "instance_relation", "instance_feature"))
+    (warning,) = check_distillation(DistillConfig(**off), 100)
+    assert "no term has a weight" in warning
     for wrong in ({"schedule": "up"}, {"schedule": "stop"}, {"fall_from": 1.0}):
         with pytest.raises(UserError, match=rf"distill\.{next(iter(wrong))} = "):
             DistillConfig(**wrong)

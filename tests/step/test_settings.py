@@ -22,6 +22,11 @@ GOOD = {"batch_size": 2, "learning_rate": 0.1, "steps": 5}
         ({"clip_norm": -1.0}, "train.clip_norm"),
         ({"log_every": 0}, "train.log_every"),
         ({"linear_rate_for": -16}, "train.linear_rate_for"),
+        ({"momentum": 1.0}, "train.momentum"),
+        ({"warmup_factor": -0.1}, "train.warmup_factor"),
+        ({"decay_factor": -0.1}, "train.decay_factor"),
+        ({"clip_norm": float("nan")}, "train.clip_norm"),
+        ({"decay_at": (0.5, -2.0)}, "train.decay_at"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(change, words):

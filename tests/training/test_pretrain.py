@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from drkd_jax.training.pretrain import (
     with_pretrained_units,
 )
 from drkd_jax.training.setup import build_run
+from drkd_jax.training.teacher import load_teacher
 from tests.training import tiny
 
 
@@ -117,8 +120,17 @@ def test_units_of_other_settings_or_a_broken_file_are_not_taken(run, trained, tm
     (tmp_path / "cut").write_bytes(path.read_bytes()[:200])
     assert read_units(tmp_path / "cut", fingerprint(run)) is None
     assert read_units(tmp_path / "nothing", fingerprint(run)) is None
-    other = build_run(config(pretrain_rate=0.01))
-    assert fingerprint(other) != fingerprint(run)
+    (tmp_path / "empty").touch()
+    assert read_units(tmp_path / "empty", fingerprint(run)) is None
+
+
+def test_the_fingerprint_is_of_all_that_the_units_learn_from(run):
+    assert fingerprint(build_run(config(region_size=5))) == fingerprint(run)
+    bgr, coarse = config(), config()
+    bgr["teacher"]["data"] = {"channels": "bgr"}
+    coarse["student"]["min_level"] = 5  # one level has a unit, where two had
+    for other in (config(standardize_teacher=False), bgr, coarse):
+        assert fingerprint(build_run(other)) != fingerprint(run)
 
 
 def test_a_signal_ends_the_phase_and_the_run(monkeypatch, tmp_path):
@@ -138,6 +150,21 @@ def test_a_teacher_that_cannot_detect_these_classes_is_refused(run):
     broken = {**run.config, "teacher": {"checkpoint": "", "init": ""}}
     with pytest.raises(UserError, match="needs the teacher's heads"):
         pretrain._whole_teacher(given(config=broken))
+
+
+def test_its_heads_are_read_by_the_classes_of_the_data(run, monkeypatch):
+    names = tuple(category.name for category in run.train_source.categories)
+    whole = load_teacher({**run.config["teacher"], "evaluate": True}, len(names), 0)
+    turned = whole._replace(categories=names[::-1])
+    monkeypatch.setattr(pretrain, "load_teacher", lambda *_: turned)
+    known = dataclasses.replace(run, teacher=run.teacher._replace(categories=names))
+    found = pretrain._whole_teacher(known)
+    assert found.detector.class_ids == tuple(range(len(names)))[::-1]
+    assert found.categories == names
+    nameless = load_teacher({**run.config["teacher"], "evaluate": True}, 9, 0)
+    monkeypatch.setattr(pretrain, "load_teacher", lambda *_: nameless)
+    with pytest.raises(UserError, match="knows other classes than shapes:24"):
+        pretrain._whole_teacher(run)
 
 
 def test_a_part_of_a_source_is_a_source():

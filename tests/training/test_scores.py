@@ -1,9 +1,13 @@
 """When a run is scored, which score was the best, and when it is over before its end."""
 
+import json
+
 import pytest
 
+from drkd_jax.distill import DistillConfig, PixelRelationConfig
 from drkd_jax.step.settings import TrainSettings
-from drkd_jax.training.scores import Scores
+from drkd_jax.training.async_metrics import largest_untrained_share
+from drkd_jax.training.scores import Scores, judge_distillation
 
 
 def scores(aps, *, patience=2, steps=100, best=None):
@@ -51,9 +55,32 @@ def test_a_best_checkpoint_from_before_a_kill_ends_nothing():
     assert found.why_over()
 
 
+def test_where_there_is_nothing_to_find_nobody_is_said_to_reach_it(tmp_path):
+    line = {"kind": "train", "step": 1, "distill/near": 1.0, "share/near": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    words = judge_distillation(tmp_path, ("near",), -1.0, -1.0)["text"]
+    assert words.startswith("What the teacher reaches is not known")
+    words = judge_distillation(tmp_path, ("near",), 0.2, 0.4)["text"]
+    assert words.startswith("The teacher had to teach (40.0 AP")
+
+
+def test_a_branch_that_was_trained_is_not_called_untrained(tmp_path):
+    """As the monitor of the run has it: a frozen unit's share counts, no other's."""
+    line = {"kind": "train", "step": 1, "distill/pixel_relation": 1.0, "share/pixel_relation": 0.5}
+    line["diag/pixel_relation/P3/teacher_variance"] = 4.0
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    for way, said in (("frozen", True), ("pretrained", False), ("trained", False)):
+        share = largest_untrained_share(
+            DistillConfig(pixel_relation=PixelRelationConfig(teacher_modules=way))
+        )
+        words = judge_distillation(tmp_path, ("pixel_relation",), 0.2, 0.4, share)["text"]
+        assert ("75% of its target from an untrained branch" in words) == said
+
+
 def test_an_evaluation_is_due_once():
     found = scores([0.1, 0.2])
     assert not found.due(20)
     assert found.due(30)
     assert not found.due(35)
     assert found.due(100)
+    assert found.due(105)  # of a run that was made shorter than it already is

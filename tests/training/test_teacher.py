@@ -118,6 +118,14 @@ def test_classes_of_another_order_are_found_by_name(trained):
     assert for_data(turned, [(1, "screw")]) is turned
 
 
+def test_classes_that_are_written_another_way_are_the_same(trained):
+    folders, _ = trained
+    teacher = load_teacher({"checkpoint": str(folders[5])}, 2, 0)
+    alike = for_data(teacher, [(4, "Disc"), (9, "bitten_disc")])
+    assert compare_classes(alike.categories, ("Disc", "bitten_disc")) is None
+    assert (alike.graph, alike.origin) == (teacher.graph, teacher.origin)
+
+
 def test_the_student_starts_from_another_run_s_weights(trained):
     folders, params = trained
     config = tiny.config()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen
-from drkd_jax.distill.layers import BoolMap, FloatMap, safe_ratio, squares
+from drkd_jax.distill.layers import BoolMap, FloatMap, half_mean_square
 
 
 class FeatureImitation(MapTerm):
@@ -26,7 +26,7 @@ class FeatureImitation(MapTerm):
         self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
         """Half the mean square of t - s over pixels that count and channels; 0 without any."""
-        return safe_ratio(squares(s, t, mask), 2 * mask.sum() * t.shape[-1]), {}
+        return half_mean_square(s, t, mask), {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,9 +27,9 @@ from drkd_jax.distill.layers import (
     FloatMap,
     LinearMap,
     accumulator,
+    half_mean_square,
     safe_ratio,
     safe_sqrt,
-    squares,
 )
 from drkd_jax.types import Array
 
@@ -78,8 +78,7 @@ class PKD(MapTerm):
         self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
         """Half the mean square between the standardised maps; 0 without a pixel."""
-        apart = squares(standardized(s, mask), standardized(t, mask), mask)
-        return safe_ratio(apart, 2 * mask.sum() * t.shape[-1]), {}
+        return half_mean_square(standardized(s, mask), standardized(t, mask), mask), {}
 
 
 @dataclasses.dataclass(frozen=True)

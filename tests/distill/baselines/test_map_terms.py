@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from drkd_jax.distill import distill_config
+from drkd_jax.distill import distill_config, layers
 from drkd_jax.distill.baselines.fgd import focal_masks
 from drkd_jax.distill.baselines.mgd import kept_pixels
 from drkd_jax.distill.baselines.pkd import standardized
@@ -28,6 +28,14 @@ STUDENT, TEACHER = pyramid(0, 4), pyramid(1, 6)
 ALONE = {**dict.fromkeys(DRKD), **{name: {"weight": 1.0} for name in NAMES}}
 STRIDES = (8, 16)
 SIZE = 32, 44  # of each picture of `targets`
+
+
+def test_more_numbers_than_32_bits_count_are_counted(monkeypatch):
+    """64 pictures at stride 4 with 256 channels: maps without memory, that nothing reads."""
+    shape = (64, 200, 336)
+    monkeypatch.setattr(layers, "squares", lambda *_: jnp.float32(2 * np.prod(shape) * 256.0))
+    maps = np.broadcast_to(np.float32(0), (*shape, 256))
+    assert layers.half_mean_square(maps, maps, jnp.ones(shape, bool)) == 1
 
 
 def picture_keys(*positions: int) -> jax.Array:

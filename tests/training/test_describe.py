@@ -1,0 +1,29 @@
+"""What a run says of its models and its machine before it starts."""
+
+import jax
+import pytest
+
+from drkd_jax.training import describe, setup
+
+
+def test_a_model_is_called_by_its_name():
+    settings = {"detector": "retinanet", "backbone": {"depth": 101, "groups": 32}}
+    assert describe._model(settings) == "retinanet on ResNeXt-101-FPN"
+    assert describe._model({"detector": "faster_rcnn"}) == "faster_rcnn on ResNet-50-FPN"
+
+
+@pytest.mark.parametrize(
+    ("version", "slow"),
+    [
+        ("0.10.1", False),
+        ("0.10.2", True),
+        ("0.11.0rc1", True),
+        ("0.11.0+nv25.10", True),
+        ("0.11.1.dev20260101", False),
+    ],
+)
+def test_a_jaxlib_that_is_slow_on_gpus_is_named_whatever_its_build(version, slow, monkeypatch):
+    monkeypatch.setattr(jax.lib, "__version__", version)
+    assert setup.machine_warnings() == []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert bool(setup.machine_warnings()) == slow
