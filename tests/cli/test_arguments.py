@@ -22,6 +22,15 @@ REFUSED = [
     ([RECIPE], "--workdir is missing"),
     (["--config=configs/none.py", "--workdir={}"], "configs/none.py"),
     ([RECIPE, "--workdir={}", "--config.train.momentun=1"], "momentun"),
+    (
+        [RECIPE, "--workdir={}", "--config.train.learning_rat=1"],
+        'no key \'learning_rat\' (Did you mean "learning_rate" instead of "learning_rat"?); given',
+    ),
+    (
+        ["--config=folder:student", "--workdir={}", "--config.teacher.checkpoint=x"],
+        "--config.teacher.checkpoint: config.teacher is empty in this recipe",
+    ),
+    (["--workdir={}", "--config.data.train=coco:a:b"], "--config is missing; given are --config."),
     ([RECIPE, "--workdir={}", "--config.train.steps=many"], "many"),
     ([RECIPE, "--workdir={}", "--steps=3"], "Unknown command line flag 'steps'"),
     ([RECIPE, "--workdir={}", "more"], "what is more?"),
