@@ -9,7 +9,7 @@ from typing import Any
 
 from drkd_jax.data.decode import EXIF
 from drkd_jax.data.transforms import RULES
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 
 #: The keys of `config.data` that belong to a network, not to the loader.
 PIXEL_KEYS = ("mean", "std", "channels")
@@ -92,7 +92,8 @@ class PipelineConfig:
         if not 0 <= self.flip <= 1:
             raise UserError(f"flip = {self.flip}: a probability lies between 0 and 1")
         low_high = tuple(self.scale_jitter)
-        if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+        numbers = all(isinstance(factor, (int, float)) for factor in low_high)
+        if len(low_high) != 2 or not numbers or not 0 < low_high[0] <= low_high[1]:
             raise UserError(
                 f"scale_jitter = {self.scale_jitter}: two factors above 0, the smaller one first"
             )
@@ -102,9 +103,15 @@ class PipelineConfig:
         if self.longer < self.shorter and self.resize != "stretch":
             raise UserError(f"longer = {self.longer} is less than shorter = {self.shorter}")
         # Tuples of tuples, whatever a config file held: the config is hashed and pickled.
-        object.__setattr__(self, "canvases", tuple((int(h), int(w)) for h, w in self.canvases))
-        if not self.canvases or min(min(canvas) for canvas in self.canvases) < 1:
-            raise UserError(f"canvases = {self.canvases}: wanted (height, width) pairs")
+        try:
+            canvases = tuple((int(h), int(w)) for h, w in self.canvases)
+        except (TypeError, ValueError):
+            canvases = ()
+        if not canvases or min(min(canvas) for canvas in canvases) < 1:
+            raise UserError(
+                f"canvases = {self.canvases}: wanted (height, width) pairs, as ((800, 1344),)"
+            )
+        object.__setattr__(self, "canvases", canvases)
 
     @property
     def jitters(self) -> bool:
@@ -130,4 +137,7 @@ def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
                 f"config.data.{key}: no such key; there are "
                 f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
             )
-    return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)
+    if config["seed"] < 0:
+        raise UserError(f"config.seed = {config['seed']}: must not be negative")
+    with faults_of("config.data"):
+        return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)

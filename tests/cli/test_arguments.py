@@ -35,6 +35,12 @@ REFUSED = [
     ([RECIPE, "--workdir={}", "--steps=3"], "Unknown command line flag 'steps'"),
     ([RECIPE, "--workdir={}", "more"], "what is more?"),
     ([RECIPE, "--workdir={}", "--config.data.train=folder:x"], "unknown data source"),
+    ([RECIPE, "--workdir={}", "--config.data.canvases=96"], "canvases = (96,): wanted (height,"),
+    ([RECIPE, "--workdir={}", "--config.data.canvases=((96,),)"], "wanted (height, width) pairs"),
+    (
+        ["--config=folder:student", "--workdir={}", "--config.data.scale_jitter=(1,'a')"],
+        "scale_jitter = (1, 'a'): two factors above 0",
+    ),
     ([RECIPE, "--workdir={}", "--process-id=1"], "--process-id belongs to --distributed"),
     ([RECIPE, "--workdir={}", "--coordinator=a:1"], "--coordinator belongs to --distributed"),
     ([RECIPE, "--workdir={}", "--distributed"], "the processes of this run do not find each"),

@@ -17,6 +17,7 @@ from tests.training import tiny
         ({"extra": {}}, "config.extra: no such part"),
         ({"data": {"canvases": ((64, 100),)}}, r"\(64, 100\) is not a multiple .* \(64, 128\)"),
         ({"data": {"shuffle": True}}, "config.data.shuffle: no such key"),
+        ({"data": {"longer": 10}}, "config.data: longer = 10"),
         ({"student": {"init": "nowhere"}}, "config.student.init = nowhere: not there"),
         ({"student": {"depth": 3}}, "depth"),
         ({"teacher": {"init": ""}}, "the teacher is untrained"),
