@@ -14,7 +14,7 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.data.config import PIXEL_KEYS
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 from drkd_jax.models.arrays import flatten, unflatten
 from drkd_jax.models.filling import as_tuples, from_dict
 from drkd_jax.models.settings import BackboneSettings, PyramidSettings
@@ -91,7 +91,8 @@ def build_student(
     """
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     init, seed = config["student"].get("init", ""), config["seed"]
-    student = models.init_detector(settings, num_classes, seed, dtype)
+    with faults_of("config.student"):
+        student = models.init_detector(settings, num_classes, seed, dtype)
     if student.settings.backbone.norm == "folded":
         raise UserError(
             "config.student.backbone.norm = 'folded': a network without norms, for detecting and "
