@@ -154,6 +154,9 @@ def test_train_tells_its_flags():
         (["evaluate", "--workdir=x", "--evaluator=mine"], "invalid choice: 'mine'"),
         (["evaluate", "--workdir=x", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["predict", "--workdir=x", "--out=y"], "required: IMAGE"),
+        (["evaluate", "--weights=x", "--size=800"], "'800' is not two whole numbers, as 800x1333"),
+        (["evaluate", "--workdir=x", "--batch-size=few"], "--batch-size: 'few' is no whole number"),
+        (["export", "--workdir=x", "--to=stablehlo", "--canvas=96", "y"], "--canvas: '96' is not"),
         (["prepare", "tfds:voc", "--images=a", "--instances=b", "--split=c"], "only tfds:coco"),
     ],
 )
