@@ -118,7 +118,7 @@ def test_faults(prepared, coco_folder, tmp_path):
         prepare_tfds(folder.images, folder.json, "train", data_dir)
     with pytest.raises(UserError, match="has no split 'test'; it has train, validation"):
         open_source(f"tfds:coco/2017:test@{data_dir}")
-    with pytest.raises(UserError, match="no prepared dataset"):
+    with pytest.raises(UserError, match=r"no prepared dataset .*prepare tfds:coco/2017 --split="):
         open_source(f"tfds:coco/2017:train@{tmp_path / 'none'}")
     with pytest.raises(UserError, match="split 'val'"):
         prepare_tfds(folder.images, folder.json, "val", tmp_path / "data")
