@@ -48,10 +48,11 @@ def check_files(config: Mapping[str, Any]) -> None:
     missing = {key: path for key, path in paths.items() if not Path(path).exists()}
     if missing:
         listed = " and ".join(f"{key} = {path}" for key, path in missing.items())
+        random = "; --config.student.init= starts the student from random weights"
         raise UserError(
             f"{listed}: not there. Put the file (of torchvision, mmdetection or ours) or the work "
-            "folder of a trained detector there, or name another one; --config.student.init= "
-            f"starts the student from random weights{_published(missing)}"
+            "folder of a trained detector there, or name another one"
+            f"{random if 'config.student.init' in missing else ''}{_published(missing)}"
         )
     for key, place in wanted.items():
         if is_name(place):

@@ -22,6 +22,7 @@ from tests.training import tiny
         ({"student": {"depth": 3}}, "config.student: unknown setting 'depth'"),
         ({"teacher": {"channels": 0}}, "config.teacher: channels is 0"),
         ({"teacher": {"init": ""}}, "the teacher is untrained"),
+        ({"teacher": {"init": "", "checkpoint": "gone"}}, "= gone: not there.* another one$"),
         ({"teacher": {"init": "xavier"}}, "config.teacher.init"),
         ({"distill": {"pixels": {}}}, "distill.pixels"),
     ],
