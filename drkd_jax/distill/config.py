@@ -99,9 +99,10 @@ class PixelRelationConfig:
 
     def __post_init__(self) -> None:
         _fill("pixel_relation", self)
-        object.__setattr__(self, "nodes", tuple(int(m) for m in self.nodes))
-        if not self.nodes or min(self.nodes) < 1:
+        nodes = tuple(self.nodes)
+        if not nodes or not all(isinstance(m, (int, float)) and m >= 1 for m in nodes):
             raise UserError("distill.pixel_relation.nodes wants at least one number, all above 0.")
+        object.__setattr__(self, "nodes", tuple(int(m) for m in nodes))
         _choice("pixel_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
         _choice("pixel_relation", "arithmetic", self.arithmetic, ARITHMETICS)
 
@@ -235,8 +236,9 @@ class DistillConfig:
         for name in ("adaptation_steps", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"distill.{name} = {getattr(self, name)}: cannot be negative.")
-        for name in ("pretrain_steps", "pretrain_rate"):
-            if not getattr(self, name) > 0:
+        above = ("pretrain_steps", "pretrain_rate", "region_size", "region_levels")
+        for name in (*above, "pictures_per_device", "max_boxes"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"distill.{name} = {getattr(self, name)}: must be above 0.")
         if not 0 <= self.fall_from < 1:
             raise UserError(

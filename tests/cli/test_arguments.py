@@ -41,6 +41,11 @@ REFUSED = [
         ["--config=folder:student", "--workdir={}", "--config.data.scale_jitter=(1,'a')"],
         "scale_jitter = (1, 'a'): two factors above 0",
     ),
+    ([RECIPE, "--workdir={}", "--config.train.decay_at=('a',)"], "config.train.decay_at = ('a',)"),
+    (
+        ["--config=demo:tiny", "--workdir={}", "--config.distill.pixel_relation.nodes=('a',)"],
+        "distill.pixel_relation.nodes wants at least one number",
+    ),
     ([RECIPE, "--workdir={}", "--process-id=1"], "--process-id belongs to --distributed"),
     ([RECIPE, "--workdir={}", "--coordinator=a:1"], "--coordinator belongs to --distributed"),
     ([RECIPE, "--workdir={}", "--distributed"], "the processes of this run do not find each"),

@@ -243,6 +243,14 @@ def test_unknown_keys_and_choices_are_named():
         distill_config({"instance_feature": {"form": "papre"}})
 
 
+@pytest.mark.parametrize(
+    "name", ["region_size", "region_levels", "max_boxes", "pictures_per_device"]
+)
+def test_a_count_of_nothing_is_refused(name):
+    with pytest.raises(UserError, match=rf"distill\.{name} = 0: must be above 0"):
+        distill_config({name: 0})
+
+
 def test_a_term_that_is_none_is_left_out():
     runner = Runner({**settings(), "pixel_relation": None}, STUDENT, TEACHER)
     assert set(runner.losses(STUDENT, TEACHER, targets())) == {
