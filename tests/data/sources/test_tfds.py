@@ -132,11 +132,12 @@ def test_faults(prepared, coco_folder, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_boxes_over_the_edge_can_be_prepared(coco_folder, tmp_path):
+def test_boxes_over_the_edge_can_be_prepared(coco_folder, tmp_path, capsys):
     first, second = coco_folder.content["annotations"][:2]
     first["bbox"], second["bbox"] = [-5.0, -5.0, 20.0, 20.0], [200.0, 10.0, 20.0, 20.0]
     coco_folder.write()
     prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")
+    assert ".prepare-" not in capsys.readouterr().out  # a folder that is gone
     source = open_source(f"tfds:coco/2017:train@{tmp_path / 'data'}")
     assert_same(source, CocoSource(coco_folder.images, coco_folder.json))
 
