@@ -92,7 +92,7 @@ def last_word(
     for term in terms if windows else ():
         start, end = _mean(first, f"distill/{term}"), _mean(last, f"distill/{term}")
         fall = numbers[f"fall/{term}"] = 1 - end / start if start else 0.0
-        got.append(f"{term} fell by {fall:.0%}")
+        got.append(f"{term} {f'fell by {fall:.0%}' if fall >= 0 else 'rose'}")
         if fall < LEAST_FALL:
             missed.append(term)
     if missed:

@@ -42,6 +42,11 @@ def test_few_windows_have_a_start_and_an_end_as_well(count):
     assert word.numbers["fall/instance_relation"] == pytest.approx(0.5)
 
 
+def test_a_loss_that_rose_is_said_to_have_risen():
+    word = last_word(lines(end=1e9), TERMS)
+    assert "did not get it: pixel_relation rose, instance_relation rose" in word.text
+
+
 def test_one_window_says_nothing_of_a_fall():
     word = last_word(lines(count=1), TERMS)
     assert "get it:" not in word.text
