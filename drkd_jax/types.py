@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from drkd_jax.errors import UserError
+
 # Shapes and dtypes are checked where a test runs, by jaxtyping. A type checker sees neither, and
 # would only complain wherever a NumPy constant meets a traced array.
 if TYPE_CHECKING:
@@ -71,6 +73,23 @@ class FeatureSpec:
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     kinds: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Writes out tuples.
+
+        Raises:
+            UserError: not one number of channels, or one kind, for each stride.
+        """
+        for name in ("strides", "channels", "kinds"):
+            values = getattr(self, name)
+            if name == "kinds" and values is None:
+                continue
+            if not isinstance(values, (tuple, list)) or len(values) != len(self.strides):
+                raise UserError(
+                    f"FeatureSpec.{name} = {values!r}: a tuple with one entry a level, as channels "
+                    "= (64, 64) beside strides = (8, 16)"
+                )
+            object.__setattr__(self, name, tuple(values))
 
     def __len__(self) -> int:
         return len(self.strides)

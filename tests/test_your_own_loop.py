@@ -13,6 +13,7 @@ import pytest
 from flax import linen, nnx
 
 import drkd_jax
+from drkd_jax.errors import UserError
 
 STUDENT = drkd_jax.FeatureSpec(channels=(4, 4), strides=(4, 8))
 TEACHER = drkd_jax.FeatureSpec(channels=(6, 6), strides=(4, 8))
@@ -116,6 +117,47 @@ def test_plain_optax_around_a_linen_detector(known):
         values.append(float(value))
     assert values[-1] < 0.95 * values[0]
     assert float(rest["teacher_scale"]["variance"][...][0]) > 0
+
+
+def call(student, teacher, boxes=BOXES, valid=VALID, sizes=SIZES):
+    return make()(student, teacher, boxes, valid, sizes)
+
+
+def test_maps_that_the_pyramid_does_not_promise_are_named(known):
+    maps = Foreign(4, nnx.Rngs(1))(IMAGES)
+    with pytest.raises(UserError, match=r"the student gives 1 maps; .* 2 levels \(stride 4, "):
+        call(maps[:1], known)
+    with pytest.raises(UserError, match=r"student's map 0, of stride 4, .* \(2, 4, 8, 8\); .* 4\]"):
+        call(tuple(x.transpose(0, 3, 1, 2) for x in maps), known)
+    with pytest.raises(UserError, match=r"the teacher's map 1, of stride 8, .* 6\]"):
+        call(maps, (known[0], maps[1]))
+    with pytest.raises(UserError, match=r"at stride 4 the student's .* \(2, 7, 8, 4\)"):
+        call(tuple(x[:, :-1] for x in maps), known)
+    with pytest.raises(UserError, match="both have to be of the same pictures"):
+        call(maps, tuple(x[:1] for x in known))
+
+
+def test_a_batch_without_a_row_for_boxes_has_no_box(known):
+    maps = Foreign(4, nnx.Rngs(1))(IMAGES)
+    none = call(maps, known, jnp.zeros((2, 0, 4)), jnp.zeros((2, 0), bool))
+    filled = call(maps, known, valid=jnp.zeros((2, 4), bool))
+    for name, loss in none.losses.items():
+        np.testing.assert_array_equal(loss, filled.losses[name])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "channels=(4, 4), strides=(8,)",
+        "channels=4, strides=(8,)",
+        "channels=(4,), strides=8",
+        "channels=(4,), strides=(8,), kinds=('lateral', 'pool')",
+    ],
+)
+def test_a_pyramid_says_its_levels_one_by_one(wrong):
+    code = f"from drkd_jax import FeatureSpec; FeatureSpec({wrong})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "UserError: FeatureSpec." in found.stderr.splitlines()[-1]
 
 
 def test_importing_it_pulls_in_no_part_of_the_training_program():

@@ -27,7 +27,18 @@ class Parser(argparse.ArgumentParser):
 
 def positive(text: str) -> int:
     """A whole number of 1 or more, for argparse."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
+
+
+def two_numbers(text: str) -> tuple[int, int]:
+    """Two whole numbers of 1 or more from text like 800x1333, for argparse."""
+    parts = text.split("x")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"'{text}' is not two whole numbers, as 800x1333 is")
+    return positive(parts[0]), positive(parts[1])

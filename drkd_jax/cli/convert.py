@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import make_place, write_text
+from drkd_jax.models.build import fill_settings
 from drkd_jax.weights.libraries.key_report import give
 from drkd_jax.weights.libraries.understanding import LIBRARIES, library_table
 from drkd_jax.weights.opening import load
@@ -120,4 +122,18 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
         lines.append(f"its batch norms want an eps of {backbone['eps']}")
     if backbone.get("width", 64) != 64:
         lines.append(f"its backbone is {backbone['width']} wide, not 64")
+    if settings.get("detector"):  # anchors and deltas: how boxes are read from the arrays
+        given = {key: settings[key] for key in ("detector", "convention") if key in settings}
+        own, usual = (fill_settings(values)[1] for values in (settings, given))
+        for key in ("anchors", "delta_stds", "roi_stds"):
+            lines += _other(key, getattr(own, key, None), getattr(usual, key, None))
     return lines
+
+
+def _other(key: str, own: Any, usual: Any) -> list[str]:
+    """Lines about values that are not the usual ones."""
+    if not dataclasses.is_dataclass(own):
+        return [] if own == usual else [f"its {key} is {own}, not {usual}"]
+    names = [field.name for field in dataclasses.fields(own)]
+    each = (_other(f"{key}.{n}", getattr(own, n), getattr(usual, n)) for n in names)
+    return [line for lines in each for line in lines]

@@ -10,7 +10,7 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
-from drkd_jax.cli.arguments import positive
+from drkd_jax.cli.arguments import positive, two_numbers
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.sources.records import Category
 from drkd_jax.errors import UserError
@@ -41,14 +41,8 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
     parser.add_argument(
-        "--size", type=size_of, metavar="SxL", help="--weights: 800x1333 by default"
+        "--size", type=two_numbers, metavar="SxL", help="--weights: 800x1333 by default"
     )
-
-
-def size_of(text: str) -> tuple[int, int]:
-    """Two numbers from text like 800x1333."""
-    shorter, longer = (positive(part) for part in text.split("x"))
-    return shorter, longer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
     place, is_file = where(arguments)
     if is_file and not arguments.data:
-        raise UserError("--weights needs --data: a file does not say which pictures to score")
+        given = f"--workdir={place} is a file, which" if arguments.workdir else "--weights"
+        raise UserError(f"{given} needs --data: a file does not say which pictures to score")
     asked = {
         "max_pictures": arguments.max_pictures,
         "evaluator": arguments.evaluator,

@@ -12,7 +12,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from drkd_jax.cli.arguments import Parser, positive
+from drkd_jax.cli.arguments import Parser, positive, two_numbers
 from drkd_jax.cli.detector import Read, add_place, open_named, read_named, where
 from drkd_jax.errors import UserError
 from drkd_jax.export.onnx_program import need_packages, to_onnx
@@ -84,7 +84,7 @@ def _parser() -> Parser:
     )
     program = parser.add_argument_group("of a program (--to=stablehlo, --to=onnx)")
     program.add_argument(
-        "--canvas", type=_canvas, metavar="HxW", help="pixels; the first one of the training's"
+        "--canvas", type=two_numbers, metavar="HxW", help="pixels; the first one of the training's"
     )
     program.add_argument(
         "--batch", type=positive, help="pictures of a call; any number (ONNX: 1) by default"
@@ -150,12 +150,6 @@ def _about(read: Read, form: Form, source: str) -> dict[str, object]:
         source if is_name(source) else Path(source).name,
         read.step,
     )
-
-
-def _canvas(text: str) -> tuple[int, int]:
-    """Two numbers from text like 800x1344."""
-    height, width = (positive(part) for part in text.split("x"))
-    return height, width
 
 
 def _platforms(text: str) -> tuple[str, ...]:

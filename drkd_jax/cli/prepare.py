@@ -80,7 +80,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.depth and not 8 <= arguments.depth <= 16:
         raise UserError(f"--depth={arguments.depth}: 8 to 16 bits, or 0 for all 16")
 
-    with tqdm(unit="picture", dynamic_ncols=True) as bar:
+    with tqdm(unit="picture", dynamic_ncols=True, disable=None) as bar:  # on terminals only
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drkd_jax.cli.arguments import Parser
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 from drkd_jax.fault_tolerance.writing import make_place, write_text
 
 if TYPE_CHECKING:
@@ -82,4 +82,5 @@ def _relations(run: RunFiles) -> Relations:
         raise UserError(f"--relations={run.name}: {why}")
     # Scored may be other pictures than those of its config: `evaluate --data`.
     config = {**run.config, "data": {**run.config["data"], "val": run.data}}
-    return see_relations(truth.source, config, run.folder)
+    with faults_of(f"--relations={run.name}: {run.folder}"):  # its teacher may have been moved
+        return see_relations(truth.source, config, run.folder)

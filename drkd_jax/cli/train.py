@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -99,15 +100,40 @@ def _parse(argv: Sequence[str]) -> list[str]:
         if len(rest) > 1:
             raise UserError(f"what is {' '.join(rest[1:])}? Every argument is --name=value")
     except (AttributeError, KeyError) as error:
-        given = " ".join(item for item in argv if item.startswith("--config."))
-        # The key, and in a line of its own a guess at what was meant.
-        said = str(error.args[0] if error.args else error).splitlines() or [""]
-        guess = "".join(f" ({line})" for line in said[1:])
-        name = said[0].strip("\"'")
-        _fail(UserError(f"the config knows no key '{name}'{guess}; given are {given}"), EXIT_USER)
+        _fail(UserError(f"the config knows no key {_unknown_key(error)}; given are {_given(argv)}"))
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):  # these flags are made of the recipe
+            _fail(UserError(f"--config is missing; given are {_given(argv)}"))
+        _fail(error)
+    except ValueError as error:
+        # ml_collections says this of a key in a part that the recipe leaves empty.
+        part = re.match(r'Override (\S+) .* field "(\w+)" is None', str(error))
+        if part:
+            key, empty = part.groups()
+            _fail(
+                UserError(
+                    f"--config.{key}: config.{empty} is empty in this recipe, which trains without "
+                    "a teacher; take one that distils, or its form that does (--config=folder:drkd)"
+                )
+            )
+        _fail(error)
     except Exception as error:
-        _fail(error, EXIT_USER)
+        _fail(error)
     return rest
+
+
+def _given(argv: Sequence[str]) -> str:
+    return " ".join(item for item in argv if item.startswith("--config."))
+
+
+def _unknown_key(error: Exception) -> str:
+    """The key that an override names in vain, and a guess at what was meant."""
+    said: object = error
+    while isinstance(said, Exception):  # ml_collections puts one into the other
+        said = said.args[0] if said.args else ""
+    name, *guess = str(said).splitlines() or [""]  # the guess has a line of its own
+    key = name.strip("\"'")
+    return f"'{key}'" + "".join(f" ({line})" for line in guess)
 
 
 def _run(_: Sequence[str]) -> None:
@@ -116,7 +142,7 @@ def _run(_: Sequence[str]) -> None:
         with catch_interrupts():
             _train()
     except UserError as error:
-        _fail(error, EXIT_USER)
+        _fail(error)
     except NonFiniteError as error:
         _fail(error, EXIT_FAULT)
     except InterruptedRunError as error:
@@ -129,7 +155,7 @@ def _run(_: Sequence[str]) -> None:
         raise SystemExit(EXIT_INTERRUPTED) from None
     except Exception as error:
         if isinstance(error, OSError) and no_place(error):
-            _fail(UserError(refusal(error)), EXIT_USER)
+            _fail(UserError(refusal(error)))
         if _DISTRIBUTED.value:
             traceback.print_exc()
             _leave(EXIT_FAULT, f"{type(error).__name__}: {error}")
@@ -168,7 +194,7 @@ def _leave(code: int, words: str) -> None:
         leave(code, words)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
+def _fail(error: Exception, code: int = EXIT_USER) -> NoReturn:
     words = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (UserError, flags.Error)) and code == EXIT_USER:
         words = f"{type(error).__name__}: {words}"

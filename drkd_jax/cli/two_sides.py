@@ -27,7 +27,7 @@ from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.sources.coco import load_json
 from drkd_jax.data.sources.instances import parse_instances
 from drkd_jax.data.sources.records import id_key
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 from drkd_jax.fault_tolerance.checkpoint import load_distiller
 from drkd_jax.report.two_models import Model, Seen, Units
 from drkd_jax.training.teacher import teacher_spec
@@ -75,10 +75,9 @@ def _units(place: str, read: Read, other: str, of_other: Read) -> tuple[Units | 
     """The graph units of a model: of its own run, else of the run that it teaches."""
     if _is_distilled(read):
         taught = _teaches(other, read)
-        num_classes = read.num_classes
-        spec = (
-            of_other.detector.spec if taught else teacher_spec(read.config["teacher"], num_classes)
-        )
+        with faults_of(f"{place}: its config.teacher"):
+            teacher = read.config["teacher"]
+            spec = of_other.detector.spec if taught else teacher_spec(teacher, read.num_classes)
         specs = read.detector.spec, spec
         found = load_distiller(place, read.step, read.config, specs)
         if found is None:

@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from drkd_jax import distill
-from drkd_jax.cli.arguments import Parser, positive
-from drkd_jax.cli.detector import size_of
+from drkd_jax.cli.arguments import Parser, positive, two_numbers
 from drkd_jax.cli.inputs import Picture, batched, drawing_names, find_pictures, mark
 from drkd_jax.cli.two_sides import (
     MOST_PIXELS,
@@ -109,7 +108,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--against", required=True, help="the other one")
     parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
     parser.add_argument(
-        "--size", type=size_of, metavar="SxL", help="files of weights: 800x1333 by default"
+        "--size", type=two_numbers, metavar="SxL", help="files of weights: 800x1333 by default"
     )
     parser.add_argument(
         "--picture", action="append", required=True, help="a file or folder; several times"

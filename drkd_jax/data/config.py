@@ -9,7 +9,7 @@ from typing import Any
 
 from drkd_jax.data.decode import EXIF
 from drkd_jax.data.transforms import RULES
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 
 #: The keys of `config.data` that belong to a network, not to the loader.
 PIXEL_KEYS = ("mean", "std", "channels")
@@ -141,4 +141,7 @@ def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
                 f"config.data.{key}: no such key; there are "
                 f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
             )
-    return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)
+    if config["seed"] < 0:
+        raise UserError(f"config.seed = {config['seed']}: must not be negative")
+    with faults_of("config.data"):
+        return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)

@@ -104,9 +104,10 @@ class PixelRelationConfig:
 
     def __post_init__(self) -> None:
         _fill("pixel_relation", self)
-        object.__setattr__(self, "nodes", tuple(int(m) for m in self.nodes))
-        if not self.nodes or min(self.nodes) < 1:
+        nodes = tuple(self.nodes)
+        if not nodes or not all(isinstance(m, (int, float)) and m >= 1 for m in nodes):
             raise UserError("distill.pixel_relation.nodes wants at least one number, all above 0.")
+        object.__setattr__(self, "nodes", tuple(int(m) for m in nodes))
         _choice("pixel_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
         _choice("pixel_relation", "arithmetic", self.arithmetic, ARITHMETICS)
 

@@ -19,7 +19,7 @@ from drkd_jax.distill.config import DistillConfig
 from drkd_jax.distill.instance_feature import InstanceFeature
 from drkd_jax.distill.instance_relation import InstanceRelation, flat
 from drkd_jax.distill.layers import pixel_mask
-from drkd_jax.distill.pairing import pair_levels
+from drkd_jax.distill.pairing import check_maps, pair_levels
 from drkd_jax.distill.pixel_relation import PixelRelation
 from drkd_jax.distill.regions import ChosenBoxes, choose_boxes, cut, cut_both
 from drkd_jax.distill.teacher_side import TeacherScale, inverse_deviation
@@ -46,6 +46,7 @@ class Distiller(nnx.Module):
 
     Attributes:
         pairs: the levels in common, finest first.
+        specs: the two pyramids.
         pixel_relation, instance_relation, instance_feature: DRKD's terms, or None.
         map_terms: the other distillers that are on, by name.
         teacher_scale: what the default form divides the teacher's maps by, or None.
@@ -76,8 +77,9 @@ class Distiller(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.pairs = pair_levels(student, teacher)
+        self.specs = student, teacher
         near = self.pairs[: config.region_levels]
-        specs = student, teacher
+        specs = self.specs
         terms, size = config.terms, config.region_size
         pixel, relation = terms.get("pixel_relation"), terms.get("instance_relation")
         feature = terms.get("instance_feature")
@@ -144,22 +146,21 @@ class Distiller(nnx.Module):
             Total, losses before their weights, and diagnostics by name.
 
         Raises:
-            UserError: a level's map has other sides in the student than in the teacher, the
-                official form's `pictures_per_device` does not divide the batch, or CrossKD is on
-                and has no responses.
+            UserError: maps that the pyramids did not promise, the official form's
+                `pictures_per_device` does not divide the batch, or CrossKD has no responses.
         """
+        pixels = bool(self.map_terms) or self.pixel_relation is not None
+        check_maps(self.pairs, self.specs, (student, teacher), alike=pixels)
+        boxes, valid, sizes = jnp.asarray(boxes), jnp.asarray(valid), jnp.asarray(sizes)
+        if not valid.shape[1]:  # a row that is not valid means the same
+            boxes, valid = (
+                jnp.pad(x, [(0, k == 1) for k in range(x.ndim)]) for x in (boxes, valid)
+            )
         if image_valid is None:
             image_valid = jnp.ones(sizes.shape[0], bool)
-        boxes, valid, sizes = jnp.asarray(boxes), jnp.asarray(valid), jnp.asarray(sizes)
         s = tuple(student[pair.student].astype(self.dtype) for pair in self.pairs)
         t = tuple(teacher[pair.teacher].astype(self.dtype) for pair in self.pairs)
         t = jax.lax.stop_gradient(t)
-        for pair, (own, known) in zip(self.pairs, zip(s, t, strict=True), strict=True):
-            if own.shape[1:3] != known.shape[1:3]:
-                raise UserError(
-                    f"{pair.name} is {own.shape[1:3]} in the student and {known.shape[1:3]} in the "
-                    "teacher: pad the pictures to a multiple of both sides' strides."
-                )
         images = s[0].shape[0]
         terms = self.config.terms
         masks = {form: self.masks(s, sizes, image_valid, form) for form in ("paper", "official")}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from drkd_jax.errors import UserError
 from drkd_jax.types import FeatureSpec
@@ -68,3 +70,39 @@ def pair_levels(student: FeatureSpec, teacher: FeatureSpec) -> tuple[LevelPair, 
             "Choose detectors that share at least one stride made in the same way."
         )
     return tuple(sorted(pairs, key=lambda pair: pair.stride))
+
+
+def check_maps(
+    pairs: Sequence[LevelPair], specs: tuple[FeatureSpec, FeatureSpec], maps: Any, *, alike: bool
+) -> None:
+    """Refuses maps that are not those that the pyramids promise.
+
+    Args:
+        pairs: the levels in common.
+        specs: the student's pyramid and the teacher's.
+        maps: the student's maps and the teacher's, [B, h, w, C] each.
+        alike: whether the two maps of a pair have to be of one height and width.
+
+    Raises:
+        UserError: names the side and the level, with what is there and what was promised.
+    """
+    for side, spec, given in zip(("student", "teacher"), specs, maps, strict=True):
+        if len(given) != len(spec):
+            raise UserError(
+                f"the {side} gives {len(given)} maps; its FeatureSpec has {len(spec)} levels "
+                f"({_listed(spec)})"
+            )
+        for i, (stride, channels) in enumerate(zip(spec.strides, spec.channels, strict=True)):
+            shape = tuple(given[i].shape)
+            if len(shape) != 4 or shape[-1] != channels:
+                raise UserError(
+                    f"the {side}'s map {i}, of stride {stride}, has the shape {shape}; its "
+                    f"FeatureSpec says [B, h, w, {channels}]"
+                )
+    for pair in pairs:
+        s, t = tuple(maps[0][pair.student].shape), tuple(maps[1][pair.teacher].shape)
+        if s[0] != t[0] or (alike and s != (*t[:3], s[3])):
+            raise UserError(
+                f"at stride {pair.stride} the student's map has the shape {s} and the teacher's "
+                f"{t}; both have to be of the same pictures, and one pixel of the same place"
+            )

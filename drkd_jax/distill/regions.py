@@ -35,10 +35,8 @@ def choose_boxes(
         most: rows to keep; None: all.
 
     Returns:
-        The boxes; rows that are not valid are zeros. Of no row at all (G = 0) one is made.
+        The boxes; rows that are not valid are zeros.
     """
-    if not valid.shape[1]:
-        boxes, valid = jnp.zeros((len(boxes), 1, 4), boxes.dtype), jnp.zeros((len(boxes), 1), bool)
     rows = valid.shape[1] if most is None else min(most, valid.shape[1])
     order = jnp.argsort(~valid, axis=1, stable=True)[:, :rows]
     kept = jnp.take_along_axis(valid, order, axis=1)

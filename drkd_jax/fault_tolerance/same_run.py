@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ FREE_TO_CHANGE = (
 )
 _DEFAULTS = {"data": PipelineConfig, "train": TrainSettings, "eval": EvalSettings}
 _CLASSES = 100  # that a message lists
-_LONG = 40  # characters of a value that a message shows
+_LONG = 40  # characters of a value that a message shows ...
+_BEFORE = 10  # ... and those of them before the first that differs
 
 
 def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -77,9 +79,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
         and not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
     ]
     if wrong:
-        listed = ", ".join(
-            f"{key} ({_value(old, key)} there, {_value(new, key)} here)" for key in wrong
-        )
+        listed = ", ".join(f"{key} ({_values(old, new, key)})" for key in wrong)
         raise UserError(
             f"{workdir} holds a run of another config; these keys differ: {listed}. "
             "Use another --workdir, or set them back"
@@ -133,6 +133,15 @@ def _get(config: Any, key: str) -> Any:
     return config
 
 
-def _value(config: Any, key: str) -> str:
-    text = str(as_tuples(_get(config, key)))
+def _values(old: Any, new: Any, key: str) -> str:
+    texts = [str(as_tuples(_get(config, key))) for config in (old, new)]
+    begin = 0
+    if max(map(len, texts)) > _LONG:  # what is the same would hide what is not
+        alike = (a == b for a, b in zip(*texts, strict=False))
+        begin = max(0, sum(itertools.takewhile(bool, alike)) - _BEFORE)
+    there, here = ("..." * (begin > 0) + _cut(text[begin:]) for text in texts)
+    return f"{there} there, {here} here"
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _LONG else text[: _LONG - 3] + "..."

@@ -15,7 +15,7 @@ from drkd_jax.monitoring.collapse import FULL_ROWS, LEAST_SHARE, UNTRAINED_SHARE
 
 LEAST_GAP = 0.03  # AP between teacher and student under which there is little to teach
 LEAST_FALL = 0.05  # of a term's loss, between its first and its last windows
-_WINDOWS = 3  # log windows that make the start, and the end
+_WINDOWS = 3  # log windows that make the start, and the end, at most half of them each
 
 
 class LastWord(NamedTuple):
@@ -48,7 +48,8 @@ def last_word(
     Returns:
         One paragraph, and the numbers in it.
     """
-    first, last = lines[:_WINDOWS], lines[-_WINDOWS:]
+    windows = min(_WINDOWS, len(lines) // 2)  # start and end share none
+    first, last = lines[:windows], lines[len(lines) - windows :]
     numbers: dict[str, float] = {}
     parts, advice = [], []
 
@@ -93,16 +94,19 @@ def last_word(
     parts.append(f"the terms {how}: {'; '.join(carried)}")
 
     got, missed = [], []
-    for term in terms:
+    for term in terms if windows else ():
         start, end = _mean(first, f"distill/{term}"), _mean(last, f"distill/{term}")
         fall = numbers[f"fall/{term}"] = 1 - end / start if start else 0.0
-        got.append(f"{term} fell by {fall:.0%}")
+        got.append(f"{term} {f'fell by {fall:.0%}' if fall >= 0 else 'rose'}")
         if fall < LEAST_FALL:
             missed.append(term)
     if missed:
         advice.append("more steps, or weights that rise later (distill.warmup_steps)")
     all_or_some = "did not get it" if len(missed) == len(terms) else "got a part of it"
-    parts.append(f"the student {'got it' if not missed else all_or_some}: {', '.join(got)}")
+    if windows:
+        parts.append(f"the student {'got it' if not missed else all_or_some}: {', '.join(got)}")
+    else:
+        parts.append("whether the student got it shows from two log lines on (train.log_every)")
     text = "; ".join(parts) + "."
     if advice:
         text += f" To try next: {'; '.join(dict.fromkeys(advice))}."

@@ -143,6 +143,8 @@ class TrainSettings:
                 raise UserError(
                     f"config.train.{name} = {getattr(self, name)}: must be at least 0 and under 1"
                 )
+        if not all(isinstance(at, (int, float)) for at in self.decay_at):
+            raise UserError(f"config.train.decay_at = {self.decay_at}: numbers, as (0.7, 0.9)")
         if not 0 <= self.final_factor <= 1:
             raise UserError(
                 f"config.train.final_factor = {self.final_factor}: a share of the rate, 0 to 1"

@@ -14,7 +14,7 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.data.config import PIXEL_KEYS
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 from drkd_jax.models.arrays import flatten, unflatten
 from drkd_jax.models.filling import as_tuples, from_dict
 from drkd_jax.models.settings import BackboneSettings, PyramidSettings
@@ -48,10 +48,11 @@ def check_files(config: Mapping[str, Any]) -> None:
     missing = {key: path for key, path in paths.items() if not Path(path).exists()}
     if missing:
         listed = " and ".join(f"{key} = {path}" for key, path in missing.items())
+        random = "; --config.student.init= starts the student from random weights"
         raise UserError(
             f"{listed}: not there. Put the file (of torchvision, mmdetection or ours) or the work "
-            "folder of a trained detector there, or name another one; --config.student.init= "
-            f"starts the student from random weights{_published(missing)}"
+            "folder of a trained detector there, or name another one"
+            f"{random if 'config.student.init' in missing else ''}{_published(missing)}"
         )
     for key, place in wanted.items():
         if is_name(place):
@@ -91,7 +92,8 @@ def build_student(
     """
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     init, seed = config["student"].get("init", ""), config["seed"]
-    student = models.init_detector(settings, num_classes, seed, dtype)
+    with faults_of("config.student"):
+        student = models.init_detector(settings, num_classes, seed, dtype)
     if student.settings.backbone.norm == "folded":
         raise UserError(
             "config.student.backbone.norm = 'folded': a network without norms, for detecting and "

@@ -13,7 +13,7 @@ from flax import nnx
 from drkd_jax import models
 from drkd_jax.data.config import PIXEL_KEYS
 from drkd_jax.distill.baselines.crosskd import CrossKDConfig
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 from drkd_jax.models.detector import Detector
 from drkd_jax.models.feature_extractor import strip
 from drkd_jax.models.filling import as_tuples
@@ -80,7 +80,8 @@ def load_teacher(
     if init == "random":
         if not model:
             raise UserError("config.teacher.init = 'random' needs the teacher's model settings")
-        detector = models.init_detector(model, num_classes, seed, dtype)
+        with faults_of("config.teacher"):
+            detector = models.init_detector(model, num_classes, seed, dtype)
         origin = "random weights, as config.teacher.init asks for"
         return _teacher(detector, origin, (), whole, said)
     if not checkpoint:

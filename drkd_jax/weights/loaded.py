@@ -176,10 +176,22 @@ class Weights:
             lowest: score from which an object counts.
 
         Raises:
-            UserError: the model has no head.
+            UserError: the model has no head, or `check_image` refuses the picture.
         """
+        check_image(image)
         batch = image_batch([image], self.pipeline(), 1)
         detections = Detections(*jax.device_get(tuple(self._run(batch))))
         boxes, scores, labels = found_in(detections, batch, 0)
         most = int((scores >= lowest).sum())
         return Objects(boxes[:most], scores[:most], labels[:most])
+
+
+def check_image(image: Any) -> None:
+    """Refuses what is no picture in bytes: numbers of 0 to 1, say, would all be black.
+
+    Raises:
+        UserError: it is no array [H, W, 3] of uint8.
+    """
+    kind, shape = getattr(image, "dtype", type(image).__name__), np.shape(image)
+    if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise UserError(f"a picture is an RGB array [H, W, 3] of uint8, not {shape} of {kind}")

@@ -95,6 +95,20 @@ def test_user_faults_are_one_line_and_exit_code_2(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_what_no_array_shows_is_said_for_the_other_library(tmp_path, capsys):
+    _, theirs = foreign("mmdet retinanet")
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    files = [str(tmp_path / f"{kind}.safetensors") for kind in ("theirs", "ours", "back")]
+    settings = "anchors.scale=2.0", "delta_stds=[0.1, 0.1, 0.2, 0.2]"
+    assert main(["convert", "--from=mmdet", *(f"--set={s}" for s in settings), *files[:2]]) == 0
+    capsys.readouterr()
+    assert main(["convert", "--to=mmdet", *files[1:]]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "  its anchors.scale is 2.0, not 4.0" in said
+    assert "  its delta_stds is (0.1, 0.1, 0.2, 0.2), not ()" in said
+    assert not any("octaves" in line for line in said)
+
+
 def test_another_library_s_conventions_are_not_written_under_its_names(tmp_path, capsys):
     _, theirs = foreign("mmdet retinanet")
     save_file(theirs, tmp_path / "x.safetensors")

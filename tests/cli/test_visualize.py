@@ -256,6 +256,20 @@ def test_what_is_wrong_is_one_line(folders, picture, tmp_path, capsys, arguments
     assert words in said[0]
 
 
+def test_a_run_whose_teacher_is_gone_is_named(folders, picture, tmp_path, capsys):
+    config = tiny.config(distilled=True)
+    config["teacher"] = {"checkpoint": str(tmp_path / "gone")}
+    config["student"]["min_level"] = 3
+    write_run(tmp_path / "student", config, 2)
+    call = [f"--weights={tmp_path / 'student'}", f"--against={folders[1]}", "--which=last"]
+    call += [f"--picture={picture}", f"--out={tmp_path / 'out'}"]
+    assert command_line.main(["visualize", *call]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'student'}: its config.teacher: {tmp_path / 'gone'}: no such folder" in said
+    )
+
+
 @pytest.mark.usefixtures("swapped")
 def test_a_picture_with_too_few_boxes_still_has_its_pixels(folders, picture, tmp_path, capsys):
     student, teacher = folders

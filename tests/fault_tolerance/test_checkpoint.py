@@ -215,6 +215,16 @@ def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
         check_same_run(stored, other, tmp_path)
 
 
+def test_long_values_are_shown_from_where_they_differ(tmp_path):
+    folder = "coco:/a/long/way/to/the/pictures:/a/long/way/to"
+    old, new = ({**CONFIG, "data": {"train": f"{folder}/{name}"}} for name in ("a.json", "b.json"))
+    with pytest.raises(
+        UserError,
+        match=r"data\.train \(\.\.\.ng/way/to/a\.json there, \.\.\.ng/way/to/b\.json here\)\. Use",
+    ):
+        check_same_run(old, new, tmp_path)
+
+
 def test_a_distiller_that_came_since_is_another_run_only_where_it_is_on(tmp_path):
     stored = {**CONFIG, "distill": {"region_size": 3, "pixel_relation": {"weight": 0.5}}}
     off = {"pkd": {"weight": 0.0}, "mgd": {"weight": 0.0, "masked": 0.65}, "schedule": "constant"}

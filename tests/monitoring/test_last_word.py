@@ -35,6 +35,27 @@ def test_three_times_yes():
     assert word.numbers["teacher_gap"] == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_windows_have_a_start_and_an_end_as_well(count):
+    word = last_word(lines(count=count), TERMS)
+    assert "the student got it: pixel_relation fell by" in word.text
+    assert word.numbers["fall/instance_relation"] == pytest.approx(0.5)
+
+
+def test_a_loss_that_rose_is_said_to_have_risen():
+    word = last_word(lines(end=1e9), TERMS)
+    assert "did not get it: pixel_relation rose, instance_relation rose" in word.text
+
+
+def test_one_window_says_nothing_of_a_fall():
+    word = last_word(lines(count=1), TERMS)
+    assert "get it:" not in word.text
+    assert "got it:" not in word.text
+    assert "train.log_every" in word.text
+    assert "To try next" not in word.text
+    assert "fall/pixel_relation" not in word.numbers
+
+
 @pytest.mark.parametrize(
     ("given", "aps", "said", "advice"),
     [

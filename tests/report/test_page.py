@@ -21,6 +21,7 @@ from drkd_jax.report.found import Found, Looked, look, most_changed
 from drkd_jax.report.markup import tag
 from drkd_jax.report.page import page
 from drkd_jax.report.runs import named_folders, open_truth, read_run, read_runs
+from tests.training import tiny
 
 VAL = "shapes:6:1"
 VOID = {"img", "input", "meta", "br"}
@@ -326,6 +327,19 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, words, tmp_path, 
     said = capsys.readouterr().err
     assert words in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_run_whose_teacher_is_gone_is_named(tmp_path, capsys):
+    config = tiny.config(distilled=True)
+    config["teacher"] = {"checkpoint": "gone"}
+    config["data"]["val"] = VAL
+    folder = leave_run(tmp_path / "run", 1.0, **config)
+    (folder / "checkpoints").mkdir()
+    call = ["report", str(folder), "--relations=run", f"--out={tmp_path / 'x.html'}"]
+    assert program.main(call) == 2
+    said = capsys.readouterr().err
+    assert f"--relations=run: {folder}: config.teacher.checkpoint = gone: not there" in said
+    assert "student.init" not in said
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '[{"score": 1}]'])

@@ -10,6 +10,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.weights.libraries.key_report import give
 from drkd_jax.weights.libraries.mmdet import read
 from drkd_jax.weights.libraries.understanding import library_table
+from drkd_jax.weights.loaded import check_image
 from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours
 from tests.weights.small import MODELS, foreign, random_arrays
@@ -19,6 +20,27 @@ def assert_same(found, wanted):
     assert set(found) == set(wanted)
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.ones((4, 6, 3)),  # of 0 to 1: bytes of them are black
+        np.ones((4, 6), np.uint8),
+        np.ones((4, 6, 4), np.uint8),
+        np.ones((1, 4, 6, 3), np.uint8),
+        [[[1, 2, 3]]],
+        "a.jpg",
+    ],
+    ids=["floats", "grey", "alpha", "batch", "list", "path"],
+)
+def test_what_is_no_picture_in_bytes_is_refused(image):
+    with pytest.raises(UserError, match=r"an RGB array \[H, W, 3\] of uint8, not \("):
+        check_image(image)
+
+
+def test_a_picture_in_bytes_is_taken():
+    check_image(np.ones((4, 6, 3), np.uint8))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,6 +6,8 @@ writes the same features under the same name, version and paths from what the us
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -66,7 +68,8 @@ def prepare_tfds(
             )
         builder.source, builder.split = source, split
         how = tfds.download.DownloadConfig(compute_stats="skip", try_download_gcs=False)
-        builder.download_and_prepare(download_config=how)
+        with contextlib.redirect_stdout(io.StringIO()):  # it would name the scratch folder
+            builder.download_and_prepare(download_config=how)
         _merge(Path(builder.data_dir), target, source.coco_ground_truth(), split)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -30,6 +30,13 @@ from drkd_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+# What can be read, and what makes it.
+_HOW = {
+    "coco/2017": "python -m drkd_jax prepare tfds:coco/2017 --split=SPLIT --images=IMAGES_DIR "
+    "--instances=INSTANCES_JSON --data-dir=DATA_DIR",
+    "coco/2014": "by TFDS's own builder, file_format='array_record'",
+}
+
 
 class TfdsSource(Source):
     """A split of TFDS's ``coco``.
@@ -85,15 +92,15 @@ class TfdsSource(Source):
 
 
 def _dataset_folder(name: str, data_dir: str | None) -> Path:
-    if name not in ("coco/2017", "coco/2014"):
-        raise UserError(f"tfds dataset '{name}': only coco/2017 and coco/2014 can be read")
+    if name not in _HOW:
+        raise UserError(f"tfds dataset '{name}': only {' and '.join(_HOW)} can be read")
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     folder = Path(data_dir or default).expanduser() / name
     versions = sorted(path for path in folder.glob("*") if (path / "dataset_info.json").is_file())
     if not versions:
         raise UserError(
-            f"no prepared dataset in {folder}; make it with "
-            f"'python -m drkd_jax prepare tfds:{name}:SPLIT', or give its data folder as @DATA_DIR"
+            f"no prepared dataset in {folder}; make it ({_HOW[name]}), or give its data folder as "
+            "@DATA_DIR"
         )
     return versions[-1]
 

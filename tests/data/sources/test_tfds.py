@@ -164,7 +164,7 @@ def test_faults(prepared, coco_folder, tmp_path):
         prepare_tfds(folder.images, folder.json, "train", data_dir)
     with pytest.raises(UserError, match="has no split 'test'; it has train, validation"):
         open_source(f"tfds:coco/2017:test@{data_dir}")
-    with pytest.raises(UserError, match="no prepared dataset"):
+    with pytest.raises(UserError, match=r"no prepared dataset .*prepare tfds:coco/2017 --split="):
         open_source(f"tfds:coco/2017:train@{tmp_path / 'none'}")
     with pytest.raises(UserError, match="split 'val'"):
         prepare_tfds(folder.images, folder.json, "val", tmp_path / "data")
@@ -178,11 +178,12 @@ def test_faults(prepared, coco_folder, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_boxes_over_the_edge_can_be_prepared(coco_folder, tmp_path):
+def test_boxes_over_the_edge_can_be_prepared(coco_folder, tmp_path, capsys):
     first, second = coco_folder.content["annotations"][:2]
     first["bbox"], second["bbox"] = [-5.0, -5.0, 20.0, 20.0], [200.0, 10.0, 20.0, 20.0]
     coco_folder.write()
     prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")
+    assert ".prepare-" not in capsys.readouterr().out  # a folder that is gone
     source = open_source(f"tfds:coco/2017:train@{tmp_path / 'data'}")
     assert_same(source, CocoSource(coco_folder.images, coco_folder.json))
 
