@@ -136,6 +136,8 @@ class TrainSettings:
         ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"config.train.{name} = {getattr(self, name)}: must be 0 or more")
+        if not all(isinstance(at, (int, float)) for at in self.decay_at):
+            raise UserError(f"config.train.decay_at = {self.decay_at}: numbers, as (0.7, 0.9)")
         if not all(at >= 0 for at in self.decay_at):
             raise UserError(f"config.train.decay_at = {self.decay_at}: each must be 0 or more")
         for name in ("momentum", "b1", "b2", "ema"):
@@ -143,8 +145,6 @@ class TrainSettings:
                 raise UserError(
                     f"config.train.{name} = {getattr(self, name)}: must be at least 0 and under 1"
                 )
-        if not all(isinstance(at, (int, float)) for at in self.decay_at):
-            raise UserError(f"config.train.decay_at = {self.decay_at}: numbers, as (0.7, 0.9)")
         if not 0 <= self.final_factor <= 1:
             raise UserError(
                 f"config.train.final_factor = {self.final_factor}: a share of the rate, 0 to 1"

@@ -161,7 +161,10 @@ def test_without_nms_every_box_and_score_comes_out(tmp_path):
     [
         (["--to=stablehlo", "x.bin"], "has to end in .stablehlo"),
         (["--to=stablehlo", "--platforms=cpu,abacus", "x.stablehlo"], "'abacus' is not one of"),
-        (["--to=stablehlo", "--canvas=64", "x.stablehlo"], "argument --canvas: invalid"),
+        (
+            ["--to=stablehlo", "--canvas=64", "x.stablehlo"],
+            "--canvas: '64' is not two whole numbers",
+        ),
         (["--to=stablehlo", "--canvas=60x90", "x.stablehlo"], "multiples of 32; use 64x96"),
         (["--to=stablehlo", "--batch=0", "x.stablehlo"], "0 is not 1 or more"),
         (["--to=safetensors", "--no-nms", "x.safetensors"], "--no-nms belongs to programs"),

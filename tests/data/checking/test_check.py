@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -47,14 +48,15 @@ def test_samples_show_every_class_first(coco_folder):
     assert set(samples) >= {0, 1}
 
 
-def test_the_command_reports_and_draws(coco_folder, tmp_path, capsys):
+def test_the_command_reports_and_draws(coco_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     out, file = tmp_path / "drawings", tmp_path / "report.json"
     arguments = ["prepare", coco_folder.spec, "--check", f"--out={out}", f"--json={file}"]
     assert command_line.main(arguments) == 0
     printed = capsys.readouterr()
     assert "4 of 4 pictures can be read, 2 have no box to train on" in printed.out
     assert "0 errors, 1 warnings" in printed.out
-    assert "4/4" in printed.err  # the bar
+    assert "4/4" in printed.err  # the bar, which a file would not show
     drawings = sorted(path.name for path in out.iterdir())
     assert len(drawings) == 4
     assert drawings[0] == "sample_01_a.png"
