@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.sources.classes import list_classes
-from drkd_jax.data.sources.records import Category, changes, id_key
+from drkd_jax.data.sources.records import Category, Source, changes, fingerprint, id_key
 from drkd_jax.distill.config import DistillConfig, distill_config
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.processes import broadcast, from_all
 from drkd_jax.models.filling import as_tuples
 from drkd_jax.step.settings import EvalSettings, TrainSettings
 
@@ -107,6 +110,30 @@ def check_same_classes(
             f"config.data.train has {list_classes(now, _CLASSES)} now. Use another --workdir, or "
             "give the data their old classes and ids back"
         )
+
+
+def common_fingerprints(sources: Mapping[str, Source]) -> dict[str, Any]:
+    """Fingerprints of the sets, after all processes were seen to read the same ones.
+
+    A host whose copy has other pictures or boxes would put them under the numbers of others.
+
+    Args:
+        sources: by "train" and "val", as this process opened them.
+
+    Raises:
+        UserError: on all processes, where one reads another set than process 0.
+    """
+    own = {part: fingerprint(source) for part, source in sources.items()}
+    first = broadcast(lambda: own)
+    for part in sources:
+        other = np.flatnonzero(from_all(np.array([own[part] != first[part]])))
+        if other.size:
+            number = ", ".join(map(str, other))
+            raise UserError(
+                f"config.data.{part}: process {number} reads other pictures or annotations than "
+                "process 0; give all hosts one folder, or the same copy of it"
+            )
+    return own
 
 
 def changed_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

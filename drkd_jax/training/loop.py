@@ -15,7 +15,7 @@ from absl import flags
 
 from drkd_jax.data.pipeline import train_loader
 from drkd_jax.data.skipped import SKIPPED_FILE
-from drkd_jax.data.sources.records import fingerprint
+from drkd_jax.fault_tolerance import same_run
 from drkd_jax.fault_tolerance.checkpoint import Checkpoints
 from drkd_jax.fault_tolerance.interrupt import InterruptedRunError, StopRequest, stop_request
 from drkd_jax.fault_tolerance.lock import locked
@@ -26,7 +26,6 @@ from drkd_jax.fault_tolerance.processes import (
     broadcast,
     is_first,
 )
-from drkd_jax.fault_tolerance.same_run import changed_data, check_same_classes, check_same_run
 from drkd_jax.fault_tolerance.writing import make_folder, write_text
 from drkd_jax.monitoring.metrics import METRICS_FILE, Metrics, evaluations
 from drkd_jax.monitoring.tensorboard import draw_scenes
@@ -105,9 +104,8 @@ class _Session:
         )
         self.start, self.seconds = 0, 0.0
         self.teacher_ap: float | None = None  # where teacher.evaluate asks for it
-        sources = {"train": run.train_source, "val": run.val_source}
-        self.fingerprint: dict[str, Any] = broadcast(
-            lambda: {name: fingerprint(source) for name, source in sources.items()}
+        self.fingerprint = same_run.common_fingerprints(
+            {"train": run.train_source, "val": run.val_source}
         )
         self.compared: set[tuple[int, ...]] = set()  # shapes whose gradients were looked at
         self._resume()
@@ -143,9 +141,11 @@ class _Session:
     def _resume(self) -> None:
         latest, about = self.checkpoints.latest_step(), self.checkpoints.about()
         if about:  # of the best one where a run was killed before it had another
-            check_same_run(about["config"], self.run.config, self.workdir)
-            check_same_classes(about["categories"], self.run.categories, self.workdir)
-            self.run.warnings += changed_data(about.get("fingerprint", {}), self.fingerprint)
+            same_run.check_same_run(about["config"], self.run.config, self.workdir)
+            same_run.check_same_classes(about["categories"], self.run.categories, self.workdir)
+            self.run.warnings += same_run.changed_data(
+                about.get("fingerprint", {}), self.fingerprint
+            )
         if latest is not None:
             self.state = self.checkpoints.restore(self.state, replicated(self.run.mesh))
             # Arrays that orbax made may be read-only memory of its own; the step writes into its.

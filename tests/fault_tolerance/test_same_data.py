@@ -14,7 +14,13 @@ from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.sources import open_source
 from drkd_jax.data.sources.records import fingerprint
 from drkd_jax.errors import UserError
-from drkd_jax.fault_tolerance.same_run import changed_data, check_same_classes, check_same_run
+from drkd_jax.fault_tolerance import same_run
+from drkd_jax.fault_tolerance.same_run import (
+    changed_data,
+    check_same_classes,
+    check_same_run,
+    common_fingerprints,
+)
 from drkd_jax.training.describe import data_findings
 from drkd_jax.training.setup import open_sources
 from tests.data.conftest import CocoFolder
@@ -38,6 +44,19 @@ def test_changed_classes_are_refused_with_both_lists(tmp_path):
             check_same_classes(old, new, tmp_path)
         assert "(1 nut, 2 bolt)" in str(raised.value)
         assert "(" + ", ".join(f"{i} {name}" for i, name in new) + ")" in str(raised.value)
+
+
+@pytest.mark.parametrize("differing", [[], ["train"], ["val"]])
+def test_a_host_with_another_copy_of_the_data_is_named(differing, folder, monkeypatch):
+    """This is process 0 of three; the third one says what it found of each set."""
+    sources = dict.fromkeys(("train", "val"), open_source(folder.spec))
+    third = iter([part in differing for part in sources])
+    monkeypatch.setattr(same_run, "from_all", lambda own: np.concatenate([own, own, [next(third)]]))
+    if not differing:
+        assert common_fingerprints(sources)["val"] == fingerprint(sources["val"])
+        return
+    with pytest.raises(UserError, match=rf"config\.data\.{differing[0]}: process 2 reads other"):
+        common_fingerprints(sources)
 
 
 def now(folder: CocoFolder) -> dict:
