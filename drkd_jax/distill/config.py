@@ -82,7 +82,7 @@ class PixelRelationConfig:
             the start; the default form's map has 1. 0 starts as the identity (and "frozen" stays
             there). None: 0 in the paper form, 1 in the official one.
         student_scale: the same of the student's unit.
-        momentum: of the running average, a step, for "average".
+        momentum: of the running average, a step, for "average"; a part of a batch in parts is one.
         arithmetic: "plain" (pixel by pixel), "gram" (by the Gram matrix of the features), or
             "auto": Gram on maps of at least `gram_from_pixels` pixels, on accelerators on all.
         gram_from_pixels: see above.
