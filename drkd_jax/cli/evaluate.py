@@ -79,7 +79,10 @@ def main(argv: Sequence[str]) -> int:
 
     trained = load_named(arguments, limit)
     if out and not arguments.out:
-        make_folder(out, "--workdir")
+        try:
+            make_folder(out, "--workdir")
+        except UserError as error:  # which ends in "name another place"
+            raise UserError(f"{error} for the results (--out=DIR)") from error
     pipeline = trained.pipeline
     source = open_source(
         arguments.data or trained.config["data"]["val"],

@@ -200,6 +200,17 @@ def test_numbers_are_printed_before_they_are_written(
     assert "the disk is full" in printed.err
 
 
+def test_a_work_folder_that_cannot_be_written_asks_for_another_place(
+    workdir, loaded, capsys, monkeypatch
+):
+    def refused(_folder, flag=""):
+        raise UserError(f"{flag}: cannot be written (read-only); name another place")
+
+    monkeypatch.setattr(evaluate, "make_folder", refused)
+    assert command_line.main(["evaluate", f"--workdir={workdir}"]) == 2
+    assert "name another place for the results (--out=DIR)" in capsys.readouterr().err
+
+
 def test_predict_by_a_file_of_weights_and_with_more_boxes(workdir, tmp_path):
     file = str(tmp_path / "student.safetensors")
     export = ["export", f"--workdir={workdir}", "--format=safetensors", file]
