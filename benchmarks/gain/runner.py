@@ -148,8 +148,8 @@ class Runner:
             environment["XLA_FLAGS"] = flags
         if self.shares_memory and self.slots > 1:
             environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{_MEMORY / self.slots:.3f}")
-        with (job.folder / LOG_FILE).open("ab") as log:
-            process = subprocess.Popen(
+        with (job.folder / LOG_FILE).open("ab") as log, _on_cores(share):
+            return subprocess.Popen(
                 command,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -159,10 +159,6 @@ class Runner:
                 # Ctrl-C is for this process, which hands it on once; twice would end it at once.
                 start_new_session=True,
             )
-        if share and hasattr(os, "sched_setaffinity"):
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(process.pid, share)
-        return process
 
     def note(self, job: Job) -> list[str]:
         """Makes a run's folder with a note of who trains it; returns the command that does."""
@@ -241,3 +237,17 @@ def _last_words(folder: Path) -> str:
         return "no log"
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or ["nothing was printed"])[-1]
+
+
+@contextlib.contextmanager
+def _on_cores(share: Sequence[int]) -> Iterator[None]:
+    """What is started here begins on these cores; moved later, it might have counted them all."""
+    if not share or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, share)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
