@@ -86,11 +86,14 @@ def _config(kind: str, options: argparse.Namespace) -> ConfigDict:
         config.teacher = teacher
     steps = options.teacher_steps if kind == "teacher" else options.steps
     if steps:
-        _shorten(config.train, steps)
+        factor = _shorten(config.train, steps)
+        if config.distill:
+            for key in ("adaptation_steps", "warmup_steps"):
+                config.distill[key] = round(config.distill[key] * factor)
     return config
 
 
-def _shorten(settings: Any, steps: int) -> None:
+def _shorten(settings: Any, steps: int) -> float:
     """Another length of the run: what `config.train` counts in steps keeps its place in it."""
     if settings.steps < 1:
         raise UserError("--steps needs a recipe that counts in steps, not in epochs")
@@ -99,3 +102,4 @@ def _shorten(settings: Any, steps: int) -> None:
     settings.warmup_steps = max(1, round(settings.warmup_steps * factor))
     settings.eval_every = max(1, round(settings.eval_every * factor)) if settings.eval_every else 0
     settings.steps = steps
+    return factor

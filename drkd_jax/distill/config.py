@@ -242,8 +242,12 @@ class DistillConfig:
             )
         for name in ("region_size", "region_levels", "max_boxes", "pictures_per_device"):
             _at_least_one(name, getattr(self, name))
-        for name in TERMS:
-            settings = getattr(self, name)
+        for name, kind in TERMS.items():
+            settings: Any = getattr(self, name)
+            if not isinstance(settings, kind | None):
+                raise UserError(
+                    f"distill.{name} = {settings!r}: wants settings of {kind.__name__}, or None."
+                )
             if settings and not settings.weight >= 0:
                 raise UserError(
                     f"distill.{name}.weight = {settings.weight}: cannot be negative; 0 leaves the "

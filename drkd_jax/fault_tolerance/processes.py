@@ -23,7 +23,7 @@ from jax._src import distributed  # its client has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from drkd_jax.errors import EXIT_FAULT, UserError
+from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.step.sharding import replicated, split
 
 _HOW = (
@@ -105,7 +105,7 @@ def _give_up(coordinator: str | None, timeout: int) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(EXIT_FAULT)
+    os._exit(EXIT_USER)
 
 
 def is_first() -> bool:

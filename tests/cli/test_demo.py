@@ -9,6 +9,7 @@ import pytest
 from configs import demo as recipe
 from drkd_jax import __main__ as program
 from drkd_jax.cli import demo
+from drkd_jax.recipes import finding
 
 
 def test_tiny_demo_leaves_everything_behind_and_goes_on(tmp_path, capsys):
@@ -39,13 +40,18 @@ def options(*argv: str):
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
-def test_shorter_runs_keep_their_shape(detector):
+def test_shorter_runs_keep_their_shape(detector, monkeypatch):
     long = recipe.get_config(f"student:{detector}")
     short = demo._config("student", options(f"--detector={detector}", "--steps=45"))
     assert short.train.steps == 45
     assert short.student.to_dict() == long.student.to_dict()
     for old, new in zip(long.train.decay_at, short.train.decay_at, strict=True):
         assert new == old if old < 1 else new == pytest.approx(old * 45 / long.train.steps)
+    taught = recipe.get_config(f"drkd:{detector}")
+    taught.distill.warmup_steps = 2 * taught.train.steps // 5
+    monkeypatch.setattr(finding, "load_recipe", lambda _: taught)
+    assert demo._config("drkd", options("--steps=45")).distill.warmup_steps == 18
+    monkeypatch.undo()
     asked = options(f"--detector={detector}", "--train-teacher", "--steps=45")
     teacher = demo._config("teacher", asked)
     assert teacher.train.steps == recipe.get_config(f"teacher:{detector}").train.steps

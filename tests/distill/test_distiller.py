@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from drkd_jax.distill import distill_config, relation_features, relation_matrix
+from drkd_jax.distill import DistillConfig, distill_config, relation_features, relation_matrix
 from drkd_jax.errors import UserError
 from drkd_jax.types import Features, Targets
 from tests.distill.common import Runner, call, make, pyramid, relative, settings, targets
@@ -249,6 +249,13 @@ def test_unknown_keys_and_choices_are_named():
         distill_config({"pixle_relation": {}})
     with pytest.raises(UserError, match=r"'papre' is unknown"):
         distill_config({"instance_feature": {"form": "papre"}})
+
+
+def test_a_weight_in_the_place_of_a_terms_settings_is_refused():
+    config = DistillConfig()
+    object.__setattr__(config, "pixel_relation", 3.0)  # past the types that the tests check
+    with pytest.raises(UserError, match=r"pixel_relation = 3\.0: wants settings of PixelRel"):
+        config.__post_init__()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ QUICK = {"optimizer": "adamw", "learning_rate": 3e-3, "b2": 0.99, "clip_norm": 1
 
 
 # Seeds 0 to 2 of Faster R-CNN all reach 0.884 after 90 and after 110 steps; after 70, 0.83 to 0.86.
+# Another JAX had 0.773 after 90.
 @pytest.mark.parametrize(
     ("detector", "goal", "side", "steps", "student", "optimizer"),
-    [("retinanet", 0.95, 96, 80, {}, QUICK), ("faster_rcnn", 0.85, 128, 90, FEW, QUICK)],
+    [("retinanet", 0.95, 96, 80, {}, QUICK), ("faster_rcnn", 0.85, 128, 110, FEW, QUICK)],
 )
 def test_learns_four_pictures_by_heart(detector, goal, side, steps, student, optimizer, tmp_path):
     config = overfit.get_config(detector)

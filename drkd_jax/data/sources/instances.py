@@ -134,9 +134,10 @@ def _mended(content: dict[str, Any], images: list[_Image], classes: list[Any]) -
     """What was read in another way than it stands, a line a kind."""
     texts = sum(isinstance(image.id, str) for image in images)
     texts += sum(isinstance(category.id, str) for _, category in classes)
-    nulls = {"area": 0, "iscrowd": 0}
+    nulls, ignored = {"area": 0, "iscrowd": 0}, 0
     for row in content["annotations"]:
         if isinstance(row, dict):
+            ignored += bool(row.get("ignore")) and not row.get("iscrowd")
             texts += sum(type(row.get(key)) is str for key in ("id", "image_id", "category_id"))
             for key in nulls:
                 nulls[key] += key in row and row[key] is None
@@ -156,6 +157,12 @@ def _mended(content: dict[str, Any], images: list[_Image], classes: list[Any]) -
     for key, instead in (("area", "width x height is taken"), ("iscrowd", "0 is taken")):
         if nulls[key]:
             lines.append(f"{nulls[key]} annotations have '{key}' null; {instead}")
+    if ignored:
+        lines.append(
+            f"{ignored} annotations have 'ignore', which COCO's score does not look at and this "
+            "program neither: their boxes are trained on and scored; 'iscrowd': 1 takes them out "
+            "of both"
+        )
     return lines
 
 

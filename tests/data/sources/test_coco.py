@@ -165,6 +165,17 @@ def test_area_and_iscrowd_may_be_null_and_it_is_said(coco_folder):
     ]
 
 
+def test_ignore_is_not_looked_at_and_it_is_said(coco_folder):
+    for row in coco_folder.content["annotations"]:
+        row["ignore"] = 1
+    crowds = sum(bool(row.get("iscrowd")) for row in coco_folder.content["annotations"])
+    coco_folder.write()
+    source = open_source(coco_folder.spec)
+    assert source.describe()["crowd"] == crowds > 0
+    (line,) = source.mended
+    assert line.startswith(f"{6 - crowds} annotations have 'ignore'")
+
+
 def test_an_outline_without_a_box_is_named(coco_folder):
     del coco_folder.content["annotations"][0]["bbox"]
     coco_folder.content["annotations"][0]["segmentation"] = [[1, 1, 5, 1, 5, 5]]
