@@ -248,7 +248,9 @@ class DistillConfig:
                 raise UserError(
                     f"distill.{name} = {settings!r}: wants settings of {kind.__name__}, or None."
                 )
-            if settings and not settings.weight >= 0:
+            if settings is None:
+                continue
+            if not settings.weight >= 0:
                 raise UserError(
                     f"distill.{name}.weight = {settings.weight}: cannot be negative; 0 leaves the "
                     "term out."
