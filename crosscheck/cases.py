@@ -114,25 +114,30 @@ def _instances(form: str) -> dict[str, Any]:
 def _term_cases(make: Maker) -> Iterator[Case]:
     canvas, pictures = (128, 192), 4
     for form in ("paper", "official"):
-        for names, arithmetic in (
-            (("pixel_relation",), "plain"),
-            (("pixel_relation",), "gram"),
-            (("instance_relation",), "plain"),
-            (("instance_feature",), "plain"),
+        for names, arithmetic, compare in (
+            (("pixel_relation",), "plain", "values"),
+            (("pixel_relation",), "gram", "values"),
+            (("pixel_relation",), "plain", "correlation"),
+            (("pixel_relation",), "gram", "correlation"),
+            (("instance_relation",), "plain", "values"),
+            (("instance_feature",), "plain", "values"),
         ):
+            if form == "official" and compare == "correlation":
+                continue
             strides = (4, 8) if "pixel_relation" in names else (8, 16)
             settings = {
                 "form": form,
                 "terms": names,
                 "strides": strides,
                 "nodes": (4, 8),
+                "compare": compare,
                 "normalize": form == "paper",
                 "arithmetic": arithmetic,
                 **_instances(form),
                 "groups": 1 if form == "paper" else pictures // 2,
             }
             build = partial(ours.make_distiller, settings, (8, 12), make.dtype)
-            how = f", {arithmetic} arithmetic" if "pixel_relation" in names else ""
+            how = f", {compare}, {arithmetic} arithmetic" if "pixel_relation" in names else ""
             yield make.case(
                 f"{names[0]}, {form} form{how}",
                 "terms",
@@ -151,12 +156,17 @@ def _large_cases(make: Maker) -> Iterator[Case]:
     if make.dtype == "float64":
         return
     canvas, pictures, strides = (800, 1344), 1, (4,)
-    for form, arithmetic in (("paper", "gram"), ("official", "plain")):
+    for form, compare, arithmetic in (
+        ("paper", "values", "gram"),
+        ("paper", "correlation", "gram"),
+        ("official", "values", "plain"),
+    ):
         settings = {
             "form": form,
             "terms": ("pixel_relation",),
             "strides": strides,
             "nodes": (8,),
+            "compare": compare,
             "normalize": form == "paper",
             "arithmetic": arithmetic,
             **_instances(form),
@@ -167,7 +177,7 @@ def _large_cases(make: Maker) -> Iterator[Case]:
         c = targets(make, canvas, pictures, 3)
         c["sizes"] = np.asarray([[750, 1333]], np.int32)
         yield make.case(
-            f"pixel relation, {form} form, 200x336 map,",
+            f"pixel relation, {form} form, {compare}, 200x336 map,",
             "terms",
             settings,
             {
@@ -230,6 +240,7 @@ def _step_cases(make: Maker) -> Iterator[Case]:
             "terms": ("pixel_relation", "instance_relation", "instance_feature"),
             "strides": (4, 8),
             "nodes": (4, 4),
+            "compare": "correlation" if form == "paper" else "values",
             "normalize": form == "paper",
             "arithmetic": "gram" if form == "paper" else "plain",
             **_instances(form),

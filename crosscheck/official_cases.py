@@ -91,6 +91,7 @@ def official_cases(dtype: str) -> Iterator[Case]:
         "terms": ("pixel_relation", "instance_relation", "instance_feature"),
         "strides": strides,
         "nodes": (4, 4, 8),
+        "compare": "values",
         "normalize": False,
         "arithmetic": "plain",
         "standardize": False,

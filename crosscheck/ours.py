@@ -136,6 +136,7 @@ def config_of(settings: Settings) -> DistillConfig:
     if "pixel_relation" in settings["terms"]:
         values["pixel_relation"] = {
             **common,
+            "compare": settings["compare"],
             "nodes": settings["nodes"],
             "normalize": settings["normalize"],
             "arithmetic": settings["arithmetic"],

@@ -40,9 +40,9 @@ def distill(
     """The losses before their weights.
 
     Args:
-        settings: "form", "terms" (names), "filter", "normalize", "groups", "standardize",
-            "similarity" with its numbers, and the common "strides"; levels are in order and paired
-            already.
+        settings: "form", "terms" (names), "compare", "filter", "normalize", "groups",
+            "standardize", "similarity" with its numbers, and the common "strides"; levels are in
+            order and paired already.
         x: maps "s0", "s1".. of the student and "t0", "t1".. of the teacher.
         p: parameters by their flat names.
         c: "sizes", "boxes", "valid", "picture_valid".
@@ -68,6 +68,7 @@ def distill(
             teachers,
             masks,
             form=form,
+            compare=settings["compare"],
             normalize=settings["normalize"],
             groups=groups,
         )

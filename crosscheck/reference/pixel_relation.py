@@ -11,6 +11,17 @@ from crosscheck.reference.graph_unit import graph_unit
 from crosscheck.reference.layers import Parameters, linear, sub
 
 
+def standardized(x: Tensor, mask: Tensor) -> Tensor:
+    """[B, P, C]: each channel of each picture about its mean, over the root of variance + 1e-4."""
+    out = torch.zeros_like(x)
+    for i, inside in enumerate(mask):
+        if inside.any():
+            pixels = x[i, inside]
+            off = pixels - pixels.mean(0)
+            out[i, inside] = off / ((off**2).mean(0) + 1e-4).sqrt()
+    return out
+
+
 def pixel_relation(
     parameters: Parameters,
     student: list[Tensor],
@@ -18,6 +29,7 @@ def pixel_relation(
     masks: list[Tensor],
     *,
     form: str,
+    compare: str,
     normalize: bool,
     groups: int = 1,
 ) -> Tensor:
@@ -28,7 +40,10 @@ def pixel_relation(
         unit = partial(graph_unit, normalize=normalize, train=True, groups=groups)
         phi_s, _ = unit(sub(parameters, f"student.{level}"), s.flatten(1, 2), inside)
         phi_t, _ = unit(sub(parameters, f"teacher.{level}"), t.flatten(1, 2), inside)
-        difference = phi_t - linear(sub(parameters, f"adaptation.{level}"), phi_s)
+        phi_s = linear(sub(parameters, f"adaptation.{level}"), phi_s)
+        if compare == "correlation":
+            phi_s, phi_t = (standardized(x, inside) for x in (phi_s, phi_t))
+        difference = phi_t - phi_s
         if form == "paper":
             total = total + (difference[inside] ** 2).mean() / len(student)
         else:

@@ -17,18 +17,20 @@ from drkd_jax.errors import UserError
 FORMS = ("paper", "official")
 TEACHER_MODULES = ("trained", "frozen", "pretrained", "shared", "average")
 ARITHMETICS = ("auto", "plain", "gram")
+COMPARISONS = ("correlation", "values")
 FILTERS = ("learned", "random", "none")
 SIMILARITIES = ("cosine", "embedded", "bilinear")
 SCHEDULES = ("constant", "linear", "cosine", "stop")
 
 # What a setting that is None becomes, (paper, official). Weights of the paper form: in variances of
-# the teacher's maps, measured with few labels (docs/results.md); of the official one: the author's,
-# two-stage, which belong to plain norms over two pictures a device. Teacher modules: measured in
-# docs/method.md; "frozen" and "average" do not collapse on noise, and "frozen" serves a teacher of
-# other widths than the student's too.
+# the teacher's maps, or of their channels, measured in trainings (docs/results.md); of the official
+# one: the author's, two-stage, which belong to plain norms over two pictures a device. Teacher
+# modules: measured in docs/method.md; "frozen" and "average" do not collapse on noise, and "frozen"
+# serves a teacher of other widths than the student's too.
 _BY_FORM: dict[str, dict[str, tuple[Any, Any]]] = {
     "pixel_relation": {
-        "weight": (0.5, 1e-3),
+        "weight": (15.0, 1e-3),
+        "compare": ("correlation", "values"),
         "normalize": (True, False),
         "teacher_modules": ("frozen", "trained"),
         "teacher_scale": (0.0, 1.0),  # of the graph units' branch at the start
@@ -42,6 +44,9 @@ _BY_FORM: dict[str, dict[str, tuple[Any, Any]]] = {
     },
     "instance_feature": {"weight": (0.5, 2.4e-3)},
 }
+
+
+_WEIGHT_OF_VALUES = 0.5  # of the pixel relation in the paper form, measured likewise
 
 
 def _choice(term: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -68,8 +73,13 @@ class PixelRelationConfig:
     """L_PR: the pixels of a map, related through a small graph.
 
     Attributes:
-        weight: what the loss is multiplied by in the total. None: see `_BY_FORM`.
+        weight: what the loss is multiplied by in the total. None: see `_BY_FORM`; 0.5 beside
+            "values" in the paper form.
         form: "paper" (mean square, padding masked) or "official" (plain norm of the batch).
+        compare: what of the two embeddings is compared: their "values", as in the paper, or each
+            channel's rise and fall over the pixels of a picture ("correlation": twice 1 minus
+            Pearson's r, whatever the channel's mean and scale). None: "correlation" in the paper
+            form, "values" in the official one, which knows no other.
         nodes: graph nodes m of each paired level, finest first; the last value serves the rest.
         normalize: divide the node sums by the number of pixels, so that they do not grow with
             the picture. None: yes in the paper form, no in the official one.
@@ -92,6 +102,7 @@ class PixelRelationConfig:
 
     weight: float | int | None = None
     form: str = "paper"
+    compare: str | None = None
     nodes: tuple[int, ...] = (64, 64, 256)
     normalize: bool | None = None
     teacher_modules: str | None = None
@@ -103,11 +114,19 @@ class PixelRelationConfig:
     gram_guard: float | int = 0.01
 
     def __post_init__(self) -> None:
+        if (self.weight, self.form, self.compare) == (None, "paper", "values"):
+            object.__setattr__(self, "weight", _WEIGHT_OF_VALUES)
         _fill("pixel_relation", self)
         nodes = tuple(self.nodes)
         if not nodes or not all(isinstance(m, (int, float)) and m >= 1 for m in nodes):
             raise UserError("distill.pixel_relation.nodes wants at least one number, all above 0.")
         object.__setattr__(self, "nodes", tuple(int(m) for m in nodes))
+        _choice("pixel_relation", "compare", str(self.compare), COMPARISONS)
+        if self.form == "official" and self.compare != "values":
+            raise UserError(
+                f"distill.pixel_relation.compare = {self.compare!r}: the official form has "
+                "'values' only; take form 'paper'."
+            )
         _choice("pixel_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
         _choice("pixel_relation", "arithmetic", self.arithmetic, ARITHMETICS)
 

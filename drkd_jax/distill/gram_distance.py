@@ -32,11 +32,15 @@ from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio
 from drkd_jax.distill.together import Answers, together
 from drkd_jax.types import Array
 
+# Added to a channel's variance: one that is flat in a picture says nothing there. The teacher's
+# maps have a deviation of 1, so this is a hundredth of it.
+FLAT = 1e-4
+
 
 class Distance(NamedTuple):
     """What one level has to say, per picture: sums over valid pixels and channels."""
 
-    squares: Float[Array, "B"]  # of phi_t - f(phi_s)
+    squares: Float[Array, "B"]  # of z(phi_t) - z(f(phi_s))
     energy: Float[Array, "B"]  # of phi_t
     spread: Float[Array, "B"]  # of phi_t about its mean over the pixels
     input_energy: Float[Array, "B"]  # of t
@@ -178,6 +182,7 @@ def _branch_moments(
 
 class _Answer(NamedTuple):
     distance: Distance
+    against: Float[Array, "B"]  # what squares are small beside: those of z(phi_t)
     of_s: _Affine
     of_t: _Affine
     moments_s: Moments
@@ -191,6 +196,7 @@ def _level(
     blocks: Gram,
     count: Float[Array, "B"],
     *,
+    compare: str,
     normalize: bool,
     groups: int,
     train: bool,
@@ -213,22 +219,44 @@ def _level(
     kernel, student_part = adapted[:, :channels], adapted[:, channels:]
     cross_part = product("bcd,bde->bce", inner_st, phi_t.affine.kernel)
     # Squares about the mean plus the mean's own: better conditioned than both at once.
-    spread = (phi_t.spread * phi_t.affine.kernel).sum((1, 2))
-    inner = spread + ((student_part - 2 * cross_part) * kernel).sum((1, 2))
+    within_t = (phi_t.spread * phi_t.affine.kernel).sum(1)
     means = jnp.stack([phi_s.mean, phi_s.affine.bias])
     mean, bias = product("kbc,cd->kbd", means, adaptation.kernel) + adaptation.bias
-    squares = inner + count * ((phi_t.mean - mean) ** 2).sum(1)
+    spread = within_t.sum(1)
     energy = spread + count * (phi_t.mean**2).sum(1)
+    affine_s, affine_t = _Affine(kernel, bias), phi_t.affine
+    if compare == "correlation":
+        within_s = (student_part * kernel).sum(1)
+        gain_s, gain_t = (_gain(within, count) for within in (within_s, within_t))
+        both = (cross_part * kernel).sum(1) * gain_s * gain_t
+        own_s, own_t = within_s * gain_s**2, within_t * gain_t**2
+        squares, against = (own_t + own_s - 2 * both).sum(1), own_t.sum(1)
+        affine_s = _Affine(kernel * gain_s[:, None], (bias - mean) * gain_s)
+        affine_t = _Affine(affine_t.kernel * gain_t[:, None], (affine_t.bias - phi_t.mean) * gain_t)
+    else:
+        inner = spread + ((student_part - 2 * cross_part) * kernel).sum((1, 2))
+        squares, against = inner + count * ((phi_t.mean - mean) ** 2).sum(1), energy
     trace, inner_trace = (
         jnp.trace(square, axis1=1, axis2=2) for square in (blocks.tt, of_t.covariance)
     )
     return _Answer(
         Distance(squares, energy, spread, trace, inner_trace, count),
-        _Affine(-kernel, -bias),
-        phi_t.affine,
+        against,
+        _Affine(-affine_s.kernel, -affine_s.bias),
+        affine_t,
         phi_s.moments,
         phi_t.moments,
     )
+
+
+def _gain(within: Float[Array, "B C"], count: Float[Array, "B"]) -> Float[Array, "B C"]:
+    """What a channel is multiplied by to have a variance of 1 in its picture.
+
+    Args:
+        within: sum of squares about the picture's mean; below 0 it is rounding.
+        count: pixels of each picture.
+    """
+    return jax.lax.rsqrt(safe_ratio(jnp.maximum(within, 0), count[:, None]) + FLAT)
 
 
 def _residual_squares(
@@ -252,15 +280,16 @@ def _residual_squares(
 
 
 def gram_distances(
-    levels: Sequence[Level], *, groups: int, train: bool, guard: float | int
+    levels: Sequence[Level], *, compare: str, groups: int, train: bool, guard: float | int
 ) -> list[Distance]:
     """The distances of levels from Gram matrices: same numbers as the plain form.
 
     Args:
         levels: units (whose running statistics move in training), f, maps and pixels that count.
+        compare: as in `PixelRelationConfig`.
         groups: the batch is so many groups, each with statistics of its own.
         train: as in `GraphUnit`.
-        guard: where a level's squares come to less than this share of the teacher embedding's,
+        guard: where a level's squares come to less than this share of the teacher's own,
             their sum is taken again pixel by pixel (the value only: the gradient loses far less).
     """
     rows = []
@@ -272,16 +301,15 @@ def gram_distances(
             *(x[...].astype(wide) for x in (level.adaptation.kernel, level.adaptation.bias))
         )
         rows.append((*units, adapt, blocks, level.mask.sum((1, 2)).astype(wide)))
-    # A teacher that nobody trains has no gradient to take, which side by side it would have.
+    # A teacher that nobody trains has no gradient to take; side by side it would have one.
     trained = all(isinstance(level.teacher.mix, nnx.Param) for level in levels)
     normalize = levels[0].student.normalize
-    form = partial(_level, normalize=normalize, groups=groups, train=train, side_by_side=trained)
-    answers = together(form, rows)
+    form = partial(_level, compare=compare, normalize=normalize, groups=groups, train=train)
+    answers = together(partial(form, side_by_side=trained), rows)
     if train:
         _remember([level.student for level in levels], [found.moments_s for found in answers])
         _remember([level.teacher for level in levels], [found.moments_t for found in answers])
-    distances = [found.distance for found in answers]
-    return _guarded(levels, distances, answers, guard) if guard > 0 else distances
+    return _guarded(levels, answers, guard) if guard > 0 else [found.distance for found in answers]
 
 
 def _remember(units: Sequence[GraphUnit], moments: Sequence[Moments]) -> None:
@@ -296,21 +324,16 @@ def _remember(units: Sequence[GraphUnit], moments: Sequence[Moments]) -> None:
 
 
 def _guarded(
-    levels: Sequence[Level],
-    distances: Sequence[Distance],
-    answers: Answers[_Answer],
-    guard: float | int,
+    levels: Sequence[Level], answers: Answers[_Answer], guard: float | int
 ) -> list[Distance]:
     """The distances, with squares that are too small for their digits taken again.
 
     One choice for all levels: a GPU waits for the host at each.
     """
-    squares, energy = jax.lax.stop_gradient(
-        tuple(
-            jnp.stack([getattr(one, name) for one in distances]) for name in ("squares", "energy")
-        )
-    )
-    small = squares.sum(1) < guard * energy.sum(1)
+    distances = [found.distance for found in answers]
+    squares = jax.lax.stop_gradient(jnp.stack([one.squares for one in distances]))
+    against = jax.lax.stop_gradient(jnp.stack([found.against for found in answers]))
+    small = squares.sum(1) < guard * against.sum(1)
     held, maps = answers.still(), [jax.lax.stop_gradient(level[3:]) for level in levels]
 
     def again() -> jax.Array:

@@ -1,7 +1,10 @@
 """L_PR: student pixels should relate to each other as the teacher's do.
 
-    paper:     1/k sum_i  mean |phi_t(t_i) - f(phi_s(s_i))|^2     valid pixels, pictures, channels
+    paper:     1/k sum_i  mean |z(phi_t(t_i)) - z(f(phi_s(s_i)))|^2    pixels, pictures, channels
                    t in standard deviations of its level (teacher_side.py)
+                   z of "correlation": each channel of each picture about its mean, over its
+                   deviation, so that the mean is that of 2 (1 - r), r Pearson's; of "values":
+                   as it is, the paper's own
     official:      sum_i  ||phi_t(t_i) - f(phi_s(s_i))||_2        the whole tensor, padding too
 
 Letters: B pictures, h w a map, P its pixels, C channels (student Cs, teacher Ct).
@@ -17,7 +20,7 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.config import PixelRelationConfig
-from drkd_jax.distill.gram_distance import Distance, Level, gram_distances
+from drkd_jax.distill.gram_distance import FLAT, Distance, Level, gram_distances
 from drkd_jax.distill.graph_unit import GraphUnit, grouped
 from drkd_jax.distill.layers import Linear, accumulator, safe_ratio, safe_sqrt
 from drkd_jax.distill.pairing import LevelPair
@@ -34,18 +37,28 @@ def plain_distance(
     t: Float[Array, "B P Ct"],
     mask: Bool[Array, "B P"],
     *,
+    compare: str,
     groups: int,
     train: bool,
 ) -> Distance:
     """The distance of one level, pixel by pixel."""
-    student_phi = adaptation(student(s, mask, groups=groups, train=train))
-    teacher_phi = teacher(t, mask, groups=groups, train=train)
     wide = accumulator(s, t)
-    difference = teacher_phi.astype(wide) - student_phi.astype(wide)
-    difference = jnp.where(mask[:, :, None], difference, 0)
+    student_phi = adaptation(student(s, mask, groups=groups, train=train)).astype(wide)
+    teacher_phi = teacher(t, mask, groups=groups, train=train).astype(wide)
     of_teacher = [energies(jax.lax.stop_gradient(x), mask) for x in (teacher_phi, t)]
+    if compare == "correlation":
+        student_phi, teacher_phi = (standardized(x, mask) for x in (student_phi, teacher_phi))
+    difference = jnp.where(mask[:, :, None], teacher_phi - student_phi, 0)
     squares, count = (difference * difference).sum((1, 2)), mask.sum(1).astype(wide)
     return Distance(squares, *of_teacher[0], *of_teacher[1], count)
+
+
+def standardized(x: Float[Array, "B P C"], mask: Bool[Array, "B P"]) -> Float[Array, "B P C"]:
+    """Each channel of each picture about its mean, over its deviation; 0 where no pixel counts."""
+    inside, count = mask[:, :, None], mask.sum(1)[:, None, None]
+    mean = safe_ratio(jnp.where(inside, x, 0).sum(1, keepdims=True), count)
+    off = jnp.where(inside, x - mean, 0)
+    return off * jax.lax.rsqrt(safe_ratio((off * off).sum(1, keepdims=True), count) + FLAT)
 
 
 def energies(
@@ -123,6 +136,7 @@ class PixelRelation(nnx.Module):
         """The sums of all paired levels, a picture each."""
         found: dict[int, Distance] = {}
         by_gram = []
+        compare = str(self.config.compare)
         for i, (s, t, mask) in enumerate(
             zip(student, teacher, map(jnp.asarray, masks), strict=True)
         ):
@@ -133,12 +147,16 @@ class PixelRelation(nnx.Module):
                 continue
             flat_s, flat_t = (x.reshape(pictures, pixels, x.shape[3]) for x in (s, t))
             inside = mask.reshape(pictures, pixels)
-            found[i] = plain_distance(*units, flat_s, flat_t, inside, groups=groups, train=train)
+            found[i] = plain_distance(
+                *(*units, flat_s, flat_t, inside), compare=compare, groups=groups, train=train
+            )
         # One at a time, a CPU chooses one at a time where to look again.
         calls = [[one] for one in by_gram] if platform() == "cpu" else [by_gram] * bool(by_gram)
         for call in calls:
             levels = [level for _, level in call]
-            sums = gram_distances(levels, groups=groups, train=train, guard=self.config.gram_guard)
+            sums = gram_distances(
+                levels, compare=compare, groups=groups, train=train, guard=self.config.gram_guard
+            )
             found |= {i: one for (i, _), one in zip(call, sums, strict=True)}
         return [found[i] for i in range(len(self.pairs))]
 

@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 
 from drkd_jax.distill import distill_config
-from drkd_jax.distill.config import InstanceRelationConfig
+from drkd_jax.distill.config import InstanceRelationConfig, PixelRelationConfig
 from drkd_jax.distill.graph_unit import GraphUnit
 from drkd_jax.distill.instance_relation import RelationUnit, centred_directions
+from drkd_jax.distill.pairing import LevelPair
+from drkd_jax.distill.pixel_relation import PixelRelation
 from drkd_jax.distill.teacher_side import TeacherScale
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
@@ -89,6 +91,20 @@ def test_two_boxes_leave_no_choice_and_no_loss(paper):
     assert paper.losses(STUDENT, TEACHER, targets((3, 2)))["instance_relation"] > 0
 
 
+def test_a_weight_follows_what_is_compared():
+    """A mean square of values is another thing than one of correlations."""
+    default, values = PixelRelationConfig(), PixelRelationConfig(compare="values")
+    assert (default.compare, default.weight, values.weight) == ("correlation", 15.0, 0.5)
+    assert PixelRelationConfig(compare="values", weight=3.0).weight == 3.0
+
+
+def test_the_official_form_knows_no_correlation():
+    with pytest.raises(UserError, match=r"compare = 'correlation': the official form"):
+        distill_config({"pixel_relation": {"form": "official", "compare": "correlation"}})
+    made = distill_config({"pixel_relation": {"form": "official"}})
+    assert made.pixel_relation.compare == "values"
+
+
 def test_the_official_form_knows_no_similarity():
     with pytest.raises(UserError, match="bilinear"):
         InstanceRelationConfig(form="official", similarity="cosine")
@@ -114,9 +130,11 @@ def test_a_teacher_in_other_units_changes_nothing(paper):
     assert ratio > 5 * official.losses(STUDENT, TEACHER, targets())["instance_feature"]
 
 
-def test_an_adaptation_that_says_nothing_has_loss_1():
-    """Mean squares are in variances of the teacher's level: 1 is nothing explained."""
-    runner = Runner(settings("paper"), STUDENT, TEACHER)
+# Flat channels count less: FLAT, here a ten thousandth of a channel's variance.
+@pytest.mark.parametrize(("compare", "error"), [("values", 1e-5), ("correlation", 5e-4)])
+def test_an_adaptation_that_says_nothing_has_loss_1(compare, error):
+    """Mean squares are in variances of the teacher's level, or channel: 1 is nothing explained."""
+    runner = Runner(settings("paper", compare=compare), STUDENT, TEACHER)
     centred = Features(
         tuple(
             x - x[:, : -(-32 // s), : -(-44 // s)].mean((0, 1, 2))
@@ -128,7 +146,58 @@ def test_an_adaptation_that_says_nothing_has_loss_1():
         lambda path, x: 0 * x if "adaptation" in jax.tree_util.keystr(path) else x, runner.params
     )
     output, _ = runner.run(silent, runner.rest, STUDENT, centred, targets())
-    assert float(output.losses["pixel_relation"]) == pytest.approx(1, rel=1e-5)
+    assert float(output.losses["pixel_relation"]) == pytest.approx(1, rel=error)
+
+
+MASK = np.ones((2, 6, 7), bool)
+MASK[0, 4:] = MASK[1, :, 5:] = False
+
+
+def pixel_term(arithmetic="plain", width=5):
+    config = PixelRelationConfig(nodes=(4,), arithmetic=arithmetic)
+    spec = FeatureSpec((width,), (8,), ("lateral",))
+    term = PixelRelation(config, (LevelPair(0, 0, 8),), spec, spec, rngs=nnx.Rngs(0))
+    term.adaptation[0].kernel[...] = jnp.eye(width)
+    return term
+
+
+@pytest.mark.parametrize("arithmetic", ["plain", "gram"])
+def test_correlation_is_twice_one_minus_pearsons_r(arithmetic):
+    """Units start as the identity, f is: so z(t) and z(s) are the maps' own."""
+    random = np.random.default_rng(0)
+    s, t = (random.standard_normal((2, 6, 7, 5)).astype(np.float32) for _ in range(2))
+    t = 3 * t + s + np.float32(2)
+    each = [
+        [np.corrcoef(s[i][MASK[i]][:, c], t[i][MASK[i]][:, c])[0, 1] for c in range(5)]
+        for i in range(2)
+    ]
+    loss, _ = pixel_term(arithmetic)((s,), (t,), (MASK,))
+    expected = 2 * (1 - np.average(np.mean(each, 1), weights=MASK.sum((1, 2))))
+    assert float(loss) == pytest.approx(expected, rel=3e-4)
+
+
+@pytest.mark.parametrize("arithmetic", ["plain", "gram"])
+def test_correlation_does_not_see_a_channels_scale_and_mean(arithmetic):
+    random = np.random.default_rng(0)
+    s, t = (random.standard_normal((2, 6, 7, 5)).astype(np.float32) for _ in range(2))
+    scale, mean = np.float32([0.5, 1, 2, 3, 4]), np.float32([0, -1, 2, 0.5, 3])
+    term = pixel_term(arithmetic)
+    loss, other = (float(term((x,), (t,), (MASK,))[0]) for x in (s, scale * s + mean))
+    assert other == pytest.approx(loss, rel=3e-4)
+    assert loss > 1
+
+
+@pytest.mark.parametrize("arithmetic", ["plain", "gram"])
+def test_a_flat_map_has_a_finite_loss_and_no_gradient_that_breaks(arithmetic):
+    t = np.random.default_rng(0).standard_normal((2, 6, 7, 5)).astype(np.float32)
+    term = pixel_term(arithmetic)
+    for mask in (MASK, np.zeros_like(MASK)):
+        flat = jnp.full(t.shape, 2.0)
+        loss, gradient = jax.value_and_grad(
+            lambda s, m=mask: term((s,), (t,), (m,), train=False)[0]
+        )(flat)
+        assert float(loss) == pytest.approx(float(mask.any()), abs=1e-3)
+        assert np.isfinite(gradient).all()
 
 
 def test_the_running_scale_starts_at_the_first_batch_and_follows_slowly():

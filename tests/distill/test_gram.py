@@ -49,26 +49,32 @@ def maps(channels=(6, 8), dtype=np.float32):
 
 
 @pytest.mark.parametrize(
-    ("form", "train", "groups"),
-    [("paper", True, 1), ("paper", False, 1), ("official", True, 2)],
+    ("form", "compare", "train", "groups"),
+    [
+        ("paper", "correlation", True, 1),
+        ("paper", "correlation", False, 1),
+        ("paper", "values", True, 1),
+        ("official", "values", True, 2),
+    ],
 )
 @pytest.mark.parametrize("chunk", [64, 8192])
-def test_gram_equals_plain_in_float64(form, train, groups, chunk, monkeypatch):
+def test_gram_equals_plain_in_float64(form, compare, train, groups, chunk, monkeypatch):
     """Also where the map is read in several chunks with a rest (chunks of 1 and 12 rows)."""
     monkeypatch.setattr(gram_file, "CPU_CHUNK", chunk)
     with jax.enable_x64(True):
         s, t = maps(dtype=np.float64)
         plain, gram = (
-            evaluate(build(how, form), s, t, train=train, groups=groups)
+            evaluate(build(how, form, compare=compare), s, t, train=train, groups=groups)
             for how in ("plain", "gram")
         )
     for found, wanted in zip(gram, plain, strict=True):
         assert relative(found, wanted) < 4e-15  # measured: 4e-16
 
 
-def test_gram_equals_plain_in_float32():
+@pytest.mark.parametrize("compare", ["correlation", "values"])
+def test_gram_equals_plain_in_float32(compare):
     s, t = maps()
-    plain, gram = (evaluate(build(how), s, t) for how in ("plain", "gram"))
+    plain, gram = (evaluate(build(how, compare=compare), s, t) for how in ("plain", "gram"))
     assert float(gram[0]) == pytest.approx(float(plain[0]), rel=1.5e-6)  # measured: 2e-7
     for found, wanted in zip(gram[1], plain[1], strict=True):
         assert relative(found, wanted) < 1e-5  # measured: 1.4e-6

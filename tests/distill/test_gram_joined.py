@@ -69,7 +69,8 @@ def test_levels_together_equal_the_plain_form(channels, form, teacher, guard, mo
         with tracing_for("gpu"):
             found = evaluate("auto", channels, form, teacher, guard)
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True)
-    worst = max(relative(one, wanted) for one, wanted in pairs)
+    # The correlation does not see f's bias: its gradient is rounding.
+    worst = max(relative(one, wanted) for one, wanted in pairs if np.abs(wanted).max() > 1e-14)
     assert worst < 1.5e-14  # measured: 1.4e-15
 
 
