@@ -75,6 +75,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
     Raises:
         UserError: every differing key is named, with both values.
     """
+    old = _as_meant(old)
     wrong = [
         key
         for key in differing_keys(old, new)
@@ -87,6 +88,18 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
             f"{workdir} holds a run of another config; these keys differ: {listed}. "
             "Use another --workdir, or set them back"
         )
+
+
+def _as_meant(old: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config of before a key was there, with what its absence meant, where that has changed.
+
+    The default form's pixel relation compared values until `compare` came, with another default.
+    """
+    distill: Any = old.get("distill")
+    pixel = distill.get("pixel_relation") if isinstance(distill, Mapping) else None
+    if not isinstance(pixel, Mapping) or "compare" in pixel or pixel.get("form") == "official":
+        return old
+    return {**old, "distill": {**distill, "pixel_relation": {**pixel, "compare": "values"}}}
 
 
 def check_same_classes(

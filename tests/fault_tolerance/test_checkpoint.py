@@ -225,8 +225,25 @@ def test_long_values_are_shown_from_where_they_differ(tmp_path):
         check_same_run(old, new, tmp_path)
 
 
+@pytest.mark.parametrize(("form", "goes_on"), [("paper", False), ("official", True)])
+def test_a_run_of_before_compare_compared_values(form, goes_on, tmp_path):
+    """The default has changed since: such a run must not go on with another loss unsaid."""
+    pixel = {"form": form, "weight": None}
+    old, new, values = (
+        {**CONFIG, "distill": {"pixel_relation": pixel | more}}
+        for more in ({}, {"compare": None}, {"compare": "values"})
+    )
+    if goes_on:
+        check_same_run(old, new, tmp_path)
+        return
+    check_same_run(old, values, tmp_path)
+    with pytest.raises(UserError, match=r"compare \(values there, None here\)\. Use"):
+        check_same_run(old, new, tmp_path)
+
+
 def test_a_distiller_that_came_since_is_another_run_only_where_it_is_on(tmp_path):
-    stored = {**CONFIG, "distill": {"region_size": 3, "pixel_relation": {"weight": 0.5}}}
+    pixel = {"weight": 0.5, "compare": "values"}
+    stored = {**CONFIG, "distill": {"region_size": 3, "pixel_relation": pixel}}
     off = {"pkd": {"weight": 0.0}, "mgd": {"weight": 0.0, "masked": 0.65}, "schedule": "constant"}
     check_same_run(stored, {**stored, "distill": stored["distill"] | off}, tmp_path)
     on = stored["distill"] | off | {"cwd": {"weight": 10.0}}
