@@ -75,7 +75,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
     Raises:
         UserError: every differing key is named, with both values.
     """
-    old = _as_meant(old)
+    old = _as_meant(old, new)
     wrong = [
         key
         for key in differing_keys(old, new)
@@ -90,16 +90,20 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
         )
 
 
-def _as_meant(old: Mapping[str, Any]) -> Mapping[str, Any]:
+def _as_meant(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
     """A config of before a key was there, with what its absence meant, where that has changed.
 
     The default form's pixel relation compared values until `compare` came, with another default.
     """
-    distill: Any = old.get("distill")
-    pixel = distill.get("pixel_relation") if isinstance(distill, Mapping) else None
-    if not isinstance(pixel, Mapping) or "compare" in pixel or pixel.get("form") == "official":
+    there, here = (_get(config, "distill.pixel_relation") for config in (old, new))
+    if not isinstance(there, Mapping) or "compare" in there or there.get("form") == "official":
         return old
-    return {**old, "distill": {**distill, "pixel_relation": {**pixel, "compare": "values"}}}
+    if not isinstance(here, Mapping) or "compare" not in here:  # no recipe's: they have every key
+        return old
+    return {
+        **old,
+        "distill": {**old["distill"], "pixel_relation": {**there, "compare": "values"}},
+    }
 
 
 def check_same_classes(
