@@ -41,7 +41,20 @@ def plain_distance(
     groups: int,
     train: bool,
 ) -> Distance:
-    """The distance of one level, pixel by pixel."""
+    """The distance of one level, pixel by pixel.
+
+    Args:
+        student, teacher: graph units, whose running statistics move in training.
+        adaptation: f.
+        s, t: the maps.
+        mask: pixels that count.
+        compare: as in `PixelRelationConfig`.
+        groups: the batch is so many groups with statistics of their own.
+        train: as in `GraphUnit`.
+
+    Returns:
+        Sums a picture, in float32 at least.
+    """
     wide = accumulator(s, t)
     student_phi = adaptation(student(s, mask, groups=groups, train=train)).astype(wide)
     teacher_phi = teacher(t, mask, groups=groups, train=train).astype(wide)

