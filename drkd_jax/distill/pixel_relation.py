@@ -44,9 +44,11 @@ def plain_distance(
     """The distance of one level, pixel by pixel.
 
     Args:
-        student, teacher: graph units, whose running statistics move in training.
+        student: its graph unit, whose running statistics move in training.
+        teacher: likewise.
         adaptation: f.
-        s, t: the maps.
+        s: the student's map.
+        t: the teacher's.
         mask: pixels that count.
         compare: as in `PixelRelationConfig`.
         groups: the batch is so many groups with statistics of their own.
