@@ -23,7 +23,7 @@ A GPU multiplies blocks of channels. A stem's 7x7 is twice as fast over blocks o
 groups of 4 or 8 channels are joined to groups of `_JOINED`, whose kernel is 0 between them: a fifth
 to a third less time, while groups of 16 and more are slower joined.
 
-`docs/results.md` has the figures.
+`docs/results-speed.md` has the figures.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ A tile is added to the gradient in blocks of 16 cells, 20 thousand of them; sing
 thousand scattered updates.
 
 On a GPU tiles are of another size, and regions of small bins are read forward by
-`roi_windows.py`; what both cost by count is in docs/results.md.
+`roi_windows.py`; what both cost by count is in docs/results-speed.md.
 """
 
 from __future__ import annotations
