@@ -36,7 +36,10 @@ BETWEEN = "between GPUs"
 REST = "rest"
 
 _TERMS = {
-    **dict.fromkeys(("pixel_relation", "gram", "gram_distance", "graph_unit"), "pixel relation"),
+    **dict.fromkeys(
+        ("pixel_relation", "gram", "gram_distance", "gram_embedding", "graph_unit"),
+        "pixel relation",
+    ),
     "instance_relation": "instance relation",
     "instance_feature": "instance feature",
 }

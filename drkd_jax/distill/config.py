@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,8 @@ from drkd_jax.errors import UserError
 
 FORMS = ("paper", "official")
 TEACHER_MODULES = ("trained", "frozen", "pretrained", "shared", "average")
+# No head takes a relation matrix, so nothing could train the boxes' units inside the teacher.
+OF_BOXES = tuple(name for name in TEACHER_MODULES if name != "pretrained")
 ARITHMETICS = ("auto", "plain", "gram")
 COMPARISONS = ("correlation", "values")
 FILTERS = ("learned", "random", "none")
@@ -55,9 +59,18 @@ def _choice(term: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f"distill.{term}.{key} = {value!r} is unknown: choose one of {names}.")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _at_least_one(key: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise UserError(f"distill.{key} = {value}: must be 1 or more.")
+    if value is not None and not (_is_number(value) and value >= 1):
+        raise UserError(f"distill.{key} = {value!r}: must be a number, 1 or more.")
+
+
+def _not_negative(key: str, value: float | int, why: str = "") -> None:
+    if not (_is_number(value) and value >= 0):
+        raise UserError(f"distill.{key} = {value!r}: must be a number, 0 or more{why}.")
 
 
 def _fill(term: str, settings: Any) -> None:
@@ -74,7 +87,8 @@ class PixelRelationConfig:
 
     Attributes:
         weight: what the loss is multiplied by in the total. None: 15 in the paper form (0.5 where
-            values are compared), 0.001 in the official one.
+            values are compared), 0.001 in the official one. Filled in when the settings are made:
+            `dataclasses.replace` keeps the number of before, as it does with every None.
         form: "paper" (mean square, padding masked) or "official" (plain norm of the batch).
         compare: what of the two embeddings is compared: their "values", as in the paper, or each
             channel's rise and fall over the pixels of a picture ("correlation": twice 1 minus
@@ -118,10 +132,17 @@ class PixelRelationConfig:
         if (self.weight, self.form, self.compare) == (None, "paper", "values"):
             object.__setattr__(self, "weight", _WEIGHT_OF_VALUES)
         _fill("pixel_relation", self)
-        nodes = tuple(self.nodes)
-        if not nodes or not all(isinstance(m, (int, float)) and m >= 1 for m in nodes):
+        given: Any = self.nodes
+        nodes: Any = (given,) if _is_number(given) else given
+        if not isinstance(nodes, list | tuple) or not nodes:
             raise UserError("distill.pixel_relation.nodes wants at least one number, all above 0.")
+        if not all(_is_number(m) and m >= 1 and m == int(m) for m in nodes):
+            raise UserError(
+                f"distill.pixel_relation.nodes = {nodes!r}: wants whole numbers above 0."
+            )
         object.__setattr__(self, "nodes", tuple(int(m) for m in nodes))
+        for name in ("teacher_scale", "student_scale", "gram_from_pixels", "gram_guard"):
+            _not_negative(f"pixel_relation.{name}", getattr(self, name))
         _choice("pixel_relation", "compare", str(self.compare), COMPARISONS)
         if self.form == "official" and self.compare != "values":
             raise UserError(
@@ -152,7 +173,7 @@ class InstanceRelationConfig:
             layer that nothing trains) or "none". None: "none" in the paper form, "random" in the
             official one.
         filter_rank: inner width of the learned filter.
-        teacher_modules: as in `PixelRelationConfig`.
+        teacher_modules: as in `PixelRelationConfig`, but for "pretrained".
         momentum: as in `PixelRelationConfig`.
     """
 
@@ -178,13 +199,13 @@ class InstanceRelationConfig:
             )
         if self.diagonal is None:
             object.__setattr__(self, "diagonal", self.similarity == "bilinear")
-        if not self.temperature > 0:
+        if not (_is_number(self.temperature) and self.temperature > 0):
             raise UserError(
-                f"distill.instance_relation.temperature = {self.temperature}: must be above 0."
+                f"distill.instance_relation.temperature = {self.temperature!r}: must be above 0."
             )
         for name in ("filter_rank", "embedding"):
             _at_least_one(f"instance_relation.{name}", getattr(self, name))
-        _choice("instance_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
+        _choice("instance_relation", "teacher_modules", str(self.teacher_modules), OF_BOXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,24 +293,21 @@ class DistillConfig:
                 )
             if settings is None:
                 continue
-            if not settings.weight >= 0:
+            _not_negative(f"{name}.weight", settings.weight, "; 0 leaves the term out")
+            momentum = getattr(settings, "momentum", 0)
+            if not (_is_number(momentum) and 0 <= momentum <= 1):
                 raise UserError(
-                    f"distill.{name}.weight = {settings.weight}: cannot be negative; 0 leaves the "
-                    "term out."
-                )
-            if not 0 <= getattr(settings, "momentum", 0) <= 1:
-                raise UserError(
-                    f"distill.{name}.momentum = {settings.momentum}: the share that stays, 0 to 1."
+                    f"distill.{name}.momentum = {momentum!r}: the share that stays, 0 to 1."
                 )
         for name in ("adaptation_steps", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"distill.{name} = {getattr(self, name)}: cannot be negative.")
+            _not_negative(name, getattr(self, name))
         for name in ("pretrain_steps", "pretrain_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"distill.{name} = {getattr(self, name)}: must be above 0.")
-        if not 0 <= self.fall_from < 1:
+            value = getattr(self, name)
+            if not (_is_number(value) and value > 0):
+                raise UserError(f"distill.{name} = {value!r}: must be a number above 0.")
+        if not (_is_number(self.fall_from) and 0 <= self.fall_from < 1):
             raise UserError(
-                f"distill.fall_from = {self.fall_from}: a share of the run, from 0 to under 1."
+                f"distill.fall_from = {self.fall_from!r}: a share of the run, from 0 to under 1."
             )
         if self.schedule == "stop" and self.fall_from == 0:
             raise UserError(

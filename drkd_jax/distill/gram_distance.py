@@ -27,7 +27,8 @@ from flax import nnx
 from jaxtyping import Bool, Float
 
 from drkd_jax.distill.gram import Gram, gram, over_chunks, rows_of
-from drkd_jax.distill.graph_unit import BN_EPS, GraphUnit, Moments, grouped, moved
+from drkd_jax.distill.gram_embedding import Affine, Sums, Unit, embedding, numbers
+from drkd_jax.distill.graph_unit import GraphUnit, Moments, moved
 from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio
 from drkd_jax.distill.together import Answers, together
 from drkd_jax.types import Array
@@ -35,6 +36,8 @@ from drkd_jax.types import Array
 # Added to a channel's variance: one that is flat in a picture says nothing there. The teacher's
 # maps have a deviation of 1, so this is a hundredth of it.
 FLAT = 1e-4
+# Units in the last place that a sum over a picture's pixels can be off by.
+ROUNDING = 32
 
 
 class Distance(NamedTuple):
@@ -59,140 +62,19 @@ class Level(NamedTuple):
     mask: Bool[Array, "B h w"]
 
 
-class _Unit(NamedTuple):
-    """A graph unit's numbers, in the Gram matrix's dtype."""
-
-    states: Float[Array, "C S"]
-    states_bias: Float[Array, "S"]
-    projection: Float[Array, "C M"]
-    projection_bias: Float[Array, "M"]
-    adjacency: Float[Array, "M M"]
-    adjacency_bias: Float[Array, "M"]
-    mix: Float[Array, "S S"]
-    extend: Float[Array, "S C"]
-    scale: Float[Array, "C"]
-    bias: Float[Array, "C"]
-    mean: Float[Array, "C"]
-    variance: Float[Array, "C"]
-
-
-class _Sums(NamedTuple):
-    """Of one map: sum of products about the mean, mean and number of its pixels."""
-
-    covariance: Float[Array, "B C C"]
-    mean: Float[Array, "B C"]
-    count: Float[Array, "B"]
-
-
-class _Affine(NamedTuple):
-    """x -> x kernel + bias, one a picture."""
-
-    kernel: Float[Array, "B C D"]
-    bias: Float[Array, "B D"]
-
-
-class _Embedding(NamedTuple):
-    """phi as an affine map, and what follows for its map: covariance kernel, and phi's mean."""
-
-    affine: _Affine
-    spread: Float[Array, "B C C"]
-    mean: Float[Array, "B C"]
-    moments: Moments
-
-
-def _numbers(unit: GraphUnit, dtype: jnp.dtype) -> _Unit:
-    """The numbers that the Gram form computes with."""
-    parts = (
-        *(unit.state.kernel, unit.state.bias, unit.projection.kernel, unit.projection.bias),
-        *(unit.adjacency.kernel, unit.adjacency.bias, unit.mix, unit.extend.kernel),
-        *(unit.norm.scale, unit.norm.bias, unit.norm.mean, unit.norm.variance),
-    )
-    return _Unit(*(part[...].astype(dtype) for part in parts))
-
-
-def _embedding(
-    unit: _Unit, sums: _Sums, *, normalize: bool, groups: int, train: bool
-) -> _Embedding:
-    """The graph unit as an affine map, from its map's own Gram block.
-
-    Args:
-        unit: the graph unit.
-        sums: of its map.
-        normalize: as in `GraphUnit`.
-        groups: the batch is so many groups, each with statistics of its own.
-        train: batch statistics; else the running ones.
-    """
-    covariance, mean, count = sums
-    pictures, channels = mean.shape
-    # The graph convolution's V + V A^T acts on the nodes, so on the projection as well.
-    talk = unit.adjacency + jnp.eye(len(unit.adjacency), dtype=mean.dtype)
-    talking = product("cm,mk->ck", unit.projection, talk)
-    # V = S^T B with S = x W_s + b_s and B = x W_b + b_b, summed over pixels.
-    rest = product("bc,cm->bm", mean, talking) + product("m,mk->k", unit.projection_bias, talk)
-    rest = count[:, None] * rest
-    way = jnp.swapaxes(product("bcd,dm->bcm", covariance, talking), 1, 2)
-    way = way + rest[:, :, None] * mean[:, None]
-    nodes = product("bmc,cs->bms", way, unit.states) + rest[:, :, None] * unit.states_bias
-    if normalize:
-        nodes = nodes / jnp.maximum(count, 1)[:, None, None]
-    nodes = jax.nn.relu(nodes + unit.adjacency_bias[:, None])
-    # W_g and W_e, over the states and back to channels; then B, back over the projection.
-    answer = product("bms,sc->bmc", nodes, product("st,tc->sc", unit.mix, unit.extend))
-    # A product a picture: over all of them at once the compiler would turn the answer first.
-    way_back = jnp.broadcast_to(unit.projection, (pictures, *unit.projection.shape))
-    kernel = product("bcm,bmd->bcd", way_back, answer)
-    bias = product("m,bmd->bd", unit.projection_bias, answer)
-    spread = product("bcd,bde->bce", covariance, kernel)
-    branch_mean = product("bc,bcd->bd", mean, kernel) + bias
-    moments = Moments(unit.mean[None], unit.variance[None], jnp.ones(1, mean.dtype))
-    if train:
-        moments = _branch_moments((spread * kernel).sum(1), branch_mean, count, groups)
-    gain = unit.scale * jax.lax.rsqrt(moments.variance + BN_EPS)
-    shift = unit.bias - moments.mean * gain
-    each = pictures // gain.shape[0]
-    gain, shift = jnp.repeat(gain, each, axis=0), jnp.repeat(shift, each, axis=0)
-    identity = jnp.eye(channels, dtype=mean.dtype)
-    return _Embedding(
-        _Affine(identity + kernel * gain[:, None], bias * gain + shift),
-        covariance + spread * gain[:, None],
-        mean + branch_mean * gain + shift,
-        moments,
-    )
-
-
-def _branch_moments(
-    within: Float[Array, "B C"], mean: Float[Array, "B C"], count: Float[Array, "B"], groups: int
-) -> Moments:
-    """Mean and variance over the pixels of each group.
-
-    Args:
-        within: sum of squares about the picture's own mean.
-        mean: of each picture.
-        count: pixels of each picture.
-        groups: as above.
-    """
-    counts, means = grouped(count, groups)[..., None], grouped(mean, groups)
-    number = counts.sum(1)
-    middle = safe_ratio((counts * means).sum(1), number)
-    between = (counts * (means - middle[:, None]) ** 2).sum(1)
-    # Within is a sum of squares: below 0 it is rounding, and the root would not forgive it.
-    inner = jnp.maximum(grouped(within, groups).sum(1), 0)
-    return Moments(middle, safe_ratio(inner + between, number), number[:, 0])
-
-
 class _Answer(NamedTuple):
     distance: Distance
     against: Float[Array, "B"]  # what squares are small beside: those of z(phi_t)
-    of_s: _Affine
-    of_t: _Affine
+    of_s: Affine
+    of_t: Affine
     moments_s: Moments
     moments_t: Moments
 
 
 def _level(
-    student: _Unit,
-    teacher: _Unit,
-    adaptation: _Affine,
+    student: Unit,
+    teacher: Unit,
+    adaptation: Affine,
     blocks: Gram,
     count: Float[Array, "B"],
     *,
@@ -204,10 +86,10 @@ def _level(
 ) -> _Answer:
     """The distance of one level from its Gram matrix."""
     mean_s, mean_t = (safe_ratio(total, count[:, None]) for total in (blocks.s, blocks.t))
-    of_s = _Sums(blocks.ss - blocks.s[:, :, None] * mean_s[:, None], mean_s, count)
-    of_t = _Sums(blocks.tt - blocks.t[:, :, None] * mean_t[:, None], mean_t, count)
+    of_s = Sums(blocks.ss - blocks.s[:, :, None] * mean_s[:, None], mean_s, count)
+    of_t = Sums(blocks.tt - blocks.t[:, :, None] * mean_t[:, None], mean_t, count)
     inner_st = blocks.st - blocks.s[:, :, None] * mean_t[:, None]
-    embed = partial(_embedding, normalize=normalize, groups=groups, train=train)
+    embed = partial(embedding, normalize=normalize, groups=groups, train=train)
     if side_by_side:
         phi_s, phi_t = together(embed, [(student, of_s), (teacher, of_t)])
     else:
@@ -224,15 +106,18 @@ def _level(
     mean, bias = product("kbc,cd->kbd", means, adaptation.kernel) + adaptation.bias
     spread = within_t.sum(1)
     energy = spread + count * (phi_t.mean**2).sum(1)
-    affine_s, affine_t = _Affine(kernel, bias), phi_t.affine
+    affine_s, affine_t = Affine(kernel, bias), phi_t.affine
     if compare == "correlation":
-        within_s = (student_part * kernel).sum(1)
+        within_s = _significant((student_part * kernel).sum(1), mean_s, kernel, count)
+        within_t = _significant(within_t, mean_t, affine_t.kernel, count)
         gain_s, gain_t = (_gain(within, count) for within in (within_s, within_t))
         both = (cross_part * kernel).sum(1) * gain_s * gain_t
+        # Where the teacher's channel is flat there is nothing to agree with, but rounding.
+        both = jnp.where(within_t > 0, both, 0)
         own_s, own_t = within_s * gain_s**2, within_t * gain_t**2
         squares, against = (own_t + own_s - 2 * both).sum(1), own_t.sum(1)
-        affine_s = _Affine(kernel * gain_s[:, None], (bias - mean) * gain_s)
-        affine_t = _Affine(affine_t.kernel * gain_t[:, None], (affine_t.bias - phi_t.mean) * gain_t)
+        affine_s = Affine(kernel * gain_s[:, None], (bias - mean) * gain_s)
+        affine_t = Affine(affine_t.kernel * gain_t[:, None], (affine_t.bias - phi_t.mean) * gain_t)
     else:
         inner = spread + ((student_part - 2 * cross_part) * kernel).sum((1, 2))
         squares, against = inner + count * ((phi_t.mean - mean) ** 2).sum(1), energy
@@ -242,7 +127,7 @@ def _level(
     return _Answer(
         Distance(squares, energy, spread, trace, inner_trace, count),
         against,
-        _Affine(-affine_s.kernel, -affine_s.bias),
+        Affine(-affine_s.kernel, -affine_s.bias),
         affine_t,
         phi_s.moments,
         phi_t.moments,
@@ -253,18 +138,34 @@ def _gain(within: Float[Array, "B C"], count: Float[Array, "B"]) -> Float[Array,
     """What a channel is multiplied by to have a variance of 1 in its picture.
 
     Args:
-        within: sum of squares about the picture's mean; below 0 it is rounding.
+        within: sum of squares about the picture's mean.
         count: pixels of each picture.
     """
-    return jax.lax.rsqrt(safe_ratio(jnp.maximum(within, 0), count[:, None]) + FLAT)
+    return jax.lax.rsqrt(safe_ratio(within, count[:, None]) + FLAT)
+
+
+def _significant(
+    within: Float[Array, "B D"],
+    mean: Float[Array, "B C"],
+    kernel: Float[Array, "B C D"],
+    count: Float[Array, "B"],
+) -> Float[Array, "B D"]:
+    """Sums of squares about the mean, 0 where they are no more than rounding of what was taken off.
+
+    A channel that is flat about a mean leaves some eps of its squares, of either sign, which beside
+    `FLAT` would count.
+    """
+    taken = count[:, None] * (jnp.abs(mean)[:, :, None] * jnp.abs(kernel)).sum(1) ** 2
+    rounding = ROUNDING * jnp.finfo(within.dtype).eps * jax.lax.stop_gradient(taken)
+    return jnp.where(within > rounding, within, 0)
 
 
 def _residual_squares(
     s: Float[Array, "B h w Cs"],
     t: Float[Array, "B h w Ct"],
     mask: Bool[Array, "B h w"],
-    of_s: _Affine,
-    of_t: _Affine,
+    of_s: Affine,
+    of_t: Affine,
 ) -> Float[Array, "B"]:
     """Sum of squares of t Q_t + s Q_s + q, pixel by pixel: more work, and no digits lost."""
     wide = accumulator(s, t)
@@ -296,8 +197,8 @@ def gram_distances(
     for level in levels:
         blocks = gram(level.s, level.t, level.mask)
         wide = blocks.ss.dtype
-        units = _numbers(level.student, wide), _numbers(level.teacher, wide)
-        adapt = _Affine(
+        units = numbers(level.student, wide), numbers(level.teacher, wide)
+        adapt = Affine(
             *(x[...].astype(wide) for x in (level.adaptation.kernel, level.adaptation.bias))
         )
         rows.append((*units, adapt, blocks, level.mask.sum((1, 2)).astype(wide)))

@@ -23,6 +23,9 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.step.state import Arrays
 from drkd_jax.types import Array, Batch
 
+# Diagnostics that are numbers of a batch, not means over its pictures.
+COUNTS = ("diag/boxes", "diag/boxes_left_out")
+
 
 class Gradient(NamedTuple):
     """What a batch, or a part of one, asks of the parameters."""
@@ -80,6 +83,8 @@ def accumulate(
 ) -> Gradient:
     """The mean over the parts, by their pictures, of gradient, losses and diagnostics.
 
+    `COUNTS` are added up.
+
     Args:
         gradient: of a part, by the arrays that are not trained and the part.
         params: the trained arrays.
@@ -103,4 +108,5 @@ def accumulate(
     unroll = loop_length(number) == 1
     (model_state, sums), values = jax.lax.scan(add, start, (parts, shares), unroll=unroll)
     total, terms = jax.tree.map(lambda value: (shares * value).sum(), values)
+    terms |= {name: values[1][name].sum() for name in COUNTS if name in terms}
     return Gradient(total, terms, model_state, sums)

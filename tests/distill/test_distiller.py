@@ -249,6 +249,8 @@ def test_unknown_keys_and_choices_are_named():
         distill_config({"pixle_relation": {}})
     with pytest.raises(UserError, match=r"'papre' is unknown"):
         distill_config({"instance_feature": {"form": "papre"}})
+    with pytest.raises(UserError, match=r"instance_relation\.teacher_modules = 'pretrained'"):
+        distill_config({"instance_relation": {"teacher_modules": "pretrained"}})
 
 
 def test_a_weight_in_the_place_of_a_terms_settings_is_refused():
@@ -270,6 +272,10 @@ def test_a_weight_in_the_place_of_a_terms_settings_is_refused():
         {"cwd": {"weight": -1.0}},
         {"pixel_relation": {"weight": float("nan")}},
         {"pixel_relation": {"momentum": 1.5}},
+        {"pixel_relation": {"weight": float("inf")}},
+        {"pixel_relation": {"gram_guard": -1.0}},
+        {"pixel_relation": {"teacher_scale": -1.0}},
+        {"pixel_relation": {"student_scale": float("nan")}},
         {"fgd": {"momentum": -0.1}},
         {"instance_relation": {"filter_rank": 0}},
         {"instance_relation": {"embedding": 0}},

@@ -13,7 +13,7 @@ import pytest
 from drkd_jax.errors import UserError
 from drkd_jax.ops.platform import tracing_for
 from drkd_jax.step import schedule
-from drkd_jax.step.accumulation import first_part, split_batch
+from drkd_jax.step.accumulation import Gradient, accumulate, first_part, split_batch
 from drkd_jax.step.settings import TrainSettings
 from drkd_jax.step.sharding import data_mesh, put_stacked
 from drkd_jax.step.train_step import loss_terms, norm, pmap_step, train_step
@@ -118,3 +118,17 @@ def test_parts_that_are_not_alike_are_refused():
         check_parts(dataclasses.replace(SETTINGS, batch_size=8, accumulate=3), 2)
     with pytest.raises(UserError, match=r"accumulate = 0: must be 1 or more"):
         dataclasses.replace(SETTINGS, accumulate=0)
+
+
+def test_numbers_of_a_batch_are_added_up():
+    """Boxes are of the whole batch, as the loader's are that stand beside them."""
+    given = split_batch(batch(3), 2)
+
+    def gradient(state, part):
+        boxes = part.picture_valid.sum().astype(np.float32)
+        terms = {"diag/boxes": boxes, "diag/boxes_left_out": 2 * boxes, "diag/spread": boxes}
+        return Gradient(boxes, terms, state, {})
+
+    terms = accumulate(gradient, {}, {}, given).terms
+    assert (float(terms["diag/boxes"]), float(terms["diag/boxes_left_out"])) == (3, 6)
+    assert float(terms["diag/spread"]) == pytest.approx(5 / 3)  # by the pictures of each part

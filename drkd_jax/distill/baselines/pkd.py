@@ -44,7 +44,8 @@ def standardized(x: FloatMap, mask: BoolMap) -> FloatMap:
         mask: pixels that count.
 
     Returns:
-        In float32 at least; 0 where a pixel does not count, and in channels that do not vary.
+        In float32 at least; 0 where a pixel does not count. A channel that does not vary gives its
+        rounding over `EPSILON`, the authors' own, which need not be small.
     """
     off, _, std = statistics(x, mask)
     return off / (std + EPSILON)

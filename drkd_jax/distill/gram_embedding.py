@@ -1,0 +1,138 @@
+"""A graph unit as an affine map of its picture's channels, found from the map's own Gram block.
+
+Its ReLU acts on the small node matrix only; nodes and batch statistics are sums over pixels, so the
+map itself is not read again: gram_distance.py.
+
+Letters: B pictures, C channels, D those after the map, S states, M nodes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from drkd_jax.distill.graph_unit import BN_EPS, GraphUnit, Moments, grouped
+from drkd_jax.distill.layers import product, safe_ratio
+from drkd_jax.types import Array
+
+
+class Unit(NamedTuple):
+    """A graph unit's numbers, in the Gram matrix's dtype."""
+
+    states: Float[Array, "C S"]
+    states_bias: Float[Array, "S"]
+    projection: Float[Array, "C M"]
+    projection_bias: Float[Array, "M"]
+    adjacency: Float[Array, "M M"]
+    adjacency_bias: Float[Array, "M"]
+    mix: Float[Array, "S S"]
+    extend: Float[Array, "S C"]
+    scale: Float[Array, "C"]
+    bias: Float[Array, "C"]
+    mean: Float[Array, "C"]
+    variance: Float[Array, "C"]
+
+
+class Sums(NamedTuple):
+    """Of one map: sum of products about the mean, mean and number of its pixels."""
+
+    covariance: Float[Array, "B C C"]
+    mean: Float[Array, "B C"]
+    count: Float[Array, "B"]
+
+
+class Affine(NamedTuple):
+    """x -> x kernel + bias, one a picture."""
+
+    kernel: Float[Array, "B C D"]
+    bias: Float[Array, "B D"]
+
+
+class Embedding(NamedTuple):
+    """phi as an affine map, and what follows for its map: covariance kernel, and phi's mean."""
+
+    affine: Affine
+    spread: Float[Array, "B C C"]
+    mean: Float[Array, "B C"]
+    moments: Moments
+
+
+def numbers(unit: GraphUnit, dtype: jnp.dtype) -> Unit:
+    """The numbers that the Gram form computes with."""
+    parts = (
+        *(unit.state.kernel, unit.state.bias, unit.projection.kernel, unit.projection.bias),
+        *(unit.adjacency.kernel, unit.adjacency.bias, unit.mix, unit.extend.kernel),
+        *(unit.norm.scale, unit.norm.bias, unit.norm.mean, unit.norm.variance),
+    )
+    return Unit(*(part[...].astype(dtype) for part in parts))
+
+
+def embedding(unit: Unit, sums: Sums, *, normalize: bool, groups: int, train: bool) -> Embedding:
+    """The graph unit as an affine map, from its map's own Gram block.
+
+    Args:
+        unit: the graph unit.
+        sums: of its map.
+        normalize: as in `GraphUnit`.
+        groups: the batch is so many groups, each with statistics of its own.
+        train: batch statistics; else the running ones.
+    """
+    covariance, mean, count = sums
+    pictures, channels = mean.shape
+    # The graph convolution's V + V A^T acts on the nodes, so on the projection as well.
+    talk = unit.adjacency + jnp.eye(len(unit.adjacency), dtype=mean.dtype)
+    talking = product("cm,mk->ck", unit.projection, talk)
+    # V = S^T B with S = x W_s + b_s and B = x W_b + b_b, summed over pixels.
+    rest = product("bc,cm->bm", mean, talking) + product("m,mk->k", unit.projection_bias, talk)
+    rest = count[:, None] * rest
+    way = jnp.swapaxes(product("bcd,dm->bcm", covariance, talking), 1, 2)
+    way = way + rest[:, :, None] * mean[:, None]
+    nodes = product("bmc,cs->bms", way, unit.states) + rest[:, :, None] * unit.states_bias
+    if normalize:
+        nodes = nodes / jnp.maximum(count, 1)[:, None, None]
+    nodes = jax.nn.relu(nodes + unit.adjacency_bias[:, None])
+    # W_g and W_e, over the states and back to channels; then B, back over the projection.
+    answer = product("bms,sc->bmc", nodes, product("st,tc->sc", unit.mix, unit.extend))
+    # A product a picture: over all of them at once the compiler would turn the answer first.
+    way_back = jnp.broadcast_to(unit.projection, (pictures, *unit.projection.shape))
+    kernel = product("bcm,bmd->bcd", way_back, answer)
+    bias = product("m,bmd->bd", unit.projection_bias, answer)
+    spread = product("bcd,bde->bce", covariance, kernel)
+    branch_mean = product("bc,bcd->bd", mean, kernel) + bias
+    moments = Moments(unit.mean[None], unit.variance[None], jnp.ones(1, mean.dtype))
+    if train:
+        moments = _branch_moments((spread * kernel).sum(1), branch_mean, count, groups)
+    gain = unit.scale * jax.lax.rsqrt(moments.variance + BN_EPS)
+    shift = unit.bias - moments.mean * gain
+    each = pictures // gain.shape[0]
+    gain, shift = jnp.repeat(gain, each, axis=0), jnp.repeat(shift, each, axis=0)
+    identity = jnp.eye(channels, dtype=mean.dtype)
+    return Embedding(
+        Affine(identity + kernel * gain[:, None], bias * gain + shift),
+        covariance + spread * gain[:, None],
+        mean + branch_mean * gain + shift,
+        moments,
+    )
+
+
+def _branch_moments(
+    within: Float[Array, "B C"], mean: Float[Array, "B C"], count: Float[Array, "B"], groups: int
+) -> Moments:
+    """Mean and variance over the pixels of each group.
+
+    Args:
+        within: sum of squares about the picture's own mean.
+        mean: of each picture.
+        count: pixels of each picture.
+        groups: as above.
+    """
+    counts, means = grouped(count, groups)[..., None], grouped(mean, groups)
+    number = counts.sum(1)
+    middle = safe_ratio((counts * means).sum(1), number)
+    between = (counts * (means - middle[:, None]) ** 2).sum(1)
+    # Within is a sum of squares: below 0 it is rounding, and the root would not forgive it.
+    inner = jnp.maximum(grouped(within, groups).sum(1), 0)
+    return Moments(middle, safe_ratio(inner + between, number), number[:, 0])
