@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files and folders")
     arguments = parser.parse_args(list(argv))
 
+    _not_a_work_folder(Path(arguments.out))
     out = make_folder(arguments.out, "--out")
     paths, notes = find_pictures(arguments.images, out)
     for note in notes:
@@ -160,6 +161,15 @@ def detect(
 def _taken(broken: list[Picture]) -> Iterator[Picture]:
     while broken:
         yield broken.pop(0)
+
+
+def _not_a_work_folder(out: Path) -> None:
+    """Refuses a place whose detections.json is a run's own."""
+    if (out / "checkpoints").is_dir() or (out / "best").is_dir():
+        raise UserError(
+            f"--out {out}: is the work folder of a run, whose detections.json would be replaced; "
+            "name another folder"
+        )
 
 
 class _Writer:

@@ -134,11 +134,10 @@ class PixelRelationConfig:
         _fill("pixel_relation", self)
         given: Any = self.nodes
         nodes: Any = (given,) if _is_number(given) else given
-        if not isinstance(nodes, list | tuple) or not nodes:
-            raise UserError("distill.pixel_relation.nodes wants at least one number, all above 0.")
-        if not all(_is_number(m) and m >= 1 and m == int(m) for m in nodes):
+        numbers_given = isinstance(nodes, list | tuple) and bool(nodes)
+        if not (numbers_given and all(_is_number(m) and m >= 1 and m == int(m) for m in nodes)):
             raise UserError(
-                f"distill.pixel_relation.nodes = {nodes!r}: wants whole numbers above 0."
+                "distill.pixel_relation.nodes wants at least one number, all whole and above 0."
             )
         object.__setattr__(self, "nodes", tuple(int(m) for m in nodes))
         for name in ("teacher_scale", "student_scale", "gram_from_pixels", "gram_guard"):

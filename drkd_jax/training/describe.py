@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from drkd_jax.data.checking.findings import MAX_DETECTIONS, Finding, find, places, some
+from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.plan import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.evaluation import why_nothing_to_find
@@ -81,12 +82,30 @@ def findings(run: Run, say: Callable[[str], None]) -> list[str]:
             warnings.append(f"{part}: {text}")
         else:
             say(f"{part:10s} {text}")
-    warnings += run.warnings
+    warnings += [*_too_small(run.pipeline), *run.warnings]
     nothing = why_nothing_to_find(run.val_source.coco_ground_truth())
     if nothing:
         warnings.append(f"config.data.val = {run.val_source.spec}: {nothing}")
     differing = other_classes(run)
     return [*warnings, differing] if differing else warnings
+
+
+def _too_small(pipeline: PipelineConfig) -> list[str]:
+    """A sentence where no canvas holds pictures of the size that is asked for."""
+    wanted = pipeline.shorter, pipeline.longer
+    if pipeline.resize == "stretch":
+        held = any(h >= wanted[0] and w >= wanted[1] for h, w in pipeline.canvases)
+    else:
+        held = any(min(c) >= wanted[0] for c in pipeline.canvases)
+        held &= any(max(c) >= wanted[1] for c in pipeline.canvases)
+    if held:
+        return []
+    sizes = ", ".join(f"{height}x{width}" for height, width in pipeline.canvases)
+    return [
+        f"config.data.canvases = {sizes}: too small for data.shorter = {wanted[0]} and "
+        f"data.longer = {wanted[1]}, so pictures are shrunk to fit; make the canvases "
+        "larger as well, or ask for less"
+    ]
 
 
 def other_classes(run: Run) -> str | None:

@@ -116,7 +116,7 @@ def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any,
         (the module, one line that says how many arrays fit and which did not).
 
     Raises:
-        UserError: none of them fits.
+        UserError: none of them fits, or less than half of the backbone's.
     """
     graph, state = nnx.split(module)
     pure = nnx.as_pure(state)
@@ -124,6 +124,13 @@ def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any,
     fit = {name for name in own if name in arrays and np.shape(arrays[name]) == own[name].shape}
     if not fit:
         raise UserError(f"config.student.init = {where}: none of its arrays fits this student")
+    backbone = {name for name in own if name.startswith("backbone.")}
+    if 2 * len(backbone & fit) < len(backbone):
+        raise UserError(
+            f"config.student.init = {where}: only {len(backbone & fit)} of {len(backbone)} arrays "
+            f"of the backbone fit this student{_unlike(arrays, own, backbone - fit)}; set "
+            "config.student.backbone as it is there"
+        )
     flat = {
         name: jnp.asarray(arrays[name], leaf.dtype) if name in fit else leaf
         for name, leaf in own.items()
@@ -133,6 +140,13 @@ def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any,
         left = sorted(set(own) - fit)
         origin += f" (random: {', '.join(left[:4])}{', ...' if len(left) > 4 else ''})"
     return nnx.merge(graph, unflatten(flat, pure)), origin
+
+
+def _unlike(arrays: Mapping[str, Any], own: Mapping[str, Any], names: set[str]) -> str:
+    """The first array that both have in another shape, for a message."""
+    for name in sorted(names & set(arrays)):
+        return f": {name} is {np.shape(arrays[name])} there and {own[name].shape} here"
+    return ""
 
 
 def _check_pixels(init: str | Path, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> None:

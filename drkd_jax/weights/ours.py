@@ -234,6 +234,9 @@ def read_checkpoint(workdir: str | Path, which: str = "best") -> tuple[dict[str,
         finally:
             manager.close()
         return arrays, about["about"], step
+    for above in (workdir.parent, workdir.parent.parent):
+        if any((above / name).is_dir() and name in workdir.parts for name in WHICH.values()):
+            raise UserError(f"{workdir}: a part of a work folder; name the folder itself, {above}")
     raise UserError(f"{workdir}: holds no checkpoint yet; train there first (train.py --workdir)")
 
 

@@ -186,6 +186,14 @@ def test_an_empty_folder_is_refused(trained, tmp_path, capsys):
     assert "in: holds no picture" in capsys.readouterr().err
 
 
+def test_the_results_of_a_run_are_not_replaced(trained, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "W" / "checkpoints").mkdir(parents=True)
+    arguments = ["predict", "--workdir=x", f"--out={tmp_path / 'W'}", str(tmp_path / "a.png")]
+    assert command_line.main(arguments) == 2
+    assert "is the work folder of a run" in capsys.readouterr().err
+
+
 def test_the_best_boxes_of_a_picture(trained, tmp_path):
     (tmp_path / "a.png").write_bytes(picture())
     _, result = call(tmp_path / "out", tmp_path / "a.png", max=1)

@@ -222,7 +222,8 @@ def test_the_running_scale_starts_at_the_first_batch_and_follows_slowly():
 def test_frozen_is_frozen_by_construction(way):
     """Nothing of the teacher's modules is an `nnx.Param`: no loop can move them by mistake."""
     values = settings(teacher_modules=way)
-    values["instance_relation"] |= {"teacher_modules": way, "similarity": "bilinear"}
+    of_boxes = "frozen" if way == "pretrained" else way  # which boxes have not
+    values["instance_relation"] |= {"teacher_modules": of_boxes, "similarity": "bilinear"}
     module = make(values, STUDENT, pyramid(1, 6))
     for name in ("pixel_relation", "instance_relation"):
         term = getattr(module, name)

@@ -190,6 +190,13 @@ def test_a_folder_without_a_checkpoint_is_told(tmp_path):
         read_checkpoint(tmp_path / "none")
 
 
+def test_a_part_of_a_work_folder_is_named(tmp_path):
+    (tmp_path / "W" / "best" / "4").mkdir(parents=True)
+    for part in ("best", "best/4"):
+        with pytest.raises(UserError, match=r"part of a work folder; name the folder itself, .*W$"):
+            read_checkpoint(tmp_path / "W" / part)
+
+
 def test_a_checkpoint_that_was_copied_in_part_is_told(folder):
     workdir, checkpoints = folder
     checkpoints.save(state_of(step=1), about())

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from drkd_jax.data.config import PipelineConfig
 from drkd_jax.training import describe, setup
 
 
@@ -10,6 +11,26 @@ def test_a_model_is_called_by_its_name():
     settings = {"detector": "retinanet", "backbone": {"depth": 101, "groups": 32}}
     assert describe._model(settings) == "retinanet on ResNeXt-101-FPN"
     assert describe._model({"detector": "faster_rcnn"}) == "faster_rcnn on ResNet-50-FPN"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "small"),
+    [
+        ({"shorter": 64, "longer": 96}, False),
+        ({"shorter": 65, "longer": 96}, True),
+        ({"shorter": 64, "longer": 97}, True),
+        ({"shorter": 64, "longer": 96, "resize": "stretch"}, False),
+        ({"shorter": 96, "longer": 96, "resize": "stretch"}, True),
+    ],
+)
+def test_canvases_that_cannot_hold_the_size_that_is_asked_for_are_named(sizes, small):
+    pipeline = PipelineConfig(canvases=((64, 96), (96, 64)), batch_size=1, max_boxes=1, **sizes)
+    found = describe._too_small(pipeline)
+    assert len(found) == small
+    if small:
+        assert found[0].startswith(
+            "config.data.canvases = 64x96, 96x64: too small for data.shorter"
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.arrays import flatten
 from drkd_jax.models.conventions import CAFFE_PIXELS
 from drkd_jax.step.train_step import SplitModule, merge_module, split_module
-from drkd_jax.training.starting import build_student, check_files
+from drkd_jax.training.starting import build_student, check_files, start_from
 from drkd_jax.training.teacher import load_teacher
 from drkd_jax.weights.libraries.key_report import give
 from drkd_jax.weights.libraries.understanding import library_table
@@ -93,6 +93,13 @@ def test_another_backbone_is_refused(files):
         other = {**STUDENT["backbone"], key: value}
         with pytest.raises(UserError, match=rf"backbone.{key} is .* in the config and .* in the"):
             build_student(config(init=path, backbone=other), 3, jnp.float32)
+
+
+def test_a_backbone_of_which_little_fits_is_refused():
+    student, _ = build_student(config(), 3, jnp.float32)
+    arrays, _ = student_arrays(config(backbone={**STUDENT["backbone"], "width": 16}))
+    with pytest.raises(UserError, match=r"W: only \d+ of \d+ arrays of the backbone fit .* is \("):
+        start_from(student, arrays, "W")
 
 
 def test_an_eps_that_differs_is_refused(files, tmp_path):
