@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +12,7 @@ from drkd_jax.distill.baselines.feature_imitation import FeatureImitationConfig
 from drkd_jax.distill.baselines.fgd import FGDConfig
 from drkd_jax.distill.baselines.mgd import MGDConfig
 from drkd_jax.distill.baselines.pkd import PKDConfig
+from drkd_jax.distill.setting_checks import at_least_one, choice, is_number, not_negative
 from drkd_jax.errors import UserError
 
 FORMS = ("paper", "official")
@@ -53,29 +52,9 @@ _BY_FORM: dict[str, dict[str, tuple[Any, Any]]] = {
 _WEIGHT_OF_VALUES = 0.5  # of the pixel relation in the paper form, measured likewise
 
 
-def _choice(term: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        names = ", ".join(repr(name) for name in allowed)
-        raise UserError(f"distill.{term}.{key} = {value!r} is unknown: choose one of {names}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _at_least_one(key: str, value: int | None) -> None:
-    if value is not None and not (_is_number(value) and value >= 1):
-        raise UserError(f"distill.{key} = {value!r}: must be a number, 1 or more.")
-
-
-def _not_negative(key: str, value: float | int, why: str = "") -> None:
-    if not (_is_number(value) and value >= 0):
-        raise UserError(f"distill.{key} = {value!r}: must be a number, 0 or more{why}.")
-
-
 def _fill(term: str, settings: Any) -> None:
     """Puts what the form says where a setting is None."""
-    _choice(term, "form", settings.form, FORMS)
+    choice(term, "form", settings.form, FORMS)
     for name, values in _BY_FORM[term].items():
         if getattr(settings, name) is None:
             object.__setattr__(settings, name, values[FORMS.index(settings.form)])
@@ -133,23 +112,23 @@ class PixelRelationConfig:
             object.__setattr__(self, "weight", _WEIGHT_OF_VALUES)
         _fill("pixel_relation", self)
         given: Any = self.nodes
-        nodes: Any = (given,) if _is_number(given) else given
+        nodes: Any = (given,) if is_number(given) else given
         numbers_given = isinstance(nodes, list | tuple) and bool(nodes)
-        if not (numbers_given and all(_is_number(m) and m >= 1 and m == int(m) for m in nodes)):
+        if not (numbers_given and all(is_number(m) and m >= 1 and m == int(m) for m in nodes)):
             raise UserError(
                 "distill.pixel_relation.nodes wants at least one number, all whole and above 0."
             )
         object.__setattr__(self, "nodes", tuple(int(m) for m in nodes))
         for name in ("teacher_scale", "student_scale", "gram_from_pixels", "gram_guard"):
-            _not_negative(f"pixel_relation.{name}", getattr(self, name))
-        _choice("pixel_relation", "compare", str(self.compare), COMPARISONS)
+            not_negative(f"pixel_relation.{name}", getattr(self, name))
+        choice("pixel_relation", "compare", str(self.compare), COMPARISONS)
         if self.form == "official" and self.compare != "values":
             raise UserError(
                 f"distill.pixel_relation.compare = {self.compare!r}: the official form has "
                 "'values' only; take form 'paper'."
             )
-        _choice("pixel_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
-        _choice("pixel_relation", "arithmetic", self.arithmetic, ARITHMETICS)
+        choice("pixel_relation", "teacher_modules", str(self.teacher_modules), TEACHER_MODULES)
+        choice("pixel_relation", "arithmetic", self.arithmetic, ARITHMETICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +168,8 @@ class InstanceRelationConfig:
 
     def __post_init__(self) -> None:
         _fill("instance_relation", self)
-        _choice("instance_relation", "filter", str(self.filter), FILTERS)
-        _choice("instance_relation", "similarity", str(self.similarity), SIMILARITIES)
+        choice("instance_relation", "filter", str(self.filter), FILTERS)
+        choice("instance_relation", "similarity", str(self.similarity), SIMILARITIES)
         if self.form == "official" and self.similarity != "bilinear":
             raise UserError(
                 f"distill.instance_relation.similarity = {self.similarity!r}: the official form "
@@ -198,13 +177,13 @@ class InstanceRelationConfig:
             )
         if self.diagonal is None:
             object.__setattr__(self, "diagonal", self.similarity == "bilinear")
-        if not (_is_number(self.temperature) and self.temperature > 0):
+        if not (is_number(self.temperature) and self.temperature > 0):
             raise UserError(
                 f"distill.instance_relation.temperature = {self.temperature!r}: must be above 0."
             )
         for name in ("filter_rank", "embedding"):
-            _at_least_one(f"instance_relation.{name}", getattr(self, name))
-        _choice("instance_relation", "teacher_modules", str(self.teacher_modules), OF_BOXES)
+            at_least_one(f"instance_relation.{name}", getattr(self, name))
+        choice("instance_relation", "teacher_modules", str(self.teacher_modules), OF_BOXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +262,7 @@ class DistillConfig:
                 f"distill.schedule = {self.schedule!r} is unknown: choose one of {names}."
             )
         for name in ("region_size", "region_levels", "max_boxes", "pictures_per_device"):
-            _at_least_one(name, getattr(self, name))
+            at_least_one(name, getattr(self, name))
         for name, kind in TERMS.items():
             settings: Any = getattr(self, name)
             if not isinstance(settings, kind | None):
@@ -292,19 +271,19 @@ class DistillConfig:
                 )
             if settings is None:
                 continue
-            _not_negative(f"{name}.weight", settings.weight, "; 0 leaves the term out")
+            not_negative(f"{name}.weight", settings.weight, "; 0 leaves the term out")
             momentum = getattr(settings, "momentum", 0)
-            if not (_is_number(momentum) and 0 <= momentum <= 1):
+            if not (is_number(momentum) and 0 <= momentum <= 1):
                 raise UserError(
                     f"distill.{name}.momentum = {momentum!r}: the share that stays, 0 to 1."
                 )
         for name in ("adaptation_steps", "warmup_steps"):
-            _not_negative(name, getattr(self, name))
+            not_negative(name, getattr(self, name))
         for name in ("pretrain_steps", "pretrain_rate"):
             value = getattr(self, name)
-            if not (_is_number(value) and value > 0):
+            if not (is_number(value) and value > 0):
                 raise UserError(f"distill.{name} = {value!r}: must be a number above 0.")
-        if not (_is_number(self.fall_from) and 0 <= self.fall_from < 1):
+        if not (is_number(self.fall_from) and 0 <= self.fall_from < 1):
             raise UserError(
                 f"distill.fall_from = {self.fall_from!r}: a share of the run, from 0 to under 1."
             )

@@ -1,0 +1,33 @@
+"""What single settings of the distillation may be; each refusal names the key."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from drkd_jax.errors import UserError
+
+
+def choice(term: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuses a value that is not one of those allowed."""
+    if value not in allowed:
+        names = ", ".join(repr(name) for name in allowed)
+        raise UserError(f"distill.{term}.{key} = {value!r} is unknown: choose one of {names}.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite real number, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def at_least_one(key: str, value: int | None) -> None:
+    """Refuses what is under 1, or no number; None may be."""
+    if value is not None and not (is_number(value) and value >= 1):
+        raise UserError(f"distill.{key} = {value!r}: must be a number, 1 or more.")
+
+
+def not_negative(key: str, value: float | int, why: str = "") -> None:
+    """Refuses what is under 0, or no finite number."""
+    if not (is_number(value) and value >= 0):
+        raise UserError(f"distill.{key} = {value!r}: must be a number, 0 or more{why}.")
