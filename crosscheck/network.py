@@ -5,8 +5,11 @@ Letters: B pictures.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cached_property, partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,8 +24,17 @@ from drkd_jax.models.rpn import propose
 from drkd_jax.types import Features, Targets
 from drkd_jax.weights.libraries.key_report import LAYOUTS, their_shape
 from drkd_jax.weights.libraries.torchvision import table
+from drkd_jax.weights.libraries.understanding import understand
 
 Answers = Mapping[str, np.ndarray]
+
+# What torchvision's "v2" networks have besides.
+VERSION_2: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "faster_rcnn": {"rpn_convs": 2, "roi_convs": 4, "roi_fcs": 1},
+        "retinanet": {"extra": "conv_c5", "head_norm": "gn", "box_loss": "giou"},
+    }
+)
 
 
 def settings_of(model: Model) -> dict[str, Any]:
@@ -37,6 +49,8 @@ def settings_of(model: Model) -> dict[str, Any]:
         settings["channels"] = model.channels
         if model.detector == "faster_rcnn":
             settings["fc"] = model.fc
+    if model.version == 2:
+        settings |= VERSION_2[model.detector]
     return settings
 
 
@@ -46,17 +60,31 @@ def load(model: Model, answers: Answers) -> tuple[Any, Any]:
     graph, state = nnx.split(detector)
     flat = nnx.to_flat_state(state)
     shapes = {flat_name(path): tuple(slot.shape) for path, slot in flat}
-    arrays = {}
-    for entry in table(shapes):
-        drawn = weight(entry.theirs, their_shape(entry.layout, shapes[entry.ours]), model.seed)
-        module, _, leaf = entry.theirs.rpartition(".")
-        if f"weights|gain|{module}" in answers:
-            gain = answers[f"weights|gain|{module}"]
-            bias = answers[f"weights|bias|{module}"]
-            drawn = drawn * gain.reshape(-1, *[1] * (drawn.ndim - 1)) if leaf == "weight" else bias
-        arrays[entry.ours] = LAYOUTS[entry.layout].to_ours(drawn)
+    if model.version == 2:  # with norms that a file's reader folds
+        theirs = {k: tuple(v) for k, v in json.loads(str(answers["weights|shapes"])).items()}
+        said = {"backbone": {"frozen_stages": 0}}
+        read = understand(theirs, {}, Path(model.name), said, "torchvision")
+        arrays = read.arrays({k: _drawn(k, v, model, answers) for k, v in theirs.items()})
+    else:
+        arrays = {
+            entry.ours: LAYOUTS[entry.layout].to_ours(
+                _drawn(entry.theirs, their_shape(entry.layout, shapes[entry.ours]), model, answers)
+            )
+            for entry in table(shapes)
+        }
     filled = [(path, slot.replace(jnp.asarray(arrays[flat_name(path)]))) for path, slot in flat]
     return graph, nnx.from_flat_state(filled)
+
+
+def _drawn(name: str, shape: tuple[int, ...], model: Model, answers: Answers) -> np.ndarray:
+    """An array of the other side by its name, scaled where that side scaled it."""
+    drawn = weight(name, shape, model.seed)
+    module, _, leaf = name.rpartition(".")
+    if f"weights|gain|{module}" not in answers:
+        return drawn
+    if leaf != "weight":
+        return answers[f"weights|bias|{module}"]
+    return drawn * answers[f"weights|gain|{module}"].reshape(-1, *[1] * (drawn.ndim - 1))
 
 
 class Network:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from crosscheck.network import Answers, Network, flat_name
-from crosscheck.reference.seeded import Drawn, pictures, thin
+from crosscheck.reference.seeded import FOLDED, Drawn, pictures, thin
 from drkd_jax.models.dense import Assigned, assign
 from drkd_jax.models.roi_head import Regions
 from drkd_jax.ops.sampling import Sampled
@@ -24,6 +24,8 @@ from drkd_jax.weights.libraries.torchvision import table
 # Relative norms, but where a line of the table says "score", "pixels" or "count".
 FEATURES, LOSSES = 1e-5, 1e-5
 GRADIENTS = 4e-6  # both sides in float64; measured 6.3e-7
+# Where norms are folded, their kernels have been rounded to float32 first; measured 1.2e-5.
+FOLDED_GRADIENTS = 4e-5
 SCORES, PIXELS = 1e-4, 0.01
 TRUTHS, PROPOSALS, ANCHORS, REGIONS = 8, 1000, 256, 512  # rows a picture, at most
 LOSS_NAMES = {
@@ -178,10 +180,14 @@ class Batch:
         arrays = {
             flat_name(path): np.asarray(slot[...]) for path, slot in nnx.to_flat_state(pulled)
         }
+        folded = FOLDED if self.two_stages and self.model.version == 2 else ()
+        tolerance = FOLDED_GRADIENTS if folded else GRADIENTS
         for name, values in give(arrays, table(arrays)).items():
-            yield self._near(f"gradients.{name}", values, name, GRADIENTS)
+            if name.startswith(folded):
+                continue
+            yield self._near(f"gradients.{name}", values, name, tolerance)
             norm, theirs = float(np.linalg.norm(values)), float(self.theirs[f"norms.{name}"])
-            yield f"norms.{name}", abs(norm - theirs), abs(norm - theirs) / theirs, GRADIENTS
+            yield f"norms.{name}", abs(norm - theirs), abs(norm - theirs) / theirs, tolerance
 
     # Distances.
 

@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# Of torchvision's "v2" Faster R-CNN: convolutions whose batch norm lies in them on the other side,
+# where they have no gradient that could be compared.
+FOLDED = ("backbone.fpn.", *(f"roi_heads.box_head.{i}." for i in range(4)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -31,6 +35,7 @@ class Model:
         seed: of the weights.
         first: a seed of pictures to begin with, for each batch.
         keep: numbers kept of each tensor of features and of each gradient.
+        version: 2 for torchvision's "v2" networks.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Model:
     seed: int = 0
     first: Sequence[int] = ()
     keep: int = 2**31
+    version: int = 1
 
 
 class Drawn(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,19 @@ from torchvision.models.detection import (
     FasterRCNN,
     RetinaNet,
     fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
     retinanet_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
 )
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import (
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+)
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
@@ -57,8 +66,12 @@ def build(model: Model) -> nn.Module:
     """A detector of the library with drawn weights, from a padded tensor on."""
     faster = model.detector == "faster_rcnn"
     K = model.num_classes + faster
+    second = model.version == 2
     if not model.width:
-        make = fasterrcnn_resnet50_fpn if faster else retinanet_resnet50_fpn
+        make = (
+            (retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2),
+            (fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2),
+        )[faster][second]
         net = make(weights=None, weights_backbone=None, num_classes=K)
     else:
         body = NarrowResNet(model.depth, model.width)
@@ -70,12 +83,20 @@ def build(model: Model) -> nn.Module:
             {f"layer{i}": str(i - first) for i in range(first, 5)},
             [model.width * expansion * 2 ** (i - 1) for i in range(first, 5)],
             C,
-            LastLevelMaxPool() if faster else LastLevelP6P7(C, C),
+            LastLevelMaxPool() if faster else LastLevelP6P7(body.inplanes if second else C, C),
+            norm_layer=nn.BatchNorm2d if faster and second else None,
         )
         if faster:
             head = TwoMLPHead(C * 49, model.fc)
+            if second:
+                head = FastRCNNConvFCHead((C, 7, 7), [C] * 4, [model.fc], nn.BatchNorm2d)
             last = FastRCNNPredictor(model.fc, K)
-            net = FasterRCNN(backbone, box_head=head, box_predictor=last)
+            rpn = RPNHead(C, 3, conv_depth=2) if second else None
+            net = FasterRCNN(backbone, rpn_head=rpn, box_head=head, box_predictor=last)
+        elif second:
+            head = RetinaNetHead(C, 9, K, norm_layer=partial(nn.GroupNorm, 32))
+            head.regression_head._loss_type = "giou"
+            net = RetinaNet(backbone, K, head=head)
         else:
             net = RetinaNet(backbone, K)
     net.transform = Given()

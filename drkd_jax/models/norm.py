@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
+from drkd_jax.models.backbone_settings import BackboneSettings
 from drkd_jax.models.initializers import filled
-from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.ops.group_norm import group_norm
 
 EPSILON = 1e-5

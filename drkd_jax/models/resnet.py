@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float
 
+from drkd_jax.models.backbone_settings import BackboneSettings
 from drkd_jax.models.conv_norm import conv_norm
 from drkd_jax.models.initializers import Initializer, constant, filled, kaiming_normal
 from drkd_jax.models.norm import make_norm
-from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.deform_conv import deform_conv
 from drkd_jax.ops.pool import max_pool

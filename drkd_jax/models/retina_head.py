@@ -22,6 +22,7 @@ from drkd_jax import losses as loss_ops
 from drkd_jax.models.conventions import Conventions
 from drkd_jax.models.dense import Assigned, sizable, take_rows
 from drkd_jax.models.initializers import Initializer, constant, normal
+from drkd_jax.models.norm import GroupNorm
 from drkd_jax.models.resnet import conv
 from drkd_jax.models.settings import RetinaNetSettings, TestSettings
 from drkd_jax.ops.nms import select
@@ -34,7 +35,11 @@ from drkd_jax.types import Array, Detections, Targets
 class RetinaHead(nnx.Module):
     """Class logits and box deltas of every anchor of every level.
 
-    Source: open-mmlab/mmdetection mmdet/models/dense_heads/retina_head.py.
+    A layer of a tower is a convolution, the norm that the settings may name, and a ReLU. Levels
+    share the norm's scale and bias, not its statistics.
+
+    Source: open-mmlab/mmdetection mmdet/models/dense_heads/retina_head.py; with the norm,
+    pytorch/vision torchvision/models/detection/retinanet.py (retinanet_resnet50_fpn_v2).
     """
 
     def __init__(
@@ -51,12 +56,12 @@ class RetinaHead(nnx.Module):
         prior = convention.class_prior
         start = constant(-math.log((1 - prior) / prior))
 
-        def layer(outputs: int, bias_init: Initializer) -> nnx.Conv:
+        def layer(outputs: int, bias_init: Initializer, bias: bool = True) -> nnx.Conv:
             return conv(
                 C,
                 outputs,
                 3,
-                bias=True,
+                bias=bias,
                 kernel_init=init,
                 bias_init=bias_init,
                 rngs=rngs,
@@ -65,8 +70,12 @@ class RetinaHead(nnx.Module):
 
         zeros = constant(0.0)
         self.num_classes = num_classes
-        self.cls_convs = nnx.List(layer(C, zeros) for _ in range(settings.head_convs))
-        self.box_convs = nnx.List(layer(C, zeros) for _ in range(settings.head_convs))
+        normed = settings.head_norm == "gn"
+        depth = range(settings.head_convs)
+        self.cls_convs = nnx.List(layer(C, zeros, bias=not normed) for _ in depth)
+        self.box_convs = nnx.List(layer(C, zeros, bias=not normed) for _ in depth)
+        self.cls_norms = nnx.List(GroupNorm(C) for _ in depth if normed)
+        self.box_norms = nnx.List(GroupNorm(C) for _ in depth if normed)
         self.cls = layer(per_cell * num_classes, start)
         self.box = layer(per_cell * 4, zeros)
 
@@ -83,13 +92,12 @@ class RetinaHead(nnx.Module):
 
         Args:
             x: the level's map.
-            layers: convolutions of each tower that it goes through; the last one's output is not
+            layers: layers of each tower that it goes through; the last one's output is not
                 activated. 0: the map itself, for both.
         """
         a = b = x
         for i in range(layers):
-            a = self.cls_convs[i](relu(a) if i else a)
-            b = self.box_convs[i](relu(b) if i else b)
+            a, b = self._layer(i, relu(a) if i else a, relu(b) if i else b)
         return a, b
 
     def after(
@@ -102,13 +110,20 @@ class RetinaHead(nnx.Module):
         """
         if layers:
             a, b = relu(a), relu(b)
-        for layer in list(self.cls_convs)[layers:]:
-            a = relu(layer(a))
-        for layer in list(self.box_convs)[layers:]:
-            b = relu(layer(b))
+        for i in range(layers, len(self.cls_convs)):
+            a, b = (relu(x) for x in self._layer(i, a, b))
         B = a.shape[0]
         logits = self.cls(a).reshape(B, -1, self.num_classes)
         return logits, self.box(b).reshape(B, -1, 4).astype(jnp.float32)
+
+    def _layer(
+        self, i: int, a: Float[jax.Array, "B h w C"], b: Float[jax.Array, "B h w C"]
+    ) -> tuple[Float[jax.Array, "B h w C"], Float[jax.Array, "B h w C"]]:
+        """Layer i of both towers, before its ReLU."""
+        a, b = self.cls_convs[i](a), self.box_convs[i](b)
+        if len(self.cls_norms):
+            a, b = self.cls_norms[i](a, None), self.box_norms[i](b, None)
+        return a, b
 
     def outputs(
         self, towers: tuple[tuple[jax.Array, jax.Array], ...], layers: int
@@ -125,8 +140,9 @@ def retina_losses(
     assigned: Assigned,
     targets: Targets,
     convention: Conventions,
+    box_loss: str = "smooth_l1",
 ) -> dict[str, Float[Array, ""]]:
-    """Focal loss over all anchors that count, (smooth) L1 over the positives.
+    """Focal loss over all anchors that count, and a loss of the positives' boxes.
 
     Both are divided by the positives, a picture counting as at least one: of the whole batch, or
     picture by picture, as ``convention.dense_mean`` says.
@@ -138,6 +154,7 @@ def retina_losses(
         assigned: what they are to learn.
         targets: ground truth.
         convention: the library's numbers.
+        box_loss: see `RetinaNetSettings`.
 
     Returns:
         ``cls_loss`` and ``box_loss``, float32.
@@ -159,8 +176,16 @@ def retina_losses(
 
     boxes = take_rows(targets.boxes, assigned.truth)
     wide = jnp.broadcast_to(jnp.asarray(anchors), boxes.shape)
-    wanted = box_ops.encode(wide, boxes, convention.rpn_stds)
-    box = loss_ops.smooth_l1(jnp.concatenate(deltas, axis=1), wanted, convention.dense_beta)
+    given = jnp.concatenate(deltas, axis=1)
+    if box_loss == "giou":
+        rule = convention
+        decoded = box_ops.decode(wide, given, rule.rpn_stds, rule.max_log, rule.clamp_below)
+        # An anchor that is not positive stands beside itself: no division by an empty box.
+        ours, theirs = (jnp.where(assigned.positive[..., None], x, wide) for x in (decoded, boxes))
+        box = 1.0 - box_ops.generalized_iou(ours, theirs)
+    else:
+        wanted = box_ops.encode(wide, boxes, convention.rpn_stds)
+        box = loss_ops.smooth_l1(given, wanted, convention.dense_beta)
     return {
         "cls_loss": (cls * share).sum(),
         "box_loss": (jnp.where(assigned.positive, box, 0.0).sum(axis=1) * share).sum(),

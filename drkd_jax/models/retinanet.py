@@ -67,7 +67,9 @@ class RetinaNet(Detector):
         logits, deltas = self.head.outputs(towers, layers)
         anchors = np.concatenate(self._anchors(features))
         assigned = assign(anchors, targets, self.convention.dense, self.convention)
-        return retina_losses(logits, deltas, anchors, assigned, targets, self.convention)
+        return retina_losses(
+            *(logits, deltas, anchors, assigned, targets, self.convention), self.settings.box_loss
+        )
 
     def responses(
         self, classes: Float[jax.Array, "B h w C"], boxes: Float[jax.Array, "B h w C"], layers: int

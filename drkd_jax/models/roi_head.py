@@ -18,6 +18,7 @@ from drkd_jax import losses as loss_ops
 from drkd_jax.models.conventions import Conventions
 from drkd_jax.models.dense import take_rows
 from drkd_jax.models.initializers import Initializer, constant, normal, xavier_uniform
+from drkd_jax.models.resnet import conv
 from drkd_jax.models.retina_head import best_detections
 from drkd_jax.models.rpn import Proposals
 from drkd_jax.models.settings import FasterRCNNSettings, SamplerSettings, TestSettings
@@ -41,10 +42,13 @@ class Regions(NamedTuple):
 
 
 class RoIHead(nnx.Module):
-    """RoIAlign, two fully connected layers, class logits, and a box for every class or for all.
+    """RoIAlign, a few layers, class logits, and a box for every class or for all.
+
+    The layers are two fully connected ones, or 3x3 convolutions before one or two of them.
 
     Source: open-mmlab/mmdetection mmdet/models/roi_heads/bbox_heads/convfc_bbox_head.py;
-    pytorch/vision torchvision/models/detection/faster_rcnn.py (TwoMLPHead, FastRCNNPredictor).
+    pytorch/vision torchvision/models/detection/faster_rcnn.py (TwoMLPHead, FastRCNNConvFCHead,
+    FastRCNNPredictor).
     """
 
     def __init__(
@@ -69,9 +73,14 @@ class RoIHead(nnx.Module):
         self.num_deltas = num_classes + self.background_first
         if settings.class_agnostic:
             self.num_deltas = 1
-        inputs = settings.channels * convention.roi_size**2
+        C = settings.channels
+        inputs = C * convention.roi_size**2
+        self.convs = nnx.List(
+            conv(C, C, 3, bias=True, rngs=rngs, dtype=dtype) for _ in range(settings.roi_convs)
+        )
         self.fc1 = layer(inputs, settings.fc, xavier_uniform())
-        self.fc2 = layer(settings.fc, settings.fc, xavier_uniform())
+        two = settings.roi_fcs > 1
+        self.fc2 = layer(settings.fc, settings.fc, xavier_uniform()) if two else None
         self.cls = layer(settings.fc, num_classes + 1, normal(0.01))
         self.box = layer(settings.fc, self.num_deltas * 4, normal(0.001))
 
@@ -94,9 +103,15 @@ class RoIHead(nnx.Module):
             Logits with the background last, and deltas of every class without the background; of
             one for all classes where the head is class-agnostic.
         """
-        x = self.pool(maps, spec, boxes, valid).reshape(*boxes.shape[:2], -1)
-        x = relu(self.fc1(x))
-        x = relu(self.fc2(x))
+        x = self.pool(maps, spec, boxes, valid)
+        if len(self.convs):
+            wide = x.reshape(-1, *x.shape[2:])  # every region a picture of its own
+            for layer in self.convs:
+                wide = relu(layer(wide))
+            x = wide.reshape(x.shape)
+        x = relu(self.fc1(x.reshape(*boxes.shape[:2], -1)))
+        if self.fc2 is not None:
+            x = relu(self.fc2(x))
         logits = self.cls(x).astype(jnp.float32)
         deltas = self.box(x).reshape(*boxes.shape[:2], self.num_deltas, 4).astype(jnp.float32)
         if self.background_first:

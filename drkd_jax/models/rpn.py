@@ -39,12 +39,13 @@ class Proposals(NamedTuple):
 
 
 class RPNHead(nnx.Module):
-    """One 3x3 convolution, then an objectness logit and deltas for every anchor.
+    """3x3 convolutions, mostly one, then an objectness logit and deltas for every anchor.
 
     Both 1x1 convolutions are run as one, of their filters side by side, so that the map before
     them is read once and has one gradient. As parameters they stay two.
 
-    Source: open-mmlab/mmdetection mmdet/models/dense_heads/rpn_head.py.
+    Source: open-mmlab/mmdetection mmdet/models/dense_heads/rpn_head.py; several convolutions also
+    pytorch/vision torchvision/models/detection/rpn.py (fasterrcnn_resnet50_fpn_v2).
     """
 
     def __init__(self, settings: FasterRCNNSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
@@ -55,6 +56,7 @@ class RPNHead(nnx.Module):
             return conv(C, outputs, size, bias=True, kernel_init=init, rngs=rngs, dtype=dtype)
 
         self.conv = layer(C, 3)
+        self.more_convs = nnx.List(layer(C, 3) for _ in range(settings.rpn_convs - 1))
         self.cls = layer(per_cell, 1)
         self.box = layer(per_cell * 4, 1)
 
@@ -65,7 +67,10 @@ class RPNHead(nnx.Module):
         logits, deltas = [], []
         for x in maps:
             B = x.shape[0]
-            of_cls, of_box = side_by_side(self.cls, self.box, relu(self.conv(x)))
+            x = relu(self.conv(x))
+            for layer in self.more_convs:
+                x = relu(layer(x))
+            of_cls, of_box = side_by_side(self.cls, self.box, x)
             logits.append(of_cls.reshape(B, -1).astype(jnp.float32))
             deltas.append(of_box.reshape(B, -1, 4).astype(jnp.float32))
         return tuple(logits), tuple(deltas)

@@ -7,113 +7,13 @@ numbers, and on small pictures smaller anchors.
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
 
 from drkd_jax.errors import UserError
+from drkd_jax.models.backbone_settings import BackboneSettings
+from drkd_jax.models.value_checks import one_of, stds, within
 
-DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
-BASIC_DEPTHS = (10, 18, 34)  # the others are of bottleneck blocks
-NORMS = ("frozen_bn", "bn", "gn", "folded")
-DCNS = ("", "v1", "v2")
-STYLES = ("pytorch", "caffe")
-POOLS = ("padded", "ceil")
-
-
-def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{name} is {value!r}; known: {', '.join(map(str, known))}")
-
-
-def _within(name: str, value: float, least: int, most: float = math.inf) -> None:
-    if not least <= value <= most:
-        limit = f"at least {least}" if value < least else f"at most {most}"
-        raise UserError(f"{name} is {value}; it must be {limit}")
-
-
-def _stds(name: str, values: tuple[float, ...]) -> None:
-    if values and (len(values) != 4 or min(values) <= 0):
-        raise UserError(f"{name} is {values}; it must be four numbers above 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class BackboneSettings:
-    """A ResNet or ResNeXt.
-
-    Attributes:
-        depth: 10, 18 or 34 layers of basic blocks; 14, 26, 50, 101 or 152 of bottleneck ones.
-        width: channels of the stem; stage i works with ``width * 2**i``.
-        groups: groups of the 3x3 convolution (ResNeXt; bottleneck depths only).
-        group_width: base width of a group at stage 0 for ``width`` 64: the "4" of 32x4d. Counts
-            only where ``groups`` is more than 1.
-        norm: "frozen_bn" (constant statistics, scale and bias trained; for pretrained weights),
-            "bn" (statistics over the global batch) or "gn" (the two ways from scratch). "folded":
-            convolutions with a bias and no norm at all, what `models.folding.fold` makes of the
-            first two; not for training.
-        frozen_stages: 0 trains everything; n >= 1 freezes the stem and the first n stages. None:
-            1 with "frozen_bn", else 0, since an untrained frozen stem is never wanted.
-        eps: what is added to the variance, of "frozen_bn" and "bn". torchvision's COCO_V1 weights
-            want 0.
-        norm_batch: "bn" in training: pictures that share statistics, neighbours in the global
-            batch, whatever the devices; 0 for the whole batch.
-        dcn: deformable 3x3 convolutions in stages C3 to C5: "" for none, "v1", "v2" (modulated);
-            bottleneck depths only.
-        style: where a bottleneck block has its stride: "pytorch", in the 3x3 convolution; "caffe",
-            in the first 1x1 convolution, as Caffe's and Detectron's networks do.
-        stem: channels of the stem where they are not ``width``; 0: ``width``.
-        pool: the stem's 3x3 max pool: "padded" by a pixel on every side, or "ceil", without
-            padding and with a last window that may be cut, as Caffe's own networks do.
-    """
-
-    depth: int = 50
-    width: int = 64
-    groups: int = 1
-    group_width: int = 64
-    norm: str = "frozen_bn"
-    frozen_stages: int | None = None
-    eps: float = 1e-5
-    norm_batch: int = 0
-    dcn: str = ""
-    style: str = "pytorch"
-    stem: int = 0
-    pool: str = "padded"
-
-    def __post_init__(self) -> None:
-        _one_of("backbone.depth", self.depth, DEPTHS)
-        _one_of("backbone.norm", self.norm, NORMS)
-        for name in ("width", "groups", "group_width"):
-            _within(f"backbone.{name}", getattr(self, name), 1)
-        _within("backbone.norm_batch", self.norm_batch, 0)
-        _one_of("backbone.dcn", self.dcn, DCNS)
-        _one_of("backbone.style", self.style, STYLES)
-        _one_of("backbone.pool", self.pool, POOLS)
-        _within("backbone.stem", self.stem, 0)
-        if self.norm_batch and self.norm != "bn":
-            raise UserError('backbone.norm_batch: only backbone.norm "bn" has batch statistics')
-        if self.eps < 0 or (self.eps == 0 and self.norm == "bn"):
-            raise UserError(f"backbone.eps is {self.eps}; above 0, or 0 with frozen statistics")
-        if self.dcn and not self.bottleneck:
-            raise UserError(f"backbone.dcn: not in the basic blocks of depth {self.depth}")
-        if self.groups > 1 and not self.bottleneck:
-            raise UserError(f"backbone.groups: only 1 in the basic blocks of depth {self.depth}")
-        _within("backbone.frozen_stages", self.num_frozen, 0, 4)
-
-    @property
-    def bottleneck(self) -> bool:
-        """Whether blocks are 1x1, 3x3, 1x1 convolutions, in the place of two 3x3 ones."""
-        return self.depth not in BASIC_DEPTHS
-
-    @property
-    def stem_width(self) -> int:
-        """Channels of the stem, with the default filled in."""
-        return self.stem or self.width
-
-    @property
-    def num_frozen(self) -> int:
-        """How many stages are frozen, with the default filled in."""
-        if self.frozen_stages is None:
-            return 1 if self.norm == "frozen_bn" else 0
-        return self.frozen_stages
+HEAD_NORMS = ("", "gn")
+BOX_LOSSES = ("smooth_l1", "giou")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +36,7 @@ class AnchorSettings:
     def __post_init__(self) -> None:
         if self.scale <= 0 or not self.ratios or min((*self.ratios, *self.sides)) <= 0:
             raise UserError("anchors.scale, anchors.ratios and anchors.sides must be above 0")
-        _within("anchors.octaves", self.octaves, 1)
+        within("anchors.octaves", self.octaves, 1)
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -169,10 +69,10 @@ class TestSettings:
     pre_nms: int = 1000
 
     def __post_init__(self) -> None:
-        _within("test.score", self.score, 0, 1)
-        _within("test.nms", self.nms, 0, 1)
-        _within("test.max_out", self.max_out, 1)
-        _within("test.pre_nms", self.pre_nms, 1)
+        within("test.score", self.score, 0, 1)
+        within("test.nms", self.nms, 0, 1)
+        within("test.max_out", self.max_out, 1)
+        within("test.pre_nms", self.pre_nms, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +95,8 @@ class ProposalSettings:
 
     def __post_init__(self) -> None:
         for name in ("pre_nms", "max_out", "pre_nms_test", "max_out_test"):
-            _within(f"proposals.{name}", getattr(self, name), 1)
-        _within("proposals.nms", self.nms, 0, 1)
+            within(f"proposals.{name}", getattr(self, name), 1)
+        within("proposals.nms", self.nms, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +116,10 @@ class SamplerSettings:
     roi_positive: float = 0.25
 
     def __post_init__(self) -> None:
-        _within("sampler.rpn", self.rpn, 1)
-        _within("sampler.roi", self.roi, 1)
-        _within("sampler.rpn_positive", self.rpn_positive, 0, 1)
-        _within("sampler.roi_positive", self.roi_positive, 0, 1)
+        within("sampler.rpn", self.rpn, 1)
+        within("sampler.roi", self.roi, 1)
+        within("sampler.rpn_positive", self.rpn_positive, 0, 1)
+        within("sampler.roi_positive", self.roi_positive, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,10 +157,10 @@ class PyramidSettings:
     delta_stds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _within("channels", self.channels, 1)
-        _stds("delta_stds", self.delta_stds)
-        _one_of("extra", self.extra, ("pool", "conv_c5", "conv_p5"))
-        _within("head_classes", self.head_classes, 0)
+        within("channels", self.channels, 1)
+        stds("delta_stds", self.delta_stds)
+        one_of("extra", self.extra, ("pool", "conv_c5", "conv_p5"))
+        within("head_classes", self.head_classes, 0)
         if len(set(self.class_ids)) < len(self.class_ids) or min((*self.class_ids, 0)) < 0:
             raise UserError("class_ids must be different numbers from 0 on")
         if not 2 <= self.min_level <= 5 <= self.max_level <= 8:
@@ -277,6 +177,10 @@ class RetinaNetSettings(PyramidSettings):
     Attributes:
         anchors: see `AnchorSettings`.
         head_convs: convolutions of each tower.
+        head_norm: "" for none, or "gn": group normalisation, of each level by itself, between a
+            tower's convolution and its ReLU. From scratch it makes a head learn much faster.
+        box_loss: "smooth_l1" of the deltas, by the convention's beta (0: L1), or "giou", 1 less the
+            generalised overlap of the decoded boxes.
         test: see `TestSettings`; ``pre_nms`` counts a level.
     """
 
@@ -285,20 +189,27 @@ class RetinaNetSettings(PyramidSettings):
     max_level: int = 7
     anchors: AnchorSettings = AnchorSettings(scale=4.0, octaves=3)
     head_convs: int = 4
+    head_norm: str = ""
+    box_loss: str = "smooth_l1"
     test: TestSettings = TestSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _within("head_convs", self.head_convs, 0)
+        within("head_convs", self.head_convs, 0)
+        one_of("head_norm", self.head_norm, HEAD_NORMS)
+        one_of("box_loss", self.box_loss, BOX_LOSSES)
 
 
 @dataclasses.dataclass(frozen=True)
 class FasterRCNNSettings(PyramidSettings):
-    """Faster R-CNN: P2..P6, an RPN, and two fully connected layers on the regions.
+    """Faster R-CNN: P2..P6, an RPN, and (convolutions and) fully connected layers on the regions.
 
     Attributes:
         anchors: see `AnchorSettings`.
-        fc: width of the two fully connected layers.
+        rpn_convs: 3x3 convolutions of the RPN.
+        roi_convs: 3x3 convolutions of a region's bins before the fully connected layers.
+        roi_fcs: fully connected layers, 1 or 2.
+        fc: their width.
         class_agnostic: whether a region has one box for all classes, or one for each.
         roi_sampling: samples a bin and axis when regions are cut out; 0 for as many as a bin has
             pixels, which is exact in mmdetection's conventions and slower. None: the convention's.
@@ -313,6 +224,9 @@ class FasterRCNNSettings(PyramidSettings):
     """
 
     anchors: AnchorSettings = AnchorSettings(scale=8.0)
+    rpn_convs: int = 1
+    roi_convs: int = 0
+    roi_fcs: int = 2
     fc: int = 1024
     class_agnostic: bool = False
     roi_sampling: int | None = None
@@ -325,9 +239,12 @@ class FasterRCNNSettings(PyramidSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _within("fc", self.fc, 1)
-        _within("roi_sampling", self.roi_sampling or 0, 0)
-        _stds("roi_stds", self.roi_stds)
+        within("fc", self.fc, 1)
+        within("rpn_convs", self.rpn_convs, 1)
+        within("roi_convs", self.roi_convs, 0)
+        within("roi_fcs", self.roi_fcs, 1, 2)
+        within("roi_sampling", self.roi_sampling or 0, 0)
+        stds("roi_stds", self.roi_stds)
         if self.roi_max_level and not self.min_level <= self.roi_max_level <= self.max_level:
             raise UserError(f"roi_max_level is {self.roi_max_level}; there is no such level")
 

@@ -16,8 +16,9 @@ from drkd_jax import models
 from drkd_jax.data.config import PIXEL_KEYS
 from drkd_jax.errors import UserError, faults_of
 from drkd_jax.models.arrays import flatten, unflatten
+from drkd_jax.models.backbone_settings import BackboneSettings
 from drkd_jax.models.filling import as_tuples, from_dict
-from drkd_jax.models.settings import BackboneSettings, PyramidSettings
+from drkd_jax.models.settings import PyramidSettings
 from drkd_jax.weights.fetch.by_name import is_name, local_file, short_name
 from drkd_jax.weights.opening import is_work_folder, load
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from drkd_jax.data.sources.classes import COCO_CATEGORIES
 from drkd_jax.errors import UserError, faults_of
+from drkd_jax.models.backbone_settings import BackboneSettings
 from drkd_jax.models.filling import as_tuples, from_dict
-from drkd_jax.models.settings import BackboneSettings
 from drkd_jax.weights.fetch.by_name import is_name, local_file
 from drkd_jax.weights.foreign.files import (
     ForeignFile,

@@ -1,7 +1,8 @@
 """Our detectors against what torchvision's own said of the same tensors.
 
-tests/fixtures/torchvision holds the answers of two narrow networks; its README says how they are
-made again. The full-size networks are compared by `python -m drkd_jax crosscheck --torchvision`.
+tests/fixtures/torchvision and torchvision_v2 hold the answers of two narrow networks each; their
+READMEs say how they are made again. The full-size networks are compared by
+`python -m drkd_jax crosscheck --torchvision`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,29 @@ from drkd_jax.models.dense import assign
 from drkd_jax.types import Features
 from tests import jitter, margins, oracles
 
-FOLDER = Path(__file__).parents[1] / "fixtures" / "torchvision"
-MODELS = [Model(**values) for values in json.loads((FOLDER / "request.json").read_text())]
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FOLDERS = {1: FIXTURES / "torchvision", 2: FIXTURES / "torchvision_v2"}
+MODELS = [
+    Model(**values)
+    for folder in FOLDERS.values()
+    for values in json.loads((folder / "request.json").read_text())
+]
+# 20 convolutions and as many norms in the body, and two arrays for every other layer; the "v2"
+# RetinaNet's towers have a kernel and a norm, and Faster R-CNN's folded layers have none.
+PARAMETERS = {
+    "faster_rcnn": 3 * 20 + 2 * (8 + 3 + 4),
+    "retinanet": 3 * 20 + 2 * (8 + 10),
+    "faster_rcnn_v2": 3 * 20 + 2 * (4 + 3),
+    "retinanet_v2": 3 * 20 + 2 * (8 + 2) + 3 * 8,
+}
+BATCHES = [(model, batch) for model in MODELS for batch in range(len(model.batches))]
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 class Compared:
     def __init__(self, model):
         self.model = model
-        self.answers = dict(np.load(FOLDER / f"{model.name}.npz"))
+        self.answers = dict(np.load(FOLDERS[model.version] / f"{model.name}.npz"))
         self.network = Network(model, *load(model, self.answers), FAST_COMPILE)
         with jitter.still():  # their gradients, in float64, belong to exactly these weights
             self.exact = Network(model, *load(model, self.answers), FAST_COMPILE)
@@ -49,11 +64,16 @@ def compared(request):
     return Compared(request.param)
 
 
+each_batch = pytest.mark.parametrize(
+    ("compared", "batch"), BATCHES, indirect=["compared"], ids=lambda x: getattr(x, "name", str(x))
+)
+
+
 def failures(rows):
     return {name: off for name, (_, _, off, tolerance) in rows.items() if not off <= tolerance}
 
 
-@pytest.mark.parametrize("batch", [0, 1])
+@each_batch
 def test_every_stage_and_every_detection_is_torchvisions(compared, batch):
     rows = compared.rows(compared.answers, "inference", batch)
     assert not failures(rows)
@@ -64,7 +84,7 @@ def test_every_stage_and_every_detection_is_torchvisions(compared, batch):
     assert names == wanted
 
 
-@pytest.mark.parametrize("batch", [0, 1])
+@each_batch
 def test_matches_losses_and_all_gradients_are_torchvisions(compared, batch):
     rows = compared.rows(compared.answers, "training", batch)
     assert not failures(rows)
@@ -75,8 +95,7 @@ def test_matches_losses_and_all_gradients_are_torchvisions(compared, batch):
         worst = max(off for name, (_, _, off, _) in rows.items() if name.startswith("gradients."))
         print(f"{compared.model.name}: gradients to {worst:.1e}")
         parameters = sum(name.startswith("gradients.") for name in rows)
-        # 20 convolutions and as many norms in the body, and two arrays for every other layer.
-        assert parameters == 3 * 20 + 2 * (8 + 3 + 4 if "loss roi_cls_loss" in rows else 8 + 10)
+        assert parameters == PARAMETERS[compared.model.name]
 
 
 def test_a_wrong_answer_is_seen(compared):
@@ -94,7 +113,7 @@ def test_a_wrong_answer_is_seen(compared):
     ]
 
 
-@pytest.mark.parametrize("batch", [0, 1])
+@each_batch
 def test_no_choice_hangs_on_rounding(compared, batch):
     one = batch_of(compared.network, compared.answers, batch)
     network, targets = compared.network, one._targets()
@@ -114,7 +133,7 @@ def test_no_choice_hangs_on_rounding(compared, batch):
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_no_detection_of_the_fixture_hangs_on_rounding(model):
-    answers = np.load(FOLDER / f"{model.name}.npz")
+    answers = np.load(FOLDERS[model.version] / f"{model.name}.npz")
     for i, (_, sizes) in enumerate(model.batches):
         for b in range(len(sizes)):
             boxes, scores, labels = (

@@ -15,11 +15,11 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.models.backbone_settings import BackboneSettings
 from drkd_jax.models.conv_norm import conv_norm
 from drkd_jax.models.fpn import upsample_nearest
 from drkd_jax.models.norm import EPSILON, BatchNorm, FrozenBatchNorm, GroupNorm, group_count
 from drkd_jax.models.resnet import Block, Stem
-from drkd_jax.models.settings import BackboneSettings
 from tests.models import small
 
 RNG = np.random.default_rng(0)

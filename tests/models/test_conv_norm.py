@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from drkd_jax.models import resnet
-from drkd_jax.models.settings import BackboneSettings
+from drkd_jax.models.backbone_settings import BackboneSettings
 from drkd_jax.ops.platform import tracing_for
 
 RNG = np.random.default_rng(0)

@@ -54,7 +54,10 @@ _OF_TORCHVISION = {
     "resnext50_32x4d": "resnext50_32x4d-7cdf4587",
     "resnext101_32x8d": "resnext101_32x8d-8ba56ff5",
     "fasterrcnn_resnet50_fpn": "fasterrcnn_resnet50_fpn_coco-258fb6c6",
+    "fasterrcnn_resnet50_fpn_v2": "fasterrcnn_resnet50_fpn_v2_coco-dd69338a",
+    "maskrcnn_resnet50_fpn_v2": "maskrcnn_resnet50_fpn_v2_coco-73cbd019",
     "retinanet_resnet50_fpn": "retinanet_resnet50_fpn_coco-eeacb38b",
+    "retinanet_resnet50_fpn_v2": "retinanet_resnet50_fpn_v2_coco-5905b1c5",
 }
 # Name: its folder, and what stands behind the name in the file's.
 _OF_MMDET = {

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from drkd_jax.errors import UserError
+from drkd_jax.models.backbone_settings import BASIC_DEPTHS
 from drkd_jax.models.conventions import Pixels
 from drkd_jax.models.resnet import BLOCKS, EXPANSION
-from drkd_jax.models.settings import BASIC_DEPTHS, PyramidSettings
+from drkd_jax.models.settings import PyramidSettings
 from drkd_jax.weights.libraries.key_report import Entry
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -171,20 +172,23 @@ def module_entry(name: str, modules: Iterable[tuple[str, ...]], library: str) ->
     Args:
         name: ours.
         modules: our module as a pattern, its name there, and in older files where that is another
-            one. The pattern's number stands in names as {0}, and twice as large as {1}.
+            one. The pattern's number stands in names as {0}, twice as large as {1}, one larger as
+            {2}.
         library: what a message calls it.
 
     Raises:
         UserError: it has no such module.
     """
     module, leaf = name.rsplit(".", 1)
-    last, layout = ("bias", "vector") if leaf == "bias" else ("weight", "conv")
-    if layout == "conv" and module.startswith("roi."):
+    last = "bias" if leaf == "bias" else "weight"
+    layout = "vector" if leaf in ("bias", "scale") else "conv"
+    if layout == "conv" and re.match(r"roi\.(\d+\.)?(fc|cls|box)", module):
         layout = "regions" if module.endswith("fc1") else "linear"
     for pattern, *templates in modules:
         if found := re.fullmatch(pattern, module):
             number = int(found[1]) if found.lastindex else 0
-            theirs, *older = (f"{each.format(number, 2 * number)}.{last}" for each in templates)
+            numbers = number, 2 * number, number + 1
+            theirs, *older = (f"{each.format(*numbers)}.{last}" for each in templates)
             return Entry(name, theirs, layout, tuple(older))
     raise UserError(f"{name}: has no name in {library}")
 

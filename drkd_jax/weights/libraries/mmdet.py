@@ -35,8 +35,10 @@ _MODULES = (
     (r"neck\.laterals\.(\d)", "neck.lateral_convs.{0}.conv"),
     (r"neck\.outputs\.(\d)", "neck.fpn_convs.{0}.conv"),
     (r"rpn\.conv", "rpn_head.rpn_conv"),
+    (r"rpn\.more_convs\.(\d+)", "rpn_head.rpn_conv.{2}.conv"),
     (r"rpn\.cls", "rpn_head.rpn_cls"),
     (r"rpn\.box", "rpn_head.rpn_reg"),
+    (r"roi\.convs\.(\d+)", "roi_head.bbox_head.shared_convs.{0}.conv"),
     (r"roi\.fc1", "roi_head.bbox_head.shared_fcs.0"),
     (r"roi\.fc2", "roi_head.bbox_head.shared_fcs.1"),
     (r"roi\.cls", "roi_head.bbox_head.fc_cls"),
@@ -47,6 +49,8 @@ _MODULES = (
     (r"roi\.(\d)\.box", "roi_head.bbox_head.{0}.fc_reg"),
     (r"head\.cls_convs\.(\d+)", "bbox_head.cls_convs.{0}.conv"),
     (r"head\.box_convs\.(\d+)", "bbox_head.reg_convs.{0}.conv"),
+    (r"head\.cls_norms\.(\d+)", "bbox_head.cls_convs.{0}.gn"),
+    (r"head\.box_norms\.(\d+)", "bbox_head.reg_convs.{0}.gn"),
     (r"head\.cls", "bbox_head.retina_cls"),
     (r"head\.box", "bbox_head.retina_reg"),
 )
@@ -77,7 +81,10 @@ def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
     every = list(names)
     laterals = len({name.split(".")[2] for name in every if name.startswith("neck.laterals.")})
     extras = ((rf"neck\.extras\.{n}", f"neck.fpn_convs.{laterals + n}.conv") for n in range(10))
-    modules = (*_MODULES, *extras)
+    # Of several convolutions of the RPN the first has another name than where it is alone.
+    several = any(name.startswith("rpn.more_convs.") for name in every)
+    first = ((r"rpn\.conv", "rpn_head.rpn_conv.0.conv"),) if several else ()
+    modules = (*first, *_MODULES, *extras)
     others = (name for name in every if not name.startswith("backbone."))
     return [
         *backbone_entries(every, "backbone." if prefixed else ""),
@@ -210,15 +217,22 @@ def _head(shapes: Shapes, assumed: dict[str, Assumed]) -> tuple[dict[str, Any], 
         return {
             "detector": "retinanet",
             "head_convs": convs,
+            "head_norm": "gn" if "bbox_head.cls_convs.0.gn.weight" in shapes else "",
             "anchors": {"octaves": octaves},
         }, num_classes
     for detector, middle in (("faster_rcnn", ""), ("cascade_rcnn", "0.")):
         start = f"roi_head.bbox_head.{middle}"
+        convs = count(shapes, f"{start}shared_convs.{{}}.conv.weight")
+        if f"{start}shared_convs.0.gn.weight" in shapes or (convs and middle):
+            continue  # group norms in the layers of a region, or three such heads: not built
         if f"{start}fc_cls.weight" in shapes and "rpn_head.rpn_cls.weight" in shapes:
             outputs = shapes[f"{start}fc_cls.weight"][0]
             boxes = shapes.get(f"{start}fc_reg.weight", (0,))[0]
             shown: dict[str, Any] = {"detector": detector}
             shown["fc"] = shapes[f"{start}fc_cls.weight"][1]
+            shown["roi_fcs"] = min(max(count(shapes, f"{start}shared_fcs.{{}}.weight"), 1), 2)
+            shown["roi_convs"] = convs
+            shown["rpn_convs"] = max(count(shapes, "rpn_head.rpn_conv.{}.conv.weight"), 1)
             shown["class_agnostic"] = boxes == 4 and (outputs > 2 or bool(middle))
             assumed["anchors.scale"] = Assumed(8.0, "mmdetection's own")
             return shown, outputs - 1

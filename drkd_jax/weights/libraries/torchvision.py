@@ -38,8 +38,10 @@ _MODULES = (
     (r"neck\.extras\.0", "backbone.fpn.extra_blocks.p6"),
     (r"neck\.extras\.1", "backbone.fpn.extra_blocks.p7"),
     (r"rpn\.conv", "rpn.head.conv.0.0", "rpn.head.conv"),
+    (r"rpn\.more_convs\.(\d+)", "rpn.head.conv.{2}.0"),
     (r"rpn\.cls", "rpn.head.cls_logits"),
     (r"rpn\.box", "rpn.head.bbox_pred"),
+    (r"roi\.convs\.(\d+)", "roi_heads.box_head.{0}.0"),
     (r"roi\.fc1", "roi_heads.box_head.fc6"),
     (r"roi\.fc2", "roi_heads.box_head.fc7"),
     (r"roi\.cls", "roi_heads.box_predictor.cls_score"),
@@ -54,6 +56,8 @@ _MODULES = (
         "head.regression_head.conv.{0}.0",
         "head.regression_head.conv.{1}",
     ),
+    (r"head\.cls_norms\.(\d+)", "head.classification_head.conv.{0}.1"),
+    (r"head\.box_norms\.(\d+)", "head.regression_head.conv.{0}.1"),
     (r"head\.cls", "head.classification_head.cls_logits"),
     (r"head\.box", "head.regression_head.bbox_reg"),
 )
@@ -88,7 +92,18 @@ def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
     if deformable:
         raise UserError(f"{deformable}: has no name in torchvision")
     others = (name for name in every if not name.startswith("backbone."))
-    return [*entries, *(module_entry(name, _MODULES, "torchvision") for name in others)]
+    modules = (*_after_convs(every), *_MODULES)
+    return [*entries, *(module_entry(name, modules, "torchvision") for name in others)]
+
+
+def _after_convs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The linear layers behind a region's convolutions, which are numbered on, as "v2" has them."""
+    convs = len({name.split(".")[2] for name in names if name.startswith("roi.convs.")})
+    if not convs:
+        return ()
+    # After the convolutions bins become a row; a ReLU stands between the two.
+    start = "roi_heads.box_head."
+    return (r"roi\.fc1", f"{start}{convs + 1}"), (r"roi\.fc2", f"{start}{convs + 3}")
 
 
 def is_its(shapes: Shapes) -> bool:
@@ -181,11 +196,10 @@ def _head(shapes: Shapes) -> tuple[dict[str, Any], int, tuple[str, ...]]:
     """(settings of the head, classes of the data, their names); ({}, 0, ()): not ours."""
     logits = shapes.get("head.classification_head.cls_logits.weight")
     boxes = shapes.get("head.regression_head.bbox_reg.weight")
-    # GroupNorm in the towers: RetinaNet "v2"; a box's centre: FCOS.
-    others = (
-        "head.classification_head.conv.0.1.weight",
+    others = (  # a box's centre: FCOS; batch norms in the towers
         "head.classification_head.conv.1.weight",
         "head.regression_head.bbox_ctrness.weight",
+        "head.classification_head.conv.0.1.running_mean",
     )
     if logits and boxes and not any(key in shapes for key in others):
         per_cell = max(boxes[0] // 4, 1)
@@ -193,11 +207,19 @@ def _head(shapes: Shapes) -> tuple[dict[str, Any], int, tuple[str, ...]]:
         step = 1 if kind == "0.weight" else 2  # before 0.13: convolution, ReLU, convolution, ...
         convs = sum(f"head.classification_head.conv.{i * step}.{kind}" in shapes for i in range(64))
         shown: dict[str, Any] = {"detector": "retinanet", "head_convs": convs}
+        group_norms = "head.classification_head.conv.0.1.weight" in shapes  # RetinaNet "v2"
+        shown["head_norm"] = "gn" if group_norms else ""
         shown["anchors"] = {"octaves": max(per_cell // 3, 1)}
         return _with_classes(shown, logits[0] // per_cell, first=0)
     scores = shapes.get("roi_heads.box_predictor.cls_score.weight")
-    if scores and "roi_heads.box_head.fc6.weight" in shapes:
-        shown = {"detector": "faster_rcnn", "fc": scores[1]}
+    convs = count(shapes, "roi_heads.box_head.{}.0.weight")  # of the "v2" model
+    linear = "fc6", "fc7"
+    if convs:
+        linear = str(convs + 1), str(convs + 3)
+    if scores and f"roi_heads.box_head.{linear[0]}.weight" in shapes:
+        shown = {"detector": "faster_rcnn", "fc": scores[1], "roi_convs": convs}
+        shown["roi_fcs"] = 1 + (f"roi_heads.box_head.{linear[1]}.weight" in shapes)
+        shown["rpn_convs"] = max(count(shapes, "rpn.head.conv.{}.0.weight"), 1)
         deltas = shapes.get("roi_heads.box_predictor.bbox_pred.weight", (0,))
         shown["class_agnostic"] = deltas[0] == 4 and scores[0] > 1
         return _with_classes(shown, scores[0] - 1, first=1)

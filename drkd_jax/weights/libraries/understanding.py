@@ -1,8 +1,8 @@
 """Which model of ours a foreign file fills: from keys, shapes and what it says of itself.
 
-The pyramids built here have no norms. A batch norm with its running statistics is one factor and
-one shift a channel, so the convolution before it takes it over exactly while a file is read; a
-group norm depends on the picture and cannot be folded.
+The pyramids built here have no norms, and a region's layers neither. A batch norm with its running
+statistics is one factor and one shift a channel, so the convolution before it takes it over exactly
+while a file is read; a group norm depends on the picture and cannot be folded.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from flax import nnx
 from drkd_jax import models
 from drkd_jax.errors import UserError, faults_of
 from drkd_jax.models.arrays import flatten
+from drkd_jax.models.backbone_settings import BackboneSettings
 from drkd_jax.models.build import fill_settings
 from drkd_jax.models.feature_extractor import FeatureExtractor
 from drkd_jax.models.filling import from_dict
 from drkd_jax.models.resnet import ResNet
-from drkd_jax.models.settings import BackboneSettings, PyramidSettings
+from drkd_jax.models.settings import PyramidSettings
 from drkd_jax.weights.libraries import detectron2, mmdet, torchvision
 from drkd_jax.weights.libraries.checkpoint_spec import CheckpointSpec, Shapes
 from drkd_jax.weights.libraries.key_report import Entry, KeyReport, report_keys, take
@@ -48,7 +49,8 @@ _LEAVES = ("weight", "bias", "running_mean", "running_var")
 # The module of a norm, and that of the convolution before it.
 _PAIRS = (
     (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.1", "{0}.0"),  # torchvision's "v2"
-    (r"((?:neck|bbox_head|rpn_head)\..+)\.(?:bn|gn)", "{0}.conv"),  # mmdetection
+    (r"(roi_heads\.box_head\.\d+)\.1", "{0}.0"),
+    (r"((?:neck|bbox_head|rpn_head|roi_head)\..+)\.(?:bn|gn)", "{0}.conv"),  # mmdetection
     (r"(backbone\.fpn_(?:lateral|output)\d)\.norm", "{0}"),  # Detectron2
 )
 
@@ -228,7 +230,7 @@ def _model_shapes(part: str, settings: str, num_classes: int) -> dict[str, tuple
 
 
 def find_folds(shapes: Shapes) -> tuple[Fold, ...]:
-    """The batch norms of a file's pyramid and dense head.
+    """The batch norms of a file's pyramid and heads.
 
     Raises:
         UserError: a norm without running statistics behind a convolution of the pyramid, or one
@@ -252,7 +254,7 @@ def find_folds(shapes: Shapes) -> tuple[Fold, ...]:
                         f"{wrong} is of shape {shapes[wrong]}, the outputs before it of {outputs}"
                     )
                 folds.append(fold)
-            elif not key.startswith("bbox_head."):
+            elif not key.startswith(("bbox_head.", "roi_head.", "roi_heads.")):
                 raise UserError(
                     f"{key}: a norm in the pyramid without running statistics (a group norm?), "
                     "which depends on the picture; only batch norms can be folded"

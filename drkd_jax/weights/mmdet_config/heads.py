@@ -6,7 +6,8 @@ retina_head}.py, roi_heads/, task_modules/{prior_generators,coders}.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from drkd_jax.models.cascade_rcnn import STAGE_STDS
@@ -22,6 +23,10 @@ _ROI = (
     "PointRendRoIHead",
 )
 _CASCADE = ("CascadeRoIHead", "HybridTaskCascadeRoIHead")
+# Convolutions and fully connected layers of a region where a config does not say.
+_BOX_LAYERS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {"Shared2FCBBoxHead": (0, 2), "Shared4Conv1FCBBoxHead": (4, 1), "ConvFCBBoxHead": (0, 0)}
+)
 # Far above any detector's: as many rows are made of them as they say.
 _MOST_BOXES = 1_000_000
 _MOST_STEPS = 100
@@ -45,7 +50,7 @@ def read_heads(
         _detections(test, said.settings)
     else:
         if "rpn_head" in model:
-            _rpn(model.sub("rpn_head"), said.settings, strides)
+            _rpn(model.sub("rpn_head"), said, strides)
         if "roi_head" in model:
             _roi(model.sub("roi_head"), said, detector, strides)
         if "rpn" in test:
@@ -66,18 +71,20 @@ def _retina(head: Section, said: FileConfig, strides: Sequence[int]) -> None:
     head.only("conv_cfg", None)
     if head.values.get("norm_cfg"):
         norm = head.sub("norm_cfg")
-        norm.kind(*BATCH_NORMS)
+        if norm.kind(*BATCH_NORMS, "GN") == "GN":
+            norm.only("num_groups", 32)
         norm.only("eps", 1e-5)
     head.ignore("in_channels", "feat_channels", "loss_bbox", "init_cfg", "train_cfg", "test_cfg")
     head.close("norm_cfg", "pre_anchor_topk", "bbox_thr", "gamma", "alpha", "reg_decoded_bbox")
 
 
-def _rpn(head: Section, settings: dict[str, Any], strides: Sequence[int]) -> None:
+def _rpn(head: Section, said: FileConfig, strides: Sequence[int]) -> None:
+    settings = said.settings
     head.kind("RPNHead")
     _anchors(head, settings, strides)
     settings["delta_stds"] = _coder(head, ONES)
     _sigmoid(head, True)
-    head.only("num_convs", 1)
+    said.claim("rpn_convs", head, "num_convs")
     head.only("num_classes", 1)
     for layer in ("conv_cfg", "norm_cfg"):
         head.only(layer, None)
@@ -185,7 +192,7 @@ def _roi(head: Section, said: FileConfig, detector: str, strides: Sequence[int])
         head.refuse("bbox_head", len(boxes), "another number of stages than its arrays have")
     if parts is not None:
         for number, part in enumerate(boxes):
-            stds = _box_head(part, said)
+            stds = _box_head(part, said, cascade)
             if not cascade:
                 said.settings["roi_stds"] = stds
             elif number < 3 and stds != STAGE_STDS[number]:
@@ -228,11 +235,18 @@ def _extractor(part: Section, settings: dict[str, Any], strides: Sequence[int]) 
     part.close("out_channels", "init_cfg")
 
 
-def _box_head(part: Section, said: FileConfig) -> tuple[float, ...]:
-    kind = part.kind("Shared2FCBBoxHead", "ConvFCBBoxHead")
-    if kind == "ConvFCBBoxHead" or "num_shared_fcs" in part:
-        part.only("num_shared_fcs", 2)
-    for layers in ("num_shared_convs", "num_cls_convs", "num_cls_fcs", "num_reg_convs"):
+def _box_head(part: Section, said: FileConfig, cascade: bool) -> tuple[float, ...]:
+    kind = part.kind(*_BOX_LAYERS)
+    own_convs, own_fcs = _BOX_LAYERS.get(kind, (0, 2))
+    convs = part.whole("num_shared_convs", own_convs)
+    fcs = part.whole("num_shared_fcs", own_fcs)
+    if fcs not in (1, 2):
+        part.refuse("num_shared_fcs", fcs, "1 or 2 can be built here")
+    elif cascade and convs:
+        part.refuse("num_shared_convs", convs, "0 can be built here")
+    elif kind in _BOX_LAYERS:
+        said.claims |= {"roi_convs": convs, "roi_fcs": fcs}
+    for layers in ("num_cls_convs", "num_cls_fcs", "num_reg_convs"):
         part.only(layers, 0)
     part.only("num_reg_fcs", 0)
     said.claim("num_classes", part, "num_classes")
@@ -243,8 +257,13 @@ def _box_head(part: Section, said: FileConfig) -> tuple[float, ...]:
     part.only("with_avg_pool", False)
     for switch in ("with_cls", "with_reg"):
         part.only(switch, True)
-    for layer in ("conv_cfg", "norm_cfg"):
-        part.only(layer, None)
+    part.only("conv_cfg", None)
+    if part.values.get("norm_cfg"):
+        norm = part.sub("norm_cfg")
+        norm.kind(*BATCH_NORMS)
+        norm.only("eps", 1e-5)
+        norm.close("requires_grad", "momentum")
+    part.ignore("norm_cfg")
     for layer in ("cls_predictor_cfg", "reg_predictor_cfg"):
         if part.values.get(layer):
             predictor = part.sub(layer)

@@ -90,19 +90,36 @@ def test_torchvision_s_detectors_are_what_they_are():
     assert reasons.count("the mask head: masks are not predicted here") == 12
 
     found = understand(TORCHVISION["retinanet_resnet50_fpn_v2"], {}, Path("x.pth"), {})
-    assert (found.spec.part, found.settings["extra"]) == ("pyramid", "conv_c5")
-    assert "a head that is not ours: backbone and FPN are used" in found.report.skipped.values()
+    check_whole(found, TORCHVISION["retinanet_resnet50_fpn_v2"])
+    settings = found.settings
+    assert (found.spec.part, settings["extra"], settings["head_norm"]) == (
+        *("detector", "conv_c5"),
+        "gn",
+    )
+    key = "head.regression_head.conv.3.1.weight"
+    assert found.report.used[key] == "head.box_norms.3.scale"
 
 
-def test_faster_rcnn_v2_is_a_backbone_and_a_pyramid_with_folded_norms():
-    found = understand(TORCHVISION["fasterrcnn_resnet50_fpn_v2"], {}, Path("x_v2_coco-d.pth"), {})
-    assert (found.spec.part, found.settings["extra"]) == ("pyramid", "pool")
-    assert len(found.folds) == 8
-    key = "backbone.fpn.inner_blocks.3.1.running_var"
-    assert found.report.used[key] == "neck.laterals.3.bias"
-    assert set(found.report.skipped.values()) >= {
-        "a head that is not ours: backbone and FPN are used"
-    }
+@pytest.mark.parametrize("kind", ["faster", "mask"])
+def test_v2_has_folded_norms_in_pyramid_and_regions(kind):
+    shapes = TORCHVISION[f"{kind}rcnn_resnet50_fpn_v2"]
+    found = understand(shapes, {}, Path("x_v2_coco-d.pth"), {})
+    check_whole(found, shapes)
+    settings = found.settings
+    assert (found.spec.part, settings["extra"], settings["backbone"]["eps"]) == (
+        *("detector", "pool"),
+        1e-5,
+    )
+    layers = tuple(settings[key] for key in ("rpn_convs", "roi_convs", "roi_fcs", "fc"))
+    assert layers == (2, 4, 1, 1024)
+    assert len(found.folds) == 12
+    for key, ours in {
+        "backbone.fpn.inner_blocks.3.1.running_var": "neck.laterals.3.bias",
+        "roi_heads.box_head.2.1.running_var": "roi.convs.2.bias",
+        "roi_heads.box_head.5.weight": "roi.fc1.kernel",
+        "rpn.head.conv.1.0.weight": "rpn.more_convs.0.kernel",
+    }.items():
+        assert found.report.used[key] == ours
 
 
 def test_fcos_is_a_backbone_and_a_pyramid():

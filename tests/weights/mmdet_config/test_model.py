@@ -168,7 +168,7 @@ REFUSED = [
         "cls_predictor_cfg.type = 'NormedLinear'",
     ),
     ("mmdet faster_rcnn", "nms_pre=1000", "nms_across_levels=True", "nms_across_levels"),
-    ("mmdet faster_rcnn", "type='RPNHead'", "num_convs=2", "num_convs = 2"),
+    ("mmdet faster_rcnn", "type='RPNHead'", "num_convs=2", "rpn_convs 2 (its arrays: 1)"),
     ("mmdet faster_rcnn", "type='StandardRoIHead'", "type='DoubleHeadRoIHead'", "DoubleHead"),
     ("mmdet faster_rcnn", "type='StandardRoIHead'", "shared_head=dict(a=1)", "shared_head"),
     ("mmdet faster_rcnn", "fc_out_channels=24", "fc_out_channels=1024", "fc 1024"),
