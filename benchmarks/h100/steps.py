@@ -29,7 +29,8 @@ from drkd_jax.step.settings import TrainSettings, set_keys, train_settings
 from drkd_jax.step.sharding import check_batch_size, replicated, split
 from drkd_jax.step.state import SplitModule, TrainState, new_state, split_module
 from drkd_jax.step.train_step import Recipe, train_step
-from drkd_jax.training.setup import build_distiller, check_parts
+from drkd_jax.training.checks import check_parts
+from drkd_jax.training.setup import build_distiller
 from drkd_jax.training.teacher import Teacher
 from drkd_jax.types import Batch
 

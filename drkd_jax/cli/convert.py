@@ -12,10 +12,18 @@ from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import make_place, write_text
 from drkd_jax.models.build import fill_settings
+from drkd_jax.models.norm import group_count
 from drkd_jax.weights.libraries.key_report import give
 from drkd_jax.weights.libraries.understanding import LIBRARIES, library_table
 from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import write_ours, write_safetensors
+
+# Settings of a detector by which a config of the other library can differ from its usual one.
+_TOLD = (
+    *("channels", "min_level", "max_level", "extra", "extra_relu", "head_convs", "head_norm"),
+    *("rpn_convs", "roi_convs", "roi_fcs", "fc", "class_agnostic"),
+    *("anchors", "delta_stds", "roi_stds"),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,11 +130,18 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
         lines.append(f"its batch norms want an eps of {backbone['eps']}")
     if backbone.get("width", 64) != 64:
         lines.append(f"its backbone is {backbone['width']} wide, not 64")
+    if backbone.get("norm") == "gn":
+        groups = group_count(backbone.get("width", 64))
+        lines.append(f"its backbone has group norms, of {groups} groups at its narrowest")
+    if backbone.get("style", "pytorch") != "pytorch":
+        lines.append(f"its backbone's style is {backbone['style']}")
     if settings.get("detector"):  # anchors and deltas: how boxes are read from the arrays
         given = {key: settings[key] for key in ("detector", "convention") if key in settings}
         own, usual = (fill_settings(values)[1] for values in (settings, given))
-        for key in ("anchors", "delta_stds", "roi_stds"):
+        for key in _TOLD:
             lines += _other(key, getattr(own, key, None), getattr(usual, key, None))
+        if settings.get("roi_convs"):
+            lines.append("norms of its pyramid and regions, if it had any, are in the convolutions")
     return lines
 
 

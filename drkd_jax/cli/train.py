@@ -117,9 +117,27 @@ def _parse(argv: Sequence[str]) -> list[str]:
                 )
             )
         _fail(error)
+    except flags.IllegalFlagValueError as error:
+        _fail(UserError(_wrong_value(str(error))))
     except Exception as error:
         _fail(error)
     return rest
+
+
+# What a person should have written, by what a parser says of it.
+_WANTED = (
+    ("ConfigDict", "a part with keys of its own; set one of them (`drkd recipes RECIPE` has all)"),
+    ("int()", "wanted is a whole number, written with digits alone, as 1000"),
+    ("to float", "wanted is a number"),
+    ("boolean", "wanted is True or False"),
+)
+
+
+def _wrong_value(words: str) -> str:
+    """A parser's complaint about the value of a flag, in words that say what is wanted."""
+    found = re.match(r"flag (--[\w.-]+=.*?): (.*)", words, re.DOTALL)
+    wanted = next((text for mark, text in _WANTED if found and mark in found[2]), None)
+    return f"{found[1]}: {wanted}" if found and wanted else words
 
 
 def _given(argv: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from drkd_jax.errors import EXIT_USER, UserError
+from drkd_jax.fault_tolerance.interrupt import InterruptedRunError
 from drkd_jax.step.sharding import replicated, split
 
 _HOW = (
@@ -264,3 +265,19 @@ class AnyProcess:
         wants = jax.make_array_from_process_local_data(split(self._mesh), mine)
         self._open.append(self._any(wants))
         return len(self._open) > self._late and bool(self._open.popleft())
+
+
+def stop_unbegun(asked: str | None, start: int = 0) -> None:
+    """Ends a session that a signal met before its first step; every process calls it.
+
+    Args:
+        asked: the signal's name; None where this process met none.
+        start: the step that the session would have begun after.
+
+    Raises:
+        InterruptedRunError: some process was asked to stop; there is nothing to save.
+    """
+    if any_process(asked is not None):
+        begun = f"the checkpoint of step {start}" if start else "the beginning"
+        words = f"{asked or 'asked to stop'} before the first step: nothing to save"
+        raise InterruptedRunError(f"{words}; the same command goes on from {begun}")

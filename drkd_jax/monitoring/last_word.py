@@ -32,6 +32,7 @@ def last_word(
     student_ap: float | None = None,
     teacher_ap: float | None = None,
     untrained: float = UNTRAINED_SHARE,
+    asked: bool = False,
 ) -> LastWord:
     """Judges a distilled run by its train lines.
 
@@ -44,6 +45,7 @@ def last_word(
         teacher_ap: AP (0..1) of the teacher on the same images, or None. Both are -1 where nothing
             is to be found on them.
         untrained: as of `CollapseMonitor`.
+        asked: whether the teacher was to be scored, and could not be for its classes.
 
     Returns:
         One paragraph, and the numbers in it.
@@ -54,7 +56,8 @@ def last_word(
     parts, advice = [], []
 
     if teacher_ap is None or student_ap is None:
-        parts.append("What the teacher itself reaches was not measured (teacher.evaluate=True)")
+        why = ": its classes are not those of the data" if asked else " (teacher.evaluate=True)"
+        parts.append(f"What the teacher itself reaches was not measured{why}")
     elif min(teacher_ap, student_ap) < 0:
         parts.append("What the teacher reaches is not known: nothing is to be found in data.val")
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,10 +14,13 @@ from drkd_jax.data.plan import padding_share
 from drkd_jax.data.sources import Source
 from drkd_jax.evaluation import why_nothing_to_find
 from drkd_jax.fault_tolerance.processes import broadcast
+from drkd_jax.models.build import DETECTORS
 from drkd_jax.step.settings import TrainSettings
 from drkd_jax.step.state import num_parameters
 from drkd_jax.training.setup import Run
 from drkd_jax.training.teacher import compare_classes
+
+WEAK_AP = 0.01  # of a teacher, under which it is named
 
 
 def describe(run: Run, start: int) -> list[str]:
@@ -27,7 +31,8 @@ def describe(run: Run, start: int) -> list[str]:
         start: the step it starts from; above 0 for a run that goes on.
     """
     device = jax.devices()[0]
-    settings = run.train
+    settings, student = run.train, run.config["student"]
+    name = f"{student['detector']} on "
     lines = [
         f"devices    {run.mesh.size} x {device.device_kind} ({device.platform}), "
         f"{jax.process_count()} process(es), computing in {settings.precision}"
@@ -37,20 +42,20 @@ def describe(run: Run, start: int) -> list[str]:
         f"canvases   {', '.join(f'{height}x{width}' for height, width in run.pipeline.canvases)} "
         f"(height x width), {padding_share(run.train_source, run.pipeline):.1%} of their pixels "
         "are padding",
-        f"student    {_model(run.config['student'])}, {_student_parameters(run)}; "
-        f"{run.student_origin}",
+        f"student    {_model(student, name)}, {_student_parameters(run)}; {run.student_origin}",
     ]
     if run.teacher is None:
         lines.append("teacher    none: plain training")
     else:
-        model = _millions(run.teacher.num_parameters)
-        lines.append(f"teacher    {model} parameters, frozen; {run.teacher.origin}")
+        model = _model(dataclasses.asdict(run.teacher.detector.settings), _kind(run))
+        size = _millions(run.teacher.num_parameters)
+        lines.append(f"teacher    {model}, {size} parameters, frozen; {run.teacher.origin}")
         terms = ", ".join(f"{weight:g} x {name}" for name, weight in run.weights.items())
         terms = terms or "nothing"
         distiller = _millions(num_parameters(run.state.params["distiller"]))
         lines.append(
-            f"loss       detection + {terms}{_phases(run)}; the distiller trains {distiller} "
-            "parameters"
+            f"loss       detection + {terms}{_phases(run)}, on maps of stride "
+            f"{', '.join(map(str, run.strides))}; the distiller trains {distiller} parameters"
         )
     lines += [
         f"steps      {run.steps} of {settings.batch_size} pictures{_parts(settings)} "
@@ -169,6 +174,10 @@ def data_findings(
     shared = _shared(train, val)
     if shared:
         of_val.append(Finding(shared, grave=True))
+    elif _twice(train, val):  # may be meant, to learn a few pictures by heart
+        of_val.append(
+            Finding("the pictures of config.data.train: its AP tells nothing of new ones")
+        )
     return [("train", *finding) for finding in of_train] + [("val", *each) for each in of_val]
 
 
@@ -176,10 +185,34 @@ def _shared(train: Source, val: Source) -> str:
     """Which picture files both sets have."""
     trained = set(places(train)) - {None}
     both = [place for place in places(val) if place in trained]
-    if not both or len(both) == len(val) == len(train):  # one set given twice is meant
+    if not both or _twice(train, val):
         return ""
     named = some(both)
     return f"{len(both)} of its {len(val)} pictures are in config.data.train as well: {named}"
+
+
+def _twice(train: Source, val: Source) -> bool:
+    """Whether both are of the same picture files."""
+    if train.spec == val.spec:
+        return True
+    found = [places(train), places(val)]
+    return None not in found[0] and sorted(map(str, found[0])) == sorted(map(str, found[1]))
+
+
+def weak_teacher(ap: float, spec: str) -> str:
+    """A sentence about a teacher that finds next to nothing; "" for any other.
+
+    Args:
+        ap: of the teacher, 0..1; -1 where there is nothing to find.
+        spec: of the pictures that it was scored on.
+    """
+    if not 0 <= ap < WEAK_AP:
+        return ""
+    return (
+        f"the teacher finds next to nothing on {spec} (AP {ap:.4f}): what it has to teach is "
+        "little or wrong; see that config.teacher.checkpoint is of these classes, and that it "
+        "reads pictures as config.teacher.data says"
+    )
 
 
 def _rate(settings: TrainSettings) -> str:
@@ -201,10 +234,18 @@ def _counts(source: Source) -> str:
     )
 
 
-def _model(settings: dict[str, Any]) -> str:
+def _model(settings: Mapping[str, Any], detector: str) -> str:
     backbone = settings.get("backbone") or {}
     kind = "ResNeXt" if backbone.get("groups", 1) > 1 else "ResNet"
-    return f"{settings['detector']} on {kind}-{backbone.get('depth', 50)}-FPN"
+    return f"{detector}{kind}-{backbone.get('depth', 50)}-FPN"
+
+
+def _kind(run: Run) -> str:
+    """The class of the teacher's detector, where it has one beside its pyramid."""
+    assert run.teacher is not None
+    names = {kind: name for name, (kind, _) in DETECTORS.items()}
+    name = names.get(type(run.teacher.detector))
+    return f"{name} on " if name else ""
 
 
 def _student_parameters(run: Run) -> str:

@@ -22,9 +22,9 @@ from drkd_jax.fault_tolerance.lock import locked
 from drkd_jax.fault_tolerance.processes import (
     AnyProcess,
     allgather,
-    any_process,
     broadcast,
     is_first,
+    stop_unbegun,
 )
 from drkd_jax.fault_tolerance.writing import make_folder, write_text
 from drkd_jax.monitoring.metrics import METRICS_FILE, Metrics, evaluations
@@ -34,7 +34,7 @@ from drkd_jax.paths import expand_home
 from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.step.state import Arrays, TrainState
 from drkd_jax.training.async_metrics import AHEAD, AsyncMetrics, largest_untrained_share
-from drkd_jax.training.describe import describe, findings, other_classes
+from drkd_jax.training.describe import describe, findings, other_classes, weak_teacher
 from drkd_jax.training.evaluate import (
     EvaluationStoppedError,
     Predict,
@@ -78,7 +78,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
     with contextlib.ExitStack() as stack:
         request = stack.enter_context(stop_request())
         run = build_run(config)
-        _stop_unbegun(request)
+        stop_unbegun(request.name)
 
         def acquire() -> None:
             make_folder(workdir, "--workdir")
@@ -126,7 +126,7 @@ class _Session:
         """
         try:
             self._open(request)
-            _stop_unbegun(request, self.start)
+            stop_unbegun(request.name, self.start)
             self._steps(request)
             self.checkpoints.wait()
             return self._summary(self._training_seconds())
@@ -152,7 +152,7 @@ class _Session:
             self.state = put_everywhere(self.state, self.run.mesh)
             self.loader.set_state(about["data"])
             self.start, self.seconds = latest, float(about["seconds"])
-        if is_first():
+        if is_first() and self.start < self.run.steps:  # what is done was done by its own config
             write_text(self.workdir / "config.json", json.dumps(self.run.config, indent=2) + "\n")
 
     def _open(self, request: StopRequest) -> None:
@@ -189,6 +189,8 @@ class _Session:
         except EvaluationStoppedError:
             return
         self.teacher_ap = numbers["AP"]
+        if weak := weak_teacher(numbers["AP"], run.val_source.spec):
+            self.metrics.warn(self.start, weak)
         words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.metrics.say(f"teacher    on {run.val_source.spec}: {words}")
 
@@ -334,17 +336,10 @@ class _Session:
         if run.weights:
             share = largest_untrained_share(run.distillation)
             known = tuple(run.weights), summary["final"]["AP"], self.teacher_ap, share
-            judged = judge_distillation(self.workdir, *known)
+            asked = bool(run.config["teacher"].get("evaluate"))
+            judged = judge_distillation(self.workdir, *known, asked)
             self.metrics.say(f"distilled  {judged['text']}")
             summary["distillation"] = judged
         if is_first():
             write_text(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
-
-
-def _stop_unbegun(request: StopRequest, start: int = 0) -> None:
-    """Ends a session that a signal met before its first step: there is nothing to save."""
-    if any_process(request.name is not None):
-        begun = f"the checkpoint of step {start}" if start else "the beginning"
-        words = f"{request.name or 'asked to stop'} before the first step: nothing to save"
-        raise InterruptedRunError(f"{words}; the same command goes on from {begun}")

@@ -105,6 +105,7 @@ def judge_distillation(
     student_ap: float,
     teacher_ap: float | None,
     untrained: float = UNTRAINED_SHARE,
+    asked: bool = False,
 ) -> dict[str, Any]:
     """The last word of a distilled run, from the lines in its work folder; for all processes.
 
@@ -114,12 +115,18 @@ def judge_distillation(
         student_ap: AP (0..1) of the student; -1 where there is nothing to find.
         teacher_ap: likewise of the teacher; None: not measured.
         untrained: as of `CollapseMonitor`.
+        asked: as of `last_word`.
     """
 
     def judge() -> dict[str, Any]:
         lines = [line for line in read_metrics(workdir / METRICS_FILE) if line["kind"] == "train"]
         word = last_word(
-            lines, terms, student_ap=student_ap, teacher_ap=teacher_ap, untrained=untrained
+            lines,
+            terms,
+            student_ap=student_ap,
+            teacher_ap=teacher_ap,
+            untrained=untrained,
+            asked=asked,
         )
         return word._asdict()
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from drkd_jax import distill, models
-from drkd_jax.data.checking.findings import require_usable
+from drkd_jax.data.checking.findings import require_readable, require_usable
 from drkd_jax.data.config import PipelineConfig, read_pipeline
 from drkd_jax.data.plan import steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
@@ -41,6 +41,7 @@ from drkd_jax.step.sharding import (
 )
 from drkd_jax.step.state import Arrays, TrainState, new_state, split_module
 from drkd_jax.step.train_step import Recipe, TrainStep, pmap_step, train_step
+from drkd_jax.training.checks import check_canvases, check_parts, check_student
 from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.starting import build_student, check_files
 from drkd_jax.training.teacher import Teacher, check_head, check_heads, for_data, load_teacher
@@ -66,6 +67,7 @@ class Run:
     teacher_arrays: Arrays  # on the devices; None without a teacher
     distillation: distill.DistillConfig | None  # None without a teacher
     weights: dict[str, float]  # of the distillation terms
+    strides: tuple[int, ...]  # of the levels that are compared, finest first
     steps: int
     steps_per_epoch: int
     decays: tuple[int, ...]
@@ -125,10 +127,12 @@ def build_run(values: Mapping[str, Any]) -> Run:
     modules: dict[str, models.Detector | distill.Distiller] = {"student": student}
     teaching = build_teaching(config, student, train_source, pixels, pipeline)
     weights, phases = {}, distill.DistillConfig()
+    strides: tuple[int, ...] = ()
     if teaching:
         modules["distiller"] = teaching.distiller
         weights = {name: float(weight) for name, weight in teaching.distiller.weights.items()}
         phases = teaching.distiller.config
+        strides = tuple(pair.stride for pair in teaching.distiller.pairs)
         warnings += schedule.check_distillation(phases, steps)
 
     parts = {name: split_module(module, module.is_trained) for name, module in modules.items()}
@@ -161,6 +165,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         teacher_arrays=put_everywhere(teaching.teacher.arrays, mesh) if teaching else None,
         distillation=phases if teaching else None,
         weights=weights,
+        strides=strides,
         steps=steps,
         steps_per_epoch=per_epoch,
         decays=decays,
@@ -243,8 +248,12 @@ def open_sources(
         (`data.train`, `data.val`, lines about the classes).
 
     Raises:
-        UserError: a set cannot be opened or has no usable box, or classes have no counterpart.
+        UserError: a set cannot be opened, has no usable box or files that a run would stop at, or
+            classes have no counterpart.
     """
+    for key in ("train", "val"):
+        if not config["data"].get(key):
+            raise UserError(f"config.data.{key} is empty: name a set, as docs/data.md has them")
     train, val = (
         open_source(
             config["data"][key], pipeline.on_error, exif=pipeline.exif, depth=pipeline.depth
@@ -253,55 +262,10 @@ def open_sources(
     )
     val, notes = with_classes(val, train.categories, "config.data.val", "config.data.train")
     require_usable(val)
+    for key, source in (("train", train), ("val", val)):
+        most = (config.get("eval") or {}).get("max_pictures", 0) if key == "val" else 0
+        require_readable(source, f"config.data.{key}", pipeline.on_error, most)
     return train, val, notes
-
-
-def check_parts(settings: TrainSettings, devices: int) -> None:
-    """Refuses parts of a batch that are not all alike.
-
-    Raises:
-        UserError: names the batch sizes that fit.
-    """
-    each = devices * settings.accumulate
-    if settings.batch_size % each:
-        above = -(-settings.batch_size // each) * each
-        nearest = f"{above - each} or {above}" if above > each else f"{above}"
-        raise UserError(
-            f"config.train.accumulate = {settings.accumulate}: {settings.batch_size} pictures on "
-            f"{devices} device(s) do not divide into so many equal parts; take another number or "
-            f"config.train.batch_size = {nearest}"
-        )
-
-
-def check_student(
-    student: models.Detector, settings: TrainSettings, pipeline: PipelineConfig
-) -> None:
-    """Refuses a student that these settings cannot train.
-
-    Raises:
-        UserError: batch statistics by pmap, or canvases that its pyramid does not halve.
-    """
-    if settings.parallel == "pmap" and nnx.state(student, nnx.BatchStat):
-        raise UserError(
-            "config.train.parallel = 'pmap' has no batch statistics over all devices, which "
-            "config.student.backbone.norm = 'bn' needs: take 'jit', or norm 'frozen_bn' or 'gn'"
-        )
-    check_canvases(pipeline, student.stride, "student")
-
-
-def check_canvases(pipeline: PipelineConfig, stride: int, who: str) -> None:
-    """Refuses canvases that the pyramid would not halve evenly.
-
-    Raises:
-        UserError: names the canvas and the nearest size that fits.
-    """
-    for canvas in pipeline.canvases:
-        if any(side % stride for side in canvas):
-            fit = tuple(-(-side // stride) * stride for side in canvas)
-            raise UserError(
-                f"config.data.canvases: {canvas} is not a multiple of the {who}'s stride {stride}; "
-                f"use {fit}"
-            )
 
 
 def keep_programs(folder: str | Path) -> None:

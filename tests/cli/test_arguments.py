@@ -31,7 +31,23 @@ REFUSED = [
         "--config.teacher.checkpoint: config.teacher is empty in this recipe",
     ),
     (["--workdir={}", "--config.data.train=coco:a:b"], "--config is missing; given are --config."),
-    ([RECIPE, "--workdir={}", "--config.train.steps=many"], "many"),
+    (
+        [RECIPE, "--workdir={}", "--config.train.steps=1e3"],
+        "--config.train.steps=1e3: wanted is a whole number, written with digits alone",
+    ),
+    (
+        [RECIPE, "--workdir={}", "--config.train.learning_rate=fast"],
+        "--config.train.learning_rate=fast: wanted is a number",
+    ),
+    (
+        ["--config=folder:drkd", "--workdir={}", "--config.teacher.evaluate=yes"],
+        "--config.teacher.evaluate=yes: wanted is True or False",
+    ),
+    (
+        ["--config=folder:drkd", "--workdir={}", "--config.teacher=W"],
+        "--config.teacher=W: a part with keys of its own; set one of them",
+    ),
+    ([RECIPE, "--workdir={}", "--config.data.val="], "config.data.val is empty: name a set"),
     ([RECIPE, "--workdir={}", "--steps=3"], "Unknown command line flag 'steps'"),
     ([RECIPE, "--workdir={}", "more"], "what is more?"),
     ([RECIPE, "--workdir={}", "--config.data.train=folder:x"], "unknown data source"),

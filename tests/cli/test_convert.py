@@ -203,10 +203,14 @@ def test_pictures_are_stretched_where_the_file_s_own_config_does(tmp_path):
     assert (pipeline.resize, pipeline.shorter, pipeline.longer) == ("mmdet", 32, 64)
 
 
-def test_a_work_folder_converts_to_the_library_s_names(workdir, tmp_path):
+def test_a_work_folder_converts_to_the_library_s_names(workdir, tmp_path, capsys):
     folder, arrays = workdir
     out = tmp_path / "theirs.safetensors"
     assert main(["convert", "--to=mmdet", str(folder), str(out)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "  its channels is 16, not 256" in said
+    assert "  its head_convs is 1, not 4" in said
+    assert any(line.startswith("  its backbone has group norms, of ") for line in said)
     theirs = load_file(out)
     assert len(theirs) == len(arrays)
     assert theirs["bbox_head.retina_cls.weight"].shape == (18, 16, 3, 3)

@@ -73,3 +73,9 @@ def test_each_no_is_named_with_what_to_try(given, aps, said, advice):
     word = last_word(lines(**given), TERMS, student_ap=aps[0], teacher_ap=aps[1])
     assert said in word.text
     assert advice in word.text
+
+
+def test_a_teacher_of_other_classes_is_not_advised_to_be_scored():
+    word = last_word(lines(), TERMS, student_ap=0.3, asked=True)
+    assert "was not measured: its classes are not those of the data" in word.text
+    assert "teacher.evaluate" not in word.text

@@ -17,7 +17,7 @@ from drkd_jax.step.accumulation import Gradient, accumulate, first_part, split_b
 from drkd_jax.step.settings import TrainSettings
 from drkd_jax.step.sharding import data_mesh, put_stacked
 from drkd_jax.step.train_step import loss_terms, norm, pmap_step, train_step
-from drkd_jax.training.setup import check_parts
+from drkd_jax.training.checks import check_parts
 from drkd_jax.types import Batch
 from tests.step import toy
 

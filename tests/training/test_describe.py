@@ -4,13 +4,31 @@ import jax
 import pytest
 
 from drkd_jax.data.config import PipelineConfig
+from drkd_jax.data.sources import open_source
 from drkd_jax.training import describe, setup
 
 
 def test_a_model_is_called_by_its_name():
     settings = {"detector": "retinanet", "backbone": {"depth": 101, "groups": 32}}
-    assert describe._model(settings) == "retinanet on ResNeXt-101-FPN"
-    assert describe._model({"detector": "faster_rcnn"}) == "faster_rcnn on ResNet-50-FPN"
+    assert describe._model(settings, "retinanet on ") == "retinanet on ResNeXt-101-FPN"
+    assert describe._model({}, "") == "ResNet-50-FPN"
+
+
+@pytest.mark.parametrize(("ap", "weak"), [(-1.0, False), (0.0, True), (0.009, True), (0.02, False)])
+def test_a_teacher_that_finds_nothing_is_named(ap, weak):
+    said = describe.weak_teacher(ap, "coco:a:b")
+    assert bool(said) == weak
+    if weak:
+        assert said.startswith(f"the teacher finds next to nothing on coco:a:b (AP {ap:.4f})")
+
+
+def test_one_set_for_both_is_said_and_no_fault():
+    source = open_source("shapes:4:1")
+    found = describe.data_findings(source, source, 100)
+    told = "the pictures of config.data.train: its AP tells nothing of new ones"
+    assert ("val", told, False) in found
+    other = describe.data_findings(source, open_source("shapes:4:2"), 100)
+    assert all(text != told for _, text, _ in other)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from jaxtyping import Bool
 
 from drkd_jax.data.checking.box_form import LARGE, box_form, cut
 from drkd_jax.data.decode import Scan, brightest
+from drkd_jax.data.skipped import SHARE
 from drkd_jax.data.sources.records import AnnotationTable, Source
 from drkd_jax.errors import UserError
 
@@ -190,8 +191,7 @@ def _files(source: Source) -> list[Finding]:
     found, scanned, table = [], source.scan, source.table
     if scanned is None:
         return []
-    # In joined sets some pictures are no files.
-    broken = [i for i in np.flatnonzero(scanned.broken) if source.path(int(i)) is not None]
+    broken = _broken(source)
     if broken:
         named = some([table.names[i] for i in broken])
         text = f"{len(broken)} picture files are missing, empty or no pictures: {named}"
@@ -246,6 +246,38 @@ def _only_inside_turned(table: AnnotationTable, lying: np.ndarray) -> int:
     right, bottom = x + w - 1, y + h - 1  # a pixel of slack
     out = (right > width) | (bottom > height)
     return int((out & (right <= height) & (bottom <= width)).sum())
+
+
+def require_readable(source: Source, key: str, on_error: str, most: int = 0) -> None:
+    """Refuses a set with files that the run would stop at sooner or later.
+
+    Args:
+        source: the set.
+        key: what names it in a config.
+        on_error: "stop" allows none, "skip" as many as `data.skipped` lets through.
+        most: only so many pictures, the first ones, are looked at; 0: all.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    total = min(most or len(source), len(source))
+    broken = [i for i in _broken(source) if i < total]
+    if not broken or (on_error == "skip" and len(broken) <= SHARE * total):
+        return
+    named = some([str(source.path(i)) for i in broken])
+    what = f"{key} = {source.spec}: {len(broken)} of {total} picture files are missing, empty or "
+    mend = "Mend them, or leave them out of the instances file"
+    if len(broken) <= SHARE * total:
+        mend += ", or set data.on_error = skip"
+    raise UserError(f"{what}no pictures, and the run would stop there: {named}. {mend}")
+
+
+def _broken(source: Source) -> list[int]:
+    """The pictures whose files are known to be missing, empty or no pictures."""
+    if source.scan is None:
+        return []
+    # In joined sets some pictures are no files.
+    return [i for i in map(int, np.flatnonzero(source.scan.broken)) if source.path(i) is not None]
 
 
 def require_boxes(source: Source) -> None:
