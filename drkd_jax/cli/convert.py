@@ -148,7 +148,8 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
 def _other(key: str, own: Any, usual: Any) -> list[str]:
     """Lines about values that are not the usual ones."""
     if not dataclasses.is_dataclass(own):
-        return [] if own == usual else [f"its {key} is {own}, not {usual}"]
+        shown = [value if value != "" else "none" for value in (own, usual)]
+        return [] if own == usual else [f"its {key} is {shown[0]}, not {shown[1]}"]
     names = [field.name for field in dataclasses.fields(own)]
     each = (_other(f"{key}.{n}", getattr(own, n), getattr(usual, n)) for n in names)
     return [line for lines in each for line in lines]

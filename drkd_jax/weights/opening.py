@@ -200,7 +200,7 @@ def _done(known: Understood) -> Iterator[str]:
     """What was done to a model that is not said anywhere else."""
     if known.folds:
         yield (
-            f"  {len(known.folds)} batch norms of the pyramid folded into its convolutions, with "
+            f"  {len(known.folds)} batch norms of pyramid and heads folded into convolutions, with "
             f"an eps of {known.spec.neck_eps:g}"
         )
     if known.spec.unbuilt:

@@ -183,7 +183,7 @@ def test_norms_of_a_pyramid_are_folded_exactly(retina, tmp_path):
     found = x @ own + weights.arrays["neck.laterals.0.bias"]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
     assert set(norms) <= set(weights.report.used)
-    assert "8 batch norms of the pyramid folded" in "\n".join(weights.lines)
+    assert "8 batch norms of pyramid and heads folded" in "\n".join(weights.lines)
     for shape in ((7,), (1,), (16, 1)):
         wrong = {k: v if "mean" not in k else np.ones(shape, np.float32) for k, v in norms.items()}
         with pytest.raises(UserError, match=r"running_mean is of shape .* before it of \(16,\)"):

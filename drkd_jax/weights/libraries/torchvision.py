@@ -153,6 +153,8 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
     shown |= _pyramid(shapes, assumed)
     head, num_classes, names = _head(shapes)
     shown |= head
+    if head.get("head_norm"):
+        assumed["box_loss"] = Assumed("giou", 'torchvision\'s "v2" is trained by it')
     if not head:
         return CheckpointSpec("pyramid", shown, assumed, pixels=_PIXELS)
     if "class_ids" in head:

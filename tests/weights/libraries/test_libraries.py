@@ -96,6 +96,7 @@ def test_torchvision_s_detectors_are_what_they_are():
         *("detector", "conv_c5"),
         "gn",
     )
+    assert settings["box_loss"] == "giou"
     key = "head.regression_head.conv.3.1.weight"
     assert found.report.used[key] == "head.box_norms.3.scale"
 
