@@ -10,7 +10,7 @@ from flax import nnx
 
 from drkd_jax.models.conventions import CONVENTIONS, Conventions
 from drkd_jax.models.dense import assign, level_anchors
-from drkd_jax.models.retina_head import retina_detections, retina_losses
+from drkd_jax.models.retina_head import RetinaHead, retina_detections, retina_losses
 from drkd_jax.models.roi_head import Regions, roi_losses, sample_regions
 from drkd_jax.models.rpn import (
     Proposals,
@@ -23,6 +23,7 @@ from drkd_jax.models.rpn import (
 from drkd_jax.models.settings import (
     AnchorSettings,
     FasterRCNNSettings,
+    RetinaNetSettings,
     SamplerSettings,
     TestSettings,
 )
@@ -152,6 +153,25 @@ def test_a_box_loss_of_overlaps_is_one_less_the_generalised_overlap():
         pulled = np.asarray(pull(far))
         assert np.isfinite(pulled).all()
         assert not pulled[~np.asarray(positive)].any()
+
+
+@pytest.mark.parametrize("norm", ["", "gn"])
+def test_towers_may_be_cut_after_any_layer(norm):
+    settings = RetinaNetSettings(channels=16, head_convs=3, head_norm=norm, head_std=0.3)
+    head = RetinaHead(settings, K, RULE, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    maps = [jnp.asarray(RNG.normal(size=(2, *side, 16)), jnp.float32) for side in ((6, 8), (3, 4))]
+    whole = head(tuple(maps))
+    for layers in range(4):
+        towers = tuple(head.before(x, layers) for x in maps)
+        for got, want in zip(head.outputs(towers, layers), whole, strict=True):
+            for level, wanted in zip(got, want, strict=True):
+                np.testing.assert_array_equal(level, wanted)
+    # A norm makes a level's scale no matter but for the first layer's rounding; without, it is one.
+    scaled = head(tuple(100 * x for x in maps))
+    same = [
+        np.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(scaled[0], whole[0], strict=True)
+    ]
+    assert same == [norm == "gn"] * 2
 
 
 def whole_focal_loss(logits, assigned, targets):
