@@ -7,6 +7,7 @@ other entry claims that file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -26,6 +27,7 @@ from drkd_jax.data.sources.records import Record, Source
 from drkd_jax.errors import UserError
 
 _SHARE = 0.01  # of the entries that may have a fault where they are left out
+_NAMED = 3  # files in a hint
 _DRIVE = re.compile(r"^[A-Za-z]:/")
 
 # Keys that give other tools' files away.
@@ -80,6 +82,7 @@ class CocoSource(Source):
         self.spec = f"coco:{images_dir}:{instances_json}"
         content, name = load_json(self.instances_json), str(self.instances_json)
         self.faults = []
+        self._stems: dict[Path, dict[str, list[str]]] = {}  # by folder: file names by their stem
         self._paths, self.mended = find_files(self.images_dir, _file_names(content))
         faults = None if on_error == "stop" else self.faults
         self.table = parse_instances(content, name, faults, self._paths, self.mended)
@@ -129,14 +132,31 @@ class CocoSource(Source):
         try:
             data = path.read_bytes()
         except OSError as error:
+            hint = self._of_same_stem(path) if isinstance(error, FileNotFoundError) else ""
             raise UserError(
                 f"picture {path} (id {meta.image_id} in {self.instances_json}) cannot be read: "
-                f"{error.strerror}"
+                f"{error.strerror}{hint}"
             ) from error
         image = decode_picture(
             data, str(path), meta.height, meta.width, exif=self.exif, depth=self.depth
         )
         return Record(image, *self.table.boxes(index), meta.image_id, str(path))
+
+    def _of_same_stem(self, path: Path) -> str:
+        """Names the files beside a missing one that differ from it in their ending or capitals."""
+        folder = path.parent
+        # Listed once: a set that was converted lacks every picture, and is asked for each.
+        if folder not in self._stems:
+            listed: dict[str, list[str]] = {}
+            with contextlib.suppress(OSError):
+                for name in sorted(os.listdir(folder)):
+                    listed.setdefault(_loose(Path(name).stem), []).append(name)
+            self._stems[folder] = listed
+        names = self._stems[folder].get(_loose(path.stem), [])
+        if not names:
+            return ""
+        others = " and ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
+        return f"; the folder holds {others}: mend 'file_name', or rename the file"
 
 
 def _file_names(content: dict[str, Any]) -> list[str]:

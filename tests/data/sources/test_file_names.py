@@ -100,3 +100,31 @@ def test_one_file_under_two_entries_is_said(coco_folder, same):
     assert told.grave
     assert told.text.startswith("1 times pictures are the same file: ")
     assert told.text in check(coco_folder.spec).warnings
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "named"),
+    [
+        ("a.jpg", ["a.png"], "a.png"),
+        ("a.png", ["a.jpeg"], "a.jpeg"),
+        ("cam/a.jpg", ["cam/a.png"], "a.png"),
+        ("a.Jpg", ["a.JPG", "a.jpg"], "a.JPG and a.jpg"),  # two, so none is taken by itself
+        ("a.jpg", ["a.1", "a.2", "a.3", "a.4"], "a.1 and a.2 and a.3 and others"),
+    ],
+)
+def test_a_missing_picture_hints_at_files_of_its_stem(coco_folder, name, there, named):
+    move(coco_folder, name, there[0])
+    for more in there[1:]:
+        (coco_folder.images / more).write_bytes(b"another")
+    with pytest.raises(UserError) as raised:
+        open_source(coco_folder.spec).record(0)
+    wanted = f"No such file or directory; the folder holds {named}: mend 'file_name', or rename"
+    assert wanted in str(raised.value)
+    assert str(coco_folder.images / name) in str(raised.value)
+    assert str(raised.value) in check(coco_folder.spec).errors
+
+
+def test_a_missing_picture_without_such_a_file_has_no_hint(coco_folder):
+    move(coco_folder, "none/a1.jpg", "a.png")
+    with pytest.raises(UserError, match=r"No such file or directory$"):
+        open_source(coco_folder.spec).record(0)
