@@ -53,7 +53,7 @@ def find(
     """
     table = source.table
     found = [Finding(line) for line in source.mended]
-    found += _boxes(table)
+    found += _boxes(table, unread(source))
     found += _pictures(table, max_boxes, max_detections)
     pairs = zip(places(source), table.names, strict=True)
     found += _names(table, [place or name for place, name in pairs])
@@ -85,10 +85,23 @@ def some(names: Sequence[Any]) -> str:
     return shown + (", ..." if len(names) > _NAMED else "")
 
 
-def _boxes(table: AnnotationTable) -> list[Finding]:
+def unread(source: Source) -> str:
+    """Why none of the annotations that a file has could be used; "" where some could, or none is.
+
+    The reason is the one that most of them share, as an outline in the place of a box.
+    """
+    reasons = Counter(fault.reason for fault in source.faults if fault.kind == "annotation")
+    if len(source.table.ids) or not reasons:
+        return ""
+    ((reason, count),) = reasons.most_common(1)
+    return f"none of its {reasons.total()} annotations can be used ({count} times: {reason})"
+
+
+def _boxes(table: AnnotationTable, why_none: str) -> list[Finding]:
     found, form, count = [], box_form(table), len(table.ids)
     if not count:
-        return [Finding("there is no annotation at all: nothing to learn from or to score", True)]
+        what = why_none or "there is no annotation at all"
+        return [Finding(f"{what}: nothing to learn from or to score", True)]
     if form.share >= LARGE or form.cause:
         why = f" ({form.cause})" if form.cause else ""
         what = f"of {count} boxes are cut at the edge of their picture or unusable{why}"
@@ -307,7 +320,7 @@ def no_box(source: Source) -> str:
     if (table.usable & ~table.crowd).any() and not form.none_usable:
         return ""
     if not count:
-        return "no box to train on: it has no annotation"
+        return f"no box to train on: {unread(source) or 'it has no annotation'}"
     why = [f"{rows.sum()} {reason}" for reason, rows in left_out(table).items() if rows.any()]
     crowd = int((table.usable & table.crowd).sum())
     why += [f"{crowd} crowd regions"] if crowd else []

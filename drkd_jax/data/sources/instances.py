@@ -186,7 +186,7 @@ def _rows(
             which = f"id {shown}" if shown is not None else f"number {position}"
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
             if "no key 'bbox'" in reason and row.get("segmentation"):
-                reason += "; it has an outline: write the box around it as 'bbox'"
+                reason += "; it has an outline ('segmentation'): write the box around it as 'bbox'"
             found.append(Fault(kind, which, reason))
             if kind == "image":
                 broken |= _keys([row])

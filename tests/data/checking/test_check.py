@@ -104,6 +104,22 @@ def test_errors_are_listed_and_end_with_2(coco_folder, tmp_path, capsys):
     assert len(list((tmp_path / "out").iterdir())) == 2  # of those that can be read
 
 
+def test_outlines_without_a_box_are_named_for_what_they_are(coco_folder, capsys):
+    for row in coco_folder.content["annotations"]:
+        del row["bbox"]
+        row["segmentation"] = [[1, 1, 5, 1, 5, 5]]
+    coco_folder.write()
+    assert prepare.main([coco_folder.spec, "--check"]) == 2
+    out = capsys.readouterr().out
+    told = (
+        "none of its 6 annotations can be used (6 times: no key 'bbox'; it has an outline "
+        "('segmentation'): write the box around it as 'bbox')"
+    )
+    assert f"error: no box to train on: {told}" in out
+    assert f"warning: {told}: nothing to learn from or to score" in out
+    assert "no annotation" not in out
+
+
 @pytest.mark.parametrize("content", [None, b"", b"version https://git-lfs.github.com/spec/v1\n"])
 def test_files_that_are_no_pictures_are_said_at_the_start(coco_folder, content):
     path = coco_folder.images / "d.jpg"

@@ -180,7 +180,8 @@ def test_an_outline_without_a_box_is_named(coco_folder):
     del coco_folder.content["annotations"][0]["bbox"]
     coco_folder.content["annotations"][0]["segmentation"] = [[1, 1, 5, 1, 5, 5]]
     coco_folder.write()
-    with pytest.raises(UserError, match="id 101: no key 'bbox'; it has an outline: write the box"):
+    told = r"id 101: no key 'bbox'; it has an outline \('segmentation'\): write the box"
+    with pytest.raises(UserError, match=told):
         open_source(coco_folder.spec)
 
 
