@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,13 @@ def main(argv: Sequence[str]) -> int:
     if arguments.relations:
         shown = _relations(runs[names.index(arguments.relations)])
         relations = shown, {"teacher": "teacher", "student": arguments.relations}
-    text = page(runs, names.index(reference), title=arguments.title, relations=relations)
+    text = page(
+        runs,
+        names.index(reference),
+        title=arguments.title,
+        relations=relations,
+        tell=lambda note: print(f"warning: {note}", file=sys.stderr, flush=True),
+    )
     write_text(out, text)
     print(f"{out}: {len(names)} runs, {len(text.encode()) / 1e6:.1f} MB")
     return 0

@@ -6,18 +6,25 @@ of `markup`; here it is put together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import drkd_jax
 from drkd_jax.evaluation import class_names
 from drkd_jax.report import tables
+from drkd_jax.report.comparison import DRAWS, Comparison, compare
 from drkd_jax.report.curves import charts
 from drkd_jax.report.found import look
 from drkd_jax.report.gallery import MOST_PIXELS, gallery, heat_maps
 from drkd_jax.report.markup import Html, join, style_sheet, tag
 from drkd_jax.report.relations import Relations
-from drkd_jax.report.runs import DRAWS, Comparison, RunFiles, Truth, compare, open_truth
+from drkd_jax.report.runs import (
+    RunFiles,
+    Truth,
+    open_truth,
+    same_pictures,
+    shared_pictures,
+)
 from drkd_jax.report.tables import points
 
 
@@ -31,6 +38,11 @@ class _Compared(NamedTuple):
     comparison: Comparison | None
     notes: list[str]
 
+    @property
+    def same(self) -> bool:
+        """Whether all were scored on equally many pictures."""
+        return same_pictures(self.runs)
+
 
 def page(
     runs: Sequence[RunFiles],
@@ -40,17 +52,20 @@ def page(
     words: Sequence[str] = (),
     relations: tuple[Relations, Mapping[str, str]] | None = None,
     draws: int = DRAWS,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> str:
     """One self-contained HTML page about finished runs.
 
     Args:
-        runs: Evaluated on the same pictures.
+        runs: Evaluated on the same pictures, or some on the first of them only; what compares them
+            is then of the pictures that all were evaluated on.
         reference: Position of the run that the others are compared with. Pictures and classes are
             sorted by the change from it to the first of the others.
         title: Of the page.
         words: What is to be said first; by default each run's difference from the reference.
         relations: Of a distilled run on one picture, and the names of its two sides.
         draws: Of the validation pictures, for the intervals.
+        tell: Takes each note on what is missing or does not agree; the page has them too.
 
     Returns:
         HTML with everything in it: no script, and nothing that is loaded.
@@ -59,6 +74,8 @@ def page(
         UserError: A run's detections do not fit the ground truth.
     """
     done = _compared(runs, reference, draws)
+    for note in done.notes:
+        tell(note)
     named = [
         ("short", "In short", _short(done, words)),
         ("trained", "What was trained", tables.trained(runs)),
@@ -93,7 +110,7 @@ def page(
 
 def _compared(runs: Sequence[RunFiles], reference: int, draws: int) -> _Compared:
     other = next((i for i in range(len(runs)) if i != reference), reference)
-    truth, why = open_truth(runs[reference])
+    truth, why = open_truth(runs[reference], shared_pictures(runs))
     notes = []
     if truth is None:
         notes.append(
@@ -110,13 +127,36 @@ def _compared(runs: Sequence[RunFiles], reference: int, draws: int) -> _Compared
     if truth is not None and not without:
         comparison = compare(runs, reference, truth, draws)
         notes += comparison.notes
+    if not same_pictures(runs):
+        notes.insert(0, _unequal(runs, comparison is not None))
     return _Compared(runs, reference, other, truth, comparison, notes)
+
+
+def _unequal(runs: Sequence[RunFiles], compared: bool) -> str:
+    """That runs were scored on other numbers of pictures, what comes of it, and what mends it."""
+    fewest = min((run for run in runs if run.pictures), key=lambda run: run.pictures)
+    most = max(runs, key=lambda run: run.pictures)
+    what = (
+        f"differences, intervals, classes and pictures are of the first {fewest.pictures}, on "
+        "which all were scored, and COCO's numbers of each run's own"
+        if compared
+        else "they are not compared"
+    )
+    counts = ", ".join(f"{run.name} {run.pictures or 'not known'}" for run in runs)
+    return (
+        f"The runs were scored on different numbers of pictures ({counts}): {what}. `python -m "
+        f"drkd_jax evaluate --workdir={fewest.folder} --data={fewest.data} "
+        f"--max-pictures={most.pictures}` scores {fewest.name} on as many as {most.name}."
+    )
 
 
 def _about(done: _Compared) -> str:
     names = ", ".join(run.name for run in done.runs)
     counts = ""
-    if done.truth is not None:
+    if not done.same:
+        own = ", ".join(str(run.pictures or "all") for run in done.runs)
+        counts = f" ({own} pictures)"
+    elif done.truth is not None:
         number = len(done.truth.coco["images"])
         counts = f" ({number} pictures, {len(done.truth.objects)} objects)"
     return f"{names}, measured on {done.runs[0].data or 'pictures that are not named'}{counts}."
@@ -140,12 +180,16 @@ def _short(done: _Compared, words: Sequence[str]) -> Html:
 
 def _difference(done: _Compared, i: int) -> str:
     run, base = done.runs[i], done.runs[done.reference]
-    ours, theirs = points(run.scores["AP"]), points(base.scores["AP"])
-    gap = points(run.scores["AP"] - base.scores["AP"], signed=True)
-    text = f"{run.name} has {ours} AP, {base.name} {theirs}: {gap}"
     if done.comparison is None:
-        return f"{text}."
+        text = _have(run, run.scores["AP"], base, base.scores["AP"])
+        if not done.same:  # a difference would be one of the pictures, too
+            return f"{text} (of {run.pictures or 'all'} and {base.pictures or 'all'} pictures)."
+        return f"{text}: {points(run.scores['AP'] - base.scores['AP'], signed=True)}."
+    # Computed again, so that the difference is of the same pictures as its interval.
+    own, others = (done.comparison.scores[at]["AP"].value for at in (i, done.reference))
     spread = done.comparison.differences[i]["AP"]
+    part = "" if done.same else f"On the first {shared_pictures(done.runs)} pictures "
+    text = f"{part}{_have(run, own, base, others)}: {points(spread.value, signed=True)}"
     between = f"95 % interval {points(spread.low, True)} to {points(spread.high, True)}"
     verdict = (
         "more than the choice of the validation pictures moves"
@@ -155,11 +199,15 @@ def _difference(done: _Compared, i: int) -> str:
     return f"{text} ({between}), {verdict}."
 
 
+def _have(run: RunFiles, ours: float, base: RunFiles, theirs: float) -> str:
+    return f"{run.name} has {points(ours)} AP, {base.name} {points(theirs)}"
+
+
 def _numbers(done: _Compared) -> Html:
     parts = [
         tables.differences(done.runs, done.reference, done.comparison),
         tables.numbers(done.runs, done.comparison),
-        tables.sizes(done.runs, done.truth),
+        tables.sizes(done.runs, done.truth if done.same else None),
     ]
     if done.comparison is not None:
         parts.append(tables.classes(done.runs, done.reference, done.other, done.comparison))

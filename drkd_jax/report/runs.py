@@ -1,32 +1,24 @@
-"""Work folders for the page: what each run left, whether they can be compared, and how they do.
-
-Letters: S draws, I pictures.
-"""
+"""Work folders for the page: what each run left, and whether they can be compared."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from drkd_jax.data.sources import Source, open_source
-from drkd_jax.data.sources.records import id_key
 from drkd_jax.errors import UserError
-from drkd_jax.evaluation import COCO_MAX, coco_scores, number_ids
+from drkd_jax.evaluation import COCO_MAX
 from drkd_jax.paths import expand_home
-from drkd_jax.report import paired
 from drkd_jax.report.curves import read_metrics
+from drkd_jax.weights.ours import WHICH
 
+_TRACES = ("config.json", "eval.json", "summary.json", *WHICH.values())  # of a training
 MOST_RUNS = 6  # that colours and columns are told apart of
-DRAWS = 400
-_SAME = 5e-4  # of an AP that was read and one that was computed again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +30,7 @@ class RunFiles:
         folder: Where it lies.
         scores: COCO's numbers of its last evaluation, 0..1.
         data: The source that they were measured on.
+        pictures: Only its first so many, which may be all; 0: not known, taken for all.
         found: Detections in COCO's form; None where the folder has none.
         config: Of the run; empty where the folder has none.
         summary: What training said at its end; empty likewise.
@@ -49,16 +42,12 @@ class RunFiles:
     folder: Path
     scores: dict[str, float]
     data: str
+    pictures: int
     found: list[dict[str, Any]] | None
     config: dict[str, Any]
     summary: dict[str, Any]
     about: dict[str, Any]
     records: list[dict[str, Any]]
-
-    @property
-    def max_pictures(self) -> int:
-        """The first so many pictures were scored; 0: all."""
-        return int((self.config.get("eval") or {}).get("max_pictures") or 0)
 
     @property
     def max_detections(self) -> int:
@@ -82,24 +71,6 @@ class Truth(NamedTuple):
     def objects(self) -> list[dict[str, Any]]:
         """The annotations that are no crowd regions."""
         return [row for row in self.coco["annotations"] if not row.get("iscrowd")]
-
-
-class Comparison(NamedTuple):
-    """What ground truth adds to the numbers that were read.
-
-    Attributes:
-        scores: For each run, by the names in `paired.METRICS`.
-        differences: For each run, minus the reference; of the reference itself 0.
-        class_ap: For each run, AP by class name, -1 where there is no object.
-        objects: By class name, crowd regions left out.
-        notes: What does not agree with what was read.
-    """
-
-    scores: list[dict[str, paired.Interval]]
-    differences: list[dict[str, paired.Interval]]
-    class_ap: list[dict[str, float]]
-    objects: dict[str, int]
-    notes: list[str]
 
 
 def named_folders(arguments: Sequence[str]) -> list[tuple[str, Path]]:
@@ -132,7 +103,7 @@ def read_runs(named: Sequence[tuple[str, Path]]) -> list[RunFiles]:
 
     Raises:
         UserError: A folder holds no evaluated run, a file in it is broken, or two runs were
-            evaluated on different pictures.
+            evaluated on different data.
     """
     runs = [read_run(name, folder) for name, folder in named]
     first = runs[0]
@@ -165,10 +136,7 @@ def read_run(name: str, folder: Path) -> RunFiles:
     }
     data = scored.get("data") or (config.get("data") or {}).get("val") or ""
     if "AP" not in scores:
-        raise UserError(
-            f"{folder}: holds no evaluated run (no eval.json with an AP); let training end, or run "
-            f"`python -m drkd_jax evaluate --workdir={folder}`"
-        )
+        raise UserError(f"{folder}: {_why_no_score(folder)}")
     path = folder / "detections.json"
     found = _read(path) if path.is_file() else None
     if found is not None and not _is_coco(found):
@@ -177,11 +145,41 @@ def read_run(name: str, folder: Path) -> RunFiles:
             f"--workdir={folder}` writes it again"
         )
     about, records = _mapping(folder / "about.json"), read_metrics(folder / "metrics.jsonl")
-    return RunFiles(name, folder, scores, str(data), found, config, summary, about, records)
+    # `evaluate --max-pictures` may have scored other pictures than the config says.
+    pictures = scored.get("pictures") or (config.get("eval") or {}).get("max_pictures") or 0
+    return RunFiles(
+        name, folder, scores, str(data), int(pictures), found, config, summary, about, records
+    )
 
 
-def open_truth(run: RunFiles) -> tuple[Truth | None, str]:
+def _why_no_score(folder: Path) -> str:
+    """What a folder without scores is, and what mends it."""
+    if not any((folder / name).exists() for name in _TRACES):
+        runs = sorted(path.name for path in folder.iterdir() if (path / "eval.json").is_file())
+        inside = f"; runs in it: {', '.join(runs[:MOST_RUNS])}" if runs else ""
+        return f"is no work folder of train.py, name one that is{inside}"
+    what = "holds no evaluated run (no eval.json with an AP); let training end"
+    if any((folder / name).is_dir() for name in WHICH.values()):
+        what += f", or run `python -m drkd_jax evaluate --workdir={folder}`"
+    return what
+
+
+def shared_pictures(runs: Sequence[RunFiles]) -> int:
+    """The first so many pictures, on which every run was scored; 0: all, as far as is known."""
+    return min((run.pictures for run in runs if run.pictures), default=0)
+
+
+def same_pictures(runs: Sequence[RunFiles]) -> bool:
+    """Whether no run is known to have been scored on more pictures than another."""
+    return all(run.pictures in (0, shared_pictures(runs)) for run in runs)
+
+
+def open_truth(run: RunFiles, pictures: int | None = None) -> tuple[Truth | None, str]:
     """The pictures that a run was evaluated on.
+
+    Args:
+        run: The run.
+        pictures: Only the first so many, 0: all; None: those that the run was scored on.
 
     Returns:
         (them, or None where they cannot be read any more; why not).
@@ -193,7 +191,7 @@ def open_truth(run: RunFiles) -> tuple[Truth | None, str]:
             settings.get("on_error") or "stop",
             settings.get("exif") or "auto",
             int(settings.get("depth") or 0),
-            run.max_pictures,
+            run.pictures if pictures is None else pictures,
         )
     except UserError as error:
         return None, " ".join(str(error).split())
@@ -227,66 +225,10 @@ def scored_pictures(
     return Truth(source, coco)
 
 
-def compare(
-    runs: Sequence[RunFiles], reference: int, truth: Truth, draws: int = DRAWS
-) -> Comparison:
-    """Scores every run on the same draws of the pictures.
-
-    Args:
-        runs: Each with detections.
-        reference: Position of the run that the others are compared with.
-        truth: What was to be found; detections of other classes are left out.
-        draws: S.
-
-    Raises:
-        UserError: Detections are of pictures that the ground truth does not have.
-    """
-    counts = paired.picture_draws(len(truth.coco["images"]), draws)
-    counts = np.concatenate([np.ones_like(counts[:1]), counts])  # the pictures as they are
-    known = {id_key(row["id"]) for row in truth.coco["categories"]}
-    samples: list[dict[str, Any]] = []
-    class_ap, notes = [], []
-    for run in runs:
-        assert run.found is not None
-        # Training leaves those of classes that only its own pictures have; no number counts them.
-        found = [row for row in run.found if id_key(row["category_id"]) in known]
-        try:
-            numbered = number_ids(truth.coco, found)
-        except UserError as error:
-            raise UserError(f"{run.folder / 'detections.json'}: {error}") from error
-        most = run.max_detections
-        samples.append(paired.resampled_scores(numbered.truth, numbered.detections, counts, most))
-        class_ap.append(coco_scores(truth.coco, found, max_detections=most).class_ap)
-        again = float(samples[-1]["AP"][0])
-        if abs(again - run.scores["AP"]) > _SAME and not math.isnan(again):
-            notes.append(
-                f"{run.name}: its detections give AP {100 * again:.1f} on these pictures, its "
-                f"eval.json says {100 * run.scores['AP']:.1f}. Only a part of them was scored, or "
-                "they have changed since; intervals, classes and pictures are of all of them."
-            )
-    base = samples[reference]
-    differences = [
-        {name: paired.with_interval(sample[name] - base[name]) for name in paired.METRICS}
-        for sample in samples
-    ]
-    scores = [
-        {name: paired.with_interval(sample[name]) for name in paired.METRICS} for sample in samples
-    ]
-    return Comparison(scores, differences, class_ap, _objects(truth, class_ap[0]), notes)
-
-
-def _objects(truth: Truth, class_ap: dict[str, float]) -> dict[str, int]:
-    """How many objects each class has; names as the scores have them, in their order."""
-    numbers = Counter(row["category_id"] for row in truth.objects)
-    categories = truth.coco["categories"]
-    return {name: numbers[row["id"]] for name, row in zip(class_ap, categories, strict=True)}
-
-
 def _measured(run: RunFiles) -> str:
     """What a run's numbers are of, in words."""
-    part = f"the first {run.max_pictures} pictures of " if run.max_pictures else ""
     most = "" if run.max_detections == COCO_MAX else f" with {run.max_detections} detections"
-    return f"{part}{run.data}{most}"
+    return f"{run.data}{most}"
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drkd_jax.fault_tolerance.same_run import differing_keys
+from drkd_jax.report.comparison import Comparison
 from drkd_jax.report.markup import Child, Html, join, table, tag
 from drkd_jax.report.paired import METRICS, Interval
-from drkd_jax.report.runs import Comparison, RunFiles, Truth
+from drkd_jax.report.runs import RunFiles, Truth, same_pictures, shared_pictures
 
 _TITLES = {
     "AP": "mean over overlaps 0.50 to 0.95",
@@ -96,9 +97,12 @@ def numbers(runs: Sequence[RunFiles], comparison: Comparison | None) -> Html:
         cells: list[Child] = []
         for i, run in enumerate(runs):
             value = points(run.scores.get(key))
-            spread = comparison.scores[i].get(key) if comparison else None
+            # An interval belongs to numbers of the pictures that were drawn again.
+            spread = comparison.scores[i].get(key) if comparison and comparison.own[i] else None
             cells.append(join(value, _between(spread, signed=False) if value != "-" else None))
         rows.append([join(key, " ", tag("small", title)), *cells])
+    if not same_pictures(runs):
+        rows.append(["pictures", *(str(run.pictures or "all") for run in runs)])
     caption = "COCO's numbers in points"
     if comparison:
         caption += "; in brackets the middle 95 % over draws of the validation pictures"
@@ -108,25 +112,25 @@ def numbers(runs: Sequence[RunFiles], comparison: Comparison | None) -> Html:
 def differences(
     runs: Sequence[RunFiles], reference: int, comparison: Comparison | None
 ) -> Html | None:
-    """Each run minus the reference; None where there is one run only."""
+    """Each run minus the reference; None where there is one run only, or nothing in common."""
     others = [i for i in range(len(runs)) if i != reference]
-    if not others:
+    if not others or not (comparison or same_pictures(runs)):
         return None
     rows: list[list[Child]] = []
     for key in METRICS:
         cells: list[Child] = []
         for i in others:
             pair = runs[i].scores.get(key, -1.0), runs[reference].scores.get(key, -1.0)
-            if min(pair) < 0:
-                cells.append("-")
-            elif comparison is None:
-                cells.append(points(pair[0] - pair[1], signed=True))
+            if comparison is None:
+                cells.append("-" if min(pair) < 0 else points(pair[0] - pair[1], signed=True))
             else:
                 spread = comparison.differences[i][key]
                 whole = join(points(spread.value, signed=True), _between(spread))
                 cells.append(tag("strong", whole) if spread.settled else whole)
         rows.append([join(key, " ", tag("small", _TITLES[key])), *cells])
     caption = f"Points more than {runs[reference].name}"
+    if not same_pictures(runs):
+        caption += f" on the first {shared_pictures(runs)} pictures"
     if comparison:
         caption += "; in brackets the middle 95 %, bold where it leaves out 0"
     return table(caption, ["", *(runs[i].name for i in others)], rows, class_="numbers")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,57 +12,17 @@ import numpy as np
 import pytest
 
 from drkd_jax import __main__ as program
-from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
-from drkd_jax.evaluation import coco_scores
 from drkd_jax.report import relations
 from drkd_jax.report.found import Found, Looked, look, most_changed
 from drkd_jax.report.markup import tag
 from drkd_jax.report.page import page
 from drkd_jax.report.runs import named_folders, open_truth, read_run, read_runs
+from tests.report.made import VAL, cells, leave_run
 from tests.training import tiny
 
-VAL = "shapes:6:1"
 VOID = {"img", "input", "meta", "br"}
 HOSTILE = '"><script>alert(1)</script><img src=http://evil onerror=x>'
-
-
-def leave_run(folder: Path, noise: float, val: str = VAL, **changes) -> Path:
-    """A work folder as training leaves it; detections are off by so many pixels."""
-    truth = open_source(val).coco_ground_truth()
-    rng = np.random.default_rng(7)
-    found = [
-        {
-            "image_id": row["image_id"],
-            "category_id": row["category_id"],
-            "bbox": [float(v) for v in np.asarray(row["bbox"]) + rng.normal(0, noise, 4)],
-            "score": 0.5 + 0.4 * float(rng.random()),
-        }
-        for row in truth["annotations"]
-    ]
-    numbers = coco_scores(truth, found).numbers
-    config = {
-        "data": {"val": val, "train": "shapes:4"},
-        "train": {"steps": 20},
-        "teacher": None,
-        **changes,
-    }
-    lines = [
-        {"kind": "train", "step": s, "cls_loss": 1 / s, "roi_box_loss": 0.1} for s in (5, 10, 20)
-    ]
-    lines.append({"kind": "eval", "step": 20, **numbers})
-    folder.mkdir(parents=True)
-    scored = {"step": 20, "data": val, "pictures": len(truth["images"]), **numbers}
-    summary = {"final": numbers, "steps": 20, "warnings": ["it was & it is"]}
-    for name, content in (
-        ("detections", found),
-        ("eval", scored),
-        ("config", config),
-        ("summary", summary),
-    ):
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    (folder / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -115,20 +74,6 @@ def check_harmless(text: str) -> Reader:
     assert "url(" not in sheet[1]
     assert "@import" not in sheet[1]
     return read
-
-
-def cells(text: str, caption: str) -> list[list[str]]:
-    """The rows of the table whose caption begins so."""
-    found = re.search(rf"<caption>{re.escape(escape(caption))}.*?</table>", text, re.DOTALL)
-    assert found is not None
-    rows = re.findall(r"<tr>(.*?)</tr>", found[0], re.DOTALL)
-    return [
-        [
-            re.sub("<[^>]*>", "", cell)
-            for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL)
-        ]
-        for row in rows
-    ]
 
 
 def test_one_file_that_loads_nothing_and_runs_nothing(whole):
@@ -316,7 +261,7 @@ def test_the_command_writes_the_page(tmp_path, folders, capsys):
         (["{}/plain", "--relations=plain"], "no run with a distillation"),
         (["{}/drkd", "--relations=drkd"], "has no checkpoints"),
         (["{}/nowhere"], "nowhere: there is no such folder"),
-        (["{}"], "holds no evaluated run"),
+        (["{}"], "is no work folder of train.py, name one that is; runs in it: drkd, plain"),
         (["a={}/plain", "a={}/drkd"], "two runs are called a"),
         (["{}/plain"] * 7, "7 runs"),
     ],

@@ -1,0 +1,115 @@
+"""Finished runs against what was to be found: scores, differences and intervals on common pictures.
+
+Letters: S draws, I pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from drkd_jax.data.sources.records import id_key
+from drkd_jax.errors import UserError
+from drkd_jax.evaluation import coco_scores, number_ids
+from drkd_jax.report import paired
+from drkd_jax.report.runs import RunFiles, Truth, shared_pictures
+
+DRAWS = 400
+_SAME = 5e-4  # of an AP that was read and one that was computed again
+
+
+class Comparison(NamedTuple):
+    """What ground truth adds to the numbers that were read.
+
+    Attributes:
+        scores: For each run, by the names in `paired.METRICS`.
+        differences: For each run, minus the reference; of the reference itself 0.
+        class_ap: For each run, AP by class name, -1 where there is no object.
+        objects: By class name, crowd regions left out.
+        own: For each run, whether the numbers that were read are of these pictures too.
+        notes: What does not agree with what was read.
+    """
+
+    scores: list[dict[str, paired.Interval]]
+    differences: list[dict[str, paired.Interval]]
+    class_ap: list[dict[str, float]]
+    objects: dict[str, int]
+    own: list[bool]
+    notes: list[str]
+
+
+def compare(
+    runs: Sequence[RunFiles], reference: int, truth: Truth, draws: int = DRAWS
+) -> Comparison:
+    """Scores every run on the same draws of the pictures.
+
+    Args:
+        runs: Each with detections.
+        reference: Position of the run that the others are compared with.
+        truth: What was to be found; detections of other classes, and of pictures of the source
+            that are not in it, are left out.
+        draws: S.
+
+    Raises:
+        UserError: Detections are of pictures that the ground truth does not have.
+    """
+    counts = paired.picture_draws(len(truth.coco["images"]), draws)
+    counts = np.concatenate([np.ones_like(counts[:1]), counts])  # the pictures as they are
+    known = {id_key(row["id"]) for row in truth.coco["categories"]}
+    beside = _beside(truth)
+    samples: list[dict[str, Any]] = []
+    class_ap, own, notes = [], [], []
+    for run in runs:
+        assert run.found is not None
+        # Training leaves those of classes that only its own pictures have; no number counts them.
+        found = [
+            row
+            for row in run.found
+            if id_key(row["category_id"]) in known and id_key(row["image_id"]) not in beside
+        ]
+        try:
+            numbered = number_ids(truth.coco, found)
+        except UserError as error:
+            raise UserError(f"{run.folder / 'detections.json'}: {error}") from error
+        most = run.max_detections
+        samples.append(paired.resampled_scores(numbered.truth, numbered.detections, counts, most))
+        class_ap.append(coco_scores(truth.coco, found, max_detections=most).class_ap)
+        again = float(samples[-1]["AP"][0])
+        agrees = math.isnan(again) or abs(again - run.scores["AP"]) <= _SAME
+        on_these = run.pictures in (0, shared_pictures(runs))
+        own.append(agrees and on_these)
+        if on_these and not agrees:
+            notes.append(
+                f"{run.name}: its detections give AP {100 * again:.1f} on these pictures, its "
+                f"eval.json says {100 * run.scores['AP']:.1f}. Only a part of them was scored, or "
+                "they have changed since; intervals, classes and pictures are of all of them."
+            )
+    base = samples[reference]
+    differences = [
+        {name: paired.with_interval(sample[name] - base[name]) for name in paired.METRICS}
+        for sample in samples
+    ]
+    scores = [
+        {name: paired.with_interval(sample[name]) for name in paired.METRICS} for sample in samples
+    ]
+    return Comparison(scores, differences, class_ap, _objects(truth, class_ap[0]), own, notes)
+
+
+def _beside(truth: Truth) -> set[Any]:
+    """Pictures of the source that some run was scored on and not all: by their `id_key`."""
+    kept = {id_key(row["id"]) for row in truth.coco["images"]}
+    if len(kept) == len(truth.source):
+        return set()
+    ids = {id_key(truth.source.meta(index).image_id) for index in range(len(truth.source))}
+    return ids - kept
+
+
+def _objects(truth: Truth, class_ap: dict[str, float]) -> dict[str, int]:
+    """How many objects each class has; names as the scores have them, in their order."""
+    numbers = Counter(row["category_id"] for row in truth.objects)
+    categories = truth.coco["categories"]
+    return {name: numbers[row["id"]] for name, row in zip(class_ap, categories, strict=True)}
