@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +44,8 @@ def _titles(most: int) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Prints the 12 numbers; writes `eval.json` and `detections.json`.
 
-    A run's go into its work folder, those of a file of weights into `--out`, if it is given. The
+    A run's go into its work folder, those of a file of weights into `--out`, if it is given. Where
+    they replace those of other pictures or of another step, that is said before the work. The
     numbers are printed first, so that a full disk does not lose them.
 
     Raises:
@@ -96,6 +99,11 @@ def main(argv: Sequence[str]) -> int:
     for finding in find(source, max_boxes=None, max_detections=settings.max_detections):
         if finding.grave:
             print(f"warning: {finding.text}", file=sys.stderr, flush=True)
+    count = min(settings.max_pictures or len(source), len(source))
+    about = {"step": trained.step, "data": source.spec, "pictures": count}
+    replaced = _replaced(Path(out) / "eval.json", about, settings) if out else ""
+    if replaced:
+        print(f"warning: {replaced}", file=sys.stderr, flush=True)
     numbers, found = evaluate(
         trained.predict,
         trained.arrays,
@@ -109,7 +117,6 @@ def main(argv: Sequence[str]) -> int:
     print(f"{source.spec}, {place if is_file else f'checkpoint of step {trained.step}'}")
     for (name, value), title in zip(numbers.items(), _titles(settings.max_detections), strict=True):
         print(f"{name:6s} {value:7.4f}   {title}")
-    count = min(settings.max_pictures or len(source), len(source))
     scored = [source.meta(index).image_id for index in range(count)]
     nothing = why_nothing_to_find(source.coco_ground_truth(), scored)
     for line in [*notes, *filter(None, [nothing])]:
@@ -119,6 +126,33 @@ def main(argv: Sequence[str]) -> int:
         most = settings.max_pictures
         write_evaluation(Path(out), trained.step, source, numbers, found, most)
     return 0
+
+
+def _replaced(file: Path, about: dict[str, Any], settings: EvalSettings) -> str:
+    """What another evaluation has left there, which this one is not a repetition of; "" if none.
+
+    Args:
+        file: the `eval.json` that is to be written.
+        about: `step`, `data` and `pictures` of this evaluation.
+        settings: of this evaluation.
+    """
+    left: Any = None
+    with contextlib.suppress(OSError, ValueError):  # nothing there, or nothing to be kept
+        left = json.loads(file.read_text())
+    if not isinstance(left, dict) or "AP" not in left:
+        return ""
+    same_limit = f"AR{settings.max_detections}" in left
+    if same_limit and all(left.get(key) == value for key, value in about.items()):
+        return ""
+
+    def words(of: dict[str, Any], limit: str) -> str:
+        return f"{of.get('data')} ({of.get('pictures')} pictures, step {of.get('step')}{limit})"
+
+    limits = ("", "") if same_limit else (", another limit", f", {settings.max_detections} counted")
+    return (
+        f"{file} and detections.json beside it hold the scores of {words(left, limits[0])}, and "
+        f"those of {words(about, limits[1])} will replace them; --out=DIR writes elsewhere"
+    )
 
 
 def _by_name(trained: Trained, source: Source) -> tuple[Source, tuple[Any, ...] | None, list[str]]:

@@ -186,6 +186,38 @@ def test_more_detections_are_let_through_and_counted(workdir, capsys, tmp_path):
     assert "must be more than 10" in capsys.readouterr().err
 
 
+def test_a_score_of_other_pictures_is_not_replaced_without_a_word(loaded, capsys, tmp_path):
+    own = {"step": 4, "data": "shapes:6:1", "pictures": 6, "AP": 0.5, "AR100": 0.5}
+    file = tmp_path / "eval.json"
+
+    def said(*flags: str) -> str:
+        file.write_text(json.dumps(own))
+        assert command_line.main(["evaluate", f"--workdir={tmp_path}", *flags]) == 0
+        return capsys.readouterr().err
+
+    told = f"{file} and detections.json beside it hold the scores of shapes:6:1 (6 pictures"
+    assert told not in said()  # the same again
+    err = said("--data=shapes:4:2")
+    assert (
+        f"warning: {told}, step 4), and those of shapes:4:2 (4 pictures, step 4) will replace"
+        in err
+    )
+    assert json.loads(file.read_text())["data"] == "shapes:4:2"
+    assert f"{told}, step 4), and those of shapes:6:1 (2 pict" in said("--max-pictures=2")
+    assert "another limit), and those of" in said("--max-detections=120")
+    assert told not in said("--data=shapes:4:2", f"--out={tmp_path / 'new'}")
+    own |= {"step": 9}
+    assert "(6 pictures, step 9), and those of shapes:6:1 (6 pictures, step 4)" in said()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_nothing_to_be_kept_is_nothing_to_be_told(content, tmp_path):
+    file = tmp_path / "eval.json"
+    if content is not None:
+        file.write_text(content)
+    assert evaluate._replaced(file, {"step": 4}, evaluate.EvalSettings()) == ""
+
+
 def test_numbers_are_printed_before_they_are_written(
     workdir, loaded, capsys, tmp_path, monkeypatch
 ):
