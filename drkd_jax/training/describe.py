@@ -181,7 +181,8 @@ def data_findings(
         of_val.append(
             Finding("the pictures of config.data.train: its AP tells nothing of new ones")
         )
-    return [("train", *finding) for finding in of_train] + [("val", *each) for each in of_val]
+    found = [("train", each) for each in of_train] + [("val", each) for each in of_val]
+    return [(part, finding.text, finding.grave) for part, finding in found]
 
 
 def _shared(train: Source, val: Source) -> str:

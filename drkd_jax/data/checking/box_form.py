@@ -19,6 +19,7 @@ _SEVERAL = 10  # boxes in a picture's first pixel that are no accident
 _CLEAR = 0.15  # share of odd boxes under which some of a sound set may look like this
 _NEARLY_ALL = 0.98  # share of all boxes
 _BEYOND = 0.2  # share of the odd boxes that lie outside altogether
+_MOST = 0.6  # share of the boxes from which a run would learn nonsense
 _FEW = 20  # boxes below which "all of them" says nothing
 
 
@@ -29,11 +30,14 @@ class BoxForm(NamedTuple):
         share: of boxes that are cut at the edge of their picture or unusable.
         cause: words for the likely cause, or "".
         none_usable: whether no box is left that could be one in pixels.
+        wrong: whether boxes that cannot be right show that most or all are of the cause's form, so
+            that those that could be right are wrong as well.
     """
 
     share: float
     cause: str
     none_usable: bool
+    wrong: bool = False
 
 
 def box_form(table: AnnotationTable) -> BoxForm:
@@ -46,12 +50,15 @@ def box_form(table: AnnotationTable) -> BoxForm:
     unit, corners = _within_unit(table), _area_of_corners(table)
     none_usable = not (table.usable & ~unit).any() and bool(unit.any() or not table.usable.any())
     if unit.mean() >= LARGE or unit.sum() >= _SEVERAL:
-        cause = f"{unit.sum()} boxes {_NORMALISED}"
-        return BoxForm(max(share, float(unit.mean())), cause, none_usable)
+        cause, some = f"{unit.sum()} boxes {_NORMALISED}", float(unit.mean())
+        return BoxForm(max(share, some), cause, none_usable, some >= _MOST)
     if corners.mean() >= LARGE:
-        return BoxForm(max(share, float(corners.mean())), _CORNERS, none_usable)
+        some = float(corners.mean())
+        return BoxForm(max(share, some), _CORNERS, none_usable, some >= _MOST)
     if share >= LARGE:
-        return BoxForm(share, _explain(table, odd, share), none_usable)
+        cause, wrong = _explain(table, odd, share)
+        return BoxForm(share, cause, none_usable, wrong)
+    # Nothing is odd here, so what _shares says is a guess that a sound set may meet.
     return BoxForm(share, _shares(table), none_usable)
 
 
@@ -88,8 +95,8 @@ def _area_of_corners(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
     return right & near & (np.abs(area - as_stated) > 0.05 * area)
 
 
-def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> str:
-    """The cause that explains most of the odd boxes.
+def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> tuple[str, bool]:
+    """The cause that explains most of the odd boxes, and whether most or all boxes are wrong by it.
 
     Some odd boxes of a sound set look like centres or swapped axes. So these are believed only
     where many boxes are odd, or where all boxes of the set would fit then.
@@ -104,7 +111,7 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> str:
     # What is odd for another reason (its area, its smallness) says nothing of the form.
     odd = odd & ~inside(x, y, x + w, y + h)
     if odd.mean() < LARGE:
-        return ""
+        return "", False
     causes = {
         _CORNERS: inside(x, y, w, h),
         _CENTRES: inside(x - w / 2, y - h / 2, x + w / 2, y + h / 2),
@@ -118,10 +125,13 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> str:
         if cause == _CORNERS or share >= _CLEAR or rows.mean() >= _NEARLY_ALL
     }
     best = max(fits, key=lambda cause: fits[cause])
+    most = bool(odd.mean() >= _MOST)
     if fits[best] >= _FITS:
-        return best
+        # Sound boxes of large objects that reach out a little fit as corners, all of them.
+        telling = best not in (_CORNERS, _CORNERS_Y) and odd.mean() >= _CLEAR
+        return best, most or bool(telling and causes[best].mean() >= _NEARLY_ALL)
     beyond = (x >= width) | (y >= height)
-    return _OTHER_SIZE if beyond[odd].mean() >= _BEYOND else ""
+    return (_OTHER_SIZE, most) if beyond[odd].mean() >= _BEYOND else ("", False)
 
 
 def _shares(table: AnnotationTable) -> str:

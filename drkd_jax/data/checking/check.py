@@ -1,7 +1,8 @@
 """A whole set read once, before a run trips over it: what is wrong, what is odd, what is in it.
 
-An error is what stops a run (``on_error = "stop"``); a warning is what it works with, in a way that
-its owner may not expect. Letters: P pictures, M annotations.
+An error is what stops a run (``on_error = "stop"``), or has it learn nonsense, as boxes that are
+mostly of another form. A warning is what it works with, in a way that its owner may not expect.
+Letters: P pictures, M annotations.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Report:
         longer: the same of the longer side.
         classes: a dict each: id, name, pictures, boxes, small, medium, large, crowd.
         samples: positions of a few telling pictures: the fullest, then rare classes first.
-        errors: what would stop a run.
+        errors: what would stop a run, or have it learn nonsense.
         warnings: what its owner may not expect.
     """
 
@@ -95,17 +96,21 @@ def check(
         return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        for index, found in enumerate(pool.map(read, range(len(source)))):
-            if isinstance(found, str):
+        for index, seen in enumerate(pool.map(read, range(len(source)))):
+            if isinstance(seen, str):
                 readable[index] = False
-                errors.append(found)
+                errors.append(seen)
             else:
-                digests[index] = found
+                digests[index] = seen
             if progress is not None:
                 progress(index + 1, len(source))
-    if problem := no_box(source):
+    found = find(source)
+    if problem := no_box(source):  # it has the cause in it
         errors.append(problem)
-    warnings = [finding.text for finding in find(source)] + _same_pixels(table, digests)
+        found = [finding._replace(fatal=False) for finding in found]
+    errors += [finding.text for finding in found if finding.fatal]
+    warnings = [finding.text for finding in found if not finding.fatal]
+    warnings += _same_pixels(table, digests)
     if isinstance(source, CocoSource):
         warnings += _strangers(source)
     unseen = {reason: int(rows.sum()) for reason, rows in left_out(table).items() if rows.any()}

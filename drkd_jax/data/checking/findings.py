@@ -31,10 +31,12 @@ class Finding(NamedTuple):
     Attributes:
         text: what, how often, and examples.
         grave: whether something is likely wrong; otherwise it is only good to know.
+        fatal: whether a run goes on and learns nonsense, so that a check counts it as an error.
     """
 
     text: str
     grave: bool = False
+    fatal: bool = False
 
 
 def find(
@@ -105,7 +107,9 @@ def _boxes(table: AnnotationTable, why_none: str) -> list[Finding]:
     if form.share >= LARGE or form.cause:
         why = f" ({form.cause})" if form.cause else ""
         what = f"of {count} boxes are cut at the edge of their picture or unusable{why}"
-        found.append(Finding(f"{form.share:.0%} {what}", grave=True))
+        if form.wrong:
+            what += "; convert them: a run would go on with wrong boxes"
+        found.append(Finding(f"{form.share:.0%} {what}", grave=True, fatal=form.wrong))
     odd = {f"are left out of training, {reason}": rows for reason, rows in left_out(table).items()}
     odd["reach out of their picture and are cut"] = cut(table)
     for what, rows in odd.items():

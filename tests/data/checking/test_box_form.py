@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from drkd_jax import __main__ as program
 from drkd_jax.data.checking.box_form import box_form
 from drkd_jax.data.checking.check import check
 from drkd_jax.data.checking.findings import find
@@ -175,4 +177,52 @@ def test_the_check_says_what_the_start_says(spec, form):
     name = spec(FORMS[form][0](boxes()))
     texts = [finding.text for finding in find(open_source(name))]
     assert any(FORMS[form][1] in text for text in texts)
-    assert set(texts) <= set(check(name).warnings)
+    report = check(name)
+    assert set(texts) <= {*report.warnings, *report.errors}
+
+
+# The form, and whether most boxes are wrong by it beyond doubt. Shares of 100 lie where small sound
+# boxes could, and a few of centres' are cut where a tenth of sound ones might be.
+ERRORS = {
+    "corners": True,
+    "corners, y first": True,
+    "y first": True,
+    "spans": True,
+    "of a larger picture": True,
+    "a quarter corners": False,
+    "a fifth normalised": False,
+    "centres": False,
+    "percent": False,
+}
+
+
+@pytest.mark.parametrize("form", ERRORS)
+def test_a_check_ends_with_an_error_where_most_boxes_are_of_another_form(spec, form, capsys):
+    change, told = FORMS[form]
+    made = spec(change(boxes()))
+    for number in range(PICTURES):
+        path = Path(made.split(":")[1]) / f"{number}.png"
+        cv2.imwrite(str(path), np.full((HEIGHT, WIDTH), number, np.uint8))
+    code = program.main(["prepare", "--check", made])
+    lines = [line for line in capsys.readouterr().out.splitlines() if told in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: " if ERRORS[form] else "warning: ")
+    assert lines[0].endswith("a run would go on with wrong boxes") == ERRORS[form]
+    assert code == (2 if ERRORS[form] else 0)
+
+
+def test_all_boxes_normalised_are_one_error(spec):
+    report = check(spec(normalised(boxes())))
+    (error,) = (text for text in report.errors if "normalised?" in text)
+    assert error.startswith("no box to train on")
+
+
+def test_large_objects_whose_boxes_reach_out_are_no_error():
+    """Nearly as large as their pictures, they would fit as corners, all of them."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(2, 20, (150, 2))
+    values = np.concatenate([low, [WIDTH, HEIGHT] - low - rng.uniform(0, 2, (150, 2))], axis=1)
+    values[:40, 2:] += 4
+    form = box_form(table(values))
+    assert "corners" in form.cause
+    assert not form.wrong
