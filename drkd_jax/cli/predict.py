@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,6 +24,7 @@ from jaxtyping import Float64, Int
 from tqdm import tqdm
 
 from drkd_jax.cli.arguments import Parser, positive
+from drkd_jax.cli.deep import DeepWatch
 from drkd_jax.cli.detector import Trained, add_arguments, load_named
 from drkd_jax.cli.inputs import (
     Picture,
@@ -76,15 +77,26 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--max", type=positive, help="boxes of a picture; what the detector gives by default"
     )
+    parser.add_argument(
+        "--depth",
+        type=int,
+        help="bits that the numbers of 16-bit pictures use, 8 to 16, or 0 for all; the run's "
+        "data.depth by default, and 0 of a file of weights",
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files and folders")
     arguments = parser.parse_args(list(argv))
 
+    if arguments.depth and not 8 <= arguments.depth <= 16:
+        raise UserError(f"--depth={arguments.depth}: 8 to 16 bits, or 0 for all 16")
     _not_a_work_folder(Path(arguments.out))
     out = make_folder(arguments.out, "--out")
     paths, notes = find_pictures(arguments.images, out)
     for note in notes:
         print(note, file=sys.stderr)
     trained = load_named(arguments, arguments.max or 0)
+    if arguments.depth is not None:
+        pipeline = dataclasses.replace(trained.pipeline, depth=arguments.depth)
+        trained = dataclasses.replace(trained, pipeline=pipeline)
     categories = list(trained.categories)
     if not categories:  # a file of weights that names none
         categories = [Category(k + 1, f"class {k + 1}") for k in range(trained.num_classes)]
@@ -96,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
         tqdm(total=len(paths), unit="picture", disable=None) as bar,
     ):
         try:
-            for item in detect(trained, paths, arguments.max):
+            for item in detect(trained, paths, arguments.max, _warn):
                 if isinstance(item, Found):
                     tqdm.write(writer.write(item, file))
                     sys.stdout.flush()
@@ -115,7 +127,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def detect(
-    trained: Trained, paths: Sequence[Path], most: int | None = None
+    trained: Trained,
+    paths: Sequence[Path],
+    most: int | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Found | Picture]:
     """Reads pictures, and finds objects on them; in batches, so not quite in their order.
 
@@ -123,6 +138,7 @@ def detect(
         trained: the detector.
         paths: of the pictures.
         most: the best so many boxes of a picture; None: all that the detector gives.
+        warn: is told, once, where 16-bit pictures come out dark.
 
     Yields:
         What was found on each picture, or the picture with its fault.
@@ -132,14 +148,17 @@ def detect(
     config = dataclasses.replace(trained.pipeline, batch_size=-(-batch_size // devices) * devices)
     decode = functools.partial(decode_picture, exif="turned", depth=config.depth)
     broken: list[Picture] = []
+    watch = DeepWatch(paths, config.depth)
 
     def whole() -> Iterator[Picture]:
         ahead = 2 * config.batch_size
         for picture in read_pictures(paths, decode, config.num_threads, ahead):
-            if picture.fault:
+            if picture.image is None:
                 broken.append(picture)
-            else:
-                yield picture
+                continue
+            if told := watch.look(picture.position, picture.image):
+                warn(told)
+            yield picture
 
     def read(batch: Batch, pictures: list[Picture], detections: Detections) -> Iterator[Found]:
         detections = Detections(*jax.device_get(tuple(detections)))
@@ -156,6 +175,10 @@ def detect(
     yield from _taken(broken)
     if waiting is not None:
         yield from read(*waiting)
+
+
+def _warn(text: str) -> None:
+    tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
 def _taken(broken: list[Picture]) -> Iterator[Picture]:

@@ -1,0 +1,63 @@
+"""16-bit pictures whose numbers use fewer bits, and which come out dark: one word, at the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from drkd_jax.data.decode import brightest
+from drkd_jax.data.header import read_head, read_header
+
+_DARK = 64  # of 255: two bits and more are not used
+_LOOKED_AT = 15  # other pictures, so that one that is dark by itself does not set the depth
+
+
+class DeepWatch:
+    """Looks at pictures as they are read, until one is found that the depth does not fit.
+
+    Args:
+        paths: of all pictures.
+        depth: that they are read with, see `decode_picture`.
+    """
+
+    def __init__(self, paths: Sequence[Path], depth: int):
+        self._paths, self._taken = paths, depth or 16
+        self._done = False
+        self._others: list[int] | None = None  # looked at once: a set may be of black pictures
+
+    def look(self, position: int, image: UInt8[np.ndarray, "H W 3"]) -> str:
+        """What is to be said at this picture; "" at nearly all.
+
+        Args:
+            position: of its path.
+            image: as it was decoded; H, W: its pixels.
+        """
+        if self._done or int(image.max(initial=0)) >= _DARK or not _is_deep(self._paths[position]):
+            return ""
+        path = self._paths[position]
+        if self._others is None:
+            some = np.linspace(0, len(self._paths) - 1, _LOOKED_AT).round().astype(int).tolist()
+            others = {self._paths[i] for i in some} - {path}
+            self._others = [brightest([each])[0] for each in others if _is_deep(each)]
+        values = [brightest([path])[0], *self._others]
+        used = max(8, max(values).bit_length())
+        self._done = max(values) > 0
+        if not self._done or used >= self._taken:
+            return ""
+        return (
+            f"{path} holds 16-bit numbers, and the brightest of {len(values)} such pictures looked "
+            f"at is {max(values)} of {(1 << 16) - 1}: read as {self._taken} bits it comes out "
+            f"nearly black. --depth={used} makes {(1 << used) - 1} white, which is right unless "
+            "the detector was trained on pictures as dark (data.depth)"
+        )
+
+
+def _is_deep(path: Path) -> bool:
+    """Whether it holds 16-bit numbers; not of what cannot be read twice, as a pipe."""
+    try:
+        return path.is_file() and read_header(read_head(path)).bits == 16
+    except OSError:  # it is named when it is its turn
+        return False
