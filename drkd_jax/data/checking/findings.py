@@ -286,7 +286,12 @@ def require_readable(source: Source, key: str, on_error: str, most: int = 0) -> 
     mend = "Mend them, or leave them out of the instances file"
     if len(broken) <= SHARE * total:
         mend += ", or set data.on_error = skip"
-    raise UserError(f"{what}no pictures, and the run would stop there: {named}. {mend}")
+    first = ""
+    try:
+        source.record(broken[0])
+    except UserError as error:
+        first = f". The first: {error}"
+    raise UserError(f"{what}no pictures, and the run would stop there: {named}. {mend}{first}")
 
 
 def _broken(source: Source) -> list[int]:

@@ -57,6 +57,6 @@ def test_files_that_a_run_would_stop_at_are_refused(
     assert said.startswith(
         f"config.data.val = {source.spec}: {len(broken)} of {looked} picture files are missing"
     )
-    assert f"{broken[0]}.png" in said
+    assert f". The first: picture {tmp_path / f'{broken[0]}.png'} (id {broken[0]} in " in said
     # One in a hundred may be left out, and no more.
     assert ("data.on_error = skip" in said) == (len(broken) <= 0.01 * looked)
