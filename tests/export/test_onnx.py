@@ -31,6 +31,8 @@ PICTURES, BATCH = 20, 4
 # The head knows three classes, the data the last and the first of them.
 DROPPED = {"head_classes": 3, "class_ids": (2, 0)}
 
+VERSION_2 = {"rpn_convs": 2, "roi_convs": 2, "roi_fcs": 1}
+
 
 def by_onnxruntime(file, images, sizes, batch=BATCH):
     import onnxruntime
@@ -48,11 +50,15 @@ def by_onnxruntime(file, images, sizes, batch=BATCH):
 @pytest.mark.parametrize(
     ("kind", "own", "batch"),
     [
-        ("retinanet", {"convention": "mmdet-2.3"}, BATCH),
+        ("retinanet", {"convention": "mmdet-2.3", "head_norm": "gn"}, BATCH),
         ("faster_rcnn", {"convention": "mmdet"} | DROPPED, BATCH),
-        ("faster_rcnn", {"convention": "torchvision"}, 1),
+        ("faster_rcnn", {"convention": "torchvision"} | VERSION_2, 1),
     ],
-    ids=["retinanet", "faster_rcnn of mmdetection, a class dropped", "faster_rcnn of torchvision"],
+    ids=[
+        "retinanet with group norms",
+        "faster_rcnn of mmdetection, a class dropped",
+        "faster_rcnn of torchvision, v2",
+    ],
 )
 def test_onnxruntime_finds_what_we_find(kind, own, batch, tmp_path, capfd):
     weights, out = tmp_path / "student.safetensors", tmp_path / "student.onnx"
