@@ -45,8 +45,7 @@ _TERMS = {
 }
 # Of file and function; the innermost line that a rule fits decides, by the first that does.
 _RULES = (
-    ("step/train_step", "_update|norm", "optimiser"),
-    ("step/state", "moved_average", "optimiser"),
+    ("step/train_step", "_update|norm|moved_average", "optimiser"),
     ("step/schedule", "", "optimiser"),
     ("models/pixels|ops/images", "", "pictures"),
     ("ops/nms", "", "NMS"),

@@ -18,11 +18,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from drkd_jax.data.batch import image_batch, placed
-from drkd_jax.data.header import PICTURE_SUFFIXES
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
 
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif"),
+    *(".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 _LONGEST = 255  # bytes of a name, by most file systems
 # How pictures begin that have no such name.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
@@ -278,7 +281,7 @@ def _walk(folder: Path, skip: Path | None, notes: list[str]) -> Iterator[Path]:
 
 
 def _looks_like_picture(path: Path) -> bool:
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in _SUFFIXES:
         return True
     if not path.is_file():  # a pipe would be waited for
         return False

@@ -53,10 +53,6 @@ class PipelineConfig:
         exif: "auto", "stored" or "turned": the pixels that the boxes of a turned photograph refer
             to; see ``decode_picture``.
         depth: bits that the numbers of 16-bit pictures use, 8 to 16; 0: all 16.
-        unlabelled: a further source, whose pictures a distilled student learns from without
-            labels; "": none.
-        unlabelled_share: the share of an epoch's pictures that are without labels: the fewer ones
-            are repeated a whole number of times to come near it.
     """
 
     batch_size: int
@@ -76,8 +72,6 @@ class PipelineConfig:
     on_error: str = "stop"
     exif: str = "auto"
     depth: int = 0
-    unlabelled: str = ""
-    unlabelled_share: float = 0.5
 
     def __post_init__(self):
         for field in ("batch_size", "shorter", "longer", "max_boxes", "prefetch"):
@@ -95,8 +89,6 @@ class PipelineConfig:
                 f"depth = {self.depth}: bits that 16-bit pictures use, 8 to 16, or 0 for all 16"
             )
 
-        if not 0 < self.unlabelled_share < 1:
-            raise UserError(f"unlabelled_share = {self.unlabelled_share}: a share between 0 and 1")
         if not 0 <= self.flip <= 1:
             raise UserError(f"flip = {self.flip}: a probability lies between 0 and 1")
         try:

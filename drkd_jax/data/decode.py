@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,6 @@ cv2.setNumThreads(1)
 
 EXIF = ("auto", "stored", "turned")  # what of a turned photograph boxes refer to
 _THREADS = 16  # a question over a network takes a millisecond, and most of it is waiting
-_PNG = b"\x89PNG\r\n\x1a\n"
 _FRAME = 1 << 18  # bytes; a JPEG's size comes after its EXIF and other notes
 _LOOKED_AT = 16  # deep pictures whose brightest value is looked for
 _STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -107,7 +105,7 @@ def turn(image: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarra
 
 
 def stored_size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width of an encoded picture, from its header where it is a JPEG or a PNG.
+    """Height and width of an encoded picture, from its header where it is a JPEG.
 
     Args:
         data: the file's bytes.
@@ -118,9 +116,6 @@ def stored_size(data: bytes, name: str) -> tuple[int, int]:
     """
     if (size := _jpeg_size(data)) is not None:
         return size
-    if data[:8] == _PNG and data[12:16] == b"IHDR" and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return height, width
     height, width = decode_picture(data, name, exif="stored").shape[:2]
     return height, width
 
@@ -211,13 +206,6 @@ def scan(paths: Sequence[Path]) -> Scan:
         rows = list(pool.map(_look, paths, chunksize=64))
     table = np.array(rows, np.int64).reshape(-1, 6)
     return Scan(table[:, 0], table[:, 1], table[:, 2], table[:, 3:5], table[:, 5] > 0)
-
-
-def sizes_of(paths: Sequence[Path]) -> Int64[np.ndarray, "P 2"]:
-    """Height and width of every file as stored, in pixels; 0 of one that cannot be read."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(_size, paths, chunksize=64))
-    return np.array(found, np.int64).reshape(-1, 2)
 
 
 def _look(path: Path) -> tuple[int, int, int, int, int, int]:

@@ -13,11 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-#: Endings of picture files.
-PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif"),
-    *(".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
-)
 _HEAD = 1 << 14  # bytes; a JPEG's EXIF comes in its first segments
 _MOST = 1 << 22  # bytes of a JPEG's colour profiles and notes before its EXIF
 _ENOUGH = 1 << 11  # bytes of an EXIF: the orientation is in its first directory

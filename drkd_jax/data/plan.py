@@ -126,36 +126,10 @@ def kept_indices(source: Source, config: PipelineConfig) -> Int64[np.ndarray, "n
     Source: open-mmlab/mmdetection, mmdet/datasets/coco.py (``filter_data``: no ground truth, or
     under 32 pixels). A picture that has crowd regions only counts as empty here.
     """
-    table = source.table
-    large = table.sizes.min(axis=1) >= SMALLEST_SIDE
-    labelled = np.arange(len(table)) < labelled_up_to(source)
     if not config.drop_empty:
-        return np.flatnonzero(labelled | large)
-    return np.flatnonzero(large & ((table.num_boxes > 0) | ~labelled))
-
-
-def labelled_up_to(source: Source) -> int:
-    """The first position whose picture has no labels."""
-    return len(source) if source.num_labelled is None else source.num_labelled
-
-
-def mixed(kept: np.ndarray, num_labelled: int, share: float) -> Int64[np.ndarray, "n"]:
-    """Positions of an epoch's pictures, of which about so many are without labels.
-
-    Args:
-        kept: positions that take part, each once.
-        num_labelled: those from this position on have no labels.
-        share: of the pictures without labels.
-
-    Returns:
-        ``kept`` with its labelled or its other positions repeated a whole number of times.
-    """
-    labelled, others = kept[kept < num_labelled], kept[kept >= num_labelled]
-    if not len(labelled) or not len(others):
-        return kept
-    wanted = len(others) / len(labelled) * (1 - share) / share  # labelled ones for each that is
-    times = (max(1, round(wanted)), 1) if wanted >= 1 else (1, max(1, round(1 / wanted)))
-    return np.concatenate([np.tile(labelled, times[0]), np.tile(others, times[1])])
+        return np.arange(len(source))
+    table = source.table
+    return np.flatnonzero((table.num_boxes > 0) & (table.sizes.min(axis=1) >= SMALLEST_SIDE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +169,6 @@ def train_fits(source: Source, config: PipelineConfig) -> Fits:
             f"{source.spec}: no picture is left to train on; all {len(source)} are without a box "
             f"or under {SMALLEST_SIDE} pixels (drop_empty = {config.drop_empty})"
         )
-    if source.num_labelled is not None:
-        kept = mixed(kept, source.num_labelled, config.unlabelled_share)
     return fit_all(source, config, kept)
 
 

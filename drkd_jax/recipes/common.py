@@ -29,9 +29,6 @@ def base() -> ConfigDict:
     # shapes:N[:SEED] | coco:IMAGES_DIR:INSTANCES_JSON | tfds:coco/2017:SPLIT[@DATA_DIR]
     data.train = "shapes:1024"
     data.val = "shapes:200:1"  # what is scored; the same kinds of sources
-    data.unlabelled = ""  # pictures that a distilled student learns from without labels: a source,
-    # or pictures:DIR
-    data.unlabelled_share = 0.5  # of an epoch's pictures; the fewer ones are repeated to come near
     data.canvases = ((800, 1344), (1344, 800))  # height, width; multiples of the coarsest stride
     data.shorter = 800  # pixels of the shorter side after resizing ...
     data.longer = 1333  # ... unless the longer side would pass this

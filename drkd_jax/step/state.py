@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Int
 
 from drkd_jax.models.arrays import Arrays
 
@@ -92,24 +91,3 @@ def new_state(
 def num_parameters(tree: Arrays) -> int:
     """Numbers in a pytree of arrays."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-def moved_average(average: Arrays, params: Arrays, decay: float, step: Int[Array, ""]) -> Arrays:
-    """The moving average after a step: d * average + (1 - d) * parameters.
-
-    d = min(decay, (1 + step) / (10 + step)): at first the average follows quickly, and the random
-    start is soon forgotten.
-
-    Args:
-        average: as the step before left it.
-        params: after this step, in the same structure.
-        decay: in the long run.
-        step: steps done before this one.
-
-    Source: `tf.train.ExponentialMovingAverage`, its `num_updates`.
-    """
-    done = step.astype(jnp.float32)
-    kept = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
-    return jax.tree.map(
-        lambda old, new: (old + (1.0 - kept) * (new - old)).astype(old.dtype), average, params
-    )

@@ -36,10 +36,9 @@ from drkd_jax.step.state import (
     SplitModule,
     TrainState,
     merge_module,
-    moved_average,
     split_module,
 )
-from drkd_jax.types import Array, Batch, Features, Responses, Targets
+from drkd_jax.types import Array, Batch, Features, Responses
 
 Tree = TypeVar("Tree")
 _AXIS = "data"
@@ -63,8 +62,6 @@ class Recipe:
         adaptation_steps: first steps in which the distillation does not reach the student.
         ema: decay of the moving average of the student's parameters; 0: there is none.
         accumulate: parts that a batch is worked off in (`accumulation.py`).
-        num_labelled: pictures from this position of the source on have no labels, and no part in
-            the detection losses; None: all have.
     """
 
     graphs: Mapping[str, nnx.GraphDef]
@@ -79,14 +76,6 @@ class Recipe:
     adaptation_steps: int = 0
     ema: float = 0.0
     accumulate: int = 1
-    num_labelled: int | None = None
-
-    def with_labels(self, targets: Targets, index: Int[Array, "B"]) -> Targets:
-        """What the detection losses see of a batch: no picture without labels."""
-        if self.num_labelled is None:
-            return targets
-        labelled = targets.picture_valid & (jnp.asarray(index) < self.num_labelled)
-        return targets._replace(picture_valid=labelled)
 
     def for_teacher(self, batch: Batch, student: Float[Array, "B H W 3"]) -> Any:
         """The teacher's input: the student's, or the same pictures by the teacher's own rule."""
@@ -160,14 +149,13 @@ def loss_terms(
         )
     targets, index = gather((targets, batch.index))
     keys = picture_keys(recipe.seed, step, index)
-    detected = recipe.with_labels(targets, index)
     layers = modules["distiller"].head_layers if "distiller" in modules else None
     towers: Any = ()
     if layers is None:
-        values = dict(student.losses(features, detected, keys))
+        values = dict(student.losses(features, targets, keys))
     else:  # the distiller reads the student's head, which is gone through once
         towers = student.towers(features, layers)
-        values = dict(student.losses_after(towers, layers, features, detected))
+        values = dict(student.losses_after(towers, layers, features, targets))
     total = sum(values.values(), jnp.zeros((), jnp.float32))
     if "distiller" in modules:
         of_teacher = each_device(mesh, partial(_teacher_features, recipe))
@@ -272,6 +260,27 @@ def pmap_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         return multihost_utils.host_local_array_to_global_array(after, mesh, PartitionSpec())
 
     return step_of_many
+
+
+def moved_average(average: Arrays, params: Arrays, decay: float, step: Int[Array, ""]) -> Arrays:
+    """The moving average after a step: d * average + (1 - d) * parameters.
+
+    d = min(decay, (1 + step) / (10 + step)): at first the average follows quickly, and the random
+    start is soon forgotten.
+
+    Args:
+        average: as the step before left it.
+        params: after this step, in the same structure.
+        decay: in the long run.
+        step: steps done before this one.
+
+    Source: `tf.train.ExponentialMovingAverage`, its `num_updates`.
+    """
+    done = step.astype(jnp.float32)
+    kept = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
+    return jax.tree.map(
+        lambda old, new: (old + (1.0 - kept) * (new - old)).astype(old.dtype), average, params
+    )
 
 
 def norm(tree: Any) -> Float[Array, ""]:

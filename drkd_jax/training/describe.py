@@ -10,9 +10,8 @@ import jax
 
 from drkd_jax.data.checking.findings import MAX_DETECTIONS, Finding, find, places, some
 from drkd_jax.data.config import PipelineConfig
-from drkd_jax.data.plan import padding_share, train_fits
+from drkd_jax.data.plan import padding_share
 from drkd_jax.data.sources import Source
-from drkd_jax.data.sources.unlabelled import labelled_part
 from drkd_jax.evaluation import why_nothing_to_find
 from drkd_jax.fault_tolerance.processes import broadcast
 from drkd_jax.models.build import DETECTORS
@@ -38,9 +37,7 @@ def describe(run: Run, start: int) -> list[str]:
         f"devices    {run.mesh.size} x {device.device_kind} ({device.platform}), "
         f"{jax.process_count()} process(es), computing in {settings.precision}"
         + (" by pmap" if settings.parallel == "pmap" else ""),
-        f"train      {labelled_part(run.train_source).spec}: "
-        f"{_counts(labelled_part(run.train_source))}",
-        *_unlabelled(run),
+        f"train      {run.train_source.spec}: {_counts(run.train_source)}",
         f"val        {run.val_source.spec}: {_counts(run.val_source)}",
         f"canvases   {', '.join(f'{height}x{width}' for height, width in run.pipeline.canvases)} "
         f"(height x width), {padding_share(run.train_source, run.pipeline):.1%} of their pixels "
@@ -172,7 +169,7 @@ def data_findings(
     Returns:
         ("train" or "val", text, whether something is likely wrong) for each.
     """
-    of_train = find(labelled_part(train), max_boxes=max_boxes, max_detections=None)
+    of_train = find(train, max_boxes=max_boxes, max_detections=None)
     of_val = find(val, max_boxes=None, max_detections=max_detections)
     shared = _shared(train, val)
     if shared:
@@ -217,22 +214,6 @@ def weak_teacher(ap: float, spec: str) -> str:
         "little or wrong; see that config.teacher.checkpoint is of these classes, and that it "
         "reads pictures as config.teacher.data says"
     )
-
-
-def _unlabelled(run: Run) -> list[str]:
-    """A line about the pictures without labels, where there are some."""
-    source = run.train_source
-    if source.num_labelled is None:
-        return []
-    epoch = train_fits(source, run.pipeline).indices
-    others = epoch[epoch >= source.num_labelled]
-    count = len(source) - source.num_labelled
-    left_out = count - len(set(others.tolist()))
-    small = f", {left_out} of them too small" if left_out else ""
-    return [
-        f"unlabelled {run.pipeline.unlabelled}: {count} pictures that are not in train{small}, "
-        f"{len(others) / len(epoch):.0%} of an epoch's {len(epoch)}"
-    ]
 
 
 def _rate(settings: TrainSettings) -> str:

@@ -32,8 +32,8 @@ from flax import nnx
 
 from drkd_jax.data.pipeline import TrainIterator, train_loader
 from drkd_jax.data.plan import kept_indices, steps_per_epoch
-from drkd_jax.data.sources import Part, Source
-from drkd_jax.data.sources.unlabelled import labelled_part
+from drkd_jax.data.sources import Part
+from drkd_jax.data.sources.records import Source
 from drkd_jax.distill import DistillConfig, Distiller
 from drkd_jax.distill.layers import pixel_mask
 from drkd_jax.distill.teacher_side import variance
@@ -334,14 +334,14 @@ def _split_source(run: Run) -> tuple[Source, Source]:
     Raises:
         UserError: there are fewer than two images.
     """
-    source = labelled_part(run.train_source)
-    kept = kept_indices(source, run.pipeline)
+    kept = kept_indices(run.train_source, run.pipeline)
     if len(kept) < 2:
         raise UserError(
             f"{run.train_source.spec}: one image alone cannot be split into images to pretrain "
             "the teacher's units on and images to measure them by"
         )
     held_out = np.arange(len(kept)) % min(_HELD_OUT, len(kept)) == 0
+    source = run.train_source
     return Part(source, kept[held_out].tolist()), Part(source, kept[~held_out].tolist())
 
 

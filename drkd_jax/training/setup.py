@@ -18,7 +18,6 @@ from drkd_jax.data.config import PipelineConfig, read_pipeline
 from drkd_jax.data.plan import steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.data.sources.classes import with_classes
-from drkd_jax.data.sources.unlabelled import WithUnlabelled
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import as_user_error
 from drkd_jax.models.filling import as_tuples
@@ -151,7 +150,6 @@ def build_run(values: Mapping[str, Any]) -> Run:
         adaptation_steps=phases.adaptation_steps,
         ema=settings.ema,
         accumulate=settings.accumulate,
-        num_labelled=train_source.num_labelled,
     )
     return Run(
         config=config,
@@ -262,16 +260,6 @@ def open_sources(
         )
         for key in ("train", "val")
     )
-    if pipeline.unlabelled:
-        if config.get("distill") is None:
-            raise UserError(
-                "config.data.unlabelled is set and config.distill is not: from pictures without "
-                "labels a student learns by a teacher alone"
-            )
-        more = open_source(
-            pipeline.unlabelled, pipeline.on_error, exif=pipeline.exif, depth=pipeline.depth
-        )
-        train = WithUnlabelled(train, more)
     val, notes = with_classes(val, train.categories, "config.data.val", "config.data.train")
     require_usable(val)
     for key, source in (("train", train), ("val", val)):

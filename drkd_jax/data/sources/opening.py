@@ -42,7 +42,6 @@ def open_source(spec: str, on_error: str = "stop", *, exif: str = "auto", depth:
       (default 0); easy ones a small detector learns within minutes.
     - ``coco:IMAGES_DIR:INSTANCES_JSON``: pictures of a folder, boxes of COCO's instances file.
     - ``tfds:coco/2017:SPLIT[@DATA_DIR]``: a prepared TensorFlow dataset, read without TensorFlow.
-    - ``pictures:DIR``: the pictures of a folder, without labels.
     - ``A + B``: several of these as one, their classes joined by name.
 
     Args:
@@ -67,10 +66,6 @@ def _open(spec: str, on_error: str, exif: str, depth: int) -> Source:
         return _open_shapes(spec, rest)
     if kind == "coco":
         return CocoSource(*_split_paths(spec, rest), on_error, exif, depth)
-    if kind == "pictures":
-        from drkd_jax.data.sources.unlabelled import PictureFolder  # which is made of sources
-
-        return PictureFolder(rest, depth)
     if kind == "tfds":
         name, _, where = rest.partition(":")
         split, _, data_dir = where.partition("@")

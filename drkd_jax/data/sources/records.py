@@ -175,7 +175,6 @@ class Source:
         exif: which pixels boxes of a turned photograph refer to, see ``decode_picture``.
         depth: bits that 16-bit pictures use, see ``decode_picture``.
         scan: what the picture files say of themselves; None where none is a file.
-        num_labelled: pictures from this position on have no labels; None: all have.
     """
 
     spec: str
@@ -186,7 +185,6 @@ class Source:
     exif: str = "auto"
     depth: int = 0
     scan: Scan | None = None
-    num_labelled: int | None = None
 
     def __len__(self) -> int:
         return len(self.table)
