@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import cv2
 import jax
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float64, Int, UInt8
 from tqdm import tqdm
 
 from drkd_jax.cli.arguments import Parser, positive
@@ -75,6 +76,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--score", type=float, default=0.3, help="lowest score that is drawn")
     parser.add_argument(
+        "--keep",
+        type=float,
+        default=0.0,
+        metavar="SCORE",
+        help="lowest score in detections.json; 0, all that the detector gives, by default",
+    )
+    parser.add_argument("--no-drawings", action="store_true", help="write detections.json alone")
+    parser.add_argument(
         "--max", type=positive, help="boxes of a picture; what the detector gives by default"
     )
     parser.add_argument(
@@ -100,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     categories = list(trained.categories)
     if not categories:  # a file of weights that names none
         categories = [Category(k + 1, f"class {k + 1}") for k in range(trained.num_classes)]
-    writer = _Writer(out, paths, categories, arguments.score)
+    writer = _Writer(out, paths, categories, arguments)
     broken = 0
     with (
         found_file(out / "detections.json", categories) as file,
@@ -198,8 +207,12 @@ def _not_a_work_folder(out: Path) -> None:
 class _Writer:
     """Draws a picture, and writes down what was found on it."""
 
-    def __init__(self, out: Path, paths: Sequence[Path], categories: Sequence[Any], lowest: float):
-        self._out, self._paths, self._lowest = out, paths, lowest
+    def __init__(
+        self, out: Path, paths: Sequence[Path], categories: Sequence[Any], arguments: Namespace
+    ):
+        self._out, self._paths = out, paths
+        self._lowest, self._least = arguments.score, arguments.keep
+        self._draws = not arguments.no_drawings
         self._ids = [number for number, _ in categories]
         self._names = [name for _, name in categories]
         self._drawings = drawing_names(paths, out)
@@ -214,6 +227,30 @@ class _Writer:
         index, image = found.picture.position, found.picture.image
         assert image is not None
         path, drawing = self._paths[index], self._out / self._drawings[index]
+        kept = found.scores >= self._least
+        found = Found(found.picture, found.boxes[kept], found.scores[kept], found.labels[kept])
+        height, width = image.shape[:2]
+        about = {"id": index + 1, "file_name": str(path), "height": height, "width": width}
+        if self._draws:
+            self._draw(found, image, drawing)
+            about["drawing"] = drawing.name
+        sides = found.boxes[:, 2:] - found.boxes[:, :2]
+        corners = np.concatenate([found.boxes[:, :2], sides], axis=1)
+        file.add(
+            about,
+            [
+                {"category_id": self._ids[label], "bbox": box, "score": score}
+                for label, box, score in zip(
+                    found.labels, corners.tolist(), found.scores.tolist(), strict=True
+                )
+            ],
+        )
+        self.done += 1
+        above = int((found.scores >= self._lowest).sum())
+        where = f", {drawing}" if self._draws else ""
+        return f"{path}: {above} objects above {self._lowest:g}{where}"
+
+    def _draw(self, found: Found, image: UInt8[np.ndarray, "H W 3"], drawing: Path) -> None:
         shown = found.scores >= self._lowest
         drawn = draw_detections(
             image,
@@ -227,21 +264,6 @@ class _Writer:
             raise UserError(f"{drawing}: a drawing of this size cannot be written as PNG")
         with as_user_error(drawing):
             drawing.write_bytes(marked(data.tobytes()))
-        height, width = image.shape[:2]
-        about = {"id": index + 1, "file_name": str(path), "height": height, "width": width}
-        sides = found.boxes[:, 2:] - found.boxes[:, :2]
-        corners = np.concatenate([found.boxes[:, :2], sides], axis=1)
-        file.add(
-            {**about, "drawing": drawing.name},
-            [
-                {"category_id": self._ids[label], "bbox": box, "score": score}
-                for label, box, score in zip(
-                    found.labels, corners.tolist(), found.scores.tolist(), strict=True
-                )
-            ],
-        )
-        self.done += 1
-        return f"{path}: {int(shown.sum())} objects above {self._lowest:g}, {drawing}"
 
 
 class FoundFile:

@@ -17,6 +17,7 @@ from drkd_jax import __main__ as command_line
 from drkd_jax.cli import predict
 from drkd_jax.cli.detector import Trained
 from drkd_jax.data.pipeline import PipelineConfig
+from drkd_jax.data.sources import open_source
 from drkd_jax.data.sources.records import Category
 from drkd_jax.step.settings import EvalSettings
 from drkd_jax.step.sharding import data_mesh
@@ -198,6 +199,23 @@ def test_the_best_boxes_of_a_picture(trained, tmp_path):
     (tmp_path / "a.png").write_bytes(picture())
     _, result = call(tmp_path / "out", tmp_path / "a.png", max=1)
     assert [row["score"] for row in result["annotations"]] == [pytest.approx(0.9)]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_what_a_teacher_is_sure_of_is_a_set_to_train_on(trained, tmp_path, monkeypatch, relative):
+    """Boxes of one score alone, no drawing, and a file that a training reads as it is."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(picture())
+    named = ["a.png", "b.png"] if relative else [tmp_path / "a.png", tmp_path / "b.png"]
+    command = ["predict", "--workdir=x", "--out=out", "--keep=0.5", "--no-drawings"]
+    assert command_line.main([*command, *map(str, named)]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["detections.json"]
+    source = open_source("coco:.:out/detections.json")
+    assert source.table.num_boxes.tolist() == [1, 1]
+    assert [c.name for c in source.categories] == ["nut", "bolt"]
+    for index in range(2):
+        np.testing.assert_array_equal(source.record(index).boxes, [[8, 4, 40, 16]])
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys, monkeypatch):
