@@ -4,7 +4,7 @@
         --labelled=runs/gain/deeppcb_few_labels/labels/deeppcb-84.json \
         --all=DIR/deeppcb/instances_train.json --images=DIR/deeppcb/images --out=runs/teacher_labels
 
-calls `predict --keep=SCORE --no-drawings` on every picture of ``--all`` that is not one of
+calls `predict --keep=SCORE --root=IMAGES --no-drawings` on every picture of ``--all`` that is not one of
 ``--labelled``, and says how many of its boxes are right: of the class and with an overlap of a half
 at least, each true box once. `benchmarks/gain/deeppcb_teacher_labels.toml` trains students on both
 files.
@@ -35,7 +35,8 @@ def main() -> None:
     others = [row for row in truth["images"] if row["file_name"] not in known]
     paths = [str(given.images / row["file_name"]) for row in others]
     options = [f"--workdir={given.teacher}", f"--out={given.out}", f"--keep={given.score}"]
-    code = command_line.main(["predict", *options, "--no-drawings", *paths])
+    options += [f"--root={given.images}", "--no-drawings"]
+    code = command_line.main(["predict", *options, *paths])
     if code:
         raise SystemExit(code)
     counts = compare(truth, _read(given.out / "detections.json"))
@@ -51,7 +52,7 @@ def compare(truth: dict[str, Any], found: dict[str, Any]) -> dict[str, int]:
 
     Args:
         truth: COCO's instances dict, of these pictures and maybe of others.
-        found: the same of `predict`, whose files have the same names.
+        found: the same of `predict`, whose pictures have the same names.
     """
     true_boxes, class_of = (
         defaultdict(list),
@@ -62,7 +63,7 @@ def compare(truth: dict[str, Any], found: dict[str, Any]) -> dict[str, int]:
         key = name_of[row["image_id"]], class_of[row["category_id"]]
         true_boxes[key].append(row["bbox"])
     named = {row["id"]: row["name"] for row in found["categories"]}
-    files = {row["id"]: Path(row["file_name"]).name for row in found["images"]}
+    files = {row["id"]: row["file_name"] for row in found["images"]}
     taken: dict[Any, set[int]] = defaultdict(set)
     right = 0
     for row in sorted(found["annotations"], key=lambda row: -row["score"]):

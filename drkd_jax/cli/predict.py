@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +83,12 @@ def main(argv: Sequence[str]) -> int:
         metavar="SCORE",
         help="lowest score in detections.json; 0, all that the detector gives, by default",
     )
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="folder of all pictures, from which detections.json names them: with it "
+        "coco:DIR:OUT/detections.json is a set to train on",
+    )
     parser.add_argument("--no-drawings", action="store_true", help="write detections.json alone")
     parser.add_argument(
         "--max", type=positive, help="boxes of a picture; what the detector gives by default"
@@ -102,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
     paths, notes = find_pictures(arguments.images, out)
     for note in notes:
         print(note, file=sys.stderr)
+    names = _names(paths, arguments.root)
     trained = load_named(arguments, arguments.max or 0)
     if arguments.depth is not None:
         pipeline = dataclasses.replace(trained.pipeline, depth=arguments.depth)
@@ -109,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     categories = list(trained.categories)
     if not categories:  # a file of weights that names none
         categories = [Category(k + 1, f"class {k + 1}") for k in range(trained.num_classes)]
-    writer = _Writer(out, paths, categories, arguments)
+    writer = _Writer(out, paths, names, categories, arguments)
     broken = 0
     with (
         found_file(out / "detections.json", categories) as file,
@@ -195,6 +203,21 @@ def _taken(broken: list[Picture]) -> Iterator[Picture]:
         yield broken.pop(0)
 
 
+def _names(paths: Sequence[Path], root: str | None) -> list[str]:
+    """What `detections.json` calls the pictures.
+
+    Raises:
+        UserError: one lies outside of the folder that they are to be named from.
+    """
+    if root is None:
+        return [str(path) for path in paths]
+    names = [os.path.relpath(path, root) for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        if name.split(os.sep)[0] == os.pardir:
+            raise UserError(f"--root={root}: {path} does not lie in it")
+    return names
+
+
 def _not_a_work_folder(out: Path) -> None:
     """Refuses a place whose detections.json is a run's own."""
     if (out / "checkpoints").is_dir() or (out / "best").is_dir():
@@ -208,9 +231,14 @@ class _Writer:
     """Draws a picture, and writes down what was found on it."""
 
     def __init__(
-        self, out: Path, paths: Sequence[Path], categories: Sequence[Any], arguments: Namespace
+        self,
+        out: Path,
+        paths: Sequence[Path],
+        names: Sequence[str],
+        categories: Sequence[Any],
+        arguments: Namespace,
     ):
-        self._out, self._paths = out, paths
+        self._out, self._paths, self._file_names = out, paths, names
         self._lowest, self._least = arguments.score, arguments.keep
         self._draws = not arguments.no_drawings
         self._ids = [number for number, _ in categories]
@@ -230,7 +258,8 @@ class _Writer:
         kept = found.scores >= self._least
         found = Found(found.picture, found.boxes[kept], found.scores[kept], found.labels[kept])
         height, width = image.shape[:2]
-        about = {"id": index + 1, "file_name": str(path), "height": height, "width": width}
+        name = self._file_names[index]
+        about = {"id": index + 1, "file_name": name, "height": height, "width": width}
         if self._draws:
             self._draw(found, image, drawing)
             about["drawing"] = drawing.name

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -202,20 +203,29 @@ def test_the_best_boxes_of_a_picture(trained, tmp_path):
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_what_a_teacher_is_sure_of_is_a_set_to_train_on(trained, tmp_path, monkeypatch, relative):
+def test_what_a_teacher_is_sure_of_is_a_set_to_train_on(
+    trained, tmp_path, monkeypatch, relative, capsys
+):
     """Boxes of one score alone, no drawing, and a file that a training reads as it is."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(picture())
-    named = ["a.png", "b.png"] if relative else [tmp_path / "a.png", tmp_path / "b.png"]
-    command = ["predict", "--workdir=x", "--out=out", "--keep=0.5", "--no-drawings"]
-    assert command_line.main([*command, *map(str, named)]) == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["detections.json"]
-    source = open_source("coco:.:out/detections.json")
+    root = tmp_path / "pictures"
+    (root / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.png"):
+        (root / name).write_bytes(picture())
+    if relative:
+        monkeypatch.chdir(tmp_path)
+        root = Path("pictures")
+    out = tmp_path / "out"
+    command = ["predict", "--workdir=x", f"--out={out}", "--keep=0.5", "--no-drawings"]
+    assert command_line.main([*command, f"--root={root}", str(root)]) == 0
+    assert [path.name for path in out.iterdir()] == ["detections.json"]
+    source = open_source(f"coco:{root}:{out}/detections.json")
+    assert source.table.names == ("a.png", os.path.join("deep", "b.png"))
     assert source.table.num_boxes.tolist() == [1, 1]
     assert [c.name for c in source.categories] == ["nut", "bolt"]
     for index in range(2):
         np.testing.assert_array_equal(source.record(index).boxes, [[8, 4, 40, 16]])
+    assert command_line.main([*command, f"--root={root}/deep", str(root)]) == 2
+    assert f"{root}/a.png does not lie in it" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys, monkeypatch):
