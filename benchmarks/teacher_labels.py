@@ -4,10 +4,10 @@
         --labelled=runs/gain/deeppcb_few_labels/labels/deeppcb-84.json \
         --all=DIR/deeppcb/instances_train.json --images=DIR/deeppcb/images --out=runs/teacher_labels
 
-calls `predict --keep=SCORE --root=IMAGES --no-drawings` on every picture of ``--all`` that is not one of
-``--labelled``, and says how many of its boxes are right: of the class and with an overlap of a half
-at least, each true box once. `benchmarks/gain/deeppcb_teacher_labels.toml` trains students on both
-files.
+calls `predict --keep=SCORE --root=IMAGES --no-drawings` on every picture of ``--all`` that is not
+one of ``--labelled``, and says how many of its boxes are right: of the class and with an overlap of
+a half at least, each true box once. `benchmarks/gain/deeppcb_teacher_labels.toml` trains students
+on both files.
 """
 
 from __future__ import annotations
