@@ -29,8 +29,6 @@ _BATCH = ((256, 320), [(250, 320), (256, 290)])
 FULL = (
     Model("faster_rcnn R50", "faster_rcnn", 8, [_BATCH], first=[23]),
     Model("retinanet R50", "retinanet", 8, [_BATCH], first=[7]),
-    Model("faster_rcnn R50 v2", "faster_rcnn", 8, [_BATCH], version=2),
-    Model("retinanet R50 v2", "retinanet", 8, [_BATCH], version=2),
 )
 
 
