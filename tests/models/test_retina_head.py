@@ -64,9 +64,7 @@ def test_towers_may_be_cut_after_any_layer(norm):
         for got, want in zip(head.outputs(towers, layers), whole, strict=True):
             for level, wanted in zip(got, want, strict=True):
                 np.testing.assert_array_equal(level, wanted)
-    # A norm makes a level's scale no matter but for the first layer's rounding; without, it is one.
+    # A norm makes a level's scale no matter: measured 6.2e-6 of 13.6. Without one, it is.
     scaled = head(tuple(100 * x for x in maps))
-    same = [
-        np.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(scaled[0], whole[0], strict=True)
-    ]
+    same = [np.allclose(a, b, rtol=0, atol=5e-5) for a, b in zip(scaled[0], whole[0], strict=True)]
     assert same == [norm == "gn"] * 2
