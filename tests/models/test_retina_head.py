@@ -43,7 +43,8 @@ def test_a_box_loss_of_overlaps_is_one_less_the_generalised_overlap():
             around = (np.maximum(ours[1], theirs[1]) - np.minimum(ours[0], theirs[0])).prod()
             box += 1 - common / union + (around - union) / around
     assert positive[0].sum() > 1
-    assert float(got["box_loss"]) == pytest.approx(box / normaliser, rel=1e-5)
+    # Measured 2e-8, less than a float32 holds; a few of its last digits are let through.
+    assert float(got["box_loss"]) == pytest.approx(box / normaliser, rel=5e-7)
     assert float(got["cls_loss"]) == float(plain["cls_loss"])
     pull = jax.grad(lambda x: retina_losses(by_level(logits), by_level(x), *rest)["box_loss"])
     # Deltas as far off as an untrained head can be: limits hold them, and nothing divides by 0.
