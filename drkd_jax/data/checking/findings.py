@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from drkd_jax.data.checking.box_form import LARGE, box_form, cut
+from drkd_jax.data.checking.box_form import LARGE, BoxForm, box_form, cut
 from drkd_jax.data.decode import Scan, brightest
 from drkd_jax.data.skipped import SHARE
 from drkd_jax.data.sources.records import AnnotationTable, Source
@@ -105,11 +105,7 @@ def _boxes(table: AnnotationTable, why_none: str) -> list[Finding]:
         what = why_none or "there is no annotation at all"
         return [Finding(f"{what}: nothing to learn from or to score", True)]
     if form.share >= LARGE or form.cause:
-        why = f" ({form.cause})" if form.cause else ""
-        what = f"of {count} boxes are cut at the edge of their picture or unusable{why}"
-        if form.wrong:
-            what += "; convert them: a run would go on with wrong boxes"
-        found.append(Finding(f"{form.share:.0%} {what}", grave=True, fatal=form.wrong))
+        found.append(Finding(_odd_form(form, count), grave=True, fatal=form.wrong))
     odd = {f"are left out of training, {reason}": rows for reason, rows in left_out(table).items()}
     odd["reach out of their picture and are cut"] = cut(table)
     for what, rows in odd.items():
@@ -117,6 +113,13 @@ def _boxes(table: AnnotationTable, why_none: str) -> list[Finding]:
             ids = some(table.ids[rows].tolist())
             found.append(Finding(f"{rows.sum()} annotations {what}: {ids}"))
     return found
+
+
+def _odd_form(form: BoxForm, count: int) -> str:
+    why = f" ({form.cause})" if form.cause else ""
+    what = f"of {count} boxes are cut at the edge of their picture or unusable{why}"
+    what += "; convert them: nothing is right to learn from or to score" if form.wrong else ""
+    return f"{form.share:.0%} {what}"
 
 
 def _pictures(
@@ -303,22 +306,25 @@ def _broken(source: Source) -> list[int]:
 
 
 def require_boxes(source: Source) -> None:
-    """Refuses a set that has no box to train on, whatever else is in it.
+    """Refuses a set that has no box to train on, or whose boxes are wrong, whatever else is in it.
 
     Raises:
         UserError: with the likely cause.
     """
     if problem := no_box(source):
         raise UserError(f"{source.spec}: {problem}")
+    if (form := box_form(source.table)).wrong:
+        raise UserError(f"{source.spec}: {_odd_form(form, len(source.table.ids))}")
 
 
 def require_usable(source: Source) -> None:
-    """Refuses a set to be scored whose annotations are all unusable; it may have none.
+    """Refuses a set to be scored whose annotations are all unusable or wrong; it may have none.
 
     Raises:
         UserError: with the likely cause.
     """
-    if len(source.table.ids) and not source.table.usable.any():
+    table = source.table
+    if len(table.ids) and (not table.usable.any() or box_form(table).wrong):
         require_boxes(source)
 
 

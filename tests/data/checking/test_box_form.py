@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import pytest
 from drkd_jax import __main__ as program
 from drkd_jax.data.checking.box_form import box_form
 from drkd_jax.data.checking.check import check
-from drkd_jax.data.checking.findings import find
+from drkd_jax.data.checking.findings import find, require_usable
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.plan import train_fits
 from drkd_jax.data.sources import open_source
@@ -207,8 +208,24 @@ def test_a_check_ends_with_an_error_where_most_boxes_are_of_another_form(spec, f
     lines = [line for line in capsys.readouterr().out.splitlines() if told in line]
     assert len(lines) == 1
     assert lines[0].startswith("error: " if ERRORS[form] else "warning: ")
-    assert lines[0].endswith("a run would go on with wrong boxes") == ERRORS[form]
+    assert lines[0].endswith("nothing is right to learn from or to score") == ERRORS[form]
     assert code == (2 if ERRORS[form] else 0)
+
+
+@pytest.mark.parametrize("form", ERRORS)
+def test_a_run_and_a_score_stop_where_the_check_ends_with_an_error(spec, form):
+    config = PipelineConfig(batch_size=1, canvases=((640, 640),), shorter=480, longer=640)
+    change, told = FORMS[form]
+    source = open_source(spec(change(boxes())))
+    if not ERRORS[form]:
+        assert len(train_fits(source, config).indices)
+        require_usable(source)
+        return
+    told = rf"{re.escape(source.spec)}: \d+% of 150 boxes .*{re.escape(told)}.*convert them"
+    with pytest.raises(UserError, match=told):
+        train_fits(source, config)
+    with pytest.raises(UserError, match=told):
+        require_usable(source)
 
 
 def test_all_boxes_normalised_are_one_error(spec):
