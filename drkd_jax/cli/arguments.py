@@ -36,6 +36,13 @@ def positive(text: str) -> int:
     return value
 
 
+def depth(text: str) -> int:
+    """Bits that the numbers of 16-bit pictures use, see `decode_picture`, for argparse."""
+    if not (text.isdecimal() and (int(text) == 0 or 8 <= int(text) <= 16)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not 8 to 16 bits, or 0 for all 16")
+    return int(text)
+
+
 def two_numbers(text: str) -> tuple[int, int]:
     """Two whole numbers of 1 or more from text like 800x1333, for argparse."""
     parts = text.split("x")

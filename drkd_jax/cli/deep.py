@@ -1,18 +1,40 @@
-"""16-bit pictures whose numbers use fewer bits, and which come out dark: one word, at the first."""
+"""16-bit pictures whose numbers use fewer bits: ``--depth``, and a word at the first dark one."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from drkd_jax.cli.arguments import depth
+from drkd_jax.cli.detector import Trained
 from drkd_jax.data.decode import brightest
 from drkd_jax.data.header import read_head, read_header
 
 _DARK = 64  # of 255: two bits and more are not used
 _LOOKED_AT = 15  # other pictures, so that one that is dark by itself does not set the depth
+
+
+def add_depth(parser: argparse.ArgumentParser) -> None:
+    """The argument that `with_depth` reads."""
+    parser.add_argument(
+        "--depth",
+        type=depth,
+        help="bits that the numbers of 16-bit pictures use, 8 to 16, or 0 for all; the run's "
+        "data.depth by default, and 0 of a file of weights",
+    )
+
+
+def with_depth(trained: Trained, arguments: argparse.Namespace) -> Trained:
+    """The detector, that reads pictures with the depth that was asked for."""
+    if arguments.depth is None:
+        return trained
+    pipeline = dataclasses.replace(trained.pipeline, depth=arguments.depth)
+    return dataclasses.replace(trained, pipeline=pipeline)
 
 
 class DeepWatch:

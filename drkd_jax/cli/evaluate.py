@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drkd_jax.cli.arguments import Parser, positive
+from drkd_jax.cli.deep import add_depth, with_depth
 from drkd_jax.cli.detector import Trained, add_arguments, load_named, where
 from drkd_jax.data.checking.findings import find, require_usable
 from drkd_jax.data.sources import Source, open_source
@@ -63,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--evaluator", choices=tuple(EVALUATORS), help="who scores; the run's own by default"
     )
+    add_depth(parser)
     parser.add_argument("--out", help="folder for the results")
     arguments = parser.parse_args(list(argv))
     place, is_file = where(arguments)
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.out:
         make_folder(arguments.out, "--out")
 
-    trained = load_named(arguments, limit)
+    trained = with_depth(load_named(arguments, limit), arguments)
     if out and not arguments.out:
         try:
             make_folder(out, "--workdir")

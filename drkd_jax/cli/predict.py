@@ -24,7 +24,7 @@ from jaxtyping import Float64, Int, UInt8
 from tqdm import tqdm
 
 from drkd_jax.cli.arguments import Parser, positive
-from drkd_jax.cli.deep import DeepWatch
+from drkd_jax.cli.deep import DeepWatch, add_depth, with_depth
 from drkd_jax.cli.detector import Trained, add_arguments, load_named
 from drkd_jax.cli.found_file import FoundFile, found_file
 from drkd_jax.cli.inputs import (
@@ -92,27 +92,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--max", type=positive, help="boxes of a picture; what the detector gives by default"
     )
-    parser.add_argument(
-        "--depth",
-        type=int,
-        help="bits that the numbers of 16-bit pictures use, 8 to 16, or 0 for all; the run's "
-        "data.depth by default, and 0 of a file of weights",
-    )
+    add_depth(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files and folders")
     arguments = parser.parse_args(list(argv))
 
-    if arguments.depth and not 8 <= arguments.depth <= 16:
-        raise UserError(f"--depth={arguments.depth}: 8 to 16 bits, or 0 for all 16")
     _not_a_work_folder(Path(arguments.out))
     out = make_folder(arguments.out, "--out")
     paths, notes = find_pictures(arguments.images, out)
     for note in notes:
         print(note, file=sys.stderr)
     names = _names(paths, arguments.root)
-    trained = load_named(arguments, arguments.max or 0)
-    if arguments.depth is not None:
-        pipeline = dataclasses.replace(trained.pipeline, depth=arguments.depth)
-        trained = dataclasses.replace(trained, pipeline=pipeline)
+    trained = with_depth(load_named(arguments, arguments.max or 0), arguments)
     categories = list(trained.categories)
     if not categories:  # a file of weights that names none
         categories = [Category(k + 1, f"class {k + 1}") for k in range(trained.num_classes)]

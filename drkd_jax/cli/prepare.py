@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from drkd_jax.cli.arguments import Parser
+from drkd_jax.cli.arguments import Parser, depth
 from drkd_jax.data.decode import EXIF
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, make_place, write_text
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--split", help="train, validation or test")
     parser.add_argument("--data-dir", default="~/tensorflow_datasets", help="TFDS's data folder")
     parser.add_argument("--exif", choices=EXIF, default="auto", help="--check: as data.exif")
-    parser.add_argument("--depth", type=int, default=0, help="--check: as data.depth")
+    parser.add_argument("--depth", type=depth, default=0, help="--check: as data.depth")
     arguments = parser.parse_args(list(argv))
     for name in ("images", "instances", "split") if arguments.check else ("out", "json"):
         if getattr(arguments, name):
@@ -77,8 +77,6 @@ def _check(arguments: argparse.Namespace) -> int:
 
     spec, out, json_file = arguments.source, arguments.out, arguments.json
     reading: dict[str, Any] = {"exif": arguments.exif, "depth": arguments.depth}
-    if arguments.depth and not 8 <= arguments.depth <= 16:
-        raise UserError(f"--depth={arguments.depth}: 8 to 16 bits, or 0 for all 16")
 
     with tqdm(unit="picture", dynamic_ncols=True, disable=None) as bar:  # on terminals only
 

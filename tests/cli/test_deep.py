@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -11,14 +12,11 @@ import numpy as np
 import pytest
 
 from drkd_jax import __main__ as command_line
-from drkd_jax.cli import predict
+from drkd_jax.cli import evaluate, predict
 from drkd_jax.cli.deep import DeepWatch
-from drkd_jax.cli.detector import Trained
-from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.sources.records import Category
-from drkd_jax.step.settings import EvalSettings
-from drkd_jax.step.sharding import data_mesh
 from drkd_jax.types import Batch, Detections
+from tests.cli.a_detector import detector
 
 
 def deep(path: Path, brightest: int) -> Path:
@@ -38,20 +36,9 @@ def seen(monkeypatch) -> list[int]:
         scores, labels = np.zeros((count, 1), np.float32), np.zeros((count, 1), np.int32)
         return Detections(np.zeros((count, 1, 4), np.float32), scores, labels, scores > 0)
 
-    made = Trained(
-        config={},
-        step=1,
-        categories=(Category(1, "nut"),),
-        num_classes=1,
-        pipeline=PipelineConfig(
-            batch_size=1, canvases=((64, 64),), shorter=64, longer=64, num_threads=0
-        ),
-        eval=EvalSettings(),
-        mesh=data_mesh(),
-        predict=nothing,
-        arrays=(),
-    )
-    monkeypatch.setattr(predict, "load_named", lambda *_: made)
+    made = detector(nothing, [Category(1, "nut")], side=64, batch_size=1)
+    for command in (predict, evaluate):
+        monkeypatch.setattr(command, "load_named", lambda *_: made)
     return brightest
 
 
@@ -109,4 +96,22 @@ def test_a_depth_that_means_nothing_is_refused_before_the_work(
 ):
     monkeypatch.setattr(predict, "load_named", lambda *_: pytest.fail("work was done before"))
     assert call(tmp_path, str(tmp_path / "a.png"), f"--depth={depth}") == 2
-    assert f"--depth={depth}: 8 to 16 bits" in capsys.readouterr().err
+    assert f"argument --depth: '{depth}' is not 8 to 16 bits" in capsys.readouterr().err
+
+
+def test_a_score_is_of_the_numbers_that_were_asked_for(seen, tmp_path, capsys):
+    deep(tmp_path / "a.png", 4095)
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 32, "width": 64}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 0}
+        ],
+        "categories": [{"id": 1, "name": "nut"}],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    data = f"--data=coco:{tmp_path}:{tmp_path / 'val.json'}"
+    for depth in ("", "--depth=12"):
+        asked = [depth] if depth else []
+        out = f"--out={tmp_path / 'scores'}"
+        assert command_line.main(["evaluate", "--workdir=x", data, out, *asked]) == 0
+    assert [value for value in seen if value] == [15, 255]  # the rest fills up the batches

@@ -16,13 +16,10 @@ from PIL import Image
 
 from drkd_jax import __main__ as command_line
 from drkd_jax.cli import predict
-from drkd_jax.cli.detector import Trained
-from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.sources import open_source
 from drkd_jax.data.sources.records import Category
-from drkd_jax.step.settings import EvalSettings
-from drkd_jax.step.sharding import data_mesh
 from drkd_jax.types import Batch, Detections
+from tests.cli.a_detector import detector
 
 CANVAS = 64
 ORIENTATION = 0x0112  # of EXIF
@@ -43,19 +40,8 @@ def bright_rectangle(_, batch: Batch) -> Detections:
 
 @pytest.fixture
 def trained(monkeypatch):
-    made = Trained(
-        config={},
-        step=1,
-        categories=(Category(2**53 + 1, "nut"), Category("b", "bolt")),
-        num_classes=2,
-        pipeline=PipelineConfig(
-            batch_size=4, canvases=((CANVAS, CANVAS),), shorter=CANVAS, longer=CANVAS, num_threads=2
-        ),
-        eval=EvalSettings(),
-        mesh=data_mesh(),
-        predict=bright_rectangle,
-        arrays=(),
-    )
+    categories = Category(2**53 + 1, "nut"), Category("b", "bolt")
+    made = detector(bright_rectangle, categories, side=CANVAS, batch_size=4, num_threads=2)
     monkeypatch.setattr(predict, "load_named", lambda *_: made)
     return made
 
