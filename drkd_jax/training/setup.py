@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from drkd_jax import distill, models
 from drkd_jax.data.checking.findings import require_readable, require_usable
 from drkd_jax.data.config import PipelineConfig, read_pipeline
-from drkd_jax.data.plan import steps_per_epoch
+from drkd_jax.data.plan import kept_indices, steps_per_epoch
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.data.sources.classes import with_classes
 from drkd_jax.errors import UserError
@@ -262,9 +263,10 @@ def open_sources(
     )
     val, notes = with_classes(val, train.categories, "config.data.val", "config.data.train")
     require_usable(val)
-    for key, source in (("train", train), ("val", val)):
-        most = (config.get("eval") or {}).get("max_pictures", 0) if key == "val" else 0
-        require_readable(source, f"config.data.{key}", pipeline.on_error, most)
+    most = (config.get("eval") or {}).get("max_pictures", 0) or len(val)
+    read = kept_indices(train, pipeline), np.arange(min(most, len(val)))
+    for key, source, which in zip(("train", "val"), (train, val), read, strict=True):
+        require_readable(source, f"config.data.{key}", pipeline.on_error, which)
     return train, val, notes
 
 

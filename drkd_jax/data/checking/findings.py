@@ -1,6 +1,6 @@
 """What the owner of a set may not expect: the same words at a run's start and in its check.
 
-Letters: P pictures, M annotations.
+Letters: P pictures, M annotations, n pictures of a choice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from drkd_jax.data.checking.box_form import LARGE, BoxForm, box_form, cut
 from drkd_jax.data.decode import Scan, brightest
@@ -268,20 +268,20 @@ def _only_inside_turned(table: AnnotationTable, lying: np.ndarray) -> int:
     return int((out & (right <= height) & (bottom <= width)).sum())
 
 
-def require_readable(source: Source, key: str, on_error: str, most: int = 0) -> None:
+def require_readable(source: Source, key: str, on_error: str, read: Int64[np.ndarray, "n"]) -> None:
     """Refuses a set with files that the run would stop at sooner or later.
 
     Args:
         source: the set.
         key: what names it in a config.
         on_error: "stop" allows none, "skip" as many as `data.skipped` lets through.
-        most: only so many pictures, the first ones, are looked at; 0: all.
+        read: positions of the pictures that the run reads.
 
     Raises:
         UserError: names the first of them.
     """
-    total = min(most or len(source), len(source))
-    broken = [i for i in _broken(source) if i < total]
+    total = len(read)
+    broken = sorted(set(_broken(source)).intersection(read.tolist()))
     if not broken or (on_error == "skip" and len(broken) <= SHARE * total):
         return
     named = some([str(source.path(i)) for i in broken])
