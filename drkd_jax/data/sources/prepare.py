@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.object_detection.coco import Coco
 
+from drkd_jax.data.decode import stored_size
 from drkd_jax.data.sources.classes import COCO_CATEGORIES
 from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.errors import UserError
@@ -47,7 +48,8 @@ def prepare_tfds(
 
     Raises:
         UserError: a fault of the input (see ``CocoSource``), a missing picture, one of several
-            entries, classes that COCO does not have, an unknown split, or one already there.
+            entries or of another stored size than stated, classes that COCO does not have, an
+            unknown split, or one already there.
     """
     if split not in SPLITS:
         raise UserError(f"split '{split}': wanted one of {', '.join(SPLITS)}")
@@ -112,6 +114,7 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
         table = self.source.table
         for index, (image_id, name) in enumerate(zip(table.image_ids, table.names, strict=True)):
             height, width = table.sizes[index].tolist()
+            _check_size(self.source, index)
             objects = [
                 {
                     "id": int(table.ids[row]),
@@ -138,6 +141,24 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
 def _shares(corners: np.ndarray, height: int, width: int) -> tfds.features.BBox:
     x1, y1, x2, y2 = corners.tolist()
     return tfds.features.BBox(ymin=y1 / height, xmin=x1 / width, ymax=y2 / height, xmax=x2 / width)
+
+
+def _check_size(source: CocoSource, index: int) -> None:
+    """TFDS keeps boxes as shares of the stored pixels, so any other size would stretch them."""
+    path, (height, width) = source.path(index), source.table.sizes[index].tolist()
+    stored = stored_size(path.read_bytes(), str(path))
+    if stored == (height, width):
+        return
+    mend = "mend the one that is wrong"
+    if stored == (width, height):
+        mend += (
+            ", or, where the file's EXIF turns it, read such a set with "
+            f"coco:{source.images_dir}:{source.instances_json}"
+        )
+    raise UserError(
+        f"{path}: the file is stored as {stored[1]}x{stored[0]} pixels (width x height), its "
+        f"annotations say {width}x{height}; {mend}"
+    )
 
 
 def _check(source: CocoSource) -> None:

@@ -188,6 +188,22 @@ def test_boxes_over_the_edge_can_be_prepared(coco_folder, tmp_path, capsys):
     assert_same(source, CocoSource(coco_folder.images, coco_folder.json))
 
 
+@pytest.mark.parametrize(
+    ("size", "told"), [((30, 40), ""), ((80, 60), ", or, where the file's EXIF")]
+)
+def test_a_size_that_would_stretch_boxes_is_refused(coco_folder, tmp_path, size, told):
+    """Boxes are kept as shares of the stored pixels."""
+    coco_folder.content["images"][0] |= {"height": size[0], "width": size[1]}
+    coco_folder.write()
+    said = (
+        rf"a\.jpg: the file is stored as 80x60 pixels \(width x height\), its annotations say "
+        rf"{size[1]}x{size[0]}; mend the one that is wrong{told}"
+    )
+    with pytest.raises(UserError, match=said):
+        prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
 def test_real_set(coco_sample, tmp_path):
     images, instances = coco_sample / "images", coco_sample / "instances_val.json"
     prepare_tfds(images, instances, "validation", tmp_path)
