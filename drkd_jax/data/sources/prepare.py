@@ -140,6 +140,7 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
 
 def _shares(corners: np.ndarray, height: int, width: int) -> tfds.features.BBox:
     x1, y1, x2, y2 = corners.tolist()
+    x2, y2 = max(x1, x2), max(y1, y2)  # of a negative side no area is left, as BBoxFeature wants
     return tfds.features.BBox(ymin=y1 / height, xmin=x1 / width, ymax=y2 / height, xmax=x2 / width)
 
 

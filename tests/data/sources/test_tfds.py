@@ -179,8 +179,10 @@ def test_faults(prepared, coco_folder, tmp_path):
 
 
 def test_boxes_over_the_edge_can_be_prepared(coco_folder, tmp_path, capsys):
-    first, second = coco_folder.content["annotations"][:2]
+    """And those of a negative side, which training leaves out."""
+    first, second, _, third, *_ = coco_folder.content["annotations"]
     first["bbox"], second["bbox"] = [-5.0, -5.0, 20.0, 20.0], [200.0, 10.0, 20.0, 20.0]
+    third |= {"bbox": [30.0, 50.0, -10.0, 20.0], "area": 200.0}
     coco_folder.write()
     prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")
     assert ".prepare-" not in capsys.readouterr().out  # a folder that is gone
