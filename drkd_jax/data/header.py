@@ -161,7 +161,17 @@ def _png_exif(data: bytes) -> bytes:
 
 
 def _png_late_exif(file: BinaryIO) -> bytes:
-    """The chunk with the EXIF where it stands behind the pixels; empty where there is none."""
+    """The chunk with the EXIF behind a long profile or the pixels; empty where there is none."""
+    at, kind = 8, b""
+    while kind != b"IDAT":
+        file.seek(at)
+        begin = file.read(8)
+        length, kind = int.from_bytes(begin[:4], "big"), begin[4:]
+        if kind == b"eXIf":
+            return begin + file.read(length + 4)
+        if len(begin) < 8:
+            break
+        at += 12 + length
     file.seek(0, os.SEEK_END)
     file.seek(max(_HEAD, file.tell() - _HEAD))
     tail = file.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -117,6 +118,15 @@ def late_png(orientation: int) -> bytes:
     return plain[:-12] + chunk + plain[-12:]
 
 
+def png_behind_a_profile(orientation: int) -> bytes:
+    """A chunk of colours that is longer than what a header is read of, the EXIF, the pixels."""
+    data = late_png(orientation)
+    at = data.index(b"eXIf") - 4
+    body = b"iCCPx\0\0" + np.random.default_rng(3).bytes(20_000)
+    profile = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    return data[:33] + profile + data[at:-12] + data[33:at] + data[-12:]
+
+
 def late_jpeg(orientation: int, marker: int, count: int) -> bytes:
     """Colour profiles or a program's own notes before the EXIF."""
     noise = np.random.default_rng(2).integers(0, 256, (HEIGHT * 4, WIDTH * 4, 3), np.uint8)
@@ -127,6 +137,7 @@ def late_jpeg(orientation: int, marker: int, count: int) -> bytes:
 
 LATE = {
     "PNG": late_png,
+    "PNG behind a profile": png_behind_a_profile,
     "JPEG behind a profile": lambda o: late_jpeg(o, 0xE2, 3),
     "JPEG behind notes": lambda o: late_jpeg(o, 0xED, 1),
 }
