@@ -272,7 +272,8 @@ def _video(data: bytes) -> str | None:
     if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
         return "a sound (WAV)"
 
-    if data.startswith(b"G") and data[188:189] == b"G" and data[376:377] == b"G":
+    marks = data[:1] + data[188:189] + data[376:377]  # of packets; a GIF may have them by chance
+    if marks == b"GGG" and not data.startswith(b"GIF8"):
         return _VIDEO.format("MPEG transport stream")
     return None
 

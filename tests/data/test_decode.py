@@ -94,6 +94,7 @@ KINDS = {
     "avi": (b"RIFF\x24\0\0\0AVI LIST" + bytes(50), "a video (AVI)"),
     "webm": (b"\x1a\x45\xdf\xa3" + bytes(50), "a video (WebM or Matroska)"),
     "mpeg": (b"\0\0\x01\xba" + bytes(50), "a video (MPEG)"),
+    "stream": (b"G" + bytes(187) + b"G" + bytes(187) + b"G", "a video (MPEG transport stream)"),
     "heic": (b"\0\0\0\x18ftypheic" + bytes(50), "a HEIC photograph"),
     "gzip": (b"\x1f\x8b\x08\0" + bytes(50), "a gzip file"),
     "zip": (b"PK\x03\x04" + bytes(50), "a zip archive"),
@@ -132,6 +133,7 @@ def test_as_a_picture_and_as_annotations(tmp_path, kind):
         b"\xff\xd8\xff\xe0",
         b"1",
         b"not a picture",
+        b"GIF89a" + bytes(182) + b"G" + bytes(187) + b"G" + bytes(50),
     ],
 )
 def test_what_is_not_known_is_not_named(data):
