@@ -80,6 +80,6 @@ class DeepWatch:
 def _is_deep(path: Path) -> bool:
     """Whether it holds 16-bit numbers; not of what cannot be read twice, as a pipe."""
     try:
-        return path.is_file() and read_header(read_head(path)).bits == 16
+        return path.is_file() and read_header(read_head(path)).bits > 8
     except OSError:  # it is named when it is its turn
         return False

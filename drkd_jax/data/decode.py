@@ -66,8 +66,8 @@ def decode_picture(
         exif: "stored" takes the pixels as they are in the file, "turned" as the EXIF orientation
             wants them shown. "auto" takes them as stored, since boxes of COCO's files refer to
             those, unless the turned picture alone has the stated size.
-        depth: bits that the numbers of a 16-bit picture use, 8 to 16; 0 stands for 16. Brighter
-            values become white.
+        depth: bits that the numbers of a 16-bit picture use, 8 to 16; 0 stands for 16, and for its
+            own number of a JPEG 2000. Brighter values become white.
 
     Raises:
         UserError: there are no bytes, they are no picture, the picture is truncated or damaged,
@@ -186,7 +186,7 @@ class Scan:
 
     Attributes:
         orientation: EXIF's, 1 where there is none.
-        bits: of a sample, 8 or 16.
+        bits: of a sample, 8 to 16, see `Header`.
         content: of the length and the first bytes; -1 for a file that cannot be read.
         sizes: height and width as stored, in pixels, of pictures that lie on their side; 0
             elsewhere.

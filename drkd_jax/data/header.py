@@ -27,7 +27,8 @@ class Header(NamedTuple):
 
     Attributes:
         orientation: EXIF's 1 to 8; 1 is upright, also where the file says nothing.
-        bits: of one sample: 8, or 16 where the file holds 16-bit numbers.
+        bits: of one sample: 8, or 16 where the file holds 16-bit numbers. A JPEG 2000 says how
+            many of them it uses, 9 to 16, and is decoded by that.
         at: where a TIFF keeps its orientation, (position, byte order); None elsewhere.
     """
 
@@ -55,7 +56,7 @@ def read_header(data: bytes) -> Header:
         if data[:2] in (b"P2", b"P3", b"P5", b"P6"):
             return Header(bits=16 if _pnm_largest(data) > 255 else 8)
         if data[:12] == _JP2 or data[:4] == _J2K:
-            return Header(bits=16 if _jpeg2000_bits(data) > 8 else 8)
+            return Header(bits=min(max(_jpeg2000_bits(data), 8), 16))
     except (IndexError, ValueError):
         pass
     return Header()

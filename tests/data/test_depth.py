@@ -93,6 +93,25 @@ def test_dark_pictures_of_other_formats(coco_folder, kind):
     np.testing.assert_allclose(image[..., 0], values / 4095 * 255, atol=1)
 
 
+def test_a_jpeg_2000_says_its_bits(coco_folder):
+    """Its own precision is what it is decoded by, and none of it is dark."""
+    values = np.linspace(0, 4095, 60 * 80).reshape(60, 80).round().astype(np.uint16)
+    # Lossless, it keeps distances from the middle: of 16 bits first, of 12 once that is stated.
+    lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+    data = bytearray(cv2.imencode(".jp2", values + (1 << 15) - (1 << 11), lossless)[1].tobytes())
+    for place in (data.index(b"\xff\x4f\xff\x51") + 42, data.index(b"ihdr") + 14):
+        assert data[place] == 15
+        data[place] = 11
+    (coco_folder.images / "a.jpg").write_bytes(bytes(data))
+    source = open_source(coco_folder.spec)
+    np.testing.assert_allclose(source.record(0).image[..., 0], values / 4095 * 255, atol=1)
+    (finding,) = (each for each in find(source) if "16-bit" in each.text)
+    assert not finding.grave
+    assert "is 4095 of 65535, they are read as 12 bits" in finding.text
+    (finding,) = (f for f in find(open_source(coco_folder.spec, depth=14)) if "16-bit" in f.text)
+    assert "They come out dark: data.depth = 12" in finding.text
+
+
 def test_a_packed_tiff_of_12_bits_is_read(coco_folder):
     values = np.linspace(0, 4095, 60 * 80).reshape(60, 80).round().astype(np.uint16)
     (coco_folder.images / "a.jpg").write_bytes(plain_tiff(values, bits=12))

@@ -218,11 +218,11 @@ def _files(source: Source) -> list[Finding]:
         found.append(Finding(text, grave=True))
     if (scanned.orientation > 1).any():
         found.append(_turned(table, scanned, source.exif))
-    deep = np.flatnonzero(scanned.bits == 16)
+    deep = np.flatnonzero(scanned.bits > 8)
     if len(deep):
         value, looked = brightest([path for i in deep if (path := source.path(int(i)))])
         used = max(8, int(value).bit_length())
-        taken = source.depth or 16
+        taken = source.depth or int(scanned.bits[deep].max())
         text = (
             f"{len(deep)} pictures hold 16-bit numbers; the brightest of {looked} looked at is "
             f"{value} of {(1 << 16) - 1}, they are read as {taken} bits: "
