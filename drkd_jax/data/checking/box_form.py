@@ -125,10 +125,12 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> tuple[str
         if cause == _CORNERS or share >= _CLEAR or rows.mean() >= _NEARLY_ALL
     }
     best = max(fits, key=lambda cause: fits[cause])
-    most = bool(odd.mean() >= _MOST)
+    # A sound set of a picture or two may have its only boxes reach out.
+    enough = len(x) >= _FEW
+    most = bool(enough and odd.mean() >= _MOST)
     if fits[best] >= _FITS:
         # Sound boxes of large objects that reach out a little fit as corners, all of them.
-        telling = best not in (_CORNERS, _CORNERS_Y) and odd.mean() >= _CLEAR
+        telling = enough and best not in (_CORNERS, _CORNERS_Y) and odd.mean() >= _CLEAR
         return best, most or bool(telling and causes[best].mean() >= _NEARLY_ALL)
     beyond = (x >= width) | (y >= height)
     return (_OTHER_SIZE, most) if beyond[odd].mean() >= _BEYOND else ("", False)

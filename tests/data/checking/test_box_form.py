@@ -243,3 +243,13 @@ def test_large_objects_whose_boxes_reach_out_are_no_error():
     form = box_form(table(values))
     assert "corners" in form.cause
     assert not form.wrong
+
+
+def test_a_few_boxes_that_reach_out_are_no_error():
+    """One picture with one large object, as a set to try things with: said, and not refused."""
+    few = table(np.array([[10.0, 10.0, 635.0, 400.0]]))
+    assert "corners" in box_form(few).cause
+    assert not box_form(few).wrong
+    few = box_form(table(centres(boxes()[-EACH:] * [1, 1, 1.25, 1.25])))
+    assert "centres" in few.cause
+    assert not few.wrong
