@@ -25,7 +25,8 @@
     distill.instance_relation.weight = 0
 
 `{data}` is the folder of ``--data``, in overrides too. Overrides are keys of the recipe, as on the
-command line of `train.py`; those of an arm come last.
+command line of `train.py`; those of an arm come last. What the table itself says (data, seeds,
+steps and teacher of the students) is no override, and is refused as one.
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ Overrides = dict[str, Any]  # by dotted key of a config
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # names of sets and arms are names of folders
 _QUICK_RECIPE = "benchmarks/gain/quick.py"
+# Keys that the table sets itself, whatever overrides say, and where it does.
+_FIXED = {
+    "data.train": "`train` of the set",
+    "data.val": "`val` of the set",
+    "seed": "`seeds`, or `teacher.seed`",
+}
+_FIXED_OF_STUDENTS = _FIXED | {"train.steps": "`budgets`", "teacher.checkpoint": "[teacher]"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +183,7 @@ def read_table(path: str | Path) -> Table:
         teacher=_teacher(top.section("teacher")),
         plain=base.text("plain"),
         distilled=base.text("distilled"),
-        base=base.section("config", {}).overrides(),
+        base=base.section("config", {}).overrides(_FIXED_OF_STUDENTS),
         arms=tuple(_arm(each) for each in top.sections("arms")),
     )
     base.end()
@@ -236,9 +244,11 @@ class _Section:
                 raise found.error(name, "cannot be the name of a folder: letters, digits, _ . + -")
             yield _Section(self.path, found._at(name), content)
 
-    def overrides(self) -> Overrides:
-        """All that is left, flat."""
+    def overrides(self, fixed: Mapping[str, str] = _FIXED) -> Overrides:
+        """All that is left, flat; keys that the table sets itself are refused."""
         found = dict(_flatten(self.content))
+        for key in (each for each in fixed if each in found):
+            raise self.error(key, f"would change nothing: {fixed[key]} says it for every run")
         self.content = {}
         return found
 
@@ -270,6 +280,10 @@ def _seeds(top: _Section) -> tuple[int, ...]:
 
 def _data_set(section: _Section) -> DataSet:
     labels = section.numbers("labels") if "labels" in section.content else [None]
+    if len(labels) > 1:
+        raise section.error(
+            "labels", f"= {labels}: should be one number; another wants its own set"
+        )
     found = DataSet(
         section.name,
         section.text("train"),
@@ -300,4 +314,4 @@ def _arm(section: _Section) -> Arm:
     distilled = "distill" in section.content
     if distilled and not isinstance(section.content["distill"], Mapping):
         raise section.error("distill", "should be a table of keys; {} for the recipe's own")
-    return Arm(section.name, distilled, section.overrides())
+    return Arm(section.name, distilled, section.overrides(_FIXED_OF_STUDENTS))

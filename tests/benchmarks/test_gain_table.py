@@ -126,6 +126,23 @@ def test_the_tables_of_the_project_fit_their_recipes(path, tmp_path):
         ("[arms.plain]", "[arms.other]", "reference = 'plain' has to be an arm"),
         ('recipe = "configs/folder.py:teacher:{detector}"', "", "teacher.recipe is missing"),
         ("seeds = 2", "seeds = ", "is no TOML: Invalid value"),
+        (
+            "[arms.pixel]",
+            "[arms.pixel]\ntrain.steps = 9",
+            "arms.pixel.train.steps would change nothing: `budgets` says it for every run",
+        ),
+        ("[arms.pixel]", "[arms.pixel]\nseed = 9", "arms.pixel.seed would change nothing"),
+        (
+            "[arms.pixel]",
+            '[arms.pixel]\nteacher.checkpoint = "other"',
+            "arms.pixel.teacher.checkpoint would change nothing: [teacher] says it",
+        ),
+        ("[base]", "[base]\nconfig.train.steps = 9", "base.config.train.steps would change"),
+        (
+            "config.train.steps = 3",
+            'config.data.train = "shapes:9"',
+            "teacher.config.data.train would change nothing: `train` of the set says it",
+        ),
     ],
 )
 def test_a_fault_of_the_table_is_named(old, new, words, tmp_path):
