@@ -120,6 +120,11 @@ def test_the_tables_of_the_project_fit_their_recipes(path, tmp_path):
         ('val = "shapes:4:1"', "val = 4", "sets.drawn.val = 4: should be a text"),
         ("[sets.drawn]", "[sets.drawn]\nlable = 3", "sets.drawn.lable is no key"),
         ("[sets.drawn]", "[sets.drawn]\nlabels = -1", "sets.drawn.labels = -1"),
+        (
+            "[sets.drawn]",
+            "[sets.drawn]\nlabels = [4, 8]",
+            "sets.drawn.labels = [4, 8]: should be one number",
+        ),
         ("[arms.pixel]", '[arms."a/b"]', "arms.a/b cannot be the name of a folder"),
         ("[arms.plain]", "[arms.plain]\ndistill = 1", "arms.plain.distill should be a table"),
         ("[arms.plain]", "[arms.plain]\ndistill = {}", "reference = 'plain' has to be an arm"),
