@@ -221,13 +221,7 @@ def _teacher(
     }
     overrides = _filled_values(overrides, data)
     recipe = _filled(teacher.recipe, data, **names)
-    config = resolve(recipe, overrides, f"{table.path}: teacher")
-    epochs = config["train"]["epochs"]
-    if epochs:
-        raise UserError(
-            f"{table.path}: teacher: config.train.epochs = {epochs}: a table counts in steps; set "
-            "config.train.epochs = 0.0 and config.train.steps"
-        )
+    config = _in_steps(recipe, overrides, f"{table.path}: teacher")
     name = f"{data_set.name}/{detector}/teacher"
     return Job(name, names, folder, recipe, overrides, config)
 
@@ -256,7 +250,7 @@ def _student(
     if teacher is not None:
         checkpoint = teacher.folder if isinstance(teacher, Job) else teacher
         overrides["teacher.checkpoint"] = str(checkpoint)
-    recipe = _filled(table.distilled if arm.distilled else table.plain, None, detector=detector)
+    recipe = _filled(table.distilled if arm.distilled else table.plain, data, detector=detector)
     place = {
         "set": data_set.name,
         "detector": detector,
@@ -271,9 +265,20 @@ def _student(
         folder.joinpath(*parts),
         recipe,
         overrides,
-        resolve(recipe, overrides, f"{table.path}: arms.{arm.name}"),
+        _in_steps(recipe, overrides, f"{table.path}: arms.{arm.name}"),
         teacher if isinstance(teacher, Job) else None,
     )
+
+
+def _in_steps(recipe: str, overrides: Overrides, where: str) -> dict[str, Any]:
+    """The config of a run, whose length has to be in steps."""
+    config = resolve(recipe, overrides, where)
+    if epochs := config["train"]["epochs"]:
+        raise UserError(
+            f"{where}: config.train.epochs = {epochs}: a table counts in steps; set "
+            "config.train.epochs = 0.0, and of a teacher config.train.steps"
+        )
+    return config
 
 
 def _of_the_run(data_set: DataSet, seed: int) -> Overrides:

@@ -24,9 +24,9 @@
     [arms.pixel]
     distill.instance_relation.weight = 0
 
-`{data}` is the folder of ``--data``, in overrides too. Overrides are keys of the recipe, as on the
-command line of `train.py`; those of an arm come last. What the table itself says (data, seeds,
-steps and teacher of the students) is no override, and is refused as one.
+`{data}` is the folder of ``--data``, in recipes and overrides too. Overrides are keys of the
+recipe, as on the command line of `train.py`; those of an arm come last. What the table itself says
+(data, seeds, steps and teacher of the students) is no override, and is refused as one.
 """
 
 from __future__ import annotations

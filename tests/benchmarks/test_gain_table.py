@@ -84,6 +84,13 @@ def test_the_folder_of_data_stands_in_overrides_too(tmp_path):
         make_plan(table, tmp_path, None)
 
 
+def test_the_folder_of_data_stands_in_recipes_too(tmp_path):
+    here = TEXT.replace('plain = "configs', 'plain = "{data}/configs')
+    root = TABLES.parents[1]
+    jobs = make_plan(read_table(write(tmp_path, here)), tmp_path, root).jobs
+    assert jobs[1].recipe == f"{root}/configs/folder.py:student:retinanet"
+
+
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_tables_of_the_project_fit_their_recipes(path, tmp_path):
     small = Path(__file__).resolve().parents[2] / "no_such_data"
@@ -179,6 +186,11 @@ def test_a_fault_of_the_table_is_named(old, new, words, tmp_path):
             "config.train.steps = 3",
             "config.train.steps = 0\nconfig.train.epochs = 2.0",
             "teacher: config.train.epochs = 2.0: a table counts in steps",
+        ),
+        (
+            "config.train.log_every = 1",
+            "config.train.epochs = 2.0",
+            "arms.plain: config.train.epochs = 2.0: a table counts in steps",
         ),
         (
             'recipe = "configs/folder.py:teacher:{detector}"',
