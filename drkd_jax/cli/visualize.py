@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 
 from drkd_jax import distill
 from drkd_jax.cli.arguments import Parser, positive, two_numbers
+from drkd_jax.cli.deep import add_depth
 from drkd_jax.cli.inputs import Picture, batched, drawing_names, find_pictures, mark
 from drkd_jax.cli.two_sides import (
     MOST_PIXELS,
@@ -32,6 +33,7 @@ from drkd_jax.cli.two_sides import (
     middles,
     read_sides,
 )
+from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.decode import decode_picture
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, write_text
@@ -73,12 +75,15 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = _arguments(argv)
     out = make_folder(arguments.out, "--out")
-    items = _items(arguments, out)
+    paths, notes = find_pictures(arguments.picture, out)
+    for note in notes:
+        print(note, file=sys.stderr)
     models = read_sides(arguments)
+    pipeline = joint_pipeline(*(each.read for each in models))
+    items = _items(arguments, paths, out, pipeline)
     levels = _levels(arguments.level, common_levels(models[0].model, models[1].model))
     size = distill.DistillConfig().region_size
     relation = BoxRelations(arguments.temperature, arguments.max, size)
-    pipeline = joint_pipeline(*(each.read for each in models))
     content: dict[str, Any] = {
         "models": {
             side: {"place": getattr(arguments, side), "step": each.read.step, "units": each.said}
@@ -135,6 +140,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=float(distill.InstanceRelationConfig().temperature),
         help="of the matrix's softmax",
     )
+    add_depth(parser)
     parser.add_argument("--out", required=True, help="folder for the results")
     return parser.parse_args(list(argv))
 
@@ -151,11 +157,11 @@ def _above_0(text: str) -> float:
     return value
 
 
-def _items(arguments: argparse.Namespace, out: Path) -> list[Item]:
-    """Reads all pictures, so that whatever is wrong with one is said before the work."""
-    paths, notes = find_pictures(arguments.picture, out)
-    for note in notes:
-        print(note, file=sys.stderr)
+def _items(
+    arguments: argparse.Namespace, paths: Sequence[Path], out: Path, read: PipelineConfig
+) -> list[Item]:
+    """Reads all pictures as `read` says, so that a fault of one is said before the work."""
+    depth = read.depth if arguments.depth is None else arguments.depth
     truths: list[PictureBoxes | None] = [None] * len(paths)
     if arguments.boxes != "detections":
         truths = list(boxes_of(Path(arguments.boxes), paths))
@@ -167,9 +173,10 @@ def _items(arguments: argparse.Namespace, out: Path) -> list[Item]:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         if truth is None:
-            image = decode_picture(data, str(path), exif="turned")
+            image = decode_picture(data, str(path), exif="turned", depth=depth)
         else:  # the boxes may be those of the pixels as stored
-            image = decode_picture(data, str(path), truth.height, truth.width)
+            size = truth.height, truth.width
+            image = decode_picture(data, str(path), *size, exif=read.exif, depth=depth)
         height, width = image.shape[:2]
         for x, y in arguments.pixel or ():
             if not (0 <= x < width and 0 <= y < height):

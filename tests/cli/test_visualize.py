@@ -1,5 +1,7 @@
 """`visualize`: numbers and drawings of two checkpoints, against the distiller's own relations."""
 
+import argparse
+import dataclasses
 import json
 from unittest import mock
 
@@ -15,6 +17,7 @@ from drkd_jax.cli import visualize
 from drkd_jax.cli.detector import read
 from drkd_jax.cli.inputs import find_pictures
 from drkd_jax.cli.two_sides import boxes_of
+from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.checkpoint import Checkpoints, load_distiller
@@ -25,6 +28,7 @@ from drkd_jax.step.sharding import data_mesh, put_everywhere
 from drkd_jax.step.state import TrainState, split_module
 from drkd_jax.types import Targets
 from drkd_jax.weights.opening import load
+from tests.data.test_turned import picture as turned_picture
 from tests.training import tiny
 
 CANVAS = (64, 96)
@@ -234,6 +238,17 @@ def test_boxes_are_found_by_the_name_that_shares_most_folders(tmp_path):
         boxes_of(file, [tmp_path / "c.png"])
 
 
+@pytest.mark.parametrize("exif", ["auto", "turned"])
+def test_boxes_of_a_json_are_of_the_pixels_that_the_run_s_data_say(tmp_path, exif):
+    pixels = np.zeros((48, 80, 3), np.uint8)
+    pixels[:24] = 250  # above, as stored
+    (tmp_path / "a.png").write_bytes(turned_picture("png", 3, pixels))
+    given = argparse.Namespace(boxes=instances(tmp_path, "a.png"), pixel=None, depth=None)
+    read = PipelineConfig(1, (CANVAS,), 64, 96, exif=exif)
+    (item,) = visualize._items(given, [tmp_path / "a.png"], tmp_path, read)
+    assert bool(item.image[0, 0, 0]) == (exif == "auto")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -268,6 +283,28 @@ def test_a_run_whose_teacher_is_gone_is_named(folders, picture, tmp_path, capsys
     assert (
         f"{tmp_path / 'student'}: its config.teacher: {tmp_path / 'gone'}: no such folder" in said
     )
+
+
+def test_pictures_are_read_with_the_depth_of_the_run_or_the_flag(
+    result, folders, tmp_path, monkeypatch
+):
+    values = np.linspace(0, 4095, 48 * 80).reshape(48, 80).round().astype(np.uint16)
+    assert cv2.imwrite(str(tmp_path / "a.png"), values)
+    run, teacher = result[2]
+    own = dataclasses.replace(run.read, pipeline=dataclasses.replace(run.read.pipeline, depth=12))
+    monkeypatch.setattr(visualize, "read_sides", lambda _: (run._replace(read=own), teacher))
+    draw, brightest = visualize.draw_pixels, []
+
+    def drawn(path, shown, *others):
+        brightest.append(int(shown.max()))
+        draw(path, shown, *others)
+
+    monkeypatch.setattr(visualize, "draw_pixels", drawn)
+    call = [f"--weights={folders[0]}", f"--against={folders[1]}", f"--out={tmp_path / 'out'}"]
+    call += [f"--picture={tmp_path / 'a.png'}", "--score=0", "--max=6", "--pixel=1,1"]
+    for more in ([], ["--depth=0"]):
+        assert command_line.main(["visualize", *call, *more]) == 0
+    assert brightest == [255, 15]
 
 
 @pytest.mark.usefixtures("swapped")
