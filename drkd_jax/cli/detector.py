@@ -28,7 +28,11 @@ from drkd_jax.weights.opening import is_work_folder, load
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name a trained detector; `load_named` takes them."""
     add_place(parser)
-    parser.add_argument("--batch-size", type=positive, default=1, help="--weights: pictures a step")
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        help="pictures a step; the run's own, 1 of a file, by default",
+    )
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -104,9 +108,20 @@ def read_named(arguments: argparse.Namespace) -> Read:
     """Reads what the arguments of `add_place` or `add_arguments` name.
 
     Raises:
-        UserError: there is no checkpoint, or the file cannot be used.
+        UserError: there is no checkpoint, the file cannot be used, or a run is given another size.
     """
-    return read(open_named(arguments), arguments.size, getattr(arguments, "batch_size", 1))
+    found = open_named(arguments)
+    if found.config and arguments.size:
+        raise UserError(size_of_a_run(found.name))
+    return read(found, arguments.size, getattr(arguments, "batch_size", None))
+
+
+def size_of_a_run(place: str) -> str:
+    """Why a work folder takes no --size, in words."""
+    return (
+        f"--size belongs to files of weights; {place} is a work folder, whose config says the size "
+        "of pictures: leave it out, or export the run and name the file"
+    )
 
 
 def open_named(arguments: argparse.Namespace) -> Weights:
@@ -121,22 +136,26 @@ def open_named(arguments: argparse.Namespace) -> Weights:
     return load(place, which=arguments.which)
 
 
-def read(found: Weights, size: tuple[int, int] | None = None, batch_size: int = 1) -> Read:
+def read(
+    found: Weights, size: tuple[int, int] | None = None, batch_size: int | None = None
+) -> Read:
     """A detector out of a work folder or a file; the batch norms of a file's are folded.
 
     Args:
         found: as `weights.load` gives it.
         size: of a file: pixels of the shorter side after resizing and of the longer one at most;
             None: what the file says, or 800 and 1333.
-        batch_size: of a file: pictures a step.
+        batch_size: pictures a step; None: as the run evaluates, and 1 of a file.
 
     Raises:
         UserError: it holds no detector of ours, or does not fit its own config.
     """
     found.check_detector()
-    settings = EvalSettings(batch_size=batch_size)
+    settings = EvalSettings(batch_size=1)
     if found.config:
         settings = eval_settings(found.config.get("eval") or {})
+    if batch_size is not None:
+        settings = dataclasses.replace(settings, batch_size=batch_size)
     return Read(
         detector=found.detector() if found.config else fold(found.detector()),
         pixels=found.pixels,

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from drkd_jax.boxes import pairwise_iou
-from drkd_jax.cli.detector import Read, read_named
+from drkd_jax.cli.detector import Read, open_named, read, size_of_a_run
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.data.sources.coco import load_json
 from drkd_jax.data.sources.instances import parse_instances
@@ -52,15 +52,17 @@ def read_sides(arguments: argparse.Namespace) -> tuple[Side, Side]:
         arguments: with the places `weights` and `against`, `which` and `size`.
 
     Raises:
-        UserError: there is no checkpoint, or it cannot be used.
+        UserError: there is no checkpoint, it cannot be used, or two runs are given another size.
     """
     places = [getattr(arguments, side) for side in SIDES]
-    reads = []
+    found = []
     for place in places:
-        named = argparse.Namespace(
-            workdir=None, weights=place, which=arguments.which, size=arguments.size
+        found.append(
+            open_named(argparse.Namespace(workdir=None, weights=place, which=arguments.which))
         )
-        reads.append(read_named(named))
+    if arguments.size and all(each.config for each in found):
+        raise UserError(size_of_a_run(places[0]))
+    reads = [read(each, None if each.config else arguments.size) for each in found]
     sides = []
     for own, other in ((0, 1), (1, 0)):
         units, said = _units(places[own], reads[own], places[other], reads[other])

@@ -92,6 +92,23 @@ def test_an_exported_file_is_scored_as_its_run_is(workdir, capsys, tmp_path):
     assert pairs[0] == pairs[1]
 
 
+def test_a_work_folder_takes_a_batch_size_and_refuses_a_size(workdir, capsys, monkeypatch):
+    seen = []
+
+    def asked(read, _):
+        seen.append((read.eval.batch_size, read.pipeline.batch_size))
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(detector, "ready", asked)
+    for more in ([], ["--batch-size=3"]):
+        assert command_line.main(["evaluate", f"--workdir={workdir}", *more]) == 2
+    assert seen == [(4, 4), (3, 3)]
+    capsys.readouterr()
+    assert command_line.main(["evaluate", f"--workdir={workdir}", "--size=64x96"]) == 2
+    said = capsys.readouterr().err
+    assert f"--size belongs to files of weights; {workdir} is a work folder" in said
+
+
 def test_evaluate_on_data_of_other_classes_is_refused(workdir, loaded, capsys, tmp_path):
     instances = {
         "images": [{"id": 1, "file_name": "a.png", "height": 50, "width": 60}],

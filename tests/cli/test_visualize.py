@@ -307,6 +307,13 @@ def test_pictures_are_read_with_the_depth_of_the_run_or_the_flag(
     assert brightest == [255, 15]
 
 
+def test_two_runs_take_no_size(folders, picture, tmp_path, capsys):
+    student, teacher = folders
+    call = [f"--weights={student}", f"--against={teacher}", "--which=last", f"--out={tmp_path}"]
+    assert command_line.main(["visualize", *call, f"--picture={picture}", "--size=64x96"]) == 2
+    assert "--size belongs to files of weights" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("swapped")
 def test_a_picture_with_too_few_boxes_still_has_its_pixels(folders, picture, tmp_path, capsys):
     student, teacher = folders
