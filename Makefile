@@ -45,7 +45,9 @@ jitter: env
 
 TORCH_PYTHON ?= .venv-torch/bin/python
 crosscheck: env
-	@if [ ! -x "$(TORCH_PYTHON)" ]; then \
+	@if [ "$(TORCH_PYTHON)" != .venv-torch/bin/python ]; then \
+	  command -v "$(TORCH_PYTHON)" > /dev/null || { echo "TORCH_PYTHON=$(TORCH_PYTHON): no such program" >&2; exit 2; }; \
+	elif ! $(TORCH_PYTHON) -c 'import numpy, torch' 2> /dev/null; then \
 	  echo "Setting up .venv-torch with torch 2.13.0: a CPU build is about 200 MB to download, a CUDA"; \
 	  echo "build several GB. TORCH_PYTHON=... names an interpreter that has torch already."; \
 	  $(PYTHON) -m venv .venv-torch && .venv-torch/bin/pip install --quiet torch==2.13.0 numpy; \
