@@ -22,10 +22,10 @@ SIZES = {"teacher": (16, 32), "student": (8, 24), "drkd": (8, 24)}
 
 
 def get_config(name: str | None = None) -> ConfigDict:
-    if name == "tiny":
-        return common.tiny(get_config("drkd:retinanet"))
     role, _, detector = (name or "student").partition(":")
     detector = detector or "retinanet"
+    if role == "tiny":
+        return common.tiny(get_config(f"drkd:{detector}"))
     if role not in SIZES:
         raise ValueError(f"unknown form '{role}'; there are {', '.join(SIZES)} and tiny")
     student = model(detector, role)

@@ -21,7 +21,7 @@ ROLES = ("teacher", "student", "drkd")
 def get_config(name: str | None = None) -> ConfigDict:
     role, _, detector = (name or "student").partition(":")
     if role == "tiny":
-        return common.tiny(get_config("drkd"))
+        return common.tiny(get_config(f"drkd:{detector}"))
     if role not in ROLES:
         raise ValueError(f"unknown form '{role}'; there are {', '.join(ROLES)} and tiny")
     config = common.base()

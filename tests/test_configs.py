@@ -29,6 +29,12 @@ def test_the_four_recipes_of_the_paper_are_there():
     assert len(PAPER) == 4
 
 
+@pytest.mark.parametrize("name", ["demo", "folder"])
+def test_the_tiny_form_takes_a_detector_as_the_others_do(name):
+    detectors = [recipe(name, form).student.detector for form in ("tiny", "tiny:faster_rcnn")]
+    assert detectors == ["retinanet", "faster_rcnn"]
+
+
 @pytest.mark.parametrize("name", RUN_HERE)
 def test_two_steps_in_the_tiny_form(name, tmp_path):
     config = recipe(name, "tiny")

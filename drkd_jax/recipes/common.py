@@ -244,8 +244,8 @@ def small_distillation() -> ConfigDict:
 def tiny(config: ConfigDict) -> ConfigDict:
     """The same recipe made small enough to run two steps on drawn pictures in a test.
 
-    Models keep their class and their losses; pictures, widths, counts and the number of levels (P3
-    to P5) shrink.
+    Models keep their class and their losses; pictures, widths, counts and the number of levels (P4
+    and P5) shrink.
     Weights that would have to be loaded are drawn at random, by name.
     """
     config.data.train, config.data.val = "shapes:8", "shapes:4:1"
