@@ -284,10 +284,6 @@ def _data_set(section: _Section) -> DataSet:
         raise section.error(
             "labels", f"= {labels}: should be one number; another wants its own set"
         )
-    if len(labels) > 1:
-        raise section.error(
-            "labels", f"= {labels}: should be one number; another wants its own set"
-        )
     found = DataSet(
         section.name,
         section.text("train"),
