@@ -275,6 +275,11 @@ def count(shapes: Mapping[str, Any], pattern: str) -> int:
     return number
 
 
+def octaves(per_cell: int) -> Assumed:
+    """Sizes of anchors: the arrays only show how many anchors a cell has, of all ratios."""
+    return Assumed(max(per_cell // 3, 1), f"{per_cell} anchors a cell, of three ratios as usual")
+
+
 def style_by_name(file_name: str, depth: int, otherwise: str) -> Assumed:
     """The place of the stride in a bottleneck block, where only a file's name tells."""
     if depth >= 50 and re.search(r"caffe|msra", file_name):

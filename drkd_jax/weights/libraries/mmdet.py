@@ -22,6 +22,7 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
     backbone_entries,
     count,
     module_entry,
+    octaves,
     read_backbone,
     style_by_name,
 )
@@ -175,9 +176,6 @@ def _agree(
     if wrong:
         raise UserError(f"its config and its arrays are of two models: {', '.join(wrong)}")
     why = "the config in the file"
-    if any(key.startswith("anchors.") for key in said.settings):
-        shown.pop("anchors", None)  # sizes and ratios; the arrays only show how many there are
-        assumed.pop("anchors.scale", None)
     for key, value in said.settings.items():
         if key not in flat:
             assumed[key] = Assumed(value, why)
@@ -210,15 +208,14 @@ def _head(shapes: Shapes, assumed: dict[str, Assumed]) -> tuple[dict[str, Any], 
     """(settings of the head, classes); ({}, 0) for a head that is not ours."""
     if "bbox_head.retina_cls.weight" in shapes and "bbox_head.retina_reg.weight" in shapes:
         per_cell = shapes["bbox_head.retina_reg.weight"][0] // 4
-        octaves = max(per_cell // 3, 1)
         num_classes = shapes["bbox_head.retina_cls.weight"][0] // max(per_cell, 1)
         assumed["anchors.scale"] = Assumed(4.0, "mmdetection's own")
+        assumed["anchors.octaves"] = octaves(per_cell)
         convs = count(shapes, "bbox_head.cls_convs.{}.conv.weight")
         return {
             "detector": "retinanet",
             "head_convs": convs,
             "head_norm": "gn" if "bbox_head.cls_convs.0.gn.weight" in shapes else "",
-            "anchors": {"octaves": octaves},
         }, num_classes
     for detector, middle in (("faster_rcnn", ""), ("cascade_rcnn", "0.")):
         start = f"roi_head.bbox_head.{middle}"

@@ -26,6 +26,7 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
     backbone_entries,
     count,
     module_entry,
+    octaves,
     read_backbone,
     style_by_name,
 )
@@ -62,6 +63,7 @@ _MODULES = (
     (r"head\.box", "head.regression_head.bbox_reg"),
 )
 
+_SMALLEST = 32  # pixels, the side of the smallest anchors
 COCO_NUMBERS = 91  # outputs of a model of COCO: its class numbers go up to 90, with gaps
 
 _PIXELS = (TORCHVISION.pixels, "torchvision's own")
@@ -151,12 +153,17 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
         "backbone.eps": eps,
     }
     shown |= _pyramid(shapes, assumed)
-    head, num_classes, names = _head(shapes)
+    head, num_classes, names = _head(shapes, assumed)
     shown |= head
     if head.get("head_norm"):
         assumed["box_loss"] = Assumed("giou", 'torchvision\'s "v2" is trained by it')
     if not head:
         return CheckpointSpec("pyramid", shown, assumed, pixels=_PIXELS)
+    # Sides are pixels, of a level by its place: with a level more below, half as many strides.
+    assumed["anchors.scale"] = Assumed(
+        _SMALLEST / 2 ** shown["min_level"],
+        f"torchvision's own, {_SMALLEST} pixels on the finest level",
+    )
     if "class_ids" in head:
         del shown["class_ids"]
         assumed["class_ids"] = Assumed(
@@ -194,8 +201,13 @@ def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:
     return shown | {"extra": "conv_p5" if extra[1] == C else "conv_c5", "max_level": 7}
 
 
-def _head(shapes: Shapes) -> tuple[dict[str, Any], int, tuple[str, ...]]:
-    """(settings of the head, classes of the data, their names); ({}, 0, ()): not ours."""
+def _head(
+    shapes: Shapes, assumed: dict[str, Assumed]
+) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+    """(settings of the head, classes of the data, their names); ({}, 0, ()): not ours.
+
+    Fills `assumed` with what does not show.
+    """
     logits = shapes.get("head.classification_head.cls_logits.weight")
     boxes = shapes.get("head.regression_head.bbox_reg.weight")
     others = (  # a box's centre: FCOS; batch norms in the towers
@@ -211,7 +223,7 @@ def _head(shapes: Shapes) -> tuple[dict[str, Any], int, tuple[str, ...]]:
         shown: dict[str, Any] = {"detector": "retinanet", "head_convs": convs}
         group_norms = "head.classification_head.conv.0.1.weight" in shapes  # RetinaNet "v2"
         shown["head_norm"] = "gn" if group_norms else ""
-        shown["anchors"] = {"octaves": max(per_cell // 3, 1)}
+        assumed["anchors.octaves"] = octaves(per_cell)
         return _with_classes(shown, logits[0] // per_cell, first=0)
     scores = shapes.get("roi_heads.box_predictor.cls_score.weight")
     convs = count(shapes, "roi_heads.box_head.{}.0.weight")  # of the "v2" model

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE2_PIXELS, CAFFE_PIXELS, Pixels
 from drkd_jax.weights.libraries.key_report import their_shape
 from drkd_jax.weights.libraries.understanding import understand
+from tests.weights.small import foreign
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "weights"
 
@@ -121,6 +123,39 @@ def test_v2_has_folded_norms_in_pyramid_and_regions(kind):
         "rpn.head.conv.1.0.weight": "rpn.more_convs.0.kernel",
     }.items():
         assert found.report.used[key] == ours
+
+
+def test_torchvision_s_anchors_are_pixels_on_the_finest_level_whatever_its_stride():
+    shapes = TORCHVISION["retinanet_resnet50_fpn"]
+    usual = understand(shapes, {}, Path("x.pth"), {}).settings["anchors"]
+    assert usual == {"scale": 4.0, "octaves": 3}
+    # Of resnet_fpn_backbone's own levels, P2 to P6, with RetinaNet's own sizes: 32, 40, 50, ...
+    pyramid = TORCHVISION["fasterrcnn_resnet50_fpn"]
+    wider = {key: shape for key, shape in shapes.items() if not key.startswith("backbone.fpn.")}
+    wider |= {key: shape for key, shape in pyramid.items() if key.startswith("backbone.fpn.")}
+    found = understand(wider, {}, Path("x.pth"), {})
+    check_whole(found, wider)
+    assert (found.settings["min_level"], found.settings["anchors"]["scale"]) == (2, 8.0)
+    assert any("anchors.scale = 8.0: torchvision's own" in line for line in found.spec.lines({}))
+    two_stage = understand(pyramid, {}, Path("x.pth"), {})
+    assert two_stage.settings["anchors"] == {"scale": 8.0}
+
+
+@pytest.mark.parametrize("library", ["torchvision", "mmdet"])
+def test_six_anchors_a_cell_may_be_of_two_ratios(library):
+    theirs = foreign(f"{library} retinanet")[1]
+    shapes = {key: array.shape for key, array in theirs.items()}
+    outputs = [key for key in shapes if re.search(r"cls_logits|bbox_reg\.|retina_(cls|reg)", key)]
+    assert len(outputs) == 4
+    for key in outputs:
+        shapes[key] = (shapes[key][0] // 9 * 6, *shapes[key][1:])
+    said = {"anchors": {"ratios": (0.5, 2.0), "octaves": 3}}
+    found = understand(shapes, {}, Path("x.pth"), said)
+    assert found.report.whole
+    assert found.settings["anchors"] | said["anchors"] == found.settings["anchors"]
+    assert found.spec.assumed["anchors.octaves"].value == 2  # of three ratios, were nothing said
+    said["anchors"]["octaves"] = 2
+    assert not understand(shapes, {}, Path("x.pth"), said).report.whole
 
 
 def test_fcos_is_a_backbone_and_a_pyramid():
