@@ -144,7 +144,6 @@ INERT = frozenset(
         "lightning.fabric.utilities.data.AttributeDict",
         "lightning_fabric.utilities.data.AttributeDict",
         "omegaconf.dictconfig.DictConfig",
-        "pathlib.PosixPath",
         "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
         "pytorch_lightning.utilities.parsing.AttributeDict",
         "yacs.config.CfgNode",
@@ -154,6 +153,11 @@ INERT = frozenset(
         f"{module}.{name}"
         for module in ("builtins", "__builtin__")
         for name in ("bytearray", "complex", "frozenset", "list", "set", "slice", "tuple")
+    }
+    | {  # Python 3.13 has them one module further down
+        f"{module}.{name}"
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
     }
     | {f"numpy.dtypes.{name}DType" for name in ("Bool", "Float32", "Float64", "Int32", "Int64")}
     | {f"torch.{name}" for name in ("bfloat16", "float16", "float32", "float64", "int64")}

@@ -137,6 +137,15 @@ def test_an_inert_object_is_never_built():
     assert value.name == "mmengine.logging.history_buffer.HistoryBuffer"
 
 
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])  # the second: Python 3.13
+@pytest.mark.parametrize("name", ["PosixPath", "WindowsPath", "PureWindowsPath"])
+def test_a_path_among_a_training_s_arguments_is_inert_wherever_it_ran(module, name):
+    inert: set[str] = set()
+    path = f"c{module}\n{name}\n".encode() + b"(X\x01\x00\x00\x00atR"
+    assert read_pickle(io.BytesIO(b"}X\x01\x00\x00\x00p" + path + b"s."), inert)["p"]
+    assert inert == {f"{module}.{name}"}
+
+
 def test_a_method_of_an_inert_object_is_inert_and_any_other_is_refused():
     """As mmengine's training checkpoints hold `HistoryBuffer.max`."""
     history = b"cmmengine.logging.history_buffer\nHistoryBuffer\n"
