@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from drkd_jax.models.cascade_rcnn import STAGE_STDS
+from drkd_jax.models.norm import EPSILON
 from drkd_jax.weights.mmdet_config.values import FileConfig, Section
 
 BATCH_NORMS = ("BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN", "NaiveSyncBatchNorm")
@@ -73,7 +74,9 @@ def _retina(head: Section, said: FileConfig, strides: Sequence[int]) -> None:
         norm = head.sub("norm_cfg")
         if norm.kind(*BATCH_NORMS, "GN") == "GN":
             norm.only("num_groups", 32)
-        norm.only("eps", 1e-5)
+            norm.only("eps", EPSILON)
+        else:
+            _folded_eps(norm, said)
     head.ignore("in_channels", "feat_channels", "loss_bbox", "init_cfg", "train_cfg", "test_cfg")
     head.close("norm_cfg", "pre_anchor_topk", "bbox_thr", "gamma", "alpha", "reg_decoded_bbox")
 
@@ -261,8 +264,9 @@ def _box_head(part: Section, said: FileConfig, cascade: bool) -> tuple[float, ..
     if part.values.get("norm_cfg"):
         norm = part.sub("norm_cfg")
         norm.kind(*BATCH_NORMS)
-        norm.only("eps", 1e-5)
-        norm.close("requires_grad", "momentum")
+        if convs:  # linear layers have none
+            _folded_eps(norm, said)
+        norm.close("requires_grad", "momentum", "eps")
     part.ignore("norm_cfg")
     for layer in ("cls_predictor_cfg", "reg_predictor_cfg"):
         if part.values.get(layer):
@@ -274,6 +278,13 @@ def _box_head(part: Section, said: FileConfig, cascade: bool) -> tuple[float, ..
     part.ignore("in_channels", "conv_out_channels", "loss_bbox", "init_cfg", "reg_decoded_bbox")
     part.close("reg_class_agnostic", "num_shared_fcs", "cls_predictor_cfg", "reg_predictor_cfg")
     return stds
+
+
+def _folded_eps(norm: Section, said: FileConfig) -> None:
+    """Refuses a batch norm of a head that would be folded with another eps, the pyramid's."""
+    eps = norm.number("eps", EPSILON)
+    if eps != said.neck_eps:
+        norm.refuse("eps", eps, f"{said.neck_eps:g}, that of the pyramid, can be built here")
 
 
 def _proposals(part: Section, settings: dict[str, Any]) -> None:

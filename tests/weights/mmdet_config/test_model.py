@@ -182,6 +182,20 @@ def test_what_cannot_be_built_is_refused_by_name(name, old, new, named):
     assert named in str(raised.value)
 
 
+BN = "norm_cfg=dict(type='BN'{})"
+
+
+@pytest.mark.parametrize(("neck", "head"), [(", eps=1e-3", ""), ("", ", eps=1e-3")])
+def test_norms_of_pyramid_and_head_that_are_folded_have_one_eps(neck, head):
+    text = changed("mmdet retinanet", "num_outs=5", f"num_outs=5, {BN.format(neck)}")
+    text = text.replace("stacked_convs=2", f"stacked_convs=2, {BN.format(head)}")
+    with pytest.raises(UserError, match=r"bbox_head\.norm_cfg\.eps = .* that of the pyramid"):
+        read("mmdet retinanet", text)
+    same = text.replace(BN.format(head), BN.format(neck))
+    found = read("mmdet retinanet", same)
+    assert found.spec.neck_eps == (1e-3 if neck else 1e-5)
+
+
 def test_a_head_that_cannot_be_built_leaves_backbone_and_pyramid_to_a_teacher():
     text = changed("mmdet retinanet", "type='nms'", "type='soft_nms'")
     for how in ({"heads": False}, {"part": "pyramid"}):
