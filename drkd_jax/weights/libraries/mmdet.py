@@ -222,6 +222,8 @@ def _head(shapes: Shapes, assumed: dict[str, Assumed]) -> tuple[dict[str, Any], 
         convs = count(shapes, f"{start}shared_convs.{{}}.conv.weight")
         if f"{start}shared_convs.0.gn.weight" in shapes or (convs and middle):
             continue  # group norms in the layers of a region, or three such heads: not built
+        if middle and shapes.get(f"{start}fc_reg.weight", (4,))[0] != 4:
+            continue  # a box for every class
         if f"{start}fc_cls.weight" in shapes and "rpn_head.rpn_cls.weight" in shapes:
             outputs = shapes[f"{start}fc_cls.weight"][0]
             boxes = shapes.get(f"{start}fc_reg.weight", (0,))[0]

@@ -158,6 +158,16 @@ def test_six_anchors_a_cell_may_be_of_two_ratios(library):
     assert not understand(shapes, {}, Path("x.pth"), said).report.whole
 
 
+def test_a_cascade_of_a_box_for_every_class_is_a_backbone_and_a_pyramid():
+    shapes = {key: array.shape for key, array in foreign("mmdet cascade_rcnn")[1].items()}
+    for stage in range(3):
+        key = f"roi_head.bbox_head.{stage}.fc_reg"
+        shapes |= {f"{key}.weight": (12, 24), f"{key}.bias": (12,)}
+    found = understand(shapes, {}, Path("x.pth"), {})
+    check_whole(found, shapes)
+    assert found.spec.part == "pyramid"
+
+
 def test_fcos_is_a_backbone_and_a_pyramid():
     shapes = {
         key: shape
