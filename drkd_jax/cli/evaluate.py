@@ -170,7 +170,16 @@ def _by_name(trained: Trained, source: Source) -> tuple[Source, tuple[Any, ...] 
     own, theirs, what = trained.categories, source.categories, f"--data={source.spec}"
     if not own:  # a file of weights that names none
         if trained.num_classes != len(theirs):
-            raise UserError(f"{what} has {len(theirs)} classes, the detector {trained.num_classes}")
+            more = ""
+            if trained.num_classes == len(theirs) + 1:  # torchvision counts it in RetinaNet, too
+                ids = ",".join(str(number) for number in range(1, trained.num_classes))
+                more = (
+                    "; if its first output is the background's, as where a training of torchvision "
+                    f"counted it, say so: convert --from=torchvision --set 'class_ids=[{ids}]'"
+                )
+            raise UserError(
+                f"{what} has {len(theirs)} classes, the detector {trained.num_classes}{more}"
+            )
         return source, None, []
     names = {category.name for category in theirs}
     if not names & {category.name for category in own}:

@@ -274,3 +274,34 @@ def test_class_names_beside_torchvision_s_weights(tmp_path):
         assert weights.about.categories == ((1, "nut"), (2, "bolt"), (3, "pin"))
     save_file(theirs, tmp_path / "x.safetensors", {"classes": "[" * 100_000})
     assert load(tmp_path / "x.safetensors").about.categories == ()
+
+
+def test_a_retinanet_of_torchvision_that_counted_the_background(tmp_path):
+    theirs = foreign("torchvision retinanet")[1]  # three outputs
+    said = load(save(tmp_path, theirs))
+    assert (said.about.num_classes, said.detector().class_ids) == (3, (0, 1, 2))
+    assert any("set 1 to 2 where its training counted the background" in x for x in said.lines)
+    for names in (["__background__", "nut", "bolt"], ["nut", "bolt"]):
+        path = tmp_path / "named.safetensors"
+        save_file(theirs, path, {"classes": json.dumps(names)})
+        found = load(path)
+        assert found.about.categories == ((1, "nut"), (2, "bolt"))
+        detector = found.detector()
+        assert (detector.num_classes, detector.head_classes) == (2, 3)
+        assert detector.class_ids == (1, 2)
+
+
+def test_a_user_chooses_the_classes_among_a_head_s_outputs(tmp_path):
+    path = save(tmp_path, foreign("torchvision retinanet")[1])
+    found = load(path, {"class_ids": [1, 2]})
+    write_ours(tmp_path / "ours.safetensors", found.arrays, found.about)
+    for weights in (found, load(tmp_path / "ours.safetensors")):
+        detector = weights.detector()
+        assert (weights.about.num_classes, detector.num_classes) == (2, 2)
+        assert (detector.head_classes, detector.class_ids) == (3, (1, 2))
+    with pytest.raises(UserError, match="class_ids: its head has 3 outputs"):
+        load(path, {"class_ids": [1, 2, 3]})
+    named = tmp_path / "named.safetensors"
+    save_file(foreign("torchvision retinanet")[1], named, {"classes": '["a", "b", "c"]'})
+    assert load(named, {"class_ids": [2, 0]}).about.categories == ((1, "c"), (2, "a"))
+    assert load(named, {"class_ids": []}).about.num_classes == 3

@@ -134,7 +134,7 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
     prefix = _BODY if f"{_BODY}conv1.weight" in shapes else ""
     backbone = read_backbone(shapes, prefix) | {"norm": "frozen_bn"}
     shown: dict[str, Any] = {"backbone": backbone}
-    eps = Assumed(1e-5, "torchvision's own; only its COCO_V1 files want 0")
+    eps = Assumed(1e-5, "torchvision's own; 0 in its COCO_V1 files and what began from one")
     # FCOS of COCO_V1 and the "v2" models were trained with torch's own.
     if re.search(r"(rcnn|retinanet)_.*_coco-[0-9a-f]{8}", file_name) and "_v2_" not in file_name:
         eps = Assumed(0.0, "the file's name is that of a COCO_V1 model")
@@ -170,6 +170,14 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
             head["class_ids"], f"{COCO_NUMBERS} outputs are COCO's numbers, 80 of them classes"
         )
     names = names or _named(meta, num_classes)
+    if head["detector"] == "retinanet" and not names and num_classes > 1:
+        last = num_classes - 1
+        why = f"every output is a class; set 1 to {last} where its training counted the background"
+        names, ids = _named(meta, last), ()
+        if names:
+            shown["head_classes"], num_classes, ids = num_classes, last, tuple(range(1, last + 1))
+            why = "one name less than outputs: its training counted the background, the first"
+        assumed["class_ids"] = Assumed(ids, why)
     return CheckpointSpec("detector", shown, assumed, num_classes, names, _PIXELS)
 
 

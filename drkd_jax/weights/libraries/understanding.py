@@ -127,6 +127,7 @@ def understand(
             raise UserError(f"holds a {spec.part}, no {part}")
         if spec.part == "detector" and (spec.unbuilt or part == "pyramid"):
             spec = spec.without_head()
+        spec = _of_classes(spec, config.get("class_ids"))
         settings = spec.settings(config)
         wanted = model_shapes(spec.part, settings, spec.num_classes)
     prefixed = any(key.startswith("backbone.") for key in shapes)
@@ -172,6 +173,33 @@ def _read(
         return _MODULES[library].read(shapes, meta, file_name)
     except (ArithmeticError, LookupError, ValueError) as error:
         raise UserError("its arrays have shapes that no model of ours has") from error
+
+
+def _of_classes(spec: CheckpointSpec, ids: Any) -> CheckpointSpec:
+    """A file's model with the classes that a user chooses among the outputs of its head.
+
+    Args:
+        spec: of the file.
+        ids: the output of each class; () for every output, None where nothing was said.
+
+    Raises:
+        UserError: the head has no such output.
+    """
+    if spec.part != "detector" or not isinstance(ids, (list, tuple)):
+        return spec
+    outputs = spec.shown.get("head_classes", spec.num_classes)
+    chosen = tuple(ids) or tuple(range(outputs))
+    if any(isinstance(number, int) and number >= outputs for number in chosen):
+        raise UserError(f"class_ids: its head has {outputs} outputs, from 0 on")
+    own = spec.assumed["class_ids"].value if "class_ids" in spec.assumed else ()
+    names = dict(zip(own or range(spec.num_classes), spec.class_names, strict=False))
+    known = tuple(names[number] for number in chosen if number in names)
+    return dataclasses.replace(
+        spec,
+        shown={**spec.shown, "head_classes": outputs},
+        num_classes=len(chosen),
+        class_names=known if len(known) == len(chosen) else (),
+    )
 
 
 def abstract(part: str, settings: Mapping[str, Any], num_classes: int, dtype: Any) -> Any:
