@@ -173,7 +173,8 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
     if head["detector"] == "retinanet" and not names and num_classes > 1:
         last = num_classes - 1
         why = f"every output is a class; set 1 to {last} where its training counted the background"
-        names, ids = _named(meta, last), ()
+        names = _named(meta, last)
+        ids: tuple[int, ...] = ()
         if names:
             shown["head_classes"], num_classes, ids = num_classes, last, tuple(range(1, last + 1))
             why = "one name less than outputs: its training counted the background, the first"
