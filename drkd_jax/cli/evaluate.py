@@ -172,10 +172,10 @@ def _by_name(trained: Trained, source: Source) -> tuple[Source, tuple[Any, ...] 
         if trained.num_classes != len(theirs):
             more = ""
             if trained.num_classes == len(theirs) + 1:  # torchvision counts it in RetinaNet, too
-                ids = ",".join(str(number) for number in range(1, trained.num_classes))
+                outputs = ",".join(str(number) for number in range(1, trained.num_classes))
                 more = (
                     "; if its first output is the background's, as where a training of torchvision "
-                    f"counted it, say so: convert --from=torchvision --set 'class_ids=[{ids}]'"
+                    f"counted it, say so: convert --from=torchvision --set 'class_ids=[{outputs}]'"
                 )
             raise UserError(
                 f"{what} has {len(theirs)} classes, the detector {trained.num_classes}{more}"
