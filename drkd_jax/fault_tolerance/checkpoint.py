@@ -131,7 +131,8 @@ class Checkpoints:
         params["student"] = unflatten(own, like.params["student"])
         others["student"] = unflatten(student, like.model_state["student"])
         if "distiller" in params:
-            pair = unflatten(training["distiller"], _distiller(like))
+            # Some have no arrays: PKD beside a teacher of the student's widths, without its scale.
+            pair = unflatten(training.get("distiller", {}), _distiller(like))
             params["distiller"], others["distiller"] = pair
         optimiser = unflatten(training.get("optimiser", {}), like.opt_state)
         return TrainState(training["step"], params, others, optimiser, average)
@@ -213,13 +214,14 @@ def load_distiller(
         return None
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.metadata(item).item_metadata.tree
-    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(tree)["distiller"])
+    part = {name: leaf for name, leaf in dict(tree).items() if name == "distiller"}
+    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), part)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    only = ocp.args.PyTreeRestore(
-        {"distiller": wanted}, restore_args={"distiller": as_numpy}, partial_restore=True
-    )
-    with ocp.PyTreeCheckpointer() as reader:
-        found = reader.restore(item, args=only)
+    only = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+    found: dict[str, Any] = {"distiller": {}}  # of one without arrays
+    if wanted:
+        with ocp.PyTreeCheckpointer() as reader:
+            found = reader.restore(item, args=only)
     settings = distill.distill_config(config["distill"])
     made = nnx.eval_shape(lambda: distill.Distiller(settings, *specs, rngs=nnx.Rngs(0)))
     parts = split_module(made, made.is_trained)
