@@ -78,12 +78,12 @@ class CollapseMonitor:
         self._watched: dict[str, _Watch] = {}
 
     def observe(self, values: Mapping[str, float]) -> list[str]:
-        """Takes in the diagnostics of one step.
+        """Takes in the diagnostics of one step, or their means over several.
 
         Args:
             values: `DistillOutput.diagnostics` as numbers; names may carry a prefix, and names
                 that are not watched are passed over. A relation entropy of exactly 0 means that no
-                picture of the batch had two boxes, and is passed over.
+                picture had boxes enough to relate, and is passed over.
 
         Returns:
             Warnings, one sentence each. A number is named once, and again only after it has risen

@@ -232,9 +232,9 @@ def _means(window: Sequence[Mapping[str, float]], weights: Mapping[str, float]) 
     """Means over the steps since the last line.
 
     A distillation term gives "distill/TERM" (unweighted), "weight/TERM" (of these steps) and
-    "share/TERM", its weighted part of the total.
+    "share/TERM", its weighted part of the total. An entropy is of the steps that had a relation.
     """
-    means = {name: float(np.mean([values[name] for values in window])) for name in window[-1]}
+    means = {name: _mean(name, [values[name] for values in window]) for name in window[-1]}
     del means["finite"]
     means["learning_rate"] = window[-1]["learning_rate"]
     factors = [values.get("distill_factor", 1.0) for values in window]
@@ -246,3 +246,9 @@ def _means(window: Sequence[Mapping[str, float]], weights: Mapping[str, float]) 
         means[f"weight/{name}"] = weight * float(np.mean(factors))
         means[f"share/{name}"] = part / means["total"] if means["total"] else 0.0
     return means
+
+
+def _mean(name: str, values: Sequence[float]) -> float:
+    # Rows of exactly 0: no picture of that batch had boxes to relate (`CollapseMonitor.observe`).
+    there = [value for value in values if value] if name.endswith("_entropy") else values
+    return float(np.mean(there)) if there else 0.0

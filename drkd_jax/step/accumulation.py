@@ -19,12 +19,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from drkd_jax.distill.layers import safe_ratio
 from drkd_jax.ops.platform import platform
 from drkd_jax.step.state import Arrays
 from drkd_jax.types import Array, Batch
 
 # Diagnostics that are numbers of a batch, not means over its pictures.
 COUNTS = ("diag/boxes", "diag/boxes_left_out")
+# How those end that are exactly 0 where no picture had boxes enough to relate.
+OF_RELATIONS = "_entropy"
 
 
 class Gradient(NamedTuple):
@@ -83,7 +86,7 @@ def accumulate(
 ) -> Gradient:
     """The mean over the parts, by their pictures, of gradient, losses and diagnostics.
 
-    `COUNTS` are added up.
+    `COUNTS` are added up; `OF_RELATIONS` are of the parts that have one.
 
     Args:
         gradient: of a part, by the arrays that are not trained and the part.
@@ -109,4 +112,8 @@ def accumulate(
     (model_state, sums), values = jax.lax.scan(add, start, (parts, shares), unroll=unroll)
     total, terms = jax.tree.map(lambda value: (shares * value).sum(), values)
     terms |= {name: values[1][name].sum() for name in COUNTS if name in terms}
+    for name in terms:
+        if name.endswith(OF_RELATIONS):
+            there = jnp.where(values[1][name] == 0, 0.0, shares).sum()
+            terms[name] = safe_ratio(terms[name], there)
     return Gradient(total, terms, model_state, sums)

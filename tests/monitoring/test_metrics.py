@@ -7,6 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from drkd_jax.errors import UserError
+from drkd_jax.monitoring.collapse import CollapseMonitor
 from drkd_jax.monitoring.metrics import (
     METRICS_FILE,
     MetricAverager,
@@ -120,6 +121,25 @@ def test_a_window_without_a_loader_has_no_counts():
     values, _ = window.close(steps_left=0)
     assert values["diag/boxes_left_out"] == 1.0
     assert "padding" not in values
+
+
+def test_steps_without_a_relation_do_not_hide_that_the_others_are_uniform():
+    """Few objects a picture: of ten batches four have a picture with boxes enough to relate."""
+    name = "diag/instance_relation/P3/teacher_entropy"
+    monitor, warnings = CollapseMonitor(), []
+    for _ in range(5):
+        window = MetricAverager({}, 4)
+        for step in range(10):
+            window.values(STEP | {name: 0.97 if step < 4 else 0.0})
+            window.took(0.1)
+        values, _ = window.close(steps_left=5)
+        assert values[name] == pytest.approx(0.97)
+        warnings += monitor.observe(values)
+    assert len(warnings) == 1
+    assert "all but uniform" in warnings[0]
+    window.values(STEP | {name: 0.0})
+    window.took(0.1)
+    assert window.close(steps_left=5)[0][name] == 0
 
 
 @pytest.mark.parametrize(("steps", "left"), [(1, "10 min"), (10, "10 s")])

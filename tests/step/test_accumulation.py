@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -132,3 +133,17 @@ def test_numbers_of_a_batch_are_added_up():
     terms = accumulate(gradient, {}, {}, given).terms
     assert (float(terms["diag/boxes"]), float(terms["diag/boxes_left_out"])) == (3, 6)
     assert float(terms["diag/spread"]) == pytest.approx(5 / 3)  # by the pictures of each part
+
+
+@pytest.mark.parametrize(("few", "mean"), [((), 0.0), ((0,), 0.6), ((0, 1), 0.8)])
+def test_an_entropy_is_of_the_parts_that_have_a_relation(few, mean):
+    """A part without a picture of enough boxes has an entropy of 0, which says nothing."""
+    given = split_batch(batch(), 2)
+    entropy = np.where([0 in few, 1 in few], [0.6, 1.0], 0).astype(np.float32)
+
+    def gradient(state, part):
+        own = jnp.asarray(entropy)[part.index[0]]  # the parts begin with pictures 0 and 1
+        return Gradient(own, {"diag/P3/teacher_entropy": own}, state, {})
+
+    terms = accumulate(gradient, {}, {}, given).terms
+    assert float(terms["diag/P3/teacher_entropy"]) == pytest.approx(mean)
