@@ -53,7 +53,7 @@ def connect(
         num_processes: all of them.
         process_id: this one, from 0.
         timeout: seconds to wait for the others. Then the process ends with one line and exit code
-            1, so that a queue may try again.
+            2, as with a `UserError`: a queue that tries other codes again does not try this one.
 
     Raises:
         UserError: the peers cannot be found, or have other numbers of devices; a part of the three

@@ -210,8 +210,14 @@ def test_who_fails_too_says_only_its_own(notes, capsys):
 def test_who_waits_in_vain_says_so_in_one_line(started, monkeypatch, capsys):
     codes = queue.Queue()
     monkeypatch.setattr(processes.os, "_exit", codes.put)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: codes.get(timeout=10))
+    left = []
+
+    def initialize(*_, **__):
+        left.append(codes.get(timeout=10))
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     processes.connect("node1:1234", 2, 0, timeout=0)
+    assert left == [2]
     (line,) = capsys.readouterr().err.splitlines()
     assert "do not all meet at node1:1234 within 0 s" in line
 
