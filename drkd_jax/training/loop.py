@@ -52,7 +52,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
     """Trains as the config says, going on from the newest checkpoint in the work folder.
 
     Several processes (`processes.connect` came first) all call it with the same arguments; the
-    work folder must be the same one for all of them. The first process alone writes.
+    work folder must be the same one for all of them: each writes its share of the checkpoints, the
+    first process alone everything else.
 
     Args:
         config: plain nested dict with the keys of `recipes/common.py`.
