@@ -298,7 +298,7 @@ def relation_features(
         features: the features of that side.
         side: "student" or "teacher".
         level: which of the paired levels, 0 is the finest.
-        targets: leaves the padding out of the sums; without them all pixels count.
+        targets: leave padding out of the sums, but in the official form; None: all pixels count.
 
     Returns:
         x and phi(x), with the running statistics.
@@ -311,7 +311,7 @@ def relation_features(
         raise UserError("distill.pixel_relation is None: there are no relation features to show.")
     x, unit = _of_side(distiller, term, features, side, level)
     mask = jnp.ones(x.shape[:3], bool)
-    if targets is not None:
+    if targets is not None and term.config.form != "official":
         stride = distiller.pairs[level].stride
         mask = pixel_mask(targets.sizes, targets.picture_valid, stride, x.shape[1:3])
     pixels = x.reshape(x.shape[0], -1, x.shape[-1])

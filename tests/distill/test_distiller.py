@@ -311,3 +311,21 @@ def test_drawing_functions(paper):
     psi = relation_matrix(module, STUDENT, targets((3, 2)), "student", 0)
     np.testing.assert_allclose(psi.sum((1, 2)), [3, 2], rtol=1e-5)
     assert psi.shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_drawn_features_are_those_that_the_loss_compares(form):
+    values = settings(form, teacher_scale=1.0, student_scale=1.0, compare="values")
+    module = make({**values, "instance_relation": None, "instance_feature": None}, STUDENT, TEACHER)
+    given = targets()
+    output = call(module, STUDENT, TEACHER, given)  # sets the running statistics
+    output = call(module, STUDENT, TEACHER, given, train=False)
+    masks = module.masks(STUDENT.maps, given.sizes, given.picture_valid, form)
+    for level, (pair, mask) in enumerate(zip(module.pairs, masks, strict=True)):
+        phi = relation_features(module, TEACHER, "teacher", level, given)[1]
+        own = relation_features(module, STUDENT, "student", level, given)[1]
+        off = phi - module.pixel_relation.adaptation[level](own)
+        squares = np.where(mask[..., None], np.asarray(off) ** 2, 0).sum()
+        expected = squares**0.5 if form == "official" else squares / (mask.sum() * off.shape[-1])
+        found = output.diagnostics[f"pixel_relation/{pair.name}/loss"]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
