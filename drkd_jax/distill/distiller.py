@@ -308,7 +308,7 @@ def relation_features(
     """
     term = distiller.pixel_relation
     if term is None:
-        raise UserError("distill.pixel_relation is None: there are no relation features to show.")
+        raise UserError("distill.pixel_relation is off: there are no relation features to show.")
     x, unit = _of_side(distiller, term, features, side, level)
     mask = jnp.ones(x.shape[:3], bool)
     if targets is not None and term.config.form != "official":
@@ -339,7 +339,7 @@ def relation_matrix(
     """
     term = distiller.instance_relation
     if term is None:
-        raise UserError("distill.instance_relation is None: there is no relation matrix to show.")
+        raise UserError("distill.instance_relation is off: there is no relation matrix to show.")
     valid = jnp.asarray(targets.valid) & jnp.asarray(targets.picture_valid)[:, None]
     chosen = choose_boxes(jnp.asarray(targets.boxes), valid, distiller.config.max_boxes)
     x, unit = _of_side(distiller, term, features, side, level)

@@ -113,9 +113,9 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
         instance: dict[str, Any] = {}
         for side in SIDES:
             unit, maps = modules["distiller"], features[side]
-            if terms.pixel_relation is not None:
+            if distiller.pixel_relation is not None:
                 pixel[side] = distill.relation_features(unit, maps, side, 0, targets)
-            if terms.instance_relation is not None:
+            if distiller.instance_relation is not None:
                 instance[side] = distill.relation_matrix(unit, maps, targets, side, 0)
         return pixel, instance
 

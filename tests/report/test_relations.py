@@ -25,3 +25,16 @@ def test_the_student_is_its_average_where_one_is_kept(tmp_path, monkeypatch):
     shown = relations.relations(config, tmp_path, 0)
     for maps in shown.pixel.values():
         assert all(np.ptp(x) > 0 for x in maps)
+
+
+def test_a_term_of_weight_0_has_nothing_to_show(tmp_path, monkeypatch):
+    config = tiny.config(distilled=True)
+    for term in ("pixel_relation", "instance_relation"):
+        config["distill"][term] = {"weight": 0.0}
+    run = build_run(config)
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(run.state, {"config": config, "categories": run.categories})
+    checkpoints.close()
+    monkeypatch.setattr(relations, "build_run", lambda _: run)
+    shown = relations.relations(config, tmp_path, 0)
+    assert (shown.pixel, shown.instance) == ({}, {})
