@@ -165,3 +165,20 @@ def test_importing_it_pulls_in_no_part_of_the_training_program():
     code = f"import sys, drkd_jax; print([m for m in {heavy.split()!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_settings_that_are_no_numbers_are_named():
+    code = """
+from drkd_jax.distill import distill_config
+from drkd_jax.errors import UserError
+wrong = {"cwd": {"temperature": "1"}, "fgd": {"relation": "0"}, "mgd": {"masked": None}}
+for name, value in (*wrong.items(), ("crosskd", {"layers": 1.5}), ("max_boxes", 64.0)):
+    try:
+        distill_config({name: value})
+    except UserError as error:
+        print(str(error).split(" = ")[0])
+"""
+    # In a process of its own, since here the types are checked first.
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    named = ["cwd.temperature", "fgd.relation", "mgd.masked", "crosskd.layers", "max_boxes"]
+    assert found.stdout.split() == [f"distill.{name}" for name in named]

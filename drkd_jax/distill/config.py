@@ -12,7 +12,7 @@ from drkd_jax.distill.baselines.feature_imitation import FeatureImitationConfig
 from drkd_jax.distill.baselines.fgd import FGDConfig
 from drkd_jax.distill.baselines.mgd import MGDConfig
 from drkd_jax.distill.baselines.pkd import PKDConfig
-from drkd_jax.distill.setting_checks import at_least_one, choice, is_number, not_negative
+from drkd_jax.distill.setting_checks import at_least_one, choice, is_number, not_negative, positive
 from drkd_jax.errors import UserError
 
 FORMS = ("paper", "official")
@@ -177,10 +177,7 @@ class InstanceRelationConfig:
             )
         if self.diagonal is None:
             object.__setattr__(self, "diagonal", self.similarity == "bilinear")
-        if not (is_number(self.temperature) and self.temperature > 0):
-            raise UserError(
-                f"distill.instance_relation.temperature = {self.temperature!r}: must be above 0."
-            )
+        positive("instance_relation.temperature", self.temperature)
         for name in ("filter_rank", "embedding"):
             at_least_one(f"instance_relation.{name}", getattr(self, name))
         choice("instance_relation", "teacher_modules", str(self.teacher_modules), OF_BOXES)
@@ -280,9 +277,7 @@ class DistillConfig:
         for name in ("adaptation_steps", "warmup_steps"):
             not_negative(name, getattr(self, name))
         for name in ("pretrain_steps", "pretrain_rate"):
-            value = getattr(self, name)
-            if not (is_number(value) and value > 0):
-                raise UserError(f"distill.{name} = {value!r}: must be a number above 0.")
+            positive(name, getattr(self, name))
         if not (is_number(self.fall_from) and 0 <= self.fall_from < 1):
             raise UserError(
                 f"distill.fall_from = {self.fall_from!r}: a share of the run, from 0 to under 1."

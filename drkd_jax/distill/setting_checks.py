@@ -22,9 +22,21 @@ def is_number(value: Any) -> bool:
 
 
 def at_least_one(key: str, value: int | None) -> None:
-    """Refuses what is under 1, or no number; None may be."""
-    if value is not None and not (is_number(value) and value >= 1):
-        raise UserError(f"distill.{key} = {value!r}: must be a number, 1 or more.")
+    """Refuses what is under 1, or no whole number; None may be."""
+    if value is not None:
+        whole(key, value, 1)
+
+
+def whole(key: str, value: int, least: int) -> None:
+    """Refuses what is no whole number, or a smaller one than the least."""
+    if not (is_number(value) and isinstance(value, numbers.Integral) and value >= least):
+        raise UserError(f"distill.{key} = {value!r}: must be a whole number, {least} or more.")
+
+
+def positive(key: str, value: float | int) -> None:
+    """Refuses what is not above 0, or no finite number."""
+    if not (is_number(value) and value > 0):
+        raise UserError(f"distill.{key} = {value!r}: must be a number above 0.")
 
 
 def not_negative(key: str, value: float | int, why: str = "") -> None:

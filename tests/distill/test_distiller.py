@@ -277,6 +277,10 @@ def test_a_weight_in_the_place_of_a_terms_settings_is_refused():
         {"pixel_relation": {"teacher_scale": -1.0}},
         {"pixel_relation": {"student_scale": float("nan")}},
         {"fgd": {"momentum": -0.1}},
+        {"fgd": {"relation": -1.0}},  # would train away from the teacher
+        {"fgd": {"attention": float("nan")}},
+        {"fgd": {"temperature": float("inf")}},
+        {"crosskd": {"box": float("nan")}},
         {"instance_relation": {"filter_rank": 0}},
         {"instance_relation": {"embedding": 0}},
     ],
@@ -286,7 +290,7 @@ def test_a_number_that_cannot_be_is_refused_by_name(wrong):
     if isinstance(value, dict):
         (key, value), *_ = value.items()
         name = f"{name}.{key}"
-    with pytest.raises(UserError, match=rf"distill\.{re.escape(name)} = {value}: "):
+    with pytest.raises(UserError, match=rf"distill\.{re.escape(name)} = {value!r}: "):
         distill_config(wrong)
 
 

@@ -39,6 +39,7 @@ from drkd_jax.distill.baselines.map_term import MapTermConfig, Same, Seen
 from drkd_jax.distill.baselines.pkd import EPSILON, statistics
 from drkd_jax.distill.layers import BoolMap, FloatMap, LinearMap, accumulator, safe_ratio
 from drkd_jax.distill.pairing import LevelPair
+from drkd_jax.distill.setting_checks import not_negative, whole
 from drkd_jax.errors import UserError
 from drkd_jax.types import Array, FeatureSpec
 
@@ -182,7 +183,5 @@ class CrossKDConfig(MapTermConfig):
     term = CrossKD
 
     def __post_init__(self) -> None:
-        if self.layers < 0:
-            raise UserError(f"distill.crosskd.layers = {self.layers}: cannot be negative.")
-        if self.box < 0:
-            raise UserError(f"distill.crosskd.box = {self.box}: cannot be negative.")
+        whole("crosskd.layers", self.layers, 0)
+        not_negative("crosskd.box", self.box)

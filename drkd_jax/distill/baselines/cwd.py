@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from drkd_jax.distill.baselines.map_term import LevelLoss, MapTerm, MapTermConfig, Seen
 from drkd_jax.distill.layers import BoolMap, FloatMap, LinearMap, accumulator, pictures, safe_ratio
-from drkd_jax.errors import UserError
+from drkd_jax.distill.setting_checks import positive
 from drkd_jax.types import Array
 
 
@@ -74,5 +74,4 @@ class CWDConfig(MapTermConfig):
     term = CWD
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"distill.cwd.temperature = {self.temperature}: must be above 0.")
+        positive("cwd.temperature", self.temperature)

@@ -41,8 +41,8 @@ from drkd_jax.distill.layers import (
     safe_sqrt,
     squares,
 )
+from drkd_jax.distill.setting_checks import choice, not_negative, positive
 from drkd_jax.distill.teacher_side import average_towards, prepare_teacher
-from drkd_jax.errors import UserError
 from drkd_jax.types import Array
 
 TEACHER_BLOCKS = ("trained", "frozen", "average")
@@ -232,11 +232,7 @@ class FGDConfig(MapTermConfig):
     term = FGD
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"distill.fgd.temperature = {self.temperature}: must be above 0.")
-        if self.teacher_modules not in TEACHER_BLOCKS:
-            names = ", ".join(map(repr, TEACHER_BLOCKS))
-            raise UserError(
-                f"distill.fgd.teacher_modules = {self.teacher_modules!r} is unknown: choose one "
-                f"of {names}."
-            )
+        positive("fgd.temperature", self.temperature)
+        for name in ("background", "attention", "relation"):
+            not_negative(f"fgd.{name}", getattr(self, name))
+        choice("fgd", "teacher_modules", self.teacher_modules, TEACHER_BLOCKS)

@@ -36,6 +36,7 @@ from drkd_jax.distill.layers import (
     squares,
     uniform,
 )
+from drkd_jax.distill.setting_checks import is_number
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
 from drkd_jax.ops.conv import convolve
@@ -148,5 +149,5 @@ class MGDConfig(MapTermConfig):
     term = MGD
 
     def __post_init__(self) -> None:
-        if not 0 <= self.masked <= 1:
-            raise UserError(f"distill.mgd.masked = {self.masked}: a share, from 0 to 1.")
+        if not (is_number(self.masked) and 0 <= self.masked <= 1):
+            raise UserError(f"distill.mgd.masked = {self.masked!r}: a share, from 0 to 1.")
