@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int)
     options = parser.parse_args()
 
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from configs import overfit
     from drkd_jax.report.curves import curves, read_metrics
     from drkd_jax.training.loop import train

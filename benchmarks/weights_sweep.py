@@ -18,6 +18,7 @@ import copy
 import importlib
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ TERMS = ("pixel_relation", "instance_relation", "instance_feature")
 
 def recipe(name: str) -> dict[str, Any]:
     file, _, form = name.partition(":")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     module = importlib.import_module("configs." + Path(file).stem)
     return module.get_config(form or None).to_dict()
 
