@@ -24,6 +24,7 @@ from drkd_jax.distill import Distiller, distill_config
 from drkd_jax.types import Targets
 
 TERMS = ("pixel_relation", "instance_relation", "instance_feature")
+EXTRA = {"retinanet": "conv_c5", "faster_rcnn": "pool"}  # a student can be one of these
 BOXES = 20
 PICTURES = 2
 
@@ -62,7 +63,7 @@ def draw(canvas: tuple[int, int]) -> tuple[jax.Array, Targets]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--detector", default="retinanet", choices=sorted(models.DETECTORS))
+    parser.add_argument("--detector", default="retinanet", choices=EXTRA)
     parser.add_argument("--canvas", default="256,320", help="height,width in pixels")
     parser.add_argument("--student-depth", type=int, default=50)
     parser.add_argument("--teacher-depth", type=int, default=101)
@@ -73,10 +74,9 @@ def main() -> None:
     canvas = tuple(int(side) for side in arguments.canvas.split(","))
     images, targets = draw((canvas[0], canvas[1]))
 
-    extra = {"retinanet": "conv_c5", "faster_rcnn": "pool"}[arguments.detector]
-
     def detector(depth: int, seed: int) -> Any:
-        settings = {"detector": arguments.detector, "backbone": {"depth": depth}, "extra": extra}
+        settings = {"detector": arguments.detector, "backbone": {"depth": depth}}
+        settings["extra"] = EXTRA[arguments.detector]
         return models.init_detector(settings, 80, seed)
 
     student, teacher = detector(arguments.student_depth, 0), detector(arguments.teacher_depth, 1)
