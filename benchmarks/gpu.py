@@ -127,8 +127,12 @@ def _torch(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         (out / "torch_settings.json").write_text(json.dumps(settings))
         script = Path(__file__).parent / "gpu" / "torch_side.py"
         command = [options.torch_python, str(script), str(out / "torch_settings.json"), str(sink)]
-        if subprocess.run(command, timeout=options.torch_limit).returncode:
-            print("PyTorch's side failed: what it measured before stays", file=sys.stderr)
+        try:
+            fault = subprocess.run(command, timeout=options.torch_limit).returncode
+        except (OSError, subprocess.TimeoutExpired) as error:
+            fault = error
+        if fault:
+            print(f"PyTorch's side failed ({fault}): what it measured stays", file=sys.stderr)
     return json.loads(sink.read_text()) if sink.is_file() else {}
 
 

@@ -93,3 +93,14 @@ def test_every_case_waits_for_its_turn_and_a_failure_takes_nothing_away(tmp_path
     assert (tmp_path / "nowhere-plain" / "go").exists()
     assert "nowhere-plain failed" in (tmp_path / "gpu.md").read_text()
     assert "no recipe" in capsys.readouterr().err
+
+
+def test_a_pytorch_side_that_hangs_or_is_not_there_takes_nothing_away(tmp_path, capsys):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    space = runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"))
+    for python, why in ((slow, "timed out after"), (tmp_path / "none", "No such file")):
+        flags = [f"--out={tmp_path}", f"--torch-python={python}", "--torch-limit=0.1", "--tiny"]
+        assert space["_torch"](space["_parser"]().parse_args(flags), tmp_path) == {}
+        assert why in capsys.readouterr().err
