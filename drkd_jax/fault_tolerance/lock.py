@@ -1,4 +1,4 @@
-"""One run at a time in a work folder.
+"""One run at a time in a work folder, which all of its processes see.
 
 The lock belongs to the process: however it ends, the kernel lets it go, so a lock file that a dead
 run left behind blocks nobody.
@@ -17,18 +17,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.processes import allgather
 from drkd_jax.fault_tolerance.writing import as_user_error, reason
 
 LOCK_FILE = "lock"
+PATIENCE = 90.0  # seconds; NFS may show another host's file a minute late
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds the work folder for this process.
+def locked(workdir: Path) -> Iterator[str]:
+    """Holds the work folder for this process. Gives what the lock file says of it.
 
     Raises:
         UserError: another run holds it (which one is said), or the folder cannot be written or
@@ -56,10 +61,47 @@ def locked(workdir: Path) -> Iterator[None]:
                 "host": socket.gethostname(),
                 "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             }
-            os.write(handle, json.dumps(about).encode() + b"\n")
-        yield
+            text = json.dumps(about) + "\n"
+            os.write(handle, text.encode())
+            with contextlib.suppress(OSError):
+                os.fsync(handle)  # for the other hosts, since it stays open
+        yield text
     finally:
         os.close(handle)
+
+
+def require_shared(workdir: Path, text: str, patience: float = PATIENCE) -> None:
+    """Refuses a folder of one name on several disks, as a checkpoint would wait in it for ever.
+
+    All processes have to call it.
+
+    Args:
+        workdir: the work folder.
+        text: what the lock file of process 0 says.
+        patience: seconds until a file of another host has to be there.
+
+    Raises:
+        UserError: some process does not find that lock; on all of them.
+    """
+    if jax.process_count() == 1:
+        return
+    until = time.monotonic() + patience
+    while not (found := _text(workdir / LOCK_FILE) == text) and time.monotonic() < until:
+        time.sleep(0.2)
+    blind = allgather(np.array([] if found else [jax.process_index()], np.int32))
+    if len(blind):
+        raise UserError(
+            f"{workdir}: what process 0 writes there is not seen by {len(blind)} of the "
+            f"{jax.process_count()} processes (number {blind[0]} for one): --workdir has to be "
+            "one folder for all, on a file system that their machines share"
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _holder(path: Path) -> str:

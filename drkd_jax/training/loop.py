@@ -18,7 +18,7 @@ from drkd_jax.data.skipped import SKIPPED_FILE
 from drkd_jax.fault_tolerance import same_run
 from drkd_jax.fault_tolerance.checkpoint import Checkpoints
 from drkd_jax.fault_tolerance.interrupt import InterruptedRunError, StopRequest, stop_request
-from drkd_jax.fault_tolerance.lock import locked
+from drkd_jax.fault_tolerance.lock import locked, require_shared
 from drkd_jax.fault_tolerance.processes import (
     AnyProcess,
     allgather,
@@ -81,11 +81,11 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
         run = build_run(config)
         stop_unbegun(request.name)
 
-        def acquire() -> None:
+        def acquire() -> str:
             make_folder(workdir, "--workdir")
-            stack.enter_context(locked(workdir))
+            return stack.enter_context(locked(workdir))
 
-        broadcast(acquire)
+        require_shared(workdir, broadcast(acquire))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, run.train.keep)))
         return _Session(run, workdir, checkpoints, profile).finish(request)
 

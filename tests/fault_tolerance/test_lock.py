@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from drkd_jax.errors import UserError
-from drkd_jax.fault_tolerance.lock import LOCK_FILE, locked
+from drkd_jax.fault_tolerance import lock
+from drkd_jax.fault_tolerance.lock import LOCK_FILE, locked, require_shared
 from drkd_jax.training import loop
 from tests.training import tiny
 
@@ -79,3 +80,33 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     words = r"lock: cannot be written \(it is a folder\)"
     with pytest.raises(UserError, match=words), locked(tmp_path):
         pass
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process is number 1, and process 0 sees its own lock."""
+    monkeypatch.setattr(lock.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(lock.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(lock, "allgather", lambda numbers: numbers)
+
+
+def test_a_folder_that_not_all_processes_share_is_refused(tmp_path, second_of_two):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    told = "not seen by 1 of the 2 processes \\(number 1 for one\\)"
+    with locked(tmp_path / "first") as text:
+        require_shared(tmp_path / "first", text)
+        for name in ("second", "none"):
+            with pytest.raises(UserError, match=told):
+                require_shared(tmp_path / name, text, patience=0.1)
+        (tmp_path / "second" / LOCK_FILE).write_text('{"process": 1}')  # of a run of before
+        with pytest.raises(UserError, match=told):
+            require_shared(tmp_path / "second", text, patience=0.1)
+
+
+def test_a_lock_that_shows_late_is_waited_for(tmp_path, second_of_two, monkeypatch):
+    def appear(_):
+        (tmp_path / LOCK_FILE).write_text("here")
+
+    monkeypatch.setattr(lock.time, "sleep", appear)
+    require_shared(tmp_path, "here", patience=60)
