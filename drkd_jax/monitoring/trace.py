@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import jax
@@ -12,14 +13,17 @@ from drkd_jax.fault_tolerance.writing import as_user_error, is_refused_write, re
 FOLDER = "profile"
 _WARM_UP = 2  # steps of a session that are left out where only a number is given: they compile
 
+_log = logging.getLogger(__name__)
 
-def read_steps(text: str, start: int) -> range:
-    """The steps that `--profile` asks for.
+
+def read_steps(text: str, start: int, last: int | None = None) -> range:
+    """The steps that `--profile` asks for. Says where the session has none of them.
 
     Args:
         text: "5" for five steps once the session has warmed up, "100:110" for steps 100 to 109
             of the run; "" for none.
         start: the step that the session starts from.
+        last: the run's last step, where it is known.
 
     Returns:
         Numbers of steps, counted from 1.
@@ -40,6 +44,9 @@ def read_steps(text: str, start: int) -> range:
         steps = range(0)
     if not steps or steps[0] < 1:
         raise UserError(f"--profile={text}: a number of steps, or FIRST:END with FIRST < END")
+    if last is not None and start < last and (steps[-1] <= start or steps[0] > last):
+        said = "--profile=%s: nothing is traced, this session has steps %d to %d"
+        _log.warning(said, text, start + 1, last)
     return steps
 
 

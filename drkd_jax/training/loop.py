@@ -110,7 +110,8 @@ class _Session:
         )
         self.compared: set[tuple[int, ...]] = set()  # shapes whose gradients were looked at
         self._resume()
-        self.trace = Trace(workdir, read_steps(profile, self.start), silent=not is_first())
+        traced = read_steps(profile, self.start, run.steps)
+        self.trace = Trace(workdir, traced, silent=not is_first())
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
         self.async_metrics = AsyncMetrics(run, self.metrics, checkpoints)
         self.async_metrics.averager.counts = self.loader.counts

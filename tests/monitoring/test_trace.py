@@ -11,6 +11,16 @@ def test_a_number_of_steps_begins_after_the_warm_up():
     assert read_steps("100:110", 10) == range(100, 110)
 
 
+@pytest.mark.parametrize(
+    ("text", "start", "told"),
+    [("100:110", 109, True), ("100:110", 108, False), ("5", 8, False), ("900:910", 0, True)],
+)
+def test_steps_that_the_session_does_not_have_are_told(caplog, text, start, told):
+    read_steps(text, start, 200)
+    words = f"--profile={text}: nothing is traced, this session has steps {start + 1} to 200"
+    assert caplog.messages == ([words] if told else [])
+
+
 @pytest.mark.parametrize("text", ["many", "5:5", "9:3", "0", "-2", "0:4", "1:2:3", ":"])
 def test_a_wrong_number_is_told(text):
     with pytest.raises(UserError, match=f"--profile={text}"):
