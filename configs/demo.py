@@ -56,7 +56,7 @@ def get_config(name: str | None = None) -> ConfigDict:
     if role == "drkd":
         common.with_teacher(config, "")
         config.teacher.dtype = "float32"
-        config.distill = common.small_distillation()
+        config.distill = common.small_distillation()  # labels are few: weight 15 for both detectors
     return config
 
 
