@@ -332,4 +332,4 @@ def test_the_drawn_features_are_those_that_the_loss_compares(form):
         squares = np.where(mask[..., None], np.asarray(off) ** 2, 0).sum()
         expected = squares**0.5 if form == "official" else squares / (mask.sum() * off.shape[-1])
         found = output.diagnostics[f"pixel_relation/{pair.name}/loss"]
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(found, expected, rtol=2e-7)  # measured: the same bits
