@@ -1,6 +1,7 @@
 """The pixel relation, plain against Gram form, a level at a time: time, memory, FLOPs, error.
 
     python benchmarks/pixel_relation.py [--levels P2,P3] [--dtype bfloat16] [--teacher trained]
+        [--compare values]
 
 Maps of an 800x1344 canvas, 256 channels, 64/64/256/256/256 nodes, forward and backward with
 respect to the student's map and the trained modules (the teacher's are frozen by default).
@@ -55,7 +56,10 @@ def make(level: str, arithmetic: str, arguments: argparse.Namespace) -> PixelRel
     stride = STRIDES[level]
     spec = FeatureSpec((channels,), (stride,), ("lateral",))
     config = PixelRelationConfig(
-        nodes=(NODES[level],), arithmetic=arithmetic, teacher_modules=arguments.teacher
+        nodes=(NODES[level],),
+        arithmetic=arithmetic,
+        teacher_modules=arguments.teacher,
+        compare=arguments.compare,
     )
     pairs = (LevelPair(0, 0, stride),)
     return PixelRelation(config, pairs, spec, spec, rngs=nnx.Rngs(0))
@@ -138,12 +142,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--teacher", default="frozen", choices=("frozen", "trained"))
+    parser.add_argument("--compare", default="correlation", choices=("correlation", "values"))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--no-error", action="store_true", help="skip the float64 comparison")
     parser.add_argument("--json", help="write the rows to this file as well")
     arguments = parser.parse_args()
     device = jax.devices()[0]
-    print(f"{device.device_kind} ({os.cpu_count()} CPU cores), {arguments.dtype}")
+    about = arguments.dtype, arguments.compare
+    print(f"{device.device_kind} ({os.cpu_count()} CPU cores),", *about)
     arguments.start = {}
     rows = []
     print("level pixels | ms plain  gram ratio | MiB plain  gram ratio | GFLOP plain gram ratio")

@@ -13,6 +13,7 @@ gradients depend on how the same convolution is written. There
   before: 2.0 to 2.7 times, the same numbers;
 - with many, that gradient is one product a tap: 1.5 to 2.7 times on maps of 32 x 40, about the
   same time on smaller ones. From 8 to 64 channels products are slower, up to twice at stride 1;
+- with 64 and more on maps of many pixels it is one product a row of taps: 1.1 to 2.8 times;
 - on maps of few pixels it is one product of all taps: as fast at 2 x 8 x 10, up to 100 times at
   2 x 2 x 3;
 - groups that fit in a few slices of the channels are a dense convolution of each slice: 2.7 to 4
@@ -48,6 +49,9 @@ _NARROW, _WIDE = 16 * 16, 64 * 64
 # Both channels: from here on a kernel of several taps has its gradient tap by tap. At 256 to 72
 # channels that took 69 ms, XLA's 47.
 _MANY = 128
+# From here on as well, a row of taps at a time, where output pixels times taps times the wider side
+# come to that. With fewer channels it is faster alone and slower in a whole step.
+_SOME, _LARGE = 64, 3_000_000
 # Output pixels of all pictures: up to so many, a kernel of several taps is one product. At 256
 # channels 2 maps of 8 x 10 take the same time either way; at 2 x 3 XLA takes 10 to 100 times as
 # long.
@@ -135,9 +139,11 @@ def convolve(
         return found.reshape(*x.shape[:-1], -1)
     if size > 2 * stride > 2:
         return by_xla(*_blocks(_pad(x, padding), kernel, stride), (1, 1), _NONE)
-    if size > 1 and channels >= _WIDE and _are_few(x.shape, size, stride, padding):
+    pixels = _pixels(x.shape, size, stride, padding)
+    if size > 1 and channels >= _WIDE and pixels is not None and pixels <= _FEW:
         return _as_product(_pad(x, padding), kernel, stride, precision)
-    if size > 1 and (min(kernel.shape[2:]) >= _MANY or (stride == 1 and channels <= _NARROW)):
+    narrow = stride == 1 and channels <= _NARROW
+    if size > 1 and (narrow or _by_products(kernel, pixels)):
         return _written(x, kernel, stride, padding, 1, precision)
     return by_xla(x, kernel, window_strides, padding)
 
@@ -173,21 +179,32 @@ def _blocks(
     return x, kernel.reshape(taps, taps, stride * stride * C, -1)
 
 
-def _are_few(shape: Sequence[int], size: int, stride: int, padding: Any) -> bool:
-    """Whether the output has few pixels; not where it has any number of pictures (an export)."""
+def _pixels(shape: Sequence[int], size: int, stride: int, padding: Any) -> int | None:
+    """Output pixels of all pictures; unknown where there may be any number (an export)."""
     sides = zip(shape[1:3], padding, strict=True)
     pixels = math.prod((n + sum(ends) - size) // stride + 1 for n, ends in sides)
-    return isinstance(shape[0], int) and shape[0] * pixels <= _FEW
+    return shape[0] * pixels if isinstance(shape[0], int) else None
+
+
+def _by_products(kernel: Float[jax.Array, "k k C D"], pixels: int | None) -> bool:
+    """Whether the gradient of such a kernel is a product a tap, or a row of taps."""
+    size, _, *channels = kernel.shape
+    large = pixels is not None and pixels * size**2 * max(channels) >= _LARGE
+    return min(channels) >= (_SOME if large else _MANY)
+
+
+def _shifts(x: jax.Array, axis: int, length: int, size: int, stride: int) -> list[jax.Array]:
+    """What each row (of axis 1) or each column (of axis 2) of a kernel reads."""
+    end = (length - 1) * stride + 1
+    return [jax.lax.slice_in_dim(x, i, i + end, stride, axis) for i in range(size)]
 
 
 def _read(
     x: Float[jax.Array, "B h w C"], p: int, q: int, size: int, stride: int
 ) -> list[Float[jax.Array, "B p q C"]]:
     """What each tap of a kernel reads, row by row."""
-    high, wide = ((n - 1) * stride + 1 for n in (p, q))
-    return [
-        x[:, i : i + high : stride, j : j + wide : stride] for i in range(size) for j in range(size)
-    ]
+    rows = _shifts(x, 1, p, size, stride)
+    return [tap for row in rows for tap in _shifts(row, 2, q, size, stride)]
 
 
 def _as_product(
@@ -248,7 +265,7 @@ def _backward(
     x, kernel = saved
     of_x = jax.vjp(lambda x: _plain(x, kernel, stride, padding, groups, precision), x)[1]
     x = _pad(x, padding)
-    if groups > 1 or min(kernel.shape[2:]) >= _MANY:
+    if groups > 1 or _by_products(kernel, math.prod(gradient.shape[:3])):
         return of_x(gradient)[0], _by_taps(x, gradient, kernel.shape[0], stride, groups, precision)
     of_kernel = jax.vjp(lambda kernel: _plain(x, kernel, stride, _NONE, 1, precision), kernel)[1]
     return of_x(gradient)[0], of_kernel(gradient)[0]
@@ -265,13 +282,21 @@ def _by_taps(
     groups: int,
     precision: Any,
 ) -> Float[jax.Array, "k k _C D"]:
-    """The kernel's gradient: each tap is a product of the pixels that it read and the gradient."""
-    p, q = gradient.shape[1:3]
-    read = _read(x, p, q, size, stride)
+    """The kernel's gradient: each tap is a product of the pixels that it read and the gradient.
+
+    With fewer than `_MANY` channels it is each row of taps: the wider, the faster.
+    """
+    (p, q), channels = gradient.shape[1:3], x.shape[-1]
     if groups == 1:
+        if min(channels, gradient.shape[-1]) < _MANY:
+            side_by_side = jnp.concatenate(_shifts(x, 2, q, size, stride), -1)
+            read = _shifts(side_by_side, 1, p, size, stride)
+        else:
+            read = _read(x, p, q, size, stride)
         gradient = gradient.reshape(-1, gradient.shape[-1])
         taps = [_over_pixels(a.reshape(-1, a.shape[-1]), gradient, precision) for a in read]
-        return jnp.stack(taps).reshape(size, size, *taps[0].shape)
+        return jnp.stack(taps).reshape(size, size, channels, -1)
+    read = _read(x, p, q, size, stride)
 
     def by_group(a: jax.Array) -> jax.Array:
         return jnp.moveaxis(a.reshape(*a.shape[:3], groups, -1), 3, 0)

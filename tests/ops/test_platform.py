@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from drkd_jax.ops import conv
 from drkd_jax.ops.conv import convolve
 from drkd_jax.ops.matching import match_boxes
 from drkd_jax.ops.nms import nms
@@ -131,11 +132,18 @@ SHAPES = {  # kernel, stride, height, width, padding before and after, channels 
     "few pixels, many taps": (5, 1, 3, 2, (2, 2), 64, 64, 1),
     "wide": (3, 2, 18, 19, (0, 2), 128, 136, 1),
     "wide to narrower": (3, 1, 9, 9, (1, 1), 136, 128, 1),
+    "many pixels": (3, 1, 14, 13, (1, 1), 64, 72, 1),
+    "many pixels, uneven": (3, 2, 29, 27, (0, 2), 72, 64, 1),
     "groups": (3, 2, 5, 6, (1, 1), 48, 96, 6),  # 3 slices of 2 groups
     "wide groups": (3, 2, 5, 4, (0, 2), 80, 40, 2),
     "many groups": (3, 2, 6, 5, (0, 2), 40, 80, 20),  # of 2 channels
     "thin groups": (3, 1, 5, 4, (1, 1), 96, 96, 24),  # of 4
 }
+
+
+@pytest.fixture
+def fewer_pixels_are_many(monkeypatch):
+    monkeypatch.setattr(conv, "_LARGE", 200_000)
 
 
 def of_shape(x, kernel, shape, **others):
@@ -144,7 +152,7 @@ def of_shape(x, kernel, shape, **others):
     return convolve(x, kernel, (stride,) * 2, (padding,) * 2, **others)
 
 
-def test_convolutions_and_their_gradients_are_those_of_xla():
+def test_convolutions_and_their_gradients_are_those_of_xla(fewer_pixels_are_many):
     def value_and_gradients(x, kernel, shape, weights):
         def total(x, kernel):
             out = of_shape(x, kernel, shape)
@@ -165,7 +173,7 @@ def test_convolutions_and_their_gradients_are_those_of_xla():
             name: (rng.normal(size=(2, h, w, C)), rng.normal(size=(k, k, C // G, D)))
             for name, (k, _, h, w, _, C, D, G) in SHAPES.items()
         }
-        weights = rng.normal(size=25000)
+        weights = rng.normal(size=27000)
         forms = both(every, arrays, weights)
         with tracing_for("onnx"):  # which has none of its own
             xla = jax.jit(every)(arrays, weights)
@@ -184,6 +192,14 @@ def traced(platform, name, dtype="float32", **others):
         return str(jax.make_jaxpr(total)(*shapes))
 
 
+def test_a_kernel_of_some_channels_has_its_gradient_by_rows_on_large_maps(monkeypatch):
+    assert "f32[3,192,72]" not in traced("cpu", "many pixels")  # 3 taps of 64 channels, 3 rows
+    monkeypatch.setattr(conv, "_LARGE", 2 * 14 * 13 * 9 * 72)
+    assert "f32[3,192,72]" in traced("cpu", "many pixels")
+    monkeypatch.setattr(conv, "_LARGE", 2 * 14 * 13 * 9 * 72 + 1)
+    assert "f32[3,192,72]" not in traced("cpu", "many pixels")
+
+
 def test_a_gpu_gets_blocks_of_channels():
     thin = traced("gpu", "thin groups", "bfloat16")
     assert "feature_group_count=2\n" in thin  # 12 groups of 4 channels in each
@@ -193,8 +209,8 @@ def test_a_gpu_gets_blocks_of_channels():
     assert "window_strides=(2, 2)" not in stem
 
 
-@pytest.mark.parametrize("name", ["point", "few pixels", "wide", "groups"])
-def test_only_a_cpu_has_gradients_of_its_own(name):
+@pytest.mark.parametrize("name", ["point", "few pixels", "many pixels", "wide", "groups"])
+def test_only_a_cpu_has_gradients_of_its_own(name, fewer_pixels_are_many):
     """Other platforms, types and dilated kernels keep XLA's convolution and its own gradients."""
     groups = SHAPES[name][-1]
     for kept in (
