@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import math
 import statistics
@@ -21,6 +22,7 @@ from benchmarks.gain.plan import Job, Plan
 from benchmarks.gain.runner import ABOUT_FILE
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.same_run import FREE_TO_CHANGE, differing_keys, is_default
+from drkd_jax.fault_tolerance.writing import write_bytes
 from drkd_jax.report.paired import (
     METRICS,
     interval,
@@ -234,9 +236,9 @@ def _score(plan: Plan, job: Job, scores: Mapping[str, float]) -> _Scored:
             )
     kept_draws = {name: found[name][1:] for name in METRICS}
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new.npz")
-    np.savez(new, key=np.array(key), **kept_draws)
-    new.replace(path)
+    content = io.BytesIO()
+    np.savez(content, key=np.array(key), **kept_draws)
+    write_bytes(path, content.getvalue())
     return _Scored(numbers, kept_draws, images)
 
 

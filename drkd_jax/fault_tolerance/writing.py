@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -80,10 +81,12 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a small file in one go: who reads it sees the old content or the new one.
 
+    Several processes may do so at once; the last one's content stays.
+
     Raises:
         UserError: it cannot be written; the old content is still there.
     """
-    with as_user_error(path), replacing(path) as file:
+    with as_user_error(path), replacing(path, f".{secrets.token_hex(2)}.new") as file:
         file.write(content)
         if not _is_stream(path):  # which cannot be synced
             file.flush()
@@ -91,10 +94,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, ending: str = ".new") -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once it is whole; an error leaves `path` as it was.
 
-    What is no file on a disk, as /dev/stdout or a pipe, is written to as it is.
+    Until then it has this ending as well. What is no file on a disk, as /dev/stdout or a pipe, is
+    written to as it is.
 
     Raises:
         OSError: it cannot be written.
@@ -103,7 +107,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with path.open("wb") as file:
             yield file
         return
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(path.name + ending)
     try:
         with new.open("wb") as file:
             yield file

@@ -27,6 +27,19 @@ def test_a_file_is_replaced_in_one_go(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
+    path, sync = tmp_path / "gain.json", os.fsync
+
+    def other_process(file):
+        monkeypatch.setattr(os, "fsync", sync)
+        write_text(path, "theirs")
+
+    monkeypatch.setattr(os, "fsync", other_process)  # between our content and its name
+    write_text(path, "ours")
+    assert path.read_text() == "ours"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_full_disk_leaves_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / "eval.json"
     write_text(path, "old")
