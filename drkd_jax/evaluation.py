@@ -71,7 +71,9 @@ def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]
     """Numbers images, categories, annotations and detections from 1.
 
     Evaluators keep ids as doubles or 64-bit integers, and take a match with annotation 0 for no
-    match; ids of a file may be hashes, negative, or texts.
+    match; ids of a file may be hashes, negative, or texts. Pictures are numbered in the order of
+    their ids, numbers before texts: that is how pycocotools goes through them, and of detections
+    with equal scores those of earlier pictures rank higher.
 
     Args:
         ground_truth: COCO's instances dict; it is left as it is.
@@ -80,7 +82,8 @@ def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]
     Raises:
         UserError: an id that occurs twice, or one that the ground truth does not know.
     """
-    images = _numbers(ground_truth["images"], "picture")
+    pictures = sorted(ground_truth["images"], key=_by_id)
+    images = _numbers(pictures, "picture")
     categories = _numbers(ground_truth["categories"], "category")
 
     def renumber(rows: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -106,7 +109,7 @@ def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]
         return numbered
 
     truth = {
-        "images": _renumbered(ground_truth["images"]),
+        "images": _renumbered(pictures),
         "categories": _renumbered(ground_truth["categories"]),
         "annotations": renumber(ground_truth["annotations"], "annotations"),
     }
@@ -289,6 +292,11 @@ def found_in(
 
 def _renumbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "id": number} for number, row in enumerate(rows, 1)]
+
+
+def _by_id(row: dict[str, Any]) -> tuple[bool, Any]:
+    key = id_key(row["id"])
+    return isinstance(key, str), key
 
 
 def _numbers(rows: list[dict[str, Any]], kind: str) -> dict[Any, int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import EVALUATORS, coco_numbers, coco_scores
-from tests.test_evaluation import detection_of, truth_of
+from tests.test_evaluation import detection_of, pycocotools_numbers, random_set, truth_of
 
 
 @pytest.mark.parametrize("evaluator", ["faster", "pycocotools"])
@@ -72,13 +73,14 @@ def test_ids_of_any_kind_score_as_numbers_do(kind, evaluator):
         ],
     }
     perfect = [
-        {"image_id": i + 1, "category_id": 1 + i % 2, "bbox": box, "score": 0.9}
+        # No two alike: of equal scores those of lower ids rank higher.
+        {"image_id": i + 1, "category_id": 1 + i % 2, "bbox": box, "score": 0.9 - i / 100}
         for i, box in enumerate(boxes)
     ]
     neighbours = [row | {"image_id": row["image_id"] % 6 + 1} for row in perfect]
     half = perfect[:2] + neighbours[3:]
     some = [1, 2, 3, 4, 6]
-    cases = [(perfect, None, 1.0), (neighbours, None, 0.008), (half, some, 34 / 101)]
+    cases = [(perfect, None, 1.0), (neighbours, None, 0.008), (half, some, 42.5 / 101)]
     for detections, shown, score in cases:
         wanted = coco_scores(truth, detections, shown, "pycocotools")
         assert wanted.numbers["AP"] == pytest.approx(score, abs=0.02)
@@ -86,3 +88,15 @@ def test_ids_of_any_kind_score_as_numbers_do(kind, evaluator):
         found = coco_scores(*changed, shown and map(IDS[kind], shown), evaluator)
         assert found.numbers == pytest.approx(wanted.numbers, abs=1e-12)
         assert found.class_ap == pytest.approx(wanted.class_ap, abs=1e-12)
+
+
+@pytest.mark.parametrize("evaluator", list(EVALUATORS))
+@pytest.mark.parametrize("seed", [4, 6, 13])
+def test_equal_scores_rank_by_the_ids_of_pictures_whatever_their_order(seed, evaluator):
+    truth, detections = random_set(seed)  # scores of one digit
+    wanted = pycocotools_numbers(truth, detections)
+    order = np.random.default_rng(seed).permutation(len(truth["images"]))
+    shuffled = truth | {"images": [truth["images"][i] for i in order]}
+    for content in (truth, shuffled):
+        numbers = coco_numbers(content, detections, evaluator=evaluator)
+        np.testing.assert_allclose(list(numbers.values()), wanted, atol=1e-14)
