@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -104,8 +105,8 @@ def load_named(arguments: argparse.Namespace, least_limit: int | None = None) ->
     return ready(read, read.eval.least_limit if least_limit is None else least_limit)
 
 
-def read_named(arguments: argparse.Namespace) -> Read:
-    """Reads what the arguments of `add_place` or `add_arguments` name.
+def read_named(arguments: argparse.Namespace, dtype: Any = None) -> Read:
+    """Reads what the arguments of `add_place` or `add_arguments` name; ``dtype`` as of `read`.
 
     Raises:
         UserError: there is no checkpoint, the file cannot be used, or a run is given another size.
@@ -113,7 +114,7 @@ def read_named(arguments: argparse.Namespace) -> Read:
     found = open_named(arguments)
     if found.config and arguments.size:
         raise UserError(size_of_a_run(found.name))
-    return read(found, arguments.size, getattr(arguments, "batch_size", None))
+    return read(found, arguments.size, getattr(arguments, "batch_size", None), dtype)
 
 
 def size_of_a_run(place: str) -> str:
@@ -137,7 +138,10 @@ def open_named(arguments: argparse.Namespace) -> Weights:
 
 
 def read(
-    found: Weights, size: tuple[int, int] | None = None, batch_size: int | None = None
+    found: Weights,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    dtype: Any = None,
 ) -> Read:
     """A detector out of a work folder or a file; the batch norms of a file's are folded.
 
@@ -146,6 +150,7 @@ def read(
         size: of a file: pixels of the shorter side after resizing and of the longer one at most;
             None: what the file says, or 800 and 1333.
         batch_size: pictures a step; None: as the run evaluates, and 1 of a file.
+        dtype: of the computation; None: that of the run, float32 of a file.
 
     Raises:
         UserError: it holds no detector of ours, or does not fit its own config.
@@ -156,9 +161,10 @@ def read(
         settings = eval_settings(found.config.get("eval") or {})
     if batch_size is not None:
         settings = dataclasses.replace(settings, batch_size=batch_size)
+    detector, pixels = found.detector(dtype), found.pixels
     return Read(
-        detector=found.detector() if found.config else fold(found.detector()),
-        pixels=found.pixels,
+        detector=detector if found.config else fold(detector),
+        pixels=pixels if dtype is None else dataclasses.replace(pixels, dtype=jnp.dtype(dtype)),
         config=found.as_config(size),
         step=found.step,
         categories=found.categories,

@@ -115,7 +115,8 @@ def _write_program(arguments: argparse.Namespace, out: Path) -> int:
             raise UserError("--platforms belongs to --to=stablehlo; ONNX runs wherever it is run")
     elif find_spec("flatbuffers") is None:
         raise UserError("jax.export needs flatbuffers to write a file: pip install flatbuffers")
-    read = read_named(arguments)
+    # No runtime has convolutions of bfloat16 on a CPU; the arrays are float32 in any case.
+    read = read_named(arguments, "float32" if onnx else None)
     form = Form(
         canvas=arguments.canvas or read.pipeline.canvases[0],
         batch=arguments.batch or (1 if onnx else None),

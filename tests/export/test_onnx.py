@@ -1,9 +1,11 @@
 """`export --to=onnx`: onnxruntime finds what our predictor finds."""
 
+import dataclasses
 import importlib.util
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,6 +24,7 @@ from tests.export.test_program import (
     pictures,
     write_detector,
 )
+from tests.training import tiny
 
 needed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("jax2onnx", "onnx", "onnxruntime")),
@@ -80,6 +83,31 @@ def test_onnxruntime_finds_what_we_find(kind, own, batch, tmp_path, capfd):
     about = json.loads((tmp_path / "student.onnx.json").read_text())
     assert about["platforms"] == ["onnx"]
     assert about["inputs"]["images"]["shape"] == [batch, 64, 96, 3]
+
+
+@pytest.fixture
+def bfloat16_run(tmp_path):
+    """The weights of a file of ours as those of a run that computes in bfloat16, and the file."""
+    file = tmp_path / "student.safetensors"
+    write_detector(file, "retinanet")
+    return file, dataclasses.replace(load(file), config=tiny.config(precision="bfloat16"))
+
+
+def test_a_run_is_read_in_another_precision(bfloat16_run):
+    _, run = bfloat16_run
+    for asked, dtype in ((None, jnp.bfloat16), ("float32", jnp.float32)):
+        found = read(run, dtype=asked)
+        assert found.pixels.dtype == found.detector.dtype == jnp.dtype(dtype)
+
+
+@needed
+def test_of_a_run_in_bfloat16_onnxruntime_computes_in_float32(bfloat16_run, tmp_path, monkeypatch):
+    file, run = bfloat16_run
+    monkeypatch.setattr("drkd_jax.cli.detector.load", lambda *_, **__: run)
+    out = tmp_path / "student.onnx"
+    assert main(["export", f"--workdir={tmp_path}", "--to=onnx", f"--batch={BATCH}", str(out)]) == 0
+    images, sizes = pictures(PICTURES)
+    assert_same(by_onnxruntime(out, images, sizes), ours(file, images, sizes))
 
 
 @needed
