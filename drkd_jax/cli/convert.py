@@ -12,6 +12,8 @@ from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import make_place, write_text
 from drkd_jax.models.build import fill_settings
+from drkd_jax.models.conventions import conventions
+from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.norm import group_count
 from drkd_jax.weights.libraries.key_report import give
 from drkd_jax.weights.libraries.understanding import LIBRARIES, library_table
@@ -22,8 +24,10 @@ from drkd_jax.weights.ours import write_ours, write_safetensors
 _TOLD = (
     *("channels", "min_level", "max_level", "extra", "extra_relu", "head_convs", "head_norm"),
     *("rpn_convs", "roi_convs", "roi_fcs", "fc", "class_agnostic"),
-    *("anchors", "delta_stds", "roi_stds"),
+    *("anchors", "delta_stds", "roi_stds", "proposals", "test"),
 )
+_OF_REGIONS = ("roi_sampling", "roi_aligned", "roi_max_level")  # None or 0: the convention's
+_SIZE = (800, 1333)  # pixels of a picture's shorter side, and of the longer one at most, in both
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,13 +115,35 @@ def _to_theirs(file: str, library: str, out: Path) -> int:
     names = [name for _, name in about.categories]
     write_safetensors(out, theirs, {"format": "pt", "classes": json.dumps(names)})
     print(f"{len(theirs)} arrays under the names of {library}, written to {out}")
-    for line in _not_in_file(about.settings, about.num_classes):
+    for line in [*_not_in_file(about.settings, about.num_classes), *_pictures(about.data, library)]:
         print(f"  {line}")
     return 0
 
 
+def _pictures(data: Mapping[str, Any], library: str) -> list[str]:
+    """What the other library has to be told of the pictures, where it is known."""
+    lines = []
+    usual = conventions(library).pixels
+    for key in ("mean", "std", "channels"):
+        value, theirs = (as_tuples(v) for v in (data.get(key), getattr(usual, key)))
+        if value not in (None, theirs):
+            unit = "" if key == "channels" else " (of colours from 0 to 255)"
+            lines.append(f"its pictures' {key} is {value}, not {theirs}{unit}")
+    size = data.get("shorter", _SIZE[0]), data.get("longer", _SIZE[1])
+    if data.get("resize") == "stretch":
+        lines.append(
+            f"its pictures are stretched to {size[0]} pixels of height, {size[1]} of width"
+        )
+    elif size != _SIZE:
+        lines.append(
+            f"its pictures' shorter side is {size[0]} pixels, the longer one {size[1]} at most, "
+            f"not {_SIZE[0]} and {_SIZE[1]}"
+        )
+    return lines
+
+
 def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
-    """What the other library has to be told, since no array shows it."""
+    """What the other library has to be told of the network, since no array shows it."""
     backbone = settings.get("backbone") or {}
     outputs = settings.get("head_classes") or num_classes
     lines = []
@@ -135,11 +161,18 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
         lines.append(f"its backbone has group norms, of {groups} groups at its narrowest")
     if backbone.get("style", "pytorch") != "pytorch":
         lines.append(f"its backbone's style is {backbone['style']}")
+    if backbone.get("pool", "padded") != "padded":
+        lines.append(f"its stem's pool is {backbone['pool']}")
     if settings.get("detector"):  # anchors and deltas: how boxes are read from the arrays
         given = {key: settings[key] for key in ("detector", "convention") if key in settings}
         own, usual = (fill_settings(values)[1] for values in (settings, given))
         for key in _TOLD:
             lines += _other(key, getattr(own, key, None), getattr(usual, key, None))
+        rule = conventions(own.convention)
+        for key in _OF_REGIONS:
+            value, theirs = getattr(own, key, None), getattr(rule, key)
+            open_ = value is None or (key == "roi_max_level" and not value)
+            lines += _other(key, theirs if open_ else value, theirs)
         if settings.get("roi_convs"):
             lines.append("norms of its pyramid and regions, if it had any, are in the convolutions")
     return lines

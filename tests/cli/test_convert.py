@@ -99,14 +99,34 @@ def test_what_no_array_shows_is_said_for_the_other_library(tmp_path, capsys):
     _, theirs = foreign("mmdet retinanet")
     save_file(theirs, tmp_path / "theirs.safetensors")
     files = [str(tmp_path / f"{kind}.safetensors") for kind in ("theirs", "ours", "back")]
-    settings = "anchors.scale=2.0", "delta_stds=[0.1, 0.1, 0.2, 0.2]"
+    settings = "anchors.scale=2.0", "delta_stds=[0.1, 0.1, 0.2, 0.2]", "test.score=0.3"
     assert main(["convert", "--from=mmdet", *(f"--set={s}" for s in settings), *files[:2]]) == 0
     capsys.readouterr()
     assert main(["convert", "--to=mmdet", *files[1:]]) == 0
     said = capsys.readouterr().out.splitlines()
     assert "  its anchors.scale is 2.0, not 4.0" in said
     assert "  its delta_stds is (0.1, 0.1, 0.2, 0.2), not ()" in said
-    assert not any("octaves" in line for line in said)
+    assert "  its test.score is 0.3, not 0.05" in said
+    assert not any(word in line for line in said for word in ("octaves", "test.nms", "pictures"))
+
+
+def test_how_regions_and_pictures_are_read_is_said_for_the_other_library(tmp_path, capsys):
+    _, theirs = foreign("mmdet faster_rcnn")
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    files = [str(tmp_path / f"{kind}.safetensors") for kind in ("theirs", "ours", "back")]
+    settings = ["roi_sampling=2", "roi_aligned=true", "backbone.pool=ceil"]
+    settings += ["data.std=[1, 1, 1]", "data.channels=bgr", "data.resize=stretch"]
+    assert main(["convert", "--from=mmdet", *(f"--set={s}" for s in settings), *files[:2]]) == 0
+    capsys.readouterr()
+    assert main(["convert", "--to=mmdet", *files[1:]]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "  its roi_sampling is 2, not 0" in said
+    assert "  its stem's pool is ceil" in said
+    std = "(58.395, 57.12, 57.375)"
+    assert f"  its pictures' std is (1, 1, 1), not {std} (of colours from 0 to 255)" in said
+    assert "  its pictures' channels is bgr, not rgb" in said
+    assert "  its pictures are stretched to 800 pixels of height, 1333 of width" in said
+    assert not any(word in line for line in said for word in ("roi_aligned", "mean"))
 
 
 def test_another_library_s_conventions_are_not_written_under_its_names(tmp_path, capsys):
@@ -211,6 +231,10 @@ def test_a_work_folder_converts_to_the_library_s_names(workdir, tmp_path, capsys
     assert "  its channels is 16, not 256" in said
     assert "  its head_convs is 1, not 4" in said
     assert any(line.startswith("  its backbone has group norms, of ") for line in said)
+    mean = "(123.675, 116.28, 103.53) (of colours from 0 to 255)"
+    assert f"  its pictures' mean is (120.0, 120.0, 120.0), not {mean}" in said
+    size = "shorter side is 64 pixels, the longer one 96 at most, not 800 and 1333"
+    assert f"  its pictures' {size}" in said
     theirs = load_file(out)
     assert len(theirs) == len(arrays)
     assert theirs["bbox_head.retina_cls.weight"].shape == (18, 16, 3, 3)
