@@ -32,9 +32,13 @@ class Metrics:
     Args:
         workdir: the run's folder.
         start: the step the run starts from; lines of later steps, left by a killed run, are cut
-            off, since they come again.
+            off, since they come again. Warnings stay, except of a run that begins anew.
         steps: length of the run.
         silent: writes and says nothing: for all processes but the first.
+
+    Attributes:
+        earlier: the lines that were kept of the sessions before.
+        warnings: of all sessions, each text once.
 
     Raises:
         UserError: here and in every method: the disk is full, or the folder cannot be written.
@@ -42,10 +46,13 @@ class Metrics:
 
     def __init__(self, workdir: Path, start: int, steps: int, *, silent: bool = False):
         self._path, self._silent = workdir / METRICS_FILE, silent
+        self.earlier = _kept(self._path, start)
+        told = [line for line in self.earlier if line["kind"] == "warning"]
+        self.warnings = list(dict.fromkeys(line["warning"] for line in told))
+        self._told = {(line["step"], line["warning"]) for line in told}
         if not silent:
             if self._path.exists():
-                kept = [line for line in read_metrics(self._path) if line["step"] <= start]
-                write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+                write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.earlier))
             with as_user_error(workdir):
                 self._file = self._path.open("a")
                 self._board = TensorBoardWriter(workdir / "tensorboard", start)
@@ -60,7 +67,6 @@ class Metrics:
             dynamic_ncols=True,
             smoothing=0.05,
         )
-        self.warnings: list[str] = []
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
@@ -72,10 +78,13 @@ class Metrics:
             self._bar.write(text, file=self._terminal)
 
     def warn(self, step: int, text: str) -> None:
-        """A warning: on the terminal and in `metrics.jsonl`."""
-        self.warnings.append(text)
+        """A warning: on the terminal and, once a step, in `metrics.jsonl`."""
         self.say(f"warning: step {step}: {text}")
-        self._write("warning", step, {"warning": text})
+        if text not in self.warnings:
+            self.warnings.append(text)
+        if (step, text) not in self._told:
+            self._told.add((step, text))
+            self._write("warning", step, {"warning": text})
 
     def train(self, step: int, values: Mapping[str, float], progress: Mapping[str, str]) -> None:
         """A log step.
@@ -127,6 +136,19 @@ class Metrics:
             self._file.flush()
             if kind != "warning":
                 self._board.scalars(kind, values, step)
+
+
+def _kept(path: Path, start: int) -> list[dict[str, Any]]:
+    """The lines that a run goes on with, in order.
+
+    A warning of a later step may not come again: what led to it began before the checkpoint, and
+    who watches begins to count anew.
+    """
+    if start == 0 or not path.exists():
+        return []
+    return [
+        line for line in read_metrics(path) if line["step"] <= start or line["kind"] == "warning"
+    ]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -34,6 +34,32 @@ def test_lines_after_the_checkpoint_are_written_again_not_twice(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / METRICS_FILE)] == [*range(1, 9)]
 
 
+def warned(folder, start, *texts):
+    """A session that warns, each time a step later than before, from the one after `start` on."""
+    metrics = Metrics(folder, start, 10)
+    for step, text in enumerate(texts, start + 1):
+        metrics.warn(step, text)
+    metrics.close()
+    return metrics.warnings
+
+
+def test_warnings_of_earlier_sessions_stay_each_once(tmp_path):
+    assert warned(tmp_path, 0, "of the first session", "dead") == ["of the first session", "dead"]
+    # From step 1 on, killed before the second warning came again; then it comes.
+    assert warned(tmp_path, 1) == ["of the first session", "dead"]
+    assert warned(tmp_path, 1, "dead", "new") == ["of the first session", "dead", "new"]
+    lines = [(line["step"], line["warning"]) for line in read_metrics(tmp_path / METRICS_FILE)]
+    assert lines == [(1, "of the first session"), (2, "dead"), (3, "new")]
+    silent = Metrics(tmp_path, 1, 10, silent=True)  # another process says the same
+    assert silent.warnings == ["of the first session", "dead", "new"]
+
+
+def test_a_run_that_begins_anew_has_no_warnings_of_the_one_before(tmp_path):
+    warned(tmp_path, 0, "no checkpoint came after it")
+    assert warned(tmp_path, 0) == []
+    assert read_metrics(tmp_path / METRICS_FILE) == []
+
+
 def events(path):
     """The events of a file: each is a length, its checksum, the event and its checksum."""
     data, at, found = path.read_bytes(), 0, []
