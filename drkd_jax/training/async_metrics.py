@@ -62,8 +62,11 @@ class AsyncMetrics:
         self.averager = MetricAverager(run.weights, run.train.batch_size)
         self._run, self._metrics, self._checkpoints = run, metrics, checkpoints
         self._inactive: InactiveLossMonitor | None = None
-        # A session's start is what it compares with.
         self._monitor = CollapseMonitor(untrained=largest_untrained_share(run.distillation))
+        # The run's start is what it compares with, whatever session that was in; told then.
+        for line in metrics.earlier:
+            if line["kind"] == "train":
+                self._monitor.observe({k: v for k, v in line.items() if isinstance(v, float)})
         self._pending: deque[_Pending] = deque()
 
     def add(self, step: int, values: StepValues, pictures: np.ndarray) -> None:
