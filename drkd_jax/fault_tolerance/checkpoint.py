@@ -14,10 +14,11 @@ so that whoever only wants a detector reads nothing else. A teacher is never sav
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,11 @@ class Checkpoints:
         return self._last.latest_step()
 
     def about(self) -> dict[str, Any]:
-        """The JSON part of the newest checkpoint; without one, of the best one; else empty."""
+        """The JSON part of the newest checkpoint; without one, of the best one; else empty.
+
+        Raises:
+            UserError: it is damaged.
+        """
         for manager in (self._last, self._best):
             step = manager.latest_step()
             if step is not None:
@@ -96,7 +101,11 @@ class Checkpoints:
         self._write(self._best, step, {"student": _student(state)}, about)
 
     def best(self) -> tuple[int, dict[str, float]] | None:
-        """Step and COCO numbers of the best checkpoint."""
+        """Step and COCO numbers of the best checkpoint.
+
+        Raises:
+            UserError: it is damaged.
+        """
         step = self._best.latest_step()
         return None if step is None else (step, _about(self._best, step)["numbers"])
 
@@ -108,7 +117,7 @@ class Checkpoints:
             sharding: where every array is put.
 
         Raises:
-            UserError: the checkpoint holds other arrays than the config asks for.
+            UserError: the checkpoint holds other arrays than the config asks for, or is damaged.
         """
         wanted = _items(like)
         abstract = jax.tree.map(
@@ -116,14 +125,11 @@ class Checkpoints:
         )
         step = self.latest_step()
         folder = Path(self._last.directory) / str(step)
-        for name, item in wanted.items():
-            _check_fits(folder / name, flatten(item))
-        restored = self._last.restore(
-            step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
-            ),
-        )
+        items = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+        with _whole(self._last, step):
+            for name, item in wanted.items():
+                _check_fits(folder / name, flatten(item))
+            restored = self._last.restore(step, args=ocp.args.Composite(**items))
         student, training = restored["student"], restored["training"]
         params, others = dict(like.params), dict(like.model_state)
         own = training["trained"] if like.average else student
@@ -233,9 +239,38 @@ def load_distiller(
     return nnx.merge(parts.graph, *unflatten(arrays, pair))
 
 
-def _about(manager: ocp.CheckpointManager, step: int | None) -> dict[str, Any]:
+def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     only = ocp.args.Composite(about=ocp.args.JsonRestore())
-    return manager.restore(step, args=only)["about"]
+    with _whole(manager, step):
+        return manager.restore(step, args=only)["about"]
+
+
+@contextlib.contextmanager
+def _whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Turns what reading a damaged checkpoint raises, an `Exception` of any kind, into words.
+
+    It is not left out without a word: that would undo steps which its owner knows to be done.
+    """
+    words = ""
+    with collect_unraisable() as said:
+        try:
+            yield
+        except (UserError, jax.errors.JaxRuntimeError):  # the latter: no memory
+            raise
+        except Exception as error:
+            cause = error.__cause__ or error  # orbax's own words are a page about the reader
+            words = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+        if words:
+            gc.collect()  # what readers of the other arrays have to say of it
+            said.clear()
+    if words:
+        folder = Path(manager.directory)
+        before = [other for other in manager.all_steps() if other < step]
+        from_there = f"from step {max(before)}" if before else "without it"
+        raise UserError(
+            f"{folder / str(step)}: not a whole checkpoint ({words}). Copy it again; or move it "
+            f"out of {folder.name}/, and the same command goes on {from_there}"
+        )
 
 
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:

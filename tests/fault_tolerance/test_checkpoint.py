@@ -1,7 +1,9 @@
 """Checkpoints of small states: nothing here compiles a network."""
 
+import contextlib
 import json
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -230,6 +232,53 @@ def test_a_checkpoint_that_was_copied_in_part_is_told(folder):
     largest.write_bytes(largest.read_bytes()[:10])
     with pytest.raises(UserError, match=r"checkpoints/1: not a whole checkpoint"):
         read_checkpoint(workdir, "last")
+
+
+def cut_array(step):
+    files = [path for path in (step / "student").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:10])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_array,
+        lambda step: shutil.rmtree(step / "training"),
+        lambda step: (step / "about" / "metadata").write_text('{"config": '),
+        lambda step: shutil.rmtree(step) or step.mkdir(),
+    ],
+    ids=["an array", "no optimiser", "the JSON", "an empty folder"],
+)
+def test_a_run_whose_newest_checkpoint_is_damaged_is_told_where_it_can_go_on(folder, damage, capfd):
+    workdir, checkpoints = folder
+    for step in (1, 2):
+        checkpoints.save(state_of(step=step), about())
+    checkpoints.wait()
+    damage(workdir / "checkpoints" / "2")
+
+    def go_on():
+        again = checkpoint.Checkpoints(workdir, keep=2)
+        with contextlib.closing(again):
+            again.about()
+            return int(again.restore(state_of(), replicated(data_mesh())).step)
+
+    where = r"checkpoints/2: not a whole checkpoint \(.*out of checkpoints/, .* from step 1$"
+    with pytest.raises(UserError, match=where) as error:
+        go_on()
+    print(error.value)
+    assert capfd.readouterr().err == ""
+    (workdir / "checkpoints" / "2").rename(workdir / "damaged")
+    assert go_on() == 1
+
+
+def test_a_damaged_best_checkpoint_is_told(folder):
+    workdir, checkpoints = folder
+    checkpoints.save_best(state_of(step=3), about(numbers={"AP": 0.2}))
+    checkpoints.wait()
+    (workdir / "best" / "3" / "about" / "metadata").write_text("")
+    with pytest.raises(UserError, match=r"best/3: not a whole .* out of best/, .* without it$"):
+        checkpoints.best()
 
 
 def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
