@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from drkd_jax.data.sources.records import Category, Source, changes, fingerprint
 from drkd_jax.distill.config import DistillConfig, distill_config
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.processes import broadcast, from_all
+from drkd_jax.models.arrays import flatten
 from drkd_jax.models.filling import as_tuples
 from drkd_jax.step.settings import EvalSettings, TrainSettings
 
@@ -129,36 +131,52 @@ def check_same_classes(
         )
 
 
-def common_fingerprints(sources: Mapping[str, Source]) -> dict[str, Any]:
-    """Fingerprints of the sets, after all processes were seen to read the same ones.
+def common_fingerprints(sources: Mapping[str, Source], teacher: Any = None) -> dict[str, Any]:
+    """Fingerprints of what is read, after all processes were seen to read the same.
 
     A host whose copy has other pictures or boxes would put them under the numbers of others.
 
     Args:
         sources: by "train" and "val", as this process opened them.
+        teacher: the arrays that were read of a file or work folder; None where none were.
+
+    Returns:
+        JSON values by "train" and "val" and, where there are arrays, "teacher".
 
     Raises:
-        UserError: on all processes, where one reads another set than process 0.
+        UserError: on all processes, where one reads something else than process 0.
     """
-    own = {part: fingerprint(source) for part, source in sources.items()}
+    own: dict[str, Any] = {part: fingerprint(source) for part, source in sources.items()}
+    what = {part: (f"config.data.{part}", "pictures or annotations", "folder") for part in own}
+    if teacher is not None:
+        own["teacher"] = _digest(teacher)
+        what["teacher"] = "config.teacher.checkpoint", "weights", "file"
     first = broadcast(lambda: own)
-    for part in sources:
+    for part, (key, content, place) in what.items():
         other = np.flatnonzero(from_all(np.array([own[part] != first[part]])))
         if other.size:
             number = ", ".join(map(str, other))
             raise UserError(
-                f"config.data.{part}: process {number} reads other pictures or annotations than "
-                "process 0; give all hosts one folder, or the same copy of it"
+                f"{key}: process {number} reads other {content} than process 0; give all hosts "
+                f"one {place}, or the same copy of it"
             )
     return own
 
 
+def _digest(teacher: Any) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for name, leaf in sorted(flatten(teacher).items()):
+        if name.startswith(("backbone.", "neck.")):  # heads are there or not, as is asked
+            digest.update(name.encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
 def changed_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between the sets of a checkpoint and those of now, a line each.
+    """What differs between the sets and the teacher of a checkpoint and those of now, a line each.
 
     Args:
-        old: fingerprints by "train" and "val", of the checkpoint; may be empty.
-        new: of the data as they are now.
+        old: `common_fingerprints` of the checkpoint; may be empty, or lack the teacher.
+        new: of what is there now.
     """
     lines = []
     for part, then in (
@@ -168,6 +186,12 @@ def changed_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         line = changes(old.get(part, {}), new.get(part, {}), f"config.data.{part}")
         if line:
             lines.append(f"{line}; {then}")
+    taught, teaches = old.get("teacher"), new.get("teacher")
+    if taught and teaches and taught != teaches:
+        lines.append(
+            "config.teacher.checkpoint has other weights than at the last checkpoint: from here "
+            "on another teacher teaches"
+        )
     return lines
 
 

@@ -105,9 +105,10 @@ class _Session:
         )
         self.start, self.seconds = 0, 0.0
         self.teacher_ap: float | None = None  # where teacher.evaluate asks for it
-        self.fingerprint = same_run.common_fingerprints(
-            {"train": run.train_source, "val": run.val_source}
-        )
+        sources = {"train": run.train_source, "val": run.val_source}
+        read = run.teacher if (run.config.get("teacher") or {}).get("checkpoint") else None
+        taught = read.arrays if read else None
+        self.fingerprint = same_run.common_fingerprints(sources, taught)
         self.compared: set[tuple[int, ...]] = set()  # shapes whose gradients were looked at
         self._resume()
         traced = read_steps(profile, self.start, run.steps)

@@ -46,17 +46,17 @@ def test_changed_classes_are_refused_with_both_lists(tmp_path):
         assert "(" + ", ".join(f"{i} {name}" for i, name in new) + ")" in str(raised.value)
 
 
-@pytest.mark.parametrize("differing", [[], ["train"], ["val"]])
+@pytest.mark.parametrize("differing", [[], ["train"], ["val"], ["teacher"]])
 def test_a_host_with_another_copy_of_the_data_is_named(differing, folder, monkeypatch):
     """This is process 0 of three; the third one says what it found of each set."""
     sources = dict.fromkeys(("train", "val"), open_source(folder.spec))
-    third = iter([part in differing for part in sources])
+    third = iter([part in differing for part in (*sources, "teacher")])
     monkeypatch.setattr(same_run, "from_all", lambda own: np.concatenate([own, own, [next(third)]]))
     if not differing:
-        assert common_fingerprints(sources)["val"] == fingerprint(sources["val"])
+        assert common_fingerprints(sources, {})["val"] == fingerprint(sources["val"])
         return
-    with pytest.raises(UserError, match=rf"config\.data\.{differing[0]}: process 2 reads other"):
-        common_fingerprints(sources)
+    with pytest.raises(UserError, match=rf"config\..*{differing[0]}.*: process 2 reads other"):
+        common_fingerprints(sources, {})
 
 
 def now(folder: CocoFolder) -> dict:
@@ -112,6 +112,23 @@ def test_changed_pictures_and_boxes_are_said(folder, kind):
 
 def test_a_checkpoint_of_before_has_no_fingerprint(folder):
     assert changed_data({}, {"train": now(folder), "val": now(folder)}) == []
+
+
+def of_teacher(scale: float) -> dict:
+    """A teacher's arrays; a head, which is kept only where it is wanted, and a backbone."""
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    return {"backbone": {"kernel": scale * kernel}, "head": {"bias": np.full(2, scale)}}
+
+
+def test_another_teacher_is_said(folder):
+    sources = dict.fromkeys(("train", "val"), open_source(folder.spec))
+    before = json.loads(json.dumps(common_fingerprints(sources, of_teacher(1.0))))
+    without_head = common_fingerprints(sources, {"backbone": of_teacher(1.0)["backbone"]})
+    assert changed_data(before, without_head) == []
+    (line,) = changed_data(before, common_fingerprints(sources, of_teacher(1.001)))
+    assert line.startswith("config.teacher.checkpoint has other weights than at the last checkp")
+    of_before = common_fingerprints(sources)  # and one that is drawn at random
+    assert changed_data(of_before, before) == changed_data(before, of_before) == []
 
 
 def test_a_set_that_moved_is_the_same(folder, tmp_path):
