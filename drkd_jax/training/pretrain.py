@@ -9,20 +9,20 @@ it will see in the distillation. Relation units are not trained here: no head of
 relation matrix.
 
 Every eighth training image is left out and serves to measure what the phase brought. A phase that
-was stopped begins again; one that is done lies in the work folder and is taken from there.
+was stopped begins again; one that is done lies in the work folder and is taken from there. Batches
+are worked off in the parts that the run's are (`train.accumulate`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,31 +39,22 @@ from drkd_jax.distill.layers import pixel_mask
 from drkd_jax.distill.teacher_side import variance
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.processes import broadcast, from_all
-from drkd_jax.fault_tolerance.writing import write_bytes
 from drkd_jax.models.arrays import flatten, unflatten
 from drkd_jax.step import schedule
+from drkd_jax.step.accumulation import Gradient, accumulate, split_batch
 from drkd_jax.step.settings import TrainSettings
 from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.step.state import Arrays, SplitModule, TrainState, merge_module, split_module
 from drkd_jax.step.train_step import picture_keys
+from drkd_jax.training.kept_units import UNITS_FILE, Pretrained, read_units, write_units
 from drkd_jax.training.setup import Run
 from drkd_jax.training.teacher import Teacher, for_data, load_teacher
 from drkd_jax.types import Array, Batch, Features
 
-UNITS_FILE = "teacher_units.npz"
 # Keys of `config.data` that change nothing about the training images.
 _HARMLESS = ("val", "on_error", "num_threads", "num_workers", "prefetch")
 _HELD_OUT = 8  # one image of so many is for measuring
 _MEASURED = 16  # held-out batches, at most
-
-
-class Pretrained(NamedTuple):
-    """What the phase left."""
-
-    arrays: dict[str, np.ndarray]  # of the units, by flat name
-    before: float  # the teacher's loss on the held-out images, as it is
-    after: float  # and with the units
-    images: int  # that were measured
 
 
 def with_pretrained_units(
@@ -190,14 +181,16 @@ def train_units(
     settings = _settings(run, config)
     tx = schedule.optimiser(settings, schedule.learning_rate(settings, (), settings.steps))
 
+    in_parts = partial(_in_parts, loss_of, run)
+
     def update(weights: Arrays, statistics: Arrays, moments: Any, *given: Any) -> Any:
-        gradient, after = jax.grad(loss_of, has_aux=True)(weights, statistics, *given)
-        parts = {"units": weights}
-        change, moments = tx.update({"units": gradient}, moments, parts)
-        return optax.apply_updates(parts, change)["units"], after, moments
+        parts, found = {"units": weights}, in_parts(weights, statistics, *given)
+        change, moments = tx.update(found.gradient, moments, parts)
+        after = optax.apply_updates(parts, change)["units"]
+        return after, found.model_state["units"], moments
 
     step = jax.jit(update, donate_argnums=(0, 1, 2), out_shardings=everywhere)
-    measure = jax.jit(lambda *given: loss_of(*given)[0], out_shardings=everywhere)
+    measure = jax.jit(lambda *given: in_parts(*given, learns=False).total, out_shardings=everywhere)
     held_out, trained = _split_source(run)
     with closing(_loader(run, held_out)) as loader:
 
@@ -230,6 +223,36 @@ def train_units(
     return Pretrained({name: np.array(leaf) for name, leaf in flat.items()}, before, after, images)
 
 
+def _in_parts(
+    loss_of: Callable[..., tuple[Array, Arrays]],
+    run: Run,
+    weights: Arrays,
+    statistics: Arrays,
+    arrays: Arrays,
+    batch: Batch,
+    step: Array,
+    *,
+    learns: bool = True,
+) -> Gradient:
+    """Loss, gradient and statistics ("units") of a batch, in the parts that the run asks for.
+
+    Who trains in parts has no memory for the whole batch here either.
+    """
+
+    def of(state: dict[str, Arrays], part: Batch) -> Gradient:
+        given = state["units"], arrays, part, step
+        if not learns:
+            return Gradient(loss_of(weights, *given)[0], {}, state, {})
+        (total, after), gradient = jax.value_and_grad(loss_of, has_aux=True)(weights, *given)
+        return Gradient(total, {}, {"units": after}, {"units": gradient})
+
+    parts, state = run.train.accumulate, {"units": statistics}
+    if parts == 1:
+        return of(state, batch)
+    split = split_batch(batch, parts, run.mesh)
+    return accumulate(of, {"units": weights} if learns else {}, state, split)
+
+
 def fingerprint(run: Run) -> str:
     """What the trained units depend on: teacher, input, levels, data, the phase's settings."""
     assert run.teacher is not None
@@ -244,35 +267,10 @@ def fingerprint(run: Run) -> str:
         *(phase.standardize_teacher, [pair.stride for pair in _distiller(run, run.state).pairs]),
         {key: value for key, value in run.config["data"].items() if key not in _HARMLESS},
         *(repr(pixels), run.train.batch_size, run.config["seed"]),
+        *([run.train.accumulate] if run.train.accumulate > 1 else []),
     ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def read_units(path: Path, mark: str) -> Pretrained | None:
-    """The units of the work folder; None where there are none, or others."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            about = json.loads(str(stored["about"]))
-            if about["fingerprint"] != mark:
-                return None
-            arrays = {name: stored[name] for name in stored.files if name != "about"}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    return Pretrained(arrays, about["before"], about["after"], about["images"])
-
-
-def write_units(path: Path, mark: str, found: Pretrained) -> None:
-    """Writes them in one go.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
-    about = {"fingerprint": mark, **found._asdict()}
-    arrays = about.pop("arrays")
-    buffer = io.BytesIO()
-    np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
-    write_bytes(path, buffer.getvalue())
 
 
 def _is_weight(path: tuple[Any, ...], variable: Any) -> bool:

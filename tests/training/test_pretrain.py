@@ -24,6 +24,7 @@ from drkd_jax.training.pretrain import (
 )
 from drkd_jax.training.setup import build_run
 from drkd_jax.training.teacher import load_teacher
+from drkd_jax.types import Batch
 from tests.training import tiny
 
 
@@ -131,6 +132,32 @@ def test_the_fingerprint_is_of_all_that_the_units_learn_from(run):
     coarse["student"]["min_level"] = 5  # one level has a unit, where two had
     for other in (config(standardize_teacher=False), bgr, coarse):
         assert fingerprint(build_run(other)) != fingerprint(run)
+
+
+def test_a_run_in_parts_trains_its_units_in_parts(run):
+    """Who has no memory for the whole batch has none for it in this phase either."""
+    seen = []
+
+    def loss_of(weights, statistics, arrays, batch, step):
+        seen.append(batch.images.shape[0])
+        x = batch.images.mean((1, 2, 3)) * batch.picture_valid
+        mean = x.sum() / batch.picture_valid.sum()
+        return (arrays * weights["w"] - mean) ** 2 + step, {"last": statistics["last"] + mean}
+
+    images = np.arange(4, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 2, 3), np.float32)
+    rows = {field: np.zeros(4, np.float32) for field in Batch._fields}
+    batch = Batch(**rows | {"images": images, "picture_valid": np.array([1, 1, 1, 0], bool)})
+    given = {"w": jnp.float32(3)}, {"last": jnp.float32(0)}, jnp.float32(2), batch, jnp.float32(5)
+    halves = dataclasses.replace(run, train=dataclasses.replace(run.train, accumulate=2))
+    found = pretrain._in_parts(loss_of, halves, *given)
+    assert set(seen) == {2}
+    # Pictures 0 and 2, mean 1, and picture 1 alone: 2/3 of (6 - 1)^2 and 1/3 of (6 - 1)^2.
+    assert float(found.total) == pytest.approx(25 + 5, rel=1e-6)
+    assert float(found.gradient["units"]["w"]) == pytest.approx(2 * 5 * 2, rel=1e-6)
+    assert float(found.model_state["units"]["last"]) == 2.0
+    alone = pretrain._in_parts(loss_of, halves, *given, learns=False)
+    assert float(alone.total) == float(found.total)
+    assert fingerprint(halves) != fingerprint(run)
 
 
 def test_a_signal_ends_the_phase_and_the_run(monkeypatch, tmp_path):

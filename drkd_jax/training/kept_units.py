@@ -1,0 +1,50 @@
+"""The teacher's pretrained graph units in the work folder, with what they were trained from."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from drkd_jax.fault_tolerance.writing import write_bytes
+
+UNITS_FILE = "teacher_units.npz"
+
+
+class Pretrained(NamedTuple):
+    """What the phase left."""
+
+    arrays: dict[str, np.ndarray]  # of the units, by flat name
+    before: float  # the teacher's loss on the held-out images, as it is
+    after: float  # and with the units
+    images: int  # that were measured
+
+
+def read_units(path: Path, mark: str) -> Pretrained | None:
+    """The units of the work folder; None where there are none, or others."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            if about["fingerprint"] != mark:
+                return None
+            arrays = {name: stored[name] for name in stored.files if name != "about"}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return Pretrained(arrays, about["before"], about["after"], about["images"])
+
+
+def write_units(path: Path, mark: str, found: Pretrained) -> None:
+    """Writes them in one go.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    about = {"fingerprint": mark, **found._asdict()}
+    arrays = about.pop("arrays")
+    buffer = io.BytesIO()
+    np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
+    write_bytes(path, buffer.getvalue())
