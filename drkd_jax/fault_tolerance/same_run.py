@@ -195,6 +195,26 @@ def changed_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def changed_scoring(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What of the evaluations differs by which the best checkpoint is chosen, a line each.
+
+    Args:
+        old: config of the checkpoint.
+        new: config of now.
+    """
+    lines = []
+    for key in ("eval.max_pictures", "eval.max_detections"):
+        before, now = (_get(config, key) for config in (old, new))
+        default = getattr(EvalSettings(), key.partition(".")[2])
+        before, now = (default if value is None else value for value in (before, now))
+        if before != now:
+            lines.append(
+                f"config.{key} is {now}, and was {before} at the last checkpoint: the best one so "
+                "far was chosen by what it was"
+            )
+    return lines
+
+
 def _get(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = config.get(part) if isinstance(config, Mapping) else None

@@ -149,6 +149,7 @@ class _Session:
             self.run.warnings += same_run.changed_data(
                 about.get("fingerprint", {}), self.fingerprint
             )
+            self.run.warnings += same_run.changed_scoring(about["config"], self.run.config)
         if latest is not None:
             self.state = self.checkpoints.restore(self.state, replicated(self.run.mesh))
             # Arrays that orbax made may be read-only memory of its own; the step writes into its.

@@ -17,6 +17,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance import same_run
 from drkd_jax.fault_tolerance.same_run import (
     changed_data,
+    changed_scoring,
     check_same_classes,
     check_same_run,
     common_fingerprints,
@@ -129,6 +130,14 @@ def test_another_teacher_is_said(folder):
     assert line.startswith("config.teacher.checkpoint has other weights than at the last checkp")
     of_before = common_fingerprints(sources)  # and one that is drawn at random
     assert changed_data(of_before, before) == changed_data(before, of_before) == []
+
+
+def test_other_scores_than_the_best_was_chosen_by_are_said():
+    some, all_of_them = {"eval": {"batch_size": 4, "max_pictures": 100}}, {"eval": {}}
+    assert changed_scoring(some, {"eval": {**some["eval"], "batch_size": 8}}) == []
+    assert changed_scoring(all_of_them, {"eval": {"max_pictures": 0, "max_detections": 100}}) == []
+    (line,) = changed_scoring(some, all_of_them)
+    assert line.startswith("config.eval.max_pictures is 0, and was 100 at the last checkpoint")
 
 
 def test_a_set_that_moved_is_the_same(folder, tmp_path):
