@@ -124,6 +124,7 @@ class Checkpoints:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), wanted
         )
         step = self.latest_step()
+        assert step is not None
         folder = Path(self._last.directory) / str(step)
         items = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
         with _whole(self._last, step):
