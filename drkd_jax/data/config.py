@@ -45,7 +45,8 @@ class PipelineConfig:
         num_threads: reading threads of each process, by default ``reading_threads``; 0 reads in
             the caller's.
         num_workers: reading processes; 0 reads in this one.
-        prefetch: batches read ahead; no more threads than that have work.
+        prefetch: batches read ahead; no more threads than that have work. By default
+            ``reading_threads``; `read_pipeline` takes ``num_threads`` where a config says more.
         drop_empty: leave out training pictures without a box, or with a side under 32 pixels.
         resize: the library by whose rule pictures are resized, or "stretch", see
             ``transforms.RULES``. Under "torchvision" a batch holds floats, four times the bytes.
@@ -141,6 +142,9 @@ def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
                 f"config.data.{key}: no such key; there are "
                 f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
             )
+    threads = data.get("num_threads")
+    if "prefetch" not in data and isinstance(threads, int):  # a thread past them has no work
+        data["prefetch"] = max(threads, reading_threads())
     if config["seed"] < 0:
         raise UserError(f"config.seed = {config['seed']}: must not be negative")
     with faults_of("config.data"):

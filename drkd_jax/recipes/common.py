@@ -45,7 +45,7 @@ def base() -> ConfigDict:
     data.depth = 0  # bits that 16-bit pictures use, 8 to 16; 0 for all 16
     data.num_threads = placeholder(int)  # that read and resize; empty: one a core, 4 to 16
     data.num_workers = 0  # worker processes; 0 reads in threads
-    data.prefetch = placeholder(int)  # batches read ahead; empty: as many as threads, 4 to 16
+    data.prefetch = placeholder(int)  # batches read ahead; empty: as many as threads, 4 at least
     data.mean = IMAGENET_MEAN  # what is subtracted from the channels, of 0..255 ...
     data.std = IMAGENET_STD  # ... and what they are divided by then
     data.channels = "rgb"  # rgb | bgr: what the student reads; mean and std in that order

@@ -194,9 +194,10 @@ def test_drop_empty_knows_crowd_and_small_pictures(coco_folder):
     assert {3, 7} >= {source.meta(int(i)).image_id for i in batch.index[batch.picture_valid]}
     assert steps_per_epoch(source, CONFIG) == 2  # a landscape and a portrait picture are left
     assert same(batch, later)
-    small["height"] = 31
-    coco_folder.write()
-    assert steps_per_epoch(open_source(coco_folder.spec), CONFIG) == 1
+    for height, steps in ((32, 2), (31, 1)):
+        small["height"] = height
+        coco_folder.write()
+        assert steps_per_epoch(open_source(coco_folder.spec), CONFIG) == steps
 
 
 def test_crowd_boxes_are_not_trained_on(coco_folder):
@@ -281,6 +282,23 @@ def test_threads_follow_the_cores(monkeypatch, cores, threads):
     )
     made = PipelineConfig(batch_size=4, canvases=((64, 64),), shorter=64, longer=64)
     assert (made.num_threads, made.prefetch) == (threads, threads)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({"num_threads": 32}, (32, 32)),
+        ({"num_threads": 2}, (2, 8)),
+        ({"num_threads": None, "prefetch": None}, (8, 8)),
+        ({"num_threads": 32, "prefetch": 3}, (32, 3)),
+    ],
+)
+def test_no_thread_that_a_config_asks_for_is_without_work(monkeypatch, said, wanted):
+    eight = set(range(8))
+    monkeypatch.setattr(config_module.os, "sched_getaffinity", lambda _: eight, raising=False)
+    data = {"canvases": ((64, 64),), "shorter": 64, "longer": 64, **said}
+    made = config_module.read_pipeline({"seed": 0, "data": data}, 4)
+    assert (made.num_threads, made.prefetch) == wanted
 
 
 @pytest.mark.parametrize(
