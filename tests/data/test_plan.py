@@ -7,7 +7,7 @@ import pytest
 
 from drkd_jax.data import pipeline
 from drkd_jax.data.pipeline import PipelineConfig, train_loader
-from drkd_jax.data.plan import BatchPlan, padding_share, steps_per_epoch
+from drkd_jax.data.plan import BatchPlan, Counter, padding_share, steps_per_epoch, train_fits
 from drkd_jax.data.sources import Source, open_source
 from drkd_jax.types import Batch
 
@@ -190,3 +190,8 @@ def test_the_rate_is_that_of_the_readers(source, monkeypatch):
     for _ in range(3):
         next(loader)
     assert loader.counts()["loader_rate"] == pytest.approx(4 / 0.5)
+    for prefetch, readers in ((3, 6), (2, 4)):  # threads of each of two processes
+        config = dataclasses.replace(CONFIG, num_threads=3, prefetch=prefetch, num_workers=2)
+        counter = Counter(train_fits(source, config), config)
+        counter.add(loader._reader.plan.batch(0), 4, 0.5)
+        assert counter.take()["loader_rate"] == pytest.approx(readers * 4 / 0.5)

@@ -109,13 +109,14 @@ def test_a_skipped_picture_leaves_everything_else_in_its_place(root, tmp_path, s
 def test_a_second_run_does_not_list_it_again(root, tmp_path, caplog):
     path = tmp_path / "skipped.jsonl"
     path.write_text('{"source": "another", "index": 17, "reason": "x"}\n{"sour')
-    for _ in range(2):
+    for run in range(2):
         loader = train_loader(_source(root), CONFIG, skipped=path)
         with caplog.at_level(logging.WARNING):
             for _ in range(2 * steps_per_epoch(_source(root), CONFIG)):  # met twice
                 next(loader)
         assert loader.num_skipped == 1
         assert "picture skipped (1 so far)" in caplog.text
+        assert caplog.text.count("picture skipped") == run + 1  # once a run, not once an epoch
     assert len(_lines_that_can_be_read(path)) == 2
 
 

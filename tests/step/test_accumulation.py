@@ -147,3 +147,16 @@ def test_an_entropy_is_of_the_parts_that_have_a_relation(few, mean):
 
     terms = accumulate(gradient, {}, {}, given).terms
     assert float(terms["diag/P3/teacher_entropy"]) == pytest.approx(mean, rel=2e-7)
+
+
+def test_what_is_not_trained_goes_from_part_to_part():
+    """As running statistics do: each part moves what the one before left."""
+
+    def gradient(state, part):
+        moved = {"student": {"mean": 0.5 * state["student"]["mean"] + part.sizes[0, 0]}}
+        return Gradient(jnp.zeros(()), {}, moved, {"student": jnp.zeros(2)})
+
+    given = batch()._replace(sizes=np.array([[1, 1], [4, 4], [1, 1], [4, 4]], np.int32))
+    start = {"student": {"mean": jnp.float32(8)}}
+    found = accumulate(gradient, {"student": jnp.zeros(2)}, start, split_batch(given, 2))
+    assert float(found.model_state["student"]["mean"]) == 0.5 * (0.5 * 8 + 1) + 4
