@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drkd_jax.data.batch import image_batch
 from drkd_jax.data.pipeline import PipelineConfig, eval_batches, train_loader
 from drkd_jax.data.sources import open_source
 from drkd_jax.data.transforms import (
@@ -102,6 +103,18 @@ def test_a_stretched_picture_has_the_sides_that_are_asked_for(height, width):
     assert fit(height, width, 300, 500, ((320, 512),), "stretch") == (0, (300, 500))
     assert fit(height, width, 500, 300, ((320, 512), (512, 320)), "stretch") == (1, (500, 300))
     assert fit(height, width, 600, 400, ((320, 512), (512, 320)), "stretch") == (1, (480, 320))
+
+
+def test_pictures_that_are_predicted_on_say_their_scale_along_x_and_y():
+    config = dataclasses.replace(PLAIN, resize="stretch", shorter=40, longer=90)
+    batch = image_batch([np.full((20, 30, 3), 255, np.uint8)], config, 2)
+    np.testing.assert_array_equal(batch.scale, [[3, 2], [1, 1]])
+    np.testing.assert_array_equal(batch.sizes, [[40, 90], [0, 0]])
+    np.testing.assert_array_equal(batch.index, [0, -1])
+    np.testing.assert_array_equal(batch.picture_valid, [True, False])
+    wanted = np.zeros((2, 64, 96, 3))
+    wanted[0, :40, :90] = 255
+    np.testing.assert_array_equal(batch.images, wanted)
 
 
 PLAIN = PipelineConfig(
