@@ -228,13 +228,20 @@ def test_which_parameters_the_optimiser_moves(way):
 
 def test_average_follows_the_student():
     values = settings(teacher_modules="average", momentum=0.75)
-    values["instance_relation"]["teacher_modules"] = "average"
+    relation = {"teacher_modules": "average", "momentum": 0.75, "similarity": "embedded"}
+    values["instance_relation"] |= relation
     runner = Runner(values, STUDENT, pyramid(1, 6))
     moved = jax.tree.map(lambda x: x + 1, runner.params)
-    _, rest = runner.run(moved, runner.rest, STUDENT, pyramid(1, 6), targets())
-    before, after = (dict(nnx.to_flat_state(state)) for state in (runner.rest, rest))
-    path = ("pixel_relation", "teacher", 0, "mix")
-    np.testing.assert_allclose(after[path][...], before[path][...] + 0.25, rtol=1e-5)
+    for train in (True, False):
+        given = STUDENT, pyramid(1, 6), targets()
+        _, rest = runner.run(moved, runner.rest, *given, train=train)
+        before, after = (dict(nnx.to_flat_state(state)) for state in (runner.rest, rest))
+        for path in (
+            ("pixel_relation", "teacher", 0, "mix"),
+            ("instance_relation", "teacher", 0, "first", "kernel"),
+        ):
+            expected = before[path][...] + 0.25 * train
+            np.testing.assert_allclose(after[path][...], expected, rtol=1e-5)
 
 
 def test_shared_modules_want_equal_channels():

@@ -16,6 +16,7 @@ from drkd_jax.distill.instance_relation import (
     masked_softmax,
     row_entropy,
 )
+from drkd_jax.distill.layers import Linear
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
 
@@ -90,3 +91,13 @@ def test_entropy_of_uniform_rows_is_1_and_of_sure_rows_0():
     assert float(row_entropy(uniform, ALL)) == pytest.approx(1, rel=1e-5)
     assert float(row_entropy(jnp.eye(6)[None], ALL)) == 0
     assert float(row_entropy(jnp.ones((1, 1, 1)), ALL[:, :1])) == 0
+    others = (1 - jnp.eye(6))[None] / 5  # a row that leaves its own box out
+    assert float(row_entropy(others, ALL, diagonal=False)) == pytest.approx(1, rel=1e-5)
+
+
+def test_weights_start_within_1_over_the_root_of_the_inputs_as_pytorch_s_do():
+    layer = Linear(16, 500, rngs=nnx.Rngs(0))
+    for drawn in (layer.kernel[...], layer.bias[...]):
+        assert 0.24 < float(drawn.max()) <= 0.25
+        assert -0.25 <= float(drawn.min()) < -0.24
+        assert abs(float(drawn.mean())) < 0.02
