@@ -88,7 +88,8 @@ def test_the_filter_of_a_similarity_has_mean_1_in_a_row():
 
 def test_two_boxes_leave_no_choice_and_no_loss(paper):
     assert paper.losses(STUDENT, TEACHER, targets((2, 2)))["instance_relation"] == 0
-    assert paper.losses(STUDENT, TEACHER, targets((3, 2)))["instance_relation"] > 0
+    alone = paper.losses(STUDENT, TEACHER, targets((3, 0)))["instance_relation"]
+    assert paper.losses(STUDENT, TEACHER, targets((3, 2)))["instance_relation"] == alone > 0
 
 
 def test_a_weight_follows_what_is_compared():
@@ -185,6 +186,18 @@ def test_correlation_does_not_see_a_channels_scale_and_mean(arithmetic):
     loss, other = (float(term((x,), (t,), (MASK,))[0]) for x in (s, scale * s + mean))
     assert other == pytest.approx(loss, rel=3e-4)  # measured: 3.4e-5, FLAT's part
     assert loss > 1
+
+
+@pytest.mark.parametrize("arithmetic", ["plain", "gram"])
+def test_norm_and_variance_are_of_the_teachers_embedding_over_its_map(arithmetic):
+    """A unit that adds a number to each channel makes the map longer, and varies nothing."""
+    t = np.random.default_rng(0).standard_normal((2, 6, 7, 5)).astype(np.float32)
+    term, added = pixel_term(arithmetic), np.arange(5, dtype=np.float32)
+    term.teacher[0].norm.bias[...] = jnp.asarray(added)
+    _, found = term((t,), (t,), (MASK,))
+    norm = np.linalg.norm((t + added)[MASK]) / np.linalg.norm(t[MASK])
+    assert float(found["pixel_relation/P3/teacher_norm"]) == pytest.approx(norm, rel=1e-6)
+    assert float(found["pixel_relation/P3/teacher_variance"]) == pytest.approx(1, rel=1e-6)
 
 
 @pytest.mark.parametrize("arithmetic", ["plain", "gram"])
