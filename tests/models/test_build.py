@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from flax import nnx
 from drkd_jax import models
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
+from drkd_jax.models.initializers import kaiming_normal, xavier_uniform
 from tests.models import small
 
 
@@ -110,6 +112,17 @@ def test_dense_heads_start_as_the_convention_says():
     roi = small.build("faster_rcnn", fc=256).roi
     assert np.std(roi.cls.kernel[...]) == pytest.approx(0.01, rel=0.1)
     assert np.std(roi.box.kernel[...]) == pytest.approx(0.001, rel=0.1)
+
+
+def test_other_layers_start_by_their_fans():
+    """Kaiming's by the outputs, Xavier's by inputs and outputs."""
+    shape = 3, 3, 64, 16
+    key = jax.random.key(0)
+    for init, variance in ((kaiming_normal(), 2 / (9 * 16)), (xavier_uniform(), 2 / (9 * 80))):
+        drawn = np.asarray(init(key, shape))
+        assert drawn.std() == pytest.approx(variance**0.5, rel=0.02)  # measured: 0.7 %
+        assert abs(drawn.mean()) < 0.03 * variance**0.5
+    assert np.abs(drawn).max() <= (3 * variance) ** 0.5  # uniform
 
 
 def test_the_seed_fixes_every_value():

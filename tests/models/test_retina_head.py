@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from drkd_jax.models.dense import assign
-from drkd_jax.models.retina_head import RetinaHead, retina_losses
-from drkd_jax.models.settings import RetinaNetSettings
+from drkd_jax.models.retina_head import RetinaHead, best_detections, retina_losses
+from drkd_jax.models.settings import RetinaNetSettings, TestSettings
 from tests import margins
 from tests.models import small
 from tests.models.test_heads import ALL, RNG, RULE, K, by_level, matched, outputs
@@ -69,3 +69,12 @@ def test_towers_may_be_cut_after_any_layer(norm):
     scaled = head(tuple(100 * x for x in maps))
     same = [np.allclose(a, b, rtol=0, atol=5e-5) for a, b in zip(scaled[0], whole[0], strict=True)]
     assert same == [norm == "gn"] * 2
+
+
+def test_a_score_at_the_limit_is_dropped():
+    """Scores of what is not there are 0: with a limit of 0 they are no detections."""
+    boxes = jnp.asarray([[[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]]], jnp.float32)
+    scores, labels = jnp.asarray([[0.5, 0.25, 0]]), jnp.zeros((1, 3), jnp.int32)
+    for limit, kept in ((0.0, 2), (0.25, 1), (0.2, 2)):
+        found = best_detections(boxes, scores, labels, TestSettings(score=limit), None)
+        assert int(found.valid.sum()) == kept
