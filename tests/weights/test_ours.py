@@ -79,6 +79,14 @@ def test_half_precision_of_ours_becomes_single(retina, tmp_path):
         assert_same(found, {name: array.astype(np.float32) for name, array in half.items()})
 
 
+def test_what_a_user_says_of_its_pictures_goes_before_what_the_file_says(retina, tmp_path):
+    weights = load(save(tmp_path, retina))
+    data = {"mean": [1, 2, 3], "std": [4, 5, 6], "channels": "rgb"}
+    write_ours(tmp_path / "o.st", weights.arrays, dataclasses.replace(weights.about, data=data))
+    found = load(tmp_path / "o.st", {"data": {"channels": "bgr", "std": [7, 8, 9]}}).about.data
+    assert found == {"mean": [1, 2, 3], "std": [7, 8, 9], "channels": "bgr"}
+
+
 def test_a_file_of_ours_of_a_kind_that_numpy_has_not_is_told(tmp_path):
     array = {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}
     header = json.dumps({"__metadata__": {"drkd_jax": "{}"}, "w": array}).encode()
