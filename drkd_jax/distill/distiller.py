@@ -19,7 +19,7 @@ from drkd_jax.distill.config import DistillConfig
 from drkd_jax.distill.instance_feature import InstanceFeature
 from drkd_jax.distill.instance_relation import InstanceRelation, flat
 from drkd_jax.distill.layers import pixel_mask
-from drkd_jax.distill.pairing import check_maps, pair_levels
+from drkd_jax.distill.pairing import check_maps, check_responses, pair_levels
 from drkd_jax.distill.pixel_relation import PixelRelation
 from drkd_jax.distill.regions import ChosenBoxes, choose_boxes, cut, cut_both
 from drkd_jax.distill.teacher_side import TeacherScale, inverse_deviation
@@ -146,7 +146,7 @@ class Distiller(nnx.Module):
             Total, losses before their weights, and diagnostics by name.
 
         Raises:
-            UserError: maps that the pyramids did not promise, the official form's
+            UserError: maps, also of heads, that the specs did not promise, the official form's
                 `pictures_per_device` does not divide the batch, or CrossKD has no responses.
         """
         pixels = bool(self.map_terms) or self.pixel_relation is not None
@@ -200,7 +200,7 @@ class Distiller(nnx.Module):
             diagnostics |= found
         if self.map_terms:
             there = valid & image_valid[:, None]
-            heads = self._responses(responses)
+            heads = self._responses(responses, (student, teacher))
             seen = Seen(s, of_teacher["paper"], masks["paper"], boxes, there, keys, train, heads)
         for name, term in self.map_terms.items():
             losses[name], found = term(seen)
@@ -210,10 +210,11 @@ class Distiller(nnx.Module):
         total = jnp.stack(weighted).sum() if weighted else jnp.zeros((), jnp.float32)
         return DistillOutput(total, losses, diagnostics)
 
-    def _responses(self, given: Responses | None) -> Responses | None:
+    def _responses(self, given: Responses | None, maps: Any) -> Responses | None:
         """The heads' maps of the paired levels, in the distiller's dtype."""
         if given is None or self.head_layers is None:
             return None
+        check_responses(self.specs, maps, given)
         s, t = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), (given.student, given.teacher))
         s, t = tuple(s[p.student] for p in self.pairs), tuple(t[p.teacher] for p in self.pairs)
         return Responses(s, jax.lax.stop_gradient(t), given.head)

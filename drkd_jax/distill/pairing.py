@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from drkd_jax.errors import UserError
-from drkd_jax.types import FeatureSpec
+from drkd_jax.types import FeatureSpec, Responses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,3 +106,37 @@ def check_maps(
                 f"at stride {pair.stride} the student's map has the shape {s} and the teacher's "
                 f"{t}; both have to be of the same pictures, and one pixel of the same place"
             )
+
+
+def check_responses(specs: tuple[FeatureSpec, FeatureSpec], maps: Any, given: Responses) -> None:
+    """Refuses maps of the heads that do not belong to those of the pyramids.
+
+    Args:
+        specs: the student's pyramid and the teacher's.
+        maps: the student's maps and the teacher's, [B, h, w, C] each, as `check_maps` lets through.
+        given: the heads' maps.
+
+    Raises:
+        UserError: names the side and the level, with what is there and what is wanted.
+    """
+    sides = zip(("student", "teacher"), specs, maps, (given.student, given.teacher), strict=True)
+    for side, spec, own, heads in sides:
+        where = f"responses.{side}"
+        if len(heads) != len(spec):
+            raise UserError(
+                f"{where} is of {len(heads)} levels, and the {side}'s FeatureSpec has {len(spec)} "
+                f"({_listed(spec)}): give a pair (classes, boxes) for each, also for those that "
+                "the other side has not"
+            )
+        for i, (pair, stride) in enumerate(zip(heads, spec.strides, strict=True)):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise UserError(
+                    f"{where}[{i}], of stride {stride}: should be a pair of maps (classes, boxes)"
+                )
+            wanted = tuple(own[i].shape)
+            for branch, found in zip(("classes", "boxes"), pair, strict=True):
+                if tuple(found.shape) != wanted:
+                    raise UserError(
+                        f"{where}[{i}], of stride {stride}: its map of {branch} has the shape "
+                        f"{tuple(found.shape)}; a head's map is of its pyramid's shape, {wanted}"
+                    )

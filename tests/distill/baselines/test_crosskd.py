@@ -248,6 +248,27 @@ def test_off_by_default_and_without_responses_named():
 
 
 @pytest.mark.parametrize(
+    ("student", "teacher", "words"),
+    [
+        (OF_STUDENT[:1], OF_TEACHER, r"responses\.student is of 1 levels, .* has 2 \(stride 8 "),
+        (OF_STUDENT, OF_TEACHER[:1], r"responses\.teacher is of 1 levels"),
+        ([x for x, _ in OF_STUDENT], OF_TEACHER, r"responses\.student\[0\], .*a pair of maps"),
+        (OF_STUDENT, OF_STUDENT, r"responses\.teacher\[0\], of stride 8: its map of classes has"),
+        (
+            OF_STUDENT[::-1],
+            OF_TEACHER,
+            r"responses\.student\[0\].* its pyramid's shape, \(2, 6, 8, 4",
+        ),
+    ],
+)
+def test_heads_maps_that_are_not_the_pyramids_are_named(student, teacher, words):
+    on = make(ALONE, STUDENT, TEACHER)
+    more = GIVEN.boxes, GIVEN.valid, GIVEN.sizes
+    with pytest.raises(UserError, match=words):
+        on(STUDENT.maps, TEACHER.maps, *more, responses=drkd_jax.Responses(student, teacher, head))
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"layers": -1}, r"distill\.crosskd\.layers = -1"),
