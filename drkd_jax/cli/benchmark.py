@@ -20,6 +20,7 @@ from absl import flags
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import make_place, write_text
 from drkd_jax.recipes.finding import define_recipe_flag
+from drkd_jax.recipes.flag_faults import flag_fault
 from drkd_jax.training.measure import Cost, measure
 from drkd_jax.training.setup import Run, build_run, keep_programs
 
@@ -84,8 +85,14 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{type(error).__name__}: {error}") from error
+        fault = flag_fault(error, argv)
+        raise fault if isinstance(fault, UserError) else UserError(_words(fault)) from error
     return options
+
+
+def _words(fault: Exception) -> str:
+    words = " ".join(str(fault).split())
+    return words if isinstance(fault, flags.Error) else f"{type(fault).__name__}: {words}"
 
 
 @contextlib.contextmanager

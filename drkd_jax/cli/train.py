@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from drkd_jax.fault_tolerance.interrupt import (
 from drkd_jax.fault_tolerance.writing import no_place, refusal
 from drkd_jax.paths import expand_arguments
 from drkd_jax.recipes.finding import define_recipe_flag, recipe_names
+from drkd_jax.recipes.flag_faults import flag_fault
 
 _CONFIG = define_recipe_flag(
     "The recipe: its NAME, or a file as configs/NAME.py; NAME:tiny for its small form."
@@ -99,59 +99,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
                 raise UserError(f"--{flag.name} belongs to --distributed, which is missing")
         if len(rest) > 1:
             raise UserError(f"what is {' '.join(rest[1:])}? Every argument is --name=value")
-    except (AttributeError, KeyError) as error:
-        _fail(UserError(f"the config knows no key {_unknown_key(error)}; given are {_given(argv)}"))
-    except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config."):  # these flags are made of the recipe
-            _fail(UserError(f"--config is missing; given are {_given(argv)}"))
-        _fail(error)
-    except ValueError as error:
-        # ml_collections says this of a key in a part that the recipe leaves empty.
-        part = re.match(r'Override (\S+) .* field "(\w+)" is None', str(error))
-        if part:
-            key, empty = part.groups()
-            _fail(
-                UserError(
-                    f"--config.{key}: config.{empty} is empty in this recipe, which trains without "
-                    "a teacher; take one that distils, or its form that does (--config=folder:drkd)"
-                )
-            )
-        _fail(error)
-    except flags.IllegalFlagValueError as error:
-        _fail(UserError(_wrong_value(str(error))))
     except Exception as error:
-        _fail(error)
+        _fail(flag_fault(error, argv))
     return rest
-
-
-# What a person should have written, by what a parser says of it.
-_WANTED = (
-    ("ConfigDict", "a part with keys of its own; set one of them (`drkd recipes RECIPE` has all)"),
-    ("int()", "wanted is a whole number, written with digits alone, as 1000"),
-    ("to float", "wanted is a number"),
-    ("boolean", "wanted is True or False"),
-)
-
-
-def _wrong_value(words: str) -> str:
-    """A parser's complaint about the value of a flag, in words that say what is wanted."""
-    found = re.match(r"flag (--[\w.-]+=.*?): (.*)", words, re.DOTALL)
-    wanted = next((text for mark, text in _WANTED if found and mark in found[2]), None)
-    return f"{found[1]}: {wanted}" if found and wanted else words
-
-
-def _given(argv: Sequence[str]) -> str:
-    return " ".join(item for item in argv if item.startswith("--config."))
-
-
-def _unknown_key(error: Exception) -> str:
-    """The key that an override names in vain, and a guess at what was meant."""
-    said: object = error
-    while isinstance(said, Exception):  # ml_collections puts one into the other
-        said = said.args[0] if said.args else ""
-    name, *guess = str(said).splitlines() or [""]  # the guess has a line of its own
-    key = name.strip("\"'")
-    return f"'{key}'" + "".join(f" ({line})" for line in guess)
 
 
 def _run(_: Sequence[str]) -> None:

@@ -30,6 +30,10 @@ REFUSED = [
         ["--config=folder:student", "--workdir={}", "--config.teacher.checkpoint=x"],
         "--config.teacher.checkpoint: config.teacher is empty in this recipe",
     ),
+    (
+        [RECIPE, "--config=folder:drkd", "--workdir={}", "--config.train.steps=3"],
+        f"error: one --config is wanted, and there are {RECIPE}, --config=folder:drkd",
+    ),
     (["--workdir={}", "--config.data.train=coco:a:b"], "--config is missing; given are --config."),
     (
         [RECIPE, "--workdir={}", "--config.train.steps=1e3"],

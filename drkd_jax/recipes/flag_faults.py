@@ -1,0 +1,68 @@
+"""What is wrong with a command line that names a recipe and its keys, in words for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from absl import flags
+
+from drkd_jax.errors import UserError
+
+# What a person should have written, by what a parser says of it.
+_WANTED = (
+    ("ConfigDict", "a part with keys of its own; set one of them (`drkd recipes RECIPE` has all)"),
+    ("int()", "wanted is a whole number, written with digits alone, as 1000"),
+    ("to float", "wanted is a number"),
+    ("boolean", "wanted is True or False"),
+)
+
+
+def flag_fault(error: Exception, argv: Sequence[str]) -> Exception:
+    """The error of a parser of ``--config`` and ``--config.KEY``, in our own words where it can be.
+
+    Args:
+        error: what absl or ml_collections raised.
+        argv: the arguments that were read.
+    """
+    recipes = [item for item in argv if re.match(r"--?config=", item)]
+    if isinstance(error, flags.DuplicateFlagError) and len(recipes) > 1:
+        return UserError(f"one --config is wanted, and there are {', '.join(recipes)}")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        if error.flagname.startswith("config."):  # these flags are made of the recipe
+            return UserError(f"--config is missing; given are {_given(argv)}")
+        return error
+    if isinstance(error, flags.IllegalFlagValueError):
+        return UserError(_wrong_value(str(error)))
+    if isinstance(error, (AttributeError, KeyError)):
+        return UserError(f"the config knows no key {_unknown_key(error)}; given are {_given(argv)}")
+    # ml_collections says this of a key in a part that the recipe leaves empty.
+    part = re.match(r'Override (\S+) .* field "(\w+)" is None', str(error))
+    if isinstance(error, ValueError) and part:
+        key, empty = part.groups()
+        return UserError(
+            f"--config.{key}: config.{empty} is empty in this recipe, which trains without "
+            "a teacher; take one that distils, or its form that does (--config=folder:drkd)"
+        )
+    return error
+
+
+def _wrong_value(words: str) -> str:
+    """A parser's complaint about the value of a flag, in words that say what is wanted."""
+    found = re.match(r"flag (--[\w.-]+=.*?): (.*)", words, re.DOTALL)
+    wanted = next((text for mark, text in _WANTED if found and mark in found[2]), None)
+    return f"{found[1]}: {wanted}" if found and wanted else words
+
+
+def _given(argv: Sequence[str]) -> str:
+    return " ".join(item for item in argv if item.startswith("--config."))
+
+
+def _unknown_key(error: Exception) -> str:
+    """The key that an override names in vain, and a guess at what was meant."""
+    said: object = error
+    while isinstance(said, Exception):  # ml_collections puts one into the other
+        said = said.args[0] if said.args else ""
+    name, *guess = str(said).splitlines() or [""]  # the guess has a line of its own
+    key = name.strip("\"'")
+    return f"'{key}'" + "".join(f" ({line})" for line in guess)
