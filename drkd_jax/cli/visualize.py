@@ -146,12 +146,18 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _point(text: str) -> tuple[float, float]:
-    x, y = (float(part) for part in text.split(","))
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not X,Y in pixels, as 320,240 is") from None
     return x, y
 
 
 def _above_0(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value

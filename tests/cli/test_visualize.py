@@ -256,7 +256,9 @@ def test_boxes_of_a_json_are_of_the_pixels_that_the_run_s_data_say(tmp_path, exi
         (["--picture={picture}", "--pixel=80,10"], "--pixel=80,10 lies outside of"),
         (["--picture={picture}", "--level=P9"], "--level=P9: both models have P3, P4, P5; or all"),
         (["--picture={picture}", "--boxes={picture}"], "not valid json"),
-        (["--picture={picture}", "--pixel=80"], "argument --pixel"),
+        (["--picture={picture}", "--pixel=80"], "--pixel: '80' is not X,Y in pixels, as 320,240"),
+        (["--picture={picture}", "--pixel=x,3"], "--pixel: 'x,3' is not X,Y in pixels"),
+        (["--picture={picture}", "--temperature=x"], "argument --temperature: 'x' is no number"),
         (["--picture={picture}", "--temperature=0"], "argument --temperature: 0 is not above 0"),
     ],
 )
