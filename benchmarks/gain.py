@@ -31,6 +31,7 @@ from benchmarks.gain.progress import Bar  # noqa: E402
 from benchmarks.gain.results import DRAWS, as_json, gather  # noqa: E402
 from benchmarks.gain.runner import Runner  # noqa: E402
 from benchmarks.gain.table import read_table  # noqa: E402
+from drkd_jax.cli.arguments import positive  # noqa: E402
 from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError  # noqa: E402
 from drkd_jax.fault_tolerance.interrupt import stop_request  # noqa: E402
 from drkd_jax.fault_tolerance.writing import write_text  # noqa: E402
@@ -163,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--jobs",
-        type=_positive,
+        type=positive,
         default=1,
         help="trainings at a time: each on its share of the cores, or of a GPU's memory",
     )
@@ -184,13 +185,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--keep-checkpoints", action="store_true", help="of finished students, too")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gain.recipes import as_flags, resolve
+from benchmarks.gain.recipes import ROOT, as_flags, resolve
 from benchmarks.gain.table import Arm, DataSet, Overrides, Table
 from drkd_jax.data.sources import open_source
 from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import write_text
+from drkd_jax.recipes.finding import load_recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +252,13 @@ def _student(
         checkpoint = teacher.folder if isinstance(teacher, Job) else teacher
         overrides["teacher.checkpoint"] = str(checkpoint)
     recipe = _filled(table.distilled if arm.distilled else table.plain, data, detector=detector)
+    distils = load_recipe(recipe, ROOT).get("teacher") is not None
+    if distils != arm.distilled:
+        key, kind = ("distilled", "without") if arm.distilled else ("plain", "with")
+        raise UserError(
+            f"{table.path}: base.{key} = '{recipe}' is a recipe {kind} a teacher, which the arm "
+            f"'{arm.name}' cannot be trained by; an arm has a teacher where it has `distill`"
+        )
     place = {
         "set": data_set.name,
         "detector": detector,

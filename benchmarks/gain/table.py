@@ -314,4 +314,6 @@ def _arm(section: _Section) -> Arm:
     distilled = "distill" in section.content
     if distilled and not isinstance(section.content["distill"], Mapping):
         raise section.error("distill", "should be a table of keys; {} for the recipe's own")
+    if isinstance(section.content.get("config"), Mapping):
+        raise section.error("config", "is no key: those of an arm stand without `config.` in front")
     return Arm(section.name, distilled, section.overrides(_FIXED_OF_STUDENTS))

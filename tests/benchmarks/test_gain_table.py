@@ -143,6 +143,11 @@ def test_the_tables_of_the_project_fit_their_recipes(path, tmp_path):
             "[arms.pixel]\ntrain.steps = 9",
             "arms.pixel.train.steps would change nothing: `budgets` says it for every run",
         ),
+        (
+            "[arms.pixel]",
+            "[arms.pixel]\nconfig.train.flip = 0.0",
+            "arms.pixel.config is no key: those of an arm stand without `config.` in front",
+        ),
         ("[arms.pixel]", "[arms.pixel]\nseed = 9", "arms.pixel.seed would change nothing"),
         (
             "[arms.pixel]",
@@ -179,6 +184,17 @@ def test_a_fault_of_the_table_is_named(old, new, words, tmp_path):
         ("config.train.steps = 3", 'config.train.steps = "3"', "teacher: train.steps = '3'"),
         ("folder.py:student", "folders.py:student", "folders.py: no such file; there are demo, "),
         ("folder.py:student", "folder.py:pupil", "unknown form 'pupil'"),
+        (
+            "folder.py:student",
+            "folder.py:drkd",
+            "base.plain = 'configs/folder.py:drkd:retinanet' is a recipe with a teacher, which "
+            "the arm 'plain' cannot",
+        ),
+        (
+            "folder.py:drkd",
+            "folder.py:student",
+            "base.distilled = 'configs/folder.py:student:retinanet' is a recipe without a teacher",
+        ),
         ('"shapes:8"', '"coco:{data}/i:{data}/j"', "say with --data=DIR"),
         ("teacher:{detector}", "teacher:{model}", "known in braces are {data}, {set}, {detector}"),
         ("config.data.shorter = 64", "labels = 9", "shapes:8 has 8 images only"),
