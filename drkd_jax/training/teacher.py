@@ -64,8 +64,8 @@ def load_teacher(
         heads: keep the heads, which a distiller reads.
 
     Raises:
-        UserError: an untrained teacher that `init` does not name, or a checkpoint that is not
-            there, of another model, or without a pyramid.
+        UserError: an untrained teacher that `init` does not name, a checkpoint beside `init`, or
+            one that is not there, of another model, or without a pyramid.
     """
     init, checkpoint = settings.get("init", ""), settings.get("checkpoint", "")
     name = settings.get("dtype", "bfloat16")
@@ -78,6 +78,12 @@ def load_teacher(
     said = only_pixels(settings.get("data") or {}, "config.teacher.data")
     whole = heads or bool(settings.get("evaluate"))
     if init == "random":
+        if checkpoint:
+            raise UserError(
+                f"config.teacher.checkpoint = {checkpoint} would not be read, since "
+                "config.teacher.init = 'random'; leave one of them empty (a recipe's form 'tiny' "
+                "has the latter, with a model of its own)"
+            )
         if not model:
             raise UserError("config.teacher.init = 'random' needs the teacher's model settings")
         with faults_of("config.teacher"):

@@ -62,6 +62,8 @@ def test_random_weights_pass_when_asked_for_by_name():
     assert teacher.detector.spec.channels[0] == 24
     with pytest.raises(UserError, match="needs the teacher's model settings"):
         load_teacher({"init": "random"}, 2, 0)
+    with pytest.raises(UserError, match=r"checkpoint = mine\.pth would not be read, since"):
+        load_teacher(settings | {"checkpoint": "mine.pth"}, 2, 0)
 
 
 def test_the_model_comes_from_the_checkpoint_s_own_config(trained):
