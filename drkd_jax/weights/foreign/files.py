@@ -299,5 +299,7 @@ def _text(path: Path, head: bytes, size: int) -> str:
     first = words.strip().splitlines()[0][:60] if words.strip() else ""
     printable = sum(letter.isprintable() or letter in "\r\n\t" for letter in words)
     if printable == len(words) and len(words) > 8:
+        if path.suffix == ".py":
+            return "a Python file, no weights; name the checkpoint (.pth) that belongs to it"
         return f"text ({first!r}), no weights"
     return ""

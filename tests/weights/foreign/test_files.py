@@ -228,3 +228,10 @@ def test_a_file_of_ours_whose_text_is_nested_endlessly_is_told(tmp_path):
     save_file(arrays, tmp_path / "x", {"drkd_jax": "[" * 100_000})
     with pytest.raises(UserError, match="not a whole file of ours"):
         load(tmp_path / "x")
+
+
+def test_a_config_in_the_place_of_its_checkpoint_says_what_to_name(tmp_path):
+    path = tmp_path / "retinanet_r50_fpn_2x_coco.py"
+    path.write_text("model = dict(type='RetinaNet')\n")
+    with pytest.raises(UserError, match=r"2x_coco\.py: a Python file.*name the checkpoint"):
+        load(path)
