@@ -19,6 +19,7 @@ ROWS = (
     "deeppcb_few_labels",
     "deeppcb_few_labels_2400",
     "deeppcb_retinanet_few_labels",
+    "deeppcb_retinanet_few_labels_2400",
     "deeppcb_pretrained",
     "deeppcb",
     "deeppcb_2400",
