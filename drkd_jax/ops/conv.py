@@ -203,8 +203,10 @@ def _read(
     x: Float[jax.Array, "B h w C"], p: int, q: int, size: int, stride: int
 ) -> list[Float[jax.Array, "B p q C"]]:
     """What each tap of a kernel reads, row by row."""
-    rows = _shifts(x, 1, p, size, stride)
-    return [tap for row in rows for tap in _shifts(row, 2, q, size, stride)]
+    high, wide = ((n - 1) * stride + 1 for n in (p, q))
+    return [
+        x[:, i : i + high : stride, j : j + wide : stride] for i in range(size) for j in range(size)
+    ]
 
 
 def _as_product(
