@@ -194,4 +194,4 @@ def test_the_rate_is_that_of_the_readers(source, monkeypatch):
         config = dataclasses.replace(CONFIG, num_threads=3, prefetch=prefetch, num_workers=2)
         counter = Counter(train_fits(source, config), config)
         counter.add(loader._reader.plan.batch(0), 4, 0.5)
-        assert counter.take()["loader_rate"] == pytest.approx(readers * 4 / 0.5)
+        assert counter.take()["loader_rate"] == pytest.approx(readers * 4 / 0.5, rel=1e-15)

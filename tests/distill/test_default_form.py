@@ -227,7 +227,7 @@ def test_the_running_scale_starts_at_the_first_batch_and_follows_slowly():
     assert float(scale.variance[0]) == pytest.approx(start * (1 + 0.01 * 8), rel=1e-5)
     now = float(scale.variance[0])
     (later,) = scale((7 * x,), (mask,), train=False)
-    np.testing.assert_allclose(later, 7 * x / now**0.5, rtol=1e-5)
+    np.testing.assert_allclose(later, 7 * x / now**0.5, rtol=2e-7)  # measured: 0
     scale((0 * x,), (mask,), train=True)
     scale((7 * x,), (0 * mask.astype(int) > 0,), train=True)
     assert float(scale.variance[0]) == pytest.approx(start * (1 + 0.01 * 8), rel=1e-5)

@@ -241,7 +241,7 @@ def test_average_follows_the_student():
             ("instance_relation", "teacher", 0, "first", "kernel"),
         ):
             expected = before[path][...] + 0.25 * train
-            np.testing.assert_allclose(after[path][...], expected, rtol=1e-5)
+            np.testing.assert_allclose(after[path][...], expected, rtol=1e-6)
 
 
 def test_shared_modules_want_equal_channels():
