@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="DIR",
         help="link finished runs of the same configs in these folders, instead of training them; "
-        "that they had the same teacher is not checked",
+        "of distilled ones those that had the table's teacher",
     )
     parser.add_argument("--keep-checkpoints", action="store_true", help="of finished students, too")
     return parser

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gain.plan import Job, Plan
 from benchmarks.gain.results import differences
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.same_run import teacher_digest
+from drkd_jax.models.filling import as_tuples
+from drkd_jax.training.teacher import load_teacher
 
 _NEEDED = ("summary.json", "detections.json", "config.json")
 
 
 def adopt(plan: Plan, folders: Iterable[Path]) -> Iterator[str]:
     """Links each finished run to the first job of the same config that is not begun.
+
+    A distilled run has to have had the table's teacher: the same folder, or the same weights. So
+    runs without a teacher come first; the table's own may be among them.
 
     Args:
         plan: The table's runs.
@@ -24,14 +33,15 @@ def adopt(plan: Plan, folders: Iterable[Path]) -> Iterator[str]:
         A line for each run that was found.
 
     Raises:
-        UserError: A folder does not exist.
+        UserError: A folder does not exist, or a run's files cannot be read.
     """
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--adopt {folder}: no such folder")
-        for found in sorted({Path(root).resolve() for root, *_ in os.walk(folder)}):
-            if all((found / name).is_file() for name in _NEEDED):
-                yield _link(found, plan.jobs)
+        found = {Path(root).resolve() for root, *_ in os.walk(folder)}
+        runs = [run for run in found if all((run / name).is_file() for name in _NEEDED)]
+        for run in sorted(runs, key=lambda run: (_checkpoint(run) != "", run)):
+            yield _link(run, plan.jobs)
 
 
 def _link(found: Path, jobs: Iterable[Job]) -> str:
@@ -46,6 +56,9 @@ def _link(found: Path, jobs: Iterable[Job]) -> str:
         nearest = []
         if job.folder.exists():
             continue
+        other = _other_teacher(job, found)
+        if other:
+            return f"{found}: not adopted; {other}"
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         job.folder.unlink(missing_ok=True)  # a link to what is gone
         job.folder.symlink_to(found)
@@ -56,3 +69,40 @@ def _link(found: Path, jobs: Iterable[Job]) -> str:
     if nearest:
         return f"{found}: not adopted; the most similar run has another {', '.join(nearest)}"
     return f"{found}: not adopted; the run of this config is there"
+
+
+def _other_teacher(job: Job, found: Path) -> str:
+    """Why a run's teacher is not known to be the job's; "" where it is, or where nobody teaches."""
+    own, other = str((job.config.get("teacher") or {}).get("checkpoint", "")), _checkpoint(found)
+    if Path(own).resolve() == Path(other).resolve():
+        return ""
+    weights = _json(found / "summary.json").get("teacher_weights")
+    if not weights:
+        return (
+            f"it was taught by {other}, the table's teacher is {own}, and its summary.json "
+            "does not tell by which weights"
+        )
+    if job.teacher is not None and job.teacher.summary() is None:
+        return f"the table's teacher, {own}, is not trained yet"
+    if weights != _weights(json.dumps(job.config["teacher"])):
+        return f"it was taught by other weights ({other}) than the table's teacher's, {own}"
+    return ""
+
+
+@functools.cache
+def _weights(teacher: str) -> str:
+    """`teacher_digest` of a config's teacher, given as JSON."""
+    return teacher_digest(load_teacher(as_tuples(json.loads(teacher)), 0, 0).arrays)
+
+
+def _checkpoint(folder: Path) -> str:
+    """The teacher that a run's config names; "" where there is none."""
+    return str((_json(folder / "config.json").get("teacher") or {}).get("checkpoint", ""))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return content if isinstance(content, dict) else {}

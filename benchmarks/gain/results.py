@@ -64,10 +64,12 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
         budget), `gaps` (teacher against the reference): lists of dicts.
 
     Raises:
-        UserError: A finished run is another one than the table asks for, or its files disagree.
+        UserError: A finished run is another one than the table asks for, its files disagree, or
+            two runs of a set and detector were taught by different weights.
     """
     jobs = {(*_group(job), job.place["arm"], job.place["seed"]): job for job in plan.students}
     summaries = {key: _checked(job) for key, job in jobs.items()}
+    _require_one_teacher(jobs, summaries)
     scored = {
         key: _score(plan, jobs[key], summary["final"])
         for key, summary in summaries.items()
@@ -150,6 +152,21 @@ def _checked(job: Job) -> dict[str, Any] | None:
             "remove it, set the table back, or use another --workdir"
         )
     return summary
+
+
+def _require_one_teacher(
+    jobs: Mapping[Any, Job], summaries: Mapping[Any, Mapping[str, Any] | None]
+) -> None:
+    first: dict[tuple[str, str], tuple[str, Path]] = {}
+    for key, job in jobs.items():
+        weights = (summaries[key] or {}).get("teacher_weights")  # none: plain, or an older run
+        if weights:
+            known, where = first.setdefault(_group(job)[:2], (weights, job.folder))
+            if weights != known:
+                raise UserError(
+                    f"{job.folder} was taught by other weights than {where}: two teachers make no "
+                    "table; remove what the other one taught, or use another --workdir"
+                )
 
 
 def _run(job: Job, summary: Mapping[str, Any] | None, failed: Mapping[str, str]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def common_fingerprints(sources: Mapping[str, Source], teacher: Any = None) -> d
     own: dict[str, Any] = {part: fingerprint(source) for part, source in sources.items()}
     what = {part: (f"config.data.{part}", "pictures or annotations", "folder") for part in own}
     if teacher is not None:
-        own["teacher"] = _digest(teacher)
+        own["teacher"] = teacher_digest(teacher)
         what["teacher"] = "config.teacher.checkpoint", "weights", "file"
     first = broadcast(lambda: own)
     for part, (key, content, place) in what.items():
@@ -163,7 +163,15 @@ def common_fingerprints(sources: Mapping[str, Source], teacher: Any = None) -> d
     return own
 
 
-def _digest(teacher: Any) -> str:
+def teacher_digest(teacher: Any) -> str:
+    """What tells one teacher's features from another's: of the arrays of backbone and neck.
+
+    Args:
+        teacher: its arrays, nested, as `training.teacher.Teacher.arrays`.
+
+    Returns:
+        24 hexadecimal digits.
+    """
     digest = hashlib.blake2b(digest_size=12)
     for name, leaf in sorted(flatten(teacher).items()):
         if name.startswith(("backbone.", "neck.")):  # heads are there or not, as is asked

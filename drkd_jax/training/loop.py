@@ -333,8 +333,8 @@ class _Session:
         return lambda: any_stops(request.name is not None)
 
     def _summary(self, seconds: float) -> dict[str, Any]:
-        run, warnings = self.run, self.metrics.warnings
-        summary = summarize(run, self.state, self.scores, seconds, warnings)
+        run, told = self.run, (self.metrics.warnings, self.fingerprint.get("teacher"))
+        summary = summarize(run, self.state, self.scores, seconds, *told)
         if self.start == summary["steps"]:
             self.metrics.say(f"this run is finished: {summary['ended']}")
         if run.weights:

@@ -71,6 +71,7 @@ def summarize(
     scores: Scores,
     seconds: float,
     warnings: Sequence[str],
+    teacher: str | None,
 ) -> dict[str, Any]:
     """COCO's numbers, lengths and sizes of a run.
 
@@ -80,6 +81,7 @@ def summarize(
         scores: of its evaluations, one at least.
         seconds: of training over all sessions.
         warnings: that were given.
+        teacher: `same_run.teacher_digest` of what taught; None: no weights were read.
     """
     assert scores.best is not None
     step, final = scores.done[-1]
@@ -96,6 +98,7 @@ def summarize(
             "teacher": run.teacher.num_parameters if run.teacher else 0,
         },
         "warnings": list(warnings),
+        "teacher_weights": teacher,
     }
 
 

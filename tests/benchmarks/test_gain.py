@@ -17,8 +17,10 @@ from benchmarks.gain.plan import Job, make_plan
 from benchmarks.gain.recipes import ROOT
 from benchmarks.gain.runner import Runner
 from benchmarks.gain.table import read_table
+from drkd_jax.fault_tolerance.same_run import teacher_digest
 from drkd_jax.step.settings import set_keys
 from drkd_jax.training.loop import train
+from drkd_jax.training.teacher import load_teacher
 from tests.benchmarks.test_gain_table import TABLES
 
 TEXT = """
@@ -98,6 +100,10 @@ def test_quick_from_nothing_to_the_report(main, trained_here, tmp_path, monkeypa
     student = folder / "shapes/retinanet/drkd/2/seed0"
     config = json.loads((student / "config.json").read_text())
     assert config["teacher"]["checkpoint"] == str(folder / "teachers/shapes/retinanet")
+    told = json.loads((student / "summary.json").read_text())["teacher_weights"]
+    assert told == teacher_digest(load_teacher(config["teacher"], 0, 0).arrays)
+    taught = json.loads((folder / "teachers/shapes/retinanet/summary.json").read_text())
+    assert taught["teacher_weights"] is None
     assert not (student / "checkpoints").exists()
     assert (folder / "teachers/shapes/retinanet/checkpoints").is_dir()
     assert (folder / "gain.png").read_bytes().startswith(b"\x89PNG")

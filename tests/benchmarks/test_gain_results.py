@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.gain import adopt as gain_adopt
 from benchmarks.gain import results as gain_results
 from benchmarks.gain.adopt import adopt
 from benchmarks.gain.markdown import markdown
@@ -178,19 +179,66 @@ def test_terms_that_came_after_a_run_count_as_switched_off(plan):
     assert differences(job, job.folder) == ["distill.pkd"]
 
 
-def test_finished_runs_from_elsewhere_are_linked(plan, tmp_path):
+def _taught_by(job: Job, weights: str | None) -> None:
+    path = job.folder / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "teacher_weights": weights}))
+
+
+def test_a_distilled_run_from_elsewhere_had_the_same_teacher(plan, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    twin = make_plan(read_table(write(tmp_path)), elsewhere, None)
+    ours, theirs = (each.students[1] for each in (plan, twin))
+    assert ours.config["distill"]
+    finish(theirs, 1.0, 0)
+    (line,) = adopt(plan, [elsewhere])
+    assert "does not tell by which weights" in line
+    _taught_by(theirs, "aa")
+    (line,) = adopt(plan, [elsewhere])
+    assert "is not trained yet" in line
+    finish(ours.teacher, 1.0, 0)
+    monkeypatch.setattr(gain_adopt, "_weights", lambda teacher: "bb")
+    (line,) = adopt(plan, [elsewhere])
+    assert "by other weights" in line
+    assert ours.summary() is None
+    monkeypatch.setattr(gain_adopt, "_weights", lambda teacher: "aa")
+    (line,) = adopt(plan, [elsewhere])
+    assert line.endswith(f"adopted as {ours.name}")
+
+
+def test_a_teacher_from_elsewhere_comes_before_whom_it_taught(plan, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     twin = make_plan(read_table(write(tmp_path)), elsewhere, None)
     finish(twin.students[1], 1.0, 0)
+    finish(twin.jobs[0], 1.0, 0)
+    lines = list(adopt(plan, [elsewhere]))  # by then it is the same folder
+    assert [line.rpartition(" ")[2] for line in lines] == [job.name for job in plan.jobs[0:3:2]]
+
+
+def test_runs_of_two_teachers_make_no_table(plan):
+    first, second = (job for job in plan.students[:3] if job.config["distill"])
+    for job, weights in ((first, "aa"), (second, "bb")):
+        finish(job, 1.0, 0)
+        _taught_by(job, weights)
+    with pytest.raises(UserError, match="taught by other weights than"):
+        gather(plan, {})
+    for weights in ("aa", None):  # an older run does not tell
+        _taught_by(second, weights)
+        gather(plan, {})
+
+
+def test_finished_runs_from_elsewhere_are_linked(plan, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    twin = make_plan(read_table(write(tmp_path)), elsewhere, None)
+    finish(twin.students[0], 1.0, 0)
     other = twin.students[2]
     finish(other, 1.0, 0)
     content = {**other.config, "seed": 9}
     (other.folder / "config.json").write_text(json.dumps(content))
     lines = list(adopt(plan, [elsewhere]))
     assert len(lines) == 2
-    assert lines[0].endswith(f"adopted as {plan.students[1].name}")
+    assert lines[0].endswith(f"adopted as {plan.students[0].name}")
     assert lines[1].endswith("not adopted; the most similar run has another seed")
-    assert plan.students[1].summary() is not None
+    assert plan.students[0].summary() is not None
     assert plan.students[2].summary() is None
     Runner(
         plan.jobs,
@@ -201,7 +249,7 @@ def test_finished_runs_from_elsewhere_are_linked(plan, tmp_path):
         keep_checkpoints=False,
         on_done=lambda job: None,
     )
-    assert (twin.students[1].folder / "summary.json").is_file()
+    assert (twin.students[0].folder / "summary.json").is_file()
     again = list(adopt(plan, [elsewhere]))
     assert again[0].endswith("is in place")
     with pytest.raises(UserError, match=r"--adopt .*nowhere: no such folder"):
