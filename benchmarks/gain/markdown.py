@@ -50,7 +50,9 @@ def _group(results: Mapping[str, Any], name: str, detector: str, budget: int) ->
     ]
     for teacher in _of(results["teachers"], {"set": name, "detector": detector, "state": "done"}):
         cells = (_points(teacher["scores"][metric]) for metric in METRICS)
-        lines.append(f"| *teacher* | 1 | {' | '.join(cells)} |")
+        own = teacher["teacher_detector"]
+        who = "teacher" if own == detector else f"teacher, {own}"
+        lines.append(f"| *{who}* | 1 | {' | '.join(cells)} |")
     for row in rows:
         cells = (_spread(row["scores"][metric]) for metric in METRICS)
         lines.append(f"| {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} |")

@@ -1,6 +1,6 @@
 """From a table to runs: each has a folder, a recipe with overrides, and perhaps a teacher.
 
-    WORKDIR/teachers/SET/DETECTOR                        shared by all tables of a work folder
+    WORKDIR/teachers/SET/DETECTOR (the teacher's)        shared by all tables of a work folder
     WORKDIR/TABLE/SET/DETECTOR/ARM/BUDGET/seedN
 
 The first seed of everything comes before the second one, so that a table that is stopped early
@@ -93,8 +93,8 @@ class Plan:
     Attributes:
         table: The table.
         folder: Of its reports.
-        teachers: Jobs, or (trained elsewhere) work folders, by set and detector; none where no arm
-            has a teacher.
+        teachers: Jobs, or (trained elsewhere) work folders, by set and the students' detector; none
+            where no arm has a teacher.
         students: Jobs in the order in which they are run.
         val: Data sources to be scored on, by set.
     """
@@ -108,8 +108,8 @@ class Plan:
     @property
     def jobs(self) -> tuple[Job, ...]:
         """All runs; a teacher before its students."""
-        trained = [each for each in self.teachers.values() if isinstance(each, Job)]
-        return (*trained, *self.students)
+        trained = {e.folder: e for e in self.teachers.values() if isinstance(e, Job)}
+        return (*trained.values(), *self.students)
 
 
 def make_plan(table: Table, workdir: Path, data: Path | None) -> Plan:
@@ -129,8 +129,9 @@ def make_plan(table: Table, workdir: Path, data: Path | None) -> Plan:
     if any(arm.distilled for arm in table.arms):
         shared = folder if table.name.endswith("-quick") else workdir
         for (name, (full, _)), detector in _pairs(sets, table.detectors):
-            where = shared / "teachers" / name / detector
-            teachers[name, detector] = _teacher(table, full, detector, where, data)
+            own = table.teacher.detector or detector
+            where = shared / "teachers" / name / own
+            teachers[name, detector] = _teacher(table, full, own, where, data)
     students = tuple(
         _student(table, arm, sets[name][1], detector, budget, seed, folder, data, teachers)
         for seed in table.seeds
@@ -216,7 +217,7 @@ def _teacher(
         return found
     overrides = {
         **data_set.overrides,
-        **table.detectors[detector],
+        **table.detectors.get(detector, {}),
         **teacher.overrides,
         **_of_the_run(data_set, teacher.seed),
     }

@@ -200,7 +200,13 @@ def _teacher(plan: Plan, name: str, detector: str) -> tuple[dict[str, Any], _Sco
     """Students learn from a teacher's best checkpoint, so that one's scores count."""
     job = plan.teachers[name, detector]
     folder = job.folder if isinstance(job, Job) else job
-    row: dict[str, Any] = {"set": name, "detector": detector, "folder": str(folder)}
+    own = plan.table.teacher.detector or detector
+    row: dict[str, Any] = {
+        "set": name,
+        "detector": detector,  # of the students
+        "teacher_detector": own,
+        "folder": str(folder),
+    }
     if isinstance(job, Job):
         summary = _checked(job)
     else:

@@ -14,6 +14,7 @@
     [teacher]
     recipe = "configs/folder.py:teacher:{detector}"
     config.train.steps = 3000          # or: workdir = "runs/{set}/{detector}", trained before
+    detector = "faster_rcnn"           # optional: the teacher's, also of students that have another
     [base]
     plain = "configs/folder.py:student:{detector}"
     distilled = "configs/folder.py:drkd:{detector}"
@@ -75,10 +76,14 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A recipe to train by, or (`workdir`) a folder in which a teacher is trained already."""
+    """A recipe to train by, or (`workdir`) a folder in which a teacher is trained already.
+
+    `detector`: what stands for `{detector}` in them, and whose overrides count; "": the student's.
+    """
 
     recipe: str
     workdir: str
+    detector: str
     seed: int
     overrides: Overrides
 
@@ -145,7 +150,13 @@ class Table:
             budgets=(2,),
             sets=(DataSet("shapes", "shapes:8", "shapes:4:1", few, {}),),
             detectors={name: {} for name in self.detectors},
-            teacher=Teacher(_quick(self.teacher.recipe or self.plain), "", 0, {}),
+            teacher=dataclasses.replace(
+                self.teacher,
+                recipe=_quick(self.teacher.recipe or self.plain),
+                workdir="",
+                seed=0,
+                overrides={},
+            ),
             plain=_quick(self.plain),
             distilled=_quick(self.distilled),
             base={},
@@ -303,6 +314,7 @@ def _teacher(section: _Section) -> Teacher:
     found = Teacher(
         section.text("recipe", "" if workdir else None),
         workdir,
+        section.text("detector", ""),
         seed,
         section.section("config", {}).overrides(),
     )

@@ -21,6 +21,17 @@ from drkd_jax.errors import UserError
 from drkd_jax.evaluation import coco_numbers
 from tests.benchmarks.test_gain_table import TEXT, write
 
+FRAME = {
+    "table": "some",
+    "command": "x",
+    "reference": "plain",
+    "draws": 60,
+    "arms": {},
+    "machine": {"devices": "1", "platform": "cpu", "cores": 2},
+    "commit": "abc",
+    "versions": {},
+}
+
 
 @pytest.fixture
 def plan(tmp_path):
@@ -130,9 +141,7 @@ def test_what_is_not_a_number_is_a_dash(plan, few_draws):
     for row in results["comparisons"]:
         if "difference" in row:
             row["difference"]["AP_S"] |= {**nothing, "each": (math.nan,) * 2, "above_zero": False}
-    frame = {"table": "some", "command": "x", "reference": "plain", "draws": 60, "arms": {}}
-    about = {"machine": {"devices": "1", "platform": "cpu", "cores": 2}, "commit": "abc"}
-    text = markdown({**results, **frame, **about, "versions": {}})
+    text = markdown({**results, **FRAME})
     assert "| AP_S | - | - | - | no | -, - |" in text
     assert "+nan" not in text
 
@@ -212,6 +221,17 @@ def test_a_teacher_from_elsewhere_comes_before_whom_it_taught(plan, tmp_path):
     finish(twin.jobs[0], 1.0, 0)
     lines = list(adopt(plan, [elsewhere]))  # by then it is the same folder
     assert [line.rpartition(" ")[2] for line in lines] == [job.name for job in plan.jobs[0:3:2]]
+
+
+def test_a_teacher_of_another_detector_is_called_so(tmp_path):
+    text = TEXT.replace("[teacher]", '[teacher]\ndetector = "faster_rcnn"')
+    plan = make_plan(read_table(write(tmp_path, text)), tmp_path / "work", None)
+    for job in plan.jobs[:2]:
+        finish(job, 1.0, 0)
+    results = gather(plan, {})
+    assert [row["teacher_detector"] for row in results["teachers"]] == ["faster_rcnn"]
+    assert len(results["gaps"]) == 1  # beside the RetinaNet that it teaches
+    assert "| *teacher, faster_rcnn* | 1 |" in markdown({**results, **FRAME})
 
 
 def test_runs_of_two_teachers_make_no_table(plan):

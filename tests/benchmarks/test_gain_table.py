@@ -74,6 +74,23 @@ def test_overrides_of_an_arm_come_last(tmp_path):
     assert "--config.seed=1" in jobs[-1].command("programs")
 
 
+def test_a_teacher_of_another_detector_is_one_for_all_students(tmp_path):
+    text = TEXT.replace("[teacher]", '[detectors.faster_rcnn]\n[teacher]\ndetector = "faster_rcnn"')
+    plan = make_plan(read_table(write(tmp_path, text)), tmp_path, None)
+    teacher, *students = plan.jobs
+    assert len(students) == len(plan.students) == 24
+    assert teacher.folder == tmp_path / "teachers" / "drawn" / "faster_rcnn"
+    assert teacher.config["student"]["detector"] == "faster_rcnn"
+    assert teacher.config["train"]["learning_rate"] != 0.5  # which is RetinaNet's
+    taught = {job.config["student"]["detector"] for job in students if job.teacher}
+    assert taught == {"retinanet", "faster_rcnn"}
+    assert {job.config["teacher"]["checkpoint"] for job in students if job.teacher} == {
+        str(teacher.folder)
+    }
+    quick = make_plan(read_table(write(tmp_path, text)).quick(), tmp_path, None)
+    assert quick.jobs[0].config["student"]["detector"] == "faster_rcnn"
+
+
 def test_the_folder_of_data_stands_in_overrides_too(tmp_path):
     init = 'config.train.log_every = 1\nconfig.student.init = "{data}/some.safetensors"'
     table = read_table(write(tmp_path, TEXT.replace("config.train.log_every = 1", init)))
