@@ -6,6 +6,7 @@ And what is gathered between two lines of the log: values, times, and waiting fo
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -20,7 +21,10 @@ from drkd_jax.fault_tolerance.writing import as_user_error, write_text
 from drkd_jax.monitoring.tensorboard import TensorBoardWriter
 
 METRICS_FILE = "metrics.jsonl"
+_NAMED = 5  # line numbers in a message
 _SHORT = 10  # steps: some are under way while the loop turns on (`async_metrics.AHEAD`)
+
+_log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -152,14 +156,38 @@ def _kept(path: Path, start: int) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that a kill has cut short is left out."""
-    lines = []
-    for text in path.read_text().splitlines():
+    """The lines of a `metrics.jsonl`, in order; each has a `kind` and a `step`.
+
+    The last line may be one that a kill has cut short, and is left out then; so is, with a word,
+    any other that no run wrote.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+    """
+    lines, wrong = [], []
+    texts = path.read_bytes().splitlines()
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+            line = json.loads(text)
+        except (ValueError, RecursionError):  # the first also where it is no UTF-8
+            line = None
+        if _is_line(line):
+            lines.append(line)
+        elif number < len(texts):
+            wrong.append(number)
+    if wrong:
+        named = ", ".join(map(str, wrong[:_NAMED])) + ", ..." * (len(wrong) > _NAMED)
+        _log.warning("%s: not written by a run, and left out: line %s", path, named)
     return lines
+
+
+def _is_line(line: Any) -> bool:
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("kind"), str)
+        and type(line.get("step")) is int
+        and (line["kind"] != "warning" or isinstance(line.get("warning"), str))
+    )
 
 
 def evaluations(path: Path) -> list[tuple[int, dict[str, float]]]:

@@ -9,7 +9,6 @@ is told apart by its dashes as well as by its colour.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from drkd_jax.monitoring import metrics
 from drkd_jax.report.markup import Html, join, tag
 
 DPI = 120
@@ -47,22 +47,20 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The records of a run, by step.
 
     A run that was killed and started again writes some steps twice: for each key the later line
-    counts. A last line that was cut off is left out.
+    counts. What is no line of a run is left out (`monitoring.metrics.read_metrics`).
 
     Args:
         path: ``metrics.jsonl``; a missing file gives no record.
+
+    Raises:
+        OSError: it may not be read.
     """
     path = Path(path)
     if not path.is_file():
         return []
     by_step: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            by_step.setdefault(int(record["step"]), {}).update(record)
+    for record in metrics.read_metrics(path):
+        by_step.setdefault(record["step"], {}).update(record)
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -14,6 +14,7 @@ from drkd_jax.monitoring.metrics import (
     Metrics,
     read_metrics,
 )
+from drkd_jax.report import curves
 from tests.training.compilations import CompilationCounter
 
 STEP = {"total": 2.0, "learning_rate": 0.1, "finite": 1.0, "diag/boxes_left_out": 1.0}
@@ -32,6 +33,40 @@ def test_lines_after_the_checkpoint_are_written_again_not_twice(tmp_path):
         file.write('{"kind": "train", "st')  # what a kill leaves
     write(tmp_path, 5, range(6, 9))
     assert [line["step"] for line in read_metrics(tmp_path / METRICS_FILE)] == [*range(1, 9)]
+
+
+WHOLE = b'{"kind": "train", "step": 1, "total": 1.0}'
+NO_LINES = (
+    b'{"kind": "train", "st',
+    b'{"kind": "train", "step": 1, "total": \xff}',
+    b"7",
+    b'{"kind": "train"}',
+    b'{"kind": "train", "step": null}',
+    b'{"kind": "warning", "step": 1}',
+    b"",
+)
+
+
+@pytest.mark.parametrize("wrong", NO_LINES)
+def test_what_is_no_line_of_a_run_is_left_out_and_named(tmp_path, caplog, wrong):
+    path = tmp_path / METRICS_FILE
+    path.write_bytes(b"\n".join([WHOLE, wrong, WHOLE, b""]))
+    whole = json.loads(WHOLE)
+    assert read_metrics(path) == [whole, whole]
+    assert caplog.messages == [f"{path}: not written by a run, and left out: line 2"]
+    assert curves.read_metrics(path) == [whole]
+    metrics = Metrics(tmp_path, 1, 10)  # a run that goes on
+    metrics.close()
+    assert metrics.earlier == [whole, whole]
+    assert path.read_bytes().splitlines() == [WHOLE, WHOLE]
+
+
+def test_a_last_line_cut_short_is_left_out_without_a_word(tmp_path, caplog):
+    path = tmp_path / METRICS_FILE
+    for torn in NO_LINES[:2]:
+        path.write_bytes(b"\n".join([WHOLE, torn]))
+        assert read_metrics(path) == [json.loads(WHOLE)]
+    assert caplog.messages == []
 
 
 def warned(folder, start, *texts):
