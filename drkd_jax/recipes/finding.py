@@ -116,6 +116,7 @@ def define_recipe_flag(
         sys_argv=None if arguments is None else list(arguments),
     )
     flag_values["config"].parser = _RecipeParser()
+    flag_values["config"].allow_overwrite = False  # of two the first would go without a word
     return holder
 
 

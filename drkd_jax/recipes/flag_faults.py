@@ -25,8 +25,9 @@ def flag_fault(error: Exception, argv: Sequence[str]) -> Exception:
         error: what absl or ml_collections raised.
         argv: the arguments that were read.
     """
-    recipes = [item for item in argv if re.match(r"--?config=", item)]
-    if isinstance(error, flags.DuplicateFlagError) and len(recipes) > 1:
+    recipes = re.findall(r"(?<!\S)--?config[= ]\S+", " ".join(argv))
+    twice = isinstance(error, flags.DuplicateFlagError) or "already defined as" in str(error)
+    if twice and len(recipes) > 1:
         return UserError(f"one --config is wanted, and there are {', '.join(recipes)}")
     if isinstance(error, flags.UnrecognizedFlagError):
         if error.flagname.startswith("config."):  # these flags are made of the recipe

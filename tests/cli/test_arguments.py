@@ -34,6 +34,10 @@ REFUSED = [
         [RECIPE, "--config=folder:drkd", "--workdir={}", "--config.train.steps=3"],
         f"error: one --config is wanted, and there are {RECIPE}, --config=folder:drkd",
     ),
+    (
+        [RECIPE, "--config", "folder:drkd", "--workdir={}"],
+        f"error: one --config is wanted, and there are {RECIPE}, --config folder:drkd",
+    ),
     (["--workdir={}", "--config.data.train=coco:a:b"], "--config is missing; given are --config."),
     (
         [RECIPE, "--workdir={}", "--config.train.steps=1e3"],

@@ -122,6 +122,7 @@ def test_the_paper_s_teachers_need_no_file(name, groups, width, dcn):
             ["--config=folder:student", "--config.teacher.checkpoint=x"],
             "error: --config.teacher.checkpoint: config.teacher is empty in this recipe",
         ),
+        ([RECIPE, RECIPE], f"error: one --config is wanted, and there are {RECIPE}, {RECIPE}"),
         (["--config.train.steps=3"], "error: --config is missing; given are --config.train."),
         ([RECIPE, "--config.train.parallel=pmap"], "measures config.train.parallel = 'jit'"),
     ],
