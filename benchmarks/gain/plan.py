@@ -21,7 +21,7 @@ from benchmarks.gain.recipes import ROOT, as_flags, resolve
 from benchmarks.gain.table import Arm, DataSet, Overrides, Table
 from drkd_jax.data.sources import open_source
 from drkd_jax.data.sources.coco import CocoSource
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 from drkd_jax.fault_tolerance.writing import write_text
 from drkd_jax.recipes.finding import load_recipe
 
@@ -121,8 +121,13 @@ def make_plan(table: Table, workdir: Path, data: Path | None) -> Plan:
         data: What `{data}` stands for; None where the table does not use it.
 
     Raises:
-        UserError: A recipe, a key or a data source is at fault.
+        UserError: A recipe, a key or a data source is at fault; the table's file is named.
     """
+    with faults_of(table.path):
+        return _plan(table, workdir, data)
+
+
+def _plan(table: Table, workdir: Path, data: Path | None) -> Plan:
     folder = workdir / table.name
     sets = {each.name: _placed(each, data, folder / "labels") for each in table.sets}
     teachers: dict[tuple[str, str], Job | Path] = {}
@@ -149,12 +154,12 @@ def _pairs(sets: dict[str, Any], detectors: dict[str, Any]) -> Iterator[tuple[An
 
 def _filled(text: str, data: Path | None, **names: str) -> str:
     if "{data}" in text and data is None:
-        raise UserError(f"the table has '{text}': say with --data=DIR what {{data}} is")
+        raise UserError(f"'{text}': say with --data=DIR what {{data}} is")
     try:
         return text.format(data=data, **names)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         known = ", ".join(f"{{{name}}}" for name in ("data", *names))
-        raise UserError(f"the table has '{text}': known in braces are {known}") from error
+        raise UserError(f"'{text}': known in braces are {known}") from error
 
 
 def _filled_values(overrides: Overrides, data: Path | None) -> Overrides:
@@ -213,7 +218,7 @@ def _teacher(
     if teacher.workdir:
         found = Path(_filled(teacher.workdir, data, **names)).absolute()
         if not (found / "summary.json").is_file():
-            raise UserError(f"{table.path}: teacher.workdir: {found} holds no finished run")
+            raise UserError(f"teacher.workdir: {found} holds no finished run")
         return found
     overrides = {
         **data_set.overrides,
@@ -223,7 +228,7 @@ def _teacher(
     }
     overrides = _filled_values(overrides, data)
     recipe = _filled(teacher.recipe, data, **names)
-    config = _in_steps(recipe, overrides, f"{table.path}: teacher")
+    config = _in_steps(recipe, overrides, "teacher")
     name = f"{data_set.name}/{detector}/teacher"
     return Job(name, names, folder, recipe, overrides, config)
 
@@ -257,7 +262,7 @@ def _student(
     if distils != arm.distilled:
         key, kind = ("distilled", "without") if arm.distilled else ("plain", "with")
         raise UserError(
-            f"{table.path}: base.{key} = '{recipe}' is a recipe {kind} a teacher, which the arm "
+            f"base.{key} = '{recipe}' is a recipe {kind} a teacher, which the arm "
             f"'{arm.name}' cannot be trained by; an arm has a teacher where it has `distill`"
         )
     place = {
@@ -274,7 +279,7 @@ def _student(
         folder.joinpath(*parts),
         recipe,
         overrides,
-        _in_steps(recipe, overrides, f"{table.path}: arms.{arm.name}"),
+        _in_steps(recipe, overrides, f"arms.{arm.name}"),
         teacher if isinstance(teacher, Job) else None,
     )
 

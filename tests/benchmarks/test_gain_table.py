@@ -214,6 +214,9 @@ def test_a_fault_of_the_table_is_named(old, new, words, tmp_path):
         ),
         ('"shapes:8"', '"coco:{data}/i:{data}/j"', "say with --data=DIR"),
         ("teacher:{detector}", "teacher:{model}", "known in braces are {data}, {set}, {detector}"),
+        ("teacher:{detector}", "teacher:{detector", "teacher:{detector': known in braces are"),
+        ("teacher:{detector}", "teacher:{detector.name}", "known in braces are {data}, {set}"),
+        ("configs/folder.py:teacher", "foldr:teacher", "no recipe 'foldr'; there are"),
         ("config.data.shorter = 64", "labels = 9", "shapes:8 has 8 images only"),
         (
             "config.train.steps = 3",
@@ -234,9 +237,12 @@ def test_a_fault_of_the_table_is_named(old, new, words, tmp_path):
 )
 def test_a_fault_of_a_run_is_named(old, new, words, tmp_path):
     assert old in TEXT
+    path = write(tmp_path, TEXT.replace(old, new))
     with pytest.raises(UserError) as caught:
-        make_plan(read_table(write(tmp_path, TEXT.replace(old, new))), tmp_path, None)
+        make_plan(read_table(path), tmp_path, None)
     assert words in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).count(str(path)) == 1
 
 
 def test_a_missing_file_is_named(tmp_path):
