@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
         1 where any tensor is off by more than its tolerance, else 0.
 
     Raises:
-        UserError: no torch, or a folder that is no known author's checkout.
+        UserError: no torch, a folder that is no author's known checkout, or two questions at once.
     """
     parser = Parser("crosscheck", "every formula against PyTorch, on this machine")
     parser.add_argument("--torch-python", help="interpreter that has torch (default: this one)")
@@ -132,6 +132,8 @@ def main(argv: Sequence[str]) -> int:
         help="instead: Faster R-CNN and RetinaNet, R50, against torchvision's own, stage by stage",
     )
     arguments = parser.parse_args(list(argv))
+    if arguments.torchvision and arguments.official:
+        raise UserError("--torchvision and --official are two comparisons: ask for one at a time")
     if arguments.json:
         make_place(arguments.json, "--json")
     if arguments.keep:

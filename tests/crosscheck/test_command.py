@@ -65,3 +65,7 @@ def test_complaints_say_what_to_do(tmp_path, monkeypatch):
         command.main(["--torch-python", sys.executable, "--only", "nonsense"])
     with pytest.raises(UserError, match="cannot be started"):
         command.main(["--torch-python", str(tmp_path / "none"), "--only", "anchors"])
+    both = ["--torchvision", "--official", str(tmp_path), "--json", str(tmp_path / "a" / "b.json")]
+    with pytest.raises(UserError, match="--torchvision and --official are two comparisons"):
+        command.main(["--torch-python", str(tmp_path / "none"), *both])
+    assert not any(tmp_path.iterdir())
