@@ -134,6 +134,11 @@ def _train() -> None:
     if _DRY_RUN.value:
         from drkd_jax.training.measure import dry_run
 
+        if _DISTRIBUTED.value:
+            print(
+                "processes  this one alone: a dry run meets no other, and its step takes the "
+                "pictures of all of them on the devices here"
+            )
         dry_run(_CONFIG.value.to_dict())
         return
     if _DISTRIBUTED.value:

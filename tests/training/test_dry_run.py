@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+from drkd_jax.cli import train as command
 from drkd_jax.training import measure as module
 from tests.training import tiny
 
@@ -38,3 +41,14 @@ def test_it_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch):
     assert "the run    about 4 min for 8 steps" in text
     assert any(line.startswith("warning: ") for line in lines)
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_processes_it_says_that_it_looks_at_this_one_alone(monkeypatch, capsys):
+    config = SimpleNamespace(to_dict=dict)
+    for name, value in (("_DRY_RUN", True), ("_DISTRIBUTED", True), ("_CONFIG", config)):
+        monkeypatch.setattr(command, name, SimpleNamespace(value=value))
+    monkeypatch.setattr(module, "dry_run", lambda config: print("a step     1 s"))
+    command._train()
+    words, step = capsys.readouterr().out.splitlines()
+    assert words.startswith("processes  this one alone: a dry run meets no other")
+    assert step == "a step     1 s"
