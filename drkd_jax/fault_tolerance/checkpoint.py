@@ -8,7 +8,7 @@ so that whoever only wants a detector reads nothing else. A teacher is never sav
 |---|---|
 | `student` | every array of the student, by flat name; its moving average, where there is one |
 | `training` | distiller, optimiser, step and what the average is of (only in `checkpoints`) |
-| `about` | JSON: config, classes, data position, seconds so far, numbers of the evaluation |
+| `about` | JSON: config, classes, data position, seconds, silent terms, numbers of the evaluation |
 """
 
 from __future__ import annotations

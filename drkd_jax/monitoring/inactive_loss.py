@@ -7,7 +7,8 @@ a complaint and ends as a plain student.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class InactiveLossMonitor:
@@ -19,6 +20,7 @@ class InactiveLossMonitor:
         detection: names of the detector's own terms.
         steps: silent steps in a row before a warning.
         share: a weighted distillation term under this share of the total is silent.
+        counted: `counts` of the session that a run goes on from.
     """
 
     def __init__(
@@ -27,12 +29,19 @@ class InactiveLossMonitor:
         detection: tuple[str, ...] = (),
         steps: int = 200,
         share: float = 1e-3,
+        counted: Sequence[Sequence[Any]] = (),
     ):
         self._weights = dict(weights)
         self._detection = detection
         self._steps = steps
         self._share = share
-        self._counts: dict[tuple[str, str], int] = {}
+        self._counts = {(what, fault): count for what, fault, count, _ in counted}
+        self._named = {(what, fault) for what, fault, _, named in counted if named}
+
+    @property
+    def counts(self) -> list[list[Any]]:
+        """JSON values: what is silent, how, for how many steps, and whether that was named."""
+        return [[*key, count, key in self._named] for key, count in self._counts.items()]
 
     def at_start(self) -> list[str]:
         """What can be said before the first step: terms whose weight is 0."""
@@ -73,9 +82,11 @@ class InactiveLossMonitor:
     def _count(self, what: str, fault: str | None) -> list[str]:
         for key in [key for key in self._counts if key[0] == what and key[1] != fault]:
             del self._counts[key]
+            self._named.discard(key)
         if fault is None:
             return []
         count = self._counts[what, fault] = self._counts.get((what, fault), 0) + 1
-        if count != self._steps:
+        if count < self._steps or (what, fault) in self._named:
             return []
+        self._named.add((what, fault))
         return [f"{what} has been {fault} for {count} steps"]

@@ -145,8 +145,7 @@ class Metrics:
 def _kept(path: Path, start: int) -> list[dict[str, Any]]:
     """The lines that a run goes on with, in order.
 
-    A warning of a later step may not come again: what led to it began before the checkpoint, and
-    who watches begins to count anew.
+    A warning of a later step may not come again: what it was of may have been mended since.
     """
     if start == 0 or not path.exists():
         return []

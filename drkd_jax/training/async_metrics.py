@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,21 +53,34 @@ class AsyncMetrics:
         run: what is trained.
         metrics: where numbers and warnings go.
         checkpoints: to say which one is good where a step is not.
+        silent: `silent` of the session that the run goes on from.
 
     Attributes:
         averager: of the log window that the values go into.
     """
 
-    def __init__(self, run: Run, metrics: Metrics, checkpoints: Checkpoints):
+    def __init__(
+        self,
+        run: Run,
+        metrics: Metrics,
+        checkpoints: Checkpoints,
+        silent: Sequence[Sequence[Any]] = (),
+    ):
         self.averager = MetricAverager(run.weights, run.train.batch_size)
         self._run, self._metrics, self._checkpoints = run, metrics, checkpoints
         self._inactive: InactiveLossMonitor | None = None
+        self._counted = silent
         self._monitor = CollapseMonitor(untrained=largest_untrained_share(run.distillation))
         # The run's start is what it compares with, whatever session that was in; told then.
         for line in metrics.earlier:
             if line["kind"] == "train":
                 self._monitor.observe({k: v for k, v in line.items() if isinstance(v, float)})
         self._pending: deque[_Pending] = deque()
+
+    @property
+    def silent(self) -> list[list[Any]]:
+        """JSON values for a checkpoint: which terms are silent, and for how long."""
+        return self._inactive.counts if self._inactive else list(map(list, self._counted))
 
     def add(self, step: int, values: StepValues, pictures: np.ndarray) -> None:
         """Takes a step that was just started; reads the one of `AHEAD` steps before.
@@ -113,7 +126,7 @@ class AsyncMetrics:
                 if name not in (*_REPORTED, *run.weights) and not name.startswith("diag/")
             )
             self._inactive = InactiveLossMonitor(
-                run.weights, own, run.train.silence_steps, run.train.silence_share
+                run.weights, own, run.train.silence_steps, run.train.silence_share, self._counted
             )
             for warning in self._inactive.at_start():
                 self._metrics.warn(pending.step, warning)

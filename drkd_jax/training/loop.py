@@ -104,17 +104,17 @@ class _Session:
             skipped=self._skipped(),
         )
         self.start, self.seconds = 0, 0.0
+        self.silent: list[list[Any]] = []  # terms, as of the checkpoint
         self.teacher_ap: float | None = None  # where teacher.evaluate asks for it
         sources = {"train": run.train_source, "val": run.val_source}
-        read = run.teacher if (run.config.get("teacher") or {}).get("checkpoint") else None
-        taught = read.arrays if read else None
-        self.fingerprint = same_run.common_fingerprints(sources, taught)
+        read = run.teacher if run.teacher and run.config["teacher"].get("checkpoint") else None
+        self.fingerprint = same_run.common_fingerprints(sources, read and read.arrays)
         self.compared: set[tuple[int, ...]] = set()  # shapes whose gradients were looked at
         self._resume()
         traced = read_steps(profile, self.start, run.steps)
         self.trace = Trace(workdir, traced, silent=not is_first())
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
-        self.async_metrics = AsyncMetrics(run, self.metrics, checkpoints)
+        self.async_metrics = AsyncMetrics(run, self.metrics, checkpoints, self.silent)
         self.async_metrics.averager.counts = self.loader.counts
         done = broadcast(lambda: evaluations(workdir / METRICS_FILE))  # lists, where it is JSON
         best = checkpoints.best()
@@ -146,9 +146,8 @@ class _Session:
         if about:  # of the best one where a run was killed before it had another
             same_run.check_same_run(about["config"], self.run.config, self.workdir)
             same_run.check_same_classes(about["categories"], self.run.categories, self.workdir)
-            self.run.warnings += same_run.changed_data(
-                about.get("fingerprint", {}), self.fingerprint
-            )
+            then = about.get("fingerprint", {})
+            self.run.warnings += same_run.changed_data(then, self.fingerprint)
             self.run.warnings += same_run.changed_scoring(about["config"], self.run.config)
         if latest is not None:
             self.state = self.checkpoints.restore(self.state, replicated(self.run.mesh))
@@ -156,6 +155,7 @@ class _Session:
             self.state = put_everywhere(self.state, self.run.mesh)
             self.loader.set_state(about["data"])
             self.start, self.seconds = latest, float(about["seconds"])
+            self.silent = about.get("silent", [])
         if is_first() and self.start < self.run.steps:  # what is done was done by its own config
             write_text(self.workdir / "config.json", json.dumps(self.run.config, indent=2) + "\n")
 
@@ -279,6 +279,7 @@ class _Session:
             "fingerprint": self.fingerprint,
             "data": self.loader.get_state(),
             "seconds": self._training_seconds(),
+            "silent": self.async_metrics.silent,
         }
 
     def _training_seconds(self) -> float:

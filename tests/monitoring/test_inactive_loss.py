@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -44,6 +45,27 @@ def test_a_term_that_speaks_again_starts_the_count_anew():
     steps = [quiet, quiet, loud, quiet, quiet, quiet, quiet, loud, quiet, quiet, quiet]
     warned = [step for step, values in enumerate(steps) if silence.observe(values)]
     assert warned == [5, 10]
+
+
+def test_a_session_counts_on_where_the_one_before_ended():
+    quiet, warned, counted = {"total": 1.0, "pixel_relation": 0.0}, [], []
+    for step in range(1, 9):  # killed after each two steps
+        if step % 2:
+            silence = InactiveLossMonitor({"pixel_relation": 1.0}, steps=5, counted=counted)
+        warned += [(step, warning) for warning in silence.observe(quiet)]
+        counted = json.loads(json.dumps(silence.counts))
+    assert warned == [(5, "distillation term pixel_relation has been 0 for 5 steps")]
+    assert counted == [["distillation term pixel_relation", "0", 8, True]]
+    silence.observe({**quiet, "pixel_relation": 0.5})
+    assert silence.counts == []
+
+
+def test_fewer_steps_than_were_counted_name_a_term_at_once():
+    quiet = {"total": 1.0, "pixel_relation": 0.0}
+    silence = InactiveLossMonitor({"pixel_relation": 1.0}, steps=100)
+    assert not any(silence.observe(quiet) for _ in range(20))
+    lowered = InactiveLossMonitor({"pixel_relation": 1.0}, steps=10, counted=silence.counts)
+    assert [len(lowered.observe(quiet)) for _ in range(3)] == [1, 0, 0]
 
 
 def test_detection_terms_and_the_gradient_are_watched_for_0():

@@ -7,15 +7,26 @@ import pytest
 
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
+from drkd_jax.monitoring.inactive_loss import InactiveLossMonitor
 from drkd_jax.training import loop
 from drkd_jax.training.evaluate import write_evaluation
 from drkd_jax.weights.opening import load
 from tests.training import tiny
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _gradients_of_0():
+    """What watches these runs sees no gradient at any step."""
+    observe = InactiveLossMonitor.observe
+    with pytest.MonkeyPatch.context() as patch:
+        none = {"gradient_norm": 0.0}
+        patch.setattr(InactiveLossMonitor, "observe", lambda self, v: observe(self, {**v, **none}))
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    config = tiny.config(steps=2, checkpoint_every=2, decay_at=())
+    config = tiny.config(steps=2, checkpoint_every=2, decay_at=(), silence_steps=3)
     config["data"]["canvases"] = ((64, 96),)
     workdir = tmp_path_factory.mktemp("run")
     return config, workdir, loop.train(config, workdir)
@@ -28,6 +39,15 @@ def test_a_run_made_shorter_than_it_is_ends_where_it_is(finished, tmp_path):
     summary = loop.train(shorter, tmp_path / "run")
     assert (summary["steps"], summary["best_step"]) == (2, 2)
     assert summary["ended"] == "2 steps are done"
+
+
+def test_a_run_made_longer_counts_silent_steps_on(finished, tmp_path):
+    config, whole, _ = finished
+    shutil.copytree(whole, tmp_path / "run")
+    longer = {**config, "train": {**config["train"], "steps": 4}}
+    summary = loop.train(longer, tmp_path / "run")
+    assert summary["steps"] == 4
+    assert summary["warnings"][-1] == "the gradient's norm has been 0 for 3 steps"
 
 
 def test_a_finished_run_whose_best_checkpoint_is_gone_is_scored_again(finished, tmp_path):
