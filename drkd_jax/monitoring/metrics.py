@@ -42,7 +42,7 @@ class Metrics:
 
     Attributes:
         earlier: the lines that were kept of the sessions before.
-        warnings: of all sessions, each text once.
+        warnings: of all sessions, each text once; of those that pass, this session's.
 
     Raises:
         UserError: here and in every method: the disk is full, or the folder cannot be written.
@@ -52,7 +52,9 @@ class Metrics:
         self._path, self._silent = workdir / METRICS_FILE, silent
         self.earlier = _kept(self._path, start)
         told = [line for line in self.earlier if line["kind"] == "warning"]
-        self.warnings = list(dict.fromkeys(line["warning"] for line in told))
+        self.warnings = list(
+            dict.fromkeys(line["warning"] for line in told if not line.get("passes"))
+        )
         self._told = {(line["step"], line["warning"]) for line in told}
         if not silent:
             if self._path.exists():
@@ -81,14 +83,20 @@ class Metrics:
         else:
             self._bar.write(text, file=self._terminal)
 
-    def warn(self, step: int, text: str) -> None:
-        """A warning: on the terminal and, once a step, in `metrics.jsonl`."""
+    def warn(self, step: int, text: str, *, passes: bool = False) -> None:
+        """A warning: on the terminal and, once a step, in `metrics.jsonl`.
+
+        Args:
+            step: steps done.
+            text: what is said.
+            passes: whether each session says it anew where it holds.
+        """
         self.say(f"warning: step {step}: {text}")
         if text not in self.warnings:
             self.warnings.append(text)
         if (step, text) not in self._told:
             self._told.add((step, text))
-            self._write("warning", step, {"warning": text})
+            self._write("warning", step, {"warning": text, **({"passes": True} if passes else {})})
 
     def train(self, step: int, values: Mapping[str, float], progress: Mapping[str, str]) -> None:
         """A log step.

@@ -164,7 +164,7 @@ class _Session:
         for line in describe(run, self.start):
             self.metrics.say(line)
         for warning in findings(run, self.metrics.say):
-            self.metrics.warn(self.start, warning)
+            self.metrics.warn(self.start, warning, passes=warning in run.of_length)
         if run.teacher is not None and run.config["teacher"].get("evaluate"):
             self._evaluate_teacher(request)
         if run.teacher is not None and self.start == 0:  # later the units are in the checkpoint

@@ -78,6 +78,7 @@ class Run:
     gradients: GradientReport | None  # where `train.log_gradients` asks for it
     predict: Predict
     warnings: list[str]
+    of_length: list[str]  # those of them that another length of the run may end
 
     def put(self, batch: Batch) -> Batch:
         """This process's rows of a batch, as `step` takes them."""
@@ -118,7 +119,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
 
     steps = schedule.run_steps(settings, per_epoch)
     decays = schedule.decay_steps(settings, per_epoch)
-    warnings = schedule.check(settings, steps, decays) + machine_warnings() + warnings
+    of_length = schedule.check(settings, steps, decays)
     rate = schedule.learning_rate(settings, decays, steps)
     tx = schedule.optimiser(settings, rate)
 
@@ -134,7 +135,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
         weights = {name: float(weight) for name, weight in teaching.distiller.weights.items()}
         phases = teaching.distiller.config
         strides = tuple(pair.stride for pair in teaching.distiller.pairs)
-        warnings += schedule.check_distillation(phases, steps)
+        of_length += schedule.check_distillation(phases, steps)
 
     parts = {name: split_module(module, module.is_trained) for name, module in modules.items()}
     graphs = {name: part.graph for name, part in parts.items()}
@@ -175,7 +176,8 @@ def build_run(values: Mapping[str, Any]) -> Run:
         step=(pmap_step if settings.parallel == "pmap" else train_step)(recipe, mesh),
         gradients=gradient_report(recipe, mesh) if settings.log_gradients else None,
         predict=predictor(parts["student"].graph, pixels, mesh, evaluation.least_limit),
-        warnings=warnings,
+        warnings=[*of_length, *machine_warnings(), *warnings],
+        of_length=of_length,
     )
 
 

@@ -89,6 +89,21 @@ def test_warnings_of_earlier_sessions_stay_each_once(tmp_path):
     assert silent.warnings == ["of the first session", "dead", "new"]
 
 
+def test_a_warning_that_passes_is_this_session_s_alone(tmp_path):
+    metrics = Metrics(tmp_path, 0, 10)
+    metrics.warn(0, "too short", passes=True)
+    metrics.warn(0, "dead")
+    metrics.close()
+    assert metrics.warnings == ["too short", "dead"]
+    assert warned(tmp_path, 5, "new") == ["dead", "new"]
+    lines = [(line["step"], line["warning"]) for line in read_metrics(tmp_path / METRICS_FILE)]
+    assert lines == [(0, "too short"), (0, "dead"), (6, "new")]  # the log of what was said
+    again = Metrics(tmp_path, 6, 10)
+    again.warn(6, "too short", passes=True)
+    again.close()
+    assert again.warnings == ["dead", "new", "too short"]
+
+
 def test_a_run_that_begins_anew_has_no_warnings_of_the_one_before(tmp_path):
     warned(tmp_path, 0, "no checkpoint came after it")
     assert warned(tmp_path, 0) == []

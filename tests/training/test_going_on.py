@@ -41,12 +41,14 @@ def test_a_run_made_shorter_than_it_is_ends_where_it_is(finished, tmp_path):
     assert summary["ended"] == "2 steps are done"
 
 
-def test_a_run_made_longer_counts_silent_steps_on(finished, tmp_path):
-    config, whole, _ = finished
+def test_a_run_made_longer_counts_silent_steps_on_and_is_not_too_short_any_more(finished, tmp_path):
+    config, whole, before = finished
+    assert before["warnings"][0].startswith("the warm-up of 3 steps does not end within the run of")
     shutil.copytree(whole, tmp_path / "run")
     longer = {**config, "train": {**config["train"], "steps": 4}}
     summary = loop.train(longer, tmp_path / "run")
     assert summary["steps"] == 4
+    assert summary["warnings"][:-1] == before["warnings"][1:]
     assert summary["warnings"][-1] == "the gradient's norm has been 0 for 3 steps"
 
 
