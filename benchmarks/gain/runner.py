@@ -224,7 +224,7 @@ def _step(folder: Path) -> int:
     with contextlib.suppress(OSError), (folder / "metrics.jsonl").open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 15)))
         for line in reversed(file.read().splitlines()):
-            with contextlib.suppress(ValueError, KeyError):  # a line that is half read
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # half read, or damaged
                 return int(json.loads(line)["step"])
     return 0
 

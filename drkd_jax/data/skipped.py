@@ -111,7 +111,7 @@ class SkipList:
 
 def _read(path: Path) -> tuple[set[tuple[str, str]], bool]:
     """What is listed already, and whether the last line is whole; a kill may have cut it short."""
-    listed, text = set(), path.read_text() if path.exists() else ""
+    listed, text = set(), path.read_text(errors="replace") if path.exists() else ""
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             listed.add(_key(json.loads(line)))

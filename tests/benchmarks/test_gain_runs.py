@@ -188,3 +188,11 @@ def test_a_link_to_what_is_gone_is_no_run(plan, tmp_path):
     runner(plan, []).note(job)
     assert (job.folder / "about.json").is_file()
     assert not job.folder.is_symlink()
+
+
+def test_damaged_lines_of_a_run_are_no_steps(plan):
+    job = plan.students[0]
+    job.folder.mkdir(parents=True)
+    for wrong in (b"7", b"\xff", b'{"step": null}', b'{"kind": "train", "st'):
+        (job.folder / "metrics.jsonl").write_bytes(b'{"kind": "train", "step": 1}\n' + wrong)
+        assert runner(plan, []).steps() == 1
