@@ -7,10 +7,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks.gain.plan import Job, Plan
-from benchmarks.gain.results import differences
+from benchmarks.gain.results import differences, read_json
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.same_run import teacher_digest
 from drkd_jax.models.filling import as_tuples
@@ -76,7 +75,7 @@ def _other_teacher(job: Job, found: Path) -> str:
     own, other = str((job.config.get("teacher") or {}).get("checkpoint", "")), _checkpoint(found)
     if Path(own).resolve() == Path(other).resolve():
         return ""
-    weights = _json(found / "summary.json").get("teacher_weights")
+    weights = read_json(found, "summary.json").get("teacher_weights")
     if not weights:
         return (
             f"it was taught by {other}, the table's teacher is {own}, and its summary.json "
@@ -97,12 +96,4 @@ def _weights(teacher: str) -> str:
 
 def _checkpoint(folder: Path) -> str:
     """The teacher that a run's config names; "" where there is none."""
-    return str((_json(folder / "config.json").get("teacher") or {}).get("checkpoint", ""))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return content if isinstance(content, dict) else {}
+    return str((read_json(folder, "config.json").get("teacher") or {}).get("checkpoint", ""))

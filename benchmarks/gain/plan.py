@@ -77,8 +77,8 @@ class Job:
     def summary(self) -> dict[str, Any] | None:
         """What the finished run left, after all steps or stopped early; None: not finished."""
         try:
-            summary = json.loads((self.folder / "summary.json").read_text())
-        except (OSError, json.JSONDecodeError):
+            summary = dict(json.loads((self.folder / "summary.json").read_text()))
+        except (OSError, ValueError, TypeError):
             return None
         own_rule = f"(config.train.early_stop = {self.config['train'].get('early_stop')})"
         stopped = str(summary.get("ended")).endswith(own_rule)

@@ -108,10 +108,7 @@ def differences(job: Job, folder: Path) -> list[str]:
     Raises:
         UserError: The folder holds no config.
     """
-    try:
-        found = json.loads((folder / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}: its config.json cannot be read: {error}") from error
+    found = read_json(folder, "config.json")
     keys = [
         key
         for key in differing_keys(found, job.config)
@@ -119,6 +116,21 @@ def differences(job: Job, folder: Path) -> list[str]:
         and not _is_newer(key, found, job.config)
     ]
     return keys + [key for key in _PATHS if _ends(found, key) != _ends(job.config, key)]
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a run's folder.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads((folder / name).read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its {name} cannot be read: {error}") from error
+    return found
 
 
 def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -192,7 +204,7 @@ def _run(job: Job, summary: Mapping[str, Any] | None, failed: Mapping[str, str])
 def _about(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / ABOUT_FILE).read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return {}
 
 
@@ -207,10 +219,7 @@ def _teacher(plan: Plan, name: str, detector: str) -> tuple[dict[str, Any], _Sco
         "teacher_detector": own,
         "folder": str(folder),
     }
-    if isinstance(job, Job):
-        summary = _checked(job)
-    else:
-        summary = json.loads((folder / "summary.json").read_text())
+    summary = _checked(job) if isinstance(job, Job) else read_json(folder, "summary.json")
     if summary is None:
         return {**row, "state": "missing"}, None
     row |= {

@@ -177,6 +177,24 @@ def test_keys_that_came_after_a_run_count_by_their_defaults(plan):
     assert differences(job, job.folder) == ["train.clip_norm"]  # 1 here; without the key, none
 
 
+@pytest.mark.parametrize("wrong", [b'{"best": ', b"\xff", b"7"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, wrong):
+    (tmp_path / "taught").mkdir()
+    (tmp_path / "taught" / "summary.json").write_bytes(wrong)
+    recipe = 'recipe = "configs/folder.py:teacher:{detector}"\nconfig.train.steps = 3'
+    text = TEXT.replace(recipe, f'workdir = "{tmp_path}/taught"')
+    plan = make_plan(read_table(write(tmp_path, text)), tmp_path, None)
+    with pytest.raises(UserError, match=r"taught: its summary\.json cannot be read"):
+        gather(plan, {})
+    job = plan.students[0]
+    finish(job, 1.0, 0)
+    (job.folder / "config.json").write_bytes(wrong)
+    with pytest.raises(UserError, match=r"seed0: its config\.json cannot be read"):
+        gather(plan, {})
+    (job.folder / "summary.json").write_bytes(wrong)
+    assert job.summary() is None  # it is trained, which writes it again
+
+
 def test_terms_that_came_after_a_run_count_as_switched_off(plan):
     job = next(job for job in plan.students if job.config.get("distill"))
     finish(job, 1.0, 0)
