@@ -15,10 +15,11 @@ from drkd_jax.models.build import fill_settings
 from drkd_jax.models.conventions import conventions
 from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.norm import group_count
+from drkd_jax.weights.libraries.checkpoint_spec import UNUSED
 from drkd_jax.weights.libraries.key_report import give
 from drkd_jax.weights.libraries.understanding import LIBRARIES, library_table
 from drkd_jax.weights.opening import load
-from drkd_jax.weights.ours import write_ours, write_safetensors
+from drkd_jax.weights.ours import About, write_ours, write_safetensors
 
 # Settings of a detector by which a config of the other library can differ from its usual one.
 _TOLD = (
@@ -27,6 +28,7 @@ _TOLD = (
     *("anchors", "delta_stds", "roi_stds", "proposals", "test"),
 )
 _OF_REGIONS = ("roi_sampling", "roi_aligned", "roi_max_level")  # None or 0: the convention's
+_SHOWN = 12  # classes in a line
 _SIZE = (800, 1333)  # pixels of a picture's shorter side, and of the longer one at most, in both
 
 
@@ -112,12 +114,51 @@ def _to_theirs(file: str, library: str, out: Path) -> int:
         )
     table = library_table(library, arrays, prefixed=about.part != "backbone")
     theirs = give(arrays, table)
-    names = [name for _, name in about.categories]
-    write_safetensors(out, theirs, {"format": "pt", "classes": json.dumps(names)})
+    metadata = {"format": "pt", "classes": json.dumps(_names_of_outputs(about))}
+    write_safetensors(out, theirs, metadata)
     print(f"{len(theirs)} arrays under the names of {library}, written to {out}")
-    for line in [*_not_in_file(about.settings, about.num_classes), *_pictures(about.data, library)]:
+    if convention.split("-")[0] == library != convention:
+        print(f"  it computes by the conventions of {convention}, not by those of {library}")
+    told = [*_not_in_file(about.settings, about.num_classes), *_labels(about)]
+    for line in [*told, *_pictures(about.data, library)]:
         print(f"  {line}")
     return 0
+
+
+def _outputs(about: About) -> tuple[int, tuple[int, ...]]:
+    """How many outputs a head has beside the background's, and which of them each class is."""
+    ids = about.settings.get("class_ids") or range(about.num_classes)
+    return about.settings.get("head_classes") or about.num_classes, tuple(ids)
+
+
+def _names_of_outputs(about: About) -> list[str]:
+    """A name for each output of the head, `UNUSED` where it is no class; [] where unknown."""
+    outputs, ids = _outputs(about)
+    if not about.categories:
+        return []
+    names = dict(zip(ids, (name for _, name in about.categories), strict=True))
+    kind = about.settings.get("convention"), about.settings["detector"]
+    names.setdefault(0, "__background__" if kind == ("torchvision", "retinanet") else UNUSED)
+    return [names.get(number, UNUSED) for number in range(outputs)]
+
+
+def _labels(about: About) -> list[str]:
+    """Which of the other library's labels is which class, where they are not in order."""
+    outputs, ids = _outputs(about)
+    if ids == tuple(range(outputs)):
+        return []
+    labels = [number + _counts_background(about.settings) for number in ids]
+    if not about.categories:
+        return [f"its classes are the labels {', '.join(map(str, labels))} there, in this order"]
+    named = [f"{n} {name}" for n, (_, name) in zip(labels, about.categories, strict=True)]
+    rest = len(named) - _SHOWN
+    more = f" and {rest} others, all in order under `classes` in the file" if rest > 0 else ""
+    return [f"its classes' labels there are {', '.join(named[:_SHOWN])}{more}"]
+
+
+def _counts_background(settings: Mapping[str, Any]) -> bool:
+    """Whether the library's own number of classes holds the background, as its label 0."""
+    return (settings.get("convention"), settings.get("detector")) == ("torchvision", "faster_rcnn")
 
 
 def _pictures(data: Mapping[str, Any], library: str) -> list[str]:
@@ -129,8 +170,11 @@ def _pictures(data: Mapping[str, Any], library: str) -> list[str]:
         if value not in (None, theirs):
             unit = "" if key == "channels" else " (of colours from 0 to 255)"
             lines.append(f"its pictures' {key} is {value}, not {theirs}{unit}")
+    rule = data.get("resize", usual.resize)
+    if rule not in (usual.resize, "stretch"):
+        lines.append(f"its pictures are resized by the rule of {rule}, not of {usual.resize}")
     size = data.get("shorter", _SIZE[0]), data.get("longer", _SIZE[1])
-    if data.get("resize") == "stretch":
+    if rule == "stretch":
         lines.append(
             f"its pictures are stretched to {size[0]} pixels of height, {size[1]} of width"
         )
@@ -148,10 +192,7 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
     outputs = settings.get("head_classes") or num_classes
     lines = []
     if outputs:
-        with_background = settings.get("convention") == "torchvision" and (
-            settings.get("detector") == "faster_rcnn"
-        )
-        lines.append(f"its num_classes is {outputs + with_background} there")
+        lines.append(f"its num_classes is {outputs + _counts_background(settings)} there")
     if backbone.get("eps", 1e-5) != 1e-5:
         lines.append(f"its batch norms want an eps of {backbone['eps']}")
     if backbone.get("width", 64) != 64:

@@ -22,6 +22,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 NORM_LEAVES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
+#: The name of an output that is no class; torchvision's own lists of COCO have it, too.
+UNUSED = "N/A"
+
 _STEM = re.compile(r"backbone\.stem\.(conv|norm)\.(\w+)$")
 _BLOCK = re.compile(
     r"backbone\.stages\.(\d)\.(\d+)\.(convs|norms|shortcut|shortcut_norm)(?:\.(\d))?((?:\.\w+)+)$"

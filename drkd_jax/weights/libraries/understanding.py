@@ -30,7 +30,7 @@ from drkd_jax.models.filling import from_dict
 from drkd_jax.models.resnet import ResNet
 from drkd_jax.models.settings import PyramidSettings
 from drkd_jax.weights.libraries import detectron2, mmdet, torchvision
-from drkd_jax.weights.libraries.checkpoint_spec import CheckpointSpec, Shapes
+from drkd_jax.weights.libraries.checkpoint_spec import UNUSED, Assumed, CheckpointSpec, Shapes
 from drkd_jax.weights.libraries.key_report import Entry, KeyReport, report_keys, take
 
 LIBRARIES = ("torchvision", "mmdet", "detectron2")
@@ -180,19 +180,28 @@ def _of_classes(spec: CheckpointSpec, ids: Any) -> CheckpointSpec:
 
     Args:
         spec: of the file.
-        ids: the output of each class; () for every output, None where nothing was said.
+        ids: the output of each class; () for every output, None where nothing was said: then
+            those that the file does not call `UNUSED`.
 
     Raises:
         UserError: the head has no such output.
     """
-    if spec.part != "detector" or not isinstance(ids, (list, tuple)):
+    if spec.part != "detector":
+        return spec
+    own = spec.assumed["class_ids"].value if "class_ids" in spec.assumed else ()
+    own = own or tuple(range(spec.num_classes))
+    if ids is None and UNUSED in spec.class_names:
+        named = zip(own, spec.class_names, strict=True)
+        ids = tuple(number for number, name in named if name != UNUSED)
+        said = Assumed(ids, f"the file calls its other outputs {UNUSED}")
+        spec = dataclasses.replace(spec, assumed={**spec.assumed, "class_ids": said})
+    if not isinstance(ids, (list, tuple)):
         return spec
     outputs = spec.shown.get("head_classes", spec.num_classes)
     chosen = tuple(ids) or tuple(range(outputs))
     if any(isinstance(number, int) and number >= outputs for number in chosen):
         raise UserError(f"class_ids: its head has {outputs} outputs, from 0 on")
-    own = spec.assumed["class_ids"].value if "class_ids" in spec.assumed else ()
-    names = dict(zip(own or range(spec.num_classes), spec.class_names, strict=False))
+    names = dict(zip(own, spec.class_names, strict=False))
     known = tuple(names[number] for number in chosen if number in names)
     return dataclasses.replace(
         spec,
