@@ -31,7 +31,7 @@ from drkd_jax.models.resnet import ResNet
 from drkd_jax.models.settings import PyramidSettings
 from drkd_jax.weights.libraries import detectron2, mmdet, torchvision
 from drkd_jax.weights.libraries.checkpoint_spec import UNUSED, Assumed, CheckpointSpec, Shapes
-from drkd_jax.weights.libraries.key_report import Entry, KeyReport, report_keys, take
+from drkd_jax.weights.libraries.key_report import Entry, KeyReport, Skip, report_keys, take
 
 LIBRARIES = ("torchvision", "mmdet", "detectron2")
 
@@ -39,6 +39,8 @@ LIBRARIES = ("torchvision", "mmdet", "detectron2")
 _MODULES: Mapping[str, Any] = MappingProxyType(
     {"detectron2": detectron2, "mmdet": mmdet, "torchvision": torchvision}
 )
+# Of torch's `AveragedModel` and of mmengine's, beside the weights whatever library's they are.
+_AVERAGED = Skip(r"(n_averaged|steps)$", "a counter of a moving average")
 # Settings that no array's shape depends on: files that differ in them share a traced model.
 _NO_SHAPE = (
     *("test", "proposals", "sampler", "extra_relu", "delta_stds"),
@@ -132,7 +134,8 @@ def understand(
         wanted = model_shapes(spec.part, settings, spec.num_classes)
     prefixed = any(key.startswith("backbone.") for key in shapes)
     table = library_table(library, wanted, prefixed)
-    found = report_keys(folded, table, wanted, _MODULES[library].skips(spec.part))
+    skips = (*_MODULES[library].skips(spec.part), _AVERAGED)
+    found = report_keys(folded, table, wanted, skips)
     unexpected = {key: shape for key, shape in found.unexpected.items() if key in shapes}
     report = dataclasses.replace(
         found, used=folded_keys(found.used, folds, shapes), unexpected=unexpected

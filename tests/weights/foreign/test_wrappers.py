@@ -117,6 +117,23 @@ def test_the_second_weights_of_mmengine_and_of_mmdetection_s_hook_are_skipped(re
     assert weights.about.part == "detector"
 
 
+@pytest.mark.parametrize("counter", ["n_averaged", "steps"])  # of torch's class, of mmengine's
+def test_the_counter_of_an_average_does_not_make_it_less_than_a_model(counter, retina, tmp_path):
+    count = {counter: np.ones(1, np.float32)}
+    average = under("module.", retina) | count
+    weights = load(write(tmp_path / "x", average, "safetensors"))
+    assert weights.report.skipped == {counter: "a counter of a moving average"}
+    both = under("model.", retina) | under("model_ema.", average)
+    path = write(tmp_path / "y", both, "safetensors")
+    with pytest.raises(UserError, match=r"holds 2 models, under model\., model_ema\."):
+        load(path)
+    assert load(path, {"prefix": "model_ema."}).about.part == "detector"
+    both = under("state_dict.", retina) | under("ema_state_dict.", average)
+    weights = load(write(tmp_path / "z", both, "safetensors"))
+    assert weights.about.source["prefix"] == "state_dict."
+    assert "weights of the last step" in weights.report.skipped[f"ema_state_dict.{counter}"]
+
+
 def test_without_a_model_the_beginnings_are_named(tmp_path):
     arrays = {"encoder.blocks.0.attn.qkv.weight": np.zeros((2, 2), np.float32)}
     with pytest.raises(UserError, match=r"its keys begin with encoder.blocks \(1\)"):
