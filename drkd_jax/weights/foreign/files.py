@@ -126,7 +126,10 @@ def checked_name(path: Path, digest: str) -> str:
 def _of_torch(path: Path, saved: Saved) -> ForeignFile:
     root = saved.content
     if not isinstance(root, dict):
-        raise UserError(f"{path}: holds no dict of weights but a {type(root).__name__}")
+        raise UserError(
+            f"{path}: holds no dict of weights but a {type(root).__name__}; save the model's "
+            "state_dict alone"
+        )
     arrays: dict[str, np.ndarray] = {}
     left_out: dict[str, str] = {}
     seen: set[int] = set()

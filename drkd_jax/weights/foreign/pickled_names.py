@@ -136,23 +136,36 @@ INERT = frozenset(
         "argparse.Namespace",
         "collections.Counter",
         "collections.deque",
-        "datetime.datetime",
+        "easydict.EasyDict",
         "mmengine.logging.history_buffer.HistoryBuffer",
         "numpy._core.multiarray.scalar",
         "numpy.core.multiarray.scalar",
         "numpy.ndarray",
         "lightning.fabric.utilities.data.AttributeDict",
         "lightning_fabric.utilities.data.AttributeDict",
-        "omegaconf.dictconfig.DictConfig",
         "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
         "pytorch_lightning.utilities.parsing.AttributeDict",
         "yacs.config.CfgNode",
         "torch.device",
+        "types.SimpleNamespace",
+        "typing.Any",
+    }
+    | {f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")}
+    | {  # what a `DictConfig` is pickled by
+        f"omegaconf.{name}"
+        for name in (
+            *("base.ContainerMetadata", "base.Metadata", "dictconfig.DictConfig"),
+            *("listconfig.ListConfig", "nodes.AnyNode", "nodes.BooleanNode", "nodes.EnumNode"),
+            *("nodes.FloatNode", "nodes.IntegerNode", "nodes.PathNode", "nodes.StringNode"),
+        )
     }
     | {
         f"{module}.{name}"
         for module in ("builtins", "__builtin__")
-        for name in ("bytearray", "complex", "frozenset", "list", "set", "slice", "tuple")
+        for name in (
+            *("bool", "bytearray", "complex", "dict", "float", "frozenset", "int", "list", "long"),
+            *("set", "slice", "str", "tuple"),
+        )
     }
     | {  # Python 3.13 has them one module further down
         f"{module}.{name}"

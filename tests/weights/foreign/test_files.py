@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from drkd_jax.errors import UserError
 from drkd_jax.weights.foreign.files import checked_name, is_safetensors, read_foreign, sha256
+from drkd_jax.weights.foreign.unpickler import read_pickle
 from drkd_jax.weights.opening import load
 from tests.weights.foreign.test_torch_file import FIXTURES, tensor_pickle, write_zip
 from tests.weights.foreign.torch_writing import write_torch
@@ -50,8 +51,9 @@ def test_what_is_no_array_among_the_weights_is_told(tmp_path):
 @pytest.mark.parametrize("content", [b"]", b"}", b"K\x03", under("state_dict", b"}")])
 def test_a_file_without_weights_is_refused(content, tmp_path):
     write_zip(tmp_path / "x.pth", b"\x80\x02" + content + b".")
-    with pytest.raises(UserError, match=r"x\.pth: holds no"):
+    with pytest.raises(UserError, match=r"x\.pth: holds no") as raised:
         read_foreign(tmp_path / "x.pth")
+    assert ("save the model's state_dict" in str(raised.value)) == (content in (b"]", b"K\x03"))
 
 
 def test_safetensors_are_read_in_every_precision(tmp_path):
@@ -100,6 +102,23 @@ def test_a_checkpoint_of_lightning_is_read(tmp_path):
     inner = under("state_dict", under("model", TENSOR))
     write_zip(tmp_path / "x.ckpt", b"\x80\x02" + inner + beside + b".", NUMBERS)
     assert read_foreign(tmp_path / "x.ckpt").shapes == {"state_dict.model.w": (2, 4)}
+
+
+# As OmegaConf, EasyDict and dates are pickled beside weights: types, and objects with a state.
+BESIDE = (
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "typing.Any"),
+    *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode"),
+    *("builtins.dict", "__builtin__.long", "easydict.EasyDict", "types.SimpleNamespace"),
+    *("datetime.date", "datetime.timedelta", "datetime.timezone"),
+)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_settings_and_dates_beside_the_weights_are_inert(name):
+    inert: set[str] = set()
+    kind = "c{}\n{}\n".format(*name.rsplit(".", 1)).encode()
+    value = read_pickle(io.BytesIO(b"(" + kind + kind + b")R}" + kind + b"Nsbt."), inert)
+    assert {part.name for part in value} == inert == {name}
 
 
 POINTER = (
