@@ -49,6 +49,8 @@ def read_heads(
         if "bbox_head" in model:
             _retina(model.sub("bbox_head"), said, strides)
         _detections(test, said.settings)
+        if test.values:  # 3.x then keeps every score; 2.x has no default
+            said.settings.setdefault("test.score", 0.0)
     else:
         if "rpn_head" in model:
             _rpn(model.sub("rpn_head"), said, strides)
@@ -58,8 +60,7 @@ def read_heads(
             _proposals(test.sub("rpn"), said.settings)
         if "rcnn" in test:
             _detections(test.sub("rcnn"), said.settings)
-        test.ignore("rpn", "rcnn")
-    test.close("mask_thr_binary", "keep_all_stages")
+        test.close("rpn", "rcnn", "mask_thr_binary", "keep_all_stages")
 
 
 def _retina(head: Section, said: FileConfig, strides: Sequence[int]) -> None:

@@ -1,5 +1,7 @@
 """A checkpoint's own config: used, or refused by name; never passed over, never run."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,6 +68,7 @@ def test_the_usual_config_changes_nothing(name):
         ("num_outs=5", "num_outs=5, relu_before_extra_convs=True", "extra_relu", True),
         ("start_level=1", "start_level=1.0, relu_before_extra_convs=True", "extra_relu", True),
         ("score_thr=0.05", "score_thr=0.3", "test.score", 0.3),
+        ("score_thr=0.05,", "", "test.score", 0.0),
         ("iou_threshold=0.5", "iou_threshold=0.6", "test.nms", 0.6),
         ("iou_threshold=0.5", "iou_thr=0.6", "test.nms", 0.6),
         ("max_per_img=100", "max_per_img=30 * 10", "test.max_out", 300),
@@ -180,6 +183,8 @@ def test_what_cannot_be_built_is_refused_by_name(name, old, new, named):
     with pytest.raises(UserError) as raised:
         read(name, changed(name, old, new))
     assert named in str(raised.value)
+    complaints = re.split(r"; |: ", str(raised.value).rpartition(". A teacher")[0])
+    assert len(set(complaints)) == len(complaints)
 
 
 BN = "norm_cfg=dict(type='BN'{})"
