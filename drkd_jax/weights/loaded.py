@@ -80,7 +80,15 @@ class Weights:
         }
         skipped = "".join(f", {count} of {reason} skipped" for reason, count in reasons.items())
         head = f"; its head is {source['head']}" if "head" in source else ""
-        return f"{words}, all {len(self.arrays)} arrays{skipped}{head}"
+        return f"{words}, all {len(self.arrays)} arrays{skipped}{head}{self._eps()}"
+
+    def _eps(self) -> str:
+        """Of a detector of torchvision's, whose files do not show it, the eps that was taken."""
+        if self.about.source.get("library") != "torchvision" or self.about.part == "backbone":
+            return ""
+        eps = self.about.settings["backbone"]["eps"]
+        other = " (what was trained on from a COCO_V1 file wants backbone.eps=0)" if eps else ""
+        return f"; its batch norms compute with an eps of {eps:g}{other}"
 
     @property
     def step(self) -> int:
