@@ -83,6 +83,7 @@ class CocoSource(Source):
         content, name = load_json(self.instances_json), str(self.instances_json)
         self.faults = []
         self._stems: dict[Path, dict[str, list[str]]] = {}  # by folder: file names by their stem
+        self._near: list[Path] | None = None  # folders that may be meant; listed when asked for
         self._paths, self.mended = find_files(self.images_dir, _file_names(content))
         faults = None if on_error == "stop" else self.faults
         self.table = parse_instances(content, name, faults, self._paths, self.mended)
@@ -154,9 +155,23 @@ class CocoSource(Source):
             self._stems[folder] = listed
         names = self._stems[folder].get(_loose(path.stem), [])
         if not names:
-            return ""
+            return self._elsewhere(path)
         others = " and ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
         return f"; the folder holds {others}: mend 'file_name', or rename the file"
+
+    def _elsewhere(self, path: Path) -> str:
+        """Names the folder near the picture folder that holds a missing picture."""
+        # Those without the first missing picture are not asked again: often all are missing.
+        near = _near(self.images_dir) if self._near is None else self._near
+        name = path.relative_to(self.images_dir)
+        self._near = [folder for folder in near if (folder / name).is_file()]
+        return f"; {self._near[0]} holds it: is that IMAGES_DIR?" if self._near else ""
+
+
+def _near(folder: Path) -> list[Path]:
+    """The folders in a folder and in those, the one that it is in, and those beside it."""
+    inner = sorted(folder.glob("*/"))
+    return [*inner, *sorted(folder.glob("*/*/")), folder.parent, *sorted(folder.parent.glob("*/"))]
 
 
 def _file_names(content: dict[str, Any]) -> list[str]:

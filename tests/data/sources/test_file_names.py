@@ -128,3 +128,27 @@ def test_a_missing_picture_without_such_a_file_has_no_hint(coco_folder):
     move(coco_folder, "none/a1.jpg", "a.png")
     with pytest.raises(UserError, match=r"No such file or directory$"):
         open_source(coco_folder.spec).record(0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        (".", "images"),
+        ("images/more", "images"),
+        ("other", "images"),
+        ("far", "far/in/images"),
+    ],
+)
+def test_a_picture_folder_that_is_not_it_hints_at_the_one_that_is(coco_folder, asked, there):
+    root = coco_folder.images.parent
+    wrong, right = root / asked, root / there
+    wrong.mkdir(parents=True, exist_ok=True)
+    right.parent.mkdir(parents=True, exist_ok=True)
+    if not right.exists():
+        coco_folder.images.rename(right)
+    source = open_source(coco_folder.spec.replace(str(coco_folder.images), str(wrong), 1))
+    for index in (1, 0):
+        with pytest.raises(UserError) as raised:
+            source.record(index)
+        wanted = f"No such file or directory; {right} holds it: is that IMAGES_DIR?"
+        assert str(raised.value).endswith(wanted)
