@@ -20,6 +20,7 @@ from drkd_jax.data.sources.records import AnnotationTable, Category, Id, id_arra
 from drkd_jax.errors import UserError
 
 _LONGEST = 2**31  # pixels of a side
+_SHOWN = 5  # ids of classes where another one is asked for
 
 
 class Fault(NamedTuple):
@@ -87,6 +88,7 @@ def parse_instances(
     classes.sort(key=lambda row: (isinstance(row[0], str), row[0]))  # numbers first
     categories = tuple(row[1] for row in classes)
     label_of = {key: label for label, (key, _) in enumerate(classes)}
+    known = ", ".join(map(str, [*label_of][:_SHOWN])) + ", ..." * (len(label_of) > _SHOWN)
     images = _rows(content["images"], lambda row: _image(row, paths or {}), "image", found)
     picture_of = {image.key: position for position, image in enumerate(images)}
     gone = _keys(content["images"]) - picture_of.keys()
@@ -99,7 +101,8 @@ def parse_instances(
         elif image not in picture_of:
             found.append(Fault("annotation", which, f"unknown image_id {image}"))
         elif annotation.category not in label_of:
-            found.append(Fault("annotation", which, f"unknown category_id {annotation.category}"))
+            reason = f"unknown category_id {annotation.category} ('categories' has {known})"
+            found.append(Fault("annotation", which, reason))
         else:
             annotations.append(annotation)
             pictures.append(picture_of[image])

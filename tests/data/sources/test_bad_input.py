@@ -119,7 +119,10 @@ ENTRY_FAULTS: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     "annotation id twice": (box("id", 102), "annotation id 102: occurs twice"),
     "annotation id null": (box("id", None), "id None is not a whole number"),
     "image id unknown": (box("image_id", 99), "annotation id 101: unknown image_id 99"),
-    "category id unknown": (box("category_id", 2), "annotation id 101: unknown category_id 2"),
+    "category id unknown": (
+        box("category_id", 2),
+        "annotation id 101: unknown category_id 2 ('categories' has 1, 17, 90)",
+    ),
     "box with nan": (box("bbox", [1, 2, NAN, 4]), f"id 101: bbox [1, 2, nan, 4] {NO_NUMBERS}"),
     "box infinite": (box("bbox", [1, 2, INFINITE, 4]), NO_NUMBERS),
     "box beyond float": (box("bbox", [1, 2, 10**400, 4]), NO_NUMBERS),
