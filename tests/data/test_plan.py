@@ -78,6 +78,27 @@ def test_flips_belong_to_pictures_not_to_batches():
     assert set(_flips(_plan(flip=1.0)).values()) == {True}
 
 
+def _chances(plan: BatchPlan, epoch: int = 0) -> np.ndarray:
+    """Random numbers of each picture, in the source's order."""
+    n = plan.steps_per_epoch
+    batches = [plan.batch(epoch * n + i) for i in range(n)]
+    indices, rows = (np.concatenate([b[k] for b in batches]) for k in (1, 3))
+    return rows[indices >= 0][np.argsort(indices[indices >= 0])]
+
+
+def test_jitter_has_numbers_of_its_own_by_seed_epoch_and_picture():
+    plain, plan = _plan(shuffle=False), _plan(shuffle=False, jitter=True)
+    found = _chances(plan)
+    # Each of them once: by what they are, or two draws shared one generator.
+    seen = [found, _chances(plan, 1), _chances(_plan(shuffle=False, jitter=True, seed=4))]
+    assert len(np.unique(seen)) == np.size(seen)
+    assert _flips(plan) == _flips(plain)
+    flips = [_flips(plain)[i] for i in INDICES]
+    assert not any(np.array_equal(row < 0.5, flips) for row in (found[:, 0], found.flat[:23]))
+    for other in (_plan(jitter=True), _plan(jitter=True, batch_size=7)):
+        np.testing.assert_array_equal(_chances(other), found)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 30])
 def test_unshuffled_keeps_order_within_canvases(batch_size):
     plan = BatchPlan(INDICES, CANVAS_OF, batch_size, shuffle=False)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from drkd_jax.distill import distill_config
 from drkd_jax.distill.config import InstanceRelationConfig, PixelRelationConfig
-from drkd_jax.distill.graph_unit import GraphUnit
+from drkd_jax.distill.graph_unit import GraphUnit, Moments, moved
 from drkd_jax.distill.instance_relation import RelationUnit, centred_directions
 from drkd_jax.distill.pairing import LevelPair
 from drkd_jax.distill.pixel_relation import PixelRelation
@@ -231,6 +231,24 @@ def test_the_running_scale_starts_at_the_first_batch_and_follows_slowly():
     scale((0 * x,), (mask,), train=True)
     scale((7 * x,), (0 * mask.astype(int) > 0,), train=True)
     assert float(scale.variance[0]) == pytest.approx(start * (1 + 0.01 * 8), rel=1e-5)
+
+
+def test_running_statistics_go_a_tenth_of_the_way_to_a_mean_of_unbiased_variances():
+    """As PyTorch's do; a group without a pixel is none, and one with a single pixel is finite."""
+    given = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
+    parts = given[0, :2], given[1], given[0, :0], given[0, 3:]
+    sides = [(x.mean(0), x.var(0), len(x)) if len(x) else (9, 9, 0) for x in parts]
+    moments = Moments(
+        *(np.stack([np.broadcast_to(side[k], 3) for side in sides]) for k in range(2)),
+        np.float32([side[2] for side in sides]),
+    )
+    mean, variance = moved(np.full(3, 0.5, np.float32), np.full(3, 2, np.float32), moments)
+    seen = [x for x in parts if len(x)]
+    wanted = [np.mean([x.mean(0) for x in seen], 0)]
+    wanted.append(np.mean([x.var(0, ddof=1) if len(x) > 1 else x[0] * 0 for x in seen], 0))
+    for found, start, end in zip((mean, variance), (0.5, 2), wanted, strict=True):
+        # Measured: 6.3e-8 of it.
+        np.testing.assert_allclose(found, 0.9 * start + 0.1 * end, rtol=5e-7)
 
 
 @pytest.mark.parametrize("way", ["frozen", "average", "pretrained"])

@@ -278,18 +278,21 @@ def test_a_weight_in_the_place_of_a_terms_settings_is_refused():
         {"pictures_per_device": 0},
         {"cwd": {"weight": -1.0}},
         {"pixel_relation": {"weight": float("nan")}},
+        {"pixel_relation": {"weight": True}},  # no 1
         {"pixel_relation": {"momentum": 1.5}},
         {"pixel_relation": {"weight": float("inf")}},
         {"pixel_relation": {"gram_guard": -1.0}},
         {"pixel_relation": {"teacher_scale": -1.0}},
         {"pixel_relation": {"student_scale": float("nan")}},
         {"fgd": {"momentum": -0.1}},
+        {"fgd": {"momentum": True}},
         {"fgd": {"relation": -1.0}},  # would train away from the teacher
         {"fgd": {"attention": float("nan")}},
         {"fgd": {"temperature": float("inf")}},
         {"crosskd": {"box": float("nan")}},
         {"instance_relation": {"filter_rank": 0}},
         {"instance_relation": {"embedding": 0}},
+        {"instance_relation": {"embedding": True}},
     ],
 )
 def test_a_number_that_cannot_be_is_refused_by_name(wrong):
