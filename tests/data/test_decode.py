@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from drkd_jax.data.decode import decode_picture, stored_size
-from drkd_jax.data.header import what_is
+from drkd_jax.data.header import jpeg_segments, what_is
 from drkd_jax.data.sources.coco import load_json
 from drkd_jax.errors import UserError
 
@@ -56,6 +56,9 @@ def test_size_from_the_header(picture):
     data = _jpeg(picture)
     assert stored_size(data, "x") == (24, 40)
     assert stored_size(_turned(data, 6), "x") == (24, 40)
+    tables = [at for marker, at in jpeg_segments(data) if marker == 0xC4]  # no frame of a picture
+    first = b"".join(data[at - 2 : at + int.from_bytes(data[at : at + 2], "big")] for at in tables)
+    assert stored_size(data[:2] + first + data[2:], "x") == (24, 40)
     assert stored_size(cv2.imencode(".png", picture)[1].tobytes(), "x") == (24, 40)
     with pytest.raises(UserError, match="broken"):
         stored_size(data[:10], "broken")

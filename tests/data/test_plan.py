@@ -126,9 +126,15 @@ def epoch(source: Source, config: PipelineConfig) -> tuple[list[Batch], dict[str
     return batches, loader.counts()
 
 
-@pytest.mark.parametrize("canvases", [TWO, SIX, ((128, 128),)])
-def test_padding_is_what_the_batches_show(source, canvases):
-    config = dataclasses.replace(CONFIG, canvases=canvases)
+@pytest.mark.parametrize(
+    ("canvases", "resize"),
+    [
+        *((canvases, "mmdet") for canvases in (TWO, SIX, ((128, 128),))),
+        *((SIX, rule) for rule in ("torchvision", "stretch")),
+    ],
+)
+def test_padding_is_what_the_batches_show(source, canvases, resize):
+    config = dataclasses.replace(CONFIG, canvases=canvases, resize=resize)
     batches, counts = epoch(source, config)
     canvas = sum(b.images.shape[0] * b.images.shape[1] * b.images.shape[2] for b in batches)
     covered = sum(int(np.prod(b.sizes, axis=1).sum()) for b in batches)

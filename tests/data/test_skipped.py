@@ -148,6 +148,13 @@ def test_more_than_one_percent_stops(root, tmp_path):
     assert loader.num_skipped == 0
 
 
+def test_one_percent_itself_goes_on(root, tmp_path):
+    source = _without_two(root, tmp_path / "images")
+    SkipList(source, 200, None).add(np.array([3, 4]))
+    with pytest.raises(UserError, match=r"2 of 199 pictures cannot be read, more than 1%"):
+        SkipList(source, 199, None).add(np.array([3, 4]))
+
+
 def test_what_other_hosts_met_counts_on_all(root, tmp_path):
     source = _without_two(root, tmp_path / "images")
     lists = [SkipList(source, len(source), tmp_path / f"{host}.jsonl") for host in range(2)]

@@ -12,6 +12,7 @@ from drkd_jax.data.pipeline import PipelineConfig, eval_batches, train_loader
 from drkd_jax.data.sources import open_source
 from drkd_jax.data.transforms import (
     MIN_VISIBLE,
+    Window,
     crop_boxes,
     cut_out,
     fit,
@@ -38,6 +39,7 @@ def test_resize_rule(height, width, size):
     canvas, fitted = fit(height, width, 800, 1333, COCO)
     assert fitted == size
     assert canvas == (0 if width >= height else 1)
+    assert fit(height, width, 800, 1333, COCO[::-1]) == (1 - canvas, size)  # no matter their order
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,12 @@ def test_factors_and_crops_reach_their_limits():
     assert high == ((128, 128), (64, 64), (64, 64))
     first = window((64, 64), (64, 96), (2.0, 2.0), np.zeros(6))
     assert first == ((128, 128), (0, 0), (64, 96))
+    lines = np.float32([[5, 5, 5, 9], [70, 5, 80, 9], [5, 5, 6, 9]])  # no area, none of it seen
+    assert crop_boxes(lines, Window((128, 128), (0, 0), (64, 64)))[1].tolist() == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_colours_follow_the_three_maps_written_out():
@@ -215,6 +223,7 @@ def test_jitter_changes_pictures_and_nothing_of_the_plan(source):
         np.testing.assert_array_equal(batch.index, other.index)
         np.testing.assert_array_equal(batch.flip, other.flip)
         assert np.any(batch.images != other.images)
+        assert np.all(other.sizes <= other.images.shape[1:3])
         limit = np.tile(other.sizes[:, None, ::-1], 2)
         assert np.all((other.boxes >= 0) & (other.boxes <= limit))
     sizes = np.concatenate([batch.sizes for batch in jittered])
@@ -222,6 +231,15 @@ def test_jitter_changes_pictures_and_nothing_of_the_plan(source):
     scored = [eval_batches(source, config) for config in (PLAIN, JITTERED)]
     for batch, other in zip(*scored, strict=True):
         assert all(map(np.array_equal, batch, other))
+
+
+def test_rows_are_for_the_boxes_that_a_crop_leaves(source):
+    few, larger = (
+        dataclasses.replace(JITTERED, max_boxes=n, scale_jitter=(1.0, 3.0)) for n in (1, 8)
+    )
+    for one, whole in zip(take(source, few), take(source, larger), strict=True):
+        np.testing.assert_array_equal(one.boxes, whole.boxes[:, :1])
+        np.testing.assert_array_equal(one.valid, whole.valid[:, :1])
 
 
 def test_an_epoch_later_the_same_picture_has_other_numbers(source):

@@ -142,3 +142,10 @@ def test_bfloat16_boxes_and_scores_are_those_numbers_exactly():
     assert np.abs(overlaps - 0.4).min() > 1e-5  # these are no whole pixels: rounding stays clear
     expected = oracles.nms(*wide, valid, groups, 0.4)
     np.testing.assert_array_equal(run(*half, valid, groups, jnp.float32(0.4)), expected)
+
+
+def test_a_threshold_is_not_rounded_to_narrow_boxes():
+    """0.4 would be 0.398 beside bfloat16 boxes; whole pixels up to 256 are exact there."""
+    boxes = jnp.asarray([[0, 0, 101, 104], [0, 0, 100, 42]], jnp.bfloat16)  # an overlap of 0.39985
+    scores, valid = np.asarray([0.9, 0.8], np.float32), np.ones(2, bool)
+    assert ops.nms(boxes, scores, valid, None, 0.4).tolist() == [True, True]

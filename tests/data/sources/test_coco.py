@@ -136,6 +136,21 @@ def test_ids_may_be_texts_and_come_back_as_they_stand(coco_folder, kind):
     assert "ids are texts" in source.mended[0]
 
 
+def test_labels_go_by_the_numbers_of_the_classes_and_boxes_by_the_file(coco_folder):
+    content = coco_folder.content
+    content["categories"] = [{"id": k, "name": f"c{k}"} for k in ("b", 17, "10", 2, "a")]
+    pictures = np.random.default_rng(0).choice([7, 3], 400).tolist()
+    content["annotations"] = [
+        {"id": k, "image_id": i, "category_id": 17, "bbox": [1, 1, 9, 9]}
+        for k, i in enumerate(pictures)
+    ]
+    coco_folder.write()
+    table = open_source(coco_folder.spec).table
+    assert [c.id for c in table.categories] == [2, "10", 17, "a", "b"]
+    first, second = ([k for k, i in enumerate(pictures) if i == own] for own in (7, 3))
+    assert table.ids.tolist() == first + second
+
+
 def test_ids_of_any_size_and_sign_are_kept(coco_folder):
     ids = {7: 2**53 + 1, 3: 2**63 + 5, 9: -4, 12: 2**53}
     for row in coco_folder.content["images"]:
