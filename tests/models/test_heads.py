@@ -295,6 +295,19 @@ def test_proposals_are_those_of_the_loop():
         np.testing.assert_allclose(np.asarray(got.scores[b])[valid], wanted, rtol=1e-5)
 
 
+def test_nothing_is_differentiated_through_the_proposals():
+    anchors = np.float32([[10, 10, 30, 30], [40, 40, 60, 60]])
+    limits = {"pre_nms": 2, "max_out": 2, "nms_threshold": 0.7, "convention": RULE}
+
+    def total(logits, deltas):
+        found = propose((logits,), (deltas,), (anchors,), np.int32([[64, 64]]), **limits)
+        return found.boxes.sum() + found.scores.sum()
+
+    value, pulls = jax.value_and_grad(total, (0, 1))(jnp.ones((1, 2)), jnp.zeros((1, 2, 4)))
+    assert value > 200
+    assert not any(np.any(pull) for pull in pulls)
+
+
 def test_retina_detections_take_pairs_of_anchor_and_class():
     logits = np.full((1, len(ALL), K), -9.0, np.float32)
     logits[0, 5, [0, 2]] = [2.0, 1.0]
