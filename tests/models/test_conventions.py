@@ -15,7 +15,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CONVENTIONS, LIBRARY_SETTINGS, MMDET, TORCHVISION
 from drkd_jax.models.dense import assign, level_anchors, sizable
 from drkd_jax.models.retina_head import retina_detections, retina_losses
-from drkd_jax.models.roi_head import Regions, roi_detections, roi_losses
+from drkd_jax.models.roi_head import Regions, roi_detections, roi_losses, roi_unsuppressed
 from drkd_jax.models.rpn import Proposals, propose, rpn_losses
 from drkd_jax.models.settings import AnchorSettings, TestSettings
 from drkd_jax.ops.sampling import Sampled
@@ -219,7 +219,7 @@ def test_one_box_for_all_classes():
     regions = Proposals(
         jnp.float32([[[0, 0, 20, 20], [30, 0, 50, 20], [0, 30, 20, 50]]]),
         jnp.ones((1, 3)),
-        jnp.ones((1, 3), bool),
+        jnp.array([[True, True, False]]),
     )
     probability = jax.nn.softmax(logits)
     given = regions, CANVAS, TestSettings(score=0.0, max_out=9), MMDET
@@ -227,6 +227,11 @@ def test_one_box_for_all_classes():
     each = roi_detections(probability, np.repeat(deltas, 3, axis=2), *given)
     for mine, other in zip(one, each, strict=True):
         np.testing.assert_array_equal(mine, other)
+    # What is no region has no score, of whatever class.
+    assert int(one.valid.sum()) == 2 * 3
+    scores = roi_unsuppressed(probability, deltas, regions, CANVAS, MMDET)[1]
+    np.testing.assert_array_equal(scores[0, :2], probability[0, :2, :-1])
+    assert not scores[0, 2].any()
 
 
 def test_the_paths_of_a_class_agnostic_loss():

@@ -14,7 +14,9 @@ run = jax.jit(sampling.sample, static_argnames=("num", "max_positive"))
 @given(
     seed=st.integers(0, 2**31),
     shape=st.sampled_from([(8, 4), (8, 0), (8, 8), (8, 20), (A, 10), (A + 9, 5), (0, 0)]),
-    shares=st.sampled_from([(0.1, 0.8), (0.6, 0.1), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0)]),
+    shares=st.sampled_from(
+        [(0.1, 0.8), (0.6, 0.1), (0.6, 0.8), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0)]
+    ),
 )
 def test_counts_and_classes(seed, shape, shares):
     num, max_positive = shape

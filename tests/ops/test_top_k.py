@@ -29,7 +29,7 @@ def test_same_values_and_rows(length, k):
 
 
 def test_lowest_numbers_that_are_there_come_before_padding():
-    x = np.full((1, 333), -np.inf, np.float32)
+    x = np.full((1, 777), -np.inf, np.float32)  # blocks are of 256, and fewer than three are none
     x[0, 300] = 1
     best, row = in_stages(x, 60)
     assert row.tolist() == [[300, *range(59)]]
