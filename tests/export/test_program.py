@@ -166,7 +166,7 @@ def test_without_nms_every_box_and_score_comes_out(tmp_path):
             "--canvas: '64' is not two whole numbers",
         ),
         (["--to=stablehlo", "--canvas=60x90", "x.stablehlo"], "multiples of 32; use 64x96"),
-        (["--to=stablehlo", "--canvas=64x0", "x.stablehlo"], "multiples of 32; use 64x32"),
+        (["--to=stablehlo", "--canvas=64x0", "x.stablehlo"], "--canvas: 0 is not 1 or more"),
         (["--to=stablehlo", "--batch=0", "x.stablehlo"], "0 is not 1 or more"),
         (["--to=safetensors", "--no-nms", "x.safetensors"], "--no-nms belongs to programs"),
         (["--format=orbax", "--canvas=64x96", "x"], "--canvas belongs to programs"),
