@@ -264,6 +264,10 @@ def test_why_there_is_nothing_to_find():
         truth["annotations"][0]["area"] = area
         assert coco_numbers(truth, [detection_of([0, 0, 9, 9])])["AP"] == -1
         assert "only annotations with an area under 0" in why_nothing_to_find(truth)
+    for area in (0, 1e10):
+        truth["annotations"][0]["area"] = area
+        assert coco_numbers(truth, [detection_of([0, 0, 9, 9])])["AP"] == pytest.approx(1)
+        assert why_nothing_to_find(truth) is None
 
 
 def test_classes_of_one_name_stay_apart():
@@ -290,3 +294,7 @@ def test_detections_by_other_ids_and_the_best_of_them(source):
     counts = [int(v.sum()) for v in batch.valid[batch.picture_valid]]
     wanted = [scores[count - 1] for count in counts if count]
     assert [row["score"] for row in best] == pytest.approx(wanted)
+    equal = rising._replace(scores=np.full_like(rising.scores, 0.5))
+    first = to_coco(equal, batch, source, max_detections=1)  # of the detector's order
+    firsts = [row[0] for row, own in zip(batch.labels, batch.valid, strict=True) if own[0]]
+    assert [row["category_id"] for row in first] == [source.categories[k].id for k in firsts]

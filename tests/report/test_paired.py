@@ -111,6 +111,15 @@ def test_draws_in_parts_are_the_same_bits(monkeypatch):
         assert np.array_equal(whole[name], parts[name])
 
 
+def test_of_equal_scores_those_of_earlier_pictures_rank_higher():
+    truth = make()
+    found = [row | {"score": round(row["score"], 1)} for row in detect(truth, 2.0, 0)]
+    scores = resampled_scores(truth, found, np.ones((1, 24), np.int64))
+    wanted = coco_scores(truth, found)
+    for name in METRICS:
+        assert scores[name][0] == pytest.approx(wanted[name], abs=1e-12)
+
+
 def test_a_draw_without_any_box_is_nan_and_no_detection_is_zero():
     truth = make(12)
     bare = next(
@@ -182,6 +191,12 @@ def test_above_zero_wants_both_intervals():
     wide = paired_difference(none, np.array([0.001, 0.03, 0.001]), zeros, near)
     assert wide.low > 0
     assert not wide.above_zero
+
+
+def test_an_interval_is_of_the_draws_alone_and_leaves_out_nan():
+    found = paired.with_interval(np.array([7.0, math.nan, 0.0, 1.0]))
+    assert found == (7.0, pytest.approx(0.025), pytest.approx(0.975))
+    assert np.isnan(paired.interval(np.full(3, math.nan))).all()
 
 
 def test_interval_of_a_real_difference_leaves_zero_out():
