@@ -135,6 +135,18 @@ def test_numbers_of_a_batch_are_added_up():
     assert float(terms["diag/spread"]) == pytest.approx(5 / 3)  # by the pictures of each part
 
 
+def test_a_part_counts_by_its_pictures_on_every_device():
+    def gradient(state, part):
+        return Gradient(part.index[0].astype(np.float32), {}, state, {})
+
+    def gather(here):
+        np.testing.assert_array_equal(here, [2, 1])
+        return jnp.concatenate([here, jnp.array([2, 0])])  # as a second device's stand behind it
+
+    found = accumulate(gradient, {}, {}, split_batch(batch(3), 2), gather)
+    assert float(found.total) == pytest.approx((4 * 0 + 1 * 1) / 5)
+
+
 @pytest.mark.parametrize(("few", "mean"), [((), 0.0), ((0,), 0.6), ((0, 1), 0.8)])
 def test_an_entropy_is_of_the_parts_that_have_a_relation(few, mean):
     """A part without a picture of enough boxes has an entropy of 0, which says nothing."""

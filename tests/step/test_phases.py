@@ -49,6 +49,11 @@ def test_phases_without_a_lesson_are_refused_and_short_ones_named():
     (warning,) = check_distillation(DistillConfig(warmup_steps=200), 100)
     assert "reach 49% of" in warning
     assert check_distillation(DistillConfig(warmup_steps=20, adaptation_steps=9), 100) == []
+    falling = {"schedule": "linear", "warmup_steps": 30, "adaptation_steps": 10}
+    (warning,) = check_distillation(DistillConfig(**falling, fall_from=0.2), 100)
+    assert "take 40 steps of 100" in warning
+    assert "reach 75% of" in warning  # a quarter of the fall is done when the warm-up ends
+    assert check_distillation(DistillConfig(**falling, fall_from=0.4), 100) == []
     off = dict.fromkeys(("pixel_relation", "instance_relation", "instance_feature"))
     (warning,) = check_distillation(DistillConfig(**off), 100)
     assert "no term has a weight" in warning

@@ -30,6 +30,8 @@ def test_the_paper_s_schedule_in_epochs():
     settings = replace(steps=0, epochs=24.0, decay_at=(16.0, 22.0), warmup_steps=500)
     assert schedule.run_steps(settings, 7330) == 24 * 7330
     assert schedule.decay_steps(settings, 7330) == (16 * 7330, 22 * 7330)
+    mixed = replace(steps=0, epochs=3.0, decay_at=(0.9, 1.0))  # of the run, and an epoch
+    assert schedule.decay_steps(mixed, 10) == (10, 27)
 
 
 def test_the_cosine_follows_its_closed_form():
@@ -142,6 +144,14 @@ def test_clipping_limits_the_norm_of_student_and_distiller_each():
         np.testing.assert_allclose(optax.tree.norm(part), 1.0, rtol=1e-6)
     student = updates["student"]
     np.testing.assert_allclose(student["a"] / student["b"][0], -0.75, rtol=1e-6)
+
+
+def test_sgd_clips_the_gradient_alone_and_not_what_decay_adds():
+    settings = replace(clip_norm=1.0, weight_decay=0.1, momentum=0.0, warmup_steps=0)
+    tx = schedule.optimiser(settings, lambda _: 1.0)
+    params, gradient = {"student": jnp.full(4, 5.0)}, {"student": jnp.full(4, 1.0)}
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    np.testing.assert_allclose(updates["student"], -(0.5 + 0.1 * 5), rtol=1e-6)
 
 
 def test_a_gradient_under_the_limit_stays_as_it_is():

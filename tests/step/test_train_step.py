@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from jax.sharding import Mesh
 
+from drkd_jax.step import train_step as step
 from drkd_jax.step.sharding import data_mesh
 from drkd_jax.step.train_step import picture_keys, train_step
 from tests.step import toy
@@ -50,3 +55,34 @@ def test_a_picture_draws_by_seed_step_and_its_place_in_the_source():
     five, three = keys(0, 7, 5, 3)
     assert keys(0, 7, 3, 1, 5)[::2] == [three, five]  # wherever it stands in a batch
     assert len({five, three, *keys(0, 8, 5), *keys(1, 7, 5)}) == 4
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_statistics_are_of_the_student_alone_and_of_all_devices_pictures(monkeypatch, statistics):
+    make, features = toy.Detector.__init__, toy.Detector.features
+    valid, by_device = [], []
+
+    def made(self, key):
+        make(self, key)
+        if statistics:
+            self.mean = nnx.BatchStat(jnp.zeros(2))
+
+    def seen(self, images, picture_valid=None):
+        valid.append(picture_valid)
+        return features(self, images)
+
+    def each(mesh, function):
+        by_device.append(function.func.__name__)
+        return function
+
+    monkeypatch.setattr(toy.Detector, "__init__", made)
+    monkeypatch.setattr(toy.Detector, "features", seen)
+    monkeypatch.setattr(step, "each_device", each)
+    recipe, parts, teacher = toy.recipe()
+    state = toy.state(recipe, parts)
+    given = recipe, state.params, state.model_state, teacher, toy.batch(), state.step
+    step.loss_terms(*given, mesh=mock.Mock(Mesh, size=2))
+    student, its_teacher = valid
+    np.testing.assert_array_equal(student, [True, True])
+    assert its_teacher is None
+    assert by_device == ["_student_features"] * (not statistics) + ["_teacher_features"]
