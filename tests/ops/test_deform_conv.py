@@ -108,6 +108,16 @@ def test_garbage_offsets_read_nothing_and_give_no_gradient():
     assert not np.any(np.asarray(gradient))
 
 
+def test_a_reading_a_whole_pixel_outside_has_no_gradient():
+    """As all of a fresh layer's readings of the padding are."""
+    (x, kernel, offsets, _), options = case(1, 1, 1, False)
+    slope = jax.jit(jax.grad(lambda moves: deform_conv(x, kernel, moves, **options).sum()))
+    by_tap = np.asarray(slope(0 * offsets)).reshape(2, 7, 6, 3, 3, 2)
+    assert not by_tap[:, [0, -1], :, [0, 2]].any()  # rows -1 and 7
+    assert not by_tap[:, :, [0, -1], :, [0, 2]].any()
+    assert by_tap[:, 1:-1, 1:-1].all()
+
+
 def test_gradient_of_a_narrow_map_is_summed_wide():
     # All 400 taps read one pixel: summed in bfloat16, the gradient stops growing at 256.
     offsets = -np.stack(np.meshgrid(np.arange(20), np.arange(20), indexing="ij"), axis=-1)

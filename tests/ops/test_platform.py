@@ -1,5 +1,7 @@
 """Operations with a form of their own for CPUs give what their other form gives."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -119,6 +121,7 @@ def test_matching_truth_by_truth_equals_the_matrix(kind, shared):
 
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+NONE = ((0, 0), (0, 0))
 SHAPES = {  # kernel, stride, height, width, padding before and after, channels in and out, groups
     "stem": (7, 2, 12, 10, (3, 3), 3, 4, 1),
     "odd sides": (7, 2, 11, 9, (3, 3), 3, 4, 1),
@@ -226,6 +229,25 @@ def test_only_a_cpu_has_gradients_of_its_own(name, fewer_pixels_are_many):
     assert groups == 1 or f"_group_count={groups}\n" not in own
 
 
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("strides", "padding", "others"),
+    [
+        ((2, 1), NONE, {}),
+        ((2, 2), "SAME", {}),
+        ((2, 2), NONE, {"lhs_dilation": (2, 2)}),
+    ],
+)
+def test_what_no_other_form_is_made_for_is_left_to_xla(where, strides, padding, others):
+    def program(function):
+        shapes = [jax.ShapeDtypeStruct(n, "float32") for n in ((2, 12, 12, 3), (7, 7, 3, 4))]
+        how = {"window_strides": strides, "padding": padding, "dimension_numbers": NHWC, **others}
+        with tracing_for(where):
+            return str(jax.make_jaxpr(partial(function, **how))(*shapes))
+
+    assert program(convolve) == program(jax.lax.conv_general_dilated)
+
+
 @pytest.mark.parametrize(
     ("size", "stride", "padding"),
     [
@@ -249,3 +271,6 @@ def test_a_pooling_and_its_gradient_are_those_of_xla(size, stride, padding):
         cpu, gpu = both(value_and_gradient, x)
     jax.tree.map(np.testing.assert_array_equal, cpu, gpu)  # sums of whole numbers are exact
     assert np.asarray(cpu[1]).any()
+    with tracing_for("onnx"):  # where what lies outside of the map is above none of its cells
+        below = jax.jit(lambda x: max_pool(x, size, stride, padding))(x.astype(np.float32) - 9)
+    np.testing.assert_array_equal(below, cpu[0] - 9)
