@@ -15,10 +15,18 @@ from flax import nnx
 
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.models import resnet
 from drkd_jax.models.backbone_settings import BackboneSettings
 from drkd_jax.models.conv_norm import conv_norm
 from drkd_jax.models.fpn import upsample_nearest
-from drkd_jax.models.norm import EPSILON, BatchNorm, FrozenBatchNorm, GroupNorm, group_count
+from drkd_jax.models.norm import (
+    EPSILON,
+    BatchNorm,
+    FrozenBatchNorm,
+    GroupNorm,
+    group_count,
+    make_norm,
+)
 from drkd_jax.models.resnet import Block, Stem
 from tests.models import small
 
@@ -133,7 +141,7 @@ def test_the_relu_before_p7_is_a_choice():
     maps = None
     results = []
     for relu in (False, True):
-        detector = small.build("retinanet", max_level=7, extra_relu=relu)
+        detector = small.build("retinanet", max_level=7, extra="conv_p5", extra_relu=relu)
         maps = maps or tuple(
             jnp.asarray(RNG.normal(size=(1, 16 // s, 24 // s, c)), jnp.float32)
             for s, c in zip((1, 2, 4, 8), detector.backbone.channels, strict=True)
@@ -142,6 +150,8 @@ def test_the_relu_before_p7_is_a_choice():
     plain, rectified = results
     np.testing.assert_array_equal(plain[-2], rectified[-2])
     assert not np.array_equal(plain[-1], rectified[-1])
+    # P6 is made from the finished P5, not from what lies before its 3x3 convolution.
+    np.testing.assert_array_equal(plain[-2], detector.neck.extras[0](plain[-3]))
 
 
 def test_residual_branches_start_at_zero():
@@ -168,6 +178,24 @@ def test_no_gradient_reaches_a_frozen_stage():
             assert bool(jnp.any(leaf[...] != 0)) != below, path
 
 
+@pytest.mark.parametrize(("frozen", "norms"), [(0, 0), (1, 3), (2, 6), (4, 12)])
+def test_norms_of_frozen_stages_are_in_evaluation(frozen, norms, monkeypatch):
+    """The stem has one, the first stage two, each further one two and its shortcut's."""
+    in_evaluation = []
+
+    def noted(layer, norm, x, picture_valid):
+        in_evaluation.append(picture_valid is None)
+        return conv_norm(layer, norm, x, picture_valid)
+
+    monkeypatch.setattr(resnet, "conv_norm", noted)
+    backbone = {"depth": 10, "width": 4, "norm": "bn", "frozen_stages": frozen}
+    detector = models.abstract_detector({"detector": "retinanet", "backbone": backbone}, 3)
+    graph, state = nnx.split(detector.backbone)
+    images, valid = jax.ShapeDtypeStruct((2, 32, 32, 3), "float32"), jnp.ones(2, bool)
+    jax.eval_shape(lambda s, x: nnx.merge(graph, s, copy=True)(x, valid), state, images)
+    assert in_evaluation == [True] * norms + [False] * (12 - norms)
+
+
 def test_epsilon_is_a_setting():
     for eps in (0.0, 0.5):
         norm = FrozenBatchNorm(8, eps=eps)
@@ -177,6 +205,13 @@ def test_epsilon_is_a_setting():
     backbone = {"norm": "frozen_bn", "eps": 0, "depth": 18, "width": 4}
     stem = models.init_detector({"detector": "retinanet", "backbone": backbone}, 3, 0).backbone.stem
     assert stem.norm.eps == 0.0
+
+    of_batch = make_norm(BackboneSettings(norm="bn", eps=0.5, norm_batch=2), 8)
+    assert (of_batch.eps, of_batch.group) == (0.5, 2)
+    groups = X.reshape(2, -1, 8)
+    wanted = (groups - groups.mean(1, keepdims=True)) / np.sqrt(groups.var(1, keepdims=True) + 0.5)
+    got = of_batch(jnp.asarray(X), jnp.ones(4, bool))
+    np.testing.assert_allclose(got, wanted.reshape(X.shape), atol=1e-5)
 
 
 def test_grouped_batch_norm_is_that_of_every_group_alone():
