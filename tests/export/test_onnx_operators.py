@@ -67,14 +67,18 @@ def test_suppression_keeps_the_same_boxes(grouped):
         "scores": (rng.integers(0, 10, boxes.shape[:3]) / 10).astype(np.float32),
         "valid": rng.random(boxes.shape[:3]) < 0.8,
     }
+    boxes[0, 0] = 20 * np.arange(40)[:, None] + np.array([0, 0, 9, 9])  # all of them are kept
+    feeds["valid"][0, 0] = True
     if grouped:
         feeds["groups"] = rng.integers(0, 3, boxes.shape[:3]).astype(np.int32)
+        feeds["groups"][0, 0] = 1
     one = jax.vmap(jax.vmap(lambda b, s, v, *g: nms(b, s, v, g[0] if g else None, 0.5)))
     wanted = np.asarray(jax.jit(one)(*feeds.values()))
     graph = Graph()
     result = add_suppression(graph, wanted.shape, 3, 0.5, *feeds)
     np.testing.assert_array_equal(run(graph, feeds, result, wanted), wanted)
     assert 0 < wanted.sum() < feeds["valid"].sum()
+    assert wanted[0, 0].all()
 
 
 def test_what_pictures_share_is_given_to_each():
