@@ -11,7 +11,11 @@ from flax import nnx
 from drkd_jax import models
 from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
+from drkd_jax.models.conventions import MMDET
 from drkd_jax.models.initializers import kaiming_normal, xavier_uniform
+from drkd_jax.models.roi_head import RoIHead
+from drkd_jax.models.settings import FasterRCNNSettings
+from drkd_jax.types import FeatureSpec
 from tests.models import small
 
 
@@ -164,3 +168,15 @@ def test_parameters_stay_float32_in_bfloat16():
     detector = models.abstract_detector({"detector": "retinanet"}, 3, dtype=jnp.bfloat16)
     kinds = {leaf.dtype for _, leaf in nnx.to_flat_state(nnx.state(detector))}
     assert kinds == {jnp.dtype(jnp.float32)}
+
+
+def test_a_region_s_level_goes_by_the_finest_one_there_is():
+    """Up to twice 14 cells a side are read from the finest level, which is P3 here."""
+    settings = FasterRCNNSettings(channels=1, fc=1, min_level=3, max_level=5, roi_sampling=1)
+    head = RoIHead(settings, 1, MMDET, rngs=nnx.Rngs(0), dtype=jnp.dtype(jnp.float32))
+    spec = FeatureSpec((1,) * 3, (8, 16, 32), ("lateral",) * 3)
+    maps = tuple(jnp.full((1, 512 // s, 512 // s, 1), s, jnp.float32) for s in spec.strides)
+    sides = 14 * 8 * np.float32([0.5, 1.9, 2.1, 3.9, 4.1])
+    boxes = np.stack([0 * sides, 0 * sides, sides, sides], axis=-1)[None]
+    pooled = jax.jit(lambda boxes: head.pool(maps, spec, boxes))(boxes)
+    np.testing.assert_array_equal(pooled[0, :, 0, 0, 0], [8, 8, 16, 16, 32])

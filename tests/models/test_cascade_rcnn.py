@@ -11,6 +11,7 @@ from flax import nnx
 from drkd_jax import boxes as box_ops
 from drkd_jax import models
 from drkd_jax.errors import UserError
+from drkd_jax.models import cascade_rcnn, faster_rcnn
 from drkd_jax.models.cascade_rcnn import STAGE_STDS
 from drkd_jax.models.dense import level_anchors
 from drkd_jax.models.rpn import propose
@@ -56,6 +57,10 @@ def test_every_stage_refines_the_boxes_of_the_one_before():
         boxes = box_ops.clip(box_ops.decode(boxes, moves[:, :, 0], stds), targets.sizes)
         assert np.abs(boxes - before).max() > 1
     probability = np.asarray(jax.nn.softmax(jnp.asarray(np.mean(logits, axis=0)), axis=-1))
+    every = net.unsuppressed(features, targets.sizes)
+    np.testing.assert_allclose(every.boxes[:, :, 0], boxes, atol=1e-3)
+    known = np.asarray(proposals.valid)[..., None] * probability[..., :-1]
+    np.testing.assert_allclose(every.scores, known, atol=2e-5)
     for b in range(len(images)):
         valid = np.asarray(proposals.valid[b])
         own = {
@@ -68,6 +73,33 @@ def test_every_stage_refines_the_boxes_of_the_one_before():
             assert float(found.scores[b, n]) == pytest.approx(score, abs=2e-5)
             assert int(found.labels[b, n]) == label
             np.testing.assert_allclose(found.boxes[b, n], own[score, label], atol=1e-3)
+
+
+@pytest.mark.parametrize("module", [faster_rcnn, cascade_rcnn])
+def test_regions_have_limits_of_their_own_in_training_and_in_test(module, monkeypatch):
+    limits = []
+
+    def noted(*given, **how):
+        limits.append((how["pre_nms"], how["max_out"]))
+        return propose(*given, **how)
+
+    monkeypatch.setattr(module, "propose", noted)
+    kind = module.__name__.split(".")[-1]
+    own = {"pre_nms": 60, "max_out": 30, "pre_nms_test": 50, "max_out_test": 20}
+    settings = {**SETTINGS, "detector": kind, "proposals": own}
+    graph, state = nnx.split(models.abstract_detector(settings, small.NUM_CLASSES))
+    _, targets, keys = small.batch()
+    maps = [jax.ShapeDtypeStruct((2, 64 // s, 96 // s, 16), "float32") for s in (4, 8, 16, 32)]
+
+    def run(state, maps):
+        net = nnx.merge(graph, state, copy=True)
+        features = Features(tuple(maps), net.spec)
+        if kind == "faster_rcnn":
+            net.losses(features, targets, keys)
+        return net.predict(features, targets.sizes)
+
+    jax.eval_shape(run, state, maps)
+    assert limits == [(60, 30)] * (kind == "faster_rcnn") + [(50, 20)]
 
 
 def test_it_says_that_it_is_not_trained():

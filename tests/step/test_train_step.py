@@ -23,6 +23,16 @@ def root_of_nothing(self, features, targets, keys):
     return {"cls_loss": jnp.sqrt(0 * self.head(features.maps[0]).sum())}
 
 
+def with_statistics(value, make=toy.Detector.__init__):
+    """A detector's `__init__` that leaves it a running mean, too."""
+
+    def made(self, key):
+        make(self, key)
+        self.mean = nnx.BatchStat(jnp.full(2, value))
+
+    return made
+
+
 def stepped(tx):
     recipe, parts, teacher = toy.recipe(tx)
     _, values = train_step(recipe, data_mesh())(toy.state(recipe, parts), teacher, toy.batch())
@@ -35,11 +45,14 @@ def stepped(tx):
         ("", {"total", "gradient_norm", "parameter_norm"}),
         ("gradient", {"total", "parameter_norm"}),
         ("update", {"total", "gradient_norm"}),
+        ("statistics", {"total", "gradient_norm"}),
     ],
 )
 def test_a_step_is_finite_where_loss_gradient_and_new_state_are(fault, finite, monkeypatch):
     if fault == "gradient":
         monkeypatch.setattr(toy.Detector, "losses", root_of_nothing)
+    if fault == "statistics":
+        monkeypatch.setattr(toy.Detector, "__init__", with_statistics(np.nan))
     tx = {"gradient": optax.set_to_zero(), "update": optax.sgd(np.inf)}.get(fault)
     values = stepped(tx)
     names = ("total", "gradient_norm", "parameter_norm")
@@ -59,13 +72,8 @@ def test_a_picture_draws_by_seed_step_and_its_place_in_the_source():
 
 @pytest.mark.parametrize("statistics", [False, True])
 def test_statistics_are_of_the_student_alone_and_of_all_devices_pictures(monkeypatch, statistics):
-    make, features = toy.Detector.__init__, toy.Detector.features
+    features = toy.Detector.features
     valid, by_device = [], []
-
-    def made(self, key):
-        make(self, key)
-        if statistics:
-            self.mean = nnx.BatchStat(jnp.zeros(2))
 
     def seen(self, images, picture_valid=None):
         valid.append(picture_valid)
@@ -75,7 +83,8 @@ def test_statistics_are_of_the_student_alone_and_of_all_devices_pictures(monkeyp
         by_device.append(function.func.__name__)
         return function
 
-    monkeypatch.setattr(toy.Detector, "__init__", made)
+    if statistics:
+        monkeypatch.setattr(toy.Detector, "__init__", with_statistics(0.0))
     monkeypatch.setattr(toy.Detector, "features", seen)
     monkeypatch.setattr(step, "each_device", each)
     recipe, parts, teacher = toy.recipe()
