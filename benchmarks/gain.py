@@ -91,7 +91,8 @@ def _run(options: argparse.Namespace, command: str) -> int:
         runner = Runner(
             plan.jobs,
             slots=options.jobs,
-            cores=cores() if on_cpu else (),
+            # Kept to one thread, XLA of jaxlib 0.10.2 takes over 20 GB for a tiny Faster R-CNN.
+            cores=cores() if on_cpu and not options.quick else (),
             shares_memory=not on_cpu,
             programs=_programs(workdir),
             about=about,

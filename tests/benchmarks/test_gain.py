@@ -65,6 +65,7 @@ def trained_here(monkeypatch):
     by_command, begun = Runner._train, []
 
     def quicker(self: Runner, job: Job, slot: int) -> object:
+        assert self.cores == ()
         if job.name.endswith("drkd/2/seed0"):
             begun.append((job.name, "command"))
             return by_command(self, job, slot)

@@ -58,7 +58,7 @@ def test_every_stage_refines_the_boxes_of_the_one_before():
         assert np.abs(boxes - before).max() > 1
     probability = np.asarray(jax.nn.softmax(jnp.asarray(np.mean(logits, axis=0)), axis=-1))
     every = net.unsuppressed(features, targets.sizes)
-    np.testing.assert_allclose(every.boxes[:, :, 0], boxes, atol=1e-4)
+    np.testing.assert_allclose(every.boxes[:, :, 0], boxes, atol=2e-5)  # measured: 0
     known = np.asarray(proposals.valid)[..., None] * probability[..., :-1]
     np.testing.assert_allclose(every.scores, known, atol=1e-6)
     for b in range(len(images)):
