@@ -57,6 +57,7 @@ class Read:
     detector: Any
     pixels: Pixels
     config: dict[str, Any]
+    origin: str  # one line: where the weights came from
     step: int
     categories: tuple[Category, ...]  # () where a file does not name them
     num_classes: int
@@ -69,6 +70,7 @@ class Trained:
     """A detector ready to run on this machine's devices."""
 
     config: dict[str, Any]
+    origin: str  # one line: where the weights came from
     step: int
     categories: tuple[Category, ...]  # () where a file does not name them
     num_classes: int
@@ -166,6 +168,7 @@ def read(
         detector=detector if found.config else fold(detector),
         pixels=pixels if dtype is None else dataclasses.replace(pixels, dtype=jnp.dtype(dtype)),
         config=found.as_config(size),
+        origin=found.origin,
         step=found.step,
         categories=found.categories,
         num_classes=found.about.num_classes,
@@ -180,6 +183,7 @@ def ready(read: Read, least_limit: int) -> Trained:
     graph, state = nnx.split(read.detector)
     return Trained(
         config=read.config,
+        origin=read.origin,
         step=read.step,
         categories=read.categories,
         num_classes=read.num_classes,

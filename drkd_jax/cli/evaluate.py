@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
         progress=True,
         category_ids=category_ids,
     )
-    print(f"{source.spec}, {place if is_file else f'checkpoint of step {trained.step}'}")
+    print(f"{source.spec}, {trained.origin if is_file else f'checkpoint of step {trained.step}'}")
     for (name, value), title in zip(numbers.items(), _titles(settings.max_detections), strict=True):
         print(f"{name:6s} {value:7.4f}   {title}")
     scored = [source.meta(index).image_id for index in range(count)]

@@ -8,7 +8,7 @@ so that whoever only wants a detector reads nothing else. A teacher is never sav
 |---|---|
 | `student` | every array of the student, by flat name; its moving average, where there is one |
 | `training` | distiller, optimiser, step and what the average is of (only in `checkpoints`) |
-| `about` | JSON: config, classes, data position, seconds, silent terms, numbers of the evaluation |
+| `about` | JSON: config, classes, data position, numbers of the evaluation, checksums, ... |
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from drkd_jax.fault_tolerance.writing import (
 from drkd_jax.models.arrays import flatten, unflatten
 from drkd_jax.step.state import Arrays, TrainState, num_parameters, split_module
 from drkd_jax.types import FeatureSpec
+from drkd_jax.weights.checksums import CHECKSUMS, check_unchanged, checksums
 from drkd_jax.weights.ours import WHICH, stored
 
 
@@ -131,6 +132,9 @@ class Checkpoints:
             for name, item in wanted.items():
                 _check_fits(folder / name, flatten(item))
             restored = self._last.restore(step, args=ocp.args.Composite(**items))
+            said = _about(self._last, step)
+            for name in items:
+                check_unchanged(name, restored[name], said)
         student, training = restored["student"], restored["training"]
         params, others = dict(like.params), dict(like.model_state)
         own = training["trained"] if like.average else student
@@ -171,7 +175,8 @@ class Checkpoints:
         self.wait()  # a write that comes to nothing is told under its own name
         self._under_way[str(manager.directory)] = step
         arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        all_items = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(dict(about)))
+        said = {**about, CHECKSUMS: checksums(items)}
+        all_items = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(said))
         self._refused(manager, step, lambda: manager.save(step, args=all_items, force=True))
         if jax.default_backend() == "cpu":
             # On a CPU host and device share memory: the next step would write into it.

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from drkd_jax.errors import UserError
 from drkd_jax.models.arrays import flatten
 from drkd_jax.models.filling import as_tuples
+from drkd_jax.weights.checksums import check_unchanged
 
 KEY = "drkd_jax"
 PARTS = ("detector", "pyramid", "backbone")
@@ -225,7 +226,9 @@ def read_checkpoint(workdir: str | Path, which: str = "best") -> tuple[dict[str,
             continue
         try:
             arrays = _restore(folder / str(step) / "student")
-            about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+            only = ocp.args.Composite(about=ocp.args.JsonRestore())
+            about = manager.restore(step, args=only)["about"]
+            check_unchanged("student", arrays, about)
         except (OSError, *_DAMAGED) as error:
             raise UserError(
                 f"{folder / str(step)}: not a whole checkpoint ({str(error)[:200]}); copy the work "
@@ -233,7 +236,7 @@ def read_checkpoint(workdir: str | Path, which: str = "best") -> tuple[dict[str,
             ) from error
         finally:
             manager.close()
-        return arrays, about["about"], step
+        return arrays, about, step
     for above in (workdir.parent, workdir.parent.parent):
         if any((above / name).is_dir() and name in workdir.parts for name in WHICH.values()):
             raise UserError(f"{workdir}: a part of a work folder; name the folder itself, {above}")

@@ -23,6 +23,7 @@ def detector(
     """One that finds what ``predict`` gives, on canvases of ``side`` pixels."""
     return Trained(
         config={},
+        origin="made for a test",
         step=1,
         categories=tuple(categories),
         num_classes=len(categories),

@@ -87,7 +87,7 @@ def test_an_exported_file_is_scored_as_its_run_is(workdir, capsys, tmp_path):
     call = ["evaluate", f"--weights={file}", "--data=shapes:6:1", f"--out={tmp_path}"]
     assert command_line.main([*call, "--batch-size=4"]) == 0
     assert command_line.main(["evaluate", f"--workdir={workdir}"]) == 0
-    assert "shapes:6:1, " + file in capsys.readouterr().out
+    assert f"shapes:6:1, {file}, detector, " in capsys.readouterr().out
     pairs = [json.loads((folder / "eval.json").read_text()) for folder in (tmp_path, workdir)]
     assert pairs[0] == pairs[1]
 

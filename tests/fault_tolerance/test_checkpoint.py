@@ -225,18 +225,52 @@ def test_a_part_of_a_work_folder_is_named(tmp_path):
 def test_a_checkpoint_that_was_copied_in_part_is_told(folder):
     workdir, checkpoints = folder
     checkpoints.save(state_of(step=1), about())
-    files = [
-        path for path in (workdir / "checkpoints" / "1" / "student").rglob("*") if path.is_file()
-    ]
-    largest = max(files, key=lambda path: path.stat().st_size)
+    largest = largest_file(workdir / "checkpoints" / "1" / "student")
     largest.write_bytes(largest.read_bytes()[:10])
     with pytest.raises(UserError, match=r"checkpoints/1: not a whole checkpoint"):
         read_checkpoint(workdir, "last")
 
 
+def largest_file(item):
+    files = [path for path in item.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_a_changed_byte_never_gives_other_arrays(folder):
+    """Of bytes that are spread over the file of the arrays, most belong to a number."""
+    workdir, checkpoints = folder
+    checkpoints.save(state_of(width=4000, step=1), about())
+    checkpoints.wait()
+    before, _, _ = read_checkpoint(workdir, "last")
+    file = largest_file(workdir / "checkpoints" / "1" / "student")
+    whole = file.read_bytes()
+    told = []
+    for at in range(5, len(whole), len(whole) // 7):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            arrays, _, _ = read_checkpoint(workdir, "last")
+        except UserError as error:
+            told.append(str(error))
+            continue
+        for name, array in before.items():
+            np.testing.assert_array_equal(arrays[name], array)
+    assert any("is not what was written, by its checksum" in words for words in told), told
+    # What a run goes on from is looked at as a whole.
+    file.write_bytes(whole)
+    optimiser = largest_file(workdir / "checkpoints" / "1" / "training")
+    whole = optimiser.read_bytes()
+    middle = len(whole) // 2
+    optimiser.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+    again = checkpoint.Checkpoints(workdir, keep=2)
+    with (
+        contextlib.closing(again),
+        pytest.raises(UserError, match=r"checkpoints/1: not a whole checkpoint \(training: "),
+    ):
+        again.restore(state_of(width=4000), replicated(data_mesh()))
+
+
 def cut_array(step):
-    files = [path for path in (step / "student").rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
+    largest = largest_file(step / "student")
     largest.write_bytes(largest.read_bytes()[:10])
 
 
