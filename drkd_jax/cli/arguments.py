@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from drkd_jax.errors import UserError
@@ -34,6 +35,34 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
+
+
+def score_limit(text: str) -> float:
+    """A detector's score, 0 to 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+    if not 0 <= value <= 1:  # NaN neither
+        raise argparse.ArgumentTypeError(f"{text} is no score: they lie between 0 and 1")
+    return value
+
+
+def spare(source: str, out: str | Path, flag: str = "") -> None:
+    """Refuses to write over the file that is to be read.
+
+    Args:
+        source: may be a name, which is no place.
+        out: the place to write.
+        flag: the argument that names it, for messages.
+
+    Raises:
+        UserError: they are one file.
+    """
+    out, read = Path(out), Path(source)
+    if out.exists() and read.exists() and out.samefile(read):
+        shown = f"{flag}={out}" if flag else str(out)
+        raise UserError(f"{shown}: is the file that is read, and would be lost; name another place")
 
 
 def depth(text: str) -> int:

@@ -240,6 +240,11 @@ def read_checkpoint(workdir: str | Path, which: str = "best") -> tuple[dict[str,
     for above in (workdir.parent, workdir.parent.parent):
         if any((above / name).is_dir() and name in workdir.parts for name in WHICH.values()):
             raise UserError(f"{workdir}: a part of a work folder; name the folder itself, {above}")
+    if not (workdir / "config.json").exists():  # a run's first file
+        raise UserError(
+            f"{workdir}: neither a work folder of a run (train.py --workdir) nor one of export "
+            "--to=orbax; name such a folder, or a file of weights"
+        )
     raise UserError(f"{workdir}: holds no checkpoint yet; train there first (train.py --workdir)")
 
 

@@ -209,6 +209,47 @@ def test_what_a_network_reads_is_kept_and_can_be_set(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("channels=gbr", "data.channels = 'gbr': one of rgb, bgr"),
+        ("mean=5", "data.mean = 5: three numbers"),
+        ("std=[1,0,1]", "every number must be above 0"),
+        ("resize=detectron", "data.resize = 'detectron': one of mmdet, torchvision, stretch"),
+    ],
+)
+def test_what_no_picture_can_be_read_by_is_refused_at_conversion(said, words, tmp_path, capsys):
+    _, theirs = foreign("mmdet retinanet")
+    file, ours, out = (tmp_path / f"{name}.safetensors" for name in ("theirs", "ours", "out"))
+    save_file(theirs, file)
+    assert main(["convert", "--from=mmdet", str(file), str(ours)]) == 0
+    capsys.readouterr()
+    for source in (file, ours):
+        told = refused(capsys, "--from=mmdet", f"--set=data.{said}", source, out)
+        assert words in told
+        assert str(source) in told
+    assert not out.exists()
+
+
+def test_the_file_that_is_read_is_not_written_over(tmp_path, capsys):
+    _, theirs = foreign("mmdet retinanet")
+    file, link = tmp_path / "x.safetensors", tmp_path / "link.safetensors"
+    save_file(theirs, file)
+    link.symlink_to(file)
+    before = file.read_bytes()
+    assert f"{file}: is the file that is read" in refused(capsys, "--from=mmdet", file, file)
+    assert "is the file that is read" in refused(capsys, "--to=mmdet", file, link)
+    out = tmp_path / "out.safetensors"
+    said = refused(capsys, "--from=mmdet", f"--json={file}", file, out)
+    assert f"--json={file}: is the file that is read" in said
+    assert main(["export", f"--weights={file}", "--to=safetensors", str(file)]) == 2
+    assert "is the file that is read" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert main(["export", f"--weights={file}", "--to=safetensors", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"arrays, written to {out}" in printed  # a file has no step
+
+
 def test_pictures_are_stretched_where_the_file_s_own_config_does(tmp_path):
     _, theirs = foreign("mmdet retinanet")
     file, out = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"

@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from drkd_jax.data.transforms import RULES
 from drkd_jax.errors import UserError
 from drkd_jax.models.backbone_settings import BASIC_DEPTHS
 from drkd_jax.models.conventions import Pixels
+from drkd_jax.models.pixels import read_pixels
 from drkd_jax.models.resnet import BLOCKS, EXPANSION
 from drkd_jax.models.settings import PyramidSettings
 from drkd_jax.weights.libraries.key_report import Entry
@@ -97,12 +99,16 @@ class CheckpointSpec:
             said: of the user, which may leave anything out.
 
         Raises:
-            UserError: a key that says nothing about pixels.
+            UserError: a key that says nothing about pixels, or a value that cannot be used.
         """
         own = dataclasses.asdict(self.pixels[0])
         for key in said:
             if key not in own:
                 raise UserError(f"data.{key} is not one of {', '.join(own)}")
+        # Here and not where the file is used, which may be weeks later and on another machine.
+        read_pixels(own | dict(said), "float32", "data")
+        if said.get("resize", RULES[0]) not in RULES:
+            raise UserError(f"data.resize = {said['resize']!r}: one of {', '.join(RULES)}")
         if self.size is None:
             return own | dict(said)
         sizes: dict[str, Any] = {"shorter": self.size.shorter, "longer": self.size.longer}
