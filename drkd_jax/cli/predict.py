@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float64, Int, UInt8
 from tqdm import tqdm
 
-from drkd_jax.cli.arguments import Parser, positive
+from drkd_jax.cli.arguments import Parser, positive, score_limit
 from drkd_jax.cli.deep import DeepWatch, add_depth, with_depth
 from drkd_jax.cli.detector import Trained, add_arguments, load_named
 from drkd_jax.cli.found_file import FoundFile, found_file
@@ -74,10 +74,10 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("predict", "Detects objects on pictures: drawn PNGs and COCO-style JSON.")
     add_arguments(parser)
     parser.add_argument("--out", required=True, help="folder for the results")
-    parser.add_argument("--score", type=float, default=0.3, help="lowest score that is drawn")
+    parser.add_argument("--score", type=score_limit, default=0.3, help="lowest score that is drawn")
     parser.add_argument(
         "--keep",
-        type=float,
+        type=score_limit,
         default=0.0,
         metavar="SCORE",
         help="lowest score in detections.json; 0, all that the detector gives, by default",
@@ -228,7 +228,7 @@ class _Writer:
         arguments: Namespace,
     ):
         self._out, self._paths, self._file_names = out, paths, names
-        self._lowest, self._least = arguments.score, arguments.keep
+        self._lowest, self._least = max(arguments.score, arguments.keep), arguments.keep
         self._draws = not arguments.no_drawings
         self._ids = [number for number, _ in categories]
         self._names = [name for _, name in categories]

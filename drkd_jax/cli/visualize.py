@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from drkd_jax import distill
-from drkd_jax.cli.arguments import Parser, positive, two_numbers
+from drkd_jax.cli.arguments import Parser, positive, score_limit, two_numbers
 from drkd_jax.cli.deep import add_depth
 from drkd_jax.cli.inputs import Picture, batched, drawing_names, find_pictures, mark
 from drkd_jax.cli.two_sides import (
@@ -121,7 +121,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--boxes", default="detections", help="a COCO json; by default what --weights detects"
     )
-    parser.add_argument("--score", type=float, default=0.3, help="lowest score of a detection")
+    parser.add_argument(
+        "--score", type=score_limit, default=0.3, help="lowest score of a detection"
+    )
     parser.add_argument("--max", type=positive, default=20, help="boxes of a picture")
     parser.add_argument(
         "--pixel",

@@ -188,6 +188,34 @@ def test_the_best_boxes_of_a_picture(trained, tmp_path):
     assert [row["score"] for row in result["annotations"]] == [pytest.approx(0.9)]
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({}, "1 objects above 0.3"),
+        ({"score": 0.1}, "2 objects above 0.1"),
+        ({"keep": 0.5}, "1 objects above 0.5"),  # what lies between 0.3 and 0.5 is nowhere
+        ({"keep": 0.1}, "1 objects above 0.3"),
+    ],
+)
+def test_the_score_that_is_told_is_the_one_that_counts(trained, tmp_path, capsys, flags, line):
+    (tmp_path / "a.png").write_bytes(picture())
+    call(tmp_path / "out", tmp_path / "a.png", **flags)
+    assert f"a.png: {line}, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--score=30", "--keep=1.5", "--keep=-1", "--score=nan"])
+def test_a_score_that_no_detector_gives_is_refused(trained, tmp_path, capsys, flag):
+    (tmp_path / "a.png").write_bytes(picture())
+    out = tmp_path / "out"
+    call = ["predict", "--workdir=x", f"--out={out}", flag, str(tmp_path / "a.png")]
+    assert command_line.main(call) == 2
+    flag, value = flag.split("=")
+    assert f"argument {flag}: {value} is no score: they lie between 0 and 1" in (
+        capsys.readouterr().err
+    )
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_what_a_teacher_is_sure_of_is_a_set_to_train_on(
     trained, tmp_path, monkeypatch, relative, capsys
