@@ -48,7 +48,7 @@ def score_limit(text: str) -> float:
     return value
 
 
-def spare(source: str, out: str | Path, flag: str = "") -> None:
+def refuse_same_file(source: str, out: str | Path, flag: str = "") -> None:
     """Refuses to write over the file that is to be read.
 
     Args:

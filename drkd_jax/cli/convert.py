@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drkd_jax.cli.arguments import Parser, spare
+from drkd_jax.cli.arguments import Parser, refuse_same_file
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import make_place, write_text
 from drkd_jax.models.build import fill_settings
@@ -61,10 +61,10 @@ def main(argv: Sequence[str]) -> int:
     out = Path(arguments.out)
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: the name has to end in .safetensors")
-    spare(arguments.file, out)
+    refuse_same_file(arguments.file, out)
     make_place(out)
     if arguments.json:
-        spare(arguments.file, arguments.json, "--json")
+        refuse_same_file(arguments.file, arguments.json, "--json")
         make_place(arguments.json, "--json")
     if arguments.target:
         if arguments.set or arguments.json:

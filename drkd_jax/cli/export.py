@@ -12,7 +12,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from drkd_jax.cli.arguments import Parser, positive, spare, two_numbers
+from drkd_jax.cli.arguments import Parser, positive, refuse_same_file, two_numbers
 from drkd_jax.cli.detector import Read, add_place, open_named, read_named, where
 from drkd_jax.errors import UserError
 from drkd_jax.export.onnx_program import need_packages, to_onnx
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         if getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} belongs to programs; --to={kind} writes arrays alone")
-    spare(where(arguments)[0], out)
+    refuse_same_file(where(arguments)[0], out)
     make_place(out)
     weights = open_named(arguments)
     arrays, about = weights.arrays, weights.about

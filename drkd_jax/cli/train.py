@@ -35,7 +35,7 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
-    "One of several processes of one run. On Slurm, Kubernetes and Open MPI nothing more is "
+    "One of several processes of one run. On Slurm, Kubernetes and Open MPI 4 nothing more is "
     "needed; elsewhere --coordinator, --num-processes and --process-id say the rest.",
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")

@@ -28,7 +28,7 @@ from drkd_jax.fault_tolerance.interrupt import InterruptedRunError
 from drkd_jax.step.sharding import replicated, split
 
 _HOW = (
-    "on Slurm, Kubernetes (pip install kubernetes) and Open MPI --distributed is enough; elsewhere "
+    "on Slurm, Kubernetes (pip install kubernetes) and Open MPI 4 --distributed is enough; elsewhere "
     "every process needs --coordinator=HOST:PORT --num-processes=N --process-id=I"
 )
 
