@@ -28,8 +28,8 @@ from drkd_jax.fault_tolerance.interrupt import InterruptedRunError
 from drkd_jax.step.sharding import replicated, split
 
 _HOW = (
-    "on Slurm, Kubernetes (pip install kubernetes) and Open MPI 4 --distributed is enough; elsewhere "
-    "every process needs --coordinator=HOST:PORT --num-processes=N --process-id=I"
+    "on Slurm, Kubernetes (pip install kubernetes) and Open MPI 4 --distributed is enough; "
+    "elsewhere every process needs --coordinator=HOST:PORT --num-processes=N --process-id=I"
 )
 
 _FAILED = "drkd/failed"  # where a process that fails leaves its note
