@@ -1,4 +1,4 @@
-"""Dual relation knowledge distillation: one file a term of the loss."""
+"""Dual relation knowledge distillation: each term of the loss has its own file."""
 
 from drkd_jax.distill.config import (
     DistillConfig,

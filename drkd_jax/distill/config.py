@@ -1,4 +1,4 @@
-"""Settings of the distillation, as frozen dataclasses, and how to make them from a plain dict."""
+"""Settings of the distillation as frozen dataclasses, and their construction from a plain dict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drkd_jax.errors import UserError
 
 FORMS = ("paper", "official")
 TEACHER_MODULES = ("trained", "frozen", "pretrained", "shared", "average")
-# No head takes a relation matrix, so nothing could train the boxes' units inside the teacher.
+# No head reads a relation matrix, so no loss of the teacher's could pretrain the boxes' units.
 OF_BOXES = tuple(name for name in TEACHER_MODULES if name != "pretrained")
 ARITHMETICS = ("auto", "plain", "gram")
 COMPARISONS = ("correlation", "values")
@@ -25,18 +25,19 @@ FILTERS = ("learned", "random", "none")
 SIMILARITIES = ("cosine", "embedded", "bilinear")
 SCHEDULES = ("constant", "linear", "cosine", "stop")
 
-# What a setting that is None becomes, (paper, official). Weights of the paper form: in variances of
-# the teacher's maps, or of their channels, measured in trainings (docs/results.md); of the official
-# one: the author's, two-stage, which belong to plain norms over two pictures a device. Teacher
-# modules: measured in docs/method.md; "frozen" and "average" do not collapse on noise, and "frozen"
-# serves a teacher of other widths than the student's too.
+# The values that None stands for: (paper, official). The paper form's weights are in units of the
+# variance of the teacher's maps, or of their channels, and were found in trainings
+# (docs/results.md); the official form's are the author's for two-stage detectors, which fit plain
+# norms over two pictures per device. Teacher modules: see the measurements in docs/method.md;
+# "frozen" and "average" do not collapse on noise, and "frozen" also works with a teacher whose
+# widths differ from the student's.
 _BY_FORM: dict[str, dict[str, tuple[Any, Any]]] = {
     "pixel_relation": {
         "weight": (15.0, 1e-3),
         "compare": ("correlation", "values"),
         "normalize": (True, False),
         "teacher_modules": ("frozen", "trained"),
-        "teacher_scale": (0.0, 1.0),  # of the graph units' branch at the start
+        "teacher_scale": (0.0, 1.0),  # initial scale of the graph units' branch
         "student_scale": (0.0, 1.0),
     },
     "instance_relation": {
@@ -49,11 +50,11 @@ _BY_FORM: dict[str, dict[str, tuple[Any, Any]]] = {
 }
 
 
-_WEIGHT_OF_VALUES = 0.5  # of the pixel relation in the paper form, measured likewise
+_WEIGHT_OF_VALUES = 0.5  # the paper form's with compare = "values", found in the same way
 
 
 def _fill(term: str, settings: Any) -> None:
-    """Puts what the form says where a setting is None."""
+    """Replaces settings that are None by the defaults of the form."""
     choice(term, "form", settings.form, FORMS)
     for name, values in _BY_FORM[term].items():
         if getattr(settings, name) is None:
@@ -62,36 +63,39 @@ def _fill(term: str, settings: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PixelRelationConfig:
-    """L_PR: the pixels of a map, related through a small graph.
+    """L_PR: the relations between the pixels of a map, found through a small graph.
 
     Attributes:
         weight: what the loss is multiplied by in the total. None: 15 in the paper form (0.5 where
-            values are compared), 0.001 in the official one. Filled in when the settings are made:
-            `dataclasses.replace` keeps the number of before, as it does with every None.
+            values are compared), 0.001 in the official one. None is replaced when the settings are
+            made, here as in every setting, so `dataclasses.replace` keeps the number found then.
         form: "paper" (mean square, padding masked) or "official" (plain norm of the batch).
-        compare: what of the two embeddings is compared: their "values", as in the paper, or each
-            channel's rise and fall over the pixels of a picture ("correlation": twice 1 minus
-            Pearson's r, whatever the channel's mean and scale). None: "correlation" in the paper
-            form, "values" in the official one, which knows no other.
-        nodes: graph nodes m of each paired level, finest first; the last value serves the rest.
+        compare: how the two embeddings are compared: by their "values", as in the paper, or by the
+            "correlation" of each channel over the pixels of a picture (the loss is 2 (1 - r), with
+            Pearson's r, independent of the channel's mean and scale). None: "correlation" in the
+            paper form, "values" in the official one, which supports nothing else.
+        nodes: graph nodes m of each paired level, finest first; the last value also holds for all
+            further levels.
         normalize: divide the node sums by the number of pixels, so that they do not grow with
             the picture. None: yes in the paper form, no in the official one.
-        teacher_modules: "trained", "frozen" (random for ever), "shared" with the student's, or
-            "average" of the student's over time, or "pretrained" inside the frozen teacher by its
-            own detection loss (training/pretrain.py), then frozen. None: "frozen" in the paper
-            form, "trained" in the official one. "shared" and "average" ask for equal channels on
-            both sides.
-        teacher_scale: standard deviation of the branch that the teacher's unit adds to its map, at
-            the start; the default form's map has 1. 0 starts as the identity (and "frozen" stays
-            there). None: 0 in the paper form, 1 in the official one.
-        student_scale: the same of the student's unit.
-        momentum: of the running average, a step, for "average"; a part of a batch in parts is one.
-        arithmetic: "plain" (pixel by pixel), "gram" (by the Gram matrix of the features), or
-            "auto": Gram on maps of at least `gram_from_pixels` pixels, on accelerators on all.
+        teacher_modules: "trained", "frozen" (stays random), "shared" with the student's, "average"
+            of the student's over time, or "pretrained" inside the frozen teacher by its own
+            detection loss (training/pretrain.py), then frozen. None: "frozen" in the paper form,
+            "trained" in the official one. "shared" and "average" need equal channels on both
+            sides.
+        teacher_scale: initial standard deviation of the branch that the teacher's unit adds to its
+            map (in the default form the map itself has 1). With 0 the unit starts as the identity,
+            and with "frozen" it stays that. None: 0 in the paper form, 1 in the official one.
+        student_scale: the same for the student's unit.
+        momentum: for "average": the share of the running average that a step keeps; with gradient
+            accumulation each part of a batch is a step.
+        arithmetic: "plain" (pixel by pixel), "gram" (from the Gram matrix of the features), or
+            "auto": "gram" on accelerators, and on CPUs for maps of at least `gram_from_pixels`
+            pixels.
         gram_from_pixels: see above.
-        gram_guard: share of the teacher's own squares under which the Gram form's loss is
-            recomputed pixel by pixel, since the difference of large numbers has lost its digits.
-            0: never.
+        gram_guard: when the loss falls below this share of the teacher's own squares, the Gram
+            form's value is recomputed pixel by pixel, since a small difference of large numbers
+            loses its digits. 0: never.
     """
 
     weight: float | int | None = None
@@ -133,25 +137,25 @@ class PixelRelationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InstanceRelationConfig:
-    """L_IR: how much each box of a picture looks at each other one.
+    """L_IR: how much each box of a picture attends to each other box.
 
     Attributes:
         weight: what the loss is multiplied by in the total. None: 2 in the paper form, 0.004 in the
             official one.
         form: "paper" (relation matrices compared) or "official" (enhanced instances compared).
-        similarity: what two boxes are alike by, in the paper form: "cosine" of their regions
-            (about the image's mean box; nothing to train), "embedded" (one embedding for both
-            boxes, divided by the root of its width) or "bilinear" (two embeddings, as the author;
-            random ones say nothing about likeness). None: "cosine" in the paper form, "bilinear"
-            in the official one, which knows no other.
+        similarity: similarity of two boxes in the paper form: "cosine" of their regions (relative
+            to the image's mean box; nothing to train), "embedded" (dot product in one embedding,
+            divided by the root of its width) or "bilinear" (two embeddings, as the author's; if
+            random, they do not measure similarity). None: "cosine" in the paper form, "bilinear"
+            in the official one, which supports nothing else.
         temperature: what the similarity is divided by before the softmax; not for "bilinear".
-        diagonal: a box's row holds itself too. None: only for "bilinear".
-        embedding: width of the embeddings; None: half of the region's numbers, D/2.
+        diagonal: whether a box's row includes the box itself. None: only for "bilinear".
+        embedding: width of the embeddings; None: half the size of a flattened region, D/2.
         filter: "learned" (any number of boxes, in any order), "random" (the author's: a linear
-            layer that nothing trains) or "none". None: "none" in the paper form, "random" in the
+            layer that is never trained) or "none". None: "none" in the paper form, "random" in the
             official one.
         filter_rank: inner width of the learned filter.
-        teacher_modules: as in `PixelRelationConfig`, but for "pretrained".
+        teacher_modules: as in `PixelRelationConfig`, except "pretrained".
         momentum: as in `PixelRelationConfig`.
     """
 
@@ -208,27 +212,27 @@ class DistillConfig:
         pixel_relation: L_PR.
         instance_relation: L_IR.
         instance_feature: L_INS.
-        region_size: bins of a region along each side.
-        region_levels: how many of the finest common levels the regions are cut from.
-        max_boxes: boxes of a picture that the instance terms look at (the first valid ones); None:
-            all that the batch holds. What is left out is counted in the diagnostics.
-        standardize_teacher: the default form divides each of the teacher's maps by its own standard
-            deviation (teacher_side.py), so that a weight means the same beside every teacher. The
-            official form never does.
-        pictures_per_device: the official form only: its norms and statistics are over this many
-            pictures, as on one of the author's devices, and the mean is taken over such groups.
-        adaptation_steps: for so many first steps the gradient of the distillation reaches the
-            distiller's modules alone, not the student.
-        warmup_steps: the weights of all terms rise linearly from 0 over so many steps after that.
-        schedule: of the weights later on: "constant"; "linear" or "cosine" fall to 0 at the end
-            of the run, "stop" makes them 0 at once ...
-        fall_from: ... from this share of the run on.
-        pretrain_steps: of `teacher_modules = "pretrained"`: steps in which the teacher's graph
-            units learn inside the teacher before the run (training/pretrain.py).
-        pretrain_rate: of the same: their learning rate.
-        feature_imitation, pkd, cwd, mgd, fgd: other distillers, off by their weight of 0
-            (baselines/map_term.py); any of them beside any of the terms above.
-        crosskd: the same, of the heads' responses (baselines/crosskd.py).
+        region_size: bins along each side of a region.
+        region_levels: how many of the finest common levels the regions are cropped from.
+        max_boxes: how many boxes of a picture the instance terms use at most (the first valid
+            ones); None: all in the batch. The diagnostics count the boxes left out.
+        standardize_teacher: in the default form, divide each of the teacher's maps by its own
+            standard deviation (teacher_side.py), so that a weight means the same for every
+            teacher. The official form never does.
+        pictures_per_device: official form only: norms and statistics are over groups of this many
+            pictures, as on one of the author's devices, and the loss is the mean over the groups.
+        adaptation_steps: in this many first steps the gradient of the distillation reaches only
+            the distiller's modules, not the student.
+        warmup_steps: the weights of all terms rise linearly from 0 over this many steps after that.
+        schedule: of the weights after the warm-up: "constant"; "linear" or "cosine", which fall to
+            0 at the end of the run; or "stop", which sets them to 0 at once. See `fall_from`.
+        fall_from: the share of the run after which the weights begin to fall, or stop.
+        pretrain_steps: for `teacher_modules = "pretrained"`: how many steps the teacher's graph
+            units are trained inside the teacher before the run (training/pretrain.py).
+        pretrain_rate: the learning rate of these steps.
+        feature_imitation, pkd, cwd, mgd, fgd: other distillers, off by default with a weight of 0
+            (baselines/map_term.py); they combine freely with each other and the terms above.
+        crosskd: another such distiller, for the heads' responses (baselines/crosskd.py).
     """
 
     pixel_relation: PixelRelationConfig | None = PixelRelationConfig()
@@ -295,7 +299,7 @@ class DistillConfig:
         return {name: value for name, value in named.items() if value and value.weight}
 
 
-# Every term, by the name of its settings: the fields above that have settings of their own.
+# Every term by name: the fields of `DistillConfig` that hold settings of their own.
 TERMS: dict[str, Any] = {
     field.name: type(field.default)
     for field in dataclasses.fields(DistillConfig)
@@ -316,8 +320,8 @@ def distill_config(settings: Mapping[str, Any]) -> DistillConfig:
     """Makes the settings from a plain nested dict, as a config file holds it.
 
     Args:
-        settings: keys of `DistillConfig`; each term a dict with keys of its own class, or None.
-            A term that is not named has its defaults.
+        settings: keys of `DistillConfig`; each term is a dict with the keys of its own class, or
+            None. A term that is not named gets its defaults.
 
     Returns:
         The frozen settings.

@@ -1,8 +1,8 @@
-"""All terms of the distillation over a student's and a teacher's features.
+"""All terms of the distillation, computed from a student's and a teacher's features.
 
-Thrown away after training: the student's own cost does not change.
+The distiller is discarded after training, so the student's inference cost does not change.
 
-Letters: B pictures, G padded ground truths, h w a map, C channels, n boxes looked at.
+Letters: B pictures, G padded ground truths, h w a map, C channels, n boxes used.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Side = Literal["student", "teacher"]
 
 
 class DistillOutput(NamedTuple):
-    """What one batch gives, all float32 scalars (float64 in float64)."""
+    """The results for one batch, all float32 scalars (float64 if the distiller's dtype is)."""
 
-    total: jax.Array  # the losses, weighted and added up
-    losses: dict[str, jax.Array]  # before their weights, by term
+    total: jax.Array  # the weighted sum of the losses
+    losses: dict[str, jax.Array]  # unweighted, by term
     diagnostics: dict[str, jax.Array]  # numbers to log; no gradient
 
 
 class Distiller(nnx.Module):
     """The terms that the config asks for, each over the levels that both pyramids have.
 
-    A call in training moves running statistics (and averages) that are no trained parameters: in a
-    functional step, take them from the module afterwards. `nnx.Param` are the student's side's
-    modules, and the teacher's only where the config has them trained.
+    A training call updates running statistics (and averages), which are not trained parameters: a
+    functional step must read them from the module afterwards. The student side's modules are
+    `nnx.Param`; the teacher's are only if the config trains them.
 
     Attributes:
         pairs: the levels in common, finest first.
@@ -61,18 +61,18 @@ class Distiller(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
     ):
-        """Makes the modules of all terms.
+        """Creates the modules of all terms.
 
         Args:
             config: the settings.
             student: the student's pyramid.
-            teacher: the teacher's pyramid; other channels and levels are welcome.
-            rngs: random numbers for the starting weights.
-            dtype: what features are computed in; sums and losses are in float32 at least.
+            teacher: the teacher's pyramid; channels and levels may differ from the student's.
+            rngs: random numbers for the initial weights.
+            dtype: dtype of the features; sums and losses are in float32 at least.
 
         Raises:
-            UserError: the pyramids have no level in common, or a way to embed the teacher's
-                features asks for equal channels where they are not.
+            UserError: the pyramids have no level in common, or `teacher_modules` needs equal
+                channels where they differ.
         """
         self.config = config
         self.dtype = dtype
@@ -106,12 +106,12 @@ class Distiller(nnx.Module):
 
     @property
     def head_layers(self) -> int | None:
-        """Layers of the heads after which the distiller reads them; None: it reads no head."""
+        """After how many head layers the distiller reads the heads; None: it does not."""
         term = self.config.terms.get("crosskd")
         return term.layers if term else None
 
     def is_trained(self, path: tuple[Any, ...], variable: Any) -> bool:
-        """Filter for `nnx.split`: what the optimiser moves, that is every `nnx.Param`."""
+        """Filter for `nnx.split`: what the optimiser updates, that is every `nnx.Param`."""
         return nnx.filterlib.to_predicate(nnx.Param)(path, variable)
 
     def __call__(
@@ -130,29 +130,29 @@ class Distiller(nnx.Module):
         """Compares the two sides' features of one batch.
 
         Args:
-            student: the student's maps [B, h, w, C], one a level of its pyramid, finest first.
-            teacher: the teacher's, likewise; no gradient passes.
+            student: the student's maps [B, h, w, C], one per level of its pyramid, finest first.
+            teacher: the teacher's, likewise; no gradient passes to them.
             boxes: ground truth, xyxy, pixels of the padded image.
-            valid: rows of `boxes` that are there.
+            valid: rows of `boxes` that hold a box, not padding.
             sizes: height and width of each image without its padding, pixels.
-            image_valid: images that are there; False for those that only fill the batch up. None:
-                all.
-            keys: one random key a picture and step, for terms that draw (MGD); None: they draw by
-                the number of the call and the place in the batch.
-            responses: both sides' heads, for CrossKD alone; no gradient passes to the teacher's.
-            train: batch statistics, and states that move; else the running statistics.
+            image_valid: False for images that only fill up the batch. None: all are valid.
+            keys: one random key per picture and step, for terms with random draws (MGD); None:
+                they derive keys from the number of the call and the position in the batch.
+            responses: both sides' head outputs, needed by CrossKD only; no gradient passes to the
+                teacher's.
+            train: use batch statistics and update the state; otherwise use the running statistics.
 
         Returns:
-            Total, losses before their weights, and diagnostics by name.
+            The total, the unweighted losses, and the diagnostics, by name.
 
         Raises:
-            UserError: maps, also of heads, that the specs did not promise, the official form's
+            UserError: feature or head maps do not match the specs, the official form's
                 `pictures_per_device` does not divide the batch, or CrossKD has no responses.
         """
         pixels = bool(self.map_terms) or self.pixel_relation is not None
         check_maps(self.pairs, self.specs, (student, teacher), alike=pixels)
         boxes, valid, sizes = jnp.asarray(boxes), jnp.asarray(valid), jnp.asarray(sizes)
-        if not valid.shape[1]:  # a row that is not valid means the same
+        if not valid.shape[1]:  # one invalid row is equivalent to no rows
             boxes, valid = (
                 jnp.pad(x, [(0, k == 1) for k in range(x.ndim)]) for x in (boxes, valid)
             )
@@ -220,10 +220,10 @@ class Distiller(nnx.Module):
         return Responses(s, jax.lax.stop_gradient(t), given.head)
 
     def _groups(self, images: int) -> int:
-        """How many of the author's devices a batch is, for the terms in the official form.
+        """How many of the author's devices the batch stands for, in the official form.
 
         Raises:
-            UserError: the batch is no whole number of them.
+            UserError: it is not a whole number.
         """
         if all(term.form != "official" for term in self.config.terms.values()):
             return 1
@@ -256,10 +256,10 @@ class Distiller(nnx.Module):
         image_valid: Bool[Array, "B"],
         form: str,
     ) -> tuple[jax.Array, ...]:
-        """The pixels of each paired level that count.
+        """The valid pixels of each paired level.
 
-        The official form counts the padding of an image's canvas too; images that only fill the
-        batch up count in neither.
+        In the official form the padding of an image is valid too; images that only fill up the
+        batch have no valid pixels in either form.
         """
         masks = []
         for pair, x in zip(self.pairs, student, strict=True):
@@ -278,7 +278,7 @@ def _of_side(
     side: Side,
     level: int,
 ) -> tuple[jax.Array, Any]:
-    """One side's map as a term sees it, by the running variance, and the term's unit for it."""
+    """One side's map as a term sees it (scaled by the running variance), and the term's unit."""
     pair = distiller.pairs[level]
     x = features.maps[pair.student if side == "student" else pair.teacher]
     x = jnp.asarray(x).astype(distiller.dtype)
@@ -299,10 +299,10 @@ def relation_features(
         features: the features of that side.
         side: "student" or "teacher".
         level: which of the paired levels, 0 is the finest.
-        targets: leave padding out of the sums, but in the official form; None: all pixels count.
+        targets: whose sizes mask padding (not in the official form); None: all pixels are valid.
 
     Returns:
-        x and phi(x), with the running statistics.
+        x and phi(x), normalised by the running statistics.
 
     Raises:
         UserError: the distiller has no pixel relation.
@@ -323,7 +323,7 @@ def relation_features(
 def relation_matrix(
     distiller: Distiller, features: Features, targets: Targets, side: Side, level: int
 ) -> Float[jax.Array, "B n n"]:
-    """Relation matrix psi of each picture's boxes, for pictures of the matrix.
+    """The relation matrix psi of each picture's boxes, for plots.
 
     Args:
         distiller: with an instance relation.
@@ -333,7 +333,7 @@ def relation_matrix(
         level: which of the paired levels, 0 is the finest.
 
     Returns:
-        psi, 0 past the valid boxes.
+        psi; rows and columns past the valid boxes are 0.
 
     Raises:
         UserError: the distiller has no instance relation.

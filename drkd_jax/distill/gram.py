@@ -3,9 +3,10 @@
     G = sum over pixels of [s; t; 1] [s; t; 1]^T
     dL/ds = s (dG_ss + dG_ss^T) + t dG_st^T + dG_s        likewise for t
 
-The pixel relation is an exact function of it: gram_distance.py. A CPU reads the maps in chunks that
-stay in its cache. An accelerator joins the two maps once, so that the gradient is one product of
-them, and in bfloat16 takes the Gram matrix in one product too, which fills it better than three.
+The pixel relation is an exact function of it (gram_distance.py). On a CPU the maps are read in
+chunks that fit its cache. On an accelerator the two maps are concatenated once, so that the
+gradient is a single matrix product; in bfloat16 the Gram matrix is a single product too, which
+uses the device better than three.
 
 Letters: B pictures, h w a map, Cs Ct student and teacher channels.
 """
@@ -23,9 +24,9 @@ from drkd_jax.distill.layers import accumulator, product
 from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
-CPU_CHUNK = 1344  # pixels of the batch read at a time
-# Pixels of one picture, however many pictures and devices there are: each device has its own part
-# of the batch, and a program that is written for all of them cannot tell how large it is.
+CPU_CHUNK = 1344  # pixels of the whole batch that are read at a time
+# Pixels per picture, whatever the number of pictures and devices: each device holds its own part
+# of the batch, and a program compiled for all devices cannot know how large that part is.
 ACCELERATOR_CHUNK = 16384
 
 
@@ -40,10 +41,10 @@ class Gram(NamedTuple):
 
 
 def _chunks(shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many whole chunks of so many map rows; what is left over is done apart.
+    """The number of whole chunks and the map rows in each; left-over rows are done separately.
 
-    Chunks keep the temporary memory to a few of their size, and on a CPU masks, copies and casts
-    inside of the cache.
+    Chunks limit the temporary memory to a few times their size; on a CPU they keep masks, copies
+    and casts in the cache.
     """
     on_cpu = platform() == "cpu"
     pixels = CPU_CHUNK // max(1, shape[0]) if on_cpu else ACCELERATOR_CHUNK
@@ -68,13 +69,13 @@ def over_chunks(
 
 
 def rows_of(x: jax.Array, first: jax.Array | int, number: int) -> jax.Array:
-    """Some rows of a map, their pixels in one axis: [B, number * w, C]."""
+    """Some rows of a map, with their pixels flattened into one axis: [B, number * w, C]."""
     part = jax.lax.dynamic_slice_in_dim(x, first, number, axis=1)
     return part.reshape(x.shape[0], number * x.shape[2], *x.shape[3:])
 
 
 def _upper(left: jax.Array, right: jax.Array) -> jax.Array:
-    """left^T right where the answer is symmetric: three quarters of the work."""
+    """left^T right where the result is symmetric, for three quarters of the work."""
     half = left.shape[-1] // 2
     if half < 64:
         return product("bpc,bpd->bcd", left, right)
@@ -92,10 +93,10 @@ def gram(
     Args:
         s: the student's map.
         t: the teacher's map.
-        mask: pixels that count.
+        mask: the valid pixels.
 
     Returns:
-        The blocks, accumulated in float32 (float64 where the maps are).
+        The blocks, accumulated in float32 (in float64 if the maps are).
     """
     return (_in_chunks if platform() == "cpu" else _joined)(s, t, mask)
 
@@ -134,8 +135,8 @@ def _forward(s: jax.Array, t: jax.Array, mask: jax.Array) -> tuple[Gram, tuple[j
 def _times(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """Pixels times matrix, per picture.
 
-    A bfloat16 map meets the matrix in two bfloat16 pieces: one alone would round away the small
-    difference of large numbers that the result is.
+    For a bfloat16 map the matrix is split into a high and a low bfloat16 part: the result is a
+    small difference of large numbers, which rounding to one part alone would destroy.
     """
     if x.dtype != jnp.bfloat16:
         return product("bpc,bcd->bpd", x, matrix.astype(x.dtype))
@@ -156,7 +157,7 @@ def _pull(
     cross: jax.Array,
     total: jax.Array,
 ) -> jax.Array:
-    """The gradient of one map: own square + other cross + total, on the pixels that count."""
+    """The gradient of one map: own square + other cross + total, at the valid pixels."""
 
     def body(out: jax.Array, first: jax.Array | int, number: int) -> jax.Array:
         parts = (rows_of(x, first, number) for x in (own, other))
@@ -182,19 +183,19 @@ _in_chunks.defvjp(_forward, _backward)
 
 
 def bands(pixels: int) -> int:
-    """Parts of a picture's pixels that are summed apart: a divisor of their number.
+    """How many parts a picture's pixels are summed in: a divisor of their number.
 
-    A product of few rows and columns over very many pixels keeps only a part of a GPU busy.
+    A matrix product with few rows and columns but very many pixels occupies only a part of a GPU.
     """
     wanted = -(-pixels // ACCELERATOR_CHUNK)
     return max(number for number in range(1, wanted + 1) if pixels % number == 0)
 
 
 def _blocks(x: jax.Array, split: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The blocks ss, st and tt of a joined map [B, bands, P, Cs + Ct]."""
+    """The blocks ss, st and tt of a concatenated map [B, bands, P, Cs + Ct]."""
     s, t = x[..., :split], x[..., split:]
     if x.dtype != jnp.bfloat16:
-        # Here the arithmetic is what takes time: no block twice, and no half of a symmetric one.
+        # Here arithmetic dominates, so no block is computed twice, nor both symmetric halves.
         flat_s, flat_t = (part.reshape(-1, *part.shape[2:]) for part in (s, t))
         all_bands = (
             _upper(flat_s, flat_s),
@@ -224,7 +225,7 @@ def _joined_forward(
     x = both.reshape(pictures, number, pixels // number, both.shape[-1])
     total = x.sum((1, 2), dtype=accumulator(s, t))
     blocks = Gram(*_blocks(x, split), total[:, :split], total[:, split:])
-    # Empty arrays carry the maps' dtypes, which the joined map need not have.
+    # Empty arrays carry the maps' dtypes, since the concatenated map may have another.
     return blocks, (x, mask, s[:0], t[:0])
 
 
@@ -236,11 +237,12 @@ def _joined_backward(kept: tuple[jax.Array, ...], d: Gram) -> tuple[jax.Array, j
         matrix, rest = jnp.concatenate([first, last], 1), total[:, None]
         if flat.dtype == jnp.bfloat16:
             matrix, low = _pieces(matrix, flat.dtype)
-            # The low piece's own part is so small that bfloat16 holds it well enough.
+            # The low part contributes so little that bfloat16 is precise enough for it.
             rest = rest + jnp.einsum("bpc,bcd->bpd", flat, low)
         inside = mask.reshape(mask.shape[0], -1, 1)
         rest = jnp.where(inside, rest, 0)
-        # Chosen apart from the rest, or the compiler has the product add it up, in float32 copies.
+        # Masked separately from `rest`: otherwise the compiler fuses the sum into the product and
+        # makes float32 copies.
         out = jnp.where(inside, product("bpc,bcd->bpd", flat, matrix.astype(flat.dtype)), 0) + rest
         return out.astype(like.dtype).reshape(*mask.shape, -1)
 

@@ -1,15 +1,16 @@
-"""The pixel relation from the Gram matrix of the features alone.
+"""Computes the pixel relation from the Gram matrix of the features alone.
 
-The unit's ReLU acts on the small node matrix only, so for a given picture unit, normalisation,
-residual and adaptation together are one affine map of the channels:
+The graph unit's ReLU acts only on the small node matrix. For a given picture, the unit with its
+normalisation, residual and adaptation is therefore one affine map of the channels:
 
     phi_t(t) - f(phi_s(s)) = t Q_t + s Q_s + q
 
 and every sum over pixels (nodes, batch statistics, the squared distance) is a small product with
 the Gram matrix of [s; t; 1].
 
-Exact, but the distance is a difference of large numbers: with e the relative distance of the two
-embeddings, the loss loses about eps / e^2 and its gradient eps / e. `guard` mends the value.
+This is exact, but the distance is a difference of large numbers: if e is the relative distance of
+the two embeddings, the loss has a relative error of about eps / e^2 and its gradient of eps / e.
+`guard` corrects the value.
 
 Letters: B pictures, h w a map, Cs Ct student and teacher channels, C either, N groups, S states,
 M nodes, L levels.
@@ -33,15 +34,15 @@ from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio
 from drkd_jax.distill.together import Answers, together
 from drkd_jax.types import Array
 
-# Added to a channel's variance: one that is flat in a picture says nothing there. The teacher's
-# maps have a deviation of 1, so this is a hundredth of it.
+# Added to a channel's variance, since a channel that is constant in a picture carries no
+# information there. The teacher's maps have a standard deviation of 1; this is a hundredth of it.
 FLAT = 1e-4
-# Units in the last place that a sum over a picture's pixels can be off by.
+# Assumed rounding error of a sum over a picture's pixels, in units in the last place.
 ROUNDING = 32
 
 
 class Distance(NamedTuple):
-    """What one level has to say, per picture: sums over valid pixels and channels."""
+    """The sums of one level, over valid pixels and channels, per picture."""
 
     squares: Float[Array, "B"]  # of z(phi_t) - z(f(phi_s))
     energy: Float[Array, "B"]  # of phi_t
@@ -52,7 +53,7 @@ class Distance(NamedTuple):
 
 
 class Level(NamedTuple):
-    """What is compared on one level."""
+    """The units, maps and valid pixels of one level."""
 
     student: GraphUnit
     teacher: GraphUnit
@@ -64,7 +65,7 @@ class Level(NamedTuple):
 
 class _Answer(NamedTuple):
     distance: Distance
-    against: Float[Array, "B"]  # what squares are small beside: those of z(phi_t)
+    against: Float[Array, "B"]  # squares of z(phi_t), which `squares` are compared with
     of_s: Affine
     of_t: Affine
     moments_s: Moments
@@ -94,13 +95,13 @@ def _level(
         phi_s, phi_t = together(embed, [(student, of_s), (teacher, of_t)])
     else:
         phi_s, phi_t = embed(student, of_s), embed(teacher, of_t)
-    # f after phi_s: its kernel, and covariance kernel of it.
+    # f after phi_s: its kernel, and covariance times kernel.
     channels = mean_s.shape[1]
     pair = jnp.concatenate([phi_s.affine.kernel, phi_s.spread], 1)
     adapted = product("bcd,de->bce", pair, adaptation.kernel)
     kernel, student_part = adapted[:, :channels], adapted[:, channels:]
     cross_part = product("bcd,bde->bce", inner_st, phi_t.affine.kernel)
-    # Squares about the mean plus the mean's own: better conditioned than both at once.
+    # Squares about the mean and squares of the mean separately: better conditioned than together.
     within_t = (phi_t.spread * phi_t.affine.kernel).sum(1)
     means = jnp.stack([phi_s.mean, phi_s.affine.bias])
     mean, bias = product("kbc,cd->kbd", means, adaptation.kernel) + adaptation.bias
@@ -112,7 +113,7 @@ def _level(
         within_t = _significant(within_t, mean_t, affine_t.kernel, count)
         gain_s, gain_t = (_gain(within, count) for within in (within_s, within_t))
         both = (cross_part * kernel).sum(1) * gain_s * gain_t
-        # Where the teacher's channel is flat there is nothing to agree with, but rounding.
+        # Where the teacher's channel is constant, what remains is rounding error.
         both = jnp.where(within_t > 0, both, 0)
         own_s, own_t = within_s * gain_s**2, within_t * gain_t**2
         squares, against = (own_t + own_s - 2 * both).sum(1), own_t.sum(1)
@@ -135,7 +136,7 @@ def _level(
 
 
 def _gain(within: Float[Array, "B C"], count: Float[Array, "B"]) -> Float[Array, "B C"]:
-    """What a channel is multiplied by to have a variance of 1 in its picture.
+    """The factor that gives a channel a variance of 1 in its picture.
 
     Args:
         within: sum of squares about the picture's mean.
@@ -150,10 +151,10 @@ def _significant(
     kernel: Float[Array, "B C D"],
     count: Float[Array, "B"],
 ) -> Float[Array, "B D"]:
-    """Sums of squares about the mean, 0 where they are no more than rounding of what was taken off.
+    """Sums of squares about the mean, set to 0 where they are only rounding error.
 
-    A channel that is flat about a mean leaves some eps of its squares, of either sign, which beside
-    `FLAT` would count.
+    For a constant channel, subtracting the mean's squares leaves a few eps of them, of either
+    sign, which would not be negligible beside `FLAT`.
     """
     taken = count[:, None] * (jnp.abs(mean)[:, :, None] * jnp.abs(kernel)).sum(1) ** 2
     rounding = ROUNDING * jnp.finfo(within.dtype).eps * jax.lax.stop_gradient(taken)
@@ -167,7 +168,7 @@ def _residual_squares(
     of_s: Affine,
     of_t: Affine,
 ) -> Float[Array, "B"]:
-    """Sum of squares of t Q_t + s Q_s + q, pixel by pixel: more work, and no digits lost."""
+    """Sum of squares of t Q_t + s Q_s + q, pixel by pixel: slower, but without cancellation."""
     wide = accumulator(s, t)
 
     def body(sums: jax.Array, first: jax.Array | int, number: int) -> jax.Array:
@@ -183,15 +184,15 @@ def _residual_squares(
 def gram_distances(
     levels: Sequence[Level], *, compare: str, groups: int, train: bool, guard: float | int
 ) -> list[Distance]:
-    """The distances of levels from Gram matrices: same numbers as the plain form.
+    """The distances of several levels from Gram matrices; equal to the plain form's.
 
     Args:
         levels: units (whose running statistics move in training), f, maps and pixels that count.
         compare: as in `PixelRelationConfig`.
-        groups: the batch is so many groups, each with statistics of its own.
+        groups: how many groups the batch is split into; each has its own statistics.
         train: as in `GraphUnit`.
-        guard: where a level's squares come to less than this share of the teacher's own,
-            their sum is taken again pixel by pixel (the value only: the gradient loses far less).
+        guard: where a level's squares are less than this share of the teacher's own, their sum is
+            recomputed pixel by pixel (only the value: the gradient loses far less precision).
     """
     rows = []
     for level in levels:
@@ -202,7 +203,7 @@ def gram_distances(
             *(x[...].astype(wide) for x in (level.adaptation.kernel, level.adaptation.bias))
         )
         rows.append((*units, adapt, blocks, level.mask.sum((1, 2)).astype(wide)))
-    # A teacher that nobody trains has no gradient to take; side by side it would have one.
+    # An untrained teacher needs no gradient; batched with the student it would get one.
     trained = all(isinstance(level.teacher.mix, nnx.Param) for level in levels)
     normalize = levels[0].student.normalize
     form = partial(_level, compare=compare, normalize=normalize, groups=groups, train=train)
@@ -214,7 +215,7 @@ def gram_distances(
 
 
 def _remember(units: Sequence[GraphUnit], moments: Sequence[Moments]) -> None:
-    """Moves the running statistics of units."""
+    """Updates the running statistics of several units."""
     norms = [unit.norm for unit in units]
     rows = [
         (norm.mean[...], norm.variance[...], fresh)
@@ -227,9 +228,9 @@ def _remember(units: Sequence[GraphUnit], moments: Sequence[Moments]) -> None:
 def _guarded(
     levels: Sequence[Level], answers: Answers[_Answer], guard: float | int
 ) -> list[Distance]:
-    """The distances, with squares that are too small for their digits taken again.
+    """The distances, with squares recomputed where too small to be precise.
 
-    One choice for all levels: a GPU waits for the host at each.
+    There is a single branch for all levels, since a GPU waits for the host at every branch.
     """
     distances = [found.distance for found in answers]
     squares = jax.lax.stop_gradient(jnp.stack([one.squares for one in distances]))

@@ -1,9 +1,9 @@
-"""A graph unit as an affine map of its picture's channels, found from the map's own Gram block.
+"""A graph unit as an affine map of the channels of each picture, found from the map's Gram block.
 
-Its ReLU acts on the small node matrix only; nodes and batch statistics are sums over pixels, so the
-map itself is not read again: gram_distance.py.
+The unit's ReLU acts only on the small node matrix, and nodes and batch statistics are sums over
+pixels, so the feature map itself need not be read again (gram_distance.py).
 
-Letters: B pictures, C channels, D those after the map, S states, M nodes.
+Letters: B pictures, C channels, D channels after the affine map, S states, M nodes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from drkd_jax.types import Array
 
 
 class Unit(NamedTuple):
-    """A graph unit's numbers, in the Gram matrix's dtype."""
+    """The parameters and running statistics of a graph unit, in the Gram matrix's dtype."""
 
     states: Float[Array, "C S"]
     states_bias: Float[Array, "S"]
@@ -37,7 +37,7 @@ class Unit(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Of one map: sum of products about the mean, mean and number of its pixels."""
+    """Of one map: the sum of products about the mean, the mean, and the number of pixels."""
 
     covariance: Float[Array, "B C C"]
     mean: Float[Array, "B C"]
@@ -45,14 +45,14 @@ class Sums(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """x -> x kernel + bias, one a picture."""
+    """x -> x kernel + bias, with a kernel and bias per picture."""
 
     kernel: Float[Array, "B C D"]
     bias: Float[Array, "B D"]
 
 
 class Embedding(NamedTuple):
-    """phi as an affine map, and what follows for its map: covariance kernel, and phi's mean."""
+    """phi as an affine map, covariance times its kernel, phi's mean, and the batch moments."""
 
     affine: Affine
     spread: Float[Array, "B C C"]
@@ -61,7 +61,7 @@ class Embedding(NamedTuple):
 
 
 def numbers(unit: GraphUnit, dtype: jnp.dtype) -> Unit:
-    """The numbers that the Gram form computes with."""
+    """The parameters and running statistics that the Gram form computes with."""
     parts = (
         *(unit.state.kernel, unit.state.bias, unit.projection.kernel, unit.projection.bias),
         *(unit.adjacency.kernel, unit.adjacency.bias, unit.mix, unit.extend.kernel),
@@ -71,18 +71,18 @@ def numbers(unit: GraphUnit, dtype: jnp.dtype) -> Unit:
 
 
 def embedding(unit: Unit, sums: Sums, *, normalize: bool, groups: int, train: bool) -> Embedding:
-    """The graph unit as an affine map, from its map's own Gram block.
+    """The graph unit as an affine map, from the Gram block of its feature map.
 
     Args:
         unit: the graph unit.
-        sums: of its map.
-        normalize: as in `GraphUnit`.
-        groups: the batch is so many groups, each with statistics of its own.
-        train: batch statistics; else the running ones.
+        sums: the sums of its feature map.
+        normalize: see `GraphUnit`.
+        groups: how many groups the batch is split into; each has its own statistics.
+        train: use batch statistics; otherwise the running ones.
     """
     covariance, mean, count = sums
     pictures, channels = mean.shape
-    # The graph convolution's V + V A^T acts on the nodes, so on the projection as well.
+    # V + V A^T of the graph convolution acts on the nodes, so it can be applied to the projection.
     talk = unit.adjacency + jnp.eye(len(unit.adjacency), dtype=mean.dtype)
     talking = product("cm,mk->ck", unit.projection, talk)
     # V = S^T B with S = x W_s + b_s and B = x W_b + b_b, summed over pixels.
@@ -96,7 +96,7 @@ def embedding(unit: Unit, sums: Sums, *, normalize: bool, groups: int, train: bo
     nodes = jax.nn.relu(nodes + unit.adjacency_bias[:, None])
     # W_g and W_e, over the states and back to channels; then B, back over the projection.
     answer = product("bms,sc->bmc", nodes, product("st,tc->sc", unit.mix, unit.extend))
-    # A product a picture: over all of them at once the compiler would turn the answer first.
+    # One product per picture: for a joint one the compiler would first transpose `answer`.
     way_back = jnp.broadcast_to(unit.projection, (pictures, *unit.projection.shape))
     kernel = product("bcm,bmd->bcd", way_back, answer)
     bias = product("m,bmd->bd", unit.projection_bias, answer)
@@ -125,7 +125,7 @@ def _branch_moments(
 
     Args:
         within: sum of squares about the picture's own mean.
-        mean: of each picture.
+        mean: mean of each picture.
         count: pixels of each picture.
         groups: as above.
     """
@@ -133,6 +133,6 @@ def _branch_moments(
     number = counts.sum(1)
     middle = safe_ratio((counts * means).sum(1), number)
     between = (counts * (means - middle[:, None]) ** 2).sum(1)
-    # Within is a sum of squares: below 0 it is rounding, and the root would not forgive it.
+    # A sum of squares is below 0 only by rounding, which would make the square root NaN.
     inner = jnp.maximum(grouped(within, groups).sum(1), 0)
     return Moments(middle, safe_ratio(inner + between, number), number[:, 0])

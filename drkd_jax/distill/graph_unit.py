@@ -1,10 +1,10 @@
-"""The GloRe unit: gather the pixels into a few nodes, let the nodes talk, spread the answer.
+"""The GloRe unit: project pixels onto a few graph nodes, let these interact, project back.
 
 Letters: B pictures, P pixels of a map, C channels, S states (2m), M nodes (m), N groups of
-pictures whose statistics are shared.
+pictures that share their batch statistics.
 
-Source: the paper's section 3.1 and mmdet/models/detectors/GloRe.py of the author's release, from
-whose formulas the parameter layout follows (kernels here are inputs x outputs).
+Source: the paper's section 3.1 and mmdet/models/detectors/GloRe.py of the author's release, whose
+formulas determine the parameter layout (kernels here are inputs x outputs).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BN_MOMENTUM = 0.1
 
 
 class Moments(NamedTuple):
-    """Mean and (biased) variance of each channel, one row a group, and the pixels counted."""
+    """Mean and (biased) variance of each channel per group, and the number of pixels in each."""
 
     mean: Float[Array, "N C"]
     variance: Float[Array, "N C"]
@@ -32,17 +32,17 @@ class Moments(NamedTuple):
 
 
 def grouped(values: Shaped[Array, "B ..."], groups: int) -> Shaped[Array, "N K ..."]:
-    """Splits the leading axis into groups of pictures that follow each other."""
+    """Splits the leading axis into groups of consecutive pictures."""
     return values.reshape(groups, values.shape[0] // groups, *values.shape[1:])
 
 
 def moved(
     mean: Float[Array, "C"], variance: Float[Array, "C"], moments: Moments
 ) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
-    """Running statistics after a tenth of the way towards a batch's (averaged over groups).
+    """The running statistics, moved a tenth of the way to the batch's, averaged over groups.
 
-    PyTorch keeps the unbiased variance. Groups without any valid pixel do not count, and where
-    there is none at all nothing moves.
+    As in PyTorch, the running variance is the unbiased one. Groups without valid pixels are
+    ignored; if no group has any, the statistics stay as they are.
     """
     moments = jax.lax.stop_gradient(moments)
     seen = (moments.count > 0)[:, None]
@@ -58,13 +58,13 @@ def moved(
 
 
 class BatchNorm(nnx.Module):
-    """Scale, bias and running statistics; the statistics themselves are handed in.
+    """Scale, bias and running statistics; the caller computes the batch statistics.
 
-    Both the plain and the Gram form use it, each with its own way to find the moments.
+    The plain and the Gram form both use it; each computes the moments in its own way.
     """
 
     def __init__(self, channels: int, scale: float | int = 1.0):
-        # With a dtype: a weakly typed start would compile the step a second time.
+        # An explicit dtype: a weakly typed initial value would make the step compile twice.
         self.scale = nnx.Param(jnp.full(channels, scale, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
@@ -75,11 +75,11 @@ class BatchNorm(nnx.Module):
         return Moments(self.mean[...][None], self.variance[...][None], jnp.ones(1))
 
     def remember(self, moments: Moments) -> None:
-        """Moves the running statistics a tenth towards these."""
+        """Moves the running statistics a tenth of the way to these moments."""
         self.mean[...], self.variance[...] = moved(self.mean[...], self.variance[...], moments)
 
     def affine(self, moments: Moments) -> tuple[Float[Array, "N C"], Float[Array, "N C"]]:
-        """Gain and shift a group: normalised y = gain * y + shift."""
+        """Gain and shift per group: normalised y = gain * y + shift."""
         gain = self.scale[...] * jax.lax.rsqrt(moments.variance + BN_EPS)
         return gain, self.bias[...] - moments.mean * gain
 
@@ -89,7 +89,7 @@ class GraphUnit(nnx.Module):
 
     Attributes:
         state: W_s, channels to states.
-        projection: W_b, channels to nodes; used for the way in and the way back.
+        projection: W_b, channels to nodes; used to project both to the nodes and back.
         adjacency: A of the graph convolution, a linear map over the nodes (with its bias a).
         mix: W_g, a linear map over the states, no bias.
         extend: W_e, states back to channels, no bias.
@@ -111,9 +111,9 @@ class GraphUnit(nnx.Module):
             channels: C.
             nodes: m.
             normalize: divide the node sums by the number of pixels.
-            scale: of the branch's normalisation at the start, that is the branch's standard
+            scale: initial scale of the branch's normalisation, which is the branch's standard
                 deviation; with 0 the unit starts as the identity.
-            rngs: random numbers for the starting weights.
+            rngs: random numbers for the initial weights.
         """
         states = 2 * nodes
         self.normalize = normalize
@@ -131,7 +131,7 @@ class GraphUnit(nnx.Module):
 
         Args:
             nodes: V, sums over the pixels.
-            count: pixels that were summed, a picture.
+            count: number of summed pixels of each picture.
         """
         if self.normalize:
             nodes = nodes / jnp.maximum(count, 1)[:, None, None]
@@ -141,7 +141,7 @@ class GraphUnit(nnx.Module):
         return product("bsm,st->btm", jax.nn.relu(talked), self.mix[...].astype(dtype))
 
     def branch(self, x: Float[Array, "B P C"], mask: Bool[Array, "B P"]) -> Float[Array, "B P C"]:
-        """The branch before its normalisation: gather, reason, spread, extend."""
+        """The branch before its normalisation: project to nodes, reason, project back, extend."""
         state, way = self.state(x), self.projection(x)
         count = mask.sum(1).astype(accumulator(x))
         nodes = product("bps,bpm->bsm", jnp.where(mask[:, :, None], state, 0), way)
@@ -165,13 +165,14 @@ class GraphUnit(nnx.Module):
         """The relation features of one map.
 
         Args:
-            x: the map, its pixels in one axis.
-            mask: pixels that count in nodes and statistics.
-            groups: the batch is so many groups, each with statistics of its own.
-            train: batch statistics, which move the running ones; else the running ones.
+            x: the map, with its pixels flattened into one axis.
+            mask: the pixels that contribute to nodes and statistics.
+            groups: how many groups the batch is split into; each has its own statistics.
+            train: normalise by batch statistics and update the running ones; otherwise normalise
+                by the running ones.
 
         Returns:
-            phi(x), in x's dtype. Pixels outside of the mask hold numbers without meaning.
+            phi(x), in x's dtype. Values outside the mask are meaningless.
         """
         mask = jnp.asarray(mask)
         branch = self.branch(x, mask)

@@ -1,7 +1,7 @@
 """L_INS: the student's features inside a box should be the teacher's.
 
     paper:     mean over levels of  mean over boxes, bins, channels of (t - f(s))^2,
-               t in standard deviations of its level (teacher_side.py)
+               t divided by the standard deviation of its level (teacher_side.py)
     official:  sum over levels and pictures of || t - f(s) ||_2
 
 Letters: B pictures, n boxes, S bins, C channels (student Cs, teacher Ct).
@@ -26,7 +26,7 @@ class InstanceFeature(nnx.Module):
     """The term over the finest common levels.
 
     Attributes:
-        adaptation: f, a 1x1 convolution a level, student's channels to the teacher's.
+        adaptation: f, a 1x1 convolution per level, student's channels to the teacher's.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class InstanceFeature(nnx.Module):
         *,
         groups: int = 1,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The loss without its weight, and each level's part.
+        """The unweighted loss, and each level's part.
 
         Args:
-            student: the boxes' regions on each level.
+            student: the regions of the boxes, one array per level.
             teacher: likewise.
-            valid: boxes that are there.
-            groups: official form: the sum over pictures is divided by so many groups.
+            valid: rows that hold a box, not padding.
+            groups: official form: the sum over pictures is divided by this number of groups.
         """
         valid = jnp.asarray(valid)
         losses = []

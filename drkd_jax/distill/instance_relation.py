@@ -1,4 +1,4 @@
-"""L_IR: the boxes of a picture should look at each other as the teacher's do.
+"""L_IR: the boxes of a picture should attend to each other as they do in the teacher.
 
     psi_ij = softmax_j( w_ij a_ij )       w: the relation filter, a softmax over j
     a_ij = cos(x_i - m, x_j - m) / T                        cosine, m the mean box of the image
@@ -10,14 +10,15 @@
 Letters: B pictures, n boxes, S bins, C channels (student Cs, teacher Ct), D = S S C, E embedding,
 r rank of the filter.
 
-Two unlike random embeddings are no similarity: their rows lie within a few percent of uniform and
-teach nothing (docs/method.md), hence the cosine as default. Its filter has mean 1 in a row, not
-1/n, so that it lifts pairs and does not flatten the rest.
+Two different random embeddings do not measure similarity: the rows of psi come out within a few
+percent of uniform and teach nothing (docs/method.md). The default is therefore the cosine. With it
+the filter is scaled to mean 1 in each row, not 1/n, so that it emphasises some pairs without
+flattening the others.
 
-The author's filter is a linear layer from a box's numbers to n outputs, made anew with random
-weights at each step: nothing trains it, and output j belongs to a place in the list, not to a box.
-`LearnedFilter` keeps the meaning (a linear map of x_i whose output j is about box j) and lets box j
-bring the weights of its own output along, so it serves any number of boxes in any order.
+The author's filter is a linear layer from a box's features to n outputs, created anew with random
+weights at each step: it is never trained, and output j belongs to a position in the list, not to a
+box. `LearnedFilter` keeps the meaning (a linear map of x_i whose output j is about box j) but
+computes the weights of output j from box j, so it handles any number of boxes in any order.
 
 Source: the paper's section 3.2 and abstract ("similarity of different instances");
 mmdet/models/detectors/two_stage.py of the author's release.
@@ -46,22 +47,22 @@ from drkd_jax.errors import UserError
 from drkd_jax.frozen import Frozen
 from drkd_jax.types import Array, FeatureSpec
 
-COSINE_EPS = 1e-6  # mean square about the mean box, in the features' own unit
+COSINE_EPS = 1e-6  # added to the mean square about the mean box, in the features' unit
 RANDOM_FILTER_ROWS = 256  # boxes of one picture that the random filter has outputs for
 
 
 def masked_softmax(
     logits: Float[Array, "B n n"], valid: Bool[Array, "B n"], *, diagonal: bool = True
 ) -> Float[Array, "B n n"]:
-    """Softmax over the valid boxes j; 0 elsewhere, and in rows of boxes that are not valid.
+    """Softmax over the valid boxes j; 0 elsewhere and in the rows of invalid boxes.
 
-    Without the diagonal a box does not look at itself. A picture without boxes gives zeros with
+    Without the diagonal a box does not attend to itself. A picture without boxes gives zeros with
     gradient 0.
     """
     pairs = valid[:, :, None] & valid[:, None, :]
     if not diagonal:
         pairs = pairs & ~jnp.eye(logits.shape[-1], dtype=bool)
-    # A finite floor: a row without any valid box must not meet inf - inf.
+    # A finite floor: a row without any valid box would otherwise compute inf - inf.
     floor = jnp.where(pairs, logits, -1e30)
     return jnp.where(pairs, jax.nn.softmax(floor, axis=-1), 0)
 
@@ -72,7 +73,7 @@ class LearnedFilter(nnx.Module):
     def __init__(self, inputs: int, rank: int, *, rngs: nnx.Rngs):
         self.query = Linear(inputs, rank, rngs=rngs)
         self.key = Linear(inputs, rank, rngs=rngs)
-        self.offset = LinearMap(inputs, 1, rngs=rngs)  # a bias would fall out
+        self.offset = LinearMap(inputs, 1, rngs=rngs)  # softmax would cancel a bias
 
     def __call__(
         self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
@@ -84,10 +85,10 @@ class LearnedFilter(nnx.Module):
 
 
 class RandomFilter(nnx.Module):
-    """The author's filter with its randomness drawn once: the first n outputs serve n boxes.
+    """The author's filter with its random weights drawn once; n boxes use the first n outputs.
 
     Source: `resize` of the relation class in mmdet/models/detectors/two_stage.py of the author's
-    release, where the layer is made anew at each call.
+    release, which creates the layer anew at each call.
     """
 
     def __init__(self, inputs: int, most: int, *, rngs: nnx.Rngs):
@@ -100,7 +101,7 @@ class RandomFilter(nnx.Module):
         """The filter of each picture's boxes; 0 where a box is not valid.
 
         Raises:
-            UserError: there are more rows for boxes than it has outputs.
+            UserError: there are more box rows than the filter has outputs.
         """
         n, most = x.shape[1], self.kernel.shape[1]
         if n > most:
@@ -147,7 +148,7 @@ class RelationUnit(nnx.Module):
     ) -> Float[Array, "B n n"]:
         """psi: rows of valid boxes sum to 1; 0 in rows and columns of the others.
 
-        Without the diagonal a box alone in its image has a row of zeros.
+        Without the diagonal, the only box of an image has a row of zeros.
         """
         logits = self.similarity(x, valid)
         if self.filter is not None:
@@ -160,7 +161,7 @@ class RelationUnit(nnx.Module):
     def similarity(
         self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
     ) -> Float[Array, "B n n"]:
-        """How alike two boxes are (a, over its temperature); no meaning outside of `valid`."""
+        """The similarity a of every two boxes (temperature included); meaningless off `valid`."""
         if self.first is None:
             unit = centred_directions(x, valid)
             return product("bid,bjd->bij", unit, unit) / self.config.temperature
@@ -183,15 +184,15 @@ class RelationUnit(nnx.Module):
 def centred_directions(
     x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
 ) -> Float[Array, "B n D"]:
-    """Each box about the mean box of its image, at length 1: their products are cosines.
+    """Each box minus the mean box of its image, scaled to length 1: dot products are cosines.
 
     Args:
-        x: the boxes' numbers.
-        valid: boxes that are there.
+        x: the boxes' features.
+        valid: rows that hold a box, not padding.
 
     Returns:
-        In float32 at least; 0 for boxes that are not there, and near 0 for boxes that are the mean
-        (the only one of an image, or all alike): those have no direction, and no gradient blows up.
+        In float32 at least; 0 for invalid boxes, and near 0 for boxes that equal the mean (a single
+        box, or identical ones): they have no direction, and their gradients stay bounded.
     """
     wide = x.astype(accumulator(x))
     there = valid[:, :, None]
@@ -201,16 +202,17 @@ def centred_directions(
 
 
 def flat(regions: Float[Array, "B n S S C"]) -> Float[Array, "B n D"]:
-    """The numbers of a region in one row: bins along y, along x, channels."""
+    """Flattens each region into one vector: bins along y, bins along x, channels."""
     return regions.reshape(*regions.shape[:2], -1)
 
 
 def row_entropy(
     psi: Float[Array, "B n n"], valid: Bool[Array, "B n"], *, diagonal: bool = True
 ) -> Float[Array, ""]:
-    """Mean entropy of the rows over its largest, over images with a choice: 1 is uniform.
+    """Mean entropy of the rows as a share of the largest possible entropy: 1 is uniform.
 
-    The largest is log n, or log (n - 1) where a row leaves its own box out.
+    The largest is log n, or log (n - 1) where a row leaves its own box out. The mean is over images
+    with at least two boxes to choose from.
     """
     valid = jnp.asarray(valid)
     number = valid.sum(1) - (not diagonal)
@@ -224,8 +226,8 @@ class InstanceRelation(nnx.Module):
     """The term over the finest common levels.
 
     Attributes:
-        student, teacher: one relation unit a level; no `teacher` where the student's are shared.
-        adaptation: f, a 1x1 convolution a level; official form only.
+        student, teacher: one relation unit per level; no `teacher` where the student's are shared.
+        adaptation: f, a 1x1 convolution per level; official form only.
     """
 
     def __init__(
@@ -269,14 +271,14 @@ class InstanceRelation(nnx.Module):
         groups: int = 1,
         train: bool = True,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The loss without its weight, and what the monitor watches.
+        """The unweighted loss, and the diagnostics that monitoring/collapse.py watches.
 
         Args:
-            student: the boxes' regions on each level.
+            student: the regions of the boxes, one array per level.
             teacher: likewise.
-            valid: boxes that are there.
-            groups: official form: the sum over pictures is divided by so many groups.
-            train: an average of the student's modules moves on.
+            valid: rows that hold a box, not padding.
+            groups: official form: the sum over pictures is divided by this number of groups.
+            train: update the running average of the student's modules, if there is one.
 
         Returns:
             The loss and the diagnostics, named by level.

@@ -1,9 +1,9 @@
-"""The few layers that the relation modules are made of, and sums that skip padding.
+"""Building blocks of the relation modules, and sums that leave out padding.
 
 Letters: B pictures, h w a map, P its pixels (h * w), C channels.
 
-Weights start as PyTorch starts them (uniform within 1/sqrt(inputs), biases too), since the
-author's modules do. Products accumulate in float32 at least, whatever the features are in.
+Weights and biases are initialised as in PyTorch (uniform within 1/sqrt(inputs)), since the author's
+modules are. Products accumulate in float32 at least, whatever the features' dtype.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from drkd_jax.types import Array
 
 FloatMap = Float[Array, "B h w C"]
-BoolMap = Bool[Array, "B h w"]  # pixels that count
+BoolMap = Bool[Array, "B h w"]  # the valid pixels
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -27,7 +27,7 @@ def uniform(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
 
 
 def accumulator(*arrays: Shaped[Array, "..."]) -> jnp.dtype:
-    """The type that sums of these arrays are kept in: float32, or float64 where one is."""
+    """The dtype for sums of these arrays: float32, or float64 if one of them is float64."""
     return jnp.result_type(jnp.float32, *(array.dtype for array in arrays))
 
 
@@ -66,11 +66,11 @@ class Linear(LinearMap):
 def pixel_mask(
     sizes: Int[Array, "B 2"], picture_valid: Bool[Array, "B"], stride: int, shape: tuple[int, ...]
 ) -> Bool[Array, "B h w"]:
-    """The pixels of a map that lie on the picture and not on the padding of its canvas.
+    """The pixels of a map that lie on the picture, not on its padding.
 
     Args:
         sizes: height and width of each picture on the canvas, pixels.
-        picture_valid: False for pictures that only fill the batch up: none of their pixels count.
+        picture_valid: False for pictures that only fill up the batch: they have no valid pixels.
         stride: canvas pixels per map pixel.
         shape: height and width of the map.
 
@@ -83,31 +83,31 @@ def pixel_mask(
 
 
 def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Square root with gradient 0 at 0, as `torch.dist` has it (JAX's own gives NaN)."""
+    """Square root with gradient 0 at 0, as in `torch.dist` (JAX's own gives NaN)."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
 def safe_ratio(sums: Float[Array, "..."], counts: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """Quotient of sums and counts, 0 with gradient 0 where the count is 0."""
+    """Divides sums by counts; 0, with gradient 0, where the count is 0."""
     positive = counts > 0
     return jnp.where(positive, sums / jnp.where(positive, counts, 1), 0)
 
 
 def pictures(mask: BoolMap) -> Int[Array, ""]:
-    """How many pictures of the batch have a pixel that counts."""
+    """How many pictures of the batch have a valid pixel."""
     return mask.any((1, 2)).sum()
 
 
 def squares(s: FloatMap, t: FloatMap, mask: BoolMap) -> Float[Array, ""]:
-    """Sum of (t - s)^2 over pixels that count and channels, in float32 at least."""
+    """Sum of (t - s)^2 over valid pixels and channels, in float32 at least."""
     dtype = accumulator(s, t)
     off = jnp.where(mask[..., None], t.astype(dtype) - s.astype(dtype), 0)
     return (off * off).sum()
 
 
 def half_mean_square(s: FloatMap, t: FloatMap, mask: BoolMap) -> Float[Array, ""]:
-    """Half the mean of (t - s)^2 over pixels that count and channels; 0 without any."""
+    """Half the mean of (t - s)^2 over valid pixels and channels; 0 without any."""
     total = squares(s, t, mask)
-    # As a float: large batches of fine maps have more numbers than an integer of 32 bits counts.
+    # A float: large batches of fine maps have more elements than a 32-bit integer can count.
     return safe_ratio(total, 2 * mask.sum().astype(total.dtype) * t.shape[-1])

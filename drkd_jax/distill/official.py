@@ -1,7 +1,7 @@
-"""Parameters of the author's release, by their names there, put into our distiller.
+"""Loads parameters of the author's release into our distiller.
 
 Source: names and layouts of mmdet/models/detectors/two_stage.py and GloRe.py of the release
-(`nizhenliang/Dual-Relation-Knowledge-Distillation`). Only its two-stage path runs.
+(`nizhenliang/Dual-Relation-Knowledge-Distillation`). Only the release's two-stage path runs.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def convert(value: Array, layout: str, size: int) -> Array:
 
     Args:
         value: a convolution's or linear layer's weight (outputs first), or a vector.
-        layout: "matrix", "vector", and for numbers of a region, which are channel by channel there
-            and bin by bin here, "from regions", "to regions" and "region".
-        size: bins of a region along each side.
+        layout: "matrix" or "vector"; or, for flattened regions, which are channel-major there and
+            bin-major here, "from regions", "to regions" or "region".
+        size: bins along each side of a region.
     """
     if layout == "vector":
         return value
@@ -96,22 +96,21 @@ def convert(value: Array, layout: str, size: int) -> Array:
 
 
 def load_official(distiller: Distiller, state_dict: Mapping[str, Any]) -> list[str]:
-    """Puts the author's parameters into a distiller of the official form, in place.
+    """Loads the author's parameters into a distiller of the official form, in place.
 
     Args:
-        distiller: two-stage pyramids, every term in the official form, and each side with modules
-            of its own.
-        state_dict: arrays (or CPU tensors) by name; other parts of a detector's checkpoint may be
-            in it and are passed over.
+        distiller: for two-stage pyramids, with every term in the official form and separate
+            modules for each side.
+        state_dict: arrays (or tensors) by name; other parts of a detector's checkpoint are ignored.
 
     Returns:
-        What there is to know about the weights, in sentences: the filter is not among them.
+        Notes for the user, as sentences: for instance that the weights hold no relation filter.
 
     Raises:
-        UserError: a name is missing, a shape does not fit, or the distiller is of another form.
+        UserError: a name is missing, a shape does not fit, or the distiller has another form.
     """
     for name, settings in distiller.config.terms.items():
-        if name in distiller.map_terms:  # other distillers' modules are not the author's
+        if name in distiller.map_terms:  # the author's release has no other distillers
             continue
         shared = getattr(settings, "teacher_modules", "trained") == "shared"
         if settings.form != "official" or shared:

@@ -1,8 +1,8 @@
-"""Which student level meets which teacher level.
+"""Pairs the pyramid levels of student and teacher.
 
-Two maps belong together where a pixel of each covers the same place (same stride) and where both
-were made in the same way: stride 64 is "every second pixel of P5" in one pyramid and a convolution
-of C5 in another.
+Two maps form a pair if their pixels cover the same area (same stride) and if both are computed in
+the same way: the map of stride 64 is every second pixel of P5 in one pyramid and a convolution of
+C5 in another.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def pair_levels(student: FeatureSpec, teacher: FeatureSpec) -> tuple[LevelPair, 
         teacher: the teacher's pyramid.
 
     Returns:
-        The levels that both have; by stride alone where a pyramid does not say its kinds.
+        The common levels; matched by stride alone if a pyramid does not name its kinds.
 
     Raises:
-        UserError: they have none in common; the message lists both pyramids.
+        UserError: there are no common levels; the message lists both pyramids.
     """
     place = {stride: i for i, stride in enumerate(teacher.strides)}
     pairs = [
@@ -75,13 +75,13 @@ def pair_levels(student: FeatureSpec, teacher: FeatureSpec) -> tuple[LevelPair, 
 def check_maps(
     pairs: Sequence[LevelPair], specs: tuple[FeatureSpec, FeatureSpec], maps: Any, *, alike: bool
 ) -> None:
-    """Refuses maps that are not those that the pyramids promise.
+    """Refuses feature maps that do not match the pyramids' specifications.
 
     Args:
         pairs: the levels in common.
         specs: the student's pyramid and the teacher's.
         maps: the student's maps and the teacher's, [B, h, w, C] each.
-        alike: whether the two maps of a pair have to be of one height and width.
+        alike: whether the two maps of a pair must have the same height and width.
 
     Raises:
         UserError: names the side and the level, with what is there and what was promised.
@@ -109,15 +109,16 @@ def check_maps(
 
 
 def check_responses(specs: tuple[FeatureSpec, FeatureSpec], maps: Any, given: Responses) -> None:
-    """Refuses maps of the heads that do not belong to those of the pyramids.
+    """Refuses head maps that do not match the pyramids' feature maps.
 
     Args:
         specs: the student's pyramid and the teacher's.
-        maps: the student's maps and the teacher's, [B, h, w, C] each, as `check_maps` lets through.
+        maps: the student's maps and the teacher's, [B, h, w, C] each, already checked by
+            `check_maps`.
         given: the heads' maps.
 
     Raises:
-        UserError: names the side and the level, with what is there and what is wanted.
+        UserError: names the side and the level, with what was given and what is expected.
     """
     sides = zip(("student", "teacher"), specs, maps, (given.student, given.teacher), strict=True)
     for side, spec, own, heads in sides:

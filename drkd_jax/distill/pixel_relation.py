@@ -1,10 +1,10 @@
-"""L_PR: student pixels should relate to each other as the teacher's do.
+"""L_PR: the student's pixels should relate to each other as the teacher's do.
 
     paper:     1/k sum_i  mean |z(phi_t(t_i)) - z(f(phi_s(s_i)))|^2    pixels, pictures, channels
-                   t in standard deviations of its level (teacher_side.py)
-                   z of "correlation": each channel of each picture about its mean, over its
-                   deviation, so that the mean is that of 2 (1 - r), r Pearson's; of "values":
-                   as it is, the paper's own
+                   t divided by the standard deviation of its level (teacher_side.py)
+                   z for "correlation": each channel of each picture standardised over its pixels,
+                   so that the mean is that of 2 (1 - r), r Pearson's correlation; for "values",
+                   as in the paper: the identity
     official:      sum_i  ||phi_t(t_i) - f(phi_s(s_i))||_2        the whole tensor, padding too
 
 Letters: B pictures, h w a map, P its pixels, C channels (student Cs, teacher Ct).
@@ -49,13 +49,13 @@ def plain_distance(
         adaptation: f.
         s: the student's map.
         t: the teacher's.
-        mask: pixels that count.
+        mask: the valid pixels.
         compare: as in `PixelRelationConfig`.
-        groups: the batch is so many groups with statistics of their own.
+        groups: how many groups the batch is split into; each has its own statistics.
         train: as in `GraphUnit`.
 
     Returns:
-        Sums a picture, in float32 at least.
+        Sums per picture, in float32 at least.
     """
     wide = accumulator(s, t)
     student_phi = adaptation(student(s, mask, groups=groups, train=train)).astype(wide)
@@ -69,7 +69,7 @@ def plain_distance(
 
 
 def standardized(x: Float[Array, "B P C"], mask: Bool[Array, "B P"]) -> Float[Array, "B P C"]:
-    """Each channel of each picture about its mean, over its deviation; 0 where no pixel counts."""
+    """Standardises each channel of each picture over its pixels; 0 at invalid pixels."""
     inside, count = mask[:, :, None], mask.sum(1)[:, None, None]
     mean = safe_ratio(jnp.where(inside, x, 0).sum(1, keepdims=True), count)
     off = jnp.where(inside, x - mean, 0)
@@ -90,8 +90,8 @@ class PixelRelation(nnx.Module):
     """The term over all paired levels.
 
     Attributes:
-        student, teacher: one graph unit a level; no `teacher` where the student's are shared.
-        adaptation: f, a 1x1 convolution a level, student's channels to the teacher's.
+        student, teacher: one graph unit per level; no `teacher` where the student's are shared.
+        adaptation: f, a 1x1 convolution per level, student's channels to the teacher's.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class PixelRelation(nnx.Module):
         return self.student[level] if shared else self.teacher[level]
 
     def uses_gram(self, pixels: int) -> bool:
-        """Whether a map of so many pixels goes by its Gram matrix.
+        """Whether the distance of a map with this many pixels is computed from its Gram matrix.
 
-        Left to itself an accelerator takes it on every level: then levels of as many nodes are one
-        call, and starting kernels is most of what small levels cost.
+        With "auto", accelerators use it on every level: levels with equally many nodes then share
+        one call, and small levels mostly cost kernel launches.
         """
         if self.config.arithmetic == "auto":
             return pixels >= self.config.gram_from_pixels or platform() != "cpu"
@@ -148,7 +148,7 @@ class PixelRelation(nnx.Module):
         groups: int = 1,
         train: bool = True,
     ) -> list[Distance]:
-        """The sums of all paired levels, a picture each."""
+        """The sums of each paired level, per picture."""
         found: dict[int, Distance] = {}
         by_gram = []
         compare = str(self.config.compare)
@@ -165,7 +165,7 @@ class PixelRelation(nnx.Module):
             found[i] = plain_distance(
                 *(*units, flat_s, flat_t, inside), compare=compare, groups=groups, train=train
             )
-        # One at a time, a CPU chooses one at a time where to look again.
+        # On a CPU one level per call, so that each level decides alone whether to be recomputed.
         calls = [[one] for one in by_gram] if platform() == "cpu" else [by_gram] * bool(by_gram)
         for call in calls:
             levels = [level for _, level in call]
@@ -184,14 +184,14 @@ class PixelRelation(nnx.Module):
         groups: int = 1,
         train: bool = True,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The loss without its weight, and what the monitor watches.
+        """The unweighted loss, and the diagnostics that monitoring/collapse.py watches.
 
         Args:
-            student: one map a paired level, finest first.
+            student: one map per paired level, finest first.
             teacher: likewise.
-            masks: pixels that count.
-            groups: official form: the batch is so many groups with norms of their own.
-            train: batch statistics, and running ones that move; else the running ones.
+            masks: the valid pixels.
+            groups: official form: how many groups the batch is split into; each has its own norm.
+            train: use batch statistics and update the running ones; otherwise use the running ones.
 
         Returns:
             The loss and the diagnostics, named by level.

@@ -1,8 +1,8 @@
-"""The ground truth's boxes, cut out of both sides' finest common maps.
+"""Crops the regions of the ground-truth boxes from the finest levels that both sides share.
 
-Every box comes from each of these levels, whatever its size, with the side's own stride.
+Every box is cropped from each of these levels, whatever its size.
 
-Letters: B pictures, G padded ground truths, n boxes looked at, S bins, C channels.
+Letters: B pictures, G padded ground truths, n boxes used, S bins, C channels.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from drkd_jax.types import Array
 
 
 class ChosenBoxes(NamedTuple):
-    """The boxes of each picture that the instance terms look at: valid ones first, in order."""
+    """The boxes of each picture that the instance terms use: valid ones first, in order."""
 
     boxes: Float[Array, "B n 4"]
     valid: Bool[Array, "B n"]
-    left_out: Int[Array, ""]  # valid boxes of the batch that found no place
+    left_out: Int[Array, ""]  # valid boxes of the batch beyond the limit
 
 
 def choose_boxes(
     boxes: Float[Array, "B G 4"], valid: Bool[Array, "B G"], most: int | None
 ) -> ChosenBoxes:
-    """Moves valid boxes to the front and keeps at most so many of an image.
+    """Moves valid boxes to the front and keeps at most `most` per image.
 
     Args:
         boxes: the batch's boxes.
-        valid: rows that are there.
+        valid: rows that hold a box, not padding.
         most: rows to keep; None: all.
 
     Returns:
-        The boxes; rows that are not valid are zeros.
+        The boxes; invalid rows are zeros.
     """
     rows = valid.shape[1] if most is None else min(most, valid.shape[1])
     order = jnp.argsort(~valid, axis=1, stable=True)[:, :rows]
@@ -52,9 +52,9 @@ def cut(
     size: int,
     sizes: Int[Array, "B 2"] | None,
 ) -> tuple[Float[Array, "B n S S _C"], ...]:
-    """The boxes' regions of some maps, as the author cuts them: not aligned, adaptive samples.
+    """Crops the boxes from some maps as the author does: unaligned RoIAlign, adaptive sampling.
 
-    See `cut_both`; the arguments are those there.
+    See `cut_both` for the arguments.
     """
     return cut_both((maps,), chosen, strides, size, sizes)[0]
 
@@ -66,18 +66,18 @@ def cut_both(
     size: int,
     sizes: Int[Array, "B 2"] | None,
 ) -> tuple[tuple[Float[Array, "B n S S _C"], ...], ...]:
-    """`cut` of student and teacher, whose maps are paired by stride.
+    """`cut` for student and teacher together; their maps are paired by stride.
 
-    Both sides, and maps of equal channels, are read in one go: in rounds that are fewer and fuller,
-    and with one loop to compile. Rows of boxes that are not valid are not read, and 0.
+    Maps of equal channels, of both sides, are processed together: this takes fewer and fuller
+    rounds and compiles a single loop. Invalid rows are not read; their regions are 0.
 
     Args:
-        sides: the maps of each, of one dtype.
+        sides: the student's maps and the teacher's, all of one dtype.
         chosen: the boxes.
         strides: of each map, canvas pixels per map pixel.
         size: S.
-        sizes: the pictures' own sizes, so that no bin leans on their padding; None in the official
-            form, where it does.
+        sizes: the pictures' own sizes, so that no bin samples their padding; None in the official
+            form, whose bins do.
     """
     grids = {tuple(x.shape[1:3] for x in maps) for maps in sides}
     if len(sides) > 1 and len(grids) > 1:

@@ -1,15 +1,17 @@
-"""The teacher's side: the scale of its maps, and who embeds them.
+"""The teacher's side: how its maps are scaled, and which modules embed them.
 
-Scale: mean squares in the teacher's units make a weight mean another thing for every teacher, and
-for every level of one. In the default form each level is divided by its standard deviation first,
-so that a mean square of 1 is "nothing explained" everywhere and features times ten change nothing.
+Scale: measured in the teacher's own units, a mean square has a different size for every teacher
+and every level, and so would a loss weight. The default form therefore divides each level by its
+standard deviation first: a mean square of 1 means "nothing explained" at every level, and
+multiplying all features by ten changes nothing.
 
-Embedding: a module of its own, the student's, or an average of it. Left to themselves ("trained"),
-both sides can agree on something empty: the loss falls because the teacher's embedding does. The
-other ways cannot; monitoring/collapse.py shows which happens.
+Embedding: the teacher's maps go through modules of their own, through the student's, or through a
+running average of the student's. If both sides' modules are trained ("trained"), they can collapse:
+the loss falls because the teacher's embedding becomes empty. The other choices cannot collapse;
+monitoring/collapse.py tells the two cases apart.
 
-What the optimiser must not move holds no `nnx.Param`: `nnx.Optimizer(..., wrt=nnx.Param)` in
-anybody's loop leaves it alone without being told.
+State that the optimiser must not update is never an `nnx.Param`, so that
+`nnx.Optimizer(..., wrt=nnx.Param)` skips it in any training loop.
 
 Letters: B images, h w a map, C channels, L paired levels.
 """
@@ -35,10 +37,10 @@ def variance(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]) -> Float[Ar
 
     Args:
         x: a map.
-        mask: pixels that count.
+        mask: the valid pixels.
 
     Returns:
-        0 where no pixel counts.
+        0 where no pixel is valid.
     """
     dtype = accumulator(x)
     mask = jnp.asarray(mask)
@@ -50,15 +52,15 @@ def variance(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"]) -> Float[Ar
 
 
 def inverse_deviation(variances: Float[Array, "..."]) -> Float[Array, "..."]:
-    """What a map is multiplied by to have a variance of 1; 1 where it has none."""
+    """The factor that gives a map a variance of 1; 1 where the variance is 0."""
     return jnp.where(variances > 0, jax.lax.rsqrt(jnp.where(variances > 0, variances, 1)), 1)
 
 
 class TeacherScale(nnx.Module):
-    """One running variance a level; the first batch sets it, later ones move it a hundredth.
+    """One running variance per level; the first batch sets it, later ones move it a hundredth.
 
     Attributes:
-        variance: the running variances; 0 until a level was seen.
+        variance: the running variances; 0 until a level has been seen.
     """
 
     def __init__(self, levels: int):
@@ -74,15 +76,15 @@ class TeacherScale(nnx.Module):
         """The maps divided by their level's standard deviation, in their own dtype.
 
         Args:
-            maps: one a paired level.
-            masks: pixels that count.
-            train: move the running variances; else they stay (a level not seen yet is divided by
-                its own deviation in this batch).
+            maps: one map per paired level.
+            masks: the valid pixels.
+            train: update the running variances; otherwise they stay (a level not yet seen is
+                divided by its standard deviation in this batch).
         """
         old = self.variance[...]
         batch = jnp.stack([variance(x, m) for x, m in zip(maps, masks, strict=True)])
         moved = jnp.where(old > 0, old + MOMENTUM * (batch.astype(old.dtype) - old), batch)
-        # A batch without a valid pixel (or a dead level) has nothing to say.
+        # A batch without valid pixels (or a constant level) must not change the estimate.
         used = jnp.where(batch > 0, moved, old) if train else jnp.where(old > 0, old, batch)
         used = jax.lax.stop_gradient(used)
         if train:
@@ -100,9 +102,9 @@ def freeze(module: nnx.Module) -> None:
 
 
 def average_towards(average: nnx.Module, student: nnx.Module, momentum: float | int) -> None:
-    """Moves the teacher's module a step towards the student's: momentum * old + rest * student.
+    """Moves the teacher's module to momentum * teacher + (1 - momentum) * student.
 
-    Gradients do not pass: the average is a state, like running statistics.
+    No gradient passes: the average is state, like running statistics.
 
     Args:
         average: the teacher's module, frozen; changed in place.
@@ -117,12 +119,12 @@ def average_towards(average: nnx.Module, student: nnx.Module, momentum: float | 
 
 
 def copy_parameters(target: nnx.Module, source: nnx.Module) -> None:
-    """Gives a module the parameters of another of the same shape: where an average starts."""
+    """Copies the parameters of one module to another of the same shape, to start an average."""
     nnx.update(target, jax.tree.map(lambda a: a.copy(), nnx.state(source, nnx.Param)))
 
 
 def check_channels(term: str, mode: str, level: str, student: int, teacher: int) -> None:
-    """Refuses ways to embed the teacher's features that want both sides alike.
+    """Refuses `teacher_modules` that need equal channels on both sides where they differ.
 
     Args:
         term: name of the term's settings.
@@ -132,7 +134,7 @@ def check_channels(term: str, mode: str, level: str, student: int, teacher: int)
         teacher: channels of the teacher's.
 
     Raises:
-        UserError: the two differ where `mode` wants them equal.
+        UserError: the channels differ although `mode` needs them equal.
     """
     if mode in ("shared", "average") and student != teacher:
         raise UserError(
@@ -143,7 +145,7 @@ def check_channels(term: str, mode: str, level: str, student: int, teacher: int)
 
 
 def prepare_teacher(teacher: nnx.Module, student: nnx.Module, mode: str) -> None:
-    """Makes the teacher's modules what `teacher_modules` asks for, in place."""
+    """Freezes or initialises the teacher's modules as `teacher_modules` asks, in place."""
     if mode == "average":
         copy_parameters(teacher, student)
     if mode in NOT_TRAINED:

@@ -1,6 +1,6 @@
-"""Equal work on several levels in one call.
+"""Batches equal work on several levels into one call.
 
-A graph unit's products are small: on an accelerator most of their time is the start of a kernel.
+A graph unit's products are small: on an accelerator, kernel launches take most of their time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Answer = TypeVar("Answer")
 
 
 class Answers(Generic[Answer]):
-    """What `together` found, a row at a time; a row is cut out where it is asked for."""
+    """The results of `together`, one per row; a row is sliced out only when it is accessed."""
 
     def __init__(self, found: dict[int, tuple[Answer, int | None]]):
         self._found = found
@@ -30,18 +30,18 @@ class Answers(Generic[Answer]):
         return (self[row] for row in range(len(self._found)))
 
     def still(self) -> Answers[Answer]:
-        """The same, without a gradient."""
+        """The same results without gradient."""
         return Answers({row: (jax.lax.stop_gradient(x), i) for row, (x, i) in self._found.items()})
 
 
 def together(function: Callable[..., Answer], rows: Sequence[tuple[Any, ...]]) -> Answers[Answer]:
-    """`function(*row)` for each row; rows of the same shapes are one call of it, vectorised.
+    """`function(*row)` for each row; rows of the same shapes share one vectorised call.
 
-    On a CPU each row is a call of its own: there a start costs nothing, and copies do.
+    On a CPU each row is a separate call: there calls are cheap, while stacking copies memory.
 
     Args:
-        function: pure.
-        rows: arguments, pytrees of arrays.
+        function: a pure function.
+        rows: its arguments, pytrees of arrays.
     """
     if platform() == "cpu":
         return Answers({place: (function(*row), None) for place, row in enumerate(rows)})

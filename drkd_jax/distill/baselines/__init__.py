@@ -1,1 +1,1 @@
-"""The distillers that DRKD is compared with, one file each; all off by their weight of 0."""
+"""The distillers that DRKD is compared with, one file each; all off by default (weight 0)."""

@@ -1,27 +1,29 @@
-"""CrossKD: the student's head, finished by the teacher's, should say what the teacher's says.
+"""CrossKD: the student's head, continued by the teacher's layers, should predict as the teacher.
 
     c = H( a(f(s)) ),  p = H(t)     H: the teacher's remaining layers, of one level
 
     1/W  sum over levels, pixels, anchors of
         sum over classes of QFL(c, p)  +  box w (1 - GIoU(c, p))
 
-s and t are both sides' maps inside the head, a branch each for classes and boxes, not activated;
-a gives every channel of f(s) the mean and the deviation of t's, over the pixels of the whole batch.
+s and t are the two sides' maps inside the head (separately for its class and box branch), before
+the activation; a gives every channel of f(s) the mean and standard deviation of t's, over the
+pixels of the whole batch.
 QFL(c, p) = |sigmoid(c) - sigmoid(p)| BCE(c, sigmoid(p)), w = max over classes of sigmoid(p), and
-W = sum of w over all levels, so the canvas changes nothing.
+W = sum of w over all levels, so the loss does not depend on the canvas size.
 
-The student's own last layers see the ground truth alone, so the two never ask them for different
-answers; classes, anchors and box code are the teacher's on both sides. GIoU does not change when
-both boxes' sides are stretched, so boxes are those of an anchor of side 1.
+The student's own last layers are trained by the ground truth alone, so ground truth and teacher
+never give them contradicting targets; classes, anchors and box coding are the teacher's on both
+sides. GIoU is invariant to scaling both boxes, so boxes are decoded from an anchor of side 1.
 
-Pixels that do not count are 0 in both sides' maps before H, and anchors of theirs are in no sum.
+Invalid pixels are set to 0 in both sides' maps before H, and their anchors are left out of all
+sums.
 
-Letters: B pictures, h w a map, C channels, A anchors a pixel, K classes.
+Letters: B pictures, h w a map, C channels, A anchors per pixel, K classes.
 
 Source: Wang et al. 2024, "CrossKD: Cross-Head Knowledge Distillation for Object Detection" (arXiv
 2306.11369); mmdet/models/detectors/crosskd_retinanet.py and mmdet/models/losses/kd_loss.py of the
-authors' jbwang1997/CrossKD. They divide by the positive anchors of a device's pictures in place of
-W, leave out anchors between positive and negative, and have heads of equal widths, without f.
+authors' jbwang1997/CrossKD. The authors divide by the number of positive anchors per device instead
+of W, leave out anchors between positive and negative, and have heads of equal widths, without f.
 """
 
 from __future__ import annotations
@@ -45,15 +47,15 @@ from drkd_jax.types import Array, FeatureSpec
 
 
 def aligned(s: FloatMap, t: FloatMap, mask: BoolMap) -> FloatMap:
-    """A map with each channel's mean and deviation as another has them, over pixels that count.
+    """Gives each channel of a map the mean and standard deviation of another map's channel.
 
     Args:
-        s: the map.
-        t: the other.
-        mask: pixels that count.
+        s: the map to change.
+        t: the map with the wanted statistics.
+        mask: the valid pixels.
 
     Returns:
-        In float32 at least; 0 where a pixel does not count.
+        In float32 at least; 0 at invalid pixels.
     """
     off, _, std = statistics(s, mask)
     _, mean, wanted = statistics(t, mask)
@@ -63,7 +65,7 @@ def aligned(s: FloatMap, t: FloatMap, mask: BoolMap) -> FloatMap:
 def quality_focal(
     logits: Float[Array, "*N K"], wanted: Float[Array, "*N K"]
 ) -> Float[Array, "*N K"]:
-    """|sigmoid(x) - sigmoid(y)| times the cross-entropy of x against sigmoid(y), of each element.
+    """|sigmoid(x) - sigmoid(y)| times the cross-entropy of x against sigmoid(y), elementwise.
 
     Args:
         logits: x.
@@ -74,7 +76,7 @@ def quality_focal(
     soft = jax.nn.sigmoid(wanted)
     entropy = jax.nn.softplus(logits) - soft * logits
     off = jax.nn.sigmoid(logits) - soft
-    # |off| with a gradient of 0 where it is 0, as PyTorch has it: `jnp.abs` has 1.
+    # |off| with gradient 0 at 0, as in PyTorch; the gradient of `jnp.abs` is 1 there.
     return off * jnp.sign(off) * entropy
 
 
@@ -82,9 +84,9 @@ class CrossKD(nnx.Module):
     """The term over all paired levels.
 
     Attributes:
-        adaptation: f of each branch, shared by the levels as the heads are: a 1x1 convolution
-            where the heads' widths differ (a bias would fall out), else the map itself. A head is
-            as wide as its pyramid.
+        adaptation: f of each branch, shared by all levels as the heads are: a 1x1 convolution if
+            the heads' widths differ (without bias, which `aligned` would cancel), otherwise the
+            identity. A head is as wide as its pyramid.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class CrossKD(nnx.Module):
         )
 
     def __call__(self, seen: Seen) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The loss without its weight, and diagnostics, without gradient.
+        """The unweighted loss, and diagnostics; they carry no gradient.
 
         Raises:
             UserError: the distiller was called without the heads' responses.
@@ -150,7 +152,7 @@ class CrossKD(nnx.Module):
         wanted: tuple[Float[Array, "B N K"], Float[Array, "B N 4"]],
         mask: BoolMap,
     ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-        """A level's sums: of the classes' part, of the boxes' part, of the teacher's weights."""
+        """The sums of one level: class part, box part, and the teacher's weights w."""
         dtype = accumulator(*found, *wanted)
         (logits, deltas), (sure, towards) = ((x.astype(dtype) for x in y) for y in (found, wanted))
         anchors = logits.shape[1] // (mask.shape[1] * mask.shape[2])
@@ -167,14 +169,14 @@ class CrossKD(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class CrossKDConfig(MapTermConfig):
-    """CrossKD, of the heads of two RetinaNets.
+    """CrossKD, between the heads of two RetinaNets.
 
     Attributes:
         weight: what the loss is multiplied by in the total; 0 leaves it out. The authors' 1
             belongs to their normaliser.
-        layers: convolutions of each branch that the student's maps and the teacher's go through
-            in their own heads, before both go on in the teacher's. The authors': 3 of 4.
-        box: what the boxes' part is multiplied by. The authors': 1.
+        layers: how many convolutions of each branch both sides apply in their own heads before
+            both continue in the teacher's. The authors': 3 of 4.
+        box: what the box part is multiplied by. The authors': 1.
     """
 
     layers: int = 3

@@ -1,15 +1,15 @@
-"""CWD: where in a picture a channel is active, the student's should be too.
+"""CWD: each channel of the student should be active at the same places as the teacher's.
 
     sum_levels  tau^2 / (N C)  sum over pictures and channels of  KL( p(t) || p(f(s)) )
 
-p(x) = softmax of x / tau over the pixels of a picture, channel by channel; N pictures that are
-there. With the teacher's maps in their own standard deviations tau is in those, too.
+p(x) = softmax of x / tau over the pixels of a picture, for each channel; N is the number of valid
+pictures. If the teacher's maps are divided by their standard deviation, tau is in that unit too.
 
 Letters: B pictures, h w a map, P its pixels, C channels.
 
 Source: Shu et al. 2021, "Channel-wise Knowledge Distillation for Dense Prediction" (arXiv
-2011.13256); the normaliser is of SemSeg-distill/utils/criterion.py in the authors'
-irfanICMLL/TorchDistiller, and the same in mmrazor, mmrazor/models/losses/cwd.py.
+2011.13256); the normaliser is that of SemSeg-distill/utils/criterion.py in the authors'
+irfanICMLL/TorchDistiller, and of mmrazor, mmrazor/models/losses/cwd.py.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from drkd_jax.types import Array
 
 
 def log_distribution(x: FloatMap, mask: BoolMap, temperature: float | int) -> Float[Array, "B P C"]:
-    """Logarithm of each channel's softmax over the pixels of its picture that count.
+    """Logarithm of each channel's softmax over the valid pixels of its picture.
 
     Args:
         x: a map.
-        mask: pixels that count.
+        mask: the valid pixels.
         temperature: what x is divided by.
 
     Returns:
-        In float32 at least; of no meaning, but finite, where a pixel does not count.
+        In float32 at least; meaningless, but finite, at invalid pixels.
     """
-    # A finite floor: a picture without any pixel must not meet inf - inf.
+    # A finite floor: a picture without valid pixels would otherwise compute inf - inf.
     floor = jnp.where(mask[..., None], x.astype(accumulator(x)) / temperature, -1e30)
     return jax.nn.log_softmax(floor.reshape(x.shape[0], -1, x.shape[-1]), axis=1)
 

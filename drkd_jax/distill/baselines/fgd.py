@@ -1,4 +1,4 @@
-"""FGD: objects, background and attention each by their own measure, and the map about its context.
+"""FGD: imitates objects, background and attention separately, and the map with its global context.
 
     sum_levels  fg + background bg + attention at + relation re,   each 1/N sum over pictures of
 
@@ -8,16 +8,16 @@
     re   sum over pixels, channels of  (R_t(t) - R_s(f(s)))^2
 
 S = n softmax over the n pixels of (mean over channels of |x|) / T, C likewise over the channels of
-the mean over pixels; those of the teacher weigh fg and bg. R(x) = x + W2 relu(LN(W1 c)), c the mean
-of the pixels by a learned softmax over them: a global context block, whose last layer starts at 0.
+the mean over pixels; the teacher's weigh fg and bg. R(x) = x + W2 relu(LN(W1 c)) is a global
+context block: c is the mean of the pixels weighted by a learned softmax, and W2 starts at 0.
 
-Letters: B pictures, G padded ground truths, h w a map, C channels, N pictures that are there.
+Letters: B pictures, G padded ground truths, h w a map, C channels, N valid pictures.
 
 Source: Yang et al. 2022, "Focal and Global Knowledge Distillation for Detectors" (arXiv
 2111.11837); mmdet/distillation/losses/fgd.py of the authors' yzd-v/FGD: a box covers the cells
-from floor(low) to ceil(high), both of them, and its area counts them, past the map's edge too. The
-weights there are alpha, beta, gamma, lambda; here alpha is taken out of all. There boxes are
-stretched where a batch is padded; here a cell is `stride` pixels.
+from floor(low) to ceil(high) inclusive, and its area counts all of them, even past the map's edge.
+The authors' weights are alpha, beta, gamma, lambda; here alpha is factored out of all. Their boxes
+are stretched where a batch is padded; here a cell is always `stride` pixels.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _LN_EPSILON = 1e-5
 def weighted_softmax(
     x: Float[Array, "B n"], mask: Bool[Array, "B n"], temperature: float | int
 ) -> Float[Array, "B n"]:
-    """Softmax of x / temperature over the entries that count, times their number.
+    """Softmax of x / temperature over the valid entries, times their number.
 
     Returns:
-        A mean of 1 over what counts, and 0 elsewhere; all 0 where nothing counts.
+        Weights with a mean of 1 over valid entries; 0 at invalid ones.
     """
-    # A finite floor: a row without any entry must not meet inf - inf.
+    # A finite floor: a row without valid entries would otherwise compute inf - inf.
     shares = jax.nn.softmax(jnp.where(mask, x / temperature, -1e30), axis=1)
     return jnp.where(mask, mask.sum(1, keepdims=True) * shares, 0)
 
@@ -65,15 +65,15 @@ def weighted_softmax(
 def attention(
     x: FloatMap, mask: BoolMap, temperature: float | int
 ) -> tuple[Float[Array, "B h w"], Float[Array, "B C"]]:
-    """S and C of a map: where it is active, over pixels and over channels; each has a mean of 1.
+    """S and C of a map: its attention over pixels and over channels; each has a mean of 1.
 
     Args:
         x: a map.
-        mask: pixels that count.
+        mask: the valid pixels.
         temperature: T.
 
     Returns:
-        In float32 at least; 0 for pixels that do not count and for pictures without any.
+        In float32 at least; 0 for invalid pixels and for pictures without valid ones.
     """
     size = jnp.where(mask[..., None], jnp.abs(x.astype(accumulator(x))), 0)
     flat = mask.reshape(mask.shape[0], -1)
@@ -89,17 +89,17 @@ def focal_masks(
     mask: BoolMap,
     stride: int,
 ) -> tuple[Float[Array, "B h w"], Float[Array, "B h w"]]:
-    """M of the objects and of the background.
+    """The masks M of the objects and of the background.
 
     Args:
         boxes: ground truth, xyxy, pixels of the padded image.
-        valid: rows that are there.
-        mask: map pixels that count.
+        valid: rows that hold a box, not padding.
+        mask: the valid map pixels.
         stride: image pixels per map pixel.
 
     Returns:
         1 / area of the smallest box that covers a pixel, 0 where none does; and 1 / number of
-        pixels that no box covers there, 0 under boxes. 0 where a pixel does not count.
+        pixels that no box covers there, 0 under boxes. 0 at invalid pixels.
     """
     cells = jnp.where(valid[..., None], boxes, 0) / stride
     low, high = jnp.floor(cells[..., :2]), jnp.ceil(cells[..., 2:])
@@ -108,7 +108,7 @@ def focal_masks(
         places = jnp.arange(size)
         return (places >= low[..., axis, None]) & (places <= high[..., axis, None])
 
-    sides = jnp.maximum(high + 1 - low, 1)  # a box with its corners swapped covers nothing anyway
+    sides = jnp.maximum(high + 1 - low, 1)  # a box with swapped corners covers no cell anyway
     over_area = jnp.where(valid, 1 / sides.prod(-1), 0)[..., None, None]
     x, y = covered(0, mask.shape[2])[:, :, None, :], covered(1, mask.shape[1])[:, :, :, None]
     objects = jnp.where(x & y, over_area, 0).max(1, initial=0)
@@ -119,10 +119,10 @@ def focal_masks(
 
 
 class ContextBlock(nnx.Module):
-    """R: adds to every pixel what a small network makes of the picture's pooled pixels.
+    """R: adds to every pixel the output of a small network on the picture's pooled pixels.
 
     Source: Cao et al. 2019, "GCNet" (arXiv 1904.11492), as `spatial_pool` and
-    `channel_add_conv_s` of the authors' fgd.py; starts as there.
+    `channel_add_conv_s` of the authors' fgd.py, with the same initialisation.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
@@ -138,7 +138,7 @@ class ContextBlock(nnx.Module):
         """The map with its context, in float32 at least."""
         x = jnp.where(mask[..., None], x.astype(accumulator(x)), 0)
         flat, inside = x.reshape(x.shape[0], -1, x.shape[-1]), mask.reshape(mask.shape[0], -1)
-        # The authors' pooling has a bias, which falls out of the softmax.
+        # The authors' pooling has a bias, which the softmax cancels.
         logits = (flat * self.pool[...].astype(x.dtype)).sum(-1)
         shares = jax.nn.softmax(jnp.where(inside, logits, -1e30), axis=1)
         context = (jnp.where(inside, shares, 0)[..., None] * flat).sum(1)
@@ -161,13 +161,13 @@ class FGD(MapTerm):
 
     def __init__(self, *given: Any, rngs: nnx.Rngs):
         super().__init__(*given, rngs=rngs)
-        # Both sides' blocks work on the teacher's channels.
+        # The blocks of both sides have the teacher's channels.
         self.student = nnx.List([ContextBlock(width, rngs=rngs) for width in self.channels])
         self.teacher = nnx.List([ContextBlock(width, rngs=rngs) for width in self.channels])
         prepare_teacher(self.teacher, self.student, self.config.teacher_modules)
 
     def __call__(self, seen: Seen) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The loss without its weight, and diagnostics named LEVEL/WHAT, without gradient."""
+        """The unweighted loss, and diagnostics named LEVEL/WHAT; they carry no gradient."""
         found = super().__call__(seen)
         if seen.train and self.config.teacher_modules == "average":
             average_towards(self.teacher, self.student, self.config.momentum)
@@ -176,7 +176,7 @@ class FGD(MapTerm):
     def level_loss(
         self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
-        """The four parts, weighted among themselves, and each of them for the log."""
+        """The sum of the four parts with their relative weights, and each part for the log."""
         config, wide, images = self.config, accumulator(s, t), pictures(mask)
         s, t = (jnp.where(mask[..., None], x.astype(wide), 0) for x in (s, t))
         stride, boxes = self.pairs[level].stride, seen.boxes.astype(wide)
@@ -200,7 +200,7 @@ class FGD(MapTerm):
             + config.attention * parts["attention"]
             + config.relation * parts["relation"]
         )
-        # What the monitor watches: a trained block of the teacher's can talk its map away.
+        # For monitoring/collapse.py: a trained teacher block can cancel its own map.
         after = jnp.where(mask[..., None], related_t, 0)
         norm = safe_sqrt(safe_ratio((after * after).sum(), (t * t).sum()))
         return loss, {**parts, "teacher_norm": norm}
@@ -208,7 +208,7 @@ class FGD(MapTerm):
 
 @dataclasses.dataclass(frozen=True)
 class FGDConfig(MapTermConfig):
-    """FGD, focal and global.
+    """FGD, focal and global distillation.
 
     Attributes:
         weight: alpha, what the loss is multiplied by in the total; 0 leaves it out. The authors':
@@ -220,7 +220,7 @@ class FGDConfig(MapTermConfig):
         temperature: T. The authors': 0.5.
         teacher_modules: the teacher's context block: "trained" by the same loss, as the authors';
             "frozen", which stays the identity; or "average" of the student's over time.
-        momentum: of the running average, a step, for "average".
+        momentum: for "average": the share of the running average that a step keeps.
     """
 
     background: float | int = 0.5

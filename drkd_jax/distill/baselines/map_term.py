@@ -1,10 +1,10 @@
-"""What distillers of whole maps share: a level at a time, f where channels differ, a plain sum.
+"""Common base of the distillers of whole maps: a loss per level, f where channels differ, a sum.
 
-Each has a file of its own with two classes: its module (a `MapTerm`) and its settings (a
-`MapTermConfig`, which names the module and is what a config holds). They keep the laws of the
-default form: only pixels of pictures count, the teacher's maps come in standard deviations of their
+Each distiller has its own file with two classes: its module (a `MapTerm`) and its settings (a
+`MapTermConfig`, which names the module and is what a config holds). All follow the rules of the
+default form: padding is left out, the teacher's maps are divided by the standard deviation of their
 level (teacher_side.py) and carry no gradient, and sums run over the whole batch. The levels' losses
-are added up, as their authors do, so an author's weight is one a level.
+are added up, as the authors do, so an author's weight applies to each level.
 
 Letters: B pictures, G padded ground truths, h w a map, C channels (student Cs, teacher Ct).
 """
@@ -24,20 +24,20 @@ from drkd_jax.distill.layers import BoolMap, FloatMap, Linear, LinearMap
 from drkd_jax.distill.pairing import LevelPair
 from drkd_jax.types import Array, FeatureSpec, Responses
 
-LevelLoss = tuple[jax.Array, dict[str, jax.Array]]  # of one level, and what else there is to log
+LevelLoss = tuple[jax.Array, dict[str, jax.Array]]  # the loss of one level, and other values to log
 
 
 class Seen(NamedTuple):
-    """What a term sees of a batch."""
+    """What a term is given of a batch."""
 
     student: tuple[Any, ...]  # one map [B, h, w, Cs] a paired level, finest first
     teacher: tuple[Any, ...]  # likewise [B, h, w, Ct]; no gradient passes
-    masks: tuple[Any, ...]  # bool [B, h, w]: pixels that count
+    masks: tuple[Any, ...]  # bool [B, h, w]: the valid pixels
     boxes: Float[Array, "B G 4"]  # ground truth, xyxy, pixels of the padded image
-    valid: Bool[Array, "B G"]  # rows of `boxes` that are there
-    keys: Key[Array, "B"] | None  # one random key a picture; None: the caller gave none
+    valid: Bool[Array, "B G"]  # rows of `boxes` that hold a box, not padding
+    keys: Key[Array, "B"] | None  # one random key per picture; None: the caller gave none
     train: bool
-    responses: Responses | None = None  # of the heads, paired levels alone; the teacher's as above
+    responses: Responses | None = None  # of the heads, paired levels only; no teacher gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ class MapTermConfig:
 
     Attributes:
         weight: what the loss is multiplied by in the total; 0 leaves the term out.
-        form: no setting: masks, teacher's scale and sums are those of DRKD's default form.
-        term: no setting either: the class of the term's module.
+        form: not a setting: masks, teacher's scale and sums are those of DRKD's default form.
+        term: not a setting either: the class of the term's module.
     """
 
     weight: float | int = 0.0
@@ -62,12 +62,12 @@ class MapTermConfig:
         *,
         rngs: nnx.Rngs,
     ) -> nnx.Module:
-        """The term's module over these paired levels, called with what is `Seen`."""
+        """The term's module for these paired levels; it is called with a `Seen`."""
         return self.term(self, pairs, student, teacher, rngs=rngs)
 
 
 class Same(nnx.Module):
-    """f where both sides have the same channels."""
+    """f where both sides have equal channels: the identity."""
 
     def __call__(self, x: FloatMap) -> FloatMap:
         """The map as it is."""
@@ -75,12 +75,12 @@ class Same(nnx.Module):
 
 
 class MapTerm(nnx.Module):
-    """A loss of each paired level, added up.
+    """A loss per paired level, added up.
 
     Attributes:
-        adaptation: f, a 1x1 convolution of the student's map to the teacher's channels; where they
-            are equal it is the map itself, unless `always` asks for one.
-        layer: of f; a loss in which a bias would fall out takes `LinearMap`.
+        adaptation: f, a 1x1 convolution of the student's map to the teacher's channels; the
+            identity where channels are equal, unless `always` is set.
+        layer: the class of f; a loss that would cancel a bias uses `LinearMap`.
     """
 
     layer: ClassVar[type[LinearMap]] = Linear
@@ -107,19 +107,19 @@ class MapTerm(nnx.Module):
     def level_loss(
         self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
-        """The loss of one paired level without its weight, and what else is to be logged.
+        """The unweighted loss of one paired level, and other values to log.
 
         Args:
-            level: place among the paired levels.
+            level: index among the paired levels.
             s: f of the student's map.
             t: the teacher's map.
-            mask: pixels that count.
-            seen: all of the batch.
+            mask: the valid pixels.
+            seen: the whole batch.
         """
         raise NotImplementedError
 
     def __call__(self, seen: Seen) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The loss without its weight, and diagnostics named LEVEL/WHAT, without gradient."""
+        """The unweighted loss, and diagnostics named LEVEL/WHAT; they carry no gradient."""
         losses = []
         diagnostics: dict[str, jax.Array] = {}
         for level, pair in enumerate(self.pairs):

@@ -1,14 +1,14 @@
-"""MGD: from the student's map with holes, a small network should make the teacher's whole one.
+"""MGD: a small network should reconstruct the teacher's map from the student's masked one.
 
     sum_levels  1/N  sum over pictures, pixels, channels of  ( t - G(f(s) * kept) )^2
 
 `kept` is 0 at a random share of the pixels and 1 elsewhere, G two 3x3 convolutions with a ReLU
-between them. N pictures that are there: the sum grows with the map, as the authors' does, whose
-small weights belong to it.
+between them. N is the number of valid pictures: the sum grows with the map, as the authors' does,
+whose small weights fit that.
 
-A picture's padding is 0 before each of the two convolutions, so the picture alone gives the same
-numbers. A pixel's place in the mask follows from (picture's key, level, row, column), whatever the
-canvas, the batch and the devices.
+A picture's padding is set to 0 before each of the two convolutions, so padding does not change the
+result. Whether a pixel is masked depends only on (picture's key, level, row, column), not on the
+canvas, the batch or the devices.
 
 Letters: B pictures, h w a map, C channels.
 
@@ -42,7 +42,7 @@ from drkd_jax.frozen import Frozen
 from drkd_jax.ops.conv import convolve
 from drkd_jax.types import Array
 
-_MASKS = 0x6D6764  # tells these draws from others by the same picture's key
+_MASKS = 0x6D6764  # keeps these draws apart from others with the same picture's key
 
 
 def kept_pixels(
@@ -51,14 +51,14 @@ def kept_pixels(
     """The pixels of each picture's map that are not masked.
 
     Args:
-        keys: one a picture.
-        level: place among the paired levels; each has a mask of its own.
+        keys: one random key per picture.
+        level: index among the paired levels; each has its own mask.
         shape: height and width of the map.
-        masked: share to be masked.
+        masked: the share of pixels to mask.
     """
     height, width = shape
 
-    # A key a row: a wider or higher canvas leaves the pixels that were there alone.
+    # One key per row, so that a wider or higher canvas does not change the other pixels.
     def row(key: jax.Array, y: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, y), (width,), jnp.float32)
 
@@ -70,7 +70,7 @@ def kept_pixels(
 
 
 class Generation(nnx.Module):
-    """G: a 3x3 convolution, ReLU, a 3x3 convolution, as PyTorch starts them."""
+    """G: a 3x3 convolution, ReLU, a 3x3 convolution, initialised as in PyTorch."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         def weights(*shape: int) -> nnx.Param:
@@ -80,7 +80,7 @@ class Generation(nnx.Module):
         self.second, self.second_bias = weights(3, 3, channels, channels), weights(channels)
 
     def __call__(self, x: FloatMap, mask: BoolMap) -> FloatMap:
-        """The map that is made of x; pixels that do not count are read as 0."""
+        """The map generated from x; invalid pixels are read as 0."""
         inside = mask[..., None]
         hidden = self._convolved(jnp.where(inside, x, 0), self.first, self.first_bias)
         hidden = jnp.where(inside, jax.nn.relu(hidden), 0)
@@ -104,8 +104,8 @@ class MGD(MapTerm):
 
     Attributes:
         generation: G of each level.
-        calls: training calls without keys so far: their masks are keyed by it and by the place in
-            the batch, so that a loop that has no keys meets new masks too.
+        calls: number of training calls without keys so far. Their masks are derived from it and
+            from the position in the batch, so that a loop without keys gets new masks too.
     """
 
     config: MGDConfig
@@ -116,7 +116,7 @@ class MGD(MapTerm):
         self.calls = Frozen(jnp.zeros(()))
 
     def __call__(self, seen: Seen) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The loss without its weight, and diagnostics named LEVEL/WHAT, without gradient."""
+        """The unweighted loss, and diagnostics named LEVEL/WHAT; they carry no gradient."""
         if seen.keys is None:
             key = jax.random.fold_in(jax.random.key(0), self.calls[...].astype(jnp.int32))
             seen = seen._replace(keys=jax.random.split(key, seen.boxes.shape[0]))
@@ -127,7 +127,7 @@ class MGD(MapTerm):
     def level_loss(
         self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
-        """Sum of squares over pixels that count and channels, a mean over pictures."""
+        """Sum of squares over valid pixels and channels, averaged over pictures."""
         assert seen.keys is not None
         kept = kept_pixels(seen.keys, level, (t.shape[1], t.shape[2]), self.config.masked)
         made = self.generation[level](jnp.where(kept[..., None], s, 0), mask)
@@ -141,7 +141,7 @@ class MGDConfig(MapTermConfig):
     Attributes:
         weight: what the loss is multiplied by in the total; 0 leaves it out. The authors': 2e-5 for
             one-stage detectors, 5e-7 for two-stage ones.
-        masked: share of the pixels that are masked. The authors': 0.65 for one-stage detectors,
+        masked: the share of pixels that are masked. The authors': 0.65 for one-stage detectors,
             0.45 for two-stage ones.
     """
 
