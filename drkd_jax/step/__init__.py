@@ -1,1 +1,1 @@
-"""One training step: losses, gradient, optimiser, and what it changes."""
+"""One training step: losses, gradient, optimiser, and the state that it updates."""

@@ -1,10 +1,10 @@
-"""A step's batch in parts, one after the other: the memory of a part, the update of the whole.
+"""Gradient accumulation: a batch is processed in parts, with the memory of one and one update.
 
     gradient = sum_k pictures_k gradient(part k) / sum_k pictures_k
 
-Each part is normalised over itself (its positives, its boxes, its batch statistics), as where a
-framework adds up the gradients of small batches; so it is not the gradient of the whole batch at
-once. The optimiser, the step's number and its random keys know nothing of the parts.
+Each part is normalised over itself (its positives, its boxes, its batch statistics), as is usual
+for gradient accumulation; the result is therefore not exactly the gradient of the whole batch. The
+optimiser, the step's number and its random keys do not depend on the parts.
 
 Letters: B pictures of a batch, N parts.
 """
@@ -24,31 +24,31 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.step.state import Arrays
 from drkd_jax.types import Array, Batch
 
-# Diagnostics that are numbers of a batch, not means over its pictures.
+# Diagnostics that are counts over a batch, not means over its pictures.
 COUNTS = ("diag/boxes", "diag/boxes_left_out")
-# How those end that are exactly 0 where no picture had boxes enough to relate.
+# Suffix of the diagnostics that are exactly 0 if no picture has enough boxes to relate.
 OF_RELATIONS = "_entropy"
 
 
 class Gradient(NamedTuple):
-    """What a batch, or a part of one, asks of the parameters."""
+    """The gradient of a batch, or of a part of one, with the values that come with it."""
 
     total: Float[Array, ""]
     terms: dict[str, Float[Array, ""]]
-    model_state: dict[str, Arrays]  # what the forward pass made of the arrays that are not trained
+    model_state: dict[str, Arrays]  # the untrained arrays after the forward pass
     gradient: dict[str, Arrays]
 
 
 def split_batch(batch: Batch, parts: int, mesh: Mesh | None = None) -> Batch:
     """The batch's arrays as [N, B / N, ...]; part k has the rows k, k + N, k + 2 N, ...
 
-    So every device keeps its own rows, a part is the same on any number of devices, and rows that
-    only fill the batch up, which are its last ones, are shared out.
+    This way every device keeps its own rows, a part is the same on any number of devices, and the
+    padding rows at the end of the batch are spread over the parts.
 
     Args:
         batch: the global batch; or a device's rows of it.
-        parts: N, which divides each device's rows.
-        mesh: over which the batch is spread; None: it is not.
+        parts: N, a divisor of the number of rows per device.
+        mesh: the mesh that the batch is sharded over; None: it is not sharded.
     """
 
     def split(leaf: Array) -> Array:
@@ -62,17 +62,17 @@ def split_batch(batch: Batch, parts: int, mesh: Mesh | None = None) -> Batch:
 
 
 def first_part(batch: Batch, parts: int, mesh: Mesh | None = None) -> Batch:
-    """The first part of a batch; all of it where there is one part."""
+    """The first part of a batch; the whole batch if there is only one part."""
     if parts == 1:
         return batch
     return Batch(*(leaf[0] for leaf in split_batch(batch, parts, mesh)))
 
 
 def loop_length(parts: int) -> int:
-    """How often the step's loop goes round; 1: the parts stand one after the other in the program.
+    """The number of loop iterations; 1: the loop is unrolled.
 
-    XLA's CPU backend has only its slow convolutions for the inside of a loop: thirty times the time
-    of four 3x3 convolutions of 32 channels with their gradients.
+    Inside a loop XLA's CPU backend uses only its slow convolutions: four 3x3 convolutions of 32
+    channels with their gradients take thirty times as long.
     """
     return 1 if platform() == "cpu" else parts
 
@@ -84,16 +84,16 @@ def accumulate(
     parts: Batch,
     gather: Callable[[Any], Any] = lambda tree: tree,
 ) -> Gradient:
-    """The mean over the parts, by their pictures, of gradient, losses and diagnostics.
+    """The mean of gradient, losses and diagnostics over the parts, weighted by their pictures.
 
-    `COUNTS` are added up; `OF_RELATIONS` are of the parts that have one.
+    `COUNTS` are summed; `OF_RELATIONS` are averaged over the parts in which they are not 0.
 
     Args:
-        gradient: of a part, by the arrays that are not trained and the part.
+        gradient: computes the gradient of a part from the untrained arrays and the part.
         params: the trained arrays.
-        model_state: the others; what one part makes of them the next one sees.
-        parts: of `split_batch`.
-        gather: makes the whole of every device's part of a pytree.
+        model_state: the untrained arrays; each part passes its updated ones on to the next.
+        parts: as returned by `split_batch`.
+        gather: gathers every device's part of a pytree into the whole.
     """
     number = parts.picture_valid.shape[0]
     pictures = gather(parts.picture_valid.sum(1)).reshape(-1, number).sum(0).astype(jnp.float32)

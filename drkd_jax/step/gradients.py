@@ -1,9 +1,10 @@
-"""How the gradients of detection and distillation compare, in the student's backbone and pyramid.
+"""Compares the gradients of detection and distillation in the student's backbone and pyramid.
 
-A distillation whose gradient is a hundredth of detection's teaches nothing, one ten times as large
-drowns it, and one that points the other way undoes it; the losses show none of this.
+If the distillation gradient is a hundredth of detection's, it teaches nothing; if it is ten times
+as large, it drowns detection; if it points the other way, it undoes it. The losses show none of
+this.
 
-It is a program of its own, called at some steps only: the step itself is not slowed down.
+The comparison is a separate program that runs at some steps only, so it does not slow the step.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from drkd_jax.step.state import Arrays, TrainState
 from drkd_jax.step.train_step import Recipe, StepValues, loss_terms
 from drkd_jax.types import Array, Batch
 
-#: Name in the log: the detector's part.
+#: Name in the log: the detector's module.
 PARTS = {"backbone": "backbone", "pyramid": "neck"}
 
 GradientReport = Callable[[TrainState, Arrays, Batch], StepValues]
 
 
 def gradient_report(recipe: Recipe, mesh: Mesh) -> GradientReport:
-    """The jitted `(state, teacher arrays, batch) -> values`; the state stays as it is.
+    """The jitted `(state, teacher arrays, batch) -> values`; it leaves the state unchanged.
 
-    Values, for PART "backbone" and "pyramid": "gradient/TERM/PART", the norm of the gradient of
-    each distillation term as it is weighted at this step, and of "detection" (all of the
-    detector's own terms); "gradient/cosine/PART", between detection's and the whole
-    distillation's gradient, 0 where one of them is 0. Of a batch that is worked off in parts they
-    are the first part's. It compiles once for each canvas.
+    The values, with PART "backbone" or "pyramid": "gradient/TERM/PART" is the gradient norm of
+    each distillation term with its weight at this step, and of "detection" (all of the detector's
+    own terms); "gradient/cosine/PART" is the cosine between the gradients of detection and of the
+    whole distillation, or 0 if one of them is 0. With gradient accumulation they are those of the
+    first part. The program compiles once per canvas.
     """
 
     def report(state: TrainState, teacher: Arrays, batch: Batch) -> StepValues:
@@ -76,8 +77,8 @@ def gradient_report(recipe: Recipe, mesh: Mesh) -> GradientReport:
 
 
 def _gradient_of(terms: Callable[[Arrays], dict[str, Any]], name: str, student: Arrays) -> Arrays:
-    # One term at a time: what the others would need backwards is left out, and what all of them
-    # need forwards the compiler finds to be the same.
+    # One gradient per term: the backward pass of the others is left out, and the compiler merges
+    # the forward passes, which are equal.
     return jax.grad(lambda params: terms(params)[name])(student)
 
 

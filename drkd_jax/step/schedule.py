@@ -1,4 +1,4 @@
-"""What changes over the run: learning rate, weight of the distillation; and the optimiser."""
+"""The schedules of the learning rate and the distillation weight, and the optimiser."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
 
 def run_steps(settings: TrainSettings, steps_per_epoch: int) -> int:
-    """Length of the run in steps."""
+    """The length of the run in steps."""
     return settings.steps or max(1, round(settings.epochs * steps_per_epoch))
 
 
 def decay_steps(settings: TrainSettings, steps_per_epoch: int) -> tuple[int, ...]:
-    """The steps at which the rate falls, rising: each the first step with the lower rate.
+    """The steps at which the rate falls, in ascending order: each is the first at the lower rate.
 
     A cosine schedule has none.
     """
@@ -36,11 +36,12 @@ def decay_steps(settings: TrainSettings, steps_per_epoch: int) -> tuple[int, ...
 
 
 def learning_rate(settings: TrainSettings, decays: Sequence[int], steps: int) -> Schedule:
-    """Linear warm-up, then step or cosine decay, as a function of the step that jit can trace.
+    """Linear warm-up, then step or cosine decay, as a traceable function of the step.
 
     At step s (from 0): rate * (factor + (1 - factor) * min(s / warm-up steps, 1)) * fallen(s),
-    where fallen is decay^(falls up to s), or along the cosine
-    final + (1 - final) * (1 + cos(pi * p)) / 2, p the share of the steps after the warm-up.
+    where fallen is decay^(number of falls up to s), or for the cosine
+    final + (1 - final) * (1 + cos(pi * p)) / 2, with p the share of the steps after the warm-up
+    that are done.
 
     Args:
         settings: rate, warm-up and form of the decay.
@@ -71,18 +72,18 @@ def learning_rate(settings: TrainSettings, decays: Sequence[int], steps: int) ->
 
 
 def distill_factor(config: DistillConfig, steps: int) -> Schedule | None:
-    """What every distillation term's weight is multiplied by at a step (from 0); jit can trace it.
+    """The factor on every distillation weight, as a traceable function of the step (from 0).
 
-    1 while only the distiller adapts; then rise * fall, rise = min(s / warm-up steps, 1) with s
-    counted from there, and fall, at p = the share of the steps from `fall_from` on that are done:
-    1 - p (linear), (1 + cos(pi * p)) / 2 (cosine), or 0 from there on (stop).
+    It is 1 during the adaptation steps, then rise * fall: rise = min(s / warm-up steps, 1), with s
+    counted from the end of the adaptation; fall = 1 - p (linear), (1 + cos(pi * p)) / 2 (cosine)
+    or 0 (stop), from `fall_from` on, with p the share of the remaining steps that are done.
 
     Args:
-        config: the distillation's.
+        config: the distillation settings.
         steps: length of the run.
 
     Returns:
-        The factor by step; None where it is 1 at every step.
+        The factor by step; None if it is 1 at every step.
     """
     if config.schedule == "constant" and not config.warmup_steps:
         return None
@@ -106,13 +107,13 @@ def distill_factor(config: DistillConfig, steps: int) -> Schedule | None:
 
 
 def check_distillation(config: DistillConfig, steps: int) -> list[str]:
-    """Looks for phases that leave no step in which the student is taught.
+    """Checks that the phases of the schedule leave steps in which the student is taught.
 
     Returns:
         warnings, each one sentence.
 
     Raises:
-        UserError: the student is taught at no step.
+        UserError: there is no step in which the student is taught.
     """
     if not config.terms:
         return ["config.distill: no term has a weight, so the teacher teaches nothing"]
@@ -134,7 +135,7 @@ def check_distillation(config: DistillConfig, steps: int) -> list[str]:
 
 
 def check(settings: TrainSettings, steps: int, decays: Sequence[int]) -> list[str]:
-    """Looks for a schedule under which a run learns nothing.
+    """Checks for a learning rate schedule with which a run learns nothing.
 
     Returns:
         warnings, each one sentence.
@@ -164,13 +165,13 @@ def optimiser(settings: TrainSettings, schedule: Schedule) -> optax.GradientTran
     """SGD with momentum, or AdamW, after clipping.
 
     SGD: buffer = momentum * buffer + (clipped gradient + decay * parameter);
-    parameter = parameter - rate * buffer: the order of `torch.optim.SGD`, so that a change of the
-    rate acts at once and not through the buffer.
+    parameter = parameter - rate * buffer: the order of `torch.optim.SGD`, in which a change of the
+    rate takes effect at once, not through the buffer.
 
     AdamW: parameter = parameter - rate * (mean / (sqrt(square) + 1e-8) + decay * parameter), with
-    running means of the clipped gradient and its square, freed of their start at 0.
+    bias-corrected running means of the clipped gradient and its square.
 
-    Parameters are a dict of parts ("student", "distiller"); each is clipped by its own norm.
+    Parameters are a dict with "student" and "distiller"; each is clipped by its own norm.
 
     Source: `torch.optim.SGD` and `torch.optim.AdamW`.
     """
@@ -190,10 +191,10 @@ def optimiser(settings: TrainSettings, schedule: Schedule) -> optax.GradientTran
 
 
 def _clip_parts(largest: float) -> optax.GradientTransformation:
-    """Limits the norm of student and distiller each by itself.
+    """Clips the gradients of student and distiller separately, each by its own norm.
 
-    Over both at once a distiller with a large gradient would shorten the student's step: it would
-    learn to detect the slower the more it is taught.
+    With a joint norm, a large gradient of the distiller would shorten the student's step and slow
+    down its learning of detection.
     """
     clip = optax.clip_by_global_norm(largest)
 

@@ -1,4 +1,4 @@
-"""The `train` and `eval` parts of a config as frozen dataclasses, every key checked."""
+"""The `train` and `eval` parts of a config as frozen dataclasses that check every key."""
 
 from __future__ import annotations
 
@@ -16,49 +16,48 @@ class TrainSettings:
     """How long, how fast and how carefully a run trains.
 
     Attributes:
-        batch_size: pictures a step, over all devices and hosts.
-        accumulate: parts that the batch of a step is worked off in, one after the other: memory for
-            `batch_size / accumulate` pictures (not on a CPU), and one update by the mean over the
-            parts (`accumulation.py`).
-        steps: length of the run; or 0, and `epochs` says it.
-        epochs: passes over the training pictures; 0 where `steps` is given.
+        batch_size: pictures per step, over all devices and hosts.
+        accumulate: number of parts in which a step's batch is processed, one after the other: needs
+            memory for `batch_size / accumulate` pictures only (not on a CPU) and makes one update
+            with the mean over the parts (`accumulation.py`).
+        steps: length of the run; 0 if `epochs` is given instead.
+        epochs: passes over the training pictures; 0 if `steps` is given.
         learning_rate: the rate between warm-up and the first decay.
-        linear_rate_for: the batch size that `learning_rate` is meant for: the rate grows and
-            shrinks in proportion to `batch_size`. 0 leaves it as it stands.
+        linear_rate_for: the batch size that `learning_rate` is meant for: the rate is scaled in
+            proportion to `batch_size`. 0 does not scale it.
         optimizer: "sgd" (torch's) or "adamw".
-        momentum: of SGD (no dampening, no Nesterov).
-        b1: of AdamW: decay of the mean of the gradient.
-        b2: of AdamW: decay of the mean of its square.
+        momentum: momentum of SGD (no dampening, no Nesterov).
+        b1: for AdamW: decay of the running mean of the gradient.
+        b2: for AdamW: decay of the running mean of the squared gradient.
         weight_decay: SGD adds this share of a parameter to its gradient, before momentum; AdamW
-            takes the share, times the rate, off the parameter.
-        weight_decay_mask: "all" decays every trained parameter, "kernels" those with more than
-            one axis only.
-        warmup_steps: the rate rises linearly over so many steps ...
-        warmup_factor: ... from this share of it.
+            subtracts this share, times the rate, from the parameter.
+        weight_decay_mask: "all" decays every trained parameter, "kernels" only those with more
+            than one axis.
+        warmup_steps: the rate rises linearly over this many first steps.
+        warmup_factor: the share of the rate at which the warm-up starts.
         schedule: of the rate after the warm-up: "step" falls at `decay_at`, "cosine" falls along
-            half a wave until the end of the run.
-        decay_at: when the rate falls: values under 1 are shares of the run, others epochs where
+            half a cosine wave until the end of the run.
+        decay_at: when the rate falls: values under 1 are shares of the run, others are epochs if
             `epochs` is set, else steps.
         decay_factor: what the rate is multiplied by at each of them.
-        final_factor: of "cosine": the share of the rate that is left at the end.
-        clip_norm: largest norm of the gradient, of student and distiller each by itself; 0 clips
-            nothing.
-        ema: decay of an exponential moving average of the student's parameters, which then is
-            what is evaluated and kept; 0 keeps none.
+        final_factor: for "cosine": the share of the rate that is left at the end.
+        clip_norm: largest gradient norm, for student and distiller separately; 0 clips nothing.
+        ema: decay of an exponential moving average of the student's parameters, which is then
+            evaluated and saved; 0 keeps none.
         log_every: steps between two lines of metrics.
-        log_gradients: steps between two looks at how the gradients of detection and distillation
-            compare (`gradients.py`), by a program of its own; 0 never looks.
+        log_gradients: steps between two comparisons of the gradients of detection and distillation
+            (`gradients.py`), computed by a separate program; 0 never compares them.
         checkpoint_every: steps between two checkpoints; the last step always writes one.
-        eval_every: steps between two evaluations; 0 evaluates at the end only.
-        early_stop: evaluations in a row without a better AP after which the run is over, with its
-            best checkpoint; 0: it goes to its last step.
-        tensorboard_pictures: validation pictures, the first ones with an object, that each
-            evaluation draws into TensorBoard, with what was found beside the ground truth.
+        eval_every: steps between two evaluations; 0 evaluates only at the end.
+        early_stop: the run ends, with its best checkpoint, after this many evaluations in a row
+            without a better AP; 0: it runs to its last step.
+        tensorboard_pictures: how many validation pictures (the first ones with an object) each
+            evaluation draws into TensorBoard, with detections beside the ground truth.
         keep: checkpoints kept, apart from the best one.
-        precision: "float32" or "bfloat16", what the networks compute in.
-        parallel: "jit", one program over all devices, or "pmap", one a device: the same losses,
-            but everything behind the features is computed by every device for the whole batch.
-        silence_steps: a term has to be silent for so many steps before a warning names it.
+        precision: "float32" or "bfloat16", the dtype that the networks compute in.
+        parallel: "jit", one program over all devices, or "pmap", one per device: the same losses,
+            but every device computes everything after the features for the whole batch.
+        silence_steps: a warning names a term after it was silent for this many steps.
         silence_share: a weighted term under this share of the total loss counts as silent.
     """
 
@@ -168,12 +167,12 @@ class EvalSettings:
     """How an evaluation runs.
 
     Attributes:
-        batch_size: pictures a step; rounded up to a multiple of the devices.
-        max_pictures: only the first so many pictures are scored; 0 scores all.
+        batch_size: pictures per step; rounded up to a multiple of the number of devices.
+        max_pictures: how many pictures are scored, from the first on; 0 scores all.
         evaluator: "faster" (faster-coco-eval) or "pycocotools", which takes several times as long
             for the same numbers.
-        max_detections: of a class and picture that count, the best ones; COCO counts 100. More
-            raise the detector's own limits, too.
+        max_detections: how many detections count per class and picture, best first; COCO's number
+            is 100. A larger number raises the detector's own limits too.
     """
 
     batch_size: int = 16
@@ -200,7 +199,7 @@ class EvalSettings:
 
     @property
     def least_limit(self) -> int:
-        """What the detector's own limits have to let through; 0: they stay as they are."""
+        """The least value that the detector's own limits need; 0: they stay unchanged."""
         return self.max_detections if self.max_detections > COCO_MAX else 0
 
 
@@ -226,7 +225,7 @@ def read(kind: type, where: str, values: Mapping[str, Any]) -> Any:
     """Fills one settings dataclass from a plain dict; lists become tuples.
 
     Raises:
-        UserError: an unknown or a missing key, by name.
+        UserError: a key is unknown or missing; the message names it.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
@@ -242,7 +241,7 @@ def read(kind: type, where: str, values: Mapping[str, Any]) -> Any:
 
 
 def set_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that are set, at every depth: the empty places of a recipe are None."""
+    """The keys that are set, at every depth; in a recipe, unset keys are None."""
     kept: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):

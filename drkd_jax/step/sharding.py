@@ -1,4 +1,4 @@
-"""One mesh axis, "data": pictures are spread over the devices, everything else is everywhere."""
+"""One mesh axis, "data": pictures are sharded over the devices, everything else is replicated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Tree = TypeVar("Tree")
 
 
 def data_mesh() -> Mesh:
-    """All devices along one axis, "data"; the compiler places what is not said."""
+    """All devices along one axis, "data"; the compiler chooses any sharding left unspecified."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
@@ -26,20 +26,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The first axis spread over the devices."""
+    """The first axis sharded over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def each_device(mesh: Mesh | None, function: Callable[..., Tree]) -> Callable[..., Tree]:
-    """A function whose every device sees its own pictures alone.
+    """Wraps a function so that every device processes only its own pictures.
 
-    Left to itself the compiler gathers all pictures' features on every device for each grouped
-    convolution, and computes it whole there (openxla/xla issue 47945).
+    Otherwise, for each grouped convolution, the compiler gathers all pictures' features on every
+    device and computes the whole convolution there (openxla/xla issue 47945).
 
     Args:
-        mesh: of `data_mesh`; for None and one device the function is returned as it is.
-        function: of arrays that are everywhere, and then of pytrees whose first axis is the
-            pictures, as in what it returns; a picture's result must not hang on other pictures.
+        mesh: as returned by `data_mesh`; for None or a single device the function is returned
+            unchanged.
+        function: its first argument holds replicated arrays; the others, and its result, are
+            pytrees whose first axis is the pictures. A picture's result must not depend on other
+            pictures.
     """
     if mesh is None or mesh.size == 1:
         return function
@@ -47,7 +49,7 @@ def each_device(mesh: Mesh | None, function: Callable[..., Tree]) -> Callable[..
     def spread(everywhere: Any, *pictures: Any) -> Tree:
         own = PartitionSpec("data")
         places = (PartitionSpec(), *(own for _ in pictures))
-        # Arrays that are everywhere have a gradient that is summed over the devices.
+        # The gradient of replicated arrays is summed over the devices.
         return jax.shard_map(function, mesh=mesh, in_specs=places, out_specs=own, check_vma=False)(
             everywhere, *pictures
         )
@@ -58,16 +60,16 @@ def each_device(mesh: Mesh | None, function: Callable[..., Tree]) -> Callable[..
 def check_batch_size(
     batch_size: int, devices: int, processes: int = 1, key: str = "config.train.batch_size"
 ) -> None:
-    """Refuses a batch that does not spread evenly.
+    """Refuses a batch size that is not a multiple of the number of devices.
 
     Args:
         batch_size: pictures over all devices.
-        devices: of all processes.
-        processes: how many there are, for the message.
-        key: where the size stands.
+        devices: number of devices of all processes.
+        processes: number of processes, for the message.
+        key: the config key of the size.
 
     Raises:
-        UserError: names the nearest sizes that do.
+        UserError: names the nearest sizes that are.
     """
     if batch_size % devices:
         lower, upper = batch_size // devices * devices, -(-batch_size // devices) * devices
@@ -79,7 +81,7 @@ def check_batch_size(
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's share of a batch onto its devices."""
+    """Puts this process's share of a batch onto its devices."""
     sharding = split(mesh)
     return Batch(
         *(jax.make_array_from_process_local_data(sharding, np.asarray(leaf)) for leaf in batch)
@@ -87,15 +89,15 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def put_stacked(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's share of a batch as `jax.pmap` takes it: one leading row a device."""
+    """This process's share of a batch as `jax.pmap` takes it: one leading row per device."""
     devices = mesh.local_mesh.size
     return Batch(*(np.asarray(leaf).reshape(devices, -1, *np.shape(leaf)[1:]) for leaf in batch))
 
 
 def put_everywhere(tree: Tree, mesh: Mesh) -> Tree:
-    """A pytree of arrays, whole, on every device of the mesh; always a copy of its own.
+    """Copies a whole pytree of arrays to every device of the mesh.
 
-    Every process has to hold the same arrays.
+    Every process must hold the same arrays.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, replicated(mesh), may_alias=False)

@@ -1,8 +1,8 @@
-"""What a run carries from step to step, and how a module becomes plain arrays.
+"""The state that a run carries from step to step, and the splitting of modules into arrays.
 
 A module is built once, split into its graph (static) and its arrays (nested states of plain
-arrays, no Variable objects), and merged inside the jitted step. Splitting outside
-keeps Python's walk over the module out of every step.
+arrays, no Variable objects), and merged inside the jitted step. Because it is split outside, no
+step traverses the module in Python.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Filter = Callable[[Any, Any], bool]
 
 
 class SplitModule(NamedTuple):
-    """A module that is split: `graph` is static, the two others are pytrees of bare arrays."""
+    """A split module: `graph` is static, the other two are pytrees of bare arrays."""
 
     graph: nnx.GraphDef
-    params: Arrays  # what the optimiser changes
+    params: Arrays  # what the optimiser updates
     model_state: Arrays  # frozen parameters, running statistics
 
 
@@ -35,11 +35,11 @@ class SplitModule(NamedTuple):
 class TrainState:
     """Everything that a step changes.
 
-    `params` and `model_state` have the keys "student" and, where there is one, "distiller".
-    `average` is the moving average of the student's `params`, or empty where none is kept.
+    `params` and `model_state` have the keys "student" and, if there is one, "distiller".
+    `average` is the moving average of the student's `params`; empty if none is kept.
     """
 
-    step: Any  # steps done, int32 scalar; lowering a step puts a description of it here
+    step: Any  # steps done, int32 scalar; JAX's description of it while a step is lowered
     params: dict[str, Arrays]
     model_state: dict[str, Arrays]
     opt_state: optax.OptState
@@ -47,10 +47,10 @@ class TrainState:
 
     @property
     def student(self) -> tuple[Arrays, Arrays]:
-        """The student that is evaluated and kept, (params, model_state).
+        """The student that is evaluated and saved, as (params, model_state).
 
-        Its average where there is one; running statistics of batch norms are averages already and
-        stay as they are.
+        These are its averaged parameters if there are any; running statistics of batch norms are
+        averages already and stay unchanged.
         """
         return self.average or self.params["student"], self.model_state["student"]
 
@@ -63,7 +63,7 @@ def split_module(module: nnx.Module, is_trained: Filter) -> SplitModule:
 
 
 def merge_module(parts: SplitModule) -> Any:
-    """The module again, with Variables of its own: safe inside a gradient's trace."""
+    """Rebuilds the module with new Variables, which makes it safe inside a gradient's trace."""
     return nnx.merge(parts.graph, parts.params, parts.model_state, copy=True)
 
 
@@ -73,9 +73,9 @@ def new_state(
     """The state of step 0.
 
     Args:
-        parts: "student" and, where something is distilled, "distiller".
+        parts: "student" and, when distilling, "distiller".
         tx: the optimiser.
-        average: whether a moving average of the student is kept; it starts as the student.
+        average: whether to keep a moving average of the student, which starts as the student.
     """
     params = {name: part.params for name, part in parts.items()}
     model_state = {name: part.model_state for name, part in parts.items()}
@@ -89,5 +89,5 @@ def new_state(
 
 
 def num_parameters(tree: Arrays) -> int:
-    """Numbers in a pytree of arrays."""
+    """The number of elements in a pytree of arrays."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -1,12 +1,12 @@
-"""One training step: student forward, losses, distillation, gradient, update; one jitted function.
+"""One training step (student forward, losses, distillation, gradient, update), jitted as one.
 
 Letters: B pictures, T values reported by a step.
 
-The teacher's arrays are an argument, never a constant of the compiled program. Random choices are
-keyed by (seed, step, picture), so the number of devices changes none of them. All sums run over
-the global batch: the batch is sharded, the program is written as if it was not.
+The teacher's arrays are an argument, never a constant of the compiled program. Random keys depend
+on (seed, step, picture), so the number of devices does not change them. All sums run over the
+global batch: the batch is sharded, but the program is written as if it were not.
 
-`jax.pmap`, for who asks for it, is one program a device: there the features of all devices are
+With the optional `jax.pmap` there is one program per device: the features of all devices are
 gathered, and every device computes the same losses of the whole batch.
 """
 
@@ -42,7 +42,7 @@ from drkd_jax.types import Array, Batch, Features, Responses
 
 Tree = TypeVar("Tree")
 _AXIS = "data"
-_SMALL = 2**14  # numbers
+_SMALL = 2**14  # elements
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +50,18 @@ class Recipe:
     """Everything static about a step.
 
     Attributes:
-        graphs: module graphs by name: "student"; "distiller" and "teacher" where distilled.
+        graphs: module graphs by name: "student"; when distilling, "distiller" and "teacher".
         is_trained: the filters that split "student" and "distiller".
         weights: weight of each distillation term in the total.
         tx: the optimiser.
         schedule: learning rate by step, for the report.
-        pixels: the student's input.
-        seed: of the run's random choices.
-        teacher_pixels: the teacher's input; None: the student's.
-        distill_factor: by step, what the weights are multiplied by; None: 1.
-        adaptation_steps: first steps in which the distillation does not reach the student.
+        pixels: the student's input format.
+        seed: seed of the run's random choices.
+        teacher_pixels: the teacher's input format; None: the student's.
+        distill_factor: the factor on the weights by step; None: 1.
+        adaptation_steps: number of first steps in which distillation does not reach the student.
         ema: decay of the moving average of the student's parameters; 0: there is none.
-        accumulate: parts that a batch is worked off in (`accumulation.py`).
+        accumulate: number of parts in which a batch is processed (`accumulation.py`).
     """
 
     graphs: Mapping[str, nnx.GraphDef]
@@ -78,7 +78,7 @@ class Recipe:
     accumulate: int = 1
 
     def for_teacher(self, batch: Batch, student: Float[Array, "B H W 3"]) -> Any:
-        """The teacher's input: the student's, or the same pictures by the teacher's own rule."""
+        """The teacher's input: the student's, or the same pictures in the teacher's own format."""
         if self.teacher_pixels in (None, self.pixels):
             return student
         return self.teacher_pixels.prepare(batch)[0]
@@ -87,7 +87,7 @@ class Recipe:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepValues:
-    """A step's scalars in one array, so that reading them is one transfer."""
+    """A step's scalars in one array, so that reading them takes one transfer."""
 
     values: Float[Array, "T"]
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -101,7 +101,7 @@ TrainStep = Callable[[TrainState, Arrays, Batch], tuple[TrainState, StepValues]]
 
 
 def picture_keys(seed: int, step: Int[Array, ""], index: Int[Array, "B"]) -> Key[Array, "B"]:
-    """One key a picture, by (seed, step, position in the source); no device takes part."""
+    """One key per picture, from (seed, step, position in the source), whatever the device."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index))
 
@@ -119,19 +119,20 @@ def loss_terms(
     """The total loss of a batch.
 
     Args:
-        recipe: what is static.
+        recipe: everything static.
         params: trained arrays of "student" and "distiller".
         model_state: their other arrays.
         teacher: the teacher's arrays, or None.
-        batch: the global batch; or a device's part of it, and
+        batch: the global batch, or one device's part of it (then `gather` is needed).
         step: steps done so far.
-        gather: makes the whole of every device's part of a pytree.
-        mesh: over which the global batch is spread; None where it is not, or by parts already.
+        gather: gathers every device's part of a pytree into the whole.
+        mesh: the mesh that the global batch is sharded over; None if `batch` is not sharded, or is
+            one device's part.
 
     Returns:
-        (total, (values by name, the other arrays after the forward pass)): detection terms under
-        their own names, distillation terms unweighted, what their weights are multiplied by as
-        "distill_factor", diagnostics as "diag/NAME".
+        (total, (values by name, the other arrays after the forward pass)). The values are the
+        detection terms under their own names, the unweighted distillation terms, the factor on
+        their weights as "distill_factor", and diagnostics as "diag/NAME".
     """
     modules = {
         name: merge_module(SplitModule(recipe.graphs[name], params[name], model_state[name]))
@@ -140,7 +141,7 @@ def loss_terms(
     images, targets = recipe.pixels.prepare(batch)
     student = modules["student"]
     spread = mesh is not None and mesh.size > 1
-    if not spread or nnx.state(student, nnx.BatchStat):  # statistics are of all pictures
+    if not spread or nnx.state(student, nnx.BatchStat):  # batch statistics are over all pictures
         features = gather(student.features(images, targets.picture_valid))
     else:
         arrays = params["student"], model_state["student"]
@@ -153,7 +154,7 @@ def loss_terms(
     towers: Any = ()
     if layers is None:
         values = dict(student.losses(features, targets, keys))
-    else:  # the distiller reads the student's head, which is gone through once
+    else:  # the distiller reads the student's head too, so the head is computed once for both
         towers = student.towers(features, layers)
         values = dict(student.losses_after(towers, layers, features, targets))
     total = sum(values.values(), jnp.zeros((), jnp.float32))
@@ -164,7 +165,7 @@ def loss_terms(
         more: dict[str, Responses] = {}
         if recipe.adaptation_steps:
             adapts = step < recipe.adaptation_steps
-            # A choice, not a product with 0: where it is not taken its gradient is exactly 0.
+            # `where`, not a product with 0: the gradient of the other branch is exactly 0.
             seen = jax.tree.map(lambda x: jnp.where(adapts, jax.lax.stop_gradient(x), x), seen)
         if layers is not None:
             head = nnx.merge(recipe.graphs["teacher"], teacher, copy=True)
@@ -209,8 +210,7 @@ def train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
 
     Besides the terms of `loss_terms` the values hold "total", "gradient_norm",
     "parameter_norm" (after the update, running statistics included), "learning_rate" and
-    "finite": 1 where loss, gradient and the new state are finite numbers. It compiles once for
-    each canvas.
+    "finite": 1 if loss, gradient and the new state are all finite. It compiles once per canvas.
     """
 
     def step(state: TrainState, teacher: Arrays, batch: Batch) -> tuple[TrainState, StepValues]:
@@ -218,7 +218,7 @@ def train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
             found = _gradient(recipe, state, teacher, batch, mesh=mesh)
         return _update(recipe, state, found)
 
-    # The outputs' place is said, or the compiler may choose another and the next call compiles.
+    # With output shardings given: the compiler might choose others, and the next call recompile.
     everywhere = replicated(mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
 
@@ -226,8 +226,8 @@ def train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
 def pmap_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     """The same step by `jax.pmap`, with the same values; its batch comes from `put_stacked`.
 
-    Only the backbones and pyramids are spread over the devices: every device computes heads,
-    losses and distillation of the whole batch, since their sums run over all of it.
+    Only backbones and pyramids are distributed: every device computes heads, losses and
+    distillation of the whole batch, since their sums run over all of it.
     """
 
     def gather(tree: Tree) -> Tree:
@@ -235,9 +235,9 @@ def pmap_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
 
     def step(state: TrainState, teacher: Arrays, batch: Batch) -> tuple[TrainState, StepValues]:
         found = _gradient(recipe, state, teacher, batch, gather=gather)
-        # Each device has the gradient of the heads whole, and of the features before they were
-        # gathered its own pictures' share, as often as there are devices: the mean is right for
-        # both.
+        # Each device has the full gradient of the heads. Of the layers before the gather it has
+        # its own pictures' share, multiplied by the number of devices. The mean over the devices
+        # is right for both.
         gradient = jax.lax.pmean(found.gradient, _AXIS)
         return _update(recipe, state, found._replace(gradient=gradient))
 
@@ -265,13 +265,13 @@ def pmap_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
 def moved_average(average: Arrays, params: Arrays, decay: float, step: Int[Array, ""]) -> Arrays:
     """The moving average after a step: d * average + (1 - d) * parameters.
 
-    d = min(decay, (1 + step) / (10 + step)): at first the average follows quickly, and the random
-    start is soon forgotten.
+    d = min(decay, (1 + step) / (10 + step)): at first the average follows quickly, so the random
+    initial values are soon forgotten.
 
     Args:
-        average: as the step before left it.
-        params: after this step, in the same structure.
-        decay: in the long run.
+        average: the average after the previous step.
+        params: the parameters after this step, in the same structure.
+        decay: the decay in the long run.
         step: steps done before this one.
 
     Source: `tf.train.ExponentialMovingAverage`, its `num_updates`.
@@ -284,10 +284,10 @@ def moved_average(average: Arrays, params: Arrays, decay: float, step: Int[Array
 
 
 def norm(tree: Any) -> Float[Array, ""]:
-    """The length of all numbers of a pytree as one vector.
+    """The Euclidean norm of all elements of a pytree, as one vector.
 
-    Small arrays, most of them, are laid end to end first: with a sum for each of them, an eighth of
-    a small distilled step's equations were here.
+    Small arrays, which are most of them, are concatenated first: separate sums made up an eighth of
+    the equations of a small distilled step.
     """
     small: list[Array] = []
     large: list[Array] = []
