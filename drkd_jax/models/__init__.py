@@ -1,4 +1,4 @@
-"""Detectors: ResNet and FPN with RetinaNet's or Faster R-CNN's head, sized by settings."""
+"""Detectors: ResNet and FPN with the head of RetinaNet or (Cascade) Faster R-CNN."""
 
 from drkd_jax.models.build import DETECTORS, abstract_detector, build_detector, init_detector
 from drkd_jax.models.detector import Detector
@@ -6,5 +6,5 @@ from drkd_jax.models.one_name import become_one
 
 __all__ = ["DETECTORS", "Detector", "abstract_detector", "build_detector", "init_detector"]
 
-if __name__ == "models":  # by the link at the top of a checkout
+if __name__ == "models":  # imported by the link at the top of a checkout
     become_one(__name__)

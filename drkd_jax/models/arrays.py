@@ -1,4 +1,4 @@
-"""A module's arrays by flat name, as "backbone.stem.kernel": out of the module, and into it."""
+"""Reads and writes a module's arrays by flat names such as "backbone.stem.kernel"."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def unflatten(flat: Mapping[str, Any], like: Arrays) -> Arrays:
 
 
 def fill(module: Any, arrays: Mapping[str, Any], where: str) -> Any:
-    """Puts arrays, by flat name, into a module of the same names and shapes.
+    """Puts arrays, by flat name, into a module with the same names and shapes.
 
     Raises:
-        UserError: names or shapes that differ, with the first of them.
+        UserError: names or shapes differ; the message gives the first of them.
     """
     graph, state = nnx.split(module)
     pure = nnx.as_pure(state)

@@ -1,4 +1,4 @@
-"""What a user may set on a ResNet: a frozen dataclass, filled from a plain nested dict."""
+"""The settings of a ResNet: a frozen dataclass, filled from a plain nested dict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.value_checks import one_of, within
 
 DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
-BASIC_DEPTHS = (10, 18, 34)  # the others are of bottleneck blocks
+BASIC_DEPTHS = (10, 18, 34)  # all other depths use bottleneck blocks
 NORMS = ("frozen_bn", "bn", "gn", "folded")
 DCNS = ("", "v1", "v2")
 STYLES = ("pytorch", "caffe")
@@ -21,27 +21,26 @@ class BackboneSettings:
 
     Attributes:
         depth: 10, 18 or 34 layers of basic blocks; 14, 26, 50, 101 or 152 of bottleneck ones.
-        width: channels of the stem; stage i works with ``width * 2**i``.
+        width: channels of the stem; stage i has ``width * 2**i``.
         groups: groups of the 3x3 convolution (ResNeXt; bottleneck depths only).
-        group_width: base width of a group at stage 0 for ``width`` 64: the "4" of 32x4d. Counts
-            only where ``groups`` is more than 1.
-        norm: "frozen_bn" (constant statistics, scale and bias trained; for pretrained weights),
-            "bn" (statistics over the global batch) or "gn" (the two ways from scratch). "folded":
-            convolutions with a bias and no norm at all, what `models.folding.fold` makes of the
-            first two; not for training.
+        group_width: base width of a group at stage 0 for ``width`` 64: the "4" of 32x4d. Used only
+            if ``groups`` is more than 1.
+        norm: "frozen_bn" (constant statistics, scale and bias trained; for pretrained weights); or,
+            for training from scratch, "bn" (statistics over the global batch) or "gn". "folded":
+            convolutions with a bias and no norm, as `models.folding.fold` makes them from the
+            batch norms; not for training.
         frozen_stages: 0 trains everything; n >= 1 freezes the stem and the first n stages. None:
-            1 with "frozen_bn", else 0, since an untrained frozen stem is never wanted.
-        eps: what is added to the variance, of "frozen_bn" and "bn". torchvision's COCO_V1 weights
-            want 0.
-        norm_batch: "bn" in training: pictures that share statistics, neighbours in the global
-            batch, whatever the devices; 0 for the whole batch.
+            1 with "frozen_bn", else 0, since an untrained stem should not be frozen.
+        eps: what "frozen_bn" and "bn" add to the variance. torchvision's COCO_V1 weights need 0.
+        norm_batch: for "bn" in training: how many neighbouring pictures of the global batch share
+            statistics, whatever the devices; 0: the whole batch.
         dcn: deformable 3x3 convolutions in stages C3 to C5: "" for none, "v1", "v2" (modulated);
             bottleneck depths only.
         style: where a bottleneck block has its stride: "pytorch", in the 3x3 convolution; "caffe",
             in the first 1x1 convolution, as Caffe's and Detectron's networks do.
-        stem: channels of the stem where they are not ``width``; 0: ``width``.
+        stem: channels of the stem if they differ from ``width``; 0: ``width``.
         pool: the stem's 3x3 max pool: "padded" by a pixel on every side, or "ceil", without
-            padding and with a last window that may be cut, as Caffe's own networks do.
+            padding but with a last window that may be cut off, as in Caffe's own networks.
     """
 
     depth: int = 50
@@ -79,7 +78,7 @@ class BackboneSettings:
 
     @property
     def bottleneck(self) -> bool:
-        """Whether blocks are 1x1, 3x3, 1x1 convolutions, in the place of two 3x3 ones."""
+        """Whether blocks are 1x1, 3x3, 1x1 convolutions instead of two 3x3 ones."""
         return self.depth not in BASIC_DEPTHS
 
     @property

@@ -1,4 +1,4 @@
-"""From settings to a detector."""
+"""Builds a detector from its settings."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def build_detector(
 ) -> Detector:
     """Build a detector.
 
-    Call it outside of `jax.jit`: initial values are drawn on the host (`models.initializers`).
+    Call it outside `jax.jit`: initial values are drawn on the host (`models.initializers`).
 
     Args:
-        settings: plain nested values; ``detector`` names the class, every other key is one of its
-            settings dataclass (`drkd_jax.models.settings`), which holds the defaults; some are
-            other ones in another library's ``convention`` (`conventions.LIBRARY_SETTINGS`).
+        settings: plain nested values; ``detector`` names the class, every other key belongs to its
+            settings dataclass (`drkd_jax.models.settings`), which holds the defaults. Some defaults
+            depend on the library's ``convention`` (`conventions.LIBRARY_SETTINGS`).
         num_classes: classes without the background.
-        rngs: where the initial values come from.
+        rngs: random numbers for the initial values.
         dtype: of the computation; parameters are float32.
 
     Raises:
-        UserError: for an unknown detector or key, or a value out of range, with its name.
+        UserError: a detector or key is unknown, or a value out of range; the message names it.
     """
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; a detector needs at least one class")
@@ -57,13 +57,13 @@ def build_detector(
 
 
 def fill_settings(settings: Mapping[str, Any]) -> tuple[type[Detector], PyramidSettings]:
-    """The class of a detector and its settings with every default filled in; nothing is built.
+    """The class of a detector and its settings with every default filled in; builds nothing.
 
     Args:
         settings: see `build_detector`.
 
     Raises:
-        UserError: for an unknown detector or key, or a value out of range, with its name.
+        UserError: a detector or key is unknown, or a value out of range; the message names it.
     """
     values = dict(settings)
     name = values.pop("detector", None)
@@ -77,7 +77,7 @@ def fill_settings(settings: Mapping[str, Any]) -> tuple[type[Detector], PyramidS
 def abstract_detector(
     settings: Mapping[str, Any], num_classes: int, *, dtype: Any = jnp.float32
 ) -> Detector:
-    """Build a detector whose variables have shapes and dtypes and no values: nothing is computed.
+    """Build a detector whose variables have shapes and dtypes but no values; computes nothing.
 
     Raises:
         UserError: as `build_detector`.
@@ -95,7 +95,7 @@ def init_detector(
     Args:
         settings: see `build_detector`.
         num_classes: classes without the background.
-        seed: every initial value is a function of it, on every backend.
+        seed: determines every initial value, equally on every backend.
         dtype: of the computation; parameters are float32.
 
     Raises:

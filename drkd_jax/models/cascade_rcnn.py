@@ -29,9 +29,9 @@ STAGE_STDS = (
 
 
 class CascadeRCNN(Detector):
-    """Two-stage detector whose second stage refines the regions twice before it decides.
+    """Two-stage detector whose second stage refines the regions twice before the final one.
 
-    It is a teacher that can show its own AP; it is not trained here.
+    It serves as a teacher whose AP can be evaluated; it cannot be trained here.
 
     Source: Cai and Vasconcelos 2018, "Cascade R-CNN"; open-mmlab/mmdetection v3.3.0,
     mmdet/models/roi_heads/cascade_roi_head.py, configs/_base_/models/cascade-rcnn_r50_fpn.py.
@@ -57,7 +57,7 @@ class CascadeRCNN(Detector):
     def losses(
         self, features: Features, targets: Targets, keys: Key[Array, "B"]
     ) -> dict[str, Float[Array, ""]]:
-        """There are none.
+        """Not available: this detector is for inference only.
 
         Raises:
             UserError: always.
@@ -68,7 +68,7 @@ class CascadeRCNN(Detector):
         )
 
     def predict(self, features: Features, sizes: Int[Array, "B 2"]) -> Detections:
-        """See `Detector.predict`. The class logits are the mean of those of the three stages."""
+        """See `Detector.predict`. The class logits are the mean over the three stages."""
         proposals, probability, deltas = self._stages(features, sizes)
         rule, test = self.convention, self.settings.test
         return self.from_head(
@@ -86,7 +86,7 @@ class CascadeRCNN(Detector):
     def _stages(
         self, features: Features, sizes: Int[Array, "B 2"]
     ) -> tuple[Proposals, Float[Array, "B R K1"], Float[Array, "B R D 4"]]:
-        """Regions of the last stage, the mean probabilities, the last stage's deltas."""
+        """The last stage's regions and deltas, and the probabilities of the mean class logits."""
         rule, settings = self.convention, self.settings
         maps = device_maps(features)
         logits, deltas = self.rpn(maps)

@@ -1,12 +1,12 @@
-"""A convolution and the norm after it, as one convolution where the norm is constant.
+"""Merges a convolution and the norm after it into one convolution, if the norm is constant.
 
 Letters: B pictures, h w C one feature map.
 
-With constant statistics a norm is a factor and a shift for each channel: the factor goes into the
-kernel, the shift becomes a bias. The map is written once in the place of twice, and it is not kept
-for the gradient of the norm's scale, which follows from the kernel's. On a CPU, where pictures are
-small, going through all kernels once more costs more than that saves: there the norm stays where it
-is.
+With constant statistics a norm is a factor and a shift per channel: the factor can be multiplied
+into the kernel, the shift becomes a bias. The map is then written once instead of twice, and need
+not be kept for the gradient of the norm's scale, which follows from the kernel's. On a CPU, where
+pictures are small, the extra pass over all kernels costs more than this saves, so there the norm
+stays separate.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def conv_norm(
     x: Float[jax.Array, "B h w C"],
     picture_valid: Bool[jax.Array, "B"] | None,
 ) -> Float[jax.Array, "B p q D"]:
-    """``norm(layer(x), picture_valid)``, folded where it can be.
+    """``norm(layer(x), picture_valid)``, merged where possible.
 
-    Kernel and factor are multiplied in float32 and rounded once to the layer's dtype, in which the
-    shift is added.
+    Kernel and factor are multiplied in float32 and rounded once to the layer's dtype; the shift is
+    added in that dtype.
 
     Args:
-        layer: a convolution, without a bias where the norm is a `FrozenBatchNorm`.
-        norm: of its output's channels.
+        layer: a convolution; it has no bias if the norm is a `FrozenBatchNorm`.
+        norm: the norm of its output.
         x: the input.
         picture_valid: see `ResNet.__call__`.
     """

@@ -1,8 +1,8 @@
-"""The numbers by which detection libraries differ, in one frozen table.
+"""The numbers in which detection libraries differ, in one frozen table.
 
-Only what a *library* fixes is here. What a user sizes (channels, thresholds of the final NMS,
-numbers of proposals) is in `settings`; where a library has its own size for such a thing,
-`LIBRARY_SETTINGS` holds it as a default. docs/conventions.md says where each field is used.
+This holds only what a *library* fixes. What a user chooses (channels, thresholds of the final NMS,
+numbers of proposals) is in `settings`; if a library has its own default for such a setting, it is
+in `LIBRARY_SETTINGS`. docs/conventions.md says where each field is used.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any, Literal
 
 from drkd_jax.errors import UserError
 
-#: A `min side` that every box with both width and height has, and no other: the least float32.
+#: The smallest normal float32: as a minimum side it drops exactly the boxes of width or height 0.
 ANY_SIDE = 2.0**-126
 
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
-    """Overlaps that make an anchor or a region positive or negative.
+    """The overlaps that make an anchor or a region positive or negative.
 
     Attributes:
         positive: positive from this overlap on.
         negative: negative below this overlap.
         low_quality: the best anchors of a ground truth are positive too, if their overlap is at
-            least this; None switches it off.
-        overwrite: whether such an anchor then belongs to the ground truth that claims it, the
-            later one of several; otherwise to the one that it overlaps best.
+            least this; None switches this off.
+        overwrite: whether such an anchor is assigned to the ground truth whose best anchor it is
+            (the last one, if several); otherwise to the one that it overlaps most.
     """
 
     positive: float
@@ -40,13 +40,13 @@ class Matching:
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """From a decoded picture to what a network of this library was trained on.
+    """The input that the networks of this library were trained on.
 
     Attributes:
         mean: subtracted from the channels, 0..255, in the order of ``channels``.
-        std: divided by, after that.
+        std: what the channels are divided by afterwards.
         channels: order in which the network reads the colours.
-        resize: the rule for the sides of a resized picture and for what is interpolated, see
+        resize: the rule for the size of a resized picture and for the interpolation, see
             `data.transforms.RULES`.
     """
 
@@ -71,13 +71,13 @@ class Conventions:
         padding: pictures are padded to a multiple of this.
         train_padding: whether anchors whose grid cell begins past a picture's own padding take
             part in training; otherwise they only give proposals.
-        whole_anchor_sides: whether the side of each anchor is cut to whole pixels before the
-            ratios are applied.
+        whole_anchor_sides: whether the side of each anchor is truncated to whole pixels before
+            the ratios are applied.
         round_anchors: whether base anchors are rounded to whole pixels.
-        steps_by_map: whether cells are ``canvas side // map side`` apart, along y and x for
-            itself; otherwise by the level's stride. They differ where a map's side is rounded up.
+        steps_by_map: whether cells are ``canvas side // map side`` apart, separately along y and
+            x; otherwise by the level's stride. The two differ if a map's side is rounded up.
         background_first: whether the background is the first logit of a region's classes (and
-            then has deltas too, which nothing uses) or the last one (without).
+            then has deltas too, which are unused) or the last one (without deltas).
         max_log: limit of the decoded ``dw`` and ``dh``.
         clamp_below: whether the lower side of ``dw`` and ``dh`` is limited too.
         proposal_min_side: proposals with a shorter side are dropped before NMS; None: none are.
@@ -88,27 +88,27 @@ class Conventions:
         roi: matching of the regions.
         rpn_stds: standard deviations of the RPN's and RetinaNet's deltas (x, y, w, h).
         roi_stds: standard deviations of the second stage's deltas.
-        rpn_beta: where the RPN's box loss turns from a parabola to a line; 0: L1.
+        rpn_beta: beta of the RPN's smooth L1 box loss, where it turns linear; 0: L1.
         dense_beta: the same for RetinaNet.
         roi_beta: the same for the second stage.
-        rpn_least: a picture's positives, and its negatives, count as at least so many in the
+        rpn_least: the least number that a picture's positives, and its negatives, count as in the
             RPN's normaliser.
-        dense_mean: RetinaNet's losses are sums over all anchors divided by all positives
-            ("batch"), or the mean over pictures of that of each one ("picture"). A picture without
-            positives counts as one.
+        dense_mean: RetinaNet's losses are the sum over all anchors divided by all positives
+            ("batch"), or that quotient for each picture, averaged over pictures ("picture"). A
+            picture without positives counts as having one.
         dense_candidates: what enters RetinaNet's NMS from a level: the best "pairs" of anchor and
-            class, or all classes of the best "anchors", by their best class.
-        roi_max_level: coarsest level that the second stage's regions are cut from.
-        roi_size: bins a side of a region.
-        roi_sampling: samples a bin and axis; 0: as many as a bin has pixels (adaptive).
+            class, or all classes of the best "anchors", ranked by their best class.
+        roi_max_level: coarsest level that the second stage's regions are cropped from.
+        roi_size: bins along each side of a region.
+        roi_sampling: samples per bin and axis; 0: as many as a bin has pixels (adaptive).
         roi_aligned: whether pixel centres are at half pixels in RoIAlign.
         region_level_rule: the rule by which a region finds its level, see `ops.roi_align`.
         train_norms: whether the scale and bias of a "frozen_bn" are trained; its statistics never
             are.
         focal_gamma: focusing parameter of the focal loss.
         focal_alpha: weight of the positives in the focal loss.
-        class_prior: probability that a dense classifier starts with.
-        pixels: what the library's own weights expect to see.
+        class_prior: initial probability of a dense classifier.
+        pixels: the input that the library's own weights expect.
 
     Source: open-mmlab/mmdetection v3.3.0, configs/_base_/models/faster-rcnn_r50_fpn.py and
     retinanet_r50_fpn.py; pytorch/vision v0.14.1, torchvision/models/detection.
@@ -182,7 +182,7 @@ CONVENTIONS: Mapping[str, Conventions] = MappingProxyType(
     {"mmdet": MMDET, "mmdet-2.3": MMDET_2_3, "torchvision": TORCHVISION}
 )
 
-#: Sizes that a library has different from the defaults in `settings`, by convention and detector.
+#: Defaults of a library that differ from those in `settings`, by convention and detector.
 LIBRARY_SETTINGS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     {
         ("torchvision", "faster_rcnn"): {"proposals": {"max_out": 2000}},
@@ -207,11 +207,11 @@ def conventions(name: str) -> Conventions:
 
 
 def with_own(rule: Conventions, settings: Any) -> Conventions:
-    """A library's conventions with what a detector's own settings say in their place.
+    """A library's conventions, overridden by a detector's own settings.
 
     Args:
-        rule: the library's.
-        settings: a `settings.PyramidSettings`; what it leaves open stays the library's.
+        rule: the library's conventions.
+        settings: a `settings.PyramidSettings`; unset values keep the library's.
     """
     fields = {"rpn_stds": "delta_stds", "roi_stds": "roi_stds"}
     fields |= {name: name for name in ("roi_aligned", "roi_max_level")}

@@ -1,4 +1,4 @@
-"""What the RPN and RetinaNet share: anchors of all levels, and their targets.
+"""Code shared by the RPN and RetinaNet: the anchors of all levels, and their targets.
 
 Letters: B pictures, A anchors of all levels, G padded ground truths, h w one feature map.
 """
@@ -23,9 +23,9 @@ EXACT = 32  # the coarsest stride that divides every canvas
 
 
 class Assigned(NamedTuple):
-    """What each anchor of each picture is to learn."""
+    """The targets of each anchor of each picture."""
 
-    truth: Int[Array, "B A"]  # its ground truth; of no meaning where not positive
+    truth: Int[Array, "B A"]  # index of its ground truth; meaningless if not positive
     positive: Bool[Array, "B A"]
     negative: Bool[Array, "B A"]
 
@@ -40,12 +40,12 @@ def level_anchors(
 
     Args:
         settings: sizes and ratios.
-        strides: pixels a cell of each level.
+        strides: pixels per cell of each level.
         shapes: rows and columns of each level's map.
         convention: whether to round, and how far cells are apart.
 
     Returns:
-        One array a level; boxes in pixels, by row, column, ratio, size.
+        One array per level; boxes in pixels, ordered by row, column, ratio, size.
     """
     levels = []
     for stride, shape in zip(strides, shapes, strict=True):
@@ -58,7 +58,7 @@ def level_anchors(
         )
         step: int | tuple[int, int] = stride
         if convention.steps_by_map:
-            # The canvas is a multiple of the stride of P5, which every pyramid has.
+            # The canvas is a multiple of the stride of P5, a level that every pyramid has.
             height, width = (n * EXACT for n in shapes[list(strides).index(EXACT)])
             step = height // shape[0], width // shape[1]
         levels.append(anchor_ops.grid(base, shape, step))
@@ -70,14 +70,14 @@ def assign(
 ) -> Assigned:
     """Match the anchors with the ground truths of every picture.
 
-    Every anchor of a picture that is not valid is neither positive nor negative, and so is, where
-    the convention says so, an anchor whose cell lies past the picture's own padding.
+    The anchors of an invalid picture are neither positive nor negative. The same holds, if the
+    convention says so, for anchors whose cell lies past the picture's own padding.
 
     Args:
         anchors: anchors of all levels.
         targets: sizes, boxes and flags of the batch.
         matching: overlaps to match by.
-        convention: the padding, and whether anchors in the rest of the canvas count.
+        convention: the padding, and whether anchors in the rest of the canvas are trained.
     """
     valid = jnp.asarray(targets.picture_valid)[:, None]
     eligible = jnp.broadcast_to(valid, (valid.shape[0], anchors.shape[0]))
@@ -100,7 +100,7 @@ def assign(
 
 
 def device_maps(features: Features) -> tuple[jax.Array, ...]:
-    """The maps of a pyramid as JAX arrays, whatever they came as."""
+    """The maps of a pyramid as JAX arrays, whatever their type."""
     return tuple(jnp.asarray(m) for m in features.maps)
 
 
@@ -110,7 +110,7 @@ def take_rows(values: Float[Array, "B N D"], rows: Int[Array, "B M"]) -> Float[A
 
 
 def sizable(boxes: Float[Array, "B N 4"], min_side: float | None) -> Bool[Array, "B N"]:
-    """Whether both sides of a box are at least so long, in pixels; None: every box is."""
+    """Whether both sides of a box have at least `min_side` pixels; None: always."""
     if min_side is None:
         return jnp.ones(boxes.shape[:-1], bool)
     return jnp.all(boxes[..., 2:] - boxes[..., :2] >= min_side, axis=-1)

@@ -1,4 +1,4 @@
-"""What every detector is: features, losses, predictions.
+"""The interface of every detector: features, losses, predictions.
 
 Letters: B pictures, H W pixels of the canvas.
 """
@@ -58,8 +58,8 @@ class Detector(FeatureExtractor, abc.ABC):
 
         Args:
             features: of this detector.
-            targets: ground truth; pictures that are not valid count nowhere.
-            keys: one random key a picture, for whatever is drawn.
+            targets: ground truth; invalid pictures are ignored.
+            keys: one random key per picture, for random sampling.
         """
 
     @abc.abstractmethod
@@ -73,9 +73,9 @@ class Detector(FeatureExtractor, abc.ABC):
 
     @abc.abstractmethod
     def unsuppressed(self, features: Features, sizes: Int[Array, "B 2"]) -> Unsuppressed:
-        """Decoded boxes and class scores as they are before `predict` chooses among them.
+        """Decoded boxes and class scores before `predict` filters them.
 
-        Regions of a two-stage detector have been chosen: its second stage starts from them.
+        A two-stage detector's regions are already filtered, since its second stage starts there.
 
         Args:
             features: of this detector.
@@ -83,17 +83,17 @@ class Detector(FeatureExtractor, abc.ABC):
         """
 
     def to_head(self, targets: Targets) -> Targets:
-        """Targets with the head's numbers for the classes."""
+        """Targets with the class numbers of the head."""
         return targets._replace(labels=jnp.asarray(self.class_ids, jnp.int32)[targets.labels])
 
     def from_head(self, found: Detections) -> Detections:
-        """Detections with the data's numbers for the classes, without classes it has not."""
+        """Detections with the class numbers of the data, without classes that the data lacks."""
         of_head = np.full(self.head_classes, -1, np.int32)
         of_head[list(self.class_ids)] = np.arange(self.num_classes)
         labels = jnp.asarray(of_head)[found.labels]
         valid = found.valid & (labels >= 0)
         order = jnp.argsort(~valid, axis=1, stable=True)
-        # A value for rows that lie outside is, of flags, none that an ONNX runtime could choose.
+        # The default mode fills in a value for rows out of range, which ONNX lacks for flags.
         take = partial(jnp.take_along_axis, axis=1, mode="promise_in_bounds")
         return Detections(
             take(found.boxes, order[..., None]),
@@ -105,14 +105,14 @@ class Detector(FeatureExtractor, abc.ABC):
     def classes_from_head(
         self, boxes: Float[Array, "B N D 4"], scores: Float[Array, "B N K"]
     ) -> tuple[Float[Array, "B N D2 4"], Float[Array, "B N K2"]]:
-        """Boxes and scores of the data's classes out of those of the head's."""
+        """Selects the data's classes from boxes and scores of all the head's classes."""
         ids = list(self.class_ids)
         return (boxes if boxes.shape[2] == 1 else boxes[:, :, ids]), scores[:, :, ids]
 
     def is_trained(self, path: tuple[str | int, ...], variable: object) -> bool:
         """Whether a variable is a parameter outside the frozen stages; a filter for nnx.split.
 
-        Where the convention does not train the norms of pretrained weights, they are none either.
+        Norms of pretrained weights are excluded if the convention does not train them.
         """
         if not _is_param(path, variable):
             return False

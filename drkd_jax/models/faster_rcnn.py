@@ -83,15 +83,15 @@ class FasterRCNN(Detector):
         chosen: Sampled,
         regions: Regions,
     ) -> dict[str, Float[Array, ""]]:
-        """The losses once everything is drawn.
+        """The losses for given samples of anchors and regions.
 
         Args:
             features: of this detector.
-            targets: with the head's numbers for the classes.
+            targets: with the class numbers of the head.
             outputs: logits and deltas of the RPN.
-            assigned: what each anchor is to learn.
-            chosen: the anchors that count.
-            regions: the regions that count.
+            assigned: the targets of each anchor.
+            chosen: the sampled anchors.
+            regions: the sampled regions.
         """
         rule = self.convention
         logits, deltas = (jnp.concatenate(x, axis=1) for x in outputs)
@@ -117,7 +117,7 @@ class FasterRCNN(Detector):
     def _second_stage(
         self, features: Features, sizes: Int[Array, "B 2"]
     ) -> tuple[Proposals, Float[Array, "B R K1"], Float[Array, "B R D 4"]]:
-        """Regions, the probabilities of their classes, and their deltas."""
+        """The regions, their class probabilities, and their deltas."""
         rule, settings = self.convention, self.settings
         logits, deltas = self.rpn(device_maps(features))
         proposals = propose(

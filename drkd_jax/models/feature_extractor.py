@@ -20,7 +20,7 @@ class FeatureExtractor(nnx.Module):
     """A ResNet and a feature pyramid.
 
     Attributes:
-        settings: what it was built from.
+        settings: the settings that it was built from.
         stride: sides of a canvas must be multiples of this.
     """
 
@@ -46,8 +46,8 @@ class FeatureExtractor(nnx.Module):
 
         Args:
             images: normalised pictures, zeros in the padding.
-            picture_valid: the pictures that count in batch statistics, in training. None, in
-                evaluation, uses running statistics. Only ``norm="bn"`` heeds it; it then
+            picture_valid: in training, the pictures that contribute to batch statistics; None (in
+                evaluation) uses running statistics. Only ``norm="bn"`` uses it, and in training
                 updates its ``nnx.BatchStat`` variables.
 
         Returns:
@@ -62,8 +62,8 @@ def strip(detector: FeatureExtractor) -> FeatureExtractor:
     """The same backbone and neck without the heads, which distillation does not need.
 
     Args:
-        detector: any detector, with values or without (`build.abstract_detector`). It shares its
-            variables with the result.
+        detector: any detector, with or without values (`build.abstract_detector`). The result
+            shares its variables.
     """
     bare = nnx.eval_shape(
         lambda: FeatureExtractor(detector.settings, rngs=nnx.Rngs(0), dtype=detector.dtype)

@@ -1,4 +1,4 @@
-"""A settings dataclass filled from a plain nested dict, with every unknown key named."""
+"""Fills a settings dataclass from a plain nested dict and refuses unknown keys by name."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ T = TypeVar("T")
 
 
 def from_dict(default: T, values: Mapping[str, Any], where: str = "") -> T:
-    """Lay a plain nested dict over a settings dataclass.
+    """Override a settings dataclass by a plain nested dict.
 
     Args:
-        default: the settings that hold for every key not named.
+        default: the settings for every key that is not given.
         values: plain values; a nested settings class takes a mapping, or None for its default.
-        where: dotted name of the place, for messages.
+        where: dotted name of the settings, for messages.
 
     Returns:
         A new object of ``default``'s class.
 
     Raises:
-        UserError: for an unknown key, a value of the wrong type or a number that is not finite,
-            with the key named.
+        UserError: a key is unknown, a value has the wrong type, or a number is not finite; the
+            message names the key.
     """
     fields = {field.name: field for field in dataclasses.fields(default)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(type(default))
@@ -48,7 +48,7 @@ def from_dict(default: T, values: Mapping[str, Any], where: str = "") -> T:
 
 
 def as_tuples(value: Any) -> Any:
-    """JSON's lists as tuples again, at every depth."""
+    """Turns JSON's lists back into tuples, at every depth."""
     if isinstance(value, (list, tuple)):
         return tuple(as_tuples(item) for item in value)
     if isinstance(value, Mapping):
@@ -57,7 +57,7 @@ def as_tuples(value: Any) -> Any:
 
 
 def _plain(name: str, value: Any, hint: Any) -> Any:
-    """A number, a string or a tuple of the type that the field wants."""
+    """Checks a number, a string or a tuple and converts it to the field's type."""
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{name} must be a list of numbers, not {value!r}")

@@ -1,8 +1,8 @@
-"""A detector whose norms with constant statistics lie in its convolutions.
+"""Folds a detector's batch norms into its convolutions.
 
-In evaluation such a norm is one factor and one shift a channel: the convolution before it takes
-both over, and the map is written once instead of twice. The result is for inference: a frozen
-teacher, or a detector that is only evaluated.
+In evaluation a batch norm is one factor and one shift per channel, which the convolution before it
+can absorb; the map is then written once instead of twice. The result is for inference only: a
+frozen teacher, or a detector to be evaluated.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ def fold(detector: T) -> T:
     """Fold every batch norm, with its running statistics, into the convolution before it.
 
     Args:
-        detector: a detector or feature extractor with values; it is left as it is. Group norms
-            depend on the picture and cannot be folded: with them, or where nothing is left to
+        detector: a detector or feature extractor with values; it is not changed. Group norms
+            depend on the picture and cannot be folded: with them, or if there is nothing left to
             fold, the detector itself is returned.
 
     Returns:
         A module of the same class with ``backbone.norm`` "folded". Heads and neck are shared with
-        ``detector``; the backbone's float32 kernels are new ones. Its features are those of
-        ``detector`` in evaluation up to float32 rounding.
+        ``detector``; the backbone's float32 kernels are new. Its features equal those of
+        ``detector`` in evaluation, up to float32 rounding.
     """
     settings = detector.settings
     old = settings.backbone
     if old.norm not in ("frozen_bn", "bn"):
         return detector
-    # A frozen stage stays one: nothing of this module is trained, but its gradient stops there.
+    # Frozen stages stay frozen: nothing of this module is trained, but gradients stop there.
     backbone = dataclasses.replace(old, norm="folded", norm_batch=0, frozen_stages=old.num_frozen)
     settings = dataclasses.replace(settings, backbone=backbone)
     folded = nnx.eval_shape(lambda: _bare(detector, settings))
@@ -51,7 +51,7 @@ def fold(detector: T) -> T:
 
 
 def _bare(detector: T, settings: Any) -> T:
-    """A detector of the same class and of other settings."""
+    """A detector of the same class with other settings."""
     known: dict[str, Any] = {"rngs": nnx.Rngs(0), "dtype": detector.dtype}
     if isinstance(detector, Detector):
         return type(detector)(settings, detector.num_classes, **known)
@@ -72,7 +72,7 @@ def _fold_pair(conv: Any, norm: Any, into: Any) -> None:
     """Write the convolution and its norm into one convolution with a bias."""
     if not isinstance(norm, (FrozenBatchNorm, BatchNorm)):
         raise TypeError(f"a norm of class {type(norm).__name__} cannot be folded")
-    # On the host, in float64: one rounding to float32, and nothing to compile.
+    # On the host in float64: rounds to float32 only once, and compiles nothing.
     kernel, scale, bias, mean, var = (
         np.asarray(v[...], np.float64)
         for v in (conv.kernel, norm.scale, norm.bias, norm.mean, norm.var)

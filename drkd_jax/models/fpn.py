@@ -34,7 +34,7 @@ class FPN(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
     ):
-        """Build for the channels of C2..C5, of which those from ``min_level`` on are used."""
+        """Build for the given channels of C2..C5; levels from ``min_level`` on are used."""
         C = settings.channels
         self.extra = settings.extra
         self.extra_relu = settings.extra_relu

@@ -1,8 +1,8 @@
-"""Initial values, drawn by NumPy: a function of the key on every backend, and no compilation.
+"""Initial values drawn by NumPy: they depend only on the key, and nothing has to be compiled.
 
-A ResNet has some thirty shapes of kernels; drawing them by `jax.random` costs a program each, 15
-seconds on a laptop for a network that then trains in minutes. Under tracing (`nnx.eval_shape`)
-there is no key to read, and the values are zeros of the right shape.
+A ResNet has some thirty kernel shapes; with `jax.random` each needs its own program, which takes 15
+seconds on a laptop, for a network that may train in minutes. Under tracing (`nnx.eval_shape`) the
+key has no value, so the initial values are zeros of the right shape.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def constant(value: float) -> Initializer:
 
 
 def filled(shape: Sequence[int] | int, value: float, dtype: Any = jnp.float32) -> jax.Array:
-    """An array of one value, made without compiling anything."""
+    """An array filled with one value, made without compiling anything."""
     return jnp.asarray(np.full(shape, value, dtype))
 
 

@@ -19,7 +19,7 @@ from drkd_jax.models.initializers import filled
 from drkd_jax.ops.group_norm import group_norm
 
 EPSILON = 1e-5
-KEEP = 0.9  # of the running statistics, a step
+KEEP = 0.9  # share of the running statistics that a step keeps
 
 
 class FrozenBatchNorm(nnx.Module):
@@ -42,7 +42,7 @@ class FrozenBatchNorm(nnx.Module):
         return _affine(x, *self.affine())
 
     def affine(self) -> tuple[Float[jax.Array, "C"], Float[jax.Array, "C"]]:
-        """What each channel is multiplied by, and what is added then."""
+        """The factor and the shift of each channel."""
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
         return factor, self.bias[...] - self.mean[...] * factor
 
@@ -52,10 +52,10 @@ class BatchNorm(nnx.Module):
 
     With ``picture_valid`` given (training) the batch's own statistics are used and the running
     ones are updated; with None (evaluation) the running ones are used. Under ``jit`` over a
-    sharded batch the sums are global, so the device count changes nothing. With ``group`` n,
-    pictures 0..n-1 of the global batch share statistics, n..2n-1 the next ones, and so on: as if
-    every n pictures had a device of their own, on any number of devices. The running statistics
-    then take the mean over the groups that hold a valid picture.
+    sharded batch the sums are global, so the result does not depend on the device count. With
+    ``group`` n, pictures 0..n-1 of the global batch share statistics, then n..2n-1, and so on: as
+    if every n pictures were on a separate device, whatever the number of devices. The running
+    statistics are then updated with the mean over the groups that hold a valid picture.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class BatchNorm(nnx.Module):
         """Normalise by the batch (``picture_valid`` given) or by the running statistics.
 
         Raises:
-            UserError: the groups do not divide the batch.
+            UserError: the batch is not a multiple of the group size.
         """
         if picture_valid is None:
             factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
@@ -102,7 +102,7 @@ class BatchNorm(nnx.Module):
         return out.reshape(x.shape).astype(x.dtype)
 
     def _remember(self, mean: jax.Array, var: jax.Array, used: jax.Array) -> None:
-        """Move the running statistics towards the mean of those of the groups in use."""
+        """Move the running statistics towards the mean over the groups in use."""
         num_used = jnp.maximum(used.sum(), 1)
         for running, now in ((self.mean, mean), (self.var, var)):
             seen = jnp.where(used, now, 0.0).sum(axis=(0, 1, 2, 3)) / num_used
@@ -110,7 +110,7 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation: every picture by itself, so neither batch nor devices matter."""
+    """Group normalisation: each picture separately, independent of batch and devices."""
 
     def __init__(self, channels: int, *, zero_scale: bool = False):
         self.scale = nnx.Param(filled(channels, 0.0 if zero_scale else 1.0))
@@ -125,10 +125,10 @@ class GroupNorm(nnx.Module):
 
 
 def group_count(channels: int) -> int:
-    """Groups for a map of so many channels: 32 as usual, fewer where it has under 64 channels.
+    """The number of groups for a map: 32 as usual, fewer for maps under 64 channels.
 
-    A group keeps at least 4 channels there, since one channel a group would erase the mean
-    brightness of every channel.
+    There a group keeps at least 4 channels, since with one channel per group the mean of every
+    channel would be lost.
     """
     groups = 32 if channels >= 64 else max(channels // 4, 1)
     while channels % groups:
@@ -147,7 +147,7 @@ def _widened(x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
 
 
 class NoNorm(nnx.Module):
-    """Nothing: the norm lies in the convolution before it (`models.folding`)."""
+    """The identity: the norm is folded into the convolution before it (`models.folding`)."""
 
     def __call__(
         self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
@@ -160,7 +160,7 @@ Norm = FrozenBatchNorm | BatchNorm | GroupNorm | NoNorm
 
 
 def make_norm(settings: BackboneSettings, channels: int, *, zero_scale: bool = False) -> Norm:
-    """The norm that the settings name, for a map of so many channels."""
+    """The norm that the settings name, for a map with this number of channels."""
     if settings.norm == "frozen_bn":
         return FrozenBatchNorm(channels, zero_scale=zero_scale, eps=settings.eps)
     if settings.norm == "bn":

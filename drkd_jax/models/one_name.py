@@ -1,7 +1,7 @@
-"""`models`, the link at the top of a checkout, is `drkd_jax.models` and no second copy of it.
+"""Makes `models`, the link at the top of a checkout, the same module as `drkd_jax.models`.
 
-A file that Python imports under two names makes two sets of classes: `isinstance` and nnx's filters
-would then pass over what the other name made, without a word.
+If Python imports a file under two names, its classes exist twice: `isinstance` and nnx's filters
+would then silently ignore objects created under the other name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REAL = "drkd_jax.models"
 
 
 class _SameModules(MetaPathFinder, Loader):
-    """Answers for every module below a link with the real one."""
+    """Resolves every module below a link to the real one."""
 
     def __init__(self, link: str):
         self._link = link
@@ -29,7 +29,7 @@ class _SameModules(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if below else None
 
     def exec_module(self, module: ModuleType) -> None:
-        # Python takes what stands in sys.modules afterwards.
+        # Python uses the entry of sys.modules after this.
         real = REAL + module.__name__.removeprefix(self._link)
         try:
             sys.modules[module.__name__] = import_module(real)
@@ -42,10 +42,10 @@ class _SameModules(MetaPathFinder, Loader):
 
 
 def become_one(link: str) -> None:
-    """Puts the real package and its modules in the place of those under another name.
+    """Makes another name refer to the real package and its modules.
 
     Args:
-        link: that name; its ``__init__`` calls this while it is imported.
+        link: the other name; its ``__init__`` calls this while it is imported.
     """
     sys.meta_path.insert(0, _SameModules(link))
     sys.modules[link] = import_module(REAL)

@@ -1,4 +1,4 @@
-"""How the loader's pictures become a network's input: each network by its own rule.
+"""Turns the loader's pictures into a network's input; each network has its own format.
 
 Letters: B pictures, H W pixels of the canvas.
 """
@@ -23,11 +23,11 @@ _CHANNELS = ("rgb", "bgr")
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """What a network reads.
+    """The input format of a network.
 
     Attributes:
         mean: subtracted from the colours, 0..255, in the order of ``channels``.
-        std: divided by, after that.
+        std: what the colours are divided by afterwards.
         dtype: of the input.
         channels: "rgb" or "bgr", the order in which the network reads the colours.
     """
@@ -49,20 +49,20 @@ class Pixels:
         images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
         sizes: Int[Array, "B 2"],
     ) -> Float[Array, "B H W 3"]:
-        """The network's input alone, of pictures that are not to be mirrored."""
+        """The network's input alone, for pictures that must not be mirrored."""
         return normalise(images, sizes, self.mean, self.std, self.dtype, self.channels)
 
 
 def read_pixels(data: Mapping[str, Any], dtype: Any, where: str = "config.data") -> Pixels:
-    """A network's input from `mean`, `std` and `channels` ("rgb" where it is left out).
+    """A network's input format from `mean`, `std` and `channels` (default "rgb").
 
     Args:
-        data: a config's part; other keys are not looked at.
+        data: a section of a config; other keys are ignored.
         dtype: of the input.
-        where: what messages call the part.
+        where: the section's name in messages.
 
     Raises:
-        UserError: a value that no picture can be normalised by.
+        UserError: a value that cannot normalise a picture.
     """
     mean, std = (_three(data[key], f"{where}.{key}") for key in ("mean", "std"))
     if min(std) <= 0:
@@ -87,10 +87,10 @@ def _three(value: Any, where: str) -> tuple[float, float, float]:
 
 
 def only_pixels(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The keys of a part that may say nothing but what a network reads.
+    """The keys of a section that may describe nothing but a network's input format.
 
     Raises:
-        UserError: another key.
+        UserError: there is another key.
     """
     for key in data:
         if key not in PIXEL_KEYS:

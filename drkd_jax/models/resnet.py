@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt, with the stride in the 3x3 convolution or in the 1x1 one before it.
+"""ResNet and ResNeXt, with the stride in the 3x3 convolution or the 1x1 one before it.
 
 Letters: B pictures, H W pixels, h w C one feature map.
 """
@@ -45,7 +45,7 @@ def conv(
     kernel_init: Initializer | None = None,
     bias_init: Initializer | None = None,
 ) -> nnx.Conv:
-    """A square convolution, padded by half its size on every side (as PyTorch models are)."""
+    """A square convolution, padded by half its size on every side, as in PyTorch models."""
     return nnx.Conv(
         inputs,
         outputs,
@@ -63,10 +63,10 @@ def conv(
 
 
 class DeformConv(nnx.Module):
-    """A 3x3 deformable convolution and the plain one that says where its taps read.
+    """A 3x3 deformable convolution, and the plain convolution that predicts its tap offsets.
 
-    The offsets start at 0, so that a fresh layer is the plain convolution (with half its weight in
-    version 2, whose factors start at a half).
+    The offsets start at 0, so that a new layer equals a plain convolution (halved in version 2,
+    whose factors start at 0.5).
 
     Source: open-mmlab/mmcv ``mmcv/ops/deform_conv.py`` and ``modulated_deform_conv.py``: version 2
     predicts 18 offsets, then 9 factors before their sigmoid.
@@ -102,7 +102,7 @@ class DeformConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B p q D"]:
-        """Move the taps by what the plain convolution says, then convolve."""
+        """Shift the taps by the offsets that the plain convolution predicts, then convolve."""
         moves = self.offset(x)
         factors = jax.nn.sigmoid(moves[..., 18:]) if self.modulated else None
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
@@ -135,7 +135,7 @@ class Stem(nnx.Module):
 class Block(nnx.Module):
     """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1, one of the first two with stride.
 
-    The last norm starts with scale 0, so that a fresh network begins as its shortcuts.
+    The last norm starts with scale 0, so that a new block starts as its shortcut.
     """
 
     def __init__(
@@ -204,8 +204,9 @@ class Block(nnx.Module):
 class ResNet(nnx.Module):
     """The four stages C2..C5, strides 4 to 32.
 
-    Source: kaiming initialisation and the residual's zero start as in open-mmlab/mmdetection
-    mmdet/models/backbones/resnet.py; ResNeXt's inner width as in resnext.py beside it.
+    Source: kaiming initialisation and zero-initialised residual branches as in
+    open-mmlab/mmdetection mmdet/models/backbones/resnet.py; ResNeXt's inner width as in its
+    resnext.py.
     """
 
     def __init__(self, settings: BackboneSettings, *, rngs: nnx.Rngs, dtype: jnp.dtype):
@@ -242,7 +243,7 @@ class ResNet(nnx.Module):
 
         Args:
             images: normalised pictures.
-            picture_valid: the pictures that count in batch statistics, or None in evaluation.
+            picture_valid: the pictures that contribute to batch statistics; None in evaluation.
                 A frozen stage always normalises as in evaluation.
         """
         frozen_mode = None if self.num_frozen else picture_valid

@@ -1,4 +1,4 @@
-"""RetinaNet's head: two towers of convolutions shared by all levels, and what is made of them.
+"""RetinaNet's head (two towers of convolutions, shared by all levels), its losses and detections.
 
 Letters: B pictures, A anchors of all levels, K classes, C channels, h w one feature map.
 """
@@ -88,11 +88,11 @@ class RetinaHead(nnx.Module):
     def before(
         self, x: Float[jax.Array, "B h w C"], layers: int
     ) -> tuple[Float[jax.Array, "B h w C"], Float[jax.Array, "B h w C"]]:
-        """A level's map after the first layers of the towers: of classes, of boxes.
+        """A level's map after the first layers of the class tower and of the box tower.
 
         Args:
             x: the level's map.
-            layers: layers of each tower that it goes through; the last one's output is not
+            layers: number of layers of each tower to apply; the last one's output is not
                 activated. 0: the map itself, for both.
         """
         a = b = x
@@ -103,10 +103,10 @@ class RetinaHead(nnx.Module):
     def after(
         self, a: Float[jax.Array, "B h w C"], b: Float[jax.Array, "B h w C"], layers: int
     ) -> tuple[Float[Array, "B A K"], Float[Array, "B A 4"]]:
-        """A level's class logits and deltas, of what `before` gave for so many layers.
+        """A level's class logits and deltas, from the result of `before` for the same `layers`.
 
-        The logits are many and stay in the compute dtype: whoever reads them widens them. The
-        deltas are float32.
+        The logits are many and stay in the compute dtype; the reader must convert them. The deltas
+        are float32.
         """
         if layers:
             a, b = relu(a), relu(b)
@@ -128,7 +128,7 @@ class RetinaHead(nnx.Module):
     def outputs(
         self, towers: tuple[tuple[jax.Array, jax.Array], ...], layers: int
     ) -> tuple[tuple[Float[Array, "B _A K"], ...], tuple[Float[Array, "B _A 4"], ...]]:
-        """Class logits and deltas of each level, of what `before` gave for each."""
+        """Class logits and deltas of each level, from the results of `before` for each."""
         found = [self.after(a, b, layers) for a, b in towers]
         return tuple(logits for logits, _ in found), tuple(deltas for _, deltas in found)
 
@@ -142,18 +142,18 @@ def retina_losses(
     convention: Conventions,
     box_loss: str = "smooth_l1",
 ) -> dict[str, Float[Array, ""]]:
-    """Focal loss over all anchors that count, and a loss of the positives' boxes.
+    """Focal loss over positive and negative anchors, and a box loss over the positives.
 
-    Both are divided by the positives, a picture counting as at least one: of the whole batch, or
-    picture by picture, as ``convention.dense_mean`` says.
+    Both are divided by the number of positives, at least one per picture: of the whole batch or
+    of each picture, as ``convention.dense_mean`` says.
 
     Args:
         logits: of each level.
         deltas: of each level.
         anchors: of all levels, in the order of ``logits``.
-        assigned: what they are to learn.
+        assigned: the anchors' targets.
         targets: ground truth.
-        convention: the library's numbers.
+        convention: the library's conventions.
         box_loss: see `RetinaNetSettings`.
 
     Returns:
@@ -167,7 +167,7 @@ def retina_losses(
     labels = jnp.take_along_axis(jnp.asarray(targets.labels), assigned.truth, axis=1)
     labels = jnp.where(assigned.positive, labels, -1)
     counts = assigned.positive | assigned.negative
-    if platform() == "cpu":  # level by level it compiles longer there, and saves nothing
+    if platform() == "cpu":  # there, level by level takes longer to compile and saves nothing
         logits = (jnp.concatenate(logits, axis=1),)
     ends = np.cumsum([level.shape[1] for level in logits])[:-1]
     by_level = zip(logits, jnp.split(labels, ends, 1), jnp.split(counts, ends, 1), strict=True)
@@ -180,7 +180,7 @@ def retina_losses(
     if box_loss == "giou":
         rule = convention
         decoded = box_ops.decode(wide, given, rule.rpn_stds, rule.max_log, rule.clamp_below)
-        # An anchor that is not positive stands beside itself: no division by an empty box.
+        # A non-positive anchor is compared with itself, which avoids dividing by an empty box.
         ours, theirs = (jnp.where(assigned.positive[..., None], x, wide) for x in (decoded, boxes))
         box = 1.0 - box_ops.generalized_iou(ours, theirs)
     else:
@@ -200,10 +200,10 @@ def _focal_sums(
     gamma: float,
     alpha: float,
 ) -> Float[Array, "B"]:
-    """A level's focal loss, summed picture by picture; -1 is the label of no class.
+    """A level's focal loss, summed for each picture; the label -1 stands for no class.
 
-    Its parts are cheaper to compute again for the gradient than to keep: float32 for every class
-    of every anchor.
+    Its intermediates, a float32 for every class of every anchor, are cheaper to recompute for the
+    gradient than to keep.
     """
     truth = labels[..., None] == jnp.arange(logits.shape[-1])
     loss = loss_ops.focal(logits, truth, gamma, alpha)
@@ -218,14 +218,14 @@ def _by_picture(positives: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[
     return valid / (positives * jnp.maximum(valid.sum(), 1))
 
 
-# What the sum over a picture's anchors is multiplied by, from the positives of each (at least 1).
+# The factor on the sum over a picture's anchors, from the positives of each picture (at least 1).
 _PICTURE_SHARES: Mapping[str, Callable[[Array, Array], Array]] = MappingProxyType(
     {"batch": _by_batch, "picture": _by_picture}
 )
 
 
 class Candidates(NamedTuple):
-    """Pairs of anchor and class of one level, by falling score."""
+    """Pairs of anchor and class of one level, by descending score."""
 
     scores: Float[Array, "B M"]
     rows: Int[Array, "B M"]  # the anchor
@@ -240,7 +240,7 @@ def _best_pairs(scores: Float[Array, "B A K"], num: int, most: int) -> Candidate
 
 
 def _pairs_of_best_anchors(scores: Float[Array, "B A K"], num: int, most: int) -> Candidates:
-    """Of the ``num`` anchors with the best best class, the ``most`` best pairs."""
+    """The ``most`` best pairs of the ``num`` anchors whose best class scores highest."""
     _, row = top_k(scores.max(axis=-1), min(num, scores.shape[1]))
     found = _best_pairs(take_rows(scores, row), most, most)
     return found._replace(rows=jnp.take_along_axis(row, found.rows, axis=1))
@@ -274,9 +274,9 @@ def retina_candidates(
 ) -> tuple[Float[Array, "B M 4"], Float[Array, "B M"], Int[Array, "B M"]]:
     """The candidates of each level: boxes clipped to their pictures, scores, labels of the head.
 
-    At most ``settings.pre_nms`` pairs a level enter the NMS on average: that is no limit where
-    candidates are pairs; where they are anchors with all their classes, more may pass the score,
-    and the worst of them are left out.
+    On average at most ``settings.pre_nms`` pairs per level enter the NMS. If candidates are pairs,
+    this is no further limit; if they are anchors with all their classes, more may pass the score
+    threshold, and the worst are left out.
 
     Args:
         logits: of each level.
@@ -284,10 +284,10 @@ def retina_candidates(
         anchors: of each level, xyxy, pixels.
         sizes: height and width of each picture, pixels.
         settings: limits.
-        convention: the library's numbers.
+        convention: the library's conventions.
 
-    Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/base_dense_head.py; v2.3.0
-        anchor_head.py beside it for the candidates' other rule.
+    Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/base_dense_head.py; for the
+        other rule for candidates, anchor_head.py of v2.3.0 in the same folder.
     """
     most = settings.pre_nms * len(logits)
     boxes, scores, labels = [], [], []
@@ -320,11 +320,11 @@ def best_detections(
     settings: TestSettings,
     min_side: float | None,
 ) -> Detections:
-    """NMS class by class over the boxes above the score, and the best of what is left.
+    """Class-wise NMS over the boxes above the score threshold; keeps the best remaining ones.
 
     Args:
         boxes: clipped to their pictures.
-        scores: of one class each.
+        scores: the score of one class for each box.
         labels: that class.
         settings: limits.
         min_side: boxes with a shorter side are dropped first; None: none are.

@@ -45,11 +45,11 @@ class RetinaNet(Detector):
     def losses(
         self, features: Features, targets: Targets, keys: Key[Array, "B"]
     ) -> dict[str, Float[Array, ""]]:
-        """``cls_loss`` and ``box_loss``; draws nothing, so ``keys`` changes nothing."""
+        """``cls_loss`` and ``box_loss``; nothing is random, so ``keys`` is unused."""
         return self.losses_after(self.towers(features, 0), 0, features, targets)
 
     def towers(self, features: Features, layers: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
-        """Maps (classes, boxes) of each level after so many of the towers' layers.
+        """Maps (classes, boxes) of each level after the first `layers` layers of the towers.
 
         See `RetinaHead.before`.
         """
@@ -62,7 +62,7 @@ class RetinaNet(Detector):
         features: Features,
         targets: Targets,
     ) -> dict[str, Float[Array, ""]]:
-        """`losses` of what `towers` gave for so many layers of these features."""
+        """`losses`, computed from the result of `towers` for these features and `layers`."""
         targets = self.to_head(targets)
         logits, deltas = self.head.outputs(towers, layers)
         anchors = np.concatenate(self._anchors(features))
@@ -74,7 +74,7 @@ class RetinaNet(Detector):
     def responses(
         self, classes: Float[jax.Array, "B h w C"], boxes: Float[jax.Array, "B h w C"], layers: int
     ) -> tuple[Float[Array, "B A K"], Float[Array, "B A 4"]]:
-        """Logits of the data's classes and deltas of a level, float32, of a pair of `towers`.
+        """Logits of the data's classes and deltas of a level, float32, from its pair of `towers`.
 
         See `RetinaHead.after`.
         """

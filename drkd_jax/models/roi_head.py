@@ -1,6 +1,6 @@
 """The second stage of Faster R-CNN: regions, their targets, their classes and boxes.
 
-Letters: B pictures, R regions, S bins a side, G padded ground truths, K classes (K1 with the
+Letters: B pictures, R regions, S bins per side, G padded ground truths, K classes (K1 with the
 background, the last), D deltas of a region (K, or 1), C channels, h w one feature map.
 """
 
@@ -32,11 +32,11 @@ from drkd_jax.types import Array, Detections, FeatureSpec, Targets
 
 
 class Regions(NamedTuple):
-    """Sampled regions and what each is to learn."""
+    """Sampled regions and their targets."""
 
     boxes: Float[Array, "B R 4"]
     labels: Int[Array, "B R"]  # K for background
-    truth: Float[Array, "B R 4"]  # the ground truth's box; of no meaning where not positive
+    truth: Float[Array, "B R 4"]  # the ground truth's box; meaningless if not positive
     positive: Bool[Array, "B R"]
     valid: Bool[Array, "B R"]
 
@@ -97,15 +97,15 @@ class RoIHead(nnx.Module):
             maps: the pyramid.
             spec: its levels.
             boxes: regions, canvas pixels.
-            valid: regions that are looked at, the others are not read; None: all.
+            valid: regions to compute, the others are not read; None: all.
 
         Returns:
-            Logits with the background last, and deltas of every class without the background; of
-            one for all classes where the head is class-agnostic.
+            Logits with the background last, and deltas of every class without the background; a
+            class-agnostic head has one set of deltas for all classes.
         """
         x = self.pool(maps, spec, boxes, valid)
         if len(self.convs):
-            wide = x.reshape(-1, *x.shape[2:])  # every region a picture of its own
+            wide = x.reshape(-1, *x.shape[2:])  # each region becomes a separate picture
             for layer in self.convs:
                 wide = relu(layer(wide))
             x = wide.reshape(x.shape)
@@ -126,7 +126,7 @@ class RoIHead(nnx.Module):
         boxes: Float[Array, "B R 4"],
         valid: Bool[Array, "B R"] | None = None,
     ) -> Float[Array, "B R S S C"]:
-        """Cut every region out of the level that fits its size; those not valid are 0."""
+        """Crop every region from the level that fits its size; invalid ones are 0."""
         rule = self.convention
         used = rule.roi_max_level - self.min_level + 1
         levels = region_levels(
@@ -158,24 +158,24 @@ def sample_regions(
     settings: SamplerSettings,
     convention: Conventions,
 ) -> Regions:
-    """Match proposals with ground truths, add the ground truths, and draw some of both kinds.
+    """Match proposals with ground truths, add these as regions, and sample positives and negatives.
 
-    The ground truths stand behind the proposals, so that more padding rows of boxes leave every
-    row's random number as it was.
+    The ground truths are appended after the proposals, so that the number of padding rows does not
+    change any row's random number.
 
     Args:
         proposals: regions of each picture.
-        targets: ground truth, with the head's numbers for the classes.
-        keys: one random key a picture.
-        num_classes: classes of the head, and the label of the background.
-        settings: how many are drawn.
-        convention: the library's numbers.
+        targets: ground truth, with the class numbers of the head.
+        keys: one random key per picture.
+        num_classes: number of classes of the head, and the label of the background.
+        settings: how many regions to sample.
+        convention: the library's conventions.
     """
     most = int(settings.roi * settings.roi_positive)
     rule = convention.roi
 
     boxes, labels, valid, picture_valid = map(jnp.asarray, targets[1:])
-    if not boxes.shape[1]:  # a row that is not valid, since nothing can be read out of no rows
+    if not boxes.shape[1]:  # add an invalid row, since indexing needs at least one
         boxes, labels, valid = (
             jnp.zeros((len(x), 1, *x.shape[2:]), x.dtype) for x in (boxes, labels, valid)
         )
@@ -220,22 +220,22 @@ def roi_losses(
     regions: Regions,
     convention: Conventions,
 ) -> dict[str, Float[Array, ""]]:
-    """Cross-entropy over the sampled regions, (smooth) L1 on the true class's box of positives.
+    """Cross-entropy over the sampled regions, (smooth) L1 on the positives' true-class boxes.
 
     Both are divided by the number of sampled regions of the batch, positive or not.
 
     Args:
         logits: as `RoIHead` gives them.
         deltas: likewise.
-        regions: by `sample_regions`.
-        convention: the library's numbers.
+        regions: from `sample_regions`.
+        convention: the library's conventions.
 
     Returns:
         ``roi_cls_loss`` and ``roi_box_loss``, float32.
     """
     normaliser = jnp.maximum(regions.valid.sum(), 1).astype(jnp.float32)
     cls = loss_ops.cross_entropy(logits, regions.labels)
-    # The last one for the background, which has none; the only one where there is but one.
+    # The background has no deltas and takes the last ones; a class-agnostic head has one set only.
     own = jnp.minimum(regions.labels, deltas.shape[2] - 1)
     picked = jnp.take_along_axis(deltas, own[..., None, None], axis=2)[:, :, 0]
     wanted = box_ops.encode(regions.boxes, regions.truth, convention.roi_stds)
@@ -255,7 +255,7 @@ def roi_detections(
     convention: Conventions,
     stds: tuple[float, float, float, float] | None = None,
 ) -> Detections:
-    """The best (region, class) pairs, then NMS class by class.
+    """The best (region, class) pairs, then class-wise NMS.
 
     Args:
         probability: of each class, the background last: a softmax, or a mean of several.
@@ -293,10 +293,10 @@ def roi_unsuppressed(
     convention: Conventions,
     stds: tuple[float, float, float, float] | None = None,
 ) -> tuple[Float[Array, "B R D 4"], Float[Array, "B R K"]]:
-    """The boxes of every region, clipped, and its score of every class but the background.
+    """The clipped boxes of every region, and its score for every class except the background.
 
     Args:
-        probability: as of `roi_detections`, as all that follow.
+        probability: as in `roi_detections`, like all further arguments.
         deltas: of each region.
         proposals: the regions.
         sizes: height and width of each picture, pixels.
@@ -304,7 +304,7 @@ def roi_unsuppressed(
         stds: standard deviations of the deltas; None: the convention's.
 
     Returns:
-        (boxes, scores); the scores of regions that are not valid are 0.
+        (boxes, scores); the scores of invalid regions are 0.
     """
     B, R, D, _ = deltas.shape
     decoded = box_ops.decode(

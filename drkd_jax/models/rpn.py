@@ -1,6 +1,6 @@
 """Region proposal network: its head, its losses, its proposals.
 
-Letters: B pictures, A anchors (of all levels, or of one where said), R regions, C channels,
+Letters: B pictures, A anchors (of all levels, or of one if stated), R regions, C channels,
 h w one feature map.
 """
 
@@ -31,7 +31,7 @@ from drkd_jax.types import Array, Targets
 
 
 class Proposals(NamedTuple):
-    """Regions of each picture by falling score; rows past the last are not valid."""
+    """Regions of each picture by descending score; rows past the last region are invalid."""
 
     boxes: Float[Array, "B R 4"]
     scores: Float[Array, "B R"]
@@ -39,10 +39,10 @@ class Proposals(NamedTuple):
 
 
 class RPNHead(nnx.Module):
-    """3x3 convolutions, mostly one, then an objectness logit and deltas for every anchor.
+    """3x3 convolutions (usually one), then an objectness logit and deltas for every anchor.
 
-    Both 1x1 convolutions are run as one, of their filters side by side, so that the map before
-    them is read once and has one gradient. As parameters they stay two.
+    The two 1x1 convolutions run as one with concatenated filters, so that their input is read once
+    and has one gradient. Their parameters stay separate.
 
     Source: open-mmlab/mmdetection mmdet/models/dense_heads/rpn_head.py; several convolutions also
     pytorch/vision torchvision/models/detection/rpn.py (fasterrcnn_resnet50_fpn_v2).
@@ -79,7 +79,7 @@ class RPNHead(nnx.Module):
 def side_by_side(
     first: nnx.Conv, second: nnx.Conv, x: Float[jax.Array, "B h w C"]
 ) -> tuple[Float[jax.Array, "B h w _D"], Float[jax.Array, "B h w _D"]]:
-    """``first(x), second(x)`` by one convolution with the filters of both.
+    """``first(x), second(x)`` by one convolution with the concatenated filters of both.
 
     Args:
         first: 1x1, with a bias.
@@ -103,7 +103,7 @@ def side_by_side(
 
 
 def sample_anchors(assigned: Assigned, keys: Key[Array, "B"], settings: SamplerSettings) -> Sampled:
-    """Draw the anchors of each picture that the losses see; every field is ``[B, M]``."""
+    """Sample the anchors of each picture that the losses use; every field is ``[B, M]``."""
     most = int(settings.rpn * settings.rpn_positive)
     draw = jax.vmap(lambda key, p, n: sample(key, p, n, settings.rpn, most))
     return by_device(draw)(keys, assigned.positive, assigned.negative)
@@ -118,19 +118,19 @@ def rpn_losses(
     targets: Targets,
     convention: Conventions,
 ) -> dict[str, Float[Array, ""]]:
-    """Binary cross-entropy over the sampled anchors, (smooth) L1 over the positives of them.
+    """Binary cross-entropy over the sampled anchors, (smooth) L1 over the positives among them.
 
-    Both are divided by the sum over pictures of their sampled positives and negatives, each
-    counted as at least ``convention.rpn_least``.
+    Both are divided by the number of sampled positives and negatives, summed over pictures; in
+    each picture either number counts as at least ``convention.rpn_least``.
 
     Args:
         logits: of all levels.
         deltas: of all levels.
         anchors: xyxy, pixels, in the order of ``logits``.
-        assigned: what they are to learn.
-        chosen: the anchors that count, by `sample_anchors`.
+        assigned: the anchors' targets.
+        chosen: the sampled anchors, from `sample_anchors`.
         targets: ground truth.
-        convention: the library's numbers.
+        convention: the library's conventions.
 
     Returns:
         ``rpn_cls_loss`` and ``rpn_box_loss``, float32.
@@ -165,19 +165,19 @@ def propose(
     nms_threshold: float,
     convention: Conventions,
 ) -> Proposals:
-    """The best anchors of each level, NMS level by level, the best of all levels together.
+    """The best anchors of each level, after NMS per level, reduced to the best of all levels.
 
-    Nothing is differentiated through the proposals.
+    No gradient passes through the proposals.
 
     Args:
         logits: of each level.
         deltas: of each level.
         anchors: of each level, xyxy, pixels.
         sizes: height and width of each picture, pixels.
-        pre_nms: best anchors of a level that enter its NMS.
-        max_out: regions a picture.
-        nms_threshold: overlap above which the lower of two regions of a level is dropped.
-        convention: the library's numbers.
+        pre_nms: how many of a level's best anchors enter its NMS.
+        max_out: regions per picture.
+        nms_threshold: overlap above which the lower-scored of two regions of a level is dropped.
+        convention: the library's conventions.
 
     Returns:
         Regions clipped to their pictures; scores in 0..1.
@@ -219,12 +219,12 @@ def _propose(
         )
         clipped = box_ops.clip(decoded, sizes)
         flag = sizable(clipped, convention.proposal_min_side)
-        # Coarse levels are padded, so that one NMS runs over all levels and pictures at once.
+        # Coarse levels are padded so that one NMS handles all levels and pictures at once.
         missing = ((0, 0), (0, most - row.shape[1]))
         boxes.append(jnp.pad(clipped, (*missing, (0, 0))))
         scores.append(jnp.pad(jax.nn.sigmoid(best), missing))
         valid.append(jnp.pad(flag, missing))
-    # `jnp.stack` is an operation of its own, which jax2onnx does not know.
+    # Not `jnp.stack`: it is a separate operation, which jax2onnx does not support.
     all_boxes, all_scores, all_valid = (
         jnp.concatenate([level[:, None] for level in x], axis=1) for x in (boxes, scores, valid)
     )

@@ -1,7 +1,7 @@
-"""What a user may set on a detector: frozen dataclasses, filled from a plain nested dict.
+"""The settings of a detector: frozen dataclasses, filled from a plain nested dict.
 
-The defaults are the full-size models of mmdetection. A small model is the same class with small
-numbers, and on small pictures smaller anchors.
+The defaults are the full-size models of mmdetection. A small model uses the same class with
+smaller numbers and, for small pictures, smaller anchors.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ class AnchorSettings:
     """Anchors of one level: sides ``scale * stride * 2**(k / octaves)``, each at every ratio.
 
     Attributes:
-        scale: side of the smallest anchor in strides of its level.
-        ratios: height over width.
-        octaves: sizes a level.
-        sides: sides in strides, where they are no such row; they stand in the place of ``scale``
-            and ``octaves``. (): those two.
+        scale: side of the smallest anchor, in strides of its level.
+        ratios: height divided by width.
+        octaves: number of sizes per level.
+        sides: explicit sides in strides, which replace ``scale`` and ``octaves``. (): use those.
     """
 
     scale: float
@@ -46,19 +45,19 @@ class AnchorSettings:
 
     @property
     def num_per_cell(self) -> int:
-        """Anchors at one cell of the map."""
+        """The number of anchors at each cell of the map."""
         return len(self.ratios) * len(self.scales)
 
 
 @dataclasses.dataclass(frozen=True)
 class TestSettings:
-    """From raw outputs to detections.
+    """How raw outputs become detections.
 
     Attributes:
         score: pairs of (box, class) at or below this score are dropped.
-        nms: overlap above which the lower of two boxes of a class is dropped.
-        max_out: detections a picture at most.
-        pre_nms: best pairs that enter NMS; a level (RetinaNet) or a picture (Faster R-CNN).
+        nms: overlap above which the lower-scored of two boxes of a class is dropped.
+        max_out: the most detections per picture.
+        pre_nms: how many best pairs enter NMS, per level (RetinaNet) or picture (Faster R-CNN).
     """
 
     __test__ = False  # a setting, not a test class for pytest
@@ -77,14 +76,14 @@ class TestSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ProposalSettings:
-    """From the RPN's outputs to regions; in training and in test.
+    """How the RPN's outputs become regions, in training and in evaluation.
 
     Attributes:
-        pre_nms: best anchors a level before NMS, in training.
-        max_out: regions a picture, in training.
-        pre_nms_test: best anchors a level before NMS, in test.
-        max_out_test: regions a picture, in test.
-        nms: overlap above which the lower of two regions of a level is dropped.
+        pre_nms: how many best anchors per level enter NMS, in training.
+        max_out: regions per picture, in training.
+        pre_nms_test: how many best anchors per level enter NMS, in evaluation.
+        max_out_test: regions per picture, in evaluation.
+        nms: overlap above which the lower-scored of two regions of a level is dropped.
     """
 
     pre_nms: int = 2000
@@ -101,13 +100,13 @@ class ProposalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSettings:
-    """How many anchors and regions of a picture the losses see.
+    """How many anchors and regions of a picture the losses use.
 
     Attributes:
-        rpn: anchors a picture.
-        rpn_positive: positives among them at most, as a fraction.
-        roi: regions a picture.
-        roi_positive: positives among them at most, as a fraction.
+        rpn: anchors per picture.
+        rpn_positive: the largest fraction of positives among them.
+        roi: regions per picture.
+        roi_positive: the largest fraction of positives among them.
     """
 
     rpn: int = 256
@@ -124,22 +123,22 @@ class SamplerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PyramidSettings:
-    """What every detector with a ResNet and an FPN has.
+    """The settings common to all detectors.
 
     Attributes:
         backbone: the ResNet.
         channels: channels of every pyramid level.
         extra: how levels above P5 are made: "pool" (every second pixel), "conv_c5" (from C5) or
             "conv_p5" (from P5), both by 3x3 convolutions of stride 2.
-        extra_relu: whether a ReLU goes before P7.
+        extra_relu: whether a ReLU precedes P7.
         min_level: finest level; its stride is ``2**min_level``.
         max_level: coarsest level.
-        head_std: standard deviation of the dense head's convolutions at the start.
-        convention: the library whose numbers are used; see `conventions.CONVENTIONS`.
-        head_classes: classes that the head tells apart; 0: those of the data.
-        class_ids: the head's class for each class of the data, where the two are not the same:
+        head_std: initial standard deviation of the dense head's convolutions.
+        convention: the library whose conventions are used; see `conventions.CONVENTIONS`.
+        head_classes: number of classes of the head; 0: those of the data.
+        class_ids: the head's class for each class of the data, if they are numbered differently:
             torchvision's COCO models have an output for every number up to 90, of which 80 are
-            classes. A detection of another class is dropped. (): the same number.
+            classes. Detections of other classes are dropped. (): the same numbers.
         delta_stds: standard deviations of the deltas (x, y, w, h) of the RPN or of RetinaNet. ():
             the convention's.
     """
@@ -172,16 +171,16 @@ class PyramidSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RetinaNetSettings(PyramidSettings):
-    """RetinaNet: P3..P7, two towers of convolutions, 9 anchors a cell.
+    """RetinaNet: P3..P7, two towers of convolutions, 9 anchors per cell.
 
     Attributes:
         anchors: see `AnchorSettings`.
         head_convs: convolutions of each tower.
-        head_norm: "" for none, or "gn": group normalisation, of each level by itself, between a
-            tower's convolution and its ReLU. From scratch it makes a head learn much faster.
-        box_loss: "smooth_l1" of the deltas, by the convention's beta (0: L1), or "giou", 1 less the
-            generalised overlap of the decoded boxes.
-        test: see `TestSettings`; ``pre_nms`` counts a level.
+        head_norm: "" for none, or "gn": group normalisation, for each level separately, between a
+            tower's convolution and its ReLU. From scratch a head learns much faster with it.
+        box_loss: "smooth_l1" of the deltas, with the convention's beta (0: L1), or "giou", 1 minus
+            the generalised IoU of the decoded boxes.
+        test: see `TestSettings`; ``pre_nms`` is per level.
     """
 
     extra: str = "conv_c5"
@@ -211,16 +210,15 @@ class FasterRCNNSettings(PyramidSettings):
         roi_fcs: fully connected layers, 1 or 2.
         fc: their width.
         class_agnostic: whether a region has one box for all classes, or one for each.
-        roi_sampling: samples a bin and axis when regions are cut out; 0 for as many as a bin has
-            pixels, which is exact in mmdetection's conventions and slower. None: the convention's.
-        roi_aligned: whether pixel centres are at half pixels when regions are cut out. None: the
-            convention's.
-        roi_max_level: coarsest level that regions are cut from. 0: the convention's.
+        roi_sampling: samples per bin and axis in RoIAlign; 0 for as many as a bin has pixels, which
+            matches mmdetection exactly but is slower. None: the convention's.
+        roi_aligned: whether pixel centres are at half pixels in RoIAlign. None: the convention's.
+        roi_max_level: coarsest level that regions are cropped from. 0: the convention's.
         roi_stds: standard deviations of the regions' deltas (x, y, w, h). (): the convention's.
         proposals: see `ProposalSettings`.
         sampler: see `SamplerSettings`.
-        test: see `TestSettings`; ``pre_nms`` counts a picture. The result is that of no limit
-            wherever ``max_out`` boxes are kept or fewer than ``pre_nms`` pairs pass the score.
+        test: see `TestSettings`; ``pre_nms`` is per picture. It does not change the result if
+            ``max_out`` boxes are kept or if fewer than ``pre_nms`` pairs pass the score.
     """
 
     anchors: AnchorSettings = AnchorSettings(scale=8.0)
@@ -254,7 +252,7 @@ class CascadeRCNNSettings(FasterRCNNSettings):
     """Cascade R-CNN: as Faster R-CNN, with three box heads; a region has one box for all classes.
 
     Attributes:
-        class_agnostic: True; nothing else is built.
+        class_agnostic: must be True.
     """
 
     class_agnostic: bool = True

@@ -1,4 +1,4 @@
-"""What single settings of a detector may be; each refusal names the key."""
+"""Checks of single detector settings; each error message names the key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from drkd_jax.errors import UserError
 
 
 def one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    """Refuses a value that is not one of those known."""
+    """Refuses a value that is not among the known ones."""
     if value not in known:
         raise UserError(f"{name} is {value!r}; known: {', '.join(map(str, known))}")
 
