@@ -1,30 +1,30 @@
-"""Convolutions of NHWC maps: XLA's own, called in the way that the machine runs fastest.
+"""Convolutions of NHWC maps by XLA, written in the form that runs fastest on the device.
 
-Letters: B pictures, h w C input, p q D output, k a side of the kernel.
+Letters: B pictures, h w C input, p q D output, k side of the kernel.
 
-XLA on a CPU is quick at stride 1 and slow where a stride meets few channels, and some of its
-gradients depend on how the same convolution is written. There
+XLA on a CPU is fast at stride 1 and slow for strided convolutions with few channels; the speed of
+some gradients depends on how the same convolution is written. On a CPU therefore
 
-- a wide strided one, as a stem's 7x7, is one of stride 1 over blocks of pixels, laid side by side
-  as channels: 2.7 times faster forward, 4 times for the kernel. At 3x3 nothing is gained;
-- one of a single pixel with many channels is a matrix product: 2.8 times for the kernel's gradient.
-  With all pixels as one axis, up to 3.7 times more;
-- with few channels the kernel's gradient is taken of the convolution of an input that was padded
-  before: 2.0 to 2.7 times, the same numbers;
-- with many, that gradient is one product a tap: 1.5 to 2.7 times on maps of 32 x 40, about the
-  same time on smaller ones. From 8 to 64 channels products are slower, up to twice at stride 1;
-- with 64 and more on maps of many pixels it is one product a row of taps: 1.1 to 2.8 times;
-- on maps of few pixels it is one product of all taps: as fast at 2 x 8 x 10, up to 100 times at
-  2 x 2 x 3;
-- groups that fit in a few slices of the channels are a dense convolution of each slice: 2.7 to 4
-  times forward. XLA computes the gradient of a kernel of groups by plain loops; by slices or, for
-  more groups, by products of a tap each it is over a hundred times faster.
+- a large strided one, like a stem's 7x7, becomes one of stride 1 over blocks of pixels stacked
+  as channels: 2.7 times faster forward, 4 times for the kernel's gradient. 3x3 gains nothing;
+- a 1x1 one with many channels becomes a matrix product: 2.8 times faster for the kernel's gradient;
+  with all pixels flattened into one axis, up to 3.7 times more;
+- with few channels, the kernel's gradient is that of a convolution whose input was padded
+  beforehand: 2.0 to 2.7 times faster, with equal results;
+- with many, that gradient is one matrix product per tap: 1.5 to 2.7 times faster on maps of
+  32 x 40, about equal on smaller ones. With 8 to 64 channels it is slower, up to twice at stride 1;
+- with 64 or more on maps of many pixels it is one product per row of taps: 1.1 to 2.8 times faster;
+- on maps of few pixels it is one product for all taps: equally fast at 2 x 8 x 10, up to 100 times
+  faster at 2 x 2 x 3;
+- groups that fit in a few slices of the channels become a dense convolution per slice: 2.7 to 4
+  times faster forward. XLA computes the kernel gradient of grouped convolutions by plain loops; by
+  slices or, for more groups, by one product per tap it is over a hundred times faster.
 
-A GPU multiplies blocks of channels. A stem's 7x7 is twice as fast over blocks of pixels there, too;
-groups of 4 or 8 channels are joined to groups of `_JOINED`, whose kernel is 0 between them: a fifth
-to a third less time, while groups of 16 and more are slower joined.
+A GPU multiplies blocks of channels. There, too, a stem's 7x7 is twice as fast over blocks of
+pixels. Groups of 4 or 8 channels are merged to `_JOINED` channels, with a kernel that is 0 between
+the original groups: a fifth to a third less time. Groups of 16 and more are slower when merged.
 
-`docs/results-speed.md` has the figures.
+`docs/results-speed.md` has the measurements.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ from drkd_jax.ops.platform import platform
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _NONE = ((0, 0), (0, 0))
 
-# Input times output channels: up to the first number gradients of padded inputs are faster, from
-# the second one on a product is for a single pixel.
+# Input times output channels: up to the first number the gradient with an input padded beforehand
+# is faster; from the second on a 1x1 convolution is faster as a matrix product.
 _NARROW, _WIDE = 16 * 16, 64 * 64
-# Both channels: from here on a kernel of several taps has its gradient tap by tap. At 256 to 72
-# channels that took 69 ms, XLA's 47.
+# If input and output channels both reach this, the gradient of a kernel with several taps is
+# computed tap by tap. At 256 to 72 channels that took 69 ms, XLA's own 47.
 _MANY = 128
-# From here on as well, a row of taps at a time, where output pixels times taps times the wider side
-# come to that. With fewer channels it is faster alone and slower in a whole step.
+# From `_SOME` channels on it is computed by rows of taps, if output pixels times taps times the
+# larger channel count reach `_LARGE`. With fewer channels it is faster alone, but not in a step.
 _SOME, _LARGE = 64, 3_000_000
-# Output pixels of all pictures: up to so many, a kernel of several taps is one product. At 256
+# Up to this many output pixels of all pictures, a kernel of several taps is one product. At 256
 # channels 2 maps of 8 x 10 take the same time either way; at 2 x 3 XLA takes 10 to 100 times as
 # long.
 _FEW = 160
-# Slices of 32 channels cost less than ones of 16 (whose kernels' gradients take 3 times as long) or
-# 64 (twice the arithmetic) at 4, 8 and 16 channels a group. More slices take too long to compile:
-# 16 take 1.9 s forward where XLA's own takes 0.01, to save 4 ms a run. Groups of fewer channels
-# were not measured.
+# At 4, 8 and 16 channels per group, slices of 32 channels cost less than ones of 16 (with kernel
+# gradients 3 times as slow) or 64 (twice the arithmetic). More slices take too long to compile: 16
+# take 1.9 s forward, XLA's own form 0.01 s, to save 4 ms per run. Groups of fewer channels were not
+# measured.
 _LEAST, _SLICE, _SLICES = 4, 32, 8
-# Of a GPU's products: channels of groups that are joined, at most, and of what they are joined to.
+# On a GPU: the most channels of groups that are merged, and the channels of the merged groups.
 _THIN, _JOINED = 8, 64
 
 
@@ -75,13 +75,13 @@ def convolve(
     precision: Any = None,
     **others: Any,
 ) -> Float[jax.Array, "B p q D"]:
-    """`jax.lax.conv_general_dilated`, by the forms above where they are faster.
+    """`jax.lax.conv_general_dilated`, in one of the forms above if that is faster.
 
     Args:
         x: the input.
         kernel: ``[k, k, C / groups, D]``.
         window_strides: along y and x.
-        padding: pairs of numbers (before, after) along y and x, or what XLA takes.
+        padding: pairs (before, after) along y and x, or any padding that XLA accepts.
         feature_group_count: groups.
         precision: of the products.
         others: further arguments of `jax.lax.conv_general_dilated`, passed on.
@@ -153,7 +153,7 @@ def _pad(x: jax.Array, padding: Any) -> jax.Array:
 
 
 def _neutral(name: str, value: Any) -> bool:
-    """Whether an argument asks for nothing beside a plain convolution of NHWC maps."""
+    """Whether an argument has the value of a plain convolution of NHWC maps."""
     if name == "dimension_numbers":
         return value is not None and jax.lax.conv_dimension_numbers(
             (1,) * 4, (1,) * 4, value
@@ -166,7 +166,7 @@ def _neutral(name: str, value: Any) -> bool:
 def _blocks(
     x: Float[jax.Array, "B h w C"], kernel: Float[jax.Array, "k k C D"], stride: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Blocks of ``stride`` pixels a side as channels, and the kernel that reads them."""
+    """Blocks of ``stride`` x ``stride`` pixels stacked as channels, and the kernel for them."""
     (B, _, _, C), size = x.shape, kernel.shape[0]
     taps = -(-size // stride)
     y, z = ((n - size) // stride + taps for n in x.shape[1:3])
@@ -180,21 +180,21 @@ def _blocks(
 
 
 def _pixels(shape: Sequence[int], size: int, stride: int, padding: Any) -> int | None:
-    """Output pixels of all pictures; unknown where there may be any number (an export)."""
+    """Output pixels of all pictures; None if a dimension is symbolic (in an export)."""
     sides = zip(shape[1:3], padding, strict=True)
     pixels = math.prod((n + sum(ends) - size) // stride + 1 for n, ends in sides)
     return shape[0] * pixels if isinstance(shape[0], int) else None
 
 
 def _by_products(kernel: Float[jax.Array, "k k C D"], pixels: int | None) -> bool:
-    """Whether the gradient of such a kernel is a product a tap, or a row of taps."""
+    """Whether the gradient of such a kernel is one product per tap or per row of taps."""
     size, _, *channels = kernel.shape
     large = pixels is not None and pixels * size**2 * max(channels) >= _LARGE
     return min(channels) >= (_SOME if large else _MANY)
 
 
 def _shifts(x: jax.Array, axis: int, length: int, size: int, stride: int) -> list[jax.Array]:
-    """What each row (of axis 1) or each column (of axis 2) of a kernel reads."""
+    """The input that each row (axis 1) or each column (axis 2) of a kernel reads."""
     end = (length - 1) * stride + 1
     return [jax.lax.slice_in_dim(x, i, i + end, stride, axis) for i in range(size)]
 
@@ -202,7 +202,7 @@ def _shifts(x: jax.Array, axis: int, length: int, size: int, stride: int) -> lis
 def _read(
     x: Float[jax.Array, "B h w C"], p: int, q: int, size: int, stride: int
 ) -> list[Float[jax.Array, "B p q C"]]:
-    """What each tap of a kernel reads, row by row."""
+    """The input that each tap of a kernel reads, row by row."""
     high, wide = ((n - 1) * stride + 1 for n in (p, q))
     return [
         x[:, i : i + high : stride, j : j + wide : stride] for i in range(size) for j in range(size)
@@ -212,7 +212,7 @@ def _read(
 def _as_product(
     x: Float[jax.Array, "B h w C"], kernel: Float[jax.Array, "k k C D"], stride: int, precision: Any
 ) -> Float[jax.Array, "B p q D"]:
-    """All taps side by side as channels, times the kernel."""
+    """The inputs of all taps concatenated as channels, times the kernel."""
     size = kernel.shape[0]
     p, q = ((n - size) // stride + 1 for n in x.shape[1:3])
     side_by_side = jnp.concatenate(_read(x, p, q, size, stride), -1).reshape(x.shape[0] * p * q, -1)
@@ -221,7 +221,7 @@ def _as_product(
 
 
 def _merged(inputs: int, groups: int, most: int) -> int:
-    """How many groups of so many channels have at most ``most`` of them together."""
+    """How many groups of ``inputs`` channels to merge, to at most ``most`` channels together."""
     fitting = (n for n in range(1, groups + 1) if groups % n == 0 and n * inputs <= most)
     return max(fitting, default=1)
 
@@ -229,10 +229,10 @@ def _merged(inputs: int, groups: int, most: int) -> int:
 def _joined(
     kernel: Float[jax.Array, "k k _C D"], groups: int, merged: int
 ) -> Float[jax.Array, "k k _E D"]:
-    """The kernel that has so many groups in each of its own, with the same answer."""
+    """The equivalent kernel with ``merged`` groups in each of its own."""
     size, _, inputs, _ = kernel.shape
     split = kernel.reshape(size, size, inputs, groups // merged, merged, -1)
-    own = jnp.eye(merged, dtype=kernel.dtype)  # zero where a group meets another one's channels
+    own = jnp.eye(merged, dtype=kernel.dtype)  # zero between channels of different groups
     wide = jnp.einsum("yxcnmd,km->yxkcnmd", split, own)
     return wide.reshape(size, size, merged * inputs, -1)
 
@@ -251,7 +251,7 @@ def _plain(
     )
 
 
-# A convolution of XLA's with a written gradient of its kernel.
+# XLA's convolution with a custom gradient for its kernel.
 _written = jax.custom_vjp(_plain, nondiff_argnums=(2, 3, 4, 5))
 
 
@@ -284,9 +284,9 @@ def _by_taps(
     groups: int,
     precision: Any,
 ) -> Float[jax.Array, "k k _C D"]:
-    """The kernel's gradient: each tap is a product of the pixels that it read and the gradient.
+    """The kernel's gradient: for each tap the product of the pixels that it read and the gradient.
 
-    With fewer than `_MANY` channels it is each row of taps: the wider, the faster.
+    With fewer than `_MANY` channels whole rows of taps are used: wider products are faster.
     """
     (p, q), channels = gradient.shape[1:3], x.shape[-1]
     if groups == 1:
@@ -312,10 +312,10 @@ def _by_taps(
 def _over_pixels(
     x: Float[jax.Array, "N C"], gradient: Float[jax.Array, "N D"], precision: Any
 ) -> Float[jax.Array, "C D"]:
-    """The sum over all pixels of a pixel's channels times another's.
+    """The sum over all pixels of the outer products of two maps' channels.
 
-    XLA multiplies the transpose of the wider side twice as slowly as that of the narrower one. The
-    barrier keeps it from writing the product the other way round.
+    XLA is twice as slow with the transpose of the wider factor as with that of the narrower one.
+    The barrier keeps it from swapping the factors.
     """
     pixels = (((0,), (0,)), ((), ()))
     if x.shape[1] <= gradient.shape[1]:
@@ -328,7 +328,7 @@ def _over_pixels(
 def _product(
     x: Float[jax.Array, "N C"], kernel: Float[jax.Array, "C D"], precision: Any
 ) -> Float[jax.Array, "N D"]:
-    """Every pixel's channels times a matrix, with a written gradient of that matrix."""
+    """Every pixel's channels times a matrix, with a custom gradient for that matrix."""
     return jnp.dot(x, kernel, precision=precision)
 
 

@@ -1,9 +1,9 @@
-"""Deformable convolution: every tap of the kernel reads at its own learned place.
+"""Deformable convolution: every tap of the kernel reads at its own learned position.
 
 Letters: B pictures, h w C the map, p q O the result, k l taps of the kernel, K = k l.
 
-All taps of a picture are read by four gathers, one for each corner of the bilinear weights, and
-then multiplied with the kernel as one matrix product a group of channels.
+All taps of a picture are read by four gathers, one per corner of the bilinear interpolation, and
+then multiplied with the kernel by one matrix product per group of channels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _take_forward(flat: Array, at: Array) -> tuple[Array, Any]:
 
 
 def _take_backward(saved: Any, gradient: Array) -> tuple[Array, None]:
-    # Many rows are added to one pixel: in float32, whatever the map's dtype.
+    # Many rows may be added to one pixel, so in float32 whatever the map's dtype.
     empty, at = saved
     wide = jnp.zeros((at.shape[0], empty.shape[0], gradient.shape[-1]), jnp.float32)
     wide = jax.vmap(lambda w, i, g: w.at[i].add(g, mode="promise_in_bounds"))(
@@ -46,7 +46,7 @@ _take.defvjp(_take_forward, _take_backward)
 def _places(
     offsets: Array, taps: tuple[int, int], stride: int, padding: int, dilation: int
 ) -> tuple[Array, Array]:
-    """Rows and columns where the taps read, ``[B, p, q, K]`` float32 pixels of the map."""
+    """The rows and columns that the taps read, ``[B, p, q, K]`` float32 pixels of the map."""
     B, p, q = offsets.shape[:3]
     k, l = taps  # noqa: E741
     by_tap = jnp.asarray(offsets, jnp.float32).reshape(B, p, q, k * l, 2)
@@ -58,7 +58,7 @@ def _places(
 
 
 def _axis(at: Array, size: int) -> list[tuple[Array, Array]]:
-    """Lower and upper pixel of a reading along one axis, each with its weight."""
+    """The lower and upper pixel of each position along one axis, each with its weight."""
     lower = jnp.floor(at)
     share = at - lower
     low = lower.astype(jnp.int32)
@@ -79,11 +79,10 @@ def deform_conv(
     padding: int = 1,
     dilation: int = 1,
 ) -> Float[Array, "B p q O"]:
-    """A convolution whose taps are moved by ``offsets`` (version 1) and weighed (version 2).
+    """A convolution whose taps are shifted by ``offsets`` (version 1) and weighted (version 2).
 
-    Every channel is read at the same places (one deformable group). A reading is bilinear; pixels
-    outside of the map count as 0, and so does a reading a whole pixel or more outside, which then
-    has no gradient either.
+    All channels are read at the same positions (one deformable group). Reading is bilinear; pixels
+    outside the map are 0. A position a whole pixel or more outside gives 0 and no gradient.
 
     Args:
         x: ``[B, h, w, C]`` features.
@@ -93,13 +92,13 @@ def deform_conv(
         modulation: ``[B, p, q, k l]`` factor of each tap; None for version 1.
         stride: of the convolution, both axes.
         padding: rows and columns of zeros on every side.
-        dilation: pixels between taps that are not moved.
+        dilation: pixels between unshifted taps.
 
     Returns:
-        ``[B, p, q, O]`` of ``x``'s dtype. Places and bilinear weights are float32.
+        ``[B, p, q, O]`` of ``x``'s dtype. Positions and bilinear weights are float32.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: the shapes do not fit each other.
 
     Source: Dai et al. 2017, "Deformable Convolutional Networks"; Zhu et al. 2019, "Deformable
         ConvNets v2"; the order of the offsets and the border as in open-mmlab/mmcv

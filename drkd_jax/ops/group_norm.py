@@ -1,10 +1,10 @@
-"""Group normalisation with its gradient written out.
+"""Group normalisation with a custom gradient.
 
 Letters: B pictures, h w C one feature map, G groups.
 
-Derived automatically, the gradient sums over the map seven times; two sums a channel are enough.
-Sums run over the pixels of each channel first, where neighbours in memory stay neighbours, and
-over the few channels of a group after that.
+The automatic gradient sums over the map seven times; two sums per channel are enough. Sums first
+run over the pixels of each channel, contiguously in memory, and then over the few channels of a
+group.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def group_norm(
     groups: int,
     epsilon: float,
 ) -> Float[Array, "B h w C"]:
-    """Every group of channels of every picture with mean 0 and variance 1, times scale, plus bias.
+    """Gives every group of channels of a picture mean 0 and variance 1; then scale and bias.
 
     Args:
         x: any float dtype; everything is computed in float32 at least.
@@ -63,8 +63,8 @@ def _backward(
     centred, wide = _widened(x) - mean, _widened(gradient)
     of_bias = _over_pixels(wide)
     of_scale = _over_pixels(wide * centred) * inverse
-    # The gradient has no part along the two things that normalising takes away: a constant, and
-    # the normalised map itself.
+    # Normalising removes a constant and a scale, so the gradient has no component along a constant
+    # or along the normalised map.
     constant = inverse * _group_mean(scale * of_bias, x.shape, groups)
     along = jnp.square(inverse) * _group_mean(scale * of_scale, x.shape, groups)
     of_x = wide * (inverse * scale) - centred * along - constant
@@ -80,7 +80,7 @@ def _over_pixels(x: Array) -> Any:
 
 
 def _group_mean(sums: Array, shape: tuple[Any, ...], groups: int) -> Any:
-    """Each channel's group's mean, from sums over pixels: ``[B, 1, 1, C]``."""
+    """The mean of each channel's group, from sums over pixels: ``[B, 1, 1, C]``."""
     B, h, w, C = shape
     per_group = C // groups
     mean = sums.reshape(B, 1, 1, groups, per_group).sum(axis=4) / (h * w * per_group)

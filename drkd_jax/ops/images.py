@@ -1,4 +1,4 @@
-"""From the loader's pictures to what a network sees, on the device.
+"""Turns the loader's pictures into a network's input, on the device.
 
 Letters: B pictures, H W pixels of the canvas, G padded ground truths.
 """
@@ -22,7 +22,7 @@ def prepare(
     dtype: Any = jnp.float32,
     channels: str = "rgb",
 ) -> tuple[Float[Array, "B H W 3"], Targets]:
-    """Normalises pictures and mirrors those that are marked, with their boxes.
+    """Normalises pictures and mirrors the marked ones with their boxes.
 
     A picture is mirrored inside its own width, so it stays in the top left corner of the canvas.
     Padding is 0 after normalisation, whatever the mean.
@@ -30,13 +30,12 @@ def prepare(
     Args:
         batch: pictures as the loader hands them over, RGB.
         mean: Subtracted from the colours (0..255), in the order of ``channels``.
-        std: Divided by, after that.
-        dtype: Of the pictures that come back; the arithmetic is float32.
+        std: What the colours are divided by afterwards.
+        dtype: Of the returned pictures; the arithmetic is float32.
         channels: "rgb" or "bgr", the order in which the network reads the colours.
 
     Returns:
-        Pictures ``[B, H, W, 3]``, and the targets; rows of boxes that are not valid stay as they
-        are.
+        Pictures ``[B, H, W, 3]``, and the targets; invalid rows of boxes are unchanged.
     """
     canvas_width = batch.images.shape[2]
     sizes = jnp.asarray(batch.sizes)
@@ -44,7 +43,7 @@ def prepare(
     x = jnp.arange(canvas_width)[None]
     flip = jnp.asarray(batch.flip)
     source = jnp.where(flip[:, None] & (x < widths), widths - 1 - x, x)
-    # Moved as they came: bytes are a quarter of the traffic of floats.
+    # Mirrored before the conversion: bytes need a quarter of the memory traffic of floats.
     images = jnp.take_along_axis(jnp.asarray(batch.images), source[:, None, :, None], axis=2)
     normalised = normalise(images, sizes, mean, std, dtype, channels)
 
@@ -63,13 +62,13 @@ def normalise(
     dtype: Any = jnp.float32,
     channels: str = "rgb",
 ) -> Float[Array, "B H W 3"]:
-    """Colours less their mean, over their standard deviation; 0 outside of the picture.
+    """(colour - mean) / standard deviation; 0 outside the picture.
 
     Args:
         images: RGB, 0..255.
         sizes: height and width of each picture on the canvas, pixels.
-        mean: as of `prepare`, as all that follow.
-        std: divided by.
+        mean: see `prepare`, also for the arguments below.
+        std: what the difference is divided by.
         dtype: of the result.
         channels: the network's order.
     """

@@ -1,11 +1,10 @@
-"""Matching: which anchor answers for which ground truth.
+"""Matches anchors with ground truths.
 
-Letters: B pictures, A anchors, G padded ground truths, W of them that are looked at together.
+Letters: B pictures, A anchors, G padded ground truths, W ground truths of one block.
 
-Each ground truth is compared with all anchors by itself, and an anchor keeps what the ground truths
-so far came to. So the matrix of overlaps is never whole: `match_boxes` goes through it in blocks of
-W columns, as far as the last real ground truth of the batch, and rows that only keep a shape fixed
-cost nothing.
+Ground truths are compared with all anchors in blocks of W, and each anchor keeps the best result so
+far. The full matrix of overlaps therefore never exists. `match_boxes` stops after the last real
+ground truth of the batch, so padding rows cost nothing.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.ops.spread import by_device
 from drkd_jax.types import Array
 
-# On accelerators: ground truths of a block, and pairs of a picture below which all blocks are gone
-# through, since the number of rounds of a loop is waited for.
+# On accelerators: ground truths per block, and the number of pairs of a picture below which the
+# loop runs over all blocks, since a data-dependent number of rounds has to be waited for.
 _BLOCK = 25
 _SMALL = 2**20
 
 
 class Matches(NamedTuple):
-    """What each anchor is to be trained as; neither positive nor negative: left out."""
+    """The training target of each anchor; neither positive nor negative means ignored."""
 
-    # A field hides tuple.index, which nobody needs.
+    # The field hides tuple.index, which is not needed.
     index: Int[Array, "B A"]  # type: ignore[assignment]  # the ground truth of a positive anchor
     positive: Bool[Array, "B A"]
     negative: Bool[Array, "B A"]
@@ -50,7 +49,7 @@ def match_boxes(
 ) -> Matches:
     """Matches the anchors of each picture to its ground truths by overlap.
 
-    An anchor is positive at a best overlap of ``positive`` and more, negative below ``negative``.
+    An anchor is positive if its best overlap is at least ``positive``, negative below ``negative``.
     With ``low_quality``, a ground truth whose best overlap reaches it claims *all* anchors that
     have exactly this overlap. An overlap of 0 claims nothing (both libraries let it claim every
     anchor that does not touch the box).
@@ -63,9 +62,9 @@ def match_boxes(
         negative: overlaps below it are negative.
         low_quality: least overlap of a low-quality match; None: there are none.
         eligible: other anchors take no part.
-        overwrite: whether a low-quality match also gives the anchor to the ground truth that
-            claims it, the later one where several do (mmdetection); otherwise the anchor turns
-            positive for the ground truth it overlaps best (torchvision).
+        overwrite: whether a low-quality match assigns the anchor to the ground truth that claims
+            it (the last one, if several do; mmdetection); otherwise the anchor becomes positive
+            for the ground truth that it overlaps most (torchvision).
 
     Returns:
         ``index`` int32 in 0..G-1, ``positive``, ``negative``: ``[B, A]`` each.
@@ -85,10 +84,10 @@ def match_boxes(
 
 
 class _Found(NamedTuple):
-    """What some ground truths come to for each anchor."""
+    """The result of some ground truths for each anchor."""
 
     best: Float[Array, "B A"]  # overlap; -1: none
-    index: Int[Array, "B A"]  # of the first ground truth with it
+    index: Int[Array, "B A"]  # of the first ground truth with this overlap
     latest: Int[Array, "B A"]  # the last ground truth that claims the anchor; -1: none does
 
 
@@ -100,7 +99,7 @@ def _nothing(shape: tuple[int, ...], dtype: jnp.dtype) -> _Found:
 def _walk(
     boxes: Array, valid: Array, eligible: Array, anchors: Array, *, low_quality: float | None
 ) -> _Found:
-    """Goes through the ground truths of pictures, block by block."""
+    """Processes the ground truths of the pictures block by block."""
     G = boxes.shape[1]
     found = _nothing(eligible.shape, jnp.result_type(anchors, boxes))
     if G == 0:
@@ -111,7 +110,7 @@ def _walk(
     areas = box_ops.steady_area(anchors)[:, None, :], box_ops.steady_area(boxes)
 
     def look(block: int | Array, found: _Found) -> _Found:
-        # The last block begins earlier where W is no part of G: to see a truth twice is harmless.
+        # The last block starts earlier if W does not divide G: seeing a truth twice is harmless.
         first = jnp.minimum(jnp.int32(block * W), G - W)
         some, area, real = (
             jax.lax.dynamic_slice_in_dim(x, first, W, 1)[:, :, None]
@@ -133,18 +132,18 @@ def _walk(
 def _take_in(
     found: _Found, iou: Float[Array, "B W A"], first: int | Array, low_quality: float | None
 ) -> _Found:
-    """What is found with W ground truths more, the first of which has the number ``first``.
+    """Updates the result with W more ground truths.
 
     Args:
-        found: of ground truths before them.
-        iou: overlaps; -1 where either takes no part.
-        first: number of the first of them.
-        low_quality: as of `match_boxes`.
+        found: the result of the ground truths before them.
+        iou: overlaps; -1 where either side takes no part.
+        first: index of the first of the W ground truths.
+        low_quality: see `match_boxes`.
     """
     numbers = first + jax.lax.broadcasted_iota(jnp.int32, iou.shape, 1)
     claims = jnp.full(iou.shape, -1, jnp.int32)
     if low_quality is not None:
-        # Together, so that the compiler takes the maximum while it writes the overlaps.
+        # Computed together, so that the compiler fuses the maximum with writing the overlaps.
         best_of_truth = jnp.max(iou, axis=2, keepdims=True)
         iou, best_of_truth = jax.lax.optimization_barrier((iou, best_of_truth))
         reached = (best_of_truth >= low_quality) & (best_of_truth > 0.0)
@@ -157,7 +156,7 @@ def _take_in(
 
 
 def _both(some: _Found, others: _Found) -> _Found:
-    """What two sets of ground truths come to together; the order of the sets is all one."""
+    """Combines the results of two sets of ground truths, in either order."""
     first = (some.best > others.best) | ((some.best == others.best) & (some.index <= others.index))
     return _Found(
         jnp.where(first, some.best, others.best),

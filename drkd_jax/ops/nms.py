@@ -1,15 +1,15 @@
-"""Non-maximum suppression on padded arrays, equal to the greedy loop.
+"""Non-maximum suppression on padded arrays, with the result of the greedy loop.
 
-Letters: N boxes of one picture. ``jax.vmap`` serves pictures, or pictures and levels.
+Letters: N boxes of one picture. Use ``jax.vmap`` for pictures, or pictures and levels.
 
-Greedy suppression walks down the scores and keeps a box unless a kept, better one overlaps it. Its
-answer is the only solution of ``keep[j] = valid[j] and not any(keep[i] and i suppresses j)``,
-and iterating this from ``keep = valid`` settles one more box of the ranking per round at the
-very least: it always ends, in a handful of rounds on real boxes. Who suppresses whom is kept as
-bits, 32 boxes a word: a round then reads an eighth of what a mask of bools takes, and costs nothing
-beside the overlaps.
+Greedy suppression goes through the boxes by descending score and keeps a box unless a kept, better
+one overlaps it. The result is the only solution of
+``keep[j] = valid[j] and not any(keep[i] and i suppresses j)``. Iterating this from ``keep = valid``
+settles at least one more box of the ranking per round, so it always ends; real boxes take a handful
+of rounds. The suppression matrix is stored as bits, 32 boxes per word: a round then reads an
+eighth of a mask of bools and costs little beside the overlaps.
 
-On a CPU the walk itself is the faster form: box by box, each against all others, in its caches.
+On a CPU the greedy loop itself is faster: each box against all others, in the cache.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from drkd_jax.ops.onnx_calls import suppress
 from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
-# Flags of a word.
+# Flags per word.
 _BITS = 32
 
 Threshold = float | int | Float[Array, ""]
 
 
 class Selected(NamedTuple):
-    """The best boxes that are left, by falling score; rows past the last are not ``valid``."""
+    """The best kept boxes, by descending score; rows past the last are not ``valid``."""
 
     indices: Int[Array, "M"]  # rows of the input; 0 where not valid
     valid: Bool[Array, "M"]
@@ -46,16 +46,16 @@ def nms(
     groups: Int[Array, "N"] | None,
     iou_threshold: Threshold,
 ) -> Bool[Array, "N"]:
-    """Which boxes greedy suppression keeps.
+    """Marks the boxes that greedy suppression keeps.
 
     Args:
         boxes: ``[N, 4]`` xyxy, pixels.
         scores: ``[N]`` finite where valid; among equal scores the lower row goes first.
-        valid: ``[N]``; other rows are neither kept nor suppress anything.
-        groups: ``[N]`` ids; boxes of different groups do not touch each other. Ids are compared,
-            boxes are not shifted apart: a shift moves the overlaps' last digits. None: one group.
-        iou_threshold: An overlap strictly above it suppresses. A Python number is compared as it
-            is, not rounded to float32 (torchvision's CPU kernel).
+        valid: ``[N]``; other rows are not kept and suppress nothing.
+        groups: ``[N]`` ids; boxes of different groups do not suppress each other. The ids are
+            compared; shifting groups apart would change the overlaps' last digits. None: one group.
+        iou_threshold: An overlap strictly above it suppresses. A Python number is compared
+            exactly, not rounded to float32 (as in torchvision's CPU kernel).
 
     Returns:
         ``[N]`` bool in the rows' own order. No gradient flows. Memory: ``N x N`` bits, 0.5 MB for
@@ -64,7 +64,7 @@ def nms(
     Source: torchvision ``csrc/ops/cpu/nms_kernel.cpp`` for the strict comparison and the ties.
     """
     boxes, scores = jax.lax.stop_gradient((jnp.asarray(boxes), jnp.asarray(scores)))
-    # Overlaps of narrow boxes would be rounded: exact is what float32 makes of them.
+    # Computing overlaps in a narrower dtype would round them.
     boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
     iou_threshold = at_most(iou_threshold, boxes.dtype)
     valid = jnp.asarray(valid)
@@ -76,7 +76,7 @@ def nms(
 
 
 def _walk(boxes: Array, scores: Array, valid: Array, groups: Any, iou_threshold: Any) -> Array:
-    """Greedy suppression as it is written, best box first."""
+    """Greedy suppression as a plain loop, best box first."""
     order = jnp.argsort(-scores, stable=True)
     sides = box_ops.sides(boxes[order])
     ids = None if groups is None else jnp.asarray(groups)[order]
@@ -96,7 +96,7 @@ def _walk(boxes: Array, scores: Array, valid: Array, groups: Any, iou_threshold:
 def _fixed_point(
     boxes: Array, scores: Array, valid: Array, groups: Any, iou_threshold: Any
 ) -> Array:
-    """The flags that do not change any more."""
+    """Iterates the flags until they no longer change."""
     numbers = jnp.arange(boxes.shape[0])
     ids = None if groups is None else jnp.asarray(groups)
     rows = _Rows(numbers, box_ops.sides(boxes), scores, ids)
@@ -114,7 +114,7 @@ def _fixed_point(
 
 
 class _Rows(NamedTuple):
-    """What one row has to know of another to suppress it; any axes."""
+    """The data needed to tell whether one row suppresses another; any axes."""
 
     number: Array
     sides: box_ops.Sides
@@ -123,15 +123,15 @@ class _Rows(NamedTuple):
 
 
 def _suppressors(rows: _Rows, iou_threshold: Any) -> Array:
-    """Which rows overlap and are better than each row: ``[N, words]`` of `_pack`.
+    """The rows that overlap each row and are better, as ``[N, words]`` of `_pack`.
 
-    Rows that are not valid need no care: no round keeps one, so that it suppresses nothing.
+    Invalid rows need no special case: they are never kept, so they suppress nothing.
     """
     one = jax.tree.map(lambda x: x[:, None, None], rows)
-    # Each side an array of its own, as everything else here: all that is computed of a pair is
-    # then a number, which the reduction to words takes in, so that no pair is ever written out.
+    # All box sides are separate arrays: everything computed for a pair is then a scalar, which the
+    # compiler fuses with the reduction to words, so that pairs are never written to memory.
     by = jax.tree.map(_split, rows)
-    # A total order of the rows takes the place of sorting them.
+    # A total order of the rows replaces sorting them.
     first = by.number < one.number
     better = (by.scores > one.scores) | ((by.scores == one.scores) & first)
     hit = better & (box_ops.overlap(one.sides, by.sides) > iou_threshold)
@@ -141,7 +141,7 @@ def _suppressors(rows: _Rows, iou_threshold: Any) -> Array:
 
 
 def _split(x: Array) -> Array:
-    """``[N]`` as ``[words, bits]``, filled up with zeros."""
+    """``[N]`` as ``[words, bits]``, padded with zeros."""
     return jnp.pad(x, (0, -len(x) % _BITS)).reshape(-1, _BITS)
 
 
@@ -152,7 +152,7 @@ def _pack(flags: Bool[Array, "*L bits"]) -> Array:
 
 
 def at_most(threshold: Threshold, dtype: Any) -> Any:
-    """The largest number of the dtype that is no larger: as good to compare its numbers with."""
+    """The largest number of the dtype that is at most `threshold`; comparisons are unchanged."""
     if not isinstance(threshold, float):
         return threshold
     rounded = np.asarray(threshold, dtype)
@@ -167,18 +167,18 @@ def select(
     iou_threshold: Threshold,
     max_out: int,
 ) -> Selected:
-    """Suppression, then the best ``max_out`` of what is left.
+    """Suppression, then the best ``max_out`` of the kept boxes.
 
     Args:
         boxes: ``[N, 4]`` xyxy, pixels.
         scores: ``[N]`` finite.
         valid: ``[N]``.
-        groups: ``[N]`` ids (classes), as of `nms`; None: one group.
+        groups: ``[N]`` ids (classes), see `nms`; None: one group.
         iou_threshold: An overlap strictly above it suppresses.
-        max_out: Rows of the answer; may be more than N.
+        max_out: Rows of the result; may be more than N.
 
     Returns:
-        ``indices`` and ``valid``, ``[max_out]`` each, by falling score, ties by lower row.
+        ``indices`` and ``valid``, ``[max_out]`` each, by descending score, ties by lower row.
     """
     boxes, scores = jnp.asarray(boxes), jax.lax.stop_gradient(jnp.asarray(scores))
     keep = nms(boxes, scores, valid, groups, iou_threshold)

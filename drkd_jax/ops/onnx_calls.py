@@ -1,10 +1,10 @@
-"""Operators that an ONNX runtime has of its own, as calls that only stand in a traced program.
+"""Placeholder calls for operators that ONNX runtimes provide.
 
-Letters: L any leading axes, N boxes, B pictures, R regions, h w C one map, S bins a side.
+Letters: L any leading axes, N boxes, B pictures, R regions, h w C one map, S bins per side.
 
-A function traced for "onnx" (`ops.platform`) holds these calls where it would hold the loops of
-`nms.py` and `roi_tiles.py`. They cannot be run: `export/onnx_program.py` puts
-NonMaxSuppression and RoiAlign in their place.
+A function traced for "onnx" (`ops.platform`) contains these calls instead of the loops of `nms.py`
+and `roi_tiles.py`. They cannot be executed: `export/onnx_program.py` replaces them by
+NonMaxSuppression and RoiAlign.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def align(
     samples: int,
     aligned: bool,
 ) -> Float[jax.Array, "B R S S C"]:
-    """`roi_align.roi_align` of float32 maps as one call; the arguments are those there."""
+    """`roi_align.roi_align` of float32 maps as one call, with the same arguments."""
     regions: jax.Array = ALIGN.bind(
         boxes, levels, *maps, strides=strides, bins=bins, samples=samples, aligned=aligned
     )

@@ -1,7 +1,7 @@
-"""Which machine a function is traced for, where its fastest form depends on that.
+"""The platform that a function is traced for, since the fastest form can depend on it.
 
-A CPU runs loops of small steps in its caches cheaply and large intermediate arrays slowly; a GPU
-the other way round. An operation with two forms asks here, while it is traced.
+A CPU is fast with loops of small steps that stay in its caches and slow with large intermediate
+arrays; a GPU is the opposite. Operations with two forms call `platform` while they are traced.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _chosen: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def platform() -> str:
-    """Where what is being traced will run: "cpu", "gpu", "tpu", or "onnx" for such a file."""
+    """The platform of the program being traced: "cpu", "gpu", "tpu", or "onnx" for a file."""
     return _chosen.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def tracing_for(name: str) -> Iterator[None]:
-    """Has everything traced inside take the forms of another platform.
+    """Makes everything traced inside use the forms of another platform.
 
-    For compiling ahead of time and for comparing the forms with each other. What `jax.jit` has
-    traced before is not traced again.
+    This serves compilation ahead of time and comparisons of the forms. Functions that `jax.jit`
+    has already traced are not traced again.
 
     Args:
         name: "cpu", "gpu", "tpu" or "onnx".

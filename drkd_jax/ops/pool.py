@@ -1,4 +1,4 @@
-"""The largest of a window.
+"""Max pooling.
 
 Letters: B pictures, h w C a map, p q the cells of the result.
 """
@@ -24,7 +24,7 @@ def max_pool(
     stride: int,
     padding: Padding,
 ) -> Float[jax.Array, "B p q C"]:
-    """The maximum over windows; what lies outside of the map counts nowhere.
+    """The maximum over windows; cells outside the map are ignored.
 
     Args:
         x: the map.
@@ -39,7 +39,7 @@ def max_pool(
         return _max_pool(x, size, stride, padding)
     if platform() != "onnx":
         return _by_xla(x, size, stride, padding)
-    # jax2onnx makes a pooling over four axes of XLA's window, which no ONNX runtime runs.
+    # jax2onnx turns XLA's window into a pooling over four axes, which no ONNX runtime supports.
     return reduce(jnp.maximum, (seen for _, _, seen in _seen(x, size, stride, padding)))
 
 
@@ -47,7 +47,7 @@ def _by_xla(x: jax.Array, size: int, stride: int, padding: Padding) -> jax.Array
     return nnx.max_pool(x, (size, size), strides=(stride, stride), padding=padding)
 
 
-# XLA on a CPU takes 15 times as long for its gradient as for the pooling itself.
+# On a CPU XLA's own gradient takes 15 times as long as the pooling itself.
 _max_pool = jax.custom_vjp(_by_xla, nondiff_argnums=(1, 2, 3))
 
 
@@ -65,10 +65,10 @@ def _backward(
     saved: tuple[jax.Array, jax.Array],
     gradient: Float[jax.Array, "B p q C"],
 ) -> tuple[jax.Array]:
-    """A window's gradient goes to the first of its cells that has the maximum, as XLA's does.
+    """Passes a window's gradient to the first of its cells that has the maximum, as XLA does.
 
-    Cells that have the same remainders by the stride get theirs together, on maps of the result's
-    size, and are laid between each other at the end.
+    Cells with equal coordinates modulo the stride are computed together, on maps of the result's
+    size, and are interleaved at the end.
     """
     x, largest = saved
     more = (size - 1) // stride
@@ -83,7 +83,7 @@ def _backward(
         parts[place] = parts[place] + part if place in parts else part
     B, p, q, C = gradient.shape
     p, q = p + more, q + more
-    nothing = jnp.zeros((B, p, q, C), gradient.dtype)  # between windows that leave cells out
+    nothing = jnp.zeros((B, p, q, C), gradient.dtype)  # for cells that no window covers
     places = [parts.get((y, z), nothing) for y in range(stride) for z in range(stride)]
     found = jnp.stack(places).reshape(stride, stride, B, p, q, C)
     found = found.transpose(2, 3, 0, 4, 1, 5).reshape(B, p * stride, q * stride, C)

@@ -1,6 +1,6 @@
-"""The rectified linear unit, whose gradient asks its output where it was cut off.
+"""ReLU with a gradient that is computed from its output.
 
-The next layer keeps that output anyway; the input, or a mask beside it, would be one array more.
+The next layer keeps that output anyway; keeping the input, or a mask, would need another array.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from drkd_jax.types import Array
 
 
 def relu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """``max(x, 0)``; the gradient is 1 above 0 and 0 elsewhere, as `jax.nn.relu`'s.
+    """``max(x, 0)``; the gradient is 1 above 0 and 0 elsewhere, as that of `jax.nn.relu`.
 
-    Off a CPU it can be differentiated once, and in reverse alone. A CPU has `jax.nn.relu` itself:
-    its programs keep no less by this one, and are longer to compile.
+    Except on a CPU, only first-order reverse-mode differentiation is supported. On a CPU this is
+    `jax.nn.relu` itself: the custom form saves no memory there and takes longer to compile.
 
     Args:
         x: any shape and float dtype.
@@ -39,7 +39,7 @@ def _forward(x: Array) -> tuple[Array, Array]:
 
 
 def _backward(out: Array, gradient: Array) -> tuple[Array]:
-    # Without the barrier the compiler is free to compare in the forward pass and keep the mask.
+    # Without the barrier the compiler could compare in the forward pass and keep the mask.
     kept = jax.lax.optimization_barrier(out)
     return (jnp.where(kept > 0, gradient, jnp.zeros_like(gradient)),)
 

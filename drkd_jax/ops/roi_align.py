@@ -2,26 +2,26 @@
 
 Letters: B pictures, R regions, h w C one feature map, S bins along one axis.
 
-Every region reads its own level only, through the tiles of `roi_tiles.py`: fixed and adaptive
-numbers of samples are one program, exact under static shapes. Its cost grows with the cells that
-the regions cover on their levels, not with the samples: adaptive sampling takes 1.0 times the time
-of 2x2 forward, 1.2 times with the gradient (512 regions of 256 channels on P2..P5 of 800x1344, two
-CPU cores, `benchmarks/ops.py`).
+Every region reads only its own level, through the tiles of `roi_tiles.py`. Fixed and adaptive
+numbers of samples use the same program, exact despite static shapes. Its cost grows with the cells
+that the regions cover on their levels, not with the samples: adaptive sampling takes 1.0 times the
+time of 2x2 samples forward, 1.2 times with the gradient (512 regions of 256 channels on P2..P5 of
+800x1344, two CPU cores, `benchmarks/ops.py`).
 
-The gradient is where the forms differ. On the same regions (`benchmarks/ops.py --backward`), in ms:
+Alternatives differ in the gradient. On the same regions (`benchmarks/ops.py --backward`), in ms:
 
-| form | forward | backward | MiB beside arguments and results |
+| form | forward | backward | MiB besides arguments and results |
 |---|---|---|---|
 | tiles | 155 | 175 | 87 |
-| one gather a corner, differentiated: scatter-adds of single cells | 80 | 1091 | 805 |
+| one gather per corner, differentiated: scatter-adds of single cells | 80 | 1091 | 805 |
 | the same, all scatter-adds into one buffer, in turn | 96 | 468 | 87 |
 | the same, cells sorted, equal ones summed by segment | 119 | 720 | 481 |
 
-A tile is added to the gradient in blocks of 16 cells, 20 thousand of them; single cells are 400
-thousand scattered updates.
+Tiles are added to the gradient in blocks of 16 cells, 20 thousand of them; with single cells it is
+400 thousand scattered updates.
 
-On a GPU tiles are of another size, and regions of small bins are read forward by
-`roi_windows.py`; what both cost by count is in docs/results-speed.md.
+On a GPU tiles have another size, and in the forward pass regions with small bins are read by
+`roi_windows.py`; docs/results-speed.md has the counted cost of both.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.ops.spread import by_device
 from drkd_jax.types import Array
 
-# Coordinates beyond this (pixels) are no pictures; the limit keeps every product finite.
+# No picture has coordinates beyond this (pixels); the limit keeps every product finite.
 _FARTHEST = 1e6
 
 
@@ -56,27 +56,27 @@ def roi_align(
     sizes: Int[Array, "B 2"] | None = None,
     valid: Bool[Array, "B R"] | None = None,
 ) -> Float[Array, "B R S S C"]:
-    """Cuts every region out of its level as a grid of bins.
+    """Crops every region from its level as a grid of bins.
 
     A bin is the mean of bilinear samples, ``sampling_ratio`` along each axis. A sample more than a
-    pixel outside of the map is 0; one nearer than that reads the edge.
+    pixel outside the map is 0; one closer than that reads the edge.
 
     Args:
         maps: One ``[B, h, w, C]`` for each level, all of one dtype.
-        boxes: ``[B, R, 4]`` xyxy, pixels of the canvas. Rows that are not finite give some finite
+        boxes: ``[B, R, 4]`` xyxy, pixels of the canvas. Non-finite rows give arbitrary finite
             values.
         levels: ``[B, R]`` index into ``maps``; clipped to its range.
         strides: Canvas pixels per map pixel, for each level.
         output_size: Bins along each axis, S.
         sampling_ratio: Samples along each axis of a bin. 0: adaptive, ``ceil(side / S)`` of the
-            region's own side in map pixels, whatever it is (mmdetection); a region without a side
-            then gives 0.
+            region's own side in map pixels, without limit (mmdetection); a region of side 0 then
+            gives 0.
         aligned: Whether pixel centres lie at half coordinates (mmdetection); otherwise at whole
             ones, and no region is smaller than one map pixel (torchvision's default).
         sizes: Height and width of the pictures, canvas pixels: each map then ends where its
             picture does, and the padding beyond it is not read. None: the whole canvas.
-        valid: Regions that are wanted. The others are 0, give no gradient and cost nothing (in an
-            ONNX file they are as any other). None: all.
+        valid: The regions to compute. The others are 0, give no gradient and cost nothing (in an
+            ONNX file they are computed too). None: all.
 
     Returns:
         ``[B, R, S, S, C]`` in the dtype of the maps; sums are float32 at least. The gradient goes
@@ -102,12 +102,12 @@ def roi_align_alike(
     sizes: Int[Array, "B 2"] | None = None,
     valid: Bool[Array, "B R"] | None = None,
 ) -> tuple[Float[Array, "B R S S _C"], ...]:
-    """`roi_align` of the same regions of several pyramids, in one go.
+    """`roi_align` of the same regions for several pyramids together.
 
     Args:
-        pyramids: the maps of each; level by level they have the same height and width, while
-            channels and dtype are each pyramid's own.
-        boxes: as all that follow, of `roi_align`.
+        pyramids: the maps of each pyramid; on each level they have the same height and width,
+            while channels and dtype may differ.
+        boxes: see `roi_align`.
         levels: see there.
         strides: see there.
         output_size: see there.
@@ -168,9 +168,9 @@ def region_levels(
         boxes: ``[..., 4]`` xyxy, pixels.
         min_level: Name of the finest level (2 for P2).
         max_level: Name of the coarsest level.
-        canonical: Regions of this side (root of the area, pixels) up to twice of it are read from
-            the finest level, as are all smaller ones.
-        convention: Where the guard against rounding stands: ``floor(log2(side / 56 + 1e-6))``
+        canonical: Regions with a side (root of the area, pixels) under twice this are read from
+            the finest level.
+        convention: Where the guard against rounding is added: ``floor(log2(side / 56 + 1e-6))``
             ("mmdet") or ``floor(4 + log2(side / 224) + 1e-6)`` ("torchvision").
 
     Returns:
@@ -182,8 +182,8 @@ def region_levels(
     """
     sides = jnp.sqrt(jax.lax.stop_gradient(box_ops.area(jnp.nan_to_num(boxes))))
     octaves = 2.0 ** np.arange(1, max_level - min_level + 1)
-    # Sides are compared with the one at which each coarser level begins: a logarithm, and a
-    # quotient by a constant, end in other digits on other processors.
+    # Sides are compared with the side at which each coarser level begins, since a logarithm or a
+    # quotient by a constant is rounded differently on different processors.
     begin = octaves - 1e-6 if convention == "mmdet" else octaves * 2.0**-1e-6
     reached = sides[..., None] >= jnp.asarray(canonical * begin, sides.dtype)
     return reached.sum(axis=-1, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Where RoIAlign reads each region, and the weights of the cells there.
+"""The positions at which RoIAlign reads each region, and the weights of the cells there.
 
 Letters: B pictures, R regions, T of them (or of their parts) at once, S bins along one axis.
 """
@@ -12,31 +12,31 @@ import numpy as np
 
 from drkd_jax.types import Array
 
-# Terms of one fused sum. Over more of them than 31 bits count, it was 60 times slower on an H100.
+# Terms of one fused sum: with more than 31 bits can count it was 60 times slower on an H100.
 MOST = 2**31 - 1
 
 
 class Axis(NamedTuple):
-    """Where the samples of each region lie along one axis, in cells of its own map."""
+    """The positions of each region's samples along one axis, in cells of its own map."""
 
     start: Array  # of the first bin
     step: Array  # from sample to sample
-    samples: Array  # of a bin, a whole number
+    samples: Array  # per bin, a whole number
     size: Array  # cells of the map; nothing is read beyond
     low: Array  # first cell that is read, int32
     high: Array  # last one
 
 
 class How(NamedTuple):
-    """What is static about a reading."""
+    """The static settings of RoIAlign."""
 
     bins: int
-    samples: int  # of a bin and axis; 0: as many as a bin has cells
+    samples: int  # per bin and axis; 0: as many as a bin has cells
 
     @property
     def samples_of_cell(self) -> int:
-        """How many samples of a bin can touch one cell, at most."""
-        # Two cells' width holds 4 samples, more than half a cell apart; 1 for the rounding.
+        """The most samples of a bin that can touch one cell."""
+        # Samples are more than half a cell apart, so two cells hold 4; 1 more for rounding.
         return self.samples or 5
 
 
@@ -48,14 +48,14 @@ def axis(first: Array, last: Array, size: Array, how: How, shortest: float) -> A
         last: lower (right) side.
         size: cells of the map that each region is read from.
         how: bins and samples.
-        shortest: shorter regions are widened to it; 0: none is.
+        shortest: shorter regions are widened to this; 0: none is.
     """
     length = jnp.maximum(last - first, shortest) if shortest > 0 else last - first
     if how.samples:
         samples = jnp.full_like(length, how.samples)
     else:
         samples = jnp.ceil(length / how.bins)
-        # A division that rounds up at a whole number must not add a sample.
+        # A quotient that rounding lifts above a whole number must not add a sample.
         samples = jnp.maximum(samples - ((samples - 1) * how.bins >= length), 0)
     step = length / how.bins / jnp.maximum(samples, 1)
     size = size.astype(first.dtype)
@@ -71,9 +71,9 @@ def weights(own: Axis, begin: Array, cells: int, how: How) -> Array:
     """Weights of some consecutive cells in each bin: ``[T, S, cells]``.
 
     Args:
-        own: of each region.
-        begin: first cell: ``[T, 1]``, or ``[T, S]`` where each bin has cells of its own.
-        cells: along this axis.
+        own: the samples of each region.
+        begin: first cell: ``[T, 1]``, or ``[T, S]`` if each bin has its own cells.
+        cells: number of cells along this axis.
         how: bins and samples.
     """
     start, step, samples, size, _, high = (x[:, None, None] for x in own)
@@ -83,13 +83,13 @@ def weights(own: Axis, begin: Array, cells: int, how: How) -> Array:
     first = start + bins * (step * jnp.maximum(samples, 1))
     number = jnp.zeros_like(place)
     if not how.samples:
-        # The first sample that lies less than a cell before this one.
+        # The first sample that lies less than one cell before this cell.
         safe = jnp.where(step > 0, step, 1)
         number = jnp.maximum(jnp.floor((place - 1 - first) / safe - 0.5), 0)
     total: Any = 0.0
     for _ in range(how.samples_of_cell):
         here = first + (number + 0.5) * step
-        # Nothing further out than one cell is read; up to there the cell at the edge is.
+        # Up to one cell outside the map the edge cell is read, further out nothing.
         read = (number < samples) & (here >= -1) & (here <= size)
         hat = jnp.maximum(1 - jnp.abs(jnp.clip(here, 0, size - 1) - place), 0)
         total += jnp.where(read, hat, 0)
@@ -98,9 +98,9 @@ def weights(own: Axis, begin: Array, cells: int, how: How) -> Array:
 
 
 class Plan(NamedTuple):
-    """Where every region is read, ``[B, R]`` each."""
+    """The position of every region, ``[B, R]`` each."""
 
-    there: Array  # whether it is read at all
+    there: Array  # whether the region is read at all
     y: Axis
     x: Axis
     base: Array  # first cell of the region's map among those of all maps

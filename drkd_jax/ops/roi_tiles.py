@@ -1,17 +1,16 @@
-"""The reading of RoIAlign: regions as tiles of their level, two small products a tile.
+"""RoIAlign by tiles: each region is split into tiles of its level, with two small products each.
 
 Letters: B pictures, R regions, T tiles of one round, S bins along one axis, h w C one map, n m a
 tile's cells along y and x.
 
 The samples of a region form a grid, and a bilinear weight is a weight along y times a weight along
 x. So a region is exactly (weights along y) x (its cells) x (weights along x), whatever the number
-of samples, which only shapes the weights. The cells that a region touches are cut into tiles of
-one size: as many as it needs, one after the other in one list, so that a long box costs its own
-tiles and no other region anything. The list is worked off in rounds of T tiles, by a loop that runs
-as often as the fullest picture asks for.
+of samples, which only affects the weights. The cells that a region touches are split into tiles of
+one size, as many as it needs. All tiles of a picture form one list, so a long box costs only its
+own tiles. A loop processes the list in rounds of T tiles, as many as the fullest picture needs.
 
-Backward, a tile is the transposed two products, added to the map's gradient line by line. See
-`roi_align.py` for what this costs and what it was chosen over.
+In the backward pass a tile is the two transposed products, added to the map's gradient line by
+line. `roi_align.py` compares the cost with that of alternatives.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.ops.roi_plan import MOST, How, Plan, weights, wide
 from drkd_jax.types import Array
 
-# Of a CPU: cells of a tile along y and x, and tiles of all pictures in one round, which are to stay
-# in its caches.
+# On a CPU: cells of a tile along y and x, and tiles of all pictures per round, which should fit in
+# its caches.
 CPU_TILE = (16, 16)
 CPU_ROUND = 8
 _FEW = 4  # pictures
-# Of all others. A round goes by the picture there: by the whole batch, many devices would take many
-# rounds for the pictures that one of them holds.
+# On all others. There the size of a round is per picture: if it were per batch, many devices would
+# need many rounds for the pictures that each of them holds.
 TILE = (8, 8)
 ROUND = 512
 
@@ -48,44 +47,44 @@ class _Round(NamedTuple):
     """T tiles of one picture."""
 
     region: Array  # [T]
-    there: Array  # [T] whether there is such a tile
+    there: Array  # [T] whether the tile exists
     lines: Array  # [T, n] first cell of each line of a tile, among the cells of all maps
-    used: Array  # [T, n] lines that belong to the region; the others are its last one once more
+    used: Array  # [T, n] lines that belong to the region; the others repeat its last one
     rows: Array  # [T, S, n] weights along y
     columns: Array  # [T, S, m] weights along x
 
 
 class _Form(NamedTuple):
-    """How the tiles are worked off."""
+    """How the tiles are processed."""
 
     tile: tuple[int, int]  # cells along y and x
     per_round: int  # tiles of each picture
-    sums: bool  # products written as sums, which a GPU's compiler joins with what they read
-    windows: bool  # forward, regions of small bins are read by `roi_windows.py`
+    sums: bool  # products written as sums, which a GPU's compiler fuses with their inputs
+    windows: bool  # in the forward pass, regions of small bins are read by `roi_windows.py`
 
 
 def _form(pictures: Any, how: How, channels: int) -> _Form:
     if platform() == "cpu":
-        # A number of pictures that is not known yet (`jax.export`) is taken for a few.
+        # A symbolic number of pictures (`jax.export`) is assumed to be small.
         known = pictures if isinstance(pictures, int) else _FEW
         return _Form(CPU_TILE, max(1, CPU_ROUND // max(1, known)), sums=False, windows=False)
     gpu = platform() == "gpu"
     per_round = ROUND
     if isinstance(pictures, int):
-        terms = pictures * how.bins * TILE[0] * TILE[1] * channels  # of one tile of each
+        terms = pictures * how.bins * TILE[0] * TILE[1] * channels  # of one tile per picture
         per_round = max(1, min(ROUND, MOST // max(1, terms)))
     return _Form(TILE, per_round, sums=gpu, windows=gpu)
 
 
 def _num_tiles(plan: Plan, tile: tuple[int, int]) -> tuple[Array, Array]:
-    """Tiles of each region, and how many of them lie side by side."""
+    """The number of tiles of each region, and how many of them lie side by side."""
     down = (plan.y.high - plan.y.low) // tile[0] + 1
     across = (plan.x.high - plan.x.low) // tile[1] + 1
     return jnp.where(plan.there, down * across, 0), across
 
 
 def num_rounds(plan: Plan, how: How, channels: int) -> Array:
-    """Rounds that the plan takes: as many as its fullest picture needs."""
+    """The number of rounds for the plan: as many as its fullest picture needs."""
     return _num_rounds(plan, _form(plan.there.shape[0], how, channels))
 
 
@@ -95,12 +94,12 @@ def _num_rounds(plan: Plan, form: _Form) -> Array:
 
 
 def _take(rows: Array, index: Array) -> Array:
-    """Rows by an index that is known to be one: no program for those that lie outside."""
+    """Rows by an index known to be in range, so that no code for other indices is compiled."""
     return rows.at[index].get(mode="promise_in_bounds")
 
 
 def _round(plan: Plan, number: Array, form: _Form, how: How) -> _Round:
-    """The tiles of round ``number`` of one picture; beyond its last one there is none."""
+    """The tiles of round ``number`` of one picture; past its last round there are none."""
     height, width = form.tile
     count, across = _num_tiles(plan, form.tile)
     ends = jnp.cumsum(count)
@@ -123,7 +122,7 @@ def _round(plan: Plan, number: Array, form: _Form, how: How) -> _Round:
 def _work_off(
     plan: Plan, how: How, form: _Form, one: Callable[..., Any], result: Any, given: Any
 ) -> Any:
-    """Runs ``one(round, result, given)`` of each picture for every round."""
+    """Runs ``one(round, result, given)`` for each picture in every round."""
 
     def every_picture(number: Array, result: Any) -> Any:
         def of_one(plan: Plan, result: Any, given: Any) -> Any:
@@ -135,7 +134,7 @@ def _work_off(
 
 
 def _bins(tiles: _Round, cells: Array, form: _Form, how: How) -> Array:
-    """What the tiles' cells ``[T, n, m, C]`` give each bin: ``[T, S, S, C]``."""
+    """What the tiles' cells ``[T, n, m, C]`` contribute to each bin: ``[T, S, S, C]``."""
     T, n, m, C = cells.shape
     S, dtype = how.bins, wide(cells.dtype)
     if form.sums:
@@ -148,7 +147,7 @@ def _bins(tiles: _Round, cells: Array, form: _Form, how: How) -> Array:
 
 
 def _cells(tiles: _Round, bins: Array, form: _Form, how: How) -> Array:
-    """The transpose of `_bins`: what the bins ``[T, S, S, C]`` give each cell, ``[T, n, m, C]``."""
+    """The transpose of `_bins`: from bins ``[T, S, S, C]`` to cells ``[T, n, m, C]``."""
     T, S, _, C = bins.shape
     bins = bins.astype(wide(bins.dtype))
     if form.sums:
@@ -163,21 +162,21 @@ def _cells(tiles: _Round, bins: Array, form: _Form, how: How) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def read(flats: tuple[Array, ...], plan: Plan, how: How) -> tuple[Array, ...]:
-    """Every bin of every region of some sets of maps that are laid out alike, in one loop.
+    """Every bin of every region, for several sets of maps of the same layout, in one loop.
 
     Args:
         flats: ``[B, P, C]`` each, the cells of all maps of a set, line by line, one map after the
             other; C may differ.
-        plan: where the regions are.
+        plan: the positions of the regions.
         how: bins and samples.
 
     Returns:
         ``[B, R, S, S, C]`` of each set, in its dtype; sums are in float32 at least. Regions that
-        are not there are 0.
+        are not read are 0.
     """
     (B, _, _), R, S = flats[0].shape, plan.base.shape[1], how.bins
     form = _form(B, how, max(x.shape[2] for x in flats))
-    # A line that begins in the last cell ends within the array.
+    # Padded, so that a line that begins in the last cell still ends within the array.
     more = max(form.tile[1], roi_windows.WINDOW if form.windows else 0)
     padded = tuple(jnp.pad(x, ((0, 0), (0, more), (0, 0))) for x in flats)
     if form.windows and roi_windows.worth(how):
@@ -212,7 +211,7 @@ def _read_forward(flats: tuple[Array, ...], plan: Plan, how: How) -> tuple[Any, 
 
 def _read_backward(how: How, saved: Any, gradients: tuple[Array, ...]) -> tuple[Any, None]:
     empty, plan = saved
-    # One loop each: where nothing asks for a set's gradient, the compiler drops its loop.
+    # One loop per set: if a set's gradient is not needed, the compiler drops its loop.
     return tuple(_spread(gradient, len(empty), plan, how) for gradient in gradients), None
 
 

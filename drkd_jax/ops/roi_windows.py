@@ -1,12 +1,12 @@
-"""RoIAlign's forward reading on a GPU: every bin by a window of cells of its own.
+"""RoIAlign's forward pass on a GPU: every bin is computed from its own window of cells.
 
 Letters: B pictures, P cells of all maps, R regions, S bins along one axis, W cells of a window
 along one axis, C channels.
 
-A bin of a region that lies on the level of its size touches few cells. One sum over a window of
-`WINDOW` x `WINDOW` cells a bin is one kernel for all regions, without loop, sums in between or
-atomic additions, and takes a third of a tile's multiplications, since a tile meets each of its
-cells with all bins. Regions with a larger bin, long or large ones, are left to the tiles of
+A bin of a region that is read from the level for its size touches few cells. One sum per bin over a
+window of `WINDOW` x `WINDOW` cells is a single kernel for all regions, without a loop, intermediate
+sums or atomic additions. It takes a third of a tile's multiplications, since a tile combines each
+of its cells with all bins. Regions with larger bins, long or large ones, are left to the tiles of
 `roi_tiles.py`; so is the gradient, in which windows would add to every cell several times.
 """
 
@@ -31,23 +31,23 @@ _WINDOWS = jax.lax.GatherDimensionNumbers((3, 4), (), (0,))
 
 
 def worth(how: How) -> bool:
-    """Whether regions of so many bins are read in windows at all."""
+    """Whether regions with this number of bins are read in windows at all."""
     return how.bins >= _BINS
 
 
 def fits(plan: Plan, how: How) -> Array:
-    """``[B, R]``: whether each bin of a region lies in one window."""
+    """``[B, R]``: whether each bin of a region fits in one window."""
     spans = (_spans(own, how) for own in (plan.y, plan.x))
     y, x = (jnp.all(last - first < WINDOW, axis=-1) for first, last in spans)
     return y & x
 
 
 def read(flat: Array, plan: Plan, how: How) -> Array:
-    """Every bin of every region: ``[B, R, S, S, C]``, float32 at least; 0 of those not there.
+    """Every bin of every region: ``[B, R, S, S, C]``, float32 at least; 0 for regions not read.
 
     Args:
         flat: ``[B, P, C]`` the cells of all maps, and `WINDOW` more.
-        plan: where the regions are; each one that is there fits.
+        plan: the positions of the regions; each region that is read must fit.
         how: bins and samples.
     """
     part = jax.vmap(partial(_read, how=how))
@@ -62,7 +62,7 @@ def read(flat: Array, plan: Plan, how: How) -> Array:
 
 
 def _rows(plan: Plan, first: int, last: int) -> Plan:
-    """Of some regions."""
+    """The part of a plan for some regions."""
     found: Plan = jax.tree.map(lambda rows: rows[:, first:last], plan)
     return found
 
@@ -80,12 +80,12 @@ def _spans(own: Axis, how: How) -> tuple[Array, Array]:
 
 
 def _read(flat: Array, plan: Plan, how: How) -> Array:
-    """Of one picture."""
+    """`read` for one picture."""
     W, C = WINDOW, flat.shape[1]
     top, left = _spans(plan.y, how)[0], _spans(plan.x, how)[0]
     rows = weights(plan.y, top, W, how) * plan.there[:, None, None]
     columns = weights(plan.x, left, W, how)
-    # Lines below the region have no weight; they are its last one once more.
+    # Lines below the region have weight 0; they repeat its last line.
     lines = jnp.minimum(top[..., None] + np.arange(W), plan.y.high[:, None, None])
     lines = plan.base[:, None, None] + lines * plan.width[:, None, None]
     total: Any = 0.0

@@ -1,7 +1,7 @@
-"""Sampling: a fixed number of anchors or regions to compute a loss on.
+"""Samples a fixed number of anchors or regions to compute a loss on.
 
-Letters: A anchors or regions of one picture, M sampled rows. ``jax.vmap`` serves a batch, with one
-key a picture.
+Letters: A anchors or regions of one picture, M sampled rows. Use ``jax.vmap`` for a batch, with one
+key per picture.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def sample(
 ) -> Sampled:
     """Draws rows without replacement: up to ``max_positive`` positives, the rest negatives.
 
-    Missing positives are made up for by negatives; where those run out as well, rows are left
-    not ``valid``. Row i's random number depends on the key and on i only, so rows that are
-    neither positive nor negative, appended for a fixed shape, change nothing.
+    Missing positives are replaced by negatives; if these run out too, the remaining rows are not
+    ``valid``. Row i's random number depends only on the key and on i, so appending padding rows
+    that are neither positive nor negative changes nothing.
 
     Args:
         key: One PRNG key.
         positive: ``[A]``.
         negative: ``[A]``; a row that is both counts as positive.
         num: Rows to draw; may be more than A.
-        max_positive: Most positives among them.
+        max_positive: The most positives among them.
 
     Returns:
         ``indices`` int32, ``positive``, ``valid``: ``[num]`` each.

@@ -1,7 +1,8 @@
-"""Work on pictures that each device does for its own, without a word to the others.
+"""Runs work on pictures separately on each device, without communication.
 
-A loop that ends when every picture is done asks all devices at each of its rounds, once the
-compiler spreads it. Inside of `spread_over` such a loop is cut before it is compiled.
+If the compiler shards a loop that ends when every picture is done, each round of it needs
+communication between all devices. Inside `spread_over` such a loop is split per device before it is
+compiled.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _spread: ContextVar[Mesh | None] = ContextVar("spread", default=None)
 
 @contextlib.contextmanager
 def spread_over(mesh: Mesh | None) -> Iterator[None]:
-    """Pictures of what is traced inside are spread over the mesh's one axis; None: they are not."""
+    """Declares that pictures traced inside are sharded over the mesh's one axis; None: not."""
     token = _spread.set(mesh)
     try:
         yield
@@ -30,11 +31,11 @@ def spread_over(mesh: Mesh | None) -> Iterator[None]:
 
 
 def by_device(function: Callable[..., Tree]) -> Callable[..., Tree]:
-    """A function of pictures, run by each device for its own of them.
+    """Wraps a function of pictures so that each device runs it on its own pictures.
 
     Args:
-        function: of pytrees whose first axis is the pictures, as in what it returns; a picture's
-            result must not hang on other pictures.
+        function: takes and returns pytrees whose first axis is the pictures; a picture's result
+            must not depend on other pictures.
     """
     mesh = _spread.get()
     if mesh is None or mesh.size == 1:

@@ -1,7 +1,7 @@
 """The k largest of very long rows, in stages.
 
-A GPU sorts a row to find its largest numbers, in dozens of passes over all of it. The best of each
-block first, then the best of those, is the same answer.
+A GPU sorts a row to find its largest numbers, in dozens of passes over the whole row. Taking the
+best of each block first, and then the best of those, gives the same result.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
-# Numbers of a block: as many as are sorted without leaving a multiprocessor.
+# Block size: as many numbers as can be sorted within one multiprocessor.
 _BLOCK = 4096
-_BLOCKS_OF_K = 4  # at least so many times k, so that a stage leaves a quarter or less
+_BLOCKS_OF_K = 4  # a block has at least this many times k, so that a stage leaves at most a quarter
 
 
 def top_k(x: Float[Array, "... N"], k: int) -> tuple[Float[Array, "... k"], Int[Array, "... k"]]:
@@ -28,7 +28,7 @@ def top_k(x: Float[Array, "... N"], k: int) -> tuple[Float[Array, "... k"], Int[
         k: at most N.
 
     Returns:
-        The values, falling, and their places int32.
+        The values in descending order, and their positions, int32.
     """
     length = x.shape[-1]
     block = max(_BLOCK, _BLOCKS_OF_K * 2 ** math.ceil(math.log2(max(k, 1))))  # sorted as 2^n
@@ -36,7 +36,7 @@ def top_k(x: Float[Array, "... N"], k: int) -> tuple[Float[Array, "... k"], Int[
         best, row = jax.lax.top_k(x, k)
         return best, row
     blocks = -(-length // block)
-    # What is added stands behind everything else that is as small, in its block and in the row.
+    # Padding is appended at the end, so it comes after all equally small values.
     missing = [(0, 0)] * (x.ndim - 1) + [(0, blocks * block - length)]
     padded = jnp.pad(x, missing, constant_values=-jnp.inf)
     each, inside = jax.lax.top_k(padded.reshape(*x.shape[:-1], blocks, block), k)
