@@ -1,6 +1,6 @@
 """Dual relation knowledge distillation (DRKD) for object detectors in JAX and Flax.
 
-What a training loop of your own needs is here; docs/your-own-loop.md has it in ten lines:
+This module exports what your own training loop needs; docs/your-own-loop.md shows it in ten lines:
 
     distiller = drkd_jax.Distiller(drkd_jax.DistillConfig(), student=spec, teacher=spec, rngs=rngs)
     out = distiller(student_maps, teacher_maps, boxes, valid, sizes)
@@ -45,7 +45,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for: programs want to catch Ctrl-C before JAX takes its seconds."""
+    """Imports names on demand, so that programs can handle Ctrl-C before JAX's slow import."""
     if name not in _PLACES:
         raise AttributeError(f"module 'drkd_jax' has no attribute {name!r}")
     found = getattr(import_module(_PLACES[name]), name)

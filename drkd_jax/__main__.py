@@ -1,4 +1,4 @@
-"""``drkd COMMAND`` and ``python -m drkd_jax COMMAND``: one file each, loaded when called."""
+"""``drkd COMMAND`` and ``python -m drkd_jax COMMAND``: one file per command, loaded on demand."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def commands() -> dict[str, tuple[str, str]]:
 
 
 def usage() -> str:
-    """What there is to call."""
+    """The help text: all commands."""
     lines = [f"  {name:11s} {what}" for name, (_, what) in commands().items()]
     return "\n".join(
         ["usage: drkd COMMAND [--help], or python -m drkd_jax COMMAND [--help]", *lines]
@@ -60,9 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        its exit code: 2 where the user can mend what went wrong, 75 where the same command goes on
-        from a checkpoint, 130 after Ctrl-C where nothing goes on, 1 for anything else that went
-        wrong.
+        its exit code: 2 for a fault that the user can correct, 75 if the same command can continue
+        from a checkpoint, 130 after Ctrl-C if it cannot, 1 for any other failure.
     """
     arguments = expand_arguments(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{f': {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `| head`: nobody reads on
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAULT
     except OSError as error:
@@ -106,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-    """Runs the command that this process was called with, and leaves with its exit code."""
-    for stream in (sys.stdout, sys.stderr):  # file names may be no text, and a terminal ASCII
+    """Runs the command that this process was called with, and exits with its code."""
+    for stream in (sys.stdout, sys.stderr):  # file names may be undecodable, and the terminal ASCII
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Anchors: the boxes of one cell, their grid over a map, and which of them lie in the picture.
 
-Letters: A anchors, B pictures, h w one feature map. Grids are NumPy constants: they depend on
-static shapes only and enter a compiled program as literals.
+Letters: A anchors, B pictures, h w one feature map. Grids are NumPy constants: they depend only on
+static shapes and become literals of the compiled program.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def base_anchors(
     Source: mmdetection ``models/task_modules/prior_generators/anchor_generator.py``, torchvision
         ``models/detection/anchor_utils.py`` (``size=1`` and its sizes as ``scales``).
     """
-    # All in float32 and in this order: the rounding of torchvision sits on halves (101 / 2).
+    # All in float32 and in this order: torchvision rounds values that are halves (101 / 2).
     height_factors = np.sqrt(np.asarray(ratios, np.float32))
     width_factors = np.float32(1.0) / height_factors
     factors = np.asarray(scales, np.float32)
@@ -55,7 +55,7 @@ def grid(
     Args:
         base: ``[A_cell, 4]`` anchors of one cell.
         map_hw: Height and width of the map, cells.
-        stride: Pixels per cell, or (along y, along x) where they differ.
+        stride: Pixels per cell, or (along y, along x) if they differ.
 
     Returns:
         ``[h * w * A_cell, 4]`` xyxy float32, ordered by y, then x, then the anchor of the cell.
@@ -75,20 +75,20 @@ def inside(
     anchors: Float[Array, "A 4"],
     sizes: Int[Array, "B 2"],
 ) -> Bool[Array, "B A"]:
-    """Which anchors have their centre in the picture and not in the rest of the canvas.
+    """Marks the anchors whose centre lies in the picture and not in the rest of the canvas.
 
     Args:
         anchors: ``[A, 4]`` xyxy, pixels.
-        sizes: ``[B, 2]`` height and width that count, pixels: the caller rounds a picture's size
-            up where its own padding counts too.
+        sizes: ``[B, 2]`` height and width, pixels: to include a picture's own padding, the caller
+            rounds its size up.
 
     Returns:
-        ``[B, A]`` bool; nothing for a picture of size (0, 0).
+        ``[B, A]`` bool; all False for a picture of size (0, 0).
 
     Source: mmdetection ``models/task_modules/prior_generators/utils.py``; its detectors with FPN
-        set ``allowed_border=-1``, so that it does not matter how far an anchor sticks out.
+        set ``allowed_border=-1``, so anchors may extend beyond the picture.
     """
     limits = jnp.asarray(sizes)[:, None, ::-1].astype(anchors.dtype)
-    # Centres are whole multiples of a stride, but for rounding; half a pixel keeps that out.
+    # Centres are multiples of a stride up to rounding, which half a pixel absorbs.
     centres = (anchors[None, :, :2] + anchors[None, :, 2:]) * 0.5
     return jnp.all(centres < limits - 0.5, axis=-1)

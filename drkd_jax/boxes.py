@@ -1,4 +1,4 @@
-"""Boxes: areas, overlaps, the regression code, clipping, mirroring.
+"""Boxes: areas, overlaps, regression coding, clipping, mirroring.
 
 Letters: B pictures, N M boxes. Boxes are ``xyxy``, absolute pixels, float32: left, top, right,
 bottom, with no added pixel (a box from 0 to 1 has side 1).
@@ -16,10 +16,10 @@ from drkd_jax.types import Array
 #: Boxes as left, top, right, bottom.
 Sides = tuple[Array, Array, Array, Array]
 
-#: Upper limit of a log side ratio: a box grows at most by 1000 / 16 in one regression.
+#: Upper limit of a log side ratio: one regression enlarges a box at most by 1000 / 16.
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
-# Shorter sides than this (pixels) are no box to regress from or to.
+# Boxes with a shorter side (pixels) are degenerate: nothing is regressed from or to them.
 _SMALLEST_SIDE = 1e-6
 
 
@@ -55,7 +55,7 @@ def pairwise_iou(a: Float[Array, "*L N 4"], b: Float[Array, "*L M 4"]) -> Float[
 
 
 def overlap(a: Sides, b: Sides) -> Float[Array, "..."]:
-    """Intersection over union of boxes that lie as four arrays of one side each.
+    """Intersection over union of boxes given as four arrays, one per side.
 
     Args:
         a: left, top, right, bottom, pixels.
@@ -72,33 +72,33 @@ def overlap(a: Sides, b: Sides) -> Float[Array, "..."]:
 
 
 def steady_area(boxes: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
-    """`area`, whose products `steady_overlap` can add up."""
+    """`area`, protected from fused rounding so that `steady_overlap` can add it."""
     found = area(boxes)
-    # Nothing is changed by it; but a compiler does not know that, and rounds the product.
+    # A no-op that the compiler cannot see through, so that it rounds the product first.
     return jnp.minimum(found, jnp.finfo(found.dtype).max)
 
 
 def steady_overlap(
     a: Sides, b: Sides, area_a: Float[Array, "..."], area_b: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """`overlap`, rounded after each operation as it is written, in whatever it is compiled into.
+    """`overlap`, rounded after every operation, however it is compiled.
 
-    Compilers like to join a product and the sum after it, which are then rounded once: boxes that
-    lie alike about another one need no longer have the same overlap, and what is computed twice
-    no longer equals itself.
+    Compilers may fuse a product with the sum after it and round only once. Boxes placed
+    symmetrically about another one can then have different overlaps, and the same overlap computed
+    twice can differ.
 
     Args:
         a: left, top, right, bottom, pixels.
         b: the same, of shapes that broadcast with those of ``a``.
-        area_a: of each, by `steady_area`.
-        area_b: likewise.
+        area_a: areas of ``a``, from `steady_area`.
+        area_b: areas of ``b``, likewise.
 
     Returns:
         As `overlap`.
     """
     width = jnp.maximum(jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0]), 0.0)
     height = jnp.maximum(jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1]), 0.0)
-    # A part is never larger than the whole, rounded alike; but a compiler does not know that.
+    # A no-op, as a part is never larger than the whole; but the compiler cannot know that.
     intersection = jnp.minimum(width * height, area_b)
     union = area_a + area_b - intersection
     return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
@@ -107,8 +107,8 @@ def steady_overlap(
 def generalized_iou(a: Float[Array, "*N 4"], b: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
     """Generalised intersection over union of each box of ``a`` with the box of ``b`` in its row.
 
-    The overlap, less the share of the smallest box around both that neither covers. Where both are
-    stretched along an axis, or moved, it stays.
+    This is the overlap minus the share of the smallest enclosing box that neither box covers. It is
+    invariant to stretching both boxes along an axis and to moving them.
 
     Args:
         a: ``[..., 4]`` xyxy, with positive sides.
@@ -128,7 +128,7 @@ def generalized_iou(a: Float[Array, "*N 4"], b: Float[Array, "*N 4"]) -> Float[A
 
 
 def sides(boxes: Float[Array, "*N 4"]) -> Sides:
-    """Left, top, right and bottom of boxes, as arrays of their own."""
+    """Left, top, right and bottom of boxes, as separate arrays."""
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 
@@ -157,8 +157,8 @@ def encode(
 
     Returns:
         ``[..., 4]`` (dx, dy, dw, dh): centre shift in anchor sides, log ratio of the sides. Rows in
-        which either box is degenerate or not finite give 0 and no gradient, so that padding rows
-        need no care from the caller.
+        which either box is degenerate or not finite give 0 and no gradient, so the caller need not
+        mask padding rows.
 
     Source: Girshick et al., R-CNN, appendix C; mmdetection
         ``models/task_modules/coders/delta_xywh_bbox_coder.py``.
@@ -183,7 +183,7 @@ def decode(
     max_log: float = MAX_LOG_RATIO,
     clamp_below: bool = True,
 ) -> Float[Array, "*N 4"]:
-    """The boxes that regression deltas make of the anchors; the inverse of ``encode``.
+    """Applies regression deltas to the anchors; the inverse of ``encode``.
 
     Args:
         anchors: ``[..., 4]`` xyxy, pixels.
@@ -209,7 +209,7 @@ def decode(
 
 
 def clip(boxes: Float[Array, "B N 4"], sizes: Int[Array, "B 2"]) -> Float[Array, "B N 4"]:
-    """Cuts boxes off at the edges of their picture (not of the canvas).
+    """Clips boxes to their picture (not to the canvas).
 
     Args:
         boxes: ``[B, N, 4]`` xyxy, pixels.

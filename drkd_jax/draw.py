@@ -1,11 +1,11 @@
-"""Boxes with their class and score drawn on a picture, large enough to read.
+"""Draws boxes with class and score on a picture, large enough to read.
 
 Letters: H W pixels of the picture, n boxes, K classes.
 
-A detector for small objects is looked at on small pictures, where a one-pixel line hides what it
-frames and a label covers three neighbours. So a small picture is enlarged before anything is
-drawn, lines and letters have the size that fits the *enlarged* picture, and a label looks for a
-place where it covers no other label.
+Detectors of small objects are inspected on small pictures, where a one-pixel line hides the object
+and a label covers three neighbours. Small pictures are therefore enlarged before drawing, lines and
+letters are sized for the *enlarged* picture, and labels are placed so that they do not cover each
+other.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from jaxtyping import Float, Int, UInt8
 Colour = tuple[int, int, int]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-SHORTER = 480  # pixels: what the shorter side of a drawing has at least
-LONGEST = 16384  # pixels: a picture is not enlarged beyond, however flat it is
+SHORTER = 480  # pixels: least length of a drawing's shorter side
+LONGEST = 16384  # pixels: a picture's longer side is not enlarged beyond this
 _GAP = 8  # white pixels between and around pictures side by side
 
-# Twelve colours that stay apart on grey, dark and textured ground; RGB.
+# Twelve colours that are easy to tell apart on grey, dark and textured backgrounds; RGB.
 _PALETTE: tuple[Colour, ...] = (
     (230, 57, 70),
     (29, 120, 220),
@@ -43,7 +43,7 @@ _PALETTE: tuple[Colour, ...] = (
 def class_colour(label: int) -> Colour:
     """The colour of a class, the same in every picture, figure and run.
 
-    Past the twelve hand-picked colours the hue turns by the golden angle, so that neighbouring
+    After the twelve hand-picked colours the hue advances by the golden angle, so that neighbouring
     classes never look alike.
 
     Args:
@@ -92,7 +92,7 @@ def draw_detections(
     texts: Sequence[str] | None = None,
     text_size: float = 1.0,
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """Draw boxes, one colour a class, each with its class and score.
+    """Draw boxes, one colour per class, each with its class and score.
 
     Args:
         image: RGB; it is not changed.
@@ -100,9 +100,9 @@ def draw_detections(
         labels: 0..K-1.
         scores: 0..1, or None for ground truth. The best box is drawn last, on top.
         names: The K class names.
-        shorter: Pixels of the drawing's shorter side, as of `enlarge`.
-        texts: Words to write beside each box instead of class and score; "" writes nothing.
-        text_size: Larger or smaller letters than usual.
+        shorter: Pixels of the drawing's shorter side, see `enlarge`.
+        texts: Text to write beside each box instead of class and score; "" writes nothing.
+        text_size: Scale factor of the letters.
 
     Returns:
         RGB, enlarged as by ``enlarge(image, shorter)``.
@@ -111,17 +111,17 @@ def draw_detections(
     height, width = canvas.shape[:2]
     thickness = max(2, round(min(height, width) / 300))
     order = np.arange(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
-    # cv2 draws around the middle of a pixel: the edge x of a box lies at x - 0.5 there.
+    # cv2's coordinates are pixel centres: a box's edge at x is at x - 0.5 there.
     corners = np.rint(np.asarray(boxes, np.float64) * factor - 0.5).astype(np.int64)
     corners = np.clip(corners, 0, np.array([width, height, width, height]) - 1)
     for i in order:
         x1, y1, x2, y2 = (int(v) for v in corners[i])
         colour = class_colour(int(labels[i]))
-        # A dark rim keeps the line visible on ground of its own colour.
+        # A dark rim keeps the line visible on a background of its own colour.
         cv2.rectangle(canvas, (x1, y1), (x2, y2), _darker(colour), thickness + 2, cv2.LINE_AA)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness, cv2.LINE_AA)
     taken: list[tuple[int, int, int, int]] = []
-    for i in order[::-1]:  # the best box has the first choice of a place for its words
+    for i in order[::-1]:  # the best box is the first to choose a place for its label
         words = _words(int(labels[i]), None if scores is None else float(scores[i]), names)
         if texts is not None:
             words = texts[i]
@@ -133,17 +133,17 @@ def draw_detections(
 def side_by_side(
     pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence[str]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Pictures in one row, each under its title, brought to the height of the tallest.
+    """Pictures in one row, each under its title, scaled to the height of the tallest.
 
     Args:
         pictures: RGB, any sizes, at least one.
-        titles: One a picture; longer ones are written smaller.
+        titles: One per picture; longer ones are written smaller.
 
     Returns:
         RGB.
 
     Raises:
-        ValueError: There is no picture, or not one title for each.
+        ValueError: There is no picture, or not one title for each picture.
     """
     if not pictures or len(pictures) != len(titles):
         raise ValueError(f"{len(pictures)} pictures and {len(titles)} titles")
@@ -188,7 +188,7 @@ def _label(
     taken: list[tuple[int, int, int, int]],
     text_size: float = 1.0,
 ) -> None:
-    """Write ``words`` on a plate beside a box, where it covers least of the other plates."""
+    """Write ``words`` on a plate beside a box, where it covers the other plates least."""
     height, width = canvas.shape[:2]
     size = text_size * max(0.36, min(height, width) / 1300)
     (wide, high), below = cv2.getTextSize(words, FONT, size, 1)

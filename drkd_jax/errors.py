@@ -1,4 +1,4 @@
-"""What the user can mend, told apart from what is our fault."""
+"""The error for faults that the user can correct, as opposed to bugs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ EXIT_TRY_AGAIN = 75
 
 
 class UserError(Exception):
-    """A fault in the input, the config or the machine that the user can mend.
+    """A fault in the input, the config or the machine that the user can correct.
 
     The message names the file, the picture or the key, and says what to do. The command line
-    prints it as one line and leaves with exit code 2.
+    prints it as one line and exits with code 2.
     """
 
 
 @contextlib.contextmanager
 def faults_of(place: Any) -> Iterator[None]:
-    """Puts the file or key that they are of before the words of faults.
+    """Prefixes the messages of faults raised inside with the file or key they concern.
 
     Raises:
-        UserError: as raised inside, with the place.
+        UserError: as raised inside, with the prefix.
     """
     try:
         yield

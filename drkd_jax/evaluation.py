@@ -1,8 +1,8 @@
-"""Detections to COCO's numbers.
+"""Computes COCO's numbers from detections.
 
-pycocotools is the measure. faster-coco-eval does the same sums in C++, gives the same numbers to
-rounding (tests/test_evaluation.py compares them, benchmarks/evaluation.py times them), and is what
-runs by default.
+pycocotools is the reference. faster-coco-eval computes the same in C++, with equal results up to
+rounding (tests/test_evaluation.py compares them, benchmarks/evaluation.py times them), and is the
+default.
 
 Letters: B pictures, N detections.
 """
@@ -25,19 +25,19 @@ from drkd_jax.data.sources.records import Id, Source, id_key
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
 
-_LARGEST = 1e10  # square pixels: COCO's rule counts no object of a larger stated area
-COCO_MAX = 100  # detections of a class and picture that COCO counts
+_LARGEST = 1e10  # square pixels: COCO's rule ignores objects with a larger stated area
+COCO_MAX = 100  # detections per class and picture that COCO counts
 
 
 def number_names(max_detections: int = COCO_MAX) -> tuple[str, ...]:
-    """Names of the 12 numbers; the third recall says how many detections it counts."""
+    """Names of the 12 numbers; the third recall's name has its number of detections."""
     precisions = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
     return (*precisions, "AR1", "AR10", f"AR{max_detections}", "AR_S", "AR_M", "AR_L")
 
 
 NUMBERS = number_names()
 
-# By name: the class that holds annotations, and the one that scores.
+# By name: the class for annotations and the class for scoring.
 EVALUATORS: dict[str, tuple[Any, Any]] = {
     "faster": (faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster),
     "pycocotools": (COCO, COCOeval),
@@ -45,18 +45,18 @@ EVALUATORS: dict[str, tuple[Any, Any]] = {
 
 
 class CocoScores(NamedTuple):
-    """The 12 numbers, and AP for each class by its name (-1 where there is no ground truth)."""
+    """The 12 numbers, and AP for each class by its name (-1 if it has no ground truth)."""
 
     numbers: dict[str, float]
     class_ap: dict[str, float]
 
 
 class Numbered(NamedTuple):
-    """Ground truth and detections by numbers from 1, in the place of the ids of their file.
+    """Ground truth and detections with ids replaced by numbers from 1.
 
     Attributes:
-        truth: an instances dict like the one that it was made from, with other ids.
-        detections: copies with other ids, numbered as well.
+        truth: a copy of the instances dict with the new ids.
+        detections: copies with the new ids, themselves numbered too.
         images: the number of each image id, by its `id_key`.
         categories: the number of each category id, likewise.
     """
@@ -70,17 +70,17 @@ class Numbered(NamedTuple):
 def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]]) -> Numbered:
     """Numbers images, categories, annotations and detections from 1.
 
-    Evaluators keep ids as doubles or 64-bit integers, and take a match with annotation 0 for no
-    match; ids of a file may be hashes, negative, or texts. Pictures are numbered in the order of
-    their ids, numbers before texts: that is how pycocotools goes through them, and of detections
-    with equal scores those of earlier pictures rank higher.
+    Evaluators store ids as doubles or 64-bit integers and treat a match with annotation 0 as no
+    match, but a file's ids may be hashes, negative, or strings. Pictures are numbered in the order
+    of their ids, numbers before strings, which is the order of pycocotools: detections of earlier
+    pictures rank higher if scores are equal.
 
     Args:
-        ground_truth: COCO's instances dict; it is left as it is.
+        ground_truth: COCO's instances dict; it is not changed.
         detections: in COCO's form, with the ids of the ground truth.
 
     Raises:
-        UserError: an id that occurs twice, or one that the ground truth does not know.
+        UserError: an id occurs twice, or is not in the ground truth.
     """
     pictures = sorted(ground_truth["images"], key=_by_id)
     images = _numbers(pictures, "picture")
@@ -123,19 +123,19 @@ def coco_numbers(
     evaluator: str = "faster",
     max_detections: int = COCO_MAX,
 ) -> dict[str, float]:
-    """COCO's 12 numbers for boxes, between 0 and 1; -1 where there is nothing to find.
+    """COCO's 12 numbers for boxes, between 0 and 1; -1 if there is nothing to find.
 
     Args:
         ground_truth: COCO's instances dict (``Source.coco_ground_truth()``).
         detections: ``image_id``, ``category_id``, ``bbox`` (xywh) and ``score`` each.
-        image_ids: score these pictures only; all of the ground truth by default.
+        image_ids: score only these pictures; all of the ground truth by default.
         evaluator: "faster" (faster-coco-eval) or "pycocotools"; the same numbers.
-        max_detections: of a class and picture that count, the best ones; more than 10. Every
-            number counts so many, but AR1 and AR10.
+        max_detections: how many detections count per class and picture, best first; more than 10.
+            It holds for every number except AR1 and AR10.
 
     Returns:
         AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L; with another ``max_detections``
-        the third recall has it in its name.
+        the third recall is named after it.
 
     Raises:
         UserError: a detection is of a picture or class that the ground truth does not know.
@@ -155,8 +155,8 @@ def coco_scores(
     Raises:
         UserError: a detection is of a picture or class that the ground truth does not know.
 
-    Source: cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py (``summarize``, which reads
-    100 detections whatever the parameters say; so the means are taken here).
+    Source: cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py (``summarize``, which always
+    assumes 100 detections; therefore the means are computed here).
     """
     numbered = number_ids(ground_truth, detections)
     names = class_names(ground_truth["categories"])
@@ -194,7 +194,7 @@ def coco_scores(
 
 
 def class_names(categories: Iterable[dict[str, Any]]) -> list[str]:
-    """The classes' names in their order; with their id where several have the same."""
+    """The classes' names in order, followed by the id if several have the same name."""
     rows = list(categories)
     count = Counter(row["name"] for row in rows)
     return [
@@ -206,7 +206,7 @@ def class_names(categories: Iterable[dict[str, Any]]) -> list[str]:
 def why_nothing_to_find(
     ground_truth: dict[str, Any], image_ids: Iterable[Id] | None = None
 ) -> str | None:
-    """Why every number is -1, where it is; None where there is something to find.
+    """Why every number is -1; None if there is something to find.
 
     Args:
         ground_truth: COCO's instances dict.
@@ -237,12 +237,12 @@ def to_coco(
     """Detections of a batch in COCO's form: source pixels, original picture and category ids.
 
     Args:
-        detections: boxes on the canvas; of the mirrored picture where ``batch.flip`` is set.
-        batch: the batch they were found in (filling pictures give nothing).
+        detections: boxes on the canvas; on the mirrored picture if ``batch.flip`` is set.
+        batch: the batch they were found in (padding pictures are skipped).
         source: where the batch came from.
-        category_ids: the id of each of the detector's classes, None where its detections are left
-            out; those of the source by default.
-        max_detections: the best so many of a picture; None: all.
+        category_ids: the id of each of the detector's classes, None for classes to leave out;
+            those of the source by default.
+        max_detections: keep only this many best per picture; None: all.
 
     Returns:
         Dicts of ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
@@ -268,14 +268,14 @@ def found_in(
     known: Bool[np.ndarray, "K"] | None = None,
     most: int | None = None,
 ) -> tuple[Float64[np.ndarray, "n 4"], Float64[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """What was found on one picture of a batch, best first.
+    """The detections on one picture of a batch, best first.
 
     Args:
         detections: of the batch, on the host.
         batch: where they were found.
-        row: the picture's.
-        known: the classes that count; None: all.
-        most: the best so many; None: all.
+        row: the picture's row in the batch.
+        known: the classes to keep; None: all.
+        most: keep only this many best; None: all.
 
     Returns:
         (boxes, xyxy in source pixels; scores; labels).

@@ -1,4 +1,4 @@
-"""The one kind of variable that no optimiser moves, in detectors and distillers alike."""
+"""The kind of variable that no optimiser updates, in detectors and distillers alike."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from flax import nnx
 class Frozen(nnx.Variable):
     """Random filters, teachers' modules, running scales, constant statistics of batch norms.
 
-    It is no `nnx.Param`, so `nnx.Optimizer(..., wrt=nnx.Param)` leaves it alone without being told.
+    It is not an `nnx.Param`, so `nnx.Optimizer(..., wrt=nnx.Param)` does not update it.
     """

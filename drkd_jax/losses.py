@@ -1,7 +1,7 @@
-"""The detectors' own losses, element by element; whoever calls them sums and normalises.
+"""The detectors' own losses per element; the caller sums and normalises them.
 
-Logits of a bfloat16 network are widened first; what comes back is float32, and of `focal` float64
-where its logits are.
+bfloat16 logits are converted first; results are float32, except that `focal` returns float64 for
+float64 logits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def focal(
     toward = jnp.where(positive, logits, -logits)
     toward = toward.astype(jnp.promote_types(jnp.float32, toward.dtype))
     log_truth = jax.nn.log_sigmoid(toward)
-    # (1 - p_t)^gamma through its logarithm: no power of 0, so gradients stay finite.
+    # (1 - p_t)^gamma through its logarithm avoids powers of 0, so gradients stay finite.
     modulation = jnp.exp(gamma * jax.nn.log_sigmoid(-toward))
     return -jnp.where(positive, alpha, 1.0 - alpha) * modulation * log_truth
 
@@ -45,7 +45,7 @@ def focal(
 def binary_cross_entropy(
     logits: Float[Array, "*N"], positive: Bool[Array, "*N"]
 ) -> Float[Array, "*N"]:
-    """Cross-entropy of each sigmoid logit against a yes or no."""
+    """Cross-entropy of each sigmoid logit against a binary label."""
     return -jax.nn.log_sigmoid(jnp.where(positive, logits, -logits).astype(jnp.float32))
 
 
@@ -73,13 +73,13 @@ def smooth_l1(
 ) -> Float[Array, "*N"]:
     """Sum of the four smooth absolute differences of each row.
 
-    A difference d costs ``d^2 / (2 beta)`` up to ``|d| = beta`` and ``|d| - beta / 2`` from there
-    on: as steep as `l1` away from 0, and round at it.
+    A difference d costs ``d^2 / (2 beta)`` up to ``|d| = beta`` and ``|d| - beta / 2`` beyond: it
+    has the slope of `l1` away from 0 and is smooth at 0.
 
     Args:
         a: rows of four numbers.
         b: rows of four numbers.
-        beta: where the parabola meets the line; 0 is `l1` itself.
+        beta: where the parabola meets the line; with 0 this is `l1`.
 
     Source: Girshick 2015, "Fast R-CNN", equation 3; ``beta`` as in pytorch/vision's detectors.
     """

@@ -1,4 +1,4 @@
-"""`~` for the home folder, in every path that a person types: the one place that knows it."""
+"""Expands `~` to the home folder in every path that a user can give; done only here."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _KEYS = (("data", "train"), ("data", "val"), ("student", "init"), ("teacher", "c
 
 
 def expand_home(text: str) -> str:
-    """A path or a data source with the home folder in the place of `~` and `~name`.
+    """A path or a data source with `~` and `~name` replaced by the home folder.
 
-    What only looks so (`~` of a user who is not there, or inside a name) stays as it is.
+    A `~` of an unknown user, or inside a name, stays unchanged.
     """
     if _SPEC.match(text):
         return _BEGINS.sub(lambda found: os.path.expanduser(found[0]), text)
@@ -26,7 +26,7 @@ def expand_home(text: str) -> str:
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arguments of a command line, `~` expanded in bare ones and in those like --name=value."""
+    """Command-line arguments with `~` expanded, both in bare ones and in --name=value."""
     expanded = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -38,7 +38,7 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def expand_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's config with `~` expanded in each of its paths; the given one stays as it is."""
+    """A copy of a run's config with `~` expanded in each of its paths."""
     expanded = dict(config)
     for section, key in _KEYS:
         value = (expanded.get(section) or {}).get(key)

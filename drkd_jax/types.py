@@ -1,4 +1,4 @@
-"""What travels between the packages: a batch, its targets, feature maps, detections.
+"""The data passed between the packages: a batch, its targets, feature maps, detections.
 
 Letters: B pictures, H W pixels of the canvas, G padded ground truths, N detections,
 L pyramid levels, h w C one feature map.
@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from drkd_jax.errors import UserError
 
-# Shapes and dtypes are checked where a test runs, by jaxtyping. A type checker sees neither, and
-# would only complain wherever a NumPy constant meets a traced array.
+# jaxtyping checks shapes and dtypes in the tests. A type checker cannot check them, and would only
+# complain wherever a NumPy constant meets a traced array.
 if TYPE_CHECKING:
     Array = Any
 else:
@@ -28,15 +28,15 @@ else:
 
 
 class Batch(NamedTuple):
-    """Pictures as the loader hands them over: resized, padded, not yet mirrored.
+    """Pictures as the loader returns them: resized, padded, not yet mirrored.
 
-    A picture that only fills up the last batch has ``picture_valid`` False, ``sizes`` (0, 0) and
-    no valid box. ``index`` is the picture's position in its source, the key to its id and to its
-    random numbers; it is -1 for a filling picture.
+    A padding picture, which only fills up the last batch, has ``picture_valid`` False, ``sizes``
+    (0, 0) and no valid box. ``index`` is the picture's position in its source, from which its id
+    and its random numbers are found; it is -1 for a padding picture.
     """
 
-    # RGB, 0..255; the picture sits in the top left corner, zeros elsewhere. Floats (float32) where
-    # the resize rule keeps what it interpolates.
+    # RGB, 0..255; the picture is in the top left corner, zeros elsewhere. float32 if the resize
+    # rule does not round interpolated values.
     images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"]
     sizes: Int[Array, "B 2"]  # height, width of the picture on the canvas, pixels
     flip: Bool[Array, "B"]  # to be mirrored left to right on the device
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the losses need to know of a batch, after mirroring."""
+    """The data of a batch that the losses need, after mirroring."""
 
     sizes: Int[Array, "B 2"]
     boxes: Float[Array, "B G 4"]
@@ -60,14 +60,14 @@ class Targets(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """The pyramid a detector promises, known before anything is computed.
+    """The shape of a detector's pyramid, known before anything is computed.
 
     Attributes:
         channels: of each level, finest first.
         strides: canvas pixels per map pixel of each level.
         kinds: how each level is made, since the same stride can mean different things: "lateral"
             (P2..P5), "pool" (every second pixel of P5), "conv_c5", "conv_p5" (stride 2
-            convolutions of C5 or of the level below). None: not said, the stride alone counts.
+            convolutions of C5 or of the level below). None: unknown, levels match by stride alone.
     """
 
     channels: tuple[int, ...]
@@ -75,10 +75,10 @@ class FeatureSpec:
     kinds: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Writes out tuples.
+        """Converts the values to tuples.
 
         Raises:
-            UserError: not one number of channels, or one kind, for each stride.
+            UserError: there is not one number of channels, or one kind, for each stride.
         """
         for name in ("strides", "channels", "kinds"):
             values = getattr(self, name)
@@ -98,10 +98,10 @@ class FeatureSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """FPN maps of a batch, finest first, with the facts that distillation pairs them by.
+    """FPN maps of a batch, finest first, with the spec by which distillation pairs them.
 
-    ``maps`` holds one float ``[B, h, w, C]`` a level. Its annotation says less, since JAX also
-    rebuilds this class around shapes and shardings in the place of arrays.
+    ``maps`` holds one float ``[B, h, w, C]`` per level. Its annotation is less specific, since JAX
+    also builds this class with shapes or shardings in place of arrays.
     """
 
     maps: tuple[Any, ...]
@@ -109,22 +109,23 @@ class Features:
 
 
 class Responses(NamedTuple):
-    """What two dense detectors' heads know of a batch, for a distiller of responses.
+    """The head outputs of two dense detectors for a batch, for distillers of responses.
 
     A head has two branches, classes and boxes, whose layers all levels share. ``student`` and
     ``teacher`` hold a pair of maps [B, h, w, C] (classes, boxes) for each level of the side's
-    pyramid, finest first: the branches' outputs after some layers, not activated.
+    pyramid, finest first: the branches' outputs after some layers, before the activation.
     """
 
     student: tuple[tuple[Any, Any], ...]
     teacher: tuple[tuple[Any, Any], ...]
-    # The teacher's layers after that, activation first, of one level's pair: class logits
-    # [B, h w A, K] and box deltas [B, h w A, 4] of A anchors a pixel, by row, column, anchor.
+    # Applies the teacher's remaining layers, activation first, to one level's pair; returns class
+    # logits [B, h w A, K] and box deltas [B, h w A, 4] of A anchors per pixel, ordered by row,
+    # column, anchor.
     head: Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Detections(NamedTuple):
-    """The best N boxes of each picture, by falling score; rows past the last are not ``valid``."""
+    """The best N boxes of each picture, by descending score; further rows are not ``valid``."""
 
     boxes: Float[Array, "B N 4"]
     scores: Float[Array, "B N"]
@@ -133,9 +134,9 @@ class Detections(NamedTuple):
 
 
 class Unsuppressed(NamedTuple):
-    """All boxes of each picture with the scores of all classes, before any is left out.
+    """All boxes of each picture with the scores of all classes, before any filtering.
 
-    K classes of the data, N anchors or regions, D boxes of each: K, one a class, or 1 for all.
+    K classes of the data, N anchors or regions, D boxes of each: K (one per class) or 1 for all.
     """
 
     boxes: Float[Array, "B N D 4"]  # clipped to their pictures
