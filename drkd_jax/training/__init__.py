@@ -1,1 +1,1 @@
-"""Training: state, step, schedule, checkpoints and the loop around them."""
+"""Training: builds a run from its config and executes it, with evaluations and checkpoints."""

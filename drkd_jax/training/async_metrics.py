@@ -1,7 +1,7 @@
-"""Steps under way: their values are read a few steps late, watched, and logged.
+"""Reads the values of steps a few steps late, checks them, and logs them.
 
-Nothing waits for a step that was just started, and everything read is read before anything is
-written: so a state that is not finite never reaches the disk.
+The loop never waits for the step that it has just started. All pending values are read before
+anything is written, so a non-finite state never reaches the disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from drkd_jax.monitoring.metrics import MetricAverager, Metrics
 from drkd_jax.step.train_step import StepValues
 from drkd_jax.training.setup import Run
 
-AHEAD = 3  # steps that may be under way before the oldest one's values are read
+AHEAD = 3  # steps that may be running before the values of the oldest one are read
 _REPORTED = (
     "total",
     "gradient_norm",
@@ -35,28 +35,28 @@ _REPORTED = (
 
 
 class _Pending(NamedTuple):
-    step: int  # steps done once it is through
+    step: int  # number of steps done after it
     values: StepValues  # on the devices
-    pictures: np.ndarray  # positions in the source, [B]; -1 for a filling picture
+    pictures: np.ndarray  # positions in the source, [B]; -1 for a padding picture
 
 
 def largest_untrained_share(config: DistillConfig | None) -> float:
-    """1 where the optimiser trains the teacher's graph units too, or something else did."""
+    """The `untrained` limit of `CollapseMonitor`: 1 if the teacher's graph units are trained."""
     pixel = config.pixel_relation if config else None
     return UNTRAINED_SHARE if pixel is None or pixel.teacher_modules == "frozen" else 1.0
 
 
 class AsyncMetrics:
-    """The steps under way of one session.
+    """The running steps of one session.
 
     Args:
         run: what is trained.
         metrics: where numbers and warnings go.
-        checkpoints: to say which one is good where a step is not.
-        silent: `silent` of the session that the run goes on from.
+        checkpoints: to name the last good one if a step is not finite.
+        silent: `silent` of the session that the run continues.
 
     Attributes:
-        averager: of the log window that the values go into.
+        averager: averages the values over the current log window.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class AsyncMetrics:
         self._inactive: InactiveLossMonitor | None = None
         self._counted = silent
         self._monitor = CollapseMonitor(untrained=largest_untrained_share(run.distillation))
-        # The run's start is what it compares with, whatever session that was in; told then.
+        # It compares with the start of the run, which may have been in an earlier session; what it
+        # finds in the earlier lines was already reported then.
         for line in metrics.earlier:
             if line["kind"] == "train":
                 self._monitor.observe({k: v for k, v in line.items() if isinstance(v, float)})
@@ -79,11 +80,11 @@ class AsyncMetrics:
 
     @property
     def silent(self) -> list[list[Any]]:
-        """JSON values for a checkpoint: which terms are silent, and for how long."""
+        """JSON values for a checkpoint: which terms are silent, and for how many steps."""
         return self._inactive.counts if self._inactive else list(map(list, self._counted))
 
     def add(self, step: int, values: StepValues, pictures: np.ndarray) -> None:
-        """Takes a step that was just started; reads the one of `AHEAD` steps before.
+        """Adds a step that was just started; reads the one started `AHEAD` steps before.
 
         Raises:
             NonFiniteError: with the step, the terms and the picture ids.
@@ -93,7 +94,7 @@ class AsyncMetrics:
             self._read(self._pending.popleft())
 
     def read_all(self) -> None:
-        """Waits for every step under way.
+        """Waits for every running step and reads its values.
 
         Raises:
             NonFiniteError: with the step, the terms and the picture ids.
@@ -135,7 +136,7 @@ class AsyncMetrics:
 
     def _stop_non_finite(self, pending: _Pending, values: Mapping[str, float]) -> None:
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        # The terms first of all; what follows from them is named where no term is to blame.
+        # Name the terms; values derived from them are named only if every term is finite.
         bad = [name for name in wrong if name not in _REPORTED and "/" not in name] or wrong
         source = self._run.train_source
         pictures = from_all(pending.pictures)

@@ -1,4 +1,4 @@
-"""Which settings, models and canvases of a run do not fit together; each refusal names the key."""
+"""Checks that a run's settings, models and canvases fit together; each error names the key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from drkd_jax.step.settings import TrainSettings
 
 
 def check_parts(settings: TrainSettings, devices: int) -> None:
-    """Refuses parts of a batch that are not all alike.
+    """Refuses a batch that cannot be split into equal parts.
 
     Raises:
         UserError: names the batch sizes that fit.
@@ -33,7 +33,7 @@ def check_student(
     """Refuses a student that these settings cannot train.
 
     Raises:
-        UserError: batch statistics by pmap, or canvases that its pyramid does not halve.
+        UserError: batch statistics with pmap, or canvases that its pyramid cannot halve evenly.
     """
     if settings.parallel == "pmap" and nnx.state(student, nnx.BatchStat):
         raise UserError(
@@ -44,7 +44,7 @@ def check_student(
 
 
 def check_canvases(pipeline: PipelineConfig, stride: int, who: str) -> None:
-    """Refuses canvases that the pyramid would not halve evenly.
+    """Refuses canvases that the pyramid cannot halve evenly.
 
     Raises:
         UserError: names the canvas and the nearest size that fits.

@@ -1,4 +1,4 @@
-"""What a run says before it starts: what will happen, on what, with which weights."""
+"""The messages of a run before it starts: what it will do, on which data, with which weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from drkd_jax.step.state import num_parameters
 from drkd_jax.training.setup import Run
 from drkd_jax.training.teacher import compare_classes
 
-WEAK_AP = 0.01  # of a teacher, under which it is named
+WEAK_AP = 0.01  # a teacher with a lower AP is reported
 
 
 def describe(run: Run, start: int) -> list[str]:
@@ -28,7 +28,7 @@ def describe(run: Run, start: int) -> list[str]:
 
     Args:
         run: what was built.
-        start: the step it starts from; above 0 for a run that goes on.
+        start: the step it starts from; above 0 for a run that continues.
     """
     device = jax.devices()[0]
     settings, student = run.train, run.config["student"]
@@ -71,14 +71,14 @@ def describe(run: Run, start: int) -> list[str]:
 
 
 def findings(run: Run, say: Callable[[str], None]) -> list[str]:
-    """What was found in the data and the settings; every process calls it.
+    """Reports findings about the data and the settings; every process calls it.
 
     Args:
         run: what was built.
-        say: takes what is good to know.
+        say: called with findings that are only for information.
 
     Returns:
-        What a person should look at.
+        The findings that need attention.
     """
     sets = run.train_source, run.val_source, run.pipeline.max_boxes, run.eval.max_detections
     warnings = []
@@ -96,7 +96,7 @@ def findings(run: Run, say: Callable[[str], None]) -> list[str]:
 
 
 def _too_small(pipeline: PipelineConfig) -> list[str]:
-    """A sentence where no canvas holds pictures of the size that is asked for."""
+    """A sentence if no canvas can hold pictures of the configured size."""
     wanted = pipeline.shorter, pipeline.longer
     if pipeline.resize == "stretch":
         held = any(h >= wanted[0] and w >= wanted[1] for h, w in pipeline.canvases)
@@ -114,7 +114,7 @@ def _too_small(pipeline: PipelineConfig) -> list[str]:
 
 
 def other_classes(run: Run) -> str | None:
-    """A sentence where there is a teacher whose classes are not the data's, else None."""
+    """A sentence if there is a teacher whose classes are not the data's, else None."""
     if run.teacher is None:
         return None
     names = tuple(category.name for category in run.train_source.categories)
@@ -122,7 +122,7 @@ def other_classes(run: Run) -> str | None:
 
 
 def _phases(run: Run) -> str:
-    """How the distillation comes and goes; nothing where it is there all the time."""
+    """Describes the phases of the distillation; empty if it is constant over the run."""
     phases, words = run.distillation, []
     assert phases is not None
     if phases.adaptation_steps:
@@ -158,13 +158,13 @@ def _decay(run: Run) -> str:
 def data_findings(
     train: Source, val: Source, max_boxes: int, max_detections: int = MAX_DETECTIONS
 ) -> list[tuple[str, str, bool]]:
-    """What the owner of the data may not expect, in the words of `prepare --check`.
+    """Surprising facts about the data, worded as in `prepare --check`.
 
     Args:
         train: the set that is trained on.
         val: the set that is scored.
         max_boxes: rows for ground truth in a batch.
-        max_detections: of a class in a picture that an evaluation counts.
+        max_detections: detections per class and picture that an evaluation counts.
 
     Returns:
         ("train" or "val", text, whether something is likely wrong) for each.
@@ -174,7 +174,7 @@ def data_findings(
     shared = _shared(train, val)
     if shared:
         of_val.append(Finding(shared, grave=True))
-    elif _twice(train, val):  # may be meant, to learn a few pictures by heart
+    elif _twice(train, val):  # may be intended, to overfit a few pictures
         of_val.append(
             Finding("the pictures of config.data.train: its AP tells nothing of new ones")
         )
@@ -183,7 +183,7 @@ def data_findings(
 
 
 def _shared(train: Source, val: Source) -> str:
-    """Which picture files both sets have."""
+    """The picture files that both sets have."""
     trained = set(places(train)) - {None}
     both = [place for place in places(val) if place in trained]
     if not both or _twice(train, val):
@@ -193,7 +193,7 @@ def _shared(train: Source, val: Source) -> str:
 
 
 def _twice(train: Source, val: Source) -> bool:
-    """Whether both are of the same picture files."""
+    """Whether both sets have the same picture files."""
     if train.spec == val.spec:
         return True
     found = [places(train), places(val)]
@@ -201,11 +201,11 @@ def _twice(train: Source, val: Source) -> bool:
 
 
 def weak_teacher(ap: float, spec: str) -> str:
-    """A sentence about a teacher that finds next to nothing; "" for any other.
+    """A sentence about a teacher that finds almost nothing; "" for any other.
 
     Args:
-        ap: of the teacher, 0..1; -1 where there is nothing to find.
-        spec: of the pictures that it was scored on.
+        ap: AP of the teacher, 0..1; -1 if there is nothing to find.
+        spec: the source of the pictures that it was scored on.
     """
     if not 0 <= ap < WEAK_AP:
         return ""
@@ -242,7 +242,7 @@ def _model(settings: Mapping[str, Any], detector: str) -> str:
 
 
 def _kind(run: Run) -> str:
-    """The class of the teacher's detector, where it has one beside its pyramid."""
+    """The class of the teacher's detector, if it has heads beside its pyramid."""
     assert run.teacher is not None
     names = {kind: name for name, (kind, _) in DETECTORS.items()}
     name = names.get(type(run.teacher.detector))

@@ -1,4 +1,4 @@
-"""A detector over every picture of a source, scored by COCO's numbers.
+"""Runs a detector on every picture of a source and computes COCO's numbers.
 
 Letters: B pictures, N detections.
 """
@@ -31,17 +31,17 @@ Predict = Callable[[Arrays, Batch], Detections]
 
 
 class EvaluationStoppedError(Exception):
-    """An evaluation was given up before its end."""
+    """An evaluation was stopped before its end."""
 
 
 def predictor(graph: nnx.GraphDef, pixels: Pixels, mesh: Mesh, least_limit: int = 0) -> Predict:
     """The jitted function `(arrays of the module, batch) -> detections on the canvas`.
 
     Args:
-        graph: of a detector.
-        pixels: the network's input.
-        mesh: the devices; it compiles once for each canvas.
-        least_limit: detections a picture that the detector's own limits have to let through; see
+        graph: the graph of a detector.
+        pixels: the network's input format.
+        mesh: the devices; the function compiles once per canvas.
+        least_limit: detections per picture that the detector's own limits must allow; see
             `raise_limits`.
     """
 
@@ -59,13 +59,13 @@ def predictor(graph: nnx.GraphDef, pixels: Pixels, mesh: Mesh, least_limit: int 
 
 
 def raise_limits(settings: Any, least: int) -> Any:
-    """A detector's settings whose limits on counts in test are `least` or more.
+    """A detector's settings with all limits on counts in evaluation raised to at least `least`.
 
-    What it found before is found again, in the same order, where no limit of candidates was met.
+    Earlier detections are found again in the same order, unless a limit on candidates was reached.
 
     Args:
         settings: `RetinaNetSettings` or `FasterRCNNSettings`.
-        least: detections a picture.
+        least: detections per picture.
     """
     test = settings.test
     test = dataclasses.replace(
@@ -101,21 +101,21 @@ def evaluate(
         arrays: tuple of the states that its graph is merged with.
         source: pictures and ground truth.
         pipeline: sizes and reading; its batch size is replaced by that of `settings`.
-        settings: batch size, how many pictures, who scores and how many detections count.
+        settings: batch size, number of pictures, evaluator and counted detections.
         mesh: the devices.
-        progress: whether a bar is shown.
-        stop: asked before every batch, by all processes alike; True gives up.
-        skipped: takes the list of pictures that could not be read, where those are skipped.
-            Their boxes count as missed.
-        category_ids: of the source, one for each of the detector's classes (`match_classes`);
-            None where they are the same.
+        progress: whether to show a progress bar.
+        stop: called before every batch, by all processes alike; True stops the evaluation.
+        skipped: called with the list of unreadable pictures, if those are skipped. Their boxes
+            count as missed.
+        category_ids: the source's id for each of the detector's classes (`match_classes`); None if
+            the classes are the same.
 
     Returns:
-        (the 12 numbers by their usual names, detections in COCO's form). Every process sees its
+        (the 12 numbers by their usual names, detections in COCO's form). Every process handles its
         share of the pictures, and all return the same.
 
     Raises:
-        EvaluationStoppedError: `stop` asked for it.
+        EvaluationStoppedError: `stop` returned True.
     """
     batch_size = -(-settings.batch_size // mesh.size) * mesh.size
     pipeline = dataclasses.replace(pipeline, batch_size=batch_size, flip=0.0, drop_empty=False)
@@ -138,7 +138,7 @@ def evaluate(
         placed = put_batch(batch, mesh)
         detections = predict(arrays, placed)
         batch = rows(batch, placed)
-        if waiting is not None:  # read one batch late: the device works meanwhile
+        if waiting is not None:  # read one batch late, to keep the device busy
             found += _read(*waiting, source, category_ids)
         waiting = (batch, detections)
     if waiting is not None:
@@ -162,11 +162,11 @@ def write_evaluation(
 
     Args:
         workdir: the folder.
-        step: of the checkpoint.
-        source: what was scored.
-        numbers: the 12.
+        step: step of the checkpoint.
+        source: the scored data.
+        numbers: the 12 numbers.
         found: detections in COCO's form.
-        max_pictures: only the first so many were scored; 0: all.
+        max_pictures: how many pictures were scored, from the first on; 0: all.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -178,7 +178,7 @@ def write_evaluation(
 
 
 def _rows_of_all(mesh: Mesh) -> Callable[[Batch, Batch], Batch]:
-    """What of a batch the detections are read with, for the rows of all processes."""
+    """Gathers the fields of a batch that are needed to read detections, from all processes."""
     names = ("sizes", "flip", "picture_valid", "index", "scale")
     spread = jax.jit(lambda rows: rows, out_shardings=replicated(mesh))
 

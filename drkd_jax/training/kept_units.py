@@ -1,4 +1,4 @@
-"""The teacher's pretrained graph units in the work folder, with what they were trained from."""
+"""The teacher's pretrained graph units in the work folder, with a mark of their origin."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ UNITS_FILE = "teacher_units.npz"
 
 
 class Pretrained(NamedTuple):
-    """What the phase left."""
+    """The result of the pretraining phase."""
 
     arrays: dict[str, np.ndarray]  # of the units, by flat name
-    before: float  # the teacher's loss on the held-out images, as it is
-    after: float  # and with the units
-    images: int  # that were measured
+    before: float  # the teacher's loss on the held-out images, without the units
+    after: float  # the same with the units
+    images: int  # number of measured images
 
 
 def read_units(path: Path, mark: str) -> Pretrained | None:
-    """The units of the work folder; None where there are none, or others."""
+    """The units in the work folder; None if there are none, or they have another mark."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
@@ -38,7 +38,7 @@ def read_units(path: Path, mark: str) -> Pretrained | None:
 
 
 def write_units(path: Path, mark: str, found: Pretrained) -> None:
-    """Writes them in one go.
+    """Writes the units atomically.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The run: step after step, with its metrics, checkpoints and evaluations, until it is done."""
+"""The training loop with metrics, checkpoints and evaluations."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ from drkd_jax.types import Batch
 
 
 def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") -> dict[str, Any]:
-    """Trains as the config says, going on from the newest checkpoint in the work folder.
+    """Trains as the config says, continuing from the newest checkpoint in the work folder.
 
-    Several processes (`processes.connect` came first) all call it with the same arguments; the
-    work folder must be the same one for all of them: each writes its share of the checkpoints, the
-    first process alone everything else.
+    Several processes (after `processes.connect`) all call it with the same arguments and must share
+    the work folder: each writes its share of the checkpoints, the first process everything else.
 
     Args:
         config: plain nested dict with the keys of `recipes/common.py`.
-        workdir: holds, afterwards, `config.json`, `metrics.jsonl`, `tensorboard/`,
+        workdir: contains, afterwards, `config.json`, `metrics.jsonl`, `tensorboard/`,
             `checkpoints/`, `best/`, `eval.json`, `detections.json`, `summary.json`, `lock`.
         profile: steps to trace into `profile/`: "5", or "100:110".
 
     Returns:
-        `final` and `best` (COCO numbers), `best_step`, `steps` that were done and why it `ended`,
-        `seconds` of training over all its sessions, `parameters` (student, distiller, teacher),
-        `warnings`, and, of what distilled, `distillation` (its last word: `text` and `numbers`).
+        `final` and `best` (COCO numbers), `best_step`, the number of `steps` done and why the run
+        `ended`, `seconds` of training over all sessions, `parameters` (student, distiller,
+        teacher), `warnings`, and, if it distilled, `distillation` (see `monitoring/last_word.py`:
+        `text` and `numbers`).
 
     Raises:
-        UserError: what the user can mend, before anything is overwritten.
+        UserError: a fault that the user can correct, before anything is overwritten.
         NonFiniteError: with the step, the terms and the picture ids; the last checkpoint is good.
-        InterruptedRunError: a signal asked for the end; a checkpoint is written, or nothing was
+        InterruptedRunError: a signal asked to stop; a checkpoint was written, or nothing was
             trained yet.
     """
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
@@ -104,28 +104,28 @@ class _Session:
             skipped=self._skipped(),
         )
         self.start, self.seconds = 0, 0.0
-        self.silent: list[list[Any]] = []  # terms, as of the checkpoint
-        self.teacher_ap: float | None = None  # where teacher.evaluate asks for it
+        self.silent: list[list[Any]] = []  # silent terms of the checkpoint
+        self.teacher_ap: float | None = None  # if teacher.evaluate asks for it
         sources = {"train": run.train_source, "val": run.val_source}
         read = run.teacher if run.teacher and run.config["teacher"].get("checkpoint") else None
         self.fingerprint = same_run.common_fingerprints(sources, read and read.arrays)
-        self.compared: set[tuple[int, ...]] = set()  # shapes whose gradients were looked at
+        self.compared: set[tuple[int, ...]] = set()  # shapes whose gradients were compared
         self._resume()
         traced = read_steps(profile, self.start, run.steps)
         self.trace = Trace(workdir, traced, silent=not is_first())
         self.metrics = Metrics(workdir, self.start, run.steps, silent=not is_first())
         self.async_metrics = AsyncMetrics(run, self.metrics, checkpoints, self.silent)
         self.async_metrics.averager.counts = self.loader.counts
-        done = broadcast(lambda: evaluations(workdir / METRICS_FILE))  # lists, where it is JSON
+        done = broadcast(lambda: evaluations(workdir / METRICS_FILE))  # JSON has lists, not tuples
         best = checkpoints.best()
-        scored = list(map(tuple, done)) if best else []  # whose best one is gone is scored again
+        scored = list(map(tuple, done)) if best else []  # if the best one is gone, score again
         self.scores = Scores(run.train, run.steps, scored, best)
 
     def finish(self, request: StopRequest) -> dict[str, Any]:
         """Trains to the end.
 
         Args:
-            request: whether a signal asks to stop.
+            request: tells whether a signal asked to stop.
         """
         try:
             self._open(request)
@@ -143,7 +143,7 @@ class _Session:
 
     def _resume(self) -> None:
         latest, about = self.checkpoints.latest_step(), self.checkpoints.about()
-        if about:  # of the best one where a run was killed before it had another
+        if about:  # of the best checkpoint if the run was killed before it had another
             same_run.check_same_run(about["config"], self.run.config, self.workdir)
             same_run.check_same_classes(about["categories"], self.run.categories, self.workdir)
             then = about.get("fingerprint", {})
@@ -151,12 +151,12 @@ class _Session:
             self.run.warnings += same_run.changed_scoring(about["config"], self.run.config)
         if latest is not None:
             self.state = self.checkpoints.restore(self.state, replicated(self.run.mesh))
-            # Arrays that orbax made may be read-only memory of its own; the step writes into its.
+            # Arrays from orbax may be its own read-only memory, but the step overwrites its state.
             self.state = put_everywhere(self.state, self.run.mesh)
             self.loader.set_state(about["data"])
             self.start, self.seconds = latest, float(about["seconds"])
             self.silent = about.get("silent", [])
-        if is_first() and self.start < self.run.steps:  # what is done was done by its own config
+        if is_first() and self.start < self.run.steps:  # a finished run keeps its own config
             write_text(self.workdir / "config.json", json.dumps(self.run.config, indent=2) + "\n")
 
     def _open(self, request: StopRequest) -> None:
@@ -167,7 +167,7 @@ class _Session:
             self.metrics.warn(self.start, warning, passes=warning in run.of_length)
         if run.teacher is not None and run.config["teacher"].get("evaluate"):
             self._evaluate_teacher(request)
-        if run.teacher is not None and self.start == 0:  # later the units are in the checkpoint
+        if run.teacher is not None and self.start == 0:  # afterwards the checkpoint has the units
             self._pretrain(request)
 
     def _pretrain(self, request: StopRequest) -> None:
@@ -200,10 +200,10 @@ class _Session:
 
     def _steps(self, request: StopRequest) -> None:
         run, settings = self.run, self.run.train
-        # Values are read late, and so is whether any process wants to stop.
+        # Like the values, the answer whether any process wants to stop is read late.
         any_stops = AnyProcess(run.mesh, AHEAD)
         self.since = time.perf_counter()
-        # A run killed between a checkpoint and the evaluation of the same step makes it up.
+        # A run killed between a checkpoint and the evaluation of the same step evaluates now.
         if self.start and self.scores.due(self.start):
             self._evaluate(self.start, request)
         if self.scores.why_over():
@@ -225,7 +225,7 @@ class _Session:
             last = done == run.steps
             stop = any_stops(request.name is not None)
             if self.trace.ends_with(done, last):
-                self.async_metrics.read_all()  # until the traced steps are through
+                self.async_metrics.read_all()  # waits for the traced steps
                 self.trace.stop()
                 self.metrics.say(f"profile    written to {self.trace.folder}")
             if done % settings.log_every == 0 or last:
@@ -243,13 +243,13 @@ class _Session:
 
     def _end_early(self, step: int) -> None:
         self.metrics.say(self.scores.why_over())
-        if step % self.run.train.log_every:  # the window that is open
+        if step % self.run.train.log_every:  # logs the unfinished window
             self.loader.share_skipped(allgather)
             self.async_metrics.log(step)
         self._save(step)
 
     def _gradients(self, batch: Batch) -> float:
-        """Compares the terms' gradients at the step to come; seconds that it took."""
+        """Compares the terms' gradients before the next step; returns the seconds it took."""
         begun, report = time.perf_counter(), self.run.gradients
         assert report is not None
         found = report(self.state, self.run.teacher_arrays, put_batch(batch, self.run.mesh))
@@ -296,9 +296,9 @@ class _Session:
         run, state = self.run, self.state
         try:
             numbers, found = self._score(run.predict, state.student, request)
-        except EvaluationStoppedError:  # it is made up for when the run goes on
+        except EvaluationStoppedError:  # it is repeated when the run continues
             self._interrupt(step, request)
-        # The best one first: a run killed in between evaluates again.
+        # The best checkpoint first: a run killed in between evaluates again.
         if self.scores.is_better(numbers):
             self.checkpoints.save_best(state, {**self._about(), "numbers": numbers})
             self.scores.best = step, numbers
@@ -310,7 +310,7 @@ class _Session:
         self.metrics.evaluation(step, numbers)
         self.scores.done.append((step, numbers))
         took = time.perf_counter() - before
-        self.since += took  # not training time
+        self.since += took  # excluded from the training time
         self.async_metrics.averager.leave_out(took)
 
     def _score(
@@ -329,7 +329,7 @@ class _Session:
         )
 
     def _stop(self, request: StopRequest) -> Callable[[], bool]:
-        """Whether any process is to stop; all have to ask at the same places."""
+        """A function that tells whether any process must stop; all must call it in step."""
         any_stops = AnyProcess(self.run.mesh, 1)
         return lambda: any_stops(request.name is not None)
 

@@ -1,8 +1,8 @@
-"""What a training step costs on this machine: time, operations, memory, and the time of its parts.
+"""Measures a training step on this machine: time, operations, memory, and the time of its parts.
 
-The batch lies on the device already: reading pictures is measured by `benchmarks/input.py`, and
-its share of a real run is `data_wait` in `metrics.jsonl`. `dry_run` says before a run what it would
-be: its opening words, and memory and time of a step.
+The batch is already on the device: reading pictures is measured by `benchmarks/input.py`, and its
+share of a real run is `data_wait` in `metrics.jsonl`. `dry_run` prints before a run what it would
+do, and the memory and time of a step.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from drkd_jax.training.describe import describe, findings
 from drkd_jax.training.setup import Run, build_distiller, build_run
 from drkd_jax.types import Batch
 
-PARTS_AT_LEAST = 3  # calls that a time is the median of
-_DRY_STEPS = 3  # that a dry run times
+PARTS_AT_LEAST = 3  # least number of calls for a median time
+_DRY_STEPS = 3  # steps that a dry run times
 
 
 @dataclasses.dataclass
 class Cost:
-    """What was measured. Seconds, bytes, and floating-point operations of one device.
+    """The measured cost: seconds, bytes, and floating-point operations of one device.
 
     Attributes:
-        trace_seconds: from Python to XLA's input.
-        compile_seconds: XLA's own.
+        trace_seconds: time to trace and lower the Python function.
+        compile_seconds: XLA's own compile time.
         step_seconds: median of the timed steps.
         step_range: the shortest and the longest of them.
         pictures_per_second: over all devices.
-        flops: of the compiled program, a step, on one device.
-        flops_written: of the program before the compiler changed it, shared out to the devices.
+        flops: operations of the compiled program per step on one device.
+        flops_written: operations of the program before compiler optimisations, per device.
         memory: bytes by kind: "arguments", "temporary", "outputs" as compiled; "peak" and
-            "limit" as the device reports them, where it does.
-        parts: seconds by part of the step, the distillation's terms by difference.
+            "limit" as reported by the device, if it does.
+        parts: seconds by part of the step; those of the distillation's terms are differences.
         canvas: height and width in pixels.
-        batch_size: pictures a step over all devices.
+        batch_size: pictures per step over all devices.
     """
 
     trace_seconds: float
@@ -65,15 +65,15 @@ class Cost:
 
 
 def measure(run: Run, *, steps: int = 10, parts: bool = True) -> Cost:
-    """Compiles the step, runs it, and takes it to pieces.
+    """Compiles the step and times it and its parts.
 
     Args:
-        run: what was built; its state is used up.
-        steps: timed steps, after two that warm up.
-        parts: whether the parts are compiled and timed as well, which takes as many compilations.
+        run: what was built; its state is consumed.
+        steps: timed steps, after two for warm-up.
+        parts: whether to time the parts as well, which needs a compilation for each.
 
     Raises:
-        UserError: the run is not the one program that can be looked into.
+        UserError: the run is not a single program that can be analysed.
     """
     if run.train.parallel != "jit" or jax.process_count() > 1:
         raise UserError("benchmark measures config.train.parallel = 'jit' in one process")
@@ -115,7 +115,7 @@ def measure(run: Run, *, steps: int = 10, parts: bool = True) -> Cost:
     )
 
 
-# A compiled function, and what makes its arguments; only the former's time counts.
+# A compiled function, and a function that makes its arguments; only the former is timed.
 Program = tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]
 
 
@@ -125,10 +125,10 @@ def program(function: Callable[..., Any], *arguments: Any) -> Program:
 
 
 def seconds(programs: Mapping[str, Program], calls: int) -> dict[str, float]:
-    """Median time of a call of each program, after one that warms up.
+    """Median time of a call of each program, after one for warm-up.
 
-    They are called in turns: what else the machine does slows all of them alike, and differences
-    between them stay what they are.
+    The programs are called in turns, so that other load on the machine slows them all equally and
+    the differences between them remain valid.
     """
     times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(1 + calls):
@@ -141,9 +141,9 @@ def seconds(programs: Mapping[str, Program], calls: int) -> dict[str, float]:
 
 
 def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict[str, float]:
-    """Seconds of each part of a step, which is compiled and writes over the state it is given.
+    """Seconds of each part of a step; `step` is compiled and overwrites the state it is given.
 
-    Of a batch that is worked off piece by piece one is timed, and stands for all of them.
+    With gradient accumulation one part of the batch is timed and stands for all of them.
     """
 
     def loss(recipe: Recipe) -> Callable[..., Any]:
@@ -191,14 +191,14 @@ def _parts(run: Run, batch: Batch, step: Callable[..., Any], steps: int) -> dict
     if run.teacher is None:
         return found | {"update": times["step"] - times["both"]}
     found["teacher forward"] = times["teacher"]
-    # Without the only term there is no distillation, and the teacher is still the teacher.
+    # Without its only term there is no distillation, but the teacher's time remains.
     alone = times["both"] + times["teacher"]
     found |= {term: times["whole"] - times.get(term, alone) for term in recipe.weights}
     return found | {"update": times["step"] - times["whole"]}
 
 
 def _without(run: Run, term: str) -> tuple[Recipe, Any, Any]:
-    """Recipe, trained and other arrays of the run without one term of its distillation."""
+    """The recipe, trained and other arrays of the run without one distillation term."""
     recipe, state = run.recipe, run.state
     assert run.teacher is not None
     student = nnx.merge(
@@ -248,18 +248,18 @@ def _memory(compiled: Any) -> dict[str, int]:
 
 
 def dry_run(config: Mapping[str, Any], say: Callable[[str], None] = print) -> Cost:
-    """Builds a run, compiles its step for the first batch and times a few of them.
+    """Builds a run, compiles its step for the first batch, and times a few steps.
 
     Args:
-        config: as of `loop.train`.
-        say: takes one line at a time.
+        config: see `loop.train`.
+        say: called with one line at a time.
 
     Returns:
         What the step costs.
 
     Raises:
-        UserError: whatever would keep the run from starting; or it is to run by pmap or in several
-            processes, whose steps are not looked into.
+        UserError: anything that would keep the run from starting; or the run uses pmap or several
+            processes, whose steps cannot be analysed.
     """
     run = build_run(config)
     for line in describe(run, 0):

@@ -1,16 +1,16 @@
-"""`teacher_modules = "pretrained"`: the teacher's graph units learn inside the frozen teacher.
+"""`teacher_modules = "pretrained"`: trains the teacher's graph units inside the frozen teacher.
 
     images -> backbone, pyramid -> t_i -> sigma_i * phi_i(t_i / sigma_i) -> heads -> detection loss
 
-Only the units learn: their relation between pixels is then one that helps the teacher to detect.
-Each starts as the identity (scale of its batch norm 0), so that the teacher starts as it is.
-sigma_i is the map's standard deviation where the distiller divides by it, else 1: a unit sees what
-it will see in the distillation. Relation units are not trained here: no head of the teacher takes a
-relation matrix.
+Only the units are trained: they learn relations between pixels that help the teacher to detect.
+Each starts as the identity (batch norm with scale 0), so that the teacher is unchanged at first.
+sigma_i is the map's standard deviation if the distiller divides by it, else 1: a unit's input is
+then the same as in the distillation. Relation units of boxes are not trained here, since no head of
+the teacher reads a relation matrix.
 
-Every eighth training image is left out and serves to measure what the phase brought. A phase that
-was stopped begins again; one that is done lies in the work folder and is taken from there. Batches
-are worked off in the parts that the run's are (`train.accumulate`).
+Every eighth training image is held out to measure the effect. If the phase is interrupted, it
+starts again; if it was finished, its result is read from the work folder. Batches are processed in
+the same number of parts as the run's (`train.accumulate`).
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ from drkd_jax.training.setup import Run
 from drkd_jax.training.teacher import Teacher, for_data, load_teacher
 from drkd_jax.types import Array, Batch, Features
 
-# Keys of `config.data` that change nothing about the training images.
+# Keys of `config.data` that do not affect the training images.
 _HARMLESS = ("val", "on_error", "num_threads", "num_workers", "prefetch")
-_HELD_OUT = 8  # one image of so many is for measuring
-_MEASURED = 16  # held-out batches, at most
+_HELD_OUT = 8  # one image of this many is held out for measuring
+_MEASURED = 16  # the most held-out batches to measure on
 
 
 def with_pretrained_units(
     run: Run, state: TrainState, workdir: Path, say: Callable[[str], None], stop: Callable[[], bool]
 ) -> TrainState | None:
-    """The state of step 0 with the teacher's graph units trained, or taken from the work folder.
+    """The state of step 0 with the teacher's graph units trained, or read from the work folder.
 
     Args:
-        run: what was built; without a distiller that wants pretrained units nothing is done.
-        state: of step 0.
-        workdir: keeps the units in `teacher_units.npz`.
-        say: takes a line for the person at the terminal.
-        stop: whether to end early; every process asks at the same steps.
+        run: what was built; if its distiller has no pretrained units, nothing is done.
+        state: the state of step 0.
+        workdir: stores the units in `teacher_units.npz`.
+        say: prints a line on the terminal.
+        stop: whether to end early; every process calls it at the same steps.
 
     Returns:
-        The state, or None where the phase was stopped.
+        The state, or None if the phase was stopped.
 
     Raises:
-        UserError: the teacher has no heads or other classes, or its loss stopped being finite.
+        UserError: the teacher has no heads, or other classes, or its loss became non-finite.
     """
     if "distiller" not in run.recipe.graphs:
         return state
@@ -119,7 +119,7 @@ def _distiller(run: Run, state: TrainState) -> Any:
 def _loss(
     run: Run, distiller: Distiller, teacher: nnx.GraphDef, units: nnx.GraphDef
 ) -> Callable[[Arrays, Arrays, Arrays, Batch, Array], tuple[Array, Arrays]]:
-    """The teacher's detection loss behind its units, and their statistics afterwards.
+    """The teacher's detection loss with its units, and their updated statistics.
 
     Returns:
         A function of the units' weights and statistics, the teacher's arrays, a batch and the step.
@@ -143,7 +143,7 @@ def _loss(
             sigma = jnp.where(spread > 0, jnp.sqrt(jnp.where(spread > 0, spread, 1)), 1)
             flat = (x / sigma).astype(distiller.dtype).reshape(x.shape[0], -1, x.shape[-1])
             phi = unit(flat, mask.reshape(mask.shape[0], -1), train=True)
-            # What the unit adds, so that one that adds nothing changes no bit of the map.
+            # Adds only the unit's branch, so that a zero branch leaves the map exactly unchanged.
             maps[pair.teacher] = x + ((phi - flat).reshape(x.shape) * sigma).astype(x.dtype)
         keys = picture_keys(run.recipe.seed, step, batch.index)
         terms = detector.losses(Features(tuple(maps), features.spec), targets, keys)
@@ -159,15 +159,15 @@ def train_units(
     """Trains the graph units of the teacher's side by the teacher's own detection loss.
 
     Args:
-        run: its teacher, training images and seed.
-        distiller: with a pixel relation that has units of the teacher's own; not changed.
-        stop: asked at every step.
+        run: provides the teacher, the training images and the seed.
+        distiller: has a pixel relation with separate units for the teacher; not changed.
+        stop: called at every step.
 
     Returns:
-        The trained units with their statistics, or None where it was stopped.
+        The trained units with their statistics, or None if it was stopped.
 
     Raises:
-        UserError: the teacher cannot detect, or the loss stopped being finite.
+        UserError: the teacher cannot detect, or the loss became non-finite.
     """
     config, term = distiller.config, distiller.pixel_relation
     assert term is not None
@@ -234,9 +234,9 @@ def _in_parts(
     *,
     learns: bool = True,
 ) -> Gradient:
-    """Loss, gradient and statistics ("units") of a batch, in the parts that the run asks for.
+    """Loss, gradient and statistics ("units") of a batch, in the run's number of parts.
 
-    Who trains in parts has no memory for the whole batch here either.
+    A run that accumulates gradients lacks the memory for a whole batch here, too.
     """
 
     def of(state: dict[str, Arrays], part: Batch) -> Gradient:
@@ -254,12 +254,12 @@ def _in_parts(
 
 
 def fingerprint(run: Run) -> str:
-    """What the trained units depend on: teacher, input, levels, data, the phase's settings."""
+    """A hash of all the units depend on: teacher, input, levels, data, the phase's settings."""
     assert run.teacher is not None
     assert run.distillation is not None
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten(run.teacher.arrays).items()):
-        if name.startswith(("backbone.", "neck.")):  # heads are there or not, as is asked
+        if name.startswith(("backbone.", "neck.")):  # heads may be present or not
             digest.update(name.encode() + np.asarray(leaf).tobytes())
     phase, pixels = run.distillation, run.recipe.teacher_pixels or run.pixels
     settings = [
@@ -274,7 +274,7 @@ def fingerprint(run: Run) -> str:
 
 
 def _is_weight(path: tuple[Any, ...], variable: Any) -> bool:
-    """What learns: everything but running statistics, frozen in the distillation or not."""
+    """Whether a variable is trained: all except running statistics, even if frozen later."""
     return not isinstance(variable, nnx.BatchStat)
 
 
@@ -304,7 +304,7 @@ def _settings(run: Run, config: DistillConfig) -> TrainSettings:
 
 
 def _whole_teacher(run: Run) -> Teacher:
-    """The teacher with its heads, which nothing else needs, by the data's classes."""
+    """The teacher with its heads (needed only here), with the data's classes."""
     assert run.teacher is not None
     classes = run.train_source.categories
     names = tuple(category.name for category in classes)
@@ -321,13 +321,13 @@ def _whole_teacher(run: Run) -> Teacher:
     except UserError as error:
         words = "distill.pixel_relation.teacher_modules = 'pretrained' needs the teacher's heads"
         raise UserError(f"{error}; {words}") from error
-    if whole.detector.num_classes != len(names):  # without names, but not these
+    if whole.detector.num_classes != len(names):  # without names, but another number
         raise others
     return whole
 
 
 def _split_source(run: Run) -> tuple[Source, Source]:
-    """(images to measure on, images to learn from): every eighth, and the others.
+    """(images to measure on, images to train on): every eighth image, and the others.
 
     Raises:
         UserError: there are fewer than two images.

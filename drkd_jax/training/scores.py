@@ -1,6 +1,6 @@
-"""The evaluations of a run: when one is due, which was the best, when enough is enough.
+"""The evaluations of a run: when one is due, which is the best, and when to stop early.
 
-And what a finished run leaves in `summary.json`.
+Also the summary of a finished run in `summary.json`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Numbers = dict[str, float]
 
 @dataclasses.dataclass
 class Scores:
-    """What was scored so far; every process of a run holds the same.
+    """The evaluations so far; the same on every process of a run.
 
-    After a kill it is made again from `metrics.jsonl` and the best checkpoint. That one may be of a
-    later step than the run goes on from: what is scored until then has no say.
+    After a kill they are restored from `metrics.jsonl` and the best checkpoint. That checkpoint may
+    be of a later step than the one the run continues from; evaluations up to it are then ignored.
 
     Attributes:
         train: settings of the run.
-        steps: its length.
+        steps: length of the run.
         done: step and numbers of each evaluation, in order.
-        best: of the best checkpoint.
+        best: step and numbers of the best checkpoint.
     """
 
     train: TrainSettings
@@ -41,7 +41,7 @@ class Scores:
     best: tuple[int, Numbers] | None
 
     def due(self, step: int) -> bool:
-        """Whether an evaluation belongs after this step, and is not done yet."""
+        """Whether an evaluation is scheduled after this step and not done yet."""
         every = self.train.eval_every
         due = step >= self.steps or (every > 0 and step % every == 0)
         return due and step not in [of for of, _ in self.done[-1:]]
@@ -51,7 +51,7 @@ class Scores:
         return self.best is None or numbers["AP"] > self.best[1]["AP"]
 
     def why_over(self) -> str:
-        """Why the run ends before its last step, in words; "" where it goes on."""
+        """Why the run ends before its last step, as text; "" if it continues."""
         patience = self.train.early_stop
         if not patience or self.best is None or not self.done:
             return ""
@@ -77,11 +77,11 @@ def summarize(
 
     Args:
         run: what was trained.
-        state: at its end.
-        scores: of its evaluations, one at least.
-        seconds: of training over all sessions.
-        warnings: that were given.
-        teacher: `same_run.teacher_digest` of what taught; None: no weights were read.
+        state: the state at its end.
+        scores: its evaluations, at least one.
+        seconds: training time over all sessions.
+        warnings: the warnings of the run.
+        teacher: `same_run.teacher_digest` of the teacher; None: no weights were read.
     """
     assert scores.best is not None
     step, final = scores.done[-1]
@@ -110,15 +110,15 @@ def judge_distillation(
     untrained: float = UNTRAINED_SHARE,
     asked: bool = False,
 ) -> dict[str, Any]:
-    """The last word of a distilled run, from the lines in its work folder; for all processes.
+    """The final judgement of a distilled run, from the log in its work folder; for all processes.
 
     Args:
-        workdir: of the run.
-        terms: of its distillation.
-        student_ap: AP (0..1) of the student; -1 where there is nothing to find.
+        workdir: work folder of the run.
+        terms: the terms of its distillation.
+        student_ap: AP (0..1) of the student; -1 if there is nothing to find.
         teacher_ap: likewise of the teacher; None: not measured.
-        untrained: as of `CollapseMonitor`.
-        asked: as of `last_word`.
+        untrained: see `CollapseMonitor`.
+        asked: see `last_word`.
     """
 
     def judge() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a plain config to all that a run needs: sources, modules, optimiser, compiled functions."""
+"""Builds from a plain config all that a run needs: sources, modules, optimiser, functions."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ class Run:
     teacher_arrays: Arrays  # on the devices; None without a teacher
     distillation: distill.DistillConfig | None  # None without a teacher
     weights: dict[str, float]  # of the distillation terms
-    strides: tuple[int, ...]  # of the levels that are compared, finest first
+    strides: tuple[int, ...]  # of the compared levels, finest first
     steps: int
     steps_per_epoch: int
     decays: tuple[int, ...]
     recipe: Recipe
     state: TrainState
     step: TrainStep
-    gradients: GradientReport | None  # where `train.log_gradients` asks for it
+    gradients: GradientReport | None  # if `train.log_gradients` is set
     predict: Predict
     warnings: list[str]
-    of_length: list[str]  # those of them that another length of the run may end
+    of_length: list[str]  # those of them that depend on the length of the run
 
     def put(self, batch: Batch) -> Batch:
         """This process's rows of a batch, as `step` takes them."""
@@ -92,10 +92,10 @@ class Run:
 
 
 class Teaching(NamedTuple):
-    """The side that teaches, and what compares the two."""
+    """The teacher, and the distiller between it and the student."""
 
     teacher: Teacher
-    pixels: Pixels  # the teacher's input
+    pixels: Pixels  # the teacher's input format
     distiller: distill.Distiller
 
 
@@ -103,7 +103,7 @@ def build_run(values: Mapping[str, Any]) -> Run:
     """Builds a run from its config (the keys of `recipes/common.py`, as plain nested dicts).
 
     Raises:
-        UserError: whatever in the config, the data or the teacher cannot be used.
+        UserError: something in the config, the data or the teacher cannot be used.
     """
     config = read_sections(values)
     settings, evaluation = train_settings(config["train"]), eval_settings(config.get("eval") or {})
@@ -191,14 +191,14 @@ def build_teaching(
     """The frozen teacher and the distiller between it and the student; None for plain training.
 
     Args:
-        config: of the run.
-        student: that is taught.
-        source: of training, whose classes the teacher's are brought to by name.
-        pixels: the student's input.
-        pipeline: of the loader.
+        config: config of the run.
+        student: the student.
+        source: the training data, to whose classes the teacher's are mapped by name.
+        pixels: the student's input format.
+        pipeline: settings of the loader.
 
     Raises:
-        UserError: nobody teaches, the teacher cannot be used, or the two do not fit together.
+        UserError: there is no teacher, it cannot be used, or it does not fit the student.
     """
     if config.get("distill") is None:
         return None
@@ -223,10 +223,10 @@ def build_teaching(
 
 
 def read_sections(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its paths written out, tuples where JSON has lists, and no key but `SECTIONS`.
+    """A config with paths expanded, JSON's lists as tuples, and no sections but `SECTIONS`.
 
     Raises:
-        UserError: another section, or one that a run needs is missing.
+        UserError: a section is unknown, or one that a run needs is missing.
     """
     config: dict[str, Any] = expand_config(as_tuples(dict(values)))
     for key in config:
@@ -245,13 +245,13 @@ def read_sections(values: Mapping[str, Any]) -> dict[str, Any]:
 def open_sources(
     config: Mapping[str, Any], pipeline: PipelineConfig
 ) -> tuple[Source, Source, list[str]]:
-    """The sets of a run; the classes of the second are brought to those of the first by name.
+    """The data sets of a run; the second's classes are mapped to the first's by name.
 
     Returns:
         (`data.train`, `data.val`, lines about the classes).
 
     Raises:
-        UserError: a set cannot be opened, has no usable box or files that a run would stop at, or
+        UserError: a set cannot be opened, has no usable box, or has files that would stop a run, or
             classes have no counterpart.
     """
     for key in ("train", "val"):
@@ -273,21 +273,21 @@ def open_sources(
 
 
 def keep_programs(folder: str | Path) -> None:
-    """Has JAX keep what it compiles in a folder, and look there first.
+    """Makes JAX cache compiled programs in a folder.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be created.
     """
     path = Path(folder)
     with as_user_error(path):
         path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path.absolute()))
-    # Small programs too: a start runs hundreds of them.
+    # Small programs too: a start compiles hundreds of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def machine_warnings() -> list[str]:
-    """Known troubles of this machine's software."""
+    """Warnings about known problems of this machine's software."""
     version = tuple(map(int, re.findall(r"\d+", jax.lib.__version__)[:3]))
     if jax.default_backend() == "gpu" and (0, 10, 2) <= version <= (0, 11, 0):
         return [
@@ -303,12 +303,12 @@ def build_distiller(
     """The distiller of `config.distill` between two detectors, computing in `dtype`.
 
     Raises:
-        UserError: wrong settings, or two pyramids that have nothing in common.
+        UserError: wrong settings, or two pyramids without a common level.
     """
     settings = distill.distill_config(config["distill"])
-    # A key of its own: the student starts the same with and without a distiller.
+    # A separate key, so that the student's initial values do not depend on the distiller.
     key = jax.random.fold_in(jax.random.key(config["seed"]), 1)
-    # Not under jit: compiling its many small draws takes longer than making them one by one.
+    # Not under jit: compiling its many small draws takes longer than executing them.
     return distill.Distiller(
         settings, student.spec, teacher.detector.spec, rngs=nnx.Rngs(key), dtype=dtype
     )

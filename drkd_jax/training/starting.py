@@ -1,4 +1,4 @@
-"""The student's starting weights: random, from another run, or from a file."""
+"""The student's initial weights: random, from another run, or from a file."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ from drkd_jax.models.settings import PyramidSettings
 from drkd_jax.weights.fetch.by_name import is_name, local_file, short_name
 from drkd_jax.weights.opening import is_work_folder, load
 
-# What of a backbone has to be the same for another's weights to mean the same: what shows in the
-# arrays, and what does not.
+# Settings of a backbone that must be equal for weights to be usable: those that change the shapes
+# of its arrays, and those that do not.
 _BACKBONE = ("depth", "width", "groups", "dcn", "norm")
 _UNSEEN = ("eps", "style", "pool")
-_GREY = 1.0  # of 255; libraries round the same means by up to 0.7
-# What of a detector has to be, for the outputs of its heads to mean the same.
+_GREY = 1.0  # of 255; libraries round the same means differently by up to 0.7
+# Settings of a detector that must be equal for the outputs of its heads to mean the same.
 _HEADS = ("anchors", "delta_stds", "roi_stds", "roi_aligned", "class_ids")
 
 
 def check_files(config: Mapping[str, Any]) -> None:
-    """Looks for the starting weights of both sides before anything else is done.
+    """Checks that the weight files of both sides exist before anything else is done.
 
-    What is named and not placed (`weights.fetch`) is fetched here, before anything waits.
+    Weights given by name (`weights.fetch`) are downloaded here, before processes wait for others.
 
     Raises:
-        UserError: names all that are missing, and the keys that ask for them; or one that cannot
-            be fetched.
+        UserError: files are missing (the message names all, and their keys), or a download failed.
     """
     teacher = config.get("teacher") or {}
     wanted = {
@@ -70,7 +69,7 @@ def _of_key(key: str) -> Iterator[None]:
 
 
 def _published(missing: Mapping[str, str]) -> str:
-    """How the published ones among missing files can be had."""
+    """How to get those missing files that are published."""
     names = {key: short_name(Path(path).name) for key, path in missing.items()}
     return "".join(f"; --{key}={name} fetches it" for key, name in names.items() if name)
 
@@ -78,18 +77,18 @@ def _published(missing: Mapping[str, str]) -> str:
 def build_student(
     config: Mapping[str, Any], num_classes: int, dtype: Any, names: Sequence[str] = ()
 ) -> tuple[models.Detector, str]:
-    """The student with its starting weights, and one line that says where they came from.
+    """The student with its initial weights, and one line that says where they came from.
 
     Args:
-        config: of the run; `student.init` is empty, a work folder, or a file of ours, of
+        config: config of the run; `student.init` is empty, a work folder, or a file of ours, of
             torchvision or of mmdetection, by path or name: an ImageNet backbone or a detector.
-        num_classes: of the data.
-        dtype: what the student computes in.
-        names: of the data's classes, where they are known: outputs of other classes, or of the
-            same in another order, stay random.
+        num_classes: number of classes of the data.
+        dtype: the dtype that the student computes in.
+        names: names of the data's classes, if known: outputs for other classes, or for the same
+            classes in another order, stay random.
 
     Raises:
-        UserError: unknown model settings, or starting weights that are not there or do not fit.
+        UserError: unknown model settings, or initial weights that do not exist or do not fit.
     """
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     init, seed = config["student"].get("init", ""), config["seed"]
@@ -111,13 +110,13 @@ def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any,
     Args:
         module: the student.
         arrays: by flat name.
-        where: what a message calls them.
+        where: the arrays' name in messages.
 
     Returns:
         (the module, one line that says how many arrays fit and which did not).
 
     Raises:
-        UserError: none of them fits, or less than half of the backbone's.
+        UserError: none of the arrays fits, or less than half of the backbone's.
     """
     graph, state = nnx.split(module)
     pure = nnx.as_pure(state)
@@ -144,14 +143,14 @@ def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any,
 
 
 def _unlike(arrays: Mapping[str, Any], own: Mapping[str, Any], names: set[str]) -> str:
-    """The first array that both have in another shape, for a message."""
+    """The first array that has different shapes on the two sides, for a message."""
     for name in sorted(names & set(arrays)):
         return f": {name} is {np.shape(arrays[name])} there and {own[name].shape} here"
     return ""
 
 
 def _check_pixels(init: str | Path, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuses weights whose network read other colours than this run gives its student."""
+    """Refuses weights whose network had another input format than this run's student."""
     usual = {"channels": "rgb"}
     theirs, own = usual | dict(theirs), usual | dict(own)
     wrong = [
@@ -167,7 +166,7 @@ def _check_pixels(init: str | Path, theirs: Mapping[str, Any], own: Mapping[str,
 
 
 def _near(key: str, theirs: Any, own: Any) -> bool:
-    """Whether two values are as good as the same; means are to less than a grey level."""
+    """Whether two values are practically equal; means may differ by under a grey level."""
     theirs, own = as_tuples(theirs), as_tuples(own)
     if key != "mean" or len(theirs) != len(own):
         return bool(theirs == own)
@@ -177,10 +176,10 @@ def _near(key: str, theirs: Any, own: Any) -> bool:
 def _meant_alike(
     init: str, student: models.Detector, data: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[dict[str, Any], str]:
-    """The arrays that mean to this student what they meant where they come from."""
+    """The arrays that have the same meaning in this student as in the model they come from."""
     own, of_run = student.settings, is_work_folder(init)
     same = {key: getattr(own.backbone, key) for key in _BACKBONE}
-    if own.backbone.style != "pytorch":  # said by the user where the file cannot show it
+    if own.backbone.style != "pytorch":  # set by the user, as the file cannot show it
         same["style"] = own.backbone.style
     if own.backbone.pool != "padded":
         same["pool"] = own.backbone.pool
@@ -203,7 +202,7 @@ def _meant_alike(
 
 
 def _check_backbone(init: str | Path, theirs: BackboneSettings, own: BackboneSettings) -> None:
-    """Refuses weights of a backbone that computes otherwise, where no shape shows it."""
+    """Refuses weights of a backbone that computes differently although all shapes agree."""
     keys = [key for key in _UNSEEN if key != "eps" or own.norm in ("bn", "frozen_bn")]
     wrong = [
         f"config.student.backbone.{key} = {getattr(theirs, key)}"
@@ -220,7 +219,7 @@ def _check_backbone(init: str | Path, theirs: BackboneSettings, own: BackboneSet
 def _fitting(
     arrays: Mapping[str, Any], theirs: PyramidSettings, student: models.Detector, where: str
 ) -> tuple[dict[str, Any], str]:
-    """A detector's arrays, without those that would mean something else to this student."""
+    """A detector's arrays, without those that would have another meaning in this student."""
     own, kept = student.settings, dict(arrays)
     wrong = [key for key in _HEADS if getattr(theirs, key, None) != getattr(own, key, None)]
     if theirs.convention != own.convention:
@@ -237,10 +236,10 @@ def _fitting(
 def _of_same_classes(
     arrays: Mapping[str, Any], where: str, theirs: Sequence[str], own: Sequence[str]
 ) -> tuple[dict[str, Any], str]:
-    """A detector's arrays, without the outputs of classes that are not this data's in order."""
+    """A detector's arrays, without the class outputs unless its classes are the data's in order."""
     kept = dict(arrays)
     if not theirs or len(theirs) != len(own) or list(theirs) == list(own):
-        return kept, where  # of another number, they do not fit anyway
+        return kept, where  # another number of classes does not fit anyway
     told_apart = re.compile(r"(head\.cls|roi(\.\d)?\.(cls|box))\.")
     kept = {name: array for name, array in kept.items() if not told_apart.match(name)}
     if len(kept) < len(arrays):

@@ -1,4 +1,4 @@
-"""The frozen teacher: where its weights come from, what is left of it, when it may not teach."""
+"""The frozen teacher: loading its weights, stripping its heads, and checks of its fitness."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype", "data")
 
 
 class Teacher(NamedTuple):
-    """A teacher ready to be an argument of the step."""
+    """A teacher that is ready to be passed to the step."""
 
-    detector: Any  # with its heads only where somebody wants them, see `load_teacher`
+    detector: Any  # with its heads only if they are needed, see `load_teacher`
     graph: nnx.GraphDef
     arrays: Arrays  # bare arrays of the whole module
     origin: str  # one line: where the weights came from
-    categories: tuple[str, ...]  # class names of its training; () where unknown
-    pixels: Mapping[str, Any]  # what it reads: "mean", "std", "channels"; {}: as the student
+    categories: tuple[str, ...]  # class names of its training; () if unknown
+    pixels: Mapping[str, Any]  # its input format: "mean", "std", "channels"; {}: the student's
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in its arrays."""
+        """The number of elements in its arrays."""
         return num_parameters(self.arrays)
 
 
@@ -51,21 +51,21 @@ def load_teacher(
     """Builds `config.teacher`: backbone and pyramid, norms folded, kernels in `dtype`.
 
     With `checkpoint` (a work folder, or a file of ours, of torchvision or of mmdetection, by path
-    or name) the model is the checkpoint's own; model settings that stand in `settings` as well
-    have to agree, and decide what a foreign file does not show. Without one only `init = "random"`
-    lets it through. The heads are kept only where `evaluate` wants the teacher's AP, or `heads`.
+    or name) the model is the checkpoint's own; model settings in `settings` must agree with it, and
+    add what a foreign file does not show. Without a checkpoint, `init = "random"` is required. The
+    heads are kept only if `evaluate` asks for the teacher's AP, or with `heads`.
 
     Args:
         settings: model settings, `checkpoint`, `init`, `evaluate`, `dtype` ("bfloat16" or
             "float32"), `prefix` (one of several models in a file), and `data`: `mean`, `std` and
-            `channels` where they are not those that the checkpoint was trained by.
-        num_classes: of a teacher with random weights.
-        seed: of random weights.
-        heads: keep the heads, which a distiller reads.
+            `channels`, if they differ from those that the checkpoint was trained with.
+        num_classes: number of classes of a teacher with random weights.
+        seed: seed of random weights.
+        heads: keep the heads, because a distiller reads them.
 
     Raises:
-        UserError: an untrained teacher that `init` does not name, a checkpoint beside `init`, or
-            one that is not there, of another model, or without a pyramid.
+        UserError: there is neither a checkpoint nor `init`, or there are both, or the checkpoint
+            does not exist, is of another model, or has no pyramid.
     """
     init, checkpoint = settings.get("init", ""), settings.get("checkpoint", "")
     name = settings.get("dtype", "bfloat16")
@@ -100,7 +100,7 @@ def load_teacher(
 
 
 def teacher_spec(settings: Mapping[str, Any], num_classes: int) -> FeatureSpec:
-    """The pyramid of `config.teacher`; its weights are read only where they alone tell it.
+    """The pyramid of `config.teacher`; weights are read only if nothing else describes it.
 
     Raises:
         UserError: as `load_teacher`.
@@ -112,14 +112,14 @@ def teacher_spec(settings: Mapping[str, Any], num_classes: int) -> FeatureSpec:
 
 
 def for_data(teacher: Teacher, data: Sequence[tuple[Any, str]]) -> Teacher:
-    """A teacher whose classes are the data's, found by their names.
+    """The teacher with its classes mapped to the data's by name.
 
-    Its features are the same; its detections, where it kept its heads, come in the data's numbers.
-    A teacher that does not know the data's classes by name is returned as it is, which
-    `compare_classes` puts into words.
+    Its features are unchanged; its detections, if it kept its heads, get the data's class numbers.
+    A teacher that lacks the names of the data's classes is returned unchanged; `compare_classes`
+    describes the difference.
 
     Args:
-        teacher: with the names of its classes, or without any.
+        teacher: with or without class names.
         data: (id, name) of each class that is trained on.
     """
     own = tuple(enumerate(teacher.categories, start=1))
@@ -130,7 +130,7 @@ def for_data(teacher: Teacher, data: Sequence[tuple[Any, str]]) -> Teacher:
     except UserError:
         return teacher
     names = tuple(name for _, name in data)
-    if found.same:  # but for the way that they are written
+    if found.same:  # except for case and blanks
         return teacher._replace(categories=names)
     detector = teacher.detector
     if isinstance(detector, Detector):
@@ -144,7 +144,7 @@ def for_data(teacher: Teacher, data: Sequence[tuple[Any, str]]) -> Teacher:
 
 
 def compare_classes(teacher: tuple[str, ...], student: tuple[str, ...]) -> str | None:
-    """A sentence where the classes of the two differ, else None."""
+    """A sentence if the classes of the two differ, else None."""
     if not teacher or teacher == student:
         return None
     return (
@@ -181,7 +181,7 @@ def _teacher(
 ) -> Teacher:
     detector = fold(detector if whole else strip(detector))
     graph, state = nnx.split(detector)
-    # Kernels are kept in what they are used in; vectors (norms, biases) stay exact.
+    # Kernels are stored in the dtype they are used in; vectors (norms, biases) stay exact.
     arrays = jax.tree.map(
         lambda leaf: (
             leaf.astype(detector.dtype) if leaf.ndim > 1 and leaf.dtype == jnp.float32 else leaf
@@ -198,17 +198,17 @@ _OFF = "or set distill.crosskd.weight = 0"
 def check_heads(
     term: CrossKDConfig, student: Detector, teacher: Teacher, names: Sequence[str]
 ) -> None:
-    """Refuses a teacher whose head cannot finish the student's.
+    """Refuses a teacher whose head cannot continue the student's.
 
     Args:
-        term: the settings.
-        student: whose head `check_head` let through.
-        teacher: with its heads, and its classes found among the data's by name.
-        names: of the data's classes.
+        term: the settings of CrossKD.
+        student: a student accepted by `check_head`.
+        teacher: with its heads, and its classes mapped to the data's by name.
+        names: names of the data's classes.
 
     Raises:
-        UserError: it is no RetinaNet, its head has fewer layers, or its anchors or classes are
-            others than the student's.
+        UserError: the teacher is not a RetinaNet, its head has fewer layers, or its anchors or
+            classes differ from the student's.
     """
     detector = teacher.detector
     check_head(term, detector, "teacher")
@@ -227,7 +227,7 @@ def check_heads(
 
 
 def _differing(teacher: Teacher, num_classes: int, names: Sequence[str]) -> str | None:
-    """A sentence where the teacher's answers are not about the data's classes in their order."""
+    """A sentence if the teacher's outputs are not for the data's classes in their order."""
     if not teacher.categories:
         known = teacher.detector.num_classes
         if known == num_classes:
@@ -235,7 +235,7 @@ def _differing(teacher: Teacher, num_classes: int, names: Sequence[str]) -> str 
         return f"the teacher's head knows {known} classes without names, the student {num_classes}"
     own, data = (list(enumerate(side)) for side in (teacher.categories, names))
     try:
-        if map_classes(own, data).same:  # upper case and blanks aside
+        if map_classes(own, data).same:  # ignoring case and blanks
             return None
     except UserError:
         pass
@@ -243,7 +243,7 @@ def _differing(teacher: Teacher, num_classes: int, names: Sequence[str]) -> str 
 
 
 def _alike(a: AnchorSettings, b: AnchorSettings) -> bool:
-    # torchvision's sides are whole pixels: a hundredth apart is the same anchor.
+    # torchvision's sides are whole pixels: anchors that differ by a hundredth are the same.
     return a.ratios == b.ratios and (
         len(a.scales) == len(b.scales) and np.allclose(a.scales, b.scales, rtol=0.01)
     )
@@ -256,15 +256,15 @@ def _words(anchors: AnchorSettings) -> str:
 
 
 def check_head(term: CrossKDConfig, detector: Detector, side: str) -> None:
-    """Refuses a detector whose head cannot be left after so many layers.
+    """Refuses a detector whose head cannot be read after `term.layers` layers.
 
     Args:
-        term: the settings.
-        detector: student or teacher,
-        side: as which a message calls it.
+        term: the settings of CrossKD.
+        detector: the student or the teacher.
+        side: its name in messages.
 
     Raises:
-        UserError: it is no RetinaNet, or its head has fewer layers.
+        UserError: it is not a RetinaNet, or its head has fewer layers.
     """
     if not isinstance(detector, RetinaNet):
         raise UserError(
