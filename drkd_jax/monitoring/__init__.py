@@ -1,1 +1,1 @@
-"""What watches a run: numbers, TensorBoard, traces, and warnings of losses that say nothing."""
+"""Monitoring of a run: metrics, TensorBoard, traces, and warnings about uninformative losses."""

@@ -1,18 +1,18 @@
-"""Watches whether the two sides agree because the student learns, or because both go empty.
+"""Detects a collapse: both sides agree because their embeddings lose all information.
 
-Where the teacher's relation modules are trained by the same loss, the easiest way down is an
-embedding that says nothing. The loss cannot show it; these numbers, logged a level, can:
+If the teacher's relation modules are trained by the same loss, the easiest way to reduce the loss
+is an empty embedding. The loss does not reveal this; these numbers, logged per level, do:
 
-    teacher_norm         norm of the teacher's embedding over that of its input
-    teacher_variance     its variance over the pixels over that of its input
-    teacher_entropy      of the rows of the relation matrix over log n; 1 is uniform
+    teacher_norm         norm of the teacher's embedding, divided by that of its input
+    teacher_variance     its variance over the pixels, divided by that of its input
+    teacher_entropy      entropy of the relation matrix's rows, divided by log n; 1 is uniform
 
-A norm, a variance or an entropy that falls far below where it started is a collapse, and so is an
-entropy that comes so near to 1 that the rows say nothing any more.
+A norm, a variance or an entropy far below its initial value is a collapse, and so is an entropy so
+close to 1 that the rows carry no information.
 
-Not collapsing is not the same as meaning something, so the start itself is judged as well: rows
-that are near uniform, or that hold one box alone, and targets that are a random function of the
-image for the most part, are named once.
+A target that does not collapse can still be uninformative, so the initial values are judged too. A
+warning names, once, rows that are nearly uniform or select a single box, and targets that are
+mostly a random function of the image.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _MEANING = {
 }
 
 
-FULL_ROWS = (0.1, 0.95)  # row entropy over log n between which a relation says something
-UNTRAINED_SHARE = 0.5  # of a target's variance from a branch that nothing trained
-LEAST_SHARE = 1e-3  # of the total loss, under which a weighted term does not teach
+FULL_ROWS = (0.1, 0.95)  # range of row entropy / log n in which a relation is informative
+UNTRAINED_SHARE = 0.5  # largest share of a target's variance from an untrained branch
+LEAST_SHARE = 1e-3  # share of the total loss under which a weighted term does not teach
 
 
 def untrained_share(teacher_variance: float) -> float:
-    """Share of the target's variance that the branch adds to the map's own.
+    """The share of the target's variance that the branch adds to that of the map.
 
     Args:
         teacher_variance: variance of phi(t) over that of t.
@@ -51,15 +51,15 @@ class _Watch:
 
 
 class CollapseMonitor:
-    """Compares each watched diagnostic with its own start.
+    """Compares each watched diagnostic with its own initial value.
 
     Args:
-        fraction: of the start, below which a number counts as fallen.
-        information_fraction: the same for 1 - entropy, which moves more from batch to batch.
-        warmup: observations that make the start (their mean).
+        fraction: share of the initial value below which a number counts as fallen.
+        information_fraction: the same for 1 - entropy, which varies more between batches.
+        warmup: number of observations whose mean is the initial value.
         patience: fallen observations in a row before a warning.
-        untrained: largest share of a target's variance that an untrained branch may have; 1 where
-            the branch is trained (the official form trains it with the student).
+        untrained: largest share of a target's variance that an untrained branch may have; 1 if the
+            branch is trained (the official form trains it with the student).
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class CollapseMonitor:
         self._watched: dict[str, _Watch] = {}
 
     def observe(self, values: Mapping[str, float]) -> list[str]:
-        """Takes in the diagnostics of one step, or their means over several.
+        """Takes the diagnostics of one step, or their means over several.
 
         Args:
-            values: `DistillOutput.diagnostics` as numbers; names may carry a prefix, and names
-                that are not watched are passed over. A relation entropy of exactly 0 means that no
-                picture had boxes enough to relate, and is passed over.
+            values: `DistillOutput.diagnostics` as numbers; names may have a prefix, and names that
+                are not watched are ignored. A relation entropy of exactly 0 means that no picture
+                had enough boxes to relate, and is ignored.
 
         Returns:
-            Warnings, one sentence each. A number is named once, and again only after it has risen
-            above its limit in between.
+            Warnings, one sentence each. A number is reported once, and again only if it recovered
+            in between.
         """
         found = {}
         for name, value in values.items():
@@ -102,7 +102,7 @@ class CollapseMonitor:
         return [warning for name, value in found.items() for warning in self._one(name, value)]
 
     def _empty(self, name: str, what: str, start: float) -> list[str]:
-        """What the start of a number says about the target."""
+        """Warnings about an uninformative target, judged by a number's initial value."""
         if what == "teacher_entropy" and start > FULL_ROWS[1]:
             return [
                 f"empty target: {name} is {start:.3f}: the teacher's relation rows are all but "

@@ -1,7 +1,7 @@
-"""Watches each term of the loss by name: whether it says anything.
+"""Detects loss terms that contribute nothing ("silent" terms).
 
-A distillation that is switched off by a wrong weight, an empty mask or a dead layer trains without
-a complaint and ends as a plain student.
+If a wrong weight, an empty mask or a dead layer switches a distillation off, training runs on
+without an error and yields a plain student.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ class InactiveLossMonitor:
     """Counts, for each term, the steps in a row in which it was silent.
 
     Args:
-        weights: of the distillation terms, as configured: a schedule that takes them down on
-            purpose is no silence. Other terms are watched for 0 only.
+        weights: configured weights of the distillation terms; a schedule that reduces them does
+            not make them silent. Other terms are only watched for being 0.
         detection: names of the detector's own terms.
         steps: silent steps in a row before a warning.
         share: a weighted distillation term under this share of the total is silent.
-        counted: `counts` of the session that a run goes on from.
+        counted: `counts` of the session that the run continues.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class InactiveLossMonitor:
 
     @property
     def counts(self) -> list[list[Any]]:
-        """JSON values: what is silent, how, for how many steps, and whether that was named."""
+        """JSON values: what is silent, how, for how many steps, and whether it was reported."""
         return [[*key, count, key in self._named] for key, count in self._counts.items()]
 
     def at_start(self) -> list[str]:
-        """What can be said before the first step: terms whose weight is 0."""
+        """Warnings that are known before the first step: terms whose weight is 0."""
         return [
             f"distillation term {name} has weight 0: it is computed and changes nothing"
             for name, weight in self._weights.items()
@@ -52,14 +52,14 @@ class InactiveLossMonitor:
         ]
 
     def observe(self, values: Mapping[str, float]) -> list[str]:
-        """Takes in one step.
+        """Takes the values of one step.
 
         Args:
             values: "total" and every term, distillation terms unweighted.
 
         Returns:
-            warnings, one sentence each: a term is named at the step that makes it `steps` silent
-            steps in a row, and again only after it has spoken in between.
+            warnings, one sentence each: a term is reported after `steps` silent steps in a row, and
+            again only if it was not silent in between.
         """
         warnings = []
         total = values["total"]

@@ -1,7 +1,7 @@
-"""What can be said of a distillation once it is over, from its own log.
+"""Judges a finished distillation from its log.
 
-Three questions in order, each answered from numbers: had the teacher something to teach, did the
-terms carry it, did the student get it. And, where one answer is no, what to try next.
+It answers three questions from numbers: did the teacher have something to teach, did the terms
+convey it, and did the student learn it? If an answer is no, it suggests what to try next.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 
 from drkd_jax.monitoring.collapse import FULL_ROWS, LEAST_SHARE, UNTRAINED_SHARE, untrained_share
 
-LEAST_GAP = 0.03  # AP between teacher and student under which there is little to teach
-LEAST_FALL = 0.05  # of a term's loss, between its first and its last windows
-_WINDOWS = 3  # log windows that make the start, and the end, at most half of them each
+LEAST_GAP = 0.03  # AP difference of teacher and student under which there is little to teach
+LEAST_FALL = 0.05  # least relative fall of a term's loss from its first to its last windows
+_WINDOWS = 3  # log windows averaged for the start and for the end; at most half of all
 
 
 class LastWord(NamedTuple):
@@ -39,18 +39,18 @@ def last_word(
     Args:
         lines: the run's log windows in order, as in `metrics.jsonl`: "distill/TERM" (unweighted
             loss), "share/TERM" (of the total, weighted) and the diagnostics "diag/TERM/LEVEL/...".
-        terms: names of the terms that were computed.
-        student_ap: AP (0..1) of a plain student of the same length where one is known, else of
-            the distilled one.
-        teacher_ap: AP (0..1) of the teacher on the same images, or None. Both are -1 where nothing
-            is to be found on them.
-        untrained: as of `CollapseMonitor`.
-        asked: whether the teacher was to be scored, and could not be for its classes.
+        terms: names of the computed terms.
+        student_ap: AP (0..1) of a plain student trained equally long, if known, else of the
+            distilled one.
+        teacher_ap: AP (0..1) of the teacher on the same images, or None. Both are -1 if there is
+            nothing to find on the images.
+        untrained: see `CollapseMonitor`.
+        asked: whether scoring the teacher was requested but impossible because of its classes.
 
     Returns:
         One paragraph, and the numbers in it.
     """
-    windows = min(_WINDOWS, len(lines) // 2)  # start and end share none
+    windows = min(_WINDOWS, len(lines) // 2)  # start and end do not overlap
     first, last = lines[:windows], lines[len(lines) - windows :]
     numbers: dict[str, float] = {}
     parts, advice = [], []
@@ -124,7 +124,7 @@ def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float:
 def _mean_of(
     lines: Sequence[Mapping[str, Any]], term: str, what: str, skip: float | None = None
 ) -> float | None:
-    """Mean over windows and levels of a diagnostic; None where there is none."""
+    """Mean of a diagnostic over windows and levels; None if there is none."""
     values = [
         value
         for line in lines

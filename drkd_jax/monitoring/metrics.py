@@ -1,6 +1,6 @@
-"""Where numbers and words of a run go: metrics.jsonl, TensorBoard, the terminal.
+"""Writes the numbers and messages of a run to metrics.jsonl, TensorBoard and the terminal.
 
-And what is gathered between two lines of the log: values, times, and waiting for data.
+Also averages what is collected between two log lines: values, times, and waiting for data.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from drkd_jax.fault_tolerance.writing import as_user_error, write_text
 from drkd_jax.monitoring.tensorboard import TensorBoardWriter
 
 METRICS_FILE = "metrics.jsonl"
-_NAMED = 5  # line numbers in a message
-_SHORT = 10  # steps: some are under way while the loop turns on (`async_metrics.AHEAD`)
+_NAMED = 5  # most line numbers in a message
+_SHORT = 10  # steps; the loop is a few steps ahead of the device (`async_metrics.AHEAD`)
 
 _log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Writes what a run measures and says what it should say.
+    """Writes a run's measurements and prints its messages.
 
-    `metrics.jsonl` has one JSON object a line: {"kind": "train" | "eval" | "warning", "step": ...,
-    values}. Numbers that are not finite are written as null, since JSON knows none.
+    `metrics.jsonl` has one JSON object per line: {"kind": "train" | "eval" | "warning",
+    "step": ..., values}. Non-finite numbers are written as null, since JSON has none.
 
     Args:
         workdir: the run's folder.
-        start: the step the run starts from; lines of later steps, left by a killed run, are cut
-            off, since they come again. Warnings stay, except of a run that begins anew.
+        start: the step the run starts from; lines of later steps, left by a killed run, are
+            removed, since those steps are repeated. Warnings stay, unless the run starts anew.
         steps: length of the run.
-        silent: writes and says nothing: for all processes but the first.
+        silent: writes and prints nothing: for all processes but the first.
 
     Attributes:
-        earlier: the lines that were kept of the sessions before.
-        warnings: of all sessions, each text once; of those that pass, this session's.
+        earlier: the lines kept from earlier sessions.
+        warnings: those of all sessions, each text once; temporary ones of this session only.
 
     Raises:
         UserError: here and in every method: the disk is full, or the folder cannot be written.
@@ -75,7 +75,7 @@ class Metrics:
         )
 
     def say(self, text: str) -> None:
-        """One line for the person at the terminal."""
+        """Prints one line on the terminal."""
         if self._silent:
             return
         if self._lines:
@@ -84,12 +84,12 @@ class Metrics:
             self._bar.write(text, file=self._terminal)
 
     def warn(self, step: int, text: str, *, passes: bool = False) -> None:
-        """A warning: on the terminal and, once a step, in `metrics.jsonl`.
+        """Gives a warning: on the terminal and, once per step, in `metrics.jsonl`.
 
         Args:
             step: steps done.
-            text: what is said.
-            passes: whether each session says it anew where it holds.
+            text: the warning.
+            passes: whether it is temporary: each session repeats it if it still applies.
         """
         self.say(f"warning: step {step}: {text}")
         if text not in self.warnings:
@@ -99,12 +99,12 @@ class Metrics:
             self._write("warning", step, {"warning": text, **({"passes": True} if passes else {})})
 
     def train(self, step: int, values: Mapping[str, float], progress: Mapping[str, str]) -> None:
-        """A log step.
+        """Writes the log line of a step.
 
         Args:
             step: steps done.
-            values: what goes into the files.
-            progress: what is shown beside the bar.
+            values: written to the files.
+            progress: shown beside the progress bar.
         """
         self._write("train", step, values)
         self._bar.set_postfix(progress, refresh=False)
@@ -113,17 +113,17 @@ class Metrics:
             self.say(f"step {step}/{self._bar.total}  {words}")
 
     def step(self) -> None:
-        """One step is done."""
+        """Advances the progress bar by one step."""
         self._bar.update()
 
     def evaluation(self, step: int, numbers: Mapping[str, float]) -> None:
-        """The COCO numbers after a step."""
+        """Writes the COCO numbers after a step."""
         self._write("eval", step, numbers)
         words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.say(f"evaluation at step {step}: {words}")
 
     def pictures(self, step: int, drawn: Mapping[str, np.ndarray]) -> None:
-        """Drawings by name, RGB, for TensorBoard."""
+        """Writes drawings by name, RGB, for TensorBoard."""
         if not self._silent:
             with as_user_error(self._path):
                 self._board.pictures(drawn, step)
@@ -151,9 +151,9 @@ class Metrics:
 
 
 def _kept(path: Path, start: int) -> list[dict[str, Any]]:
-    """The lines that a run goes on with, in order.
+    """The lines that a continued run keeps, in order.
 
-    A warning of a later step may not come again: what it was of may have been mended since.
+    Warnings of later steps are kept, since they may not come again: their cause may be corrected.
     """
     if start == 0 or not path.exists():
         return []
@@ -165,18 +165,18 @@ def _kept(path: Path, start: int) -> list[dict[str, Any]]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, in order; each has a `kind` and a `step`.
 
-    The last line may be one that a kill has cut short, and is left out then; so is, with a word,
-    any other that no run wrote.
+    A last line that was truncated by a kill is left out; so is, with a warning, any other line that
+    no run wrote.
 
     Raises:
-        OSError: there is no such file, or it may not be read.
+        OSError: there is no such file, or it cannot be read.
     """
     lines, wrong = [], []
     texts = path.read_bytes().splitlines()
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-        except (ValueError, RecursionError):  # the first also where it is no UTF-8
+        except (ValueError, RecursionError):  # ValueError includes invalid UTF-8
             line = None
         if _is_line(line):
             lines.append(line)
@@ -200,7 +200,7 @@ def _is_line(line: Any) -> bool:
 def evaluations(path: Path) -> list[tuple[int, dict[str, float]]]:
     """The step and the numbers of every evaluation in a `metrics.jsonl`.
 
-    `Metrics`, opened before at the step that a run goes on from, has cut off what comes again.
+    Open `Metrics` first: it removes the lines of steps that the continued run repeats.
     """
     found = [line for line in read_metrics(path) if line["kind"] == "eval"]
     return [
@@ -210,14 +210,14 @@ def evaluations(path: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 class MetricAverager:
-    """The steps since the last log line.
+    """Averages the steps since the last log line.
 
     Args:
-        weights: of the distillation terms, before "distill_factor".
-        batch_size: pictures a step.
+        weights: weights of the distillation terms, before "distill_factor".
+        batch_size: pictures per step.
 
     Attributes:
-        counts: what the loader has counted since it was asked last (`TrainIterator.counts`).
+        counts: returns the loader's counts since the last call (`TrainIterator.counts`).
     """
 
     def __init__(self, weights: Mapping[str, float], batch_size: int):
@@ -229,37 +229,37 @@ class MetricAverager:
         self.start()
 
     def start(self) -> None:
-        """The clock runs from here."""
+        """Starts the clock."""
         self._since, self._waited = time.perf_counter(), 0.0
 
     def waited(self, seconds: float) -> None:
-        """So long was the step without data."""
+        """Adds the time that a step waited for data."""
         self._waited += seconds
 
     def took(self, seconds: float) -> None:
-        """So long was one turn of the loop."""
+        """Adds the time of one loop iteration."""
         self._took.append(seconds)
 
     def values(self, values: dict[str, float]) -> None:
-        """The values of one step."""
+        """Adds the values of one step."""
         self._values.append(values)
 
     def gradients(self, values: dict[str, float]) -> None:
-        """What was found about gradients at one step."""
+        """Adds the gradient comparison of one step."""
         self._gradients.append(values)
 
     def leave_out(self, seconds: float) -> None:
-        """Time that was no training."""
+        """Excludes time that was not spent on training."""
         self._since += seconds
 
     def close(self, steps_left: int) -> tuple[dict[str, float], dict[str, str]]:
-        """Ends the window and opens the next.
+        """Ends the window and starts the next.
 
         Args:
-            steps_left: of the run.
+            steps_left: remaining steps of the run.
 
         Returns:
-            (values for the files, words for the terminal).
+            (values for the files, texts for the terminal).
         """
         took = max(time.perf_counter() - self._since, 1e-9)
         values = _means(self._values, self._weights)
@@ -270,8 +270,8 @@ class MetricAverager:
         values |= {"pictures_per_second": rate, "data_wait": self._waited / took} | self.counts()
         if "diag/boxes_left_out" in values:  # by the terms; the loader may have left out more
             values["diag/boxes_left_out"] += values.get("boxes_past_max", 0.0)
-        # The median leaves out the steps that compiled. In a short window it is the log line, not
-        # the turn of the loop, that waits for the device.
+        # The median ignores steps that compiled. In a short window the log line, not the loop
+        # iteration, waits for the device.
         short = len(self._took) < _SHORT
         left = steps_left * (took / len(self._values) if short else float(np.median(self._took)))
         shown = {"loss": f"{values['total']:.4f}"}
@@ -289,7 +289,7 @@ def _means(window: Sequence[Mapping[str, float]], weights: Mapping[str, float]) 
     """Means over the steps since the last line.
 
     A distillation term gives "distill/TERM" (unweighted), "weight/TERM" (of these steps) and
-    "share/TERM", its weighted part of the total. An entropy is of the steps that had a relation.
+    "share/TERM", its weighted share of the total. Entropies average only steps with a relation.
     """
     means = {name: _mean(name, [values[name] for values in window]) for name in window[-1]}
     del means["finite"]
@@ -306,6 +306,6 @@ def _means(window: Sequence[Mapping[str, float]], weights: Mapping[str, float]) 
 
 
 def _mean(name: str, values: Sequence[float]) -> float:
-    # Rows of exactly 0: no picture of that batch had boxes to relate (`CollapseMonitor.observe`).
+    # Exactly 0 means that no picture of the batch had boxes to relate (`CollapseMonitor.observe`).
     there = [value for value in values if value] if name.endswith("_entropy") else values
     return float(np.mean(there)) if there else 0.0

@@ -1,9 +1,9 @@
-"""Scalars and pictures as TensorBoard reads them, written at once; and what is drawn for it.
+"""Writes scalars and pictures for TensorBoard, synchronously; and draws the pictures.
 
 Letters: H W pixels of a drawing.
 
-tensorboardX's own writer hands them to a thread: where that fails (a full disk) the run would wait
-for it for ever.
+tensorboardX's own writer uses a thread: if that fails (on a full disk), the run would wait for it
+for ever.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class TensorBoardWriter:
     """One event file of one session.
 
     Args:
-        folder: where the sessions' files lie; made where it is not there.
-        start: the step the session starts from; TensorBoard then hides later ones of the session
-            before.
+        folder: the folder of the sessions' files; created if it does not exist.
+        start: the step the session starts from; TensorBoard then hides later steps of the previous
+            session.
 
     Raises:
-        OSError: here and in every method: it cannot be written.
+        OSError: here and in every method: the file cannot be written.
     """
 
     def __init__(self, folder: Path, start: int):
         folder.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        # Also at step 0: a session that was killed before its first checkpoint has left steps, too.
+        # Also at step 0: a session killed before its first checkpoint has written steps, too.
         step = start + 1
         self._write(step=step, file_version="brain.Event:2")
         self._write(step=step, session_log=SessionLog(status=SessionLog.START))
@@ -80,19 +80,19 @@ class TensorBoardWriter:
 def draw_scenes(
     source: Source, found: Sequence[Mapping[str, Any]], number: int, among: int = 0
 ) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
-    """Ground truth, and the best detections, as many as there are objects, for some pictures.
+    """Draws ground truth beside the best detections, as many as there are objects.
 
-    As many: an early and a late student are seen on the same terms, without a limit on scores. The
-    first pictures with an object, whatever is found on them: the same every time.
+    With equally many, early and late students are compared on the same terms, without a score
+    threshold. The first pictures with an object are drawn, so they are always the same ones.
 
     Args:
-        source: of validation.
+        source: the validation data.
         found: detections of an evaluation, in COCO's form.
-        number: of pictures, at most; 0 reads nothing.
-        among: only the first so many; 0: all.
+        number: the most pictures to draw; 0 reads nothing.
+        among: consider only this many first pictures; 0: all.
 
     Returns:
-        RGB by the picture's position; a picture that cannot be read is left out.
+        RGB by the picture's position; unreadable pictures are left out.
     """
     names = [category.name for category in source.categories]
     label_of = {category.id: label for label, category in enumerate(source.categories)}
@@ -102,7 +102,7 @@ def draw_scenes(
     for index in itertools.islice(full, number):
         try:
             record = source.record(index)
-        except UserError:  # the evaluation has named it
+        except UserError:  # the evaluation has already reported it
             continue
         image, factor = _smaller(np.asarray(record.image))
         boxes, labels = record.boxes[~record.crowd], record.labels[~record.crowd]

@@ -1,4 +1,4 @@
-"""A trace of some steps, as `jax.profiler` writes it, for TensorBoard's profile page."""
+"""Traces some steps with `jax.profiler`, for TensorBoard's profile page."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import as_user_error, is_refused_write, reason
 
 FOLDER = "profile"
-_WARM_UP = 2  # steps of a session that are left out where only a number is given: they compile
+_WARM_UP = 2  # first steps of a session, skipped if only a number is given, since they compile
 
 _log = logging.getLogger(__name__)
 
 
 def read_steps(text: str, start: int, last: int | None = None) -> range:
-    """The steps that `--profile` asks for. Says where the session has none of them.
+    """The steps that `--profile` asks for. Prints a message if the session has none of them.
 
     Args:
-        text: "5" for five steps once the session has warmed up, "100:110" for steps 100 to 109
-            of the run; "" for none.
+        text: "5" for five steps after the session's warm-up, "100:110" for steps 100 to 109 of the
+            run; "" for none.
         start: the step that the session starts from.
-        last: the run's last step, where it is known.
+        last: the run's last step, if it is known.
 
     Returns:
         Numbers of steps, counted from 1.
 
     Raises:
-        UserError: it is neither, or nothing is in it.
+        UserError: the text has neither form, or the range is empty.
     """
     if not text:
         return range(0)
@@ -54,9 +54,9 @@ class Trace:
     """Starts and ends the trace around its steps.
 
     Args:
-        workdir: the trace goes into its folder `profile`.
+        workdir: the trace is written to its folder `profile`.
         steps: the steps to trace.
-        silent: goes through the same states and writes nothing: for all processes but the first.
+        silent: changes state likewise but writes nothing: for all processes but the first.
     """
 
     def __init__(self, workdir: Path, steps: range, *, silent: bool = False):
@@ -78,11 +78,11 @@ class Trace:
             jax.profiler.start_trace(str(self.folder))
 
     def ends_with(self, step: int, last: bool) -> bool:
-        """Whether the trace ends once this step is through.
+        """Whether the trace ends after this step.
 
         Args:
-            step: that was started.
-            last: whether no step follows it.
+            step: the step that was started.
+            last: whether it is the last step.
         """
         return self._running and (last or step + 1 not in self._steps)
 
@@ -92,7 +92,7 @@ class Trace:
         Raises:
             UserError: the disk is full, or the folder cannot be written.
         """
-        running, self._running = self._running, False  # also where it fails: it is over
+        running, self._running = self._running, False  # ended even if stopping fails
         if running and not self._silent:
             try:
                 jax.profiler.stop_trace()
