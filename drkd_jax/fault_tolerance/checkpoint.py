@@ -1,13 +1,13 @@
-"""Checkpoints of a run, written and read by orbax; others read them by `weights.load`.
+"""Checkpoints of a run, written and read by orbax; other commands use `weights.load`.
 
-A work folder holds `checkpoints/STEP` (the last few: everything a run needs to go on) and
-`best/STEP` (the student with the highest AP so far). Both keep the student apart from the rest,
-so that whoever only wants a detector reads nothing else. A teacher is never saved.
+A work folder contains `checkpoints/STEP` (the last few, with everything a run needs to continue)
+and `best/STEP` (the student with the highest AP so far). Both store the student separately, so
+that a reader who only wants the detector reads nothing else. The teacher is never saved.
 
 | item | content |
 |---|---|
-| `student` | every array of the student, by flat name; its moving average, where there is one |
-| `training` | distiller, optimiser, step and what the average is of (only in `checkpoints`) |
+| `student` | every array of the student, by flat name; its moving average, if there is one |
+| `training` | distiller, optimiser, step and unaveraged parameters (only in `checkpoints`) |
 | `about` | JSON: config, classes, data position, numbers of the evaluation, checksums, ... |
 """
 
@@ -47,14 +47,14 @@ class Checkpoints:
 
     Args:
         workdir: the run's folder.
-        keep: how many of the last checkpoints stay.
+        keep: how many of the last checkpoints to keep.
 
     Raises:
         UserError: the folder cannot be written.
     """
 
     def __init__(self, workdir: Path, keep: int):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every file it touches
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every file it touches
         with as_user_error(workdir):
             if jax.process_index() == 0:
                 for name in WHICH.values():
@@ -64,11 +64,11 @@ class Checkpoints:
         self._under_way: dict[str, int] = {}  # steps that a thread may still be writing, by folder
 
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """The step of the newest complete checkpoint."""
         return self._last.latest_step()
 
     def about(self) -> dict[str, Any]:
-        """The JSON part of the newest checkpoint; without one, of the best one; else empty.
+        """The JSON part of the newest checkpoint; if there is none, of the best one; else empty.
 
         Raises:
             UserError: it is damaged.
@@ -80,10 +80,10 @@ class Checkpoints:
         return {}
 
     def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
-        """Writes the state of this moment.
+        """Writes a checkpoint of the state.
 
         Args:
-            state: of a finished step, finite.
+            state: the finite state after a step.
             about: JSON values: `config`, `categories`, `data`, ...
 
         Raises:
@@ -95,7 +95,7 @@ class Checkpoints:
         """Writes the student as the best so far; `about` also holds its `numbers`."""
         self.wait()
         step = int(state.step)
-        # The folder's best is its latest: one that a killed run left of a later step has to go.
+        # The best checkpoint is the folder's latest, so a later one of a killed run is removed.
         for old in self._best.all_steps():
             if old >= step:
                 self._best.delete(old)
@@ -111,11 +111,11 @@ class Checkpoints:
         return None if step is None else (step, _about(self._best, step)["numbers"])
 
     def restore(self, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-        """The newest checkpoint's state.
+        """Reads the newest checkpoint's state.
 
         Args:
             like: a state of the same structure, shapes and dtypes.
-            sharding: where every array is put.
+            sharding: the sharding of every array.
 
         Raises:
             UserError: the checkpoint holds other arrays than the config asks for, or is damaged.
@@ -142,7 +142,7 @@ class Checkpoints:
         params["student"] = unflatten(own, like.params["student"])
         others["student"] = unflatten(student, like.model_state["student"])
         if "distiller" in params:
-            # Some have no arrays: PKD beside a teacher of the student's widths, without its scale.
+            # Some distillers have no arrays: PKD with equal widths and an unscaled teacher.
             pair = unflatten(training.get("distiller", {}), _distiller(like))
             params["distiller"], others["distiller"] = pair
         optimiser = unflatten(training.get("optimiser", {}), like.opt_state)
@@ -160,9 +160,9 @@ class Checkpoints:
                 self._refused(manager, step, manager.wait_until_finished)
 
     def close(self) -> None:
-        """Ends orbax's threads; `wait` comes first where a write must not be lost unseen."""
+        """Ends orbax's threads; call `wait` first to see errors of pending writes."""
         for manager in (self._last, self._best):
-            with contextlib.suppress(ValueError):  # a failed write was told when it failed
+            with contextlib.suppress(ValueError):  # a failed write was reported when it failed
                 manager.close()
 
     def _write(
@@ -172,18 +172,18 @@ class Checkpoints:
         items: Mapping[str, Any],
         about: Mapping[str, Any],
     ) -> None:
-        self.wait()  # a write that comes to nothing is told under its own name
+        self.wait()  # so that a failed write is reported for its own step
         self._under_way[str(manager.directory)] = step
         arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         said = {**about, CHECKSUMS: checksums(items)}
         all_items = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(said))
         self._refused(manager, step, lambda: manager.save(step, args=all_items, force=True))
         if jax.default_backend() == "cpu":
-            # On a CPU host and device share memory: the next step would write into it.
+            # On a CPU host and device share memory, so the next step would overwrite it.
             self.wait()
 
     def _refused(self, manager: ocp.CheckpointManager, step: int, write: Callable[[], Any]) -> None:
-        """Calls `write`; raises `UserError` where the system refuses."""
+        """Calls `write`; raises `UserError` if the system refuses."""
         with collect_unraisable() as said:
             try:
                 write()
@@ -206,20 +206,20 @@ def load_distiller(
     config: Mapping[str, Any],
     specs: tuple[FeatureSpec, FeatureSpec],
 ) -> distill.Distiller | None:
-    """The distiller of a run at one of its steps; of the best step only where it was kept as well.
+    """Loads the distiller of a run at one of its steps from `checkpoints`.
 
     Args:
-        workdir: of a distilled run.
-        step: whose checkpoint is read.
-        config: of the run.
+        workdir: work folder of a distilled run.
+        step: the step whose checkpoint is read.
+        config: config of the run.
         specs: the pyramids of its student and its teacher.
 
     Returns:
-        The distiller, or None where the work folder holds no such checkpoint, or one without a
-        distiller.
+        The distiller, or None if `checkpoints` has no such step (the best step is often not kept
+        there), or one without a distiller.
 
     Raises:
-        UserError: its arrays are not those of the config.
+        UserError: its arrays do not fit the config.
     """
     item = Path(workdir).absolute() / WHICH["last"] / str(step) / "training"
     if config.get("distill") is None or not item.is_dir():
@@ -230,7 +230,7 @@ def load_distiller(
     wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), part)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     only = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-    found: dict[str, Any] = {"distiller": {}}  # of one without arrays
+    found: dict[str, Any] = {"distiller": {}}  # for a distiller without arrays
     if wanted:
         with ocp.PyTreeCheckpointer() as reader:
             found = reader.restore(item, args=only)
@@ -253,21 +253,21 @@ def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
-    """Turns what reading a damaged checkpoint raises, an `Exception` of any kind, into words.
+    """Turns any `Exception` raised by reading a damaged checkpoint into a `UserError`.
 
-    It is not left out without a word: that would undo steps which its owner knows to be done.
+    A damaged checkpoint is not skipped silently: that would undo steps which the user saw finished.
     """
     words = ""
     with collect_unraisable() as said:
         try:
             yield
-        except (UserError, jax.errors.JaxRuntimeError):  # the latter: no memory
+        except (UserError, jax.errors.JaxRuntimeError):  # the latter: out of memory
             raise
         except Exception as error:
-            cause = error.__cause__ or error  # orbax's own words are a page about the reader
+            cause = error.__cause__ or error  # orbax's own message is a page long
             words = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         if words:
-            gc.collect()  # what readers of the other arrays have to say of it
+            gc.collect()  # triggers the errors of the other readers' threads
             said.clear()
     if words:
         folder = Path(manager.directory)
@@ -289,10 +289,10 @@ def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
 
 
 def _remove_unfinished(folder: Path, quiet: float = 0.0) -> None:
-    """What a killed or a failed write left: it has no use, and takes the room of the next one.
+    """Removes the remains of a killed or failed write: they are useless and take up disk space.
 
-    Of a failed write, threads may still be at its other arrays, and make their folders again:
-    `quiet` is for how many seconds nothing may come back (at most ten times as long in all).
+    After a failed write, threads may still be writing its other arrays and re-create their folders:
+    it waits until nothing has reappeared for `quiet` seconds (at most ten times as long in all).
     """
     begun = seen = time.monotonic()
     while True:
@@ -306,9 +306,9 @@ def _remove_unfinished(folder: Path, quiet: float = 0.0) -> None:
 
 
 def _echoes(error: BaseException | None) -> bool:
-    """Whether what a thread could tell nobody comes of a write that was refused.
+    """Whether an unraisable error of a thread is a consequence of a refused write.
 
-    The threads at the other arrays find their event loop gone with the first one's error.
+    After the first error, the threads that write the other arrays find their event loop closed.
     """
     if isinstance(error, RuntimeError) and "Event loop is closed" in str(error):
         return True
@@ -339,7 +339,7 @@ def _distiller(state: TrainState) -> tuple[Arrays, Arrays]:
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """All arrays of a state by item; a part without arrays is left out."""
+    """All arrays of a state by item; items without arrays are left out."""
     training = {
         "distiller": flatten(_distiller(state)),
         "optimiser": flatten(state.opt_state),

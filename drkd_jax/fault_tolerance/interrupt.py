@@ -1,4 +1,4 @@
-"""How a run ends before its time: by a signal, with a checkpoint, or by a number not finite."""
+"""Early ends of a run: after a signal, with a checkpoint, or because of a non-finite number."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from types import FrameType
 
 
 class InterruptedRunError(Exception):
-    """A run was asked to stop; its checkpoint is written and the same command goes on from it."""
+    """A run was asked to stop; its checkpoint is written, and the same command continues it."""
 
 
 class NonFiniteError(Exception):
-    """A loss, gradient or parameter stopped being a finite number; the run cannot go on."""
+    """A loss, gradient or parameter became non-finite; the run cannot continue."""
 
 
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 def leave_quietly() -> None:
     """From now on Ctrl-C ends this process without a traceback; for programs, not for libraries.
 
-    Within `catch_interrupts` the first one raises KeyboardInterrupt, within `stop_request` it is
-    only noted. Any other one leaves the process at once: it may meet an import, clean-up, a
-    destructor or another library's callback, where an exception prints a traceback or is lost.
-    Checkpoints and other files are made whole before they take their names, so none is harmed.
+    Inside `catch_interrupts` the first Ctrl-C raises KeyboardInterrupt, inside `stop_request` it is
+    only recorded. Any other one exits at once: it may arrive in an import, clean-up, a destructor
+    or another library's callback, where an exception would print a traceback or be lost.
+    Checkpoints and other files are renamed only when complete, so none is damaged.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
         signal.signal(signal.SIGINT, _interrupt)
 
 
 @contextlib.contextmanager
 def catch_interrupts() -> Iterator[None]:
-    """Where the first Ctrl-C may be raised as KeyboardInterrupt, since it is caught outside."""
+    """Inside, the first Ctrl-C raises KeyboardInterrupt, which the caller must catch."""
     _catching.append(True)
     try:
         yield
@@ -46,7 +46,7 @@ def catch_interrupts() -> Iterator[None]:
         _catching.clear()
 
 
-_catching: list[bool] = []  # of this process; empty from the first one on
+_catching: list[bool] = []  # of this process; empty after the first Ctrl-C
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -55,14 +55,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     with contextlib.suppress(OSError):
         os.write(2, b"interrupted: left at once\n")
-    processes = sys.modules.get("multiprocessing")  # of the loader, where there are some
+    processes = sys.modules.get("multiprocessing")  # the loader's, if any
     for child in processes.active_children() if processes else ():
-        child.kill()  # they ignore what the run alone should answer
+        child.kill()  # they ignore signals that only the run should handle
     os._exit(EXIT_INTERRUPTED)
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is being imported, which may turn the exception into an ImportError."""
+    """Whether a module is being imported, which could turn the exception into an ImportError."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -71,17 +71,17 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 class StopRequest:
-    """Holds the name of the signal that asked for the end, once one did."""
+    """Holds the name of the signal that asked to stop, once there was one."""
 
     name: str | None = None
 
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """While active, the first SIGTERM or SIGINT is only noted; a second one acts as before.
+    """While active, the first SIGTERM or SIGINT is only recorded; a second one acts as before.
 
-    Outside the main thread, where Python lets nobody handle signals, it notes nothing. Within
-    another one it is the same.
+    Outside the main thread, where Python does not allow signal handlers, nothing is recorded. A
+    nested call returns the outer request.
     """
     if _active:
         yield _active[0]
@@ -103,7 +103,7 @@ def _noting(request: StopRequest) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # None: a handler that was not set from Python, as JAX's own on several processes.
+    # None: a handler that was not set from Python, such as JAX's own with several processes.
     before = {
         number: signal.getsignal(number) or signal.SIG_DFL
         for number in (signal.SIGTERM, signal.SIGINT)

@@ -1,7 +1,7 @@
-"""One run at a time in a work folder, which all of its processes see.
+"""Allows only one run at a time in a work folder, and checks that all its processes share it.
 
-The lock belongs to the process: however it ends, the kernel lets it go, so a lock file that a dead
-run left behind blocks nobody.
+The lock belongs to the process: however the process ends, the kernel releases it, so the lock file
+of a dead run blocks nobody.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[str]:
-    """Holds the work folder for this process. Gives what the lock file says of it.
+    """Locks the work folder for this process; yields the content of the lock file.
 
     Raises:
-        UserError: another run holds it (which one is said), or the folder cannot be written or
-            locked.
+        UserError: another run holds the lock (the message says which), or the folder cannot be
+            written or locked.
     """
     path = workdir / LOCK_FILE
     with as_user_error(path):
@@ -64,24 +64,24 @@ def locked(workdir: Path) -> Iterator[str]:
             text = json.dumps(about) + "\n"
             os.write(handle, text.encode())
             with contextlib.suppress(OSError):
-                os.fsync(handle)  # for the other hosts, since it stays open
+                os.fsync(handle)  # so that other hosts see it although it stays open
         yield text
     finally:
         os.close(handle)
 
 
 def require_shared(workdir: Path, text: str, patience: float = PATIENCE) -> None:
-    """Refuses a folder of one name on several disks, as a checkpoint would wait in it for ever.
+    """Refuses a work folder that is not shared: a checkpoint in it would wait for ever.
 
-    All processes have to call it.
+    All processes must call it.
 
     Args:
         workdir: the work folder.
-        text: what the lock file of process 0 says.
-        patience: seconds until a file of another host has to be there.
+        text: the content of process 0's lock file.
+        patience: seconds until a file of another host must be visible.
 
     Raises:
-        UserError: some process does not find that lock; on all of them.
+        UserError: some process does not see that lock; raised on all of them.
     """
     if jax.process_count() == 1:
         return
@@ -108,5 +108,5 @@ def _holder(path: Path) -> str:
     try:
         about = json.loads(path.read_text())
         return f"process {about['process']} on {about['host']} since {about['since']}"
-    except (OSError, ValueError, KeyError):  # it has the lock and has not yet said who it is
+    except (OSError, ValueError, KeyError):  # the holder has not yet written who it is
         return "it has just started"

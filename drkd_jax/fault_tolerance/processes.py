@@ -1,7 +1,7 @@
-"""The processes of one run: how they meet, what only the first does, what all agree on.
+"""The processes of one run: how they connect, exchange values, and stop together.
 
-On Slurm, Kubernetes and Open MPI JAX finds its peers by itself; elsewhere each process is told the
-address of the first one, how many there are, and which it is.
+On Slurm, Kubernetes and Open MPI JAX finds its peers by itself; elsewhere each process must be
+given the address of the first one, the number of processes, and its own number.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _HOW = (
     "elsewhere every process needs --coordinator=HOST:PORT --num-processes=N --process-id=I"
 )
 
-_FAILED = "drkd/failed"  # where a process that fails leaves its note
-_LEAVING = "drkd/leaving"  # where all meet once they have read it
+_FAILED = "drkd/failed"  # key under which a failing process leaves a note
+_LEAVING = "drkd/leaving"  # barrier at which all meet after reading it
 _PATIENCE = 10.0  # seconds to wait there for the others
 _LOOK_EVERY = 1.0  # seconds
-_A_MOMENT = 1.0  # seconds that a process has to fail by itself, where all fail alike
+_A_MOMENT = 1.0  # seconds for a process to fail by itself, in case all fail alike
 
 
 def connect(
@@ -49,15 +49,15 @@ def connect(
     """Joins the processes of one run. Must come before anything that touches a device.
 
     Args:
-        coordinator: "HOST:PORT" of process 0; None where the queue tells JAX.
-        num_processes: all of them.
-        process_id: this one, from 0.
+        coordinator: "HOST:PORT" of process 0; None if the job queue provides it.
+        num_processes: the number of processes.
+        process_id: the number of this process, from 0.
         timeout: seconds to wait for the others. Then the process ends with one line and exit code
-            2, as with a `UserError`: a queue that tries other codes again does not try this one.
+            2, as after a `UserError`: queues that retry other codes do not retry this one.
 
     Raises:
-        UserError: the peers cannot be found, or have other numbers of devices; a part of the three
-            arguments is missing or wrong.
+        UserError: the peers cannot be found, or have other numbers of devices; some of the three
+            arguments are missing or wrong.
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
@@ -75,9 +75,9 @@ def connect(
         host, _, port = str(coordinator).rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(f"--coordinator={coordinator}: HOST:PORT is wanted")
-    # Only CPUs look at it, and only they need it.
+    # Only CPUs use this setting, and need it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # JAX would abort the process itself, with a page of its own stack.
+    # JAX itself would abort the process, with a page of stack trace.
     patience = threading.Timer(timeout, _give_up, (coordinator, timeout))
     patience.daemon = True
     patience.start()
@@ -110,14 +110,14 @@ def _give_up(coordinator: str | None, timeout: int) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes files and prints messages."""
     return jax.process_index() == 0
 
 
 def broadcast(make: Callable[[], Any]) -> Any:
-    """What `make` returned on process 0 (JSON values), for all; its `UserError` too.
+    """Gives the result of `make` on process 0 (JSON values), or its `UserError`, to all.
 
-    Everybody has to call it, in the same order.
+    All processes must call it, in the same order.
     """
     if jax.process_count() == 1:
         return make()
@@ -129,7 +129,7 @@ def broadcast(make: Callable[[], Any]) -> Any:
             found = {"error": str(error)}
     text = json.dumps(found).encode()
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few sizes, few programs
+    padded = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few sizes, so few programs
     if is_first():
         padded[:length] = np.frombuffer(text, np.uint8)
     answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length].tobytes())
@@ -139,22 +139,22 @@ def broadcast(make: Callable[[], Any]) -> Any:
 
 
 def from_all(values: np.ndarray) -> np.ndarray:
-    """Every process's rows (`[n, ...]`, of one shape and dtype on all), one after the other."""
+    """Concatenates all processes' rows (`[n, ...]`, with equal shape and dtype on all)."""
     if jax.process_count() == 1:
         return values
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))
 
 
 def any_process(wanted: bool) -> bool:
-    """Whether any process wants something. All have to ask at the same place, and wait there."""
+    """Whether `wanted` holds on any process. All must call it at the same place, and wait there."""
     return bool(from_all(np.array([wanted])).any())
 
 
 def allgather(numbers: np.ndarray) -> np.ndarray:
-    """The whole numbers of all processes, each once, in ascending order.
+    """The integers of all processes, without duplicates, in ascending order.
 
     Args:
-        numbers: of this process, not negative, `[n]`; n may differ between processes.
+        numbers: this process's integers, not negative, `[n]`; n may differ between processes.
     """
     longest = int(from_all(np.array([len(numbers)], np.int32)).max())
     padded = np.full(max(longest, 1), -1, np.int32)
@@ -164,10 +164,10 @@ def allgather(numbers: np.ndarray) -> np.ndarray:
 
 
 def listen() -> None:
-    """From now on this process ends as soon as another one fails, with its words and exit code.
+    """From now on this process ends when another one fails, with its message and exit code.
 
-    A process that failed alone would leave the others waiting for its share of the next sum. So it
-    leaves a note, and in each of the others a thread looks for one, whatever the rest is doing.
+    If a process failed alone, the others would wait for it in the next collective operation. So it
+    leaves a note, and in each of the others a thread polls for one, whatever the rest is doing.
     """
     client = distributed.global_state.client
     if client is None or jax.process_count() == 1:
@@ -180,7 +180,7 @@ def listen() -> None:
         over.set()
         thread.join()
 
-    atexit.register(end)  # comes before JAX's own end, which would tear the client from under it
+    atexit.register(end)  # runs before JAX's own exit handler, which closes the client
 
 
 def _end_with_others(client: Any, over: threading.Event) -> None:
@@ -189,7 +189,7 @@ def _end_with_others(client: Any, over: threading.Event) -> None:
         try:
             text = client.key_value_try_get(_FAILED)
         except RuntimeError as error:
-            if "NOT_FOUND" not in str(error):  # process 0 is gone: JAX itself ends all others
+            if "NOT_FOUND" not in str(error):  # process 0 is gone, and JAX itself ends all others
                 return
             if over.wait(_LOOK_EVERY):
                 return
@@ -202,32 +202,32 @@ def _end_with_others(client: Any, over: threading.Event) -> None:
 
 
 def leave(code: int, words: str = "") -> None:
-    """Ends a process that failed among several, at once; the others follow (see `listen`).
+    """Ends a failed process among several immediately; the others follow (see `listen`).
 
-    The usual end would wait for all others, and they for this one.
+    A normal exit would wait for all others, and they for this process.
 
     Args:
-        code: exit code, of all of them.
-        words: what the others say.
+        code: exit code of all processes.
+        words: the message that the others print.
     """
     client = distributed.global_state.client
     if client is None or jax.process_count() == 1:
         return
     _Leaving.begun = True
     note = {"code": code, "process": jax.process_index(), "words": words}
-    with contextlib.suppress(RuntimeError):  # another was first, or process 0 is gone
+    with contextlib.suppress(RuntimeError):  # another process was first, or process 0 is gone
         client.key_value_set(_FAILED, json.dumps(note))
     _leave_together(client, code)
 
 
 class _Leaving:
-    """Whether this process failed by itself."""
+    """Records whether this process failed by itself."""
 
     begun = False
 
 
 def _leave_together(client: Any, code: int) -> None:
-    # Process 0 keeps the notes: it must not be gone before all have read theirs.
+    # Process 0 holds the notes, so it must not exit before all have read them.
     with contextlib.suppress(RuntimeError):
         client.wait_at_barrier(_LEAVING, int(_PATIENCE * 1000))
     sys.stdout.flush()
@@ -236,16 +236,16 @@ def _leave_together(client: Any, code: int) -> None:
 
 
 class AnyProcess:
-    """Whether any process wants to stop: `any_process` that waits for nobody.
+    """Whether any process wants to stop: a non-blocking `any_process`.
 
-    A signal reaches one process sooner than another, and a process that stopped alone would leave
-    the others waiting for ever. So all reduce at every call, and the answer is the reduction of
-    `late` calls before: nobody waits for one that is still under way. A single process is answered
-    at once.
+    A signal reaches some processes earlier than others, and a process that stopped alone would
+    leave the others waiting for ever. So every call starts a reduction over all processes and
+    returns the result of the one `late` calls before, which is already finished. A single process
+    gets its answer at once.
 
     Args:
         mesh: all devices.
-        late: calls between a question and its answer.
+        late: number of calls between a question and its answer.
     """
 
     def __init__(self, mesh: Mesh, late: int):
@@ -254,7 +254,7 @@ class AnyProcess:
         self._any = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def __call__(self, wanted: bool) -> bool:
-        """The answer to the call of `late` calls before.
+        """The answer to the question asked `late` calls before.
 
         Args:
             wanted: whether this process wants to stop.
@@ -268,11 +268,11 @@ class AnyProcess:
 
 
 def stop_unbegun(asked: str | None, start: int = 0) -> None:
-    """Ends a session that a signal met before its first step; every process calls it.
+    """Ends a session that received a signal before its first step; every process calls it.
 
     Args:
-        asked: the signal's name; None where this process met none.
-        start: the step that the session would have begun after.
+        asked: the signal's name; None if this process received none.
+        start: the step that the session would have continued from.
 
     Raises:
         InterruptedRunError: some process was asked to stop; there is nothing to save.

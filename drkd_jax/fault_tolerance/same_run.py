@@ -1,4 +1,4 @@
-"""Whether a config and its data continue a checkpoint or would make it another run."""
+"""Checks whether a config and its data continue a checkpoint or describe another run."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ FREE_TO_CHANGE = (
     "teacher.evaluate",
 )
 _DEFAULTS = {"data": PipelineConfig, "train": TrainSettings, "eval": EvalSettings}
-_CLASSES = 100  # that a message lists
-_LONG = 40  # characters of a value that a message shows ...
-_BEFORE = 10  # ... and those of them before the first that differs
+_CLASSES = 100  # most classes that a message lists
+_LONG = 40  # most characters of a value that a message shows
+_BEFORE = 10  # how many of them come before the first difference
 
 
 def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """The keys under which two configs differ, as "train.momentum"."""
+    """The keys in which two configs differ, such as "train.momentum"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
         for key in sorted({*old, *new}):
@@ -62,7 +62,7 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def is_default(key: str, value: Any) -> bool:
-    """Whether a key says what runs did before it was there: those configs lack it."""
+    """Whether a key has the value that older runs, whose configs lack the key, used implicitly."""
     section, _, name = key.partition(".")
     if section == "distill" and name and "." not in name:  # a whole term, or a key beside them
         return distill_config({name: value}) == DistillConfig()
@@ -75,7 +75,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
     """Refuses to continue a checkpoint under a config that would make it another run.
 
     Raises:
-        UserError: every differing key is named, with both values.
+        UserError: the configs differ; the message gives every differing key with both values.
     """
     old = _as_meant(old, new)
     wrong = [
@@ -93,14 +93,15 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
 
 
 def _as_meant(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A config of before a key was there, with what its absence meant, where that has changed.
+    """An older config, with keys added whose absence meant something other than their default.
 
-    The default form's pixel relation compared values until `compare` came, with another default.
+    The default form's pixel relation compared values before the key `compare` was introduced, whose
+    default differs.
     """
     there, here = (_get(config, "distill.pixel_relation") for config in (old, new))
     if not isinstance(there, Mapping) or "compare" in there or there.get("form") == "official":
         return old
-    if not isinstance(here, Mapping) or "compare" not in here:  # no recipe's: they have every key
+    if not isinstance(here, Mapping) or "compare" not in here:  # not from a recipe
         return old
     return {
         **old,
@@ -111,15 +112,15 @@ def _as_meant(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, An
 def check_same_classes(
     old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]], workdir: Path
 ) -> None:
-    """Refuses to continue a checkpoint on data of other classes.
+    """Refuses to continue a checkpoint on data with other classes.
 
     Args:
         old: [id, name] of each class of the checkpoint, by label.
-        new: of the data as they are now.
-        workdir: of the run.
+        new: the same of the present data.
+        workdir: work folder of the run.
 
     Raises:
-        UserError: both lists are shown.
+        UserError: the classes differ; the message shows both lists.
     """
     before, now = ([Category(*pair) for pair in classes] for classes in (old, new))
     before_keys, now_keys = ([(id_key(c.id), c.name) for c in part] for part in (before, now))
@@ -132,19 +133,19 @@ def check_same_classes(
 
 
 def common_fingerprints(sources: Mapping[str, Source], teacher: Any = None) -> dict[str, Any]:
-    """Fingerprints of what is read, after all processes were seen to read the same.
+    """Fingerprints of the data and the teacher, after checking that all processes read the same.
 
-    A host whose copy has other pictures or boxes would put them under the numbers of others.
+    If a host's copy had other pictures or boxes, it would use them under wrong numbers.
 
     Args:
         sources: by "train" and "val", as this process opened them.
-        teacher: the arrays that were read of a file or work folder; None where none were.
+        teacher: the arrays read from a file or work folder; None if none were read.
 
     Returns:
-        JSON values by "train" and "val" and, where there are arrays, "teacher".
+        JSON values by "train" and "val" and, if there are arrays, "teacher".
 
     Raises:
-        UserError: on all processes, where one reads something else than process 0.
+        UserError: some process reads something other than process 0; raised on all processes.
     """
     own: dict[str, Any] = {part: fingerprint(source) for part, source in sources.items()}
     what = {part: (f"config.data.{part}", "pictures or annotations", "folder") for part in own}
@@ -164,7 +165,7 @@ def common_fingerprints(sources: Mapping[str, Source], teacher: Any = None) -> d
 
 
 def teacher_digest(teacher: Any) -> str:
-    """What tells one teacher's features from another's: of the arrays of backbone and neck.
+    """A digest of the arrays of backbone and neck, which determine a teacher's features.
 
     Args:
         teacher: its arrays, nested, as `training.teacher.Teacher.arrays`.
@@ -174,17 +175,17 @@ def teacher_digest(teacher: Any) -> str:
     """
     digest = hashlib.blake2b(digest_size=12)
     for name, leaf in sorted(flatten(teacher).items()):
-        if name.startswith(("backbone.", "neck.")):  # heads are there or not, as is asked
+        if name.startswith(("backbone.", "neck.")):  # heads may be present or not
             digest.update(name.encode() + np.asarray(leaf).tobytes())
     return digest.hexdigest()
 
 
 def changed_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between the sets and the teacher of a checkpoint and those of now, a line each.
+    """How data and teacher differ from those of a checkpoint, one line per difference.
 
     Args:
         old: `common_fingerprints` of the checkpoint; may be empty, or lack the teacher.
-        new: of what is there now.
+        new: the present ones.
     """
     lines = []
     for part, then in (
@@ -204,11 +205,11 @@ def changed_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def changed_scoring(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What of the evaluations differs by which the best checkpoint is chosen, a line each.
+    """Differences in the evaluation that selects the best checkpoint, one line each.
 
     Args:
         old: config of the checkpoint.
-        new: config of now.
+        new: the present config.
     """
     lines = []
     for key in ("eval.max_pictures", "eval.max_detections"):
@@ -232,7 +233,7 @@ def _get(config: Any, key: str) -> Any:
 def _values(old: Any, new: Any, key: str) -> str:
     texts = [str(as_tuples(_get(config, key))) for config in (old, new)]
     begin = 0
-    if max(map(len, texts)) > _LONG:  # what is the same would hide what is not
+    if max(map(len, texts)) > _LONG:  # a long equal start would hide the difference
         alike = (a == b for a, b in zip(*texts, strict=False))
         begin = max(0, sum(itertools.takewhile(bool, alike)) - _BEFORE)
     there, here = ("..." * (begin > 0) + _cut(text[begin:]) for text in texts)

@@ -1,4 +1,4 @@
-"""Files that are either whole or as they were, and clear words where they cannot be written."""
+"""Atomic file writes, and clear error messages when files cannot be written."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _WORDS = {
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
 }
-_PROOF = bytes(1 << 16)  # more than what fits beside a file's own entry on disk
+_PROOF = bytes(1 << 16)  # more than a file system stores within a file's own entry
 
 
 def make_folder(folder: str | Path, flag: str = "") -> Path:
-    """Makes a folder, with its parents, and proves that files can be written there.
+    """Creates a folder with its parents, and verifies that files can be written there.
 
-    Called before the work whose result goes there.
+    Call it before the work whose result goes there.
 
     Args:
-        folder: may be there already.
+        folder: may already exist.
         flag: the argument that names it, for messages.
 
     Raises:
-        UserError: it cannot be made, or nothing can be written in it.
+        UserError: it cannot be created, or nothing can be written in it.
     """
     folder = Path(folder)
     with _refused(folder, flag):
@@ -50,9 +50,9 @@ def make_folder(folder: str | Path, flag: str = "") -> Path:
 
 
 def make_place(file: str | Path, flag: str = "") -> Path:
-    """Makes the folder of a file to be written later, and proves that it can be.
+    """Creates the folder of a file to be written later, and verifies that this is possible.
 
-    A file of that name stays as it is.
+    An existing file of that name is not changed.
 
     Raises:
         UserError: it cannot be written.
@@ -67,7 +67,7 @@ def make_place(file: str | Path, flag: str = "") -> Path:
         if file.parent.exists() and not file.parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Under the longest name that writing gives it.
+        # With the longest name that is used while writing.
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.") as proof:
             proof.write(_PROOF)
     return file
@@ -79,26 +79,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a small file in one go: who reads it sees the old content or the new one.
+    """Writes a small file atomically: readers see either the old content or the new one.
 
-    Several processes may do so at once; the last one's content stays.
+    Several processes may write at once; the last one's content stays.
 
     Raises:
-        UserError: it cannot be written; the old content is still there.
+        UserError: it cannot be written; the old content is unchanged.
     """
     with as_user_error(path), replacing(path, f".{secrets.token_hex(2)}.new") as file:
         file.write(content)
-        if not _is_stream(path):  # which cannot be synced
+        if not _is_stream(path):  # streams cannot be synced
             file.flush()
             os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def replacing(path: Path, ending: str = ".new") -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole; an error leaves `path` as it was.
+    """Opens a file that replaces `path` once it is complete; an error leaves `path` unchanged.
 
-    Until then it has this ending as well. What is no file on a disk, as /dev/stdout or a pipe, is
-    written to as it is.
+    Until then its name has the additional ending. Targets that are not files on a disk, like
+    /dev/stdout or a pipe, are written directly.
 
     Raises:
         OSError: it cannot be written.
@@ -120,10 +120,10 @@ def replacing(path: Path, ending: str = ".new") -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def as_user_error(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusal to write `path` into words for the user.
+    """Turns the operating system's refusal to write `path` into a message for the user.
 
     Raises:
-        UserError: in the place of any `OSError` within.
+        UserError: in place of any `OSError` raised inside.
     """
     try:
         yield
@@ -150,13 +150,13 @@ def _is_stream(path: Path) -> bool:
 
 @contextlib.contextmanager
 def collect_unraisable() -> Iterator[list[Any]]:
-    """Holds back the errors that threads of C++ libraries can raise to nobody.
+    """Collects errors from threads of C++ libraries, which nobody can catch.
 
-    Python prints a traceback for each of them at once, in the midst of whatever is said. Within,
-    they are only listed; what is still in the list at the end is printed then, as always.
+    Python would print a traceback for each of them immediately, in the middle of other output.
+    Inside this context they are only collected; those still in the list at the end are printed.
 
     Yields:
-        The list, of what `sys.unraisablehook` takes.
+        The list of arguments of `sys.unraisablehook`.
     """
     held: list[Any] = []
     before = sys.unraisablehook
@@ -170,26 +170,26 @@ def collect_unraisable() -> Iterator[list[Any]]:
 
 
 def no_place(error: OSError) -> bool:
-    """Whether the system had no place or no permission for a file, whoever wanted to write it."""
+    """Whether an error means no space or no permission for a file, whoever wrote it."""
     return error.errno in _WORDS
 
 
 def refusal(error: OSError) -> str:
-    """One line on such an error, with the file's name where the system gave it."""
+    """One line about such an error, with the file's name if the system gave it."""
     return ": ".join(map(str, filter(None, (error.filename, reason(error)))))
 
 
 def is_refused_write(error: Exception) -> bool:
-    """Whether an error is the operating system's refusal to write, in whatever class it comes."""
+    """Whether an error is the operating system's refusal to write, whatever its class."""
     if isinstance(error, OSError):
         return True
     text = str(error) if isinstance(error, (ValueError, RuntimeError)) else ""
-    # Libraries in C++ hand on the system's own text, some with its number.
+    # C++ libraries pass on the system's own text, some with its number.
     return "os_error_code" in text or any(os.strerror(number) in text for number in _WORDS)
 
 
 def reason(error: Exception) -> str:
-    """Why a write failed, in a few words; full disks are named whoever tells of them."""
+    """Why a write failed, in a few words; recognises a full disk whatever reports it."""
     if isinstance(error, OSError) and error.errno is not None:
         return _WORDS.get(error.errno, error.strerror or os.strerror(error.errno))
     text = str(error)
