@@ -1,4 +1,4 @@
-"""Models out of files and folders: `load`. Their names and layouts in other libraries."""
+"""Loads models from files and folders (`load`), including those of other libraries."""
 
 from drkd_jax.weights.loaded import Objects, Weights
 from drkd_jax.weights.opening import load

@@ -1,7 +1,7 @@
-"""Whether the arrays of a checkpoint are still those that were written.
+"""Checks that the arrays of a checkpoint are unchanged since they were written.
 
-A lost file is noticed by whoever reads it; a changed byte inside an array is only another number,
-which a teacher would teach and a run would go on with. So every array's CRC-32 is kept beside it.
+A missing file raises an error when it is read, but a changed byte inside an array is just another
+number, which a teacher or a continued run would use. So each array's CRC-32 is stored with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from drkd_jax.models.arrays import flatten
 
-#: The key of the sums in a checkpoint's part `about`.
+#: The key of the checksums in a checkpoint's item `about`.
 CHECKSUMS = "checksums"
 
 
@@ -22,11 +22,11 @@ def checksums(items: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """CRC-32 of the bytes of every array.
 
     Args:
-        items: pytrees of arrays by the name of their item, as "student"; of an array that lies on
-            several devices, each holds the whole.
+        items: pytrees of arrays by the name of their item, such as "student"; arrays on several
+            devices must be replicated.
 
     Returns:
-        By item, then by flat name.
+        The checksums by item, then by flat name.
     """
     return {
         item: {name: _checksum(array) for name, array in flatten(tree).items()}
@@ -35,15 +35,15 @@ def checksums(items: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def check_unchanged(item: str, tree: Any, about: Mapping[str, Any]) -> None:
-    """Compares what was read with the sums that were kept.
+    """Compares the arrays that were read with the stored checksums.
 
     Args:
         item: name of the item.
-        tree: its arrays, or some of them, in any structure of the same flat names.
-        about: of the same checkpoint; one of before there were sums passes.
+        tree: its arrays, or some of them, in any structure with the same flat names.
+        about: the `about` of the same checkpoint; without checksums (older versions) it passes.
 
     Raises:
-        ValueError: an array is not what was written.
+        ValueError: an array has changed since it was written.
     """
     kept = about.get(CHECKSUMS, {}).get(item, {})
     changed = [

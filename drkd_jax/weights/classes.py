@@ -1,4 +1,4 @@
-"""Classes by their names: which of the data's is each of a detector's, whatever their order."""
+"""Maps the classes of a detector to those of the data by name, whatever their order."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SHOWN = 12  # classes of each side in a message
 
 
 class ClassMap(NamedTuple):
-    """A detector's classes in the numbers of some data.
+    """The mapping between a detector's classes and those of some data.
 
     Attributes:
-        labels: for each of the detector's labels the data's label; -1 where the data have no such
-            class, and a detection of it counts for nothing.
-        classes: for each of the data's labels the detector's label: `settings.class_ids`, where
-            the detector is built for the data.
-        lines: what a person should know; () where both sides are the same.
+        labels: for each of the detector's labels the data's label; -1 if the data lack the class,
+            whose detections are then ignored.
+        classes: for each of the data's labels the detector's label; this is `settings.class_ids` of
+            a detector that is built for the data.
+        lines: messages for the user; () if both sides are the same.
     """
 
     labels: tuple[int, ...]
@@ -41,18 +41,17 @@ def map_classes(
 ) -> ClassMap:
     """Finds each class of some data among those of a detector, by name.
 
-    Names are compared as they stand, and where that fails without regard to case, blanks,
-    underscores, hyphens and the ways to write an accent. The ids of either side mean nothing to
-    the other.
+    Names are compared exactly, and if that fails, ignoring case, blanks, underscores, hyphens and
+    the encoding of accents. The ids of the two sides are unrelated.
 
     Args:
         detector: (id, name) of each label of the detector, in order.
         data: (id, name) of each label of the data, in order.
-        where: what a message calls the data.
+        where: the name of the data in messages.
 
     Raises:
-        UserError: a class of the data that the detector does not know, or a name that stands
-            twice; both sides are listed with their ids.
+        UserError: the detector lacks a class of the data, or a name occurs twice; the message lists
+            both sides with their ids.
     """
     own, theirs = [name for _, name in detector], [name for _, name in data]
     if own == theirs:
@@ -85,14 +84,14 @@ def map_classes(
 
 
 def follow_classes(detector: Detector, found: ClassMap) -> Detector:
-    """Lets a detector give its detections in the numbers of some data.
+    """Makes a detector return its detections with the class numbers of some data.
 
     Args:
-        detector: built for its own classes; it is changed, and no array of it is.
-        found: of `map_classes`, with the detector's own classes first.
+        detector: built for its own classes; it is changed, but not its arrays.
+        found: from `map_classes`, with the detector's own classes as its first argument.
 
     Returns:
-        The detector: `predict` gives the data's labels, and drops what the data have no class for.
+        The detector: `predict` returns the data's labels, and drops classes that the data lack.
     """
     detector.class_ids = tuple(detector.class_ids[own] for own in found.classes)
     detector.num_classes = len(found.classes)
@@ -100,7 +99,7 @@ def follow_classes(detector: Detector, found: ClassMap) -> Detector:
 
 
 def _plain(name: str) -> str:
-    # The same letters are typed in more than one way: one sign, or a letter and its accent.
+    # Unicode has several encodings of the same text: one character, or a letter and its accent.
     name = unicodedata.normalize("NFKC", name)
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 

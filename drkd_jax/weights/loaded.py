@@ -1,4 +1,4 @@
-"""What `load` gives: a model's arrays, how it is built and how it sees a picture.
+"""The result of `load`: a model's arrays, its settings, and the format of its input.
 
 Letters: H W pixels of a picture, n objects.
 """
@@ -33,25 +33,25 @@ from drkd_jax.weights.ours import About
 
 
 class Objects(NamedTuple):
-    """What was found on a picture, best first."""
+    """The detections on a picture, best first."""
 
     boxes: Float64[np.ndarray, "n 4"]  # xyxy, pixels of the picture
     scores: Float64[np.ndarray, "n"]  # 0..1
-    labels: Int[np.ndarray, "n"]  # 0..K-1, places in `Weights.categories`
+    labels: Int[np.ndarray, "n"]  # 0..K-1, indices into `Weights.categories`
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Arrays by our names, and the model that they fill to the last one.
+    """Arrays by our names, and the model that they fill completely.
 
     Attributes:
-        path: of the file or folder on this machine.
-        name: what it was asked for by: its path, or a name of `by_name.py`.
+        path: path of the file or folder on this machine.
+        name: what `load` was called with: the path, or a name (`by_name.py`).
         arrays: by flat name, on the host.
         about: settings, classes, origin.
-        report: what became of every key of another library's file; else None.
-        lines: what is printed of a file.
-        config: of the run that a work folder is of; {} of files and exports.
+        report: the use of every key of another library's file; else None.
+        lines: messages about a file.
+        config: config of the run, for a work folder; {} for files and exports.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class Weights:
 
     @property
     def origin(self) -> str:
-        """One line: the work folder and step, or the file and what became of its keys."""
+        """One line: the work folder and step, or the file and how many of its keys were used."""
         source = self.about.source
         if self.config:
             return f"{self.name}, step {self.step}"
@@ -83,7 +83,7 @@ class Weights:
         return f"{words}, all {len(self.arrays)} arrays{skipped}{head}{self._eps()}"
 
     def _eps(self) -> str:
-        """Of a detector of torchvision's, whose files do not show it, the eps that was taken."""
+        """The assumed eps of a torchvision detector, since its file does not show it."""
         if self.about.source.get("library") != "torchvision" or self.about.part == "backbone":
             return ""
         eps = self.about.settings["backbone"]["eps"]
@@ -92,17 +92,17 @@ class Weights:
 
     @property
     def step(self) -> int:
-        """Of its training, where known; else 0."""
+        """The step of its training, if known; else 0."""
         return int(self.about.source.get("step", 0))
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """Id and name of each class; () where a file does not name them."""
+        """Id and name of each class; () if a file does not name them."""
         return tuple(Category(number, name) for number, name in self.about.categories)
 
     @property
     def dtype(self) -> str:
-        """What the model computes in: the precision of its run, else "float32"."""
+        """The dtype of the computation: the precision of its run, else "float32"."""
         return self.config.get("train", {}).get("precision", "float32")
 
     def model(self, dtype: Any = None) -> Any:
@@ -122,11 +122,11 @@ class Weights:
         return fill(self.model(dtype), self.arrays, self.name)
 
     def as_config(self, size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """The run's own config; of a file what of one says how its pictures are prepared.
+        """The run's own config; for a file, the part that describes how to prepare pictures.
 
         Args:
-            size: of a file: pixels of the shorter side after resizing and of the longer one at
-                most. None: what the file says, or 800 and 1333.
+            size: for a file: pixels of the shorter side after resizing, and at most of the longer
+                one. None: as the file says, or 800 and 1333.
         """
         if self.config:
             return self.config
@@ -139,7 +139,7 @@ class Weights:
             sides = tuple(-(-side // 32) * 32 for side in (shorter, longer))
             data |= {"canvases": (sides, sides[::-1]), "shorter": shorter, "longer": longer}
             if data.get("resize") == "stretch":
-                if size:  # the shorter side and the longer one at most: shapes are kept
+                if size:  # a shorter side and a limit for the longer one: aspect ratios are kept
                     data["resize"] = "mmdet"
                 else:
                     data["canvases"] = (sides,)
@@ -147,11 +147,11 @@ class Weights:
 
     @property
     def pixels(self) -> Pixels:
-        """The rule by which a picture becomes the network's input."""
+        """The network's input format."""
         return read_pixels(self.as_config()["data"], self.dtype)
 
     def pipeline(self, batch_size: int = 1, size: tuple[int, int] | None = None) -> PipelineConfig:
-        """How pictures are resized and laid on canvases; `size` as of `as_config`."""
+        """How pictures are resized and placed on canvases; for `size` see `as_config`."""
         return read_pipeline(self.as_config(size), batch_size)
 
     def check_detector(self) -> None:
@@ -177,11 +177,11 @@ class Weights:
         return functools.partial(jax.jit(run), nnx.as_pure(state))
 
     def predict(self, image: UInt8[np.ndarray, "H W 3"], lowest: float = 0.0) -> Objects:
-        """The objects on one picture; compiles at the first one of each canvas.
+        """The objects on one picture; compiles for the first picture of each canvas size.
 
         Args:
             image: RGB.
-            lowest: score from which an object counts.
+            lowest: least score of a returned object.
 
         Raises:
             UserError: the model has no head, or `check_image` refuses the picture.
@@ -195,10 +195,10 @@ class Weights:
 
 
 def check_image(image: Any) -> None:
-    """Refuses what is no picture in bytes: numbers of 0 to 1, say, would all be black.
+    """Refuses anything but uint8 pictures: floats from 0 to 1, say, would be almost black.
 
     Raises:
-        UserError: it is no array [H, W, 3] of uint8.
+        UserError: it is not a uint8 array [H, W, 3].
     """
     kind, shape = getattr(image, "dtype", type(image).__name__), np.shape(image)
     if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:

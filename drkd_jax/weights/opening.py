@@ -1,4 +1,4 @@
-"""`load`: the one way in for a model, whatever it lies in."""
+"""`load`: the one entry point for loading a model, whatever its form."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from drkd_jax.weights.ours import (
     read_run,
 )
 
-# Keys of a config that say how to read a file, and not what its model is.
+# Keys of a config that say how to read a file, not which model it contains.
 _READING = ("data", "prefix", "part")
 
 
 def is_work_folder(place: str | Path) -> bool:
-    """Whether a place is a run's work folder, or would be taken for one if it were there."""
+    """Whether a path is a run's work folder, or would be read as one if it existed."""
     path = Path(place)
     if is_name(str(place)) or not path.exists():
         return not (is_name(str(place)) or path.suffix)
-    # A run may have such a file, too: notes of whoever started it.
+    # A run's folder may contain such a file, too, put there by the user.
     has_run = any((path / name).is_dir() for name in WHICH.values())
     return path.is_dir() and (has_run or not (path / ABOUT_FILE).exists())
 
@@ -63,22 +63,22 @@ def load(
     Args:
         place: a work folder; the folder of `export --to=orbax`; a file of ours, of torchvision,
             mmdetection or Detectron2; or the name of a file (`by_name.py`), as text.
-        config: model settings of the user. They have to agree with what shows in the file, and
-            decide what does not show. Under "data" what its network reads (`mean`, `std`,
-            `channels`, `resize`), where that is not what the file or its library says. "prefix"
-            names one of several models in the file; "part" = "pyramid" leaves its head out.
-        library: that a file is of, one of `understanding.LIBRARIES`; None looks at the keys.
+        config: model settings of the user. They must agree with what the file shows, and determine
+            what it does not show. "data" holds the input format (`mean`, `std`, `channels`,
+            `resize`) if it differs from that of the file or its library. "prefix" selects one of
+            several models in the file; "part" = "pyramid" leaves its head out.
+        library: the file's library, one of `understanding.LIBRARIES`; None detects it by the keys.
         which: "best" or "last" checkpoint of a work folder.
-        heads: whether a head that the file's own config makes one that is not built here is an
-            error; otherwise it is left out, which is said.
+        heads: whether a head that cannot be built here, according to the file's own config, is an
+            error; otherwise it is left out, with a message.
 
     Returns:
         weights that fill their model completely.
 
     Raises:
-        UserError: there is no checkpoint, or the file cannot be read; it is no model of ours, does
-            not agree with the config, or has keys missing, left over or of other shapes, which are
-            listed; or its name leads to no file.
+        UserError: there is no checkpoint, or the file cannot be read; its model is not supported,
+            does not agree with the config, or has keys missing, left over or of other shapes, which
+            are listed; or its name leads to no file.
     """
     name, asked = str(place), dict(config or {})
     if library is None and is_work_folder(place):
@@ -131,7 +131,7 @@ def load(
 
 
 def _without_reading(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a model alone, out of a config that says how its file is read as well."""
+    """The settings of a model alone, from a config that also says how to read its file."""
     return {key: value for key, value in asked.items() if key not in _READING}
 
 
@@ -149,7 +149,7 @@ def _open_run(folder: Path, name: str, which: str, asked: Mapping[str, Any]) -> 
 def _check_numbers(
     own: Mapping[str, np.ndarray], keys: Mapping[str, str], found: Mapping[str, np.ndarray]
 ) -> None:
-    """Refuses arrays that are no weights whatever their shapes: quantised, or of a run gone wrong.
+    """Refuses arrays that cannot be weights: quantised, or from a run that diverged.
 
     Args:
         own: arrays by our names.
@@ -178,7 +178,7 @@ def _unwrap(
     prefix: str | None,
 ) -> Unwrapped:
     """The names of the one model in a file."""
-    # A side beside one of 0 may be any number, and no file would be too small for it.
+    # If one dimension is 0, the others may be arbitrarily large in a file of any size.
     shapes = {key: shape for key, shape in found.shapes.items() if 0 not in shape}
     if detectron2.is_caffe2(name.rpartition("blobs.")[2] for name in shapes):
         raise UserError(
@@ -197,7 +197,7 @@ def _unwrap(
 
 
 def _done(known: Understood) -> Iterator[str]:
-    """What was done to a model that is not said anywhere else."""
+    """Messages about changes to a model that are not mentioned elsewhere."""
     if known.folds:
         yield (
             f"  {len(known.folds)} batch norms of pyramid and heads folded into convolutions, with "
@@ -208,7 +208,7 @@ def _done(known: Understood) -> Iterator[str]:
 
 
 def _left(found: ForeignFile, inner: Unwrapped) -> Iterator[str]:
-    """What of a file is no array."""
+    """Messages about the parts of a file that are not arrays."""
     if found.inert:
         yield f"  left unbuilt beside the weights: {', '.join(found.inert)}"
     for key, what in found.left_out.items():
@@ -231,13 +231,13 @@ def _open_ours(
                 "`part` out"
             )
         _check_counts(about, arrays)
-        # What it does not list is the default, not unknown: a user's settings have to agree.
+        # Settings that it does not list are the defaults, with which the user's must agree.
         backbone = from_dict(BackboneSettings(), about.settings.get("backbone") or {})
         shown = {**about.settings, "backbone": dataclasses.asdict(backbone)}
         CheckpointSpec(about.part, shown, {}).settings(config)
         spec = CheckpointSpec(about.part, about.settings, {})
         settings = spec.settings(config)
-        spec.data(said)  # the keys are known ones
+        spec.data(said)  # refuses unknown keys
         wanted = model_shapes(about.part, settings, about.num_classes)
         wrong = sorted(
             name
@@ -255,7 +255,7 @@ def _open_ours(
 
 
 def _check_counts(about: About, arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuses what would take long to build only to find that the arrays are others."""
+    """Refuses models that take long to build and that the arrays cannot fill."""
     anchors = about.settings.get("anchors")
     numbers = sum(array.size for array in arrays.values())
     counts = {

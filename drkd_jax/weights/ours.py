@@ -1,7 +1,7 @@
-"""What this program wrote itself: a model's arrays by our names, and what builds it again.
+"""Models written by this program: the arrays by our names, and the settings to rebuild the model.
 
-A safetensors file, whose metadata holds one JSON text under "drkd_jax" with the keys of `About`;
-the folder of `export --to=orbax`; or the work folder of a run.
+These are a safetensors file, whose metadata holds one JSON text under "drkd_jax" with the keys of
+`About`; the folder of `export --to=orbax`; or the work folder of a run.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ PARTS = ("detector", "pyramid", "backbone")
 # The folders of a work folder.
 WHICH = {"last": "checkpoints", "best": "best"}
 _HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-# What readers raise of values that are others than were written; AttributeError: a type of numbers
-# that NumPy has not, or no arrays at all.
+# What readers raise for corrupted values; AttributeError: a number type that NumPy lacks, or no
+# arrays at all.
 _DAMAGED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-# Of `About`, where they are there.
+# The types of the fields of `About`, if present.
 _KINDS = {"settings": dict, "num_classes": int, "source": dict, "data": dict}
-#: Of an exported folder, beside the arrays.
+#: The file beside the arrays in an exported folder.
 ABOUT_FILE = "about.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a file of ours says of its arrays.
+    """The description that a file of ours has of its arrays.
 
     Attributes:
         part: "detector", "pyramid" (backbone and FPN) or "backbone".
-        settings: of the model, as in a config; a backbone's under "backbone".
-        num_classes: of the data; 0 without a head.
-        categories: [id, name] of each class; [] where unknown.
+        settings: settings of the model, as in a config; a backbone's under "backbone".
+        num_classes: number of classes of the data; 0 without a head.
+        categories: [id, name] of each class; [] if unknown.
         source: plain values: the file and its SHA-256, or the work folder and its step.
-        data: sizes of pictures, mean and std of the training, where known.
+        data: sizes of pictures, mean and std of the training, if known.
     """
 
     part: str
@@ -62,7 +62,7 @@ class About:
 
 
 def write_ours(path: Path, arrays: Mapping[str, np.ndarray], about: About) -> None:
-    """Writes a file of ours; one of that name is replaced at once or not at all.
+    """Writes a file of ours; an existing one is replaced atomically.
 
     Raises:
         UserError: it cannot be written.
@@ -73,7 +73,7 @@ def write_ours(path: Path, arrays: Mapping[str, np.ndarray], about: About) -> No
 def write_safetensors(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file; one of that name is replaced at once or not at all.
+    """Writes a safetensors file; an existing one is replaced atomically.
 
     Raises:
         UserError: it cannot be written.
@@ -84,7 +84,7 @@ def write_safetensors(
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(whole, part, dict(metadata))
         with part.open("rb") as file:
-            os.fsync(file.fileno())  # before it has its name
+            os.fsync(file.fileno())  # before it is renamed
         part.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -105,7 +105,7 @@ def is_ours(path: Path) -> bool:
 
 
 def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
-    """The arrays of a file of ours, and what it says of them; half precision becomes single.
+    """The arrays of a file of ours and their description; half precision becomes single.
 
     Raises:
         UserError: it is damaged.
@@ -121,10 +121,10 @@ def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
 
 
 def about_from(said: Mapping[str, Any]) -> About:
-    """An `About` from JSON's values.
+    """An `About` from JSON values.
 
     Raises:
-        LookupError, TypeError, ValueError: they are none.
+        LookupError, TypeError, ValueError: the values are not those of an `About`.
     """
     for key, kind in _KINDS.items():
         if not isinstance(said.get(key, kind()), kind):
@@ -149,11 +149,11 @@ def read_run(
     """The student of a work folder.
 
     Args:
-        folder: of a training run.
-        which: as of `read_checkpoint`.
+        folder: work folder of a training run.
+        which: see `read_checkpoint`.
 
     Returns:
-        (arrays by flat name, what is needed to build their model, config of the run).
+        (arrays by flat name, their description, config of the run).
 
     Raises:
         UserError: there is no checkpoint, or it is damaged.
@@ -176,7 +176,7 @@ def read_run(
 
 
 def read_export(folder: Path) -> tuple[dict[str, np.ndarray], About]:
-    """What was exported to a folder: arrays by flat name, and what it says of them.
+    """The content of an exported folder: arrays by flat name, and their description.
 
     Raises:
         UserError: it is damaged.
@@ -199,11 +199,11 @@ def read_checkpoint(workdir: str | Path, which: str = "best") -> tuple[dict[str,
     """The student's arrays, by flat name, from a work folder.
 
     Args:
-        workdir: of a training run.
-        which: "best" (or, where nothing was evaluated, the last) or "last".
+        workdir: work folder of a training run.
+        which: "best" (or, if nothing was evaluated, the last) or "last".
 
     Returns:
-        (NumPy arrays by name, the part `about`, step).
+        (NumPy arrays by name, the item `about`, step).
 
     Raises:
         UserError: there is no checkpoint, or it is damaged.
@@ -252,7 +252,7 @@ def stored(item: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and dtype of every array of one item of a checkpoint, by flat name.
 
     Args:
-        item: its folder, as `checkpoints/8000/student`.
+        item: its folder, such as `checkpoints/8000/student`.
     """
     with ocp.StandardCheckpointer() as checkpointer:
         leaves = flatten(checkpointer.metadata(item).item_metadata.tree)

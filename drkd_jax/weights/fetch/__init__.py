@@ -1,1 +1,1 @@
-"""Weights that are named, not placed: from an address, a hub, or published."""
+"""Downloads weights that are given by name: an address, a hub's file, or a published model."""

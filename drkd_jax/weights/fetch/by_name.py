@@ -1,17 +1,17 @@
-"""Weights that are named, not placed: from an address, from Hugging Face's hub, or published.
+"""Weights given by name: an address, a file of Hugging Face's hub, or a published model.
 
 | name | what it is |
 |---|---|
-| `https://HOST/FILE.pth#sha256=HEX` | an address with its file's sum (`download.py`) |
+| `https://HOST/FILE.pth#sha256=HEX` | an address with its file's checksum (`download.py`) |
 | `hf:OWNER/REPO[@REVISION][:FILE]` | a file of Hugging Face's hub, fetched by its own client |
 | `torchvision:resnet50`, `mmdet:...` | a short name of an address |
 
-A name is kept as it was given wherever it is recorded; only where a file is opened does it become
-a path, from a cache if the file was fetched before.
+Names are recorded as they were given; only when a file is opened does its name become a path, in a
+cache if the file was fetched before.
 
-The hub's client is the extra `hub`. It keeps, resumes and locks its files in a cache of its own
-(`HF_HOME`), and its switches hold: `HF_HUB_OFFLINE=1` stays on this machine, `HF_TOKEN` opens gated
-and private repositories.
+The hub's client is the extra `hub`. It stores, resumes and locks files in its own cache
+(`HF_HOME`), and its switches apply: `HF_HUB_OFFLINE=1` uses no network, `HF_TOKEN` gives access to
+gated and private repositories.
 
 Sources of the short names: pytorch/vision, torchvision/models/resnet.py and
 detection/{faster_rcnn,retinanet}.py; open-mmlab/mmdetection,
@@ -37,11 +37,11 @@ _ADDRESSES = ("https://", "http://")
 _FORM = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^:@\s]+))?(?::([^\s]+))?")
 _TIMEOUT = 10.0  # seconds
 _KINDS = (".safetensors", ".pth", ".pt", ".pkl", ".bin")
-# Same keys and shapes as a plain ResNet, with blurred strides that no file shows.
+# These have the keys and shapes of a plain ResNet, but blurred strides that no file shows.
 _BLURRED = re.compile(r"resnet(blur|aa)\d")
 _PREFIXES = ("torchvision:", "mmdet:")
 
-# Both libraries put the first eight hex digits of a file's SHA-256 into its name.
+# In both libraries a file's name contains the first eight hex digits of its SHA-256.
 _TORCHVISION = "https://download.pytorch.org/models"
 _MMDET = "https://download.openmmlab.com/mmdetection/v2.0"
 
@@ -59,7 +59,7 @@ _OF_TORCHVISION = {
     "retinanet_resnet50_fpn": "retinanet_resnet50_fpn_coco-eeacb38b",
     "retinanet_resnet50_fpn_v2": "retinanet_resnet50_fpn_v2_coco-5905b1c5",
 }
-# Name: its folder, and what stands behind the name in the file's.
+# Name: its folder, and the rest of the file's name.
 _OF_MMDET = {
     "retinanet_r50_fpn_2x_coco": ("retinanet", "_20200131-fdb43119"),
     "retinanet_r101_fpn_2x_coco": ("retinanet", "_20200131-5560aee8"),
@@ -79,7 +79,7 @@ _FILES |= {
     f"mmdet:{name}": f"{_MMDET}/{folder}/{name}/{name}{end}.pth"
     for name, (folder, end) in _OF_MMDET.items()
 }
-# "torchvision:resnet50": its address with the start of its sum.
+# "torchvision:resnet50" etc.: the address with the start of its checksum.
 PUBLISHED = MappingProxyType({name: f"{url}#sha256={url[-12:-4]}" for name, url in _FILES.items()})
 
 
@@ -97,13 +97,14 @@ def is_name(text: str) -> bool:
 
 
 def local_file(place: str | Path) -> Path:
-    """The file on this machine behind a name, fetched if need be; a path is returned as it is.
+    """The local file for a name, fetched if necessary; a path is returned unchanged.
 
     Args:
         place: a name, or a path.
 
     Raises:
-        UserError: a name of no known form, or a file that cannot be fetched or has another sum.
+        UserError: a name of no known form, or a file that cannot be fetched or whose checksum is
+            wrong.
     """
     text = str(place)
     if not is_name(text):
@@ -125,17 +126,17 @@ def short_name(file_name: str) -> str:
     """The short name of a published file, or "".
 
     Args:
-        file_name: as its maker gives it, "resnet50-0676ba61.pth".
+        file_name: the published file's name, such as "resnet50-0676ba61.pth".
     """
     wanted = f"/{file_name}"
     return next((name for name, url in _FILES.items() if url.endswith(wanted)), "")
 
 
 def parse_hub_name(name: str) -> HubName:
-    """Takes a name apart.
+    """Parses a name of the hub.
 
     Raises:
-        UserError: it is not of the form.
+        UserError: it does not have the form.
     """
     found = _FORM.fullmatch(name)
     if not found:
@@ -147,13 +148,13 @@ def parse_hub_name(name: str) -> HubName:
 
 
 def fetch_from_hub(name: str) -> Path:
-    """The file behind a name, in the hub client's cache; fetched where it is not there.
+    """The file for a name, in the hub client's cache; fetched if it is not there.
 
-    Without a FILE it is the one that `choose_file` chooses.
+    Without a FILE, `choose_file` selects one.
 
     Raises:
-        UserError: the client is not installed, the hub cannot be reached and the file was never
-            fetched, there is no such repository, revision or file, or it is not for everybody.
+        UserError: the client is not installed, the hub cannot be reached and the file is not
+            cached, there is no such repository, revision or file, or access is restricted.
     """
     if find_spec("huggingface_hub") is None:
         raise UserError(
@@ -162,7 +163,7 @@ def fetch_from_hub(name: str) -> Path:
         )
     from huggingface_hub import errors, hf_hub_download, utils
 
-    if not os.environ.get("HF_HUB_VERBOSITY"):  # what ends a fetch is said here, in one line
+    if not os.environ.get("HF_HUB_VERBOSITY"):  # errors are reported here, in one line
         utils.logging.set_verbosity_error()
     wanted = parse_hub_name(name)
     if _BLURRED.search(wanted.repo):
@@ -197,7 +198,7 @@ def fetch_from_hub(name: str) -> Path:
         ) from error
     except errors.EntryNotFoundError as error:
         raise UserError(f"{name}: the repository has no file {wanted.file}; see {page}") from error
-    except Exception as error:  # of the client's HTTP library, another one in each of its versions
+    except Exception as error:  # the client's HTTP library, and its errors, depend on the version
         raise UserError(f"{name}: cannot be fetched from the hub ({_words(error)})") from error
 
 
@@ -233,29 +234,29 @@ def choose_file(files: Sequence[str], name: str) -> str:
 
 
 def _words(error: BaseException | None) -> str:
-    """The first words of an error, in one line; "" of none."""
+    """The first line of an error's message; "" if there is no error."""
     return "" if error is None else " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _files(wanted: HubName) -> list[str]:
-    """The files of a repository: the hub's list, or without the hub those fetched before."""
+    """The files of a repository: the hub's list, or offline those fetched before."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
     try:
-        # Asked once; `list_repo_files` would try for half a minute where there is no network.
+        # One request; `list_repo_files` would retry for half a minute without a network.
         found = HfApi().model_info(wanted.repo, revision=wanted.revision, timeout=_TIMEOUT)
         return [each.rfilename for each in found.siblings or []]
     except errors.HfHubHTTPError as error:
         if error.response is not None and error.response.status_code < 500:
             raise
         unlisted: Exception = error
-    except Exception as error:  # no network, whatever the client's HTTP library calls that
+    except Exception as error:  # no network, whatever error the client's HTTP library raises
         unlisted = error
     folder: str | None
     try:
         folder = snapshot_download(wanted.repo, revision=wanted.revision, local_files_only=True)
     except errors.LocalEntryNotFoundError as error:
-        folder = getattr(error, "snapshot_path", None)  # a part of it, which may do
+        folder = getattr(error, "snapshot_path", None)  # a partial copy, which may suffice
         if folder is None:
             raise errors.LocalEntryNotFoundError(str(error)) from unlisted
     root = Path(folder)

@@ -1,8 +1,8 @@
-"""A file from an address with its sum: resumed, verified, kept.
+"""Downloads a file from an address with a checksum: resumable, verified and cached.
 
-What is fetched lies in a cache under its host and path. It grows as `NAME.part`, on which the next
-try goes on, and takes its name once its sum is right; one process at a time works on it. A file
-that is there is read again for its sum and never asked for.
+Files are cached under their host and path. A download is stored as `NAME.part`, which the next try
+continues, and is renamed when its checksum is right; only one process at a time works on it. The
+checksum of a cached file is verified again; if it is right, the server is not contacted.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ from drkd_jax.errors import UserError
 from drkd_jax.weights.foreign.files import sha256, what_it_is
 
 CACHE = "DRKD_JAX_CACHE"
-_SHORTEST, _WHOLE = 8, 64  # hex digits of a sum
+_SHORTEST, _WHOLE = 8, 64  # hex digits of a checksum
 _HERE = ("localhost", "127.0.0.1", "::1")
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30.0  # seconds without a byte
 _WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further try
-_QUIET = 20.0  # seconds between two lines where no bar can be drawn
+_QUIET = 20.0  # seconds between two lines if no bar can be drawn
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
 _log = logging.getLogger(__name__)
 
 
 class Address(NamedTuple):
-    """Where a file lies, and what it has to be."""
+    """The address of a file, and its checksum."""
 
     url: str  # without its fragment
     sum: str  # the first 8 to 64 hex digits of its SHA-256
 
 
 class _CutError(Exception):
-    """A transfer ended before its end; what came is kept, and a further try may go on."""
+    """A transfer was cut off; the received part is kept, and another try may continue it."""
 
 
 def parse_address(name: str) -> Address:
-    """Takes `https://HOST/FILE#sha256=HEX` apart.
+    """Parses `https://HOST/FILE#sha256=HEX`.
 
     Raises:
-        UserError: without a sum or a file's name, or http to another machine.
+        UserError: the checksum or the file's name is missing, or it is http to another machine.
     """
     url, _, fragment = name.partition("#")
     _check_url(url, name)
@@ -74,7 +74,7 @@ def parse_address(name: str) -> Address:
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: `DRKD_JAX_CACHE`, else the user's cache."""
+    """The folder for fetched files: `DRKD_JAX_CACHE`, else the user's cache."""
     own = os.environ.get(CACHE)
     if own:
         return Path(own).expanduser()
@@ -84,10 +84,10 @@ def cache_folder() -> Path:
 
 
 def cached_place(url: str) -> Path:
-    """The place in the cache of an address without its fragment; nothing need be there."""
+    """The path in the cache for an address without its fragment; it need not exist."""
     parts = urlsplit(url)
     *folders, file = [part for part in parts.path.split("/") if part]
-    if parts.query:  # may be what tells two files apart
+    if parts.query:  # may distinguish two files
         folders.append(hashlib.sha256(parts.query.encode()).hexdigest()[:12])
     host = (parts.hostname or "") + (f"_{parts.port}" if parts.port else "")
     return cache_folder().joinpath(host, *folders, file)
@@ -101,7 +101,7 @@ def fetch_address(name: str) -> Path:
 
     Raises:
         UserError: `parse_address` refuses it, the server cannot be reached or has no such file,
-            the transfer was cut, the sum is another one, or the cache cannot be written.
+            the transfer was cut off, the checksum is wrong, or the cache cannot be written.
     """
     address = parse_address(name)
     place = cached_place(address.url)
@@ -110,7 +110,7 @@ def fetch_address(name: str) -> Path:
             return place
         place.parent.mkdir(parents=True, exist_ok=True)
         with _alone(place):
-            if not _is_right(place, address):  # another process may just have fetched it
+            if not _is_right(place, address):  # another process may have fetched it meanwhile
                 _fetch(address, place)
     except OSError as error:
         raise UserError(
@@ -128,11 +128,11 @@ def _fetch(address: Address, place: Path) -> None:
     part = place.with_name(f"{place.name}.part")
     before = _size(part)
     begun = time.monotonic()
-    if not (before and _is_right(part, address)):  # whole, and not yet renamed
+    if not (before and _is_right(part, address)):  # complete, but not yet renamed
         _transfer(address, part, place)
     digest = sha256(part)
     if before and not digest.startswith(address.sum):
-        part.unlink()  # begun on another file of that address
+        part.unlink()  # a part of another file from the same address
         _transfer(address, part, place)
         digest = sha256(part)
     if not digest.startswith(address.sum):
@@ -149,10 +149,10 @@ def _fetch(address: Address, place: Path) -> None:
 
 
 def _transfer(address: Address, part: Path, place: Path) -> None:
-    """Fetches until the file is whole, going on where a try was cut.
+    """Fetches until the file is complete, continuing after every interrupted try.
 
     Raises:
-        UserError: there is no file to be had, or no try got further.
+        UserError: the file is not available, or no try makes progress.
         OSError: the file cannot be written.
     """
     waits, size = list(_WAITS), -1
@@ -175,11 +175,11 @@ def _transfer(address: Address, part: Path, place: Path) -> None:
 
 
 def _append(url: str, part: Path) -> None:
-    """One try: asks for what is missing of a file and puts it behind what is there.
+    """One try: requests the missing rest of a file and appends it.
 
     Raises:
-        _CutError: a further try may get further.
-        UserError: it would not.
+        _CutError: another try may make progress.
+        UserError: another try would not.
         OSError: the file cannot be written.
     """
     there = _size(part)
@@ -209,7 +209,7 @@ def _append(url: str, part: Path) -> None:
 
 @contextlib.contextmanager
 def _asked(request: urllib.request.Request, part: Path) -> Iterator[Any]:
-    """The server's answer, or what it says in the words of `_append`."""
+    """The server's response; its errors become those of `_append`."""
     host = urlsplit(request.full_url).hostname
     try:
         response = urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT)
@@ -256,12 +256,12 @@ def _chunks(response: Any) -> Iterator[bytes]:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to other addresses, but from https to https alone."""
+    """Follows redirects, from https only to https."""
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        """Refuses addresses that would be refused from the user."""
+        """Refuses addresses that would be refused if the user gave them."""
         _check_url(newurl, f"leads on to {newurl}")
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
             raise UserError(f"leads on to {newurl}, which is not encrypted")
@@ -285,7 +285,7 @@ def _check_url(url: str, what: str) -> None:
 
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Holds a place of the cache; another process that wants it waits."""
+    """Locks a path of the cache; other processes that need it wait."""
     handle = os.open(f"{place}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -302,7 +302,7 @@ def _alone(place: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _transfer_bar(name: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Takes the bytes that come: a bar on a terminal, elsewhere a line now and then."""
+    """Shows the progress of a transfer: a bar on a terminal, elsewhere an occasional line."""
     lines, done, begun = not sys.stderr.isatty(), start, time.monotonic()
     printed = begun
     if lines:

@@ -1,1 +1,1 @@
-"""Files of other programs, read as data: arrays by their keys, and nothing is run."""
+"""Reads files of other programs purely as data: arrays by their keys, without running code."""

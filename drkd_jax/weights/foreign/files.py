@@ -25,10 +25,10 @@ from drkd_jax.errors import UserError
 from drkd_jax.weights.foreign.pickled_names import Block, Tensor
 from drkd_jax.weights.foreign.torch_file import DAMAGED, Saved, read_torch_file
 
-_DEEPEST = 6  # dicts around a model's own
+_DEEPEST = 6  # most nested dicts around a model's own
 _LONGEST = 1000  # letters of a path; a model's have less than a hundred
 _AGAIN = "not the weights; download the file again"
-# First bytes, and what begins so.
+# First bytes, and the format that begins with them.
 _BEGINNINGS = (
     (b"\x89PNG", "a picture (PNG)"),
     (b"\xff\xd8\xff", "a picture (JPEG)"),
@@ -56,7 +56,7 @@ _BEGINNINGS = (
     (b"#!", "a script"),
 )
 _LFS = (b"version https://git-lfs", b"version https://hawser")
-# Where they begin elsewhere than at the first byte.
+# The same for formats whose signature is not at the first byte.
 _WITHIN = (
     (4, b"TFL3", "a model of TensorFlow Lite, which is not read"),
     *((4, kind, "a video (QuickTime)") for kind in (b"moov", b"mdat", b"wide", b"free")),
@@ -65,13 +65,13 @@ _WITHIN = (
 
 
 class ForeignFile(NamedTuple):
-    """A file's arrays by their paths, and what stands beside them."""
+    """A file's arrays by their paths, and its other content."""
 
     arrays: dict[str, np.ndarray]
-    meta: Mapping[str, Any]  # plain values; nothing in it was checked
+    meta: Mapping[str, Any]  # plain values, unchecked
     form: str  # "zip", "legacy", "pickle" or "safetensors"
-    left_out: Mapping[str, str]  # paths beside arrays that hold none, and what they hold
-    inert: tuple[str, ...]  # names of objects that were left unbuilt
+    left_out: Mapping[str, str]  # paths of values that are not arrays, and what they are
+    inert: tuple[str, ...]  # names of objects that were not built
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -83,7 +83,7 @@ def read_foreign(path: Path) -> ForeignFile:
     """Reads a file of torch.save, a pickle of arrays or a safetensors file.
 
     Raises:
-        UserError: it cannot be read, is something else, would run code, or holds no weights.
+        UserError: it cannot be read, has another format, would run code, or has no weights.
     """
     if what := what_it_is(path):
         raise UserError(f"{path}: {what}")
@@ -104,7 +104,7 @@ def is_safetensors(path: Path) -> bool:
             head = stream.read(9)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    # The header's size, of a file that can be: text of 9 letters counts far more.
+    # The header's size must be plausible; the first letters of a text would be far too large.
     size = int.from_bytes(head[:8], "little")
     return len(head) == 9 and head[8:] == b"{" and size < 1 << 40
 
@@ -116,7 +116,7 @@ def sha256(path: Path) -> str:
 
 
 def checked_name(path: Path, digest: str) -> str:
-    """Whether the hash agrees with the one in a file's name, as both libraries put it there."""
+    """Whether the hash agrees with the one that both libraries put into a file's name."""
     found = re.search(r"-([0-9a-f]{8})\.(pth|pt)$", path.name)
     if not found:
         return "the name holds no hash"
@@ -164,14 +164,14 @@ def _of_torch(path: Path, saved: Saved) -> ForeignFile:
 
 
 def _letters(key: Any) -> int:
-    """How long a key is when written out; a short file can hold one text in many keys."""
+    """The length of a key as text; a short file can reuse one long text in many keys."""
     if isinstance(key, tuple):
         return sum(map(_letters, key))
     return len(key) if isinstance(key, (str, bytes)) else 0
 
 
 def _meta(root: dict[Any, Any]) -> Any:
-    """The dict "meta" of a checkpoint, which may itself be inside of another."""
+    """The dict "meta" of a checkpoint, which may itself be inside another dict."""
     places = [root]
     for _ in range(_DEEPEST):
         for place in places:
@@ -200,7 +200,7 @@ def _safe(path: Path) -> ForeignFile:
 
 
 def what_it_is(path: Path) -> str:
-    """What a file is, where it is surely no file of weights; "" where it may be one.
+    """What a file is, if it certainly has no weights; "" if it may have some.
 
     Raises:
         UserError: it cannot be opened.
@@ -216,7 +216,7 @@ def what_it_is(path: Path) -> str:
     if not size:
         return "an empty file; download it again"
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= size - 8:
-        return ""  # safetensors, whose header's size may begin as anything does
+        return ""  # safetensors: its first bytes, a size, may be any
     head = head.removeprefix(b"\xef\xbb\xbf")
     if b"/annex/objects/" in head[:200] and size < 2048:
         return "a git-annex pointer to the weights, not the weights; run: git annex get"
@@ -251,7 +251,7 @@ def _zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except DAMAGED:
-        return ""  # cut short or damaged, which its reader says
+        return ""  # truncated or damaged, which its reader reports
     ends = [name.rsplit("/", 1)[-1] for name in names]
     if "data.pkl" in ends or "constants.pkl" in ends:
         return ""

@@ -1,8 +1,8 @@
-"""What a pickle may name: the values that are built, and those that are not.
+"""The names that a pickle may refer to, and how their objects are built, or why they are not.
 
-`unpickler` looks every name of a file up here. What `BUILDERS` holds is built by functions of this
-file; what `INERT` holds is bookkeeping that real checkpoints carry beside their weights, and
-becomes an empty marker; every other name ends the reading.
+`unpickler` looks up every name of a file here. Objects in `BUILDERS` are built by functions of this
+file; those in `INERT` are bookkeeping that real checkpoints have beside their weights, and become
+empty markers; every other name ends the reading.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class NotPlainError(Exception):
 
 
 class Inert(NamedTuple):
-    """What stands where a file names an object that is not needed; nothing was built."""
+    """A marker in place of an object that is not needed; nothing was built."""
 
     name: str
 
 
 class Storage(NamedTuple):
-    """A run of numbers that tensors are cut from; `view` is a part of another storage."""
+    """A contiguous block of numbers that tensors refer to; `view` is a part of another storage."""
 
     key: str
     dtype: np.dtype[Any]
@@ -37,7 +37,7 @@ class Storage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where the numbers of a tensor lie; offset and strides count numbers."""
+    """The position of a tensor's numbers in its storage; offset and strides count numbers."""
 
     storage: Storage
     offset: int
@@ -47,12 +47,12 @@ class Tensor:
 
 @dataclasses.dataclass
 class Kind:
-    """A NumPy dtype, which its pickle completes by a second step."""
+    """A NumPy dtype, which its pickle completes in a second step."""
 
-    dtype: np.dtype[Any] | None  # None: not of numbers
+    dtype: np.dtype[Any] | None  # None: not numeric
 
     def complete(self, state: Any) -> None:
-        """Takes over the byte order of a pickled dtype's state."""
+        """Sets the byte order from a pickled dtype's state."""
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         if self.dtype is not None and order in ("<", ">", "="):
             self.dtype = self.dtype.newbyteorder(order)
@@ -62,7 +62,7 @@ class Kind:
 
 @dataclasses.dataclass
 class Block:
-    """The numbers of a pickled NumPy array; bytes until someone wants them as an array."""
+    """The numbers of a pickled NumPy array, as bytes until `array` is called."""
 
     shape: tuple[int, ...] = ()
     dtype: np.dtype[Any] | None = None
@@ -70,12 +70,12 @@ class Block:
     by_columns: bool = False
 
     def complete(self, state: Any) -> None:
-        """Takes over a pickled array's state: version, shape, dtype, order, bytes.
+        """Sets a pickled array's state: version, shape, dtype, order, bytes.
 
-        An array of objects or of text stays empty: it is no array of weights.
+        An array of objects or text stays empty, since it cannot hold weights.
 
         Raises:
-            NotPlainError: an array that its bytes do not fill.
+            NotPlainError: the bytes do not fill the array.
         """
         if not isinstance(state, tuple) or len(state) != 5:
             raise NotPlainError("a NumPy array in an unknown form")
@@ -83,7 +83,7 @@ class Block:
         self.fill(data, kind, shape, bool(by_columns))
 
     def fill(self, data: Any, kind: Any, shape: Any, by_columns: bool) -> None:
-        """Checks and keeps the parts of an array."""
+        """Checks and stores the parts of an array."""
         if isinstance(data, str):  # of Python 2, or of protocol 2
             data = data.encode("latin-1")
         sizes = _whole(shape)
@@ -104,15 +104,15 @@ class Block:
 
 
 class Config(dict[Any, Any]):
-    """A pickled `Config` of mmcv or mmengine: its values, with which its state begins."""
+    """The values of a pickled `Config` of mmcv or mmengine."""
 
     def complete(self, state: Any) -> None:
-        """Takes over the values; the file's name and text follow them."""
+        """Sets the values; the state also has the file's name and text after them."""
         if isinstance(state, tuple) and state and isinstance(state[0], dict):
             self.update(state[0])
 
 
-# Of arrays, and of the tuples that are keys.
+# Most dimensions of arrays, and items of tuples that are keys.
 _DIMENSIONS = 64
 FARTHEST = 1 << 58
 _KEY = 16
@@ -151,7 +151,7 @@ INERT = frozenset(
         "typing.Any",
     }
     | {f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")}
-    | {  # what a `DictConfig` is pickled by
+    | {  # names in the pickle of a `DictConfig`
         f"omegaconf.{name}"
         for name in (
             *("base.ContainerMetadata", "base.Metadata", "dictconfig.DictConfig"),
@@ -167,7 +167,7 @@ INERT = frozenset(
             *("set", "slice", "str", "tuple"),
         )
     }
-    | {  # Python 3.13 has them one module further down
+    | {  # Python 3.13 has them in a submodule
         f"{module}.{name}"
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
@@ -201,7 +201,7 @@ def _tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) ->
 
 
 def _whole(sides: Any) -> tuple[int, ...]:
-    """Sides of an array, as many and as large as an array can have."""
+    """The shape of an array, checked for a valid number of dimensions and valid sizes."""
     found = _numbers(sides)
     if math.prod(max(n, 1) for n in found) > FARTHEST:
         raise NotPlainError("an array that no memory could hold")
@@ -209,7 +209,7 @@ def _whole(sides: Any) -> tuple[int, ...]:
 
 
 def _numbers(numbers: Any) -> tuple[int, ...]:
-    """Sides or strides of an array."""
+    """A shape or the strides of an array."""
     if len(numbers) > _DIMENSIONS:
         raise NotPlainError(f"an array of {len(numbers)} dimensions")
     found = tuple(int(n) for n in numbers)
@@ -224,7 +224,7 @@ def _mapping(items: Any = ()) -> dict[Any, Any]:
 
 
 def plain_key(item: Any) -> Any:
-    """A key of a dict or a member of a set: nothing deep, which hashing could not survive."""
+    """Checks a key of a dict or a member of a set: deep nesting could crash hashing."""
     if isinstance(item, tuple) and not isinstance(item, Inert):
         flat = len(item) <= _KEY and not any(
             isinstance(part, (tuple, frozenset, Tensor)) or _is_long(part) for part in item
@@ -237,12 +237,12 @@ def plain_key(item: Any) -> Any:
 
 
 def _is_long(item: Any) -> bool:
-    """A number that takes long to hash again and again, or to print."""
+    """Whether a number would take long to hash repeatedly, or to print."""
     return isinstance(item, int) and item.bit_length() > 128
 
 
 def _kind(name: Any = "", *_: Any) -> Kind:
-    """A dtype of plain numbers by its code, as "f4"; any other one is no array of weights."""
+    """A numeric dtype by its code, such as "f4"; arrays of other dtypes cannot be weights."""
     if isinstance(name, str) and (name[:1] in "fiub" and name[1:].isdigit()) and len(name) < 4:
         try:
             return Kind(np.dtype(name))
@@ -252,7 +252,7 @@ def _kind(name: Any = "", *_: Any) -> Kind:
 
 
 def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
-    """Bytes as protocol 2 holds them: text in one encoding."""
+    """Decodes bytes as protocol 2 stores them: as text in a given encoding."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise NotPlainError("bytes in an unknown encoding")
     return text.encode("latin-1")
@@ -282,7 +282,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 
 
 def _attribute(target: Any, name: Any) -> Inert:
-    """An attribute of what is not built is not built either: histories hold their own methods."""
+    """An attribute of an unbuilt object is not built either: histories store their own methods."""
     if not isinstance(target, Inert) or not isinstance(name, str):
         raise NotPlainError("it asks for getattr, on something that could have attributes")
     return Inert(target.name)
@@ -291,6 +291,6 @@ def _attribute(target: Any, name: Any) -> Inert:
 for _core in ("numpy.core", "numpy._core"):
     BUILDERS[f"{_core}.multiarray._reconstruct"] = lambda *_: Block()
     BUILDERS[f"{_core}.numeric._frombuffer"] = _from_buffer
-# Protocol 2 writes no bytes at all as a call without arguments.
+# Protocol 2 writes empty bytes as a call without arguments.
 BUILDERS |= {f"{module}.bytes": lambda: b"" for module in ("builtins", "__builtin__")}
 BUILDERS |= {f"{module}.getattr": _attribute for module in ("builtins", "__builtin__")}

@@ -1,6 +1,6 @@
-"""Files of torch.save, read without torch: the zip form, the one of before torch 1.6, pickles.
+"""Reads files of torch.save without torch: the zip form, the form before torch 1.6, and pickles.
 
-Numbers are not copied: every array is a view of the mapped file.
+Numbers are not copied: every array is a view of the memory-mapped file.
 
 Source: pytorch/pytorch torch/serialization.py (`_save`, `_legacy_save`), torch/_utils.py.
 """
@@ -21,27 +21,27 @@ from drkd_jax.errors import UserError
 from drkd_jax.weights.foreign.pickled_names import Block, NotPlainError, Storage, Tensor
 from drkd_jax.weights.foreign.unpickler import read_pickle
 
-# What Python's zipfile raises of a file that is cut short or damaged.
+# What Python's zipfile raises for a truncated or damaged file.
 DAMAGED = (
     *(zipfile.BadZipFile, struct.error, ArithmeticError, EOFError, NotImplementedError),
     *(OSError, ValueError),
 )
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-LARGEST_PICKLE = 1 << 28  # bytes; that of a detector has some 100 kB
+LARGEST_PICKLE = 1 << 28  # bytes; a detector's has some 100 kB
 
 
 class Saved(NamedTuple):
-    """A file's content: plain values, with `Tensor` where an array is, and the arrays' bytes."""
+    """A file's content: plain values, with a `Tensor` for each array, and the arrays' bytes."""
 
     content: Any
     buffers: Mapping[str, np.ndarray]  # bytes of each storage
     big_endian: bool
     form: str  # "zip", "legacy" or "pickle"
-    inert: tuple[str, ...]  # names that were left unbuilt
+    inert: tuple[str, ...]  # names of objects that were not built
 
     def array(self, tensor: Tensor | Block) -> np.ndarray:
-        """The numbers of a tensor, read-only, where they lie in the file."""
+        """The numbers of a tensor as a read-only view of the file."""
         if isinstance(tensor, Block):
             return tensor.array()
         storage = tensor.storage
@@ -62,8 +62,8 @@ def read_torch_file(path: Path) -> Saved:
     """Reads a file of torch.save, or a pickle of NumPy arrays.
 
     Raises:
-        UserError: it cannot be read, is cut short, or holds more than tensors, containers,
-            numbers and strings; such a file is not opened any further.
+        UserError: it cannot be read, is truncated, or has anything but tensors, containers,
+            numbers and strings; the reading of such a file stops there.
     """
     try:
         with path.open("rb") as stream:
@@ -142,7 +142,7 @@ def _read_legacy(whole: mmap.mmap) -> Saved:
     protocol = read_pickle(whole, inert)
     if protocol != LEGACY_PROTOCOL:
         raise NotPlainError(f"written in a form other than {LEGACY_PROTOCOL}, the known one")
-    read_pickle(whole, inert)  # the writing machine; the numbers are little-endian on all of them
+    read_pickle(whole, inert)  # describes the writing machine; numbers are little-endian on all
     value = read_pickle(whole, inert)
     keys = read_pickle(whole, inert)
     if not isinstance(keys, list):
@@ -171,7 +171,7 @@ def _read_legacy(whole: mmap.mmap) -> Saved:
 
 
 def _storages(value: Any) -> list[Storage]:
-    """Every storage that a tensor uses; containers may hold one another in circles."""
+    """Every storage that a tensor uses; containers may contain one another in cycles."""
     found: list[Storage] = []
     seen: set[int] = set()
     todo = [value]
@@ -186,7 +186,7 @@ def _storages(value: Any) -> list[Storage]:
 
 
 def _check(storages: list[Storage], buffers: Mapping[str, np.ndarray]) -> None:
-    """Every storage lies in the file as large as tensors take it to be."""
+    """Checks that every storage in the file is as large as the tensors require."""
     for key, dtype, size, _ in storages:
         if key not in buffers:
             raise NotPlainError(f"cut short: storage {key[:40]} is not in it")

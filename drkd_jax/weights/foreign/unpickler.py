@@ -1,7 +1,7 @@
-"""A pickle read as data: a small stack machine that builds plain values and calls nothing.
+"""Reads a pickle as data: a small stack machine that builds plain values and runs no code.
 
-Python's own unpickler imports and calls whatever a file names. This one does neither: it knows
-the names of `pickled_names`, and every other one ends the reading.
+Python's own unpickler imports and calls whatever a file names. This one does neither: it accepts
+only the names of `pickled_names`, and stops at any other.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def read_pickle(stream: Any, inert: set[str]) -> Any:
-    """Reads one pickle and leaves the stream behind it.
+    """Reads one pickle and leaves the stream positioned after it.
 
     Args:
-        stream: with `read`, `readline` and `tell`; read to the pickle's end and no further.
+        stream: with `read`, `readline` and `tell`; read exactly to the pickle's end.
         inert: receives the names that became `Inert`.
 
     Returns:
         dicts, lists, tuples, sets, numbers, strings, bytes, None, `Tensor`, `Block`, `Inert`.
 
     Raises:
-        NotPlainError: a name that is in no table, or bytes that are no such pickle.
+        NotPlainError: a name is in no table, or the bytes are not a valid pickle.
     """
     machine, start = _Machine(inert), stream.tell()
     try:
@@ -75,11 +75,11 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.inert = inert
-        self.handled = 0  # letters, bytes and items that calls were given
+        self.handled = 0  # letters, bytes and items passed to calls
         self.read = 0  # bytes of the stream so far
 
     def step(self, name: str, argument: Any) -> None:
-        """Carries out one instruction."""
+        """Executes one instruction."""
         stack = self.stack
         if name in _CONSTANTS:
             stack.append(argument)
@@ -230,7 +230,7 @@ class _Machine:
             raise NotPlainError("a call of something that is no function")
 
     def _count(self, arguments: Any) -> None:
-        """Ends a file that gives what it holds once to calls again and again, each a copy."""
+        """Stops at a file that passes the same data to calls over and over, each time a copy."""
         self.handled += sum(len(item) for item in arguments if hasattr(item, "__len__"))
         if self.handled > 4 * self.read + 10_000:
             raise NotPlainError("calls that copy what it holds over and over")
@@ -241,7 +241,7 @@ class _Machine:
         if isinstance(target, (Block, Kind, Config)):
             self._count(state if isinstance(state, tuple) else ())
             target.complete(state)
-        # Attributes else: a state_dict carries its version numbers in them.
+        # Otherwise these are attributes: a state_dict stores its version numbers in them.
         elif not isinstance(target, (dict, Inert, Tensor)):
             raise NotPlainError("attributes that are set on a plain value")
 

@@ -1,8 +1,8 @@
-"""The prefixes that training programs put before a model's own names.
+"""Removes the prefixes that training programs put before a model's own names.
 
 A key of a file is its path from the root: `state_dict.module.backbone.conv1.weight` is in the dict
-"state_dict" of a checkpoint, and a safetensors file may hold the same name flat. Both are taken
-off in one way: the prefix before the one whole model that a file holds.
+"state_dict" of a checkpoint, and a safetensors file may have the same name flat. Both are removed
+in the same way: as the prefix of the one complete model in a file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from drkd_jax.errors import UserError
 
-# Modules around modules that no library has a name for: they can stand anywhere in a key.
+# Wrapper modules that are in no library's own names: they can occur anywhere in a key.
 _INSIDE = {
     "module",
     "_orig_mod",
@@ -22,7 +22,7 @@ _INSIDE = {
     "_checkpoint_wrapped_module",
     "_forward_module",
 }
-# Of two whole models: the one that is wanted, and what the other is.
+# For files with two complete models: the one to take, and what the other is.
 _WANTED = (
     ("encoder_q", "encoder_k", "MoCo's key encoder, a moving average of the one that is used"),
     (
@@ -33,7 +33,7 @@ _WANTED = (
 )
 _ROOT = re.compile(r"(.*?)(?:backbone\.(?:body\.|bottom_up\.)?)?(?:layer1|res2)\.0\.conv1\.weight")
 _BLOCK = re.compile(r"(?:.*\.)?(?:layer|res)\d\.\d+\.conv\d\.weight")
-# First parts of keys that belong to a training, whatever the model's prefix is.
+# First parts of keys that belong to the training, whatever the model's prefix.
 _BESIDE = {
     *("optimizer", "optimizers", "optimizer_states", "optim", "scheduler", "lr_scheduler"),
     *("lr_schedulers", "param_schedulers", "scaler", "grad_scaler", "message_hub", "callbacks"),
@@ -43,13 +43,13 @@ _SHOWN = 8  # prefixes in a message
 
 
 class Unwrapped(NamedTuple):
-    """A model's own keys, and what else is in its file.
+    """A model's own keys, and the other keys of its file.
 
     Attributes:
-        prefix: what stood before the model's names; "" where nothing did.
+        prefix: the prefix of the model's names; "" if there is none.
         names: the model's own name -> the file's key.
         outside: the file's other keys -> why they are left out.
-        lines: what is printed.
+        lines: messages for the user.
     """
 
     prefix: str
@@ -61,16 +61,16 @@ class Unwrapped(NamedTuple):
 def unwrap(
     keys: Iterable[str], is_whole: Callable[[Mapping[str, str]], bool], asked: str | None = None
 ) -> Unwrapped:
-    """Takes the prefix off the one whole model of a file.
+    """Removes the prefix of the one complete model in a file.
 
     Args:
         keys: paths from the file's root.
-        is_whole: whether names (to keys) are those of a whole model; only asked where more than
-            one prefix is in question.
-        asked: the prefix that the user wants; None looks for it.
+        is_whole: whether names (to keys) are those of a complete model; only called if more than
+            one prefix is possible.
+        asked: the prefix that the user wants; None searches for it.
 
     Raises:
-        UserError: no model under the prefix that was asked for, or several to choose from.
+        UserError: there is no model under the requested prefix, or there are several models.
     """
     plain, dropped = _without_inside(list(keys))
     if asked is not None:
@@ -105,7 +105,7 @@ def unwrap(
 
 
 def describe(names: Iterable[str]) -> str:
-    """The beginnings of a file's keys, with their numbers."""
+    """The beginnings of a file's keys, and how many keys have each."""
     counts = Counter(
         ".".join(name.split(".")[:2]) if name.count(".") > 1 else name.split(".")[0]
         for name in names
@@ -116,7 +116,7 @@ def describe(names: Iterable[str]) -> str:
 
 
 def _without_inside(keys: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """(name -> key, the modules that were taken out of the names)."""
+    """(name -> key, the modules that were removed from the names)."""
     plain, dropped = {}, dict[str, None]()
     for key in keys:
         parts = key.split(".")
@@ -125,13 +125,13 @@ def _without_inside(keys: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
             left = parts
         dropped |= dict.fromkeys(part for part in parts if part not in left)
         plain[".".join(left)] = key
-    if len(plain) < len(keys):  # two keys of one name: they tell different arrays apart
+    if len(plain) < len(keys):  # two keys with one name: the modules distinguish arrays
         return {key: key for key in keys}, ()
     return plain, tuple(dropped)
 
 
 def _inside(prefix: str, plain: Mapping[str, str], others: Iterable[str]) -> dict[str, str]:
-    """The names under a prefix, without those of models inside of it and of the training."""
+    """The names under a prefix, without those of inner models and of the training."""
     deeper = tuple(o for o in others if o != prefix and o.startswith(prefix))
     return {
         name.removeprefix(prefix): key

@@ -1,4 +1,4 @@
-"""What a foreign file says about its detector, and what it does not; the ResNet of all libraries.
+"""What a foreign file shows of its detector and what is assumed; the ResNet of all libraries.
 
 Letters: O outputs, I inputs of a kernel (O, I / groups, h, w).
 """
@@ -24,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 NORM_LEAVES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
-#: The name of an output that is no class; torchvision's own lists of COCO have it, too.
+#: The name of an output that is not a class; torchvision's own COCO lists use it, too.
 UNUSED = "N/A"
 
 _STEM = re.compile(r"backbone\.stem\.(conv|norm)\.(\w+)$")
@@ -32,21 +32,21 @@ _BLOCK = re.compile(
     r"backbone\.stages\.(\d)\.(\d+)\.(convs|norms|shortcut|shortcut_norm)(?:\.(\d))?((?:\.\w+)+)$"
 )
 _LONGEST = 1000  # letters of a class's name
-# Settings of every pyramid that only a head reads.
+# Settings of all pyramids that only heads use.
 _HEADS = {"head_std", "head_classes", "class_ids", "delta_stds"}
 
 
 class Assumed(NamedTuple):
-    """A setting that no shape shows."""
+    """A setting that no shape shows, and the origin of its assumed value."""
 
     value: Any
     why: str
 
 
 class PictureSize(NamedTuple):
-    """Pictures of a test, in pixels: their shorter side, and the longer one at most.
+    """The size of test pictures in pixels: the shorter side, and a limit for the longer one.
 
-    Where every picture is stretched to one shape: its height and width.
+    If every picture is stretched to one shape: its height and width.
     """
 
     shorter: int
@@ -60,14 +60,14 @@ class CheckpointSpec:
 
     Attributes:
         part: "detector", "pyramid" (backbone and FPN) or "backbone".
-        shown: settings that show in names and shapes, nested as in a config.
+        shown: settings that names and shapes show, nested as in a config.
         assumed: dotted key -> its default and where that comes from.
-        num_classes: of the data; 0 without a head.
-        class_names: of the data, where known.
-        pixels: what the network reads, and where that is known from.
-        unbuilt: what the file's own config says of its head that cannot be built here.
-        neck_eps: of the batch norms in the pyramid, which are folded.
-        size: of the pictures that the file's own config tests on; None where it does not say.
+        num_classes: number of classes of the data; 0 without a head.
+        class_names: names of the data's classes, if known.
+        pixels: the network's input format, and where that is known from.
+        unbuilt: settings of its head in the file's own config that cannot be built here.
+        neck_eps: eps of the batch norms in the pyramid, which are folded.
+        size: size of the test pictures in the file's own config; None if it does not say.
     """
 
     part: str
@@ -93,13 +93,13 @@ class CheckpointSpec:
         )
 
     def data(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """What goes under `data` of a file of ours: the pixels, by the keys of a config.
+        """The values for `data` of a file of ours: the input format, by the keys of a config.
 
         Args:
-            said: of the user, which may leave anything out.
+            said: the user's values; any may be missing.
 
         Raises:
-            UserError: a key that says nothing about pixels, or a value that cannot be used.
+            UserError: a key does not concern the input format, or a value cannot be used.
         """
         own = dataclasses.asdict(self.pixels[0])
         for key in said:
@@ -117,13 +117,13 @@ class CheckpointSpec:
         return sizes | own | dict(said)
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The model's settings: what shows, then what a config says, then the defaults.
+        """The model's settings: what the file shows, then the user's config, then the defaults.
 
         Args:
-            config: model settings of the user, which may leave anything out.
+            config: model settings of the user; any may be missing.
 
         Raises:
-            UserError: the config says other than the file shows, with every such key.
+            UserError: the config contradicts the file; the message names every such key.
         """
         said, shown = _flat(config), _flat(self.shown)
         wrong = [
@@ -136,7 +136,7 @@ class CheckpointSpec:
         return _nested({key: item.value for key, item in self.assumed.items()} | shown | said)
 
     def lines(self, config: Mapping[str, Any]) -> list[str]:
-        """What is printed: the part, what shows, and what was taken on trust."""
+        """Messages: the part, what the file shows, and what was assumed."""
         shown = ", ".join(f"{key} {_short(value)}" for key, value in _flat(self.shown).items())
         said = _flat(config)
         lines = [
@@ -166,9 +166,9 @@ def backbone_entries(names: Iterable[str], prefix: str, norm: str = "") -> list[
     """An entry for every array of a backbone.
 
     Args:
-        names: our flat names; those outside of "backbone." are left out.
-        prefix: what stands before "conv1.weight": "backbone.", "backbone.body." or nothing.
-        norm: "bn", "gn", or "" where running statistics among the names tell.
+        names: our flat names; those outside "backbone." are left out.
+        prefix: what precedes "conv1.weight": "backbone.", "backbone.body." or nothing.
+        norm: "bn", "gn", or "" to detect it by running statistics among the names.
     """
     mine = [name for name in names if name.startswith("backbone.")]
     norm = norm or ("bn" if any(name.endswith(".mean") for name in mine) else "gn")
@@ -179,14 +179,14 @@ def module_entry(name: str, modules: Iterable[tuple[str, ...]], library: str) ->
     """The entry of an array of a pyramid or head.
 
     Args:
-        name: ours.
-        modules: our module as a pattern, its name there, and in older files where that is another
-            one. The pattern's number stands in names as {0}, twice as large as {1}, one larger as
-            {2}.
-        library: what a message calls it.
+        name: our name.
+        modules: our module as a pattern, its name there, and its name in older files if that
+            differs. In names {0} stands for the pattern's number, {1} for twice that, and {2} for
+            that plus one.
+        library: the library's name in messages.
 
     Raises:
-        UserError: it has no such module.
+        UserError: the library has no such module.
     """
     module, leaf = name.rsplit(".", 1)
     last = "bias" if leaf == "bias" else "weight"
@@ -222,16 +222,16 @@ def _entry(ours: str, prefix: str, norm: str) -> Entry:
         return Entry(ours, f"{start}downsample.0.weight", "conv")
     if leaf.startswith(".offset."):
         end, layout = ("weight", "conv") if leaf.endswith("kernel") else ("bias", "vector")
-        older = (f"{start}conv{nth}_offset.{end}",)  # of mmdetection 1.x, kept by its upgrade
+        older = (f"{start}conv{nth}_offset.{end}",)  # of mmdetection 1.x, kept by its upgrade tool
         return Entry(ours, f"{start}conv{nth}.conv_offset.{end}", layout, older)
     return Entry(ours, f"{start}conv{nth}.weight", "conv")
 
 
 def read_backbone(shapes: Shapes, prefix: str) -> dict[str, Any]:
-    """Depth, width, groups and deformable convolutions, as they show in the shapes.
+    """Depth, width, groups and deformable convolutions, as the shapes show them.
 
     Raises:
-        UserError: blocks that no ResNet of ours has.
+        UserError: the blocks are not those of a supported ResNet.
     """
     layer = re.compile(re.escape(prefix) + r"layer(\d+)\.(\d+)\.conv1\.weight$")
     counts = [0] * 4
@@ -277,7 +277,7 @@ def read_backbone(shapes: Shapes, prefix: str) -> dict[str, Any]:
 
 
 def count(shapes: Mapping[str, Any], pattern: str) -> int:
-    """How many of the keys `pattern` with 0, 1, ... in its place there are."""
+    """How many consecutive keys there are of `pattern` with 0, 1, ... filled in."""
     number = 0
     while pattern.format(number) in shapes:
         number += 1
@@ -285,19 +285,19 @@ def count(shapes: Mapping[str, Any], pattern: str) -> int:
 
 
 def octaves(per_cell: int) -> Assumed:
-    """Sizes of anchors: the arrays only show how many anchors a cell has, of all ratios."""
+    """Assumed sizes of anchors: arrays only show how many anchors a cell has, of all ratios."""
     return Assumed(max(per_cell // 3, 1), f"{per_cell} anchors a cell, of three ratios as usual")
 
 
 def style_by_name(file_name: str, depth: int, otherwise: str) -> Assumed:
-    """The place of the stride in a bottleneck block, where only a file's name tells."""
+    """The position of the stride in a bottleneck block, if only a file's name tells it."""
     if depth >= 50 and re.search(r"caffe|msra", file_name):
         return Assumed("caffe", "the stride in the 1x1 convolution, by the file's name")
     return Assumed("pytorch", otherwise)
 
 
 def as_names(value: Any) -> tuple[str, ...]:
-    """A tuple of names from what a file has in its place; () for anything else."""
+    """A tuple of class names from a file's value; () if it is anything else."""
     if isinstance(value, str) and value[:1] in ("[", "("):  # the text fields of safetensors
         try:
             value = json.loads(value)
@@ -319,7 +319,7 @@ def _short(value: Any) -> str:
 
 
 def _same_norm(key: str, said: Any, shown: Any) -> bool:
-    """Batch norm's arrays serve with constant statistics and without."""
+    """Whether norms agree: batch norm arrays fit both "bn" and "frozen_bn"."""
     return key == "backbone.norm" and {said, shown} <= {"bn", "frozen_bn"}
 
 

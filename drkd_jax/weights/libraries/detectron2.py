@@ -1,6 +1,6 @@
 """Detectron2's ResNet and FPN: its names, and the architecture behind them.
 
-Its heads are not read: their order of classes and their boxes are others.
+Its heads are not read, since their class order and box coding differ.
 
 Source: facebookresearch/detectron2 detectron2/modeling/backbone/{resnet,fpn}.py,
 detectron2/config/defaults.py (pixels, STRIDE_IN_1X1).
@@ -35,7 +35,7 @@ _CLASSIFIER = Skip(r"(linear|fc\d*|stem\.fc)\.(weight|bias)$", "the ImageNet cla
 
 
 def is_its(shapes: Shapes) -> bool:
-    """Whether keys are Detectron2's, or those of a bare backbone of it."""
+    """Whether keys are Detectron2's, or those of its bare backbone."""
     return any(re.match(rf"({re.escape(_BODY)})?res2\.0\.conv1\.weight$", key) for key in shapes)
 
 
@@ -45,7 +45,7 @@ def is_caffe2(keys: Iterable[str]) -> bool:
 
 
 def skips(part: str) -> tuple[Skip, ...]:
-    """The keys that a file of this part may have besides."""
+    """The additional keys that a file of this part may have."""
     return (*_SKIPS, _CLASSIFIER if part == "backbone" else _FOREIGN)
 
 
@@ -83,11 +83,11 @@ def read(shapes: Shapes, arrays: Mapping[str, np.ndarray]) -> CheckpointSpec:
     """The architecture behind a file's keys.
 
     Args:
-        shapes: of the file's arrays.
-        arrays: its arrays, of which `pixel_mean` and `pixel_std` are looked at.
+        shapes: shapes of the file's arrays.
+        arrays: its arrays, of which `pixel_mean` and `pixel_std` are read.
 
     Raises:
-        UserError: a model that is not ours.
+        UserError: the model is not supported.
     """
     prefix = _BODY if f"{_BODY}stem.conv1.weight" in shapes else ""
     renamed = {name: shape for key, shape in shapes.items() if (name := _torch_name(key, prefix))}
@@ -124,7 +124,7 @@ def read(shapes: Shapes, arrays: Mapping[str, np.ndarray]) -> CheckpointSpec:
 
 
 def _pixels(arrays: Mapping[str, np.ndarray], groups: int) -> tuple[Pixels, str]:
-    """What the network reads; the mean of red is the largest of the three."""
+    """The network's input format; the mean of red is the largest of the three."""
     usual = CAFFE2_PIXELS if groups > 1 else CAFFE_PIXELS
     mean, std = (
         tuple(round(float(x), 4) for x in np.ravel(arrays[key])) if key in arrays else ()
@@ -137,7 +137,7 @@ def _pixels(arrays: Mapping[str, np.ndarray], groups: int) -> tuple[Pixels, str]
 
 
 def _torch_name(key: str, prefix: str) -> str:
-    """The name that torchvision has for a key of a backbone; "" for another key."""
+    """The name in torchvision of a key of a backbone; "" for another key."""
     if not key.startswith(prefix):
         return ""
     key = key.removeprefix(prefix)

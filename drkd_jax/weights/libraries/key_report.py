@@ -1,6 +1,6 @@
-"""Every key of a foreign file, what became of it, and how its numbers lie in our arrays.
+"""Reports how every key of a foreign file is used, and converts its arrays to our layouts.
 
-Letters: h w a kernel's sides, I inputs, O outputs, C channels, S bins a side of a region.
+Letters: h w a kernel's sides, I inputs, O outputs, C channels, S bins per side of a region.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 
 from drkd_jax.errors import UserError
 
-BINS = 7  # S: both libraries cut regions into 7 x 7 bins before their first linear layer
+BINS = 7  # S: both libraries pool regions to 7 x 7 bins before their first linear layer
 _SHOWN = 6  # names of each kind in a message; the JSON has all
 
 
 class Layout(NamedTuple):
-    """A change of layout and its inverse; views where NumPy can, copies otherwise."""
+    """A change of layout and its inverse; views if possible, otherwise copies."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -43,13 +43,13 @@ def _regions_to_theirs(x: np.ndarray) -> np.ndarray:
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
-        # A number a channel.
+        # One number per channel.
         "vector": Layout(lambda x: x, lambda x: x),
         # (O, I / groups, h, w) and (h, w, I / groups, O).
         "conv": Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
         # (O, I) and (I, O).
         "linear": Layout(lambda x: x.T, lambda x: x.T),
-        # The first linear layer behind a region's bins: torch flattens C S S, we S S C.
+        # The first linear layer after a region's bins: torch flattens C S S, we S S C.
         "regions": Layout(_regions_to_ours, _regions_to_theirs),
     }
 )
@@ -70,22 +70,22 @@ class Entry(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """Keys that need no place here, and why."""
+    """Keys that are not needed here, and why."""
 
-    pattern: str  # matches from the key's beginning
+    pattern: str  # matched from the key's beginning
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class KeyReport:
-    """What became of every key.
+    """How every key is used.
 
     Attributes:
         used: their key -> our name.
         skipped: their key -> reason.
-        missing: their key -> the shape that was wanted.
+        missing: their key -> the required shape.
         unexpected: their key -> its shape.
-        misshapen: their key -> (its shape, the shape that was wanted).
+        misshapen: their key -> (its shape, the required shape).
     """
 
     used: Mapping[str, str]
@@ -100,7 +100,7 @@ class KeyReport:
         return not (self.missing or self.unexpected or self.misshapen)
 
     def lines(self) -> list[str]:
-        """What is printed: counts, and the reasons of what was skipped."""
+        """Messages: counts, and why keys were skipped."""
         lines = [f"{len(self.used)} arrays used, {len(self.skipped)} keys skipped"]
         for reason, count in Counter(self.skipped.values()).most_common():
             first = next(key for key, why in self.skipped.items() if why == reason)
@@ -120,7 +120,7 @@ class KeyReport:
         return "; ".join(part for part in parts if part)
 
     def check(self, where: str) -> None:
-        """Raises where something is left over.
+        """Refuses a file unless all its keys fit.
 
         Raises:
             UserError: lists missing and unexpected keys and shapes.
@@ -154,7 +154,7 @@ def report_keys(
         found: the file's keys and shapes.
         table: one entry for each array of ours.
         wanted: our names and shapes.
-        skips: what may be left over.
+        skips: keys that may be left over.
     """
     used: dict[str, str] = {}
     missing: dict[str, tuple[int, ...]] = {}
@@ -184,12 +184,12 @@ def report_keys(
 def take(
     found: Mapping[str, np.ndarray], table: Iterable[Entry], used: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    """Rename and lay out a foreign file's arrays.
+    """Convert a foreign file's arrays to our names and layouts.
 
     Args:
         found: the file's arrays by their own keys.
         table: one entry for each array of ours.
-        used: their keys and our names, of a whole report.
+        used: their keys and our names, from a complete report.
 
     Returns:
         float32 arrays by our names.

@@ -64,7 +64,7 @@ _SKIPS = (
     Skip(r"ema_\w+$", "mmdetection's EMA hook: a second set of weights, swapped with the used one"),
 )
 _CLASSIFIER = Skip(r"(head\.)?fc\.(\d+\.)?(weight|bias)$", "the ImageNet classifier")
-# Of a training without labels, or of a classifier; a pyramid that is not ours keeps its keys.
+# Keys of self-supervised training or a classifier; keys of an unsupported pyramid are not skipped.
 _AFTER = Skip(r"(?!backbone\.|neck\.(lateral|fpn)_convs\.)", "outside of the backbone")
 _FOREIGN = Skip(r"(?!backbone\.|neck\.)", "a head that is not ours: backbone and FPN are used")
 
@@ -74,7 +74,7 @@ def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
 
     Args:
         names: flat names of a detector, a feature extractor or a backbone.
-        prefixed: whether "backbone." stands before a backbone's keys; not so in ImageNet files.
+        prefixed: whether a backbone's keys begin with "backbone."; not so in ImageNet files.
 
     Raises:
         UserError: mmdetection has no such array.
@@ -82,7 +82,7 @@ def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
     every = list(names)
     laterals = len({name.split(".")[2] for name in every if name.startswith("neck.laterals.")})
     extras = ((rf"neck\.extras\.{n}", f"neck.fpn_convs.{laterals + n}.conv") for n in range(10))
-    # Of several convolutions of the RPN the first has another name than where it is alone.
+    # The RPN's first convolution has another name if there are several.
     several = any(name.startswith("rpn.more_convs.") for name in every)
     first = ((r"rpn\.conv", "rpn_head.rpn_conv.0.conv"),) if several else ()
     modules = (*first, *_MODULES, *extras)
@@ -94,7 +94,7 @@ def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
 
 
 def skips(part: str) -> tuple[Skip, ...]:
-    """The keys that a file of this part ("detector", "pyramid", "backbone") may have besides."""
+    """The additional keys that a file of this part ("detector", "pyramid", "backbone") may have."""
     extra = {"detector": (), "pyramid": (_FOREIGN,), "backbone": (_CLASSIFIER, _AFTER)}
     return (*_SKIPS, *extra[part])
 
@@ -110,14 +110,14 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
     """The architecture behind a file's keys.
 
     Args:
-        shapes: of the file's arrays, without norms in the pyramid.
-        meta: what else the file holds; its classes and its config are looked at.
-        file_name: without a config "caffe" in it says how the backbone strides, and with other
-            words what the network reads.
+        shapes: shapes of the file's arrays, without norms in the pyramid.
+        meta: the file's other content; its classes and its config are read.
+        file_name: if there is no config, "caffe" in the name decides the backbone's style and,
+            with other words, the input format.
 
     Raises:
-        UserError: a model that is not ours, with what it is; or a config that the arrays
-            contradict, or that makes a backbone or pyramid that is not built here.
+        UserError: the model is not supported (the message says what it is); or the arrays
+            contradict its config, or its backbone or pyramid cannot be built here.
     """
     if "bbox_head.fc_cls.weight" in shapes or "bbox_head.0.fc_cls.weight" in shapes:
         raise UserError(
@@ -161,7 +161,7 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
 def _agree(
     said: FileConfig, shown: dict[str, Any], num_classes: int, assumed: dict[str, Assumed]
 ) -> None:
-    """Lays what a config says over the defaults, where the arrays do not contradict it."""
+    """Overrides the defaults by the config, unless the arrays contradict it."""
     if said.body:
         raise UserError(f"its own config makes it what is not built here: {'; '.join(said.body)}")
     backbone = shown["backbone"]
@@ -182,7 +182,7 @@ def _agree(
 
 
 def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:
-    """The neck, as it shows in the shapes; fills `assumed` with what does not show."""
+    """The neck, as the shapes show it; fills `assumed` with what they do not show."""
     laterals = count(shapes, "neck.lateral_convs.{}.conv.weight")
     outputs = count(shapes, "neck.fpn_convs.{}.conv.weight")
     C, top = shapes[f"neck.lateral_convs.{laterals - 1}.conv.weight"][:2]
@@ -205,7 +205,7 @@ def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:
 
 
 def _head(shapes: Shapes, assumed: dict[str, Assumed]) -> tuple[dict[str, Any], int]:
-    """(settings of the head, classes); ({}, 0) for a head that is not ours."""
+    """(settings of the head, classes); ({}, 0) for an unsupported head."""
     if "bbox_head.retina_cls.weight" in shapes and "bbox_head.retina_reg.weight" in shapes:
         per_cell = shapes["bbox_head.retina_reg.weight"][0] // 4
         num_classes = shapes["bbox_head.retina_cls.weight"][0] // max(per_cell, 1)
@@ -239,7 +239,7 @@ def _head(shapes: Shapes, assumed: dict[str, Assumed]) -> tuple[dict[str, Any], 
 
 
 def _pixels(config: Mapping[str, Any], file_name: str, style: str) -> tuple[Pixels, str]:
-    """What the network reads, and where that is known from."""
+    """The network's input format, and where that is known from."""
     own = read_pixels(config)
     if own is not None:
         return own, "the config in the file"
@@ -255,7 +255,7 @@ def _pixels(config: Mapping[str, Any], file_name: str, style: str) -> tuple[Pixe
 def _class_names(
     meta: Mapping[str, Any], config: Mapping[str, Any], num_classes: int
 ) -> tuple[str, ...]:
-    """From the file, or COCO's where the number is; () where there is no head."""
+    """The file's class names, or COCO's if the number agrees; () if there is no head."""
     dataset = meta.get("dataset_meta")
     places = [meta, dataset] if isinstance(dataset, Mapping) else [meta]
     listed = [as_names(place.get(key)) for place in places for key in ("CLASSES", "classes")]

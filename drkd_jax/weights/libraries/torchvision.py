@@ -1,10 +1,10 @@
-"""torchvision: its names for our arrays, and the architecture behind a file of it.
+"""torchvision: its names for our arrays, and the architecture behind its files.
 
 Its Faster R-CNN and RetinaNet with a ResNet and an FPN; the same table names the arrays of its
 ImageNet ResNets and ResNeXts, whose keys have no prefix.
 
-The order of classes is no matter of names: a detector with ``convention="torchvision"`` keeps the
-background first, as the file does.
+Classes are not reordered: a detector with ``convention="torchvision"`` has the background first,
+as the file does.
 
 Source: pytorch/vision v0.14.1, torchvision/models/detection/{faster_rcnn,retinanet}.py.
 """
@@ -83,7 +83,7 @@ def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
 
     Args:
         names: flat names of a detector, a feature extractor or a backbone.
-        prefixed: whether "backbone.body." stands before a backbone's keys; not in ImageNet files.
+        prefixed: whether a backbone's keys begin with "backbone.body."; not in ImageNet files.
 
     Raises:
         UserError: torchvision has no such array.
@@ -99,11 +99,11 @@ def table(names: Iterable[str], prefixed: bool = True) -> list[Entry]:
 
 
 def _after_convs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The linear layers behind a region's convolutions, which are numbered on, as "v2" has them."""
+    """The linear layers after a region's convolutions, numbered consecutively, as in "v2"."""
     convs = len({name.split(".")[2] for name in names if name.startswith("roi.convs.")})
     if not convs:
         return ()
-    # After the convolutions bins become a row; a ReLU stands between the two.
+    # After the convolutions bins are flattened; there is a ReLU between the two linear layers.
     start = "roi_heads.box_head."
     return (r"roi\.fc1", f"{start}{convs + 1}"), (r"roi\.fc2", f"{start}{convs + 3}")
 
@@ -114,7 +114,7 @@ def is_its(shapes: Shapes) -> bool:
 
 
 def skips(part: str) -> tuple[Skip, ...]:
-    """The keys that a file of this part ("detector", "pyramid", "backbone") may have besides."""
+    """The additional keys that a file of this part ("detector", "pyramid", "backbone") may have."""
     extra = {"detector": (), "pyramid": (_FOREIGN,), "backbone": (_CLASSIFIER,)}
     return (*_SKIPS, *extra[part])
 
@@ -123,19 +123,19 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
     """The architecture behind a file's keys.
 
     Args:
-        shapes: of the file's arrays, without norms in the pyramid.
-        meta: what else the file holds; "style" and its classes are looked at.
-        file_name: that of a COCO_V1 file says that its norms want an eps of 0; "caffe" in that of
-            a bare backbone, that it is one of Caffe.
+        shapes: shapes of the file's arrays, without norms in the pyramid.
+        meta: the file's other content; "style" and its classes are read.
+        file_name: the name of a COCO_V1 file implies that its norms need an eps of 0; "caffe" in
+            that of a bare backbone, that it is one of Caffe's.
 
     Raises:
-        UserError: a model that is not ours, with what it is.
+        UserError: the model is not supported; the message says what it is.
     """
     prefix = _BODY if f"{_BODY}conv1.weight" in shapes else ""
     backbone = read_backbone(shapes, prefix) | {"norm": "frozen_bn"}
     shown: dict[str, Any] = {"backbone": backbone}
     eps = Assumed(1e-5, "torchvision's own; 0 in its COCO_V1 files and what began from one")
-    # FCOS of COCO_V1 and the "v2" models were trained with torch's own.
+    # FCOS of COCO_V1 and the "v2" models were trained with torch's default eps.
     if re.search(r"(rcnn|retinanet)_.*_coco-[0-9a-f]{8}", file_name) and "_v2_" not in file_name:
         eps = Assumed(0.0, "the file's name is that of a COCO_V1 model")
     if not prefix:
@@ -159,7 +159,7 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
         assumed["box_loss"] = Assumed("giou", 'torchvision\'s "v2" is trained by it')
     if not head:
         return CheckpointSpec("pyramid", shown, assumed, pixels=_PIXELS)
-    # Sides are pixels, of a level by its place: with a level more below, half as many strides.
+    # Anchor sides are pixels by level index: with one finer level, half as many strides.
     assumed["anchors.scale"] = Assumed(
         _SMALLEST / 2 ** shown["min_level"],
         f"torchvision's own, {_SMALLEST} pixels on the finest level",
@@ -183,7 +183,7 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
 
 
 def _named(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """The classes that a training put beside its weights, without the background."""
+    """The classes that a training stored beside its weights, without the background."""
     for key in ("classes", "CLASSES", "class_names", "categories"):
         names = as_names(meta.get(key))
         if names and names[0].strip("_").lower() in ("background", "bg"):
@@ -194,7 +194,7 @@ def _named(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
 
 
 def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:
-    """The neck, as it shows in the shapes; fills `assumed` with what does not show."""
+    """The neck, as the shapes show it; fills `assumed` with what they do not show."""
     kind = ".0" if f"{_FPN}inner_blocks.0.0.weight" in shapes else ""
     laterals = count(shapes, f"{_FPN}inner_blocks.{{}}{kind}.weight")
     if not 1 <= laterals <= 4:
@@ -213,9 +213,9 @@ def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:
 def _head(
     shapes: Shapes, assumed: dict[str, Assumed]
 ) -> tuple[dict[str, Any], int, tuple[str, ...]]:
-    """(settings of the head, classes of the data, their names); ({}, 0, ()): not ours.
+    """(settings of the head, classes of the data, their names); ({}, 0, ()) if unsupported.
 
-    Fills `assumed` with what does not show.
+    Fills `assumed` with what the shapes do not show.
     """
     logits = shapes.get("head.classification_head.cls_logits.weight")
     boxes = shapes.get("head.regression_head.bbox_reg.weight")
@@ -252,7 +252,7 @@ def _head(
 def _with_classes(
     shown: dict[str, Any], outputs: int, first: int
 ) -> tuple[dict[str, Any], int, tuple[str, ...]]:
-    """Adds which output is which class; `first` is the class number of the first output."""
+    """Adds the class of each output; `first` is the class number of the first output."""
     if outputs + first != COCO_NUMBERS:
         return shown, outputs, ()
     shown["head_classes"] = outputs

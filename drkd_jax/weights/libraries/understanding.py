@@ -1,8 +1,8 @@
-"""Which model of ours a foreign file fills: from keys, shapes and what it says of itself.
+"""Finds the model that fits a foreign file, from its keys, shapes and metadata.
 
-The pyramids built here have no norms, and a region's layers neither. A batch norm with its running
-statistics is one factor and one shift a channel, so the convolution before it takes it over exactly
-while a file is read; a group norm depends on the picture and cannot be folded.
+The pyramids built here have no norms, nor have a region's layers. A batch norm with its running
+statistics is one factor and one shift per channel, so it is folded exactly into the convolution
+before it while a file is read; a group norm depends on the picture and cannot be folded.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from drkd_jax.weights.libraries.key_report import Entry, KeyReport, Skip, report
 
 LIBRARIES = ("torchvision", "mmdet", "detectron2")
 
-# The first whose `is_its` knows a file's keys reads it.
+# A file is read by the first module whose `is_its` recognises its keys.
 _MODULES: Mapping[str, Any] = MappingProxyType(
     {"detectron2": detectron2, "mmdet": mmdet, "torchvision": torchvision}
 )
-# Of torch's `AveragedModel` and of mmengine's, beside the weights whatever library's they are.
+# Keys of torch's and mmengine's `AveragedModel`, which can occur with any library.
 _AVERAGED = Skip(r"(n_averaged|steps)$", "a counter of a moving average")
-# Settings that no array's shape depends on: files that differ in them share a traced model.
+# Settings that do not affect array shapes: files that differ only in them share a traced model.
 _NO_SHAPE = (
     *("test", "proposals", "sampler", "extra_relu", "delta_stds"),
     *("roi_stds", "roi_aligned", "roi_sampling", "roi_max_level", "class_ids"),
@@ -58,19 +58,19 @@ _PAIRS = (
 
 
 class Fold(NamedTuple):
-    """Modules of a batch norm and of the convolution that takes it over."""
+    """The modules of a batch norm and of the convolution that it is folded into."""
 
     norm: str
     conv: str
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Those of the norm."""
+        """The keys of the norm."""
         return tuple(f"{self.norm}.{leaf}" for leaf in _LEAVES)
 
 
 class Understood(NamedTuple):
-    """What the keys and shapes of a foreign file say."""
+    """What the keys and shapes of a foreign file show."""
 
     library: str
     spec: CheckpointSpec
@@ -78,7 +78,7 @@ class Understood(NamedTuple):
     table: list[Entry]
     report: KeyReport
     folds: tuple[Fold, ...]
-    used: dict[str, str]  # as `KeyReport.used`, with folded norms as the biases that they become
+    used: dict[str, str]  # as `KeyReport.used`, with folded norms as the biases they become
 
     def arrays(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The file's arrays by our names, with the norms of its pyramid folded."""
@@ -97,21 +97,22 @@ def understand(
     heads: bool = True,
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> Understood:
-    """What a foreign file holds, from its keys and shapes alone.
+    """Determines the model in a foreign file from its keys and shapes alone.
 
     Args:
-        shapes: of the file's arrays, by a model's own names.
-        meta: what else it holds.
+        shapes: shapes of the file's arrays, by a model's own names.
+        meta: its other content.
         path: for its name and for messages; it is not opened.
         config: as in `opening.load`.
         library: as in `opening.load`.
-        part: "pyramid" leaves the head out whatever it is; "": as much as can be built.
-        heads: whether a head that the file's own config makes one that is not built here is an
+        part: "pyramid" always leaves the head out; "": as much as can be built.
+        heads: whether a head that cannot be built here, according to the file's own config, is an
             error; otherwise it is left out.
         arrays: the arrays themselves, for those that hold settings.
 
     Raises:
-        UserError: no model of ours, another library's keys, or a config that does not agree.
+        UserError: the model is not supported, the keys are another library's, or the config does
+            not agree.
     """
     its = (name for name, module in _MODULES.items() if module.is_its(shapes))
     library = library or next(its, "torchvision")
@@ -148,7 +149,7 @@ def library_table(library: str, names: Mapping[str, Any], prefixed: bool = True)
 
     Args:
         library: one of `LIBRARIES`.
-        names: ours.
+        names: our names.
         prefixed: whether a backbone's keys have the prefix of a detector's file.
 
     Raises:
@@ -179,12 +180,12 @@ def _read(
 
 
 def _of_classes(spec: CheckpointSpec, ids: Any) -> CheckpointSpec:
-    """A file's model with the classes that a user chooses among the outputs of its head.
+    """A file's model with the classes that a user selects among the outputs of its head.
 
     Args:
-        spec: of the file.
-        ids: the output of each class; () for every output, None where nothing was said: then
-            those that the file does not call `UNUSED`.
+        spec: the file's model.
+        ids: the output of each class; () for every output; None (not given) for those that the
+            file does not call `UNUSED`.
 
     Raises:
         UserError: the head has no such output.
@@ -247,7 +248,7 @@ def model_shapes(
     shaped = {key: value for key, value in settings.items() if key not in _NO_SHAPE}
     if part == "detector":
         anchors = getattr(fill_settings(settings)[1], "anchors", None)
-        if anchors is not None:  # only their number shows in a shape
+        if anchors is not None:  # shapes depend only on their number
             shaped["anchors"] = {"scale": 1.0, "ratios": (1.0,), "octaves": anchors.num_per_cell}
     elif part == "pyramid":
         from_dict(PyramidSettings(), settings)
@@ -273,8 +274,8 @@ def find_folds(shapes: Shapes) -> tuple[Fold, ...]:
     """The batch norms of a file's pyramid and heads.
 
     Raises:
-        UserError: a norm without running statistics behind a convolution of the pyramid, or one
-            whose arrays are not of that convolution's outputs.
+        UserError: a norm after a convolution of the pyramid has no running statistics, or its
+            arrays do not fit that convolution's outputs.
     """
     folds = []
     for key, shape in shapes.items():
@@ -312,7 +313,7 @@ def folded_shapes(shapes: Shapes, folds: tuple[Fold, ...]) -> dict[str, tuple[in
 def folded_arrays(
     arrays: Mapping[str, np.ndarray], folds: tuple[Fold, ...], eps: float
 ) -> dict[str, np.ndarray]:
-    """The arrays after folding, in float64 until one rounding to float32."""
+    """The arrays after folding, computed in float64 and rounded once to float32."""
     left = dict(arrays)
     for fold in folds:
         scale, shift, mean, var = (np.asarray(left.pop(key), np.float64) for key in fold.keys)
@@ -325,7 +326,7 @@ def folded_arrays(
 
 
 def folded_keys(used: Mapping[str, str], folds: tuple[Fold, ...], shapes: Shapes) -> dict[str, str]:
-    """Their keys and our names, with the norms' keys in the place of the biases made of them."""
+    """Their keys and our names, with the norms' keys in place of the biases made from them."""
     honest = {key: ours for key, ours in used.items() if key in shapes}
     for fold in folds:
         if ours := used.get(f"{fold.conv}.bias"):

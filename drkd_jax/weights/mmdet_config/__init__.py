@@ -1,1 +1,1 @@
-"""The config text that mmdetection stores in a checkpoint: used, or refused by name."""
+"""Reads the config text that mmdetection stores in a checkpoint; unsupported keys are errors."""

@@ -1,4 +1,4 @@
-"""What a config of mmdetection says of the heads and of the way from outputs to detections.
+"""Reads the heads, and the way from outputs to detections, from a config of mmdetection.
 
 Source: open-mmlab/mmdetection v2.28 and v3.3.0, mmdet/models/dense_heads/{rpn_head,anchor_head,
 retina_head}.py, roi_heads/, task_modules/{prior_generators,coders}.
@@ -17,18 +17,18 @@ from drkd_jax.weights.mmdet_config.values import FileConfig, Section
 BATCH_NORMS = ("BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN", "NaiveSyncBatchNorm")
 ONES = (1.0, 1.0, 1.0, 1.0)
 ROI_STDS = (0.1, 0.1, 0.2, 0.2)
-# Heads whose networks and boxes are those of the first; they differ in training alone.
+# Heads with the network and box coding of the first; they differ only in training.
 _RETINA = ("RetinaHead", "FreeAnchorRetinaHead", "PISARetinaHead")
 _ROI = (
     *("StandardRoIHead", "MaskScoringRoIHead", "DynamicRoIHead", "PISARoIHead"),
     "PointRendRoIHead",
 )
 _CASCADE = ("CascadeRoIHead", "HybridTaskCascadeRoIHead")
-# Convolutions and fully connected layers of a region where a config does not say.
+# Default numbers of convolutions and fully connected layers of a region.
 _BOX_LAYERS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"Shared2FCBBoxHead": (0, 2), "Shared4Conv1FCBBoxHead": (4, 1), "ConvFCBBoxHead": (0, 0)}
 )
-# Far above any detector's: as many rows are made of them as they say.
+# Far above any detector's; these values determine how many rows are allocated.
 _MOST_BOXES = 1_000_000
 _MOST_STEPS = 100
 
@@ -36,20 +36,20 @@ _MOST_STEPS = 100
 def read_heads(
     model: Section, test: Section, said: FileConfig, detector: str, strides: Sequence[int]
 ) -> None:
-    """Adds what a config says of the heads.
+    """Adds the settings of the heads from a config.
 
     Args:
-        model: the part of the config; receives complaints.
+        model: the config's section of the model; receives complaints.
         test: its `test_cfg`.
         said: receives settings and claims.
         detector: "retinanet", "faster_rcnn" or "cascade_rcnn", as the arrays show.
-        strides: of the pyramid's levels.
+        strides: strides of the pyramid's levels.
     """
     if detector == "retinanet":
         if "bbox_head" in model:
             _retina(model.sub("bbox_head"), said, strides)
         _detections(test, said.settings)
-        if test.values:  # 3.x then keeps every score; 2.x has no default
+        if test.values:  # without the key 3.x keeps every score; 2.x has no default
             said.settings.setdefault("test.score", 0.0)
     else:
         if "rpn_head" in model:
@@ -128,7 +128,7 @@ def _anchors(head: Section, settings: dict[str, Any], strides: Sequence[int]) ->
 
 
 def _base_size(part: Section, strides: Sequence[int]) -> float:
-    """What the base sizes of all levels are in strides, 1 where they are not said."""
+    """The base sizes of all levels in strides; 1 if they are not given."""
     theirs = part.get("strides", tuple(strides))
     steps = theirs if isinstance(theirs, tuple) else (theirs,)
     if len(steps) != len(strides) or any(
@@ -165,12 +165,12 @@ def _coder(head: Section, default: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _sigmoid(head: Section, wanted: bool) -> None:
-    """Whether scores are each a sigmoid, or a softmax together."""
+    """Checks whether scores are computed by a sigmoid each, or by a joint softmax."""
     if "loss_cls" in head:
         loss = head.sub("loss_cls")
         if bool(loss.get("use_sigmoid", False)) != wanted:
             loss.refuse("use_sigmoid", not wanted, f"{wanted} can be built here")
-        if not wanted:  # a loss of another kind may make scores in a way of its own
+        if not wanted:  # another kind of loss may compute scores in its own way
             loss.kind("CrossEntropyLoss", "GHMC", "LabelSmoothLoss")
     head.ignore("loss_cls")
 
@@ -207,7 +207,7 @@ def _roi(head: Section, said: FileConfig, detector: str, strides: Sequence[int])
 
 
 def _first(head: Section, key: str) -> Section:
-    """One dict, or the first of several that have to be the same."""
+    """One dict, or the first of several that must be equal."""
     value = head.values.get(key)
     if isinstance(value, (list, tuple)) and value:
         if any(item != value[0] for item in value):
@@ -282,14 +282,14 @@ def _box_head(part: Section, said: FileConfig, cascade: bool) -> tuple[float, ..
 
 
 def _folded_eps(norm: Section, said: FileConfig) -> None:
-    """Refuses a batch norm of a head that would be folded with another eps, the pyramid's."""
+    """Refuses a batch norm of a head whose eps differs from the pyramid's, used for folding."""
     eps = norm.number("eps", EPSILON)
     if eps != said.neck_eps:
         norm.refuse("eps", eps, f"{said.neck_eps:g}, that of the pyramid, can be built here")
 
 
 def _proposals(part: Section, settings: dict[str, Any]) -> None:
-    """`test_cfg.rpn`, by the names of all of mmdetection's releases."""
+    """Reads `test_cfg.rpn`, with the key names of all releases of mmdetection."""
     _count(part, ("nms_pre",), "proposals.pre_nms_test", settings)
     _count(part, ("max_per_img", "max_num"), "proposals.max_out_test", settings)
     if "nms_post" in part:
@@ -304,7 +304,7 @@ def _proposals(part: Section, settings: dict[str, Any]) -> None:
 
 
 def _detections(part: Section, settings: dict[str, Any]) -> None:
-    """`test_cfg` of RetinaNet, `test_cfg.rcnn` of two stages."""
+    """Reads `test_cfg` of RetinaNet, or `test_cfg.rcnn` of two-stage detectors."""
     if "score_thr" in part:
         settings["test.score"] = float(part.number("score_thr", 0.05))
     if "nms_pre" in part:

@@ -1,6 +1,6 @@
-"""The config that a checkpoint of mmdetection carries: its classes, backbone and pyramid.
+"""Reads classes, backbone and pyramid from the config in a checkpoint of mmdetection.
 
-Everything in it that changes what the network computes is used, or refused by name.
+Everything in it that affects the network's computation is either used or refused by name.
 
 Source: open-mmlab/mmdetection v2.28 and v3.3.0: top-level `test_cfg` of 2.x,
 mmdet/models/backbones/{resnet,resnext}.py, mmdet/models/necks/fpn.py.
@@ -18,7 +18,7 @@ from drkd_jax.weights.mmdet_config.heads import BATCH_NORMS, read_heads
 from drkd_jax.weights.mmdet_config.text import ConfigTextError, read_config_text
 from drkd_jax.weights.mmdet_config.values import HUGE, FileConfig, Section, as_dict, size_of
 
-# Where training programs that hold more than one detector keep the one of the weights.
+# Keys under which training programs with more than one detector keep that of the weights.
 _INNER = ("detector", "architecture", "model")
 _OF_MODEL = ("type", "train_cfg", "test_cfg", "pretrained", "init_cfg", "data_preprocessor")
 _OTHER_HEADS = ("mask_head", "mask_iou_head", "semantic_head", "use_syncbn")
@@ -29,10 +29,10 @@ _LOST = (
 
 
 def find_config(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The config among what a file holds beside its weights; {} where there is none.
+    """Finds the config in a file's metadata; {} if there is none.
 
     Raises:
-        UserError: it is no text that can be read.
+        UserError: its text cannot be parsed.
     """
     found = next((meta[key] for key in ("config", "cfg") if meta.get(key)), None)
     if isinstance(found, bytes):
@@ -55,12 +55,12 @@ def find_config(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfig:
-    """What a config says of its model.
+    """Reads the model from a config.
 
     Args:
-        config: of `find_config`.
-        shown: the settings that the arrays show, without "min_level" where there is no pyramid
-            and without "detector" where the head is not ours.
+        config: from `find_config`.
+        shown: the settings that the arrays show, without "min_level" if there is no pyramid and
+            without "detector" if the head is unsupported.
     """
     said = FileConfig()
     values, path = find_model(config)
@@ -91,7 +91,7 @@ def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfi
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes of the data, where a config names them; () elsewhere."""
+    """The classes of the data, if a config names them; else ()."""
     for place in _datasets(config):
         for key in ("classes", "CLASSES", "class_names", "class_name"):
             if found := as_names(place.get(key)):
@@ -113,7 +113,7 @@ def find_model(config: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def _datasets(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Where the classes may stand, the data that is trained on first."""
+    """The sections that may name the classes, those of the training data first."""
     data = as_dict(config.get("data"))
     loaders = [config.get(f"{name}_dataloader") for name in ("train", "val", "test")]
     todo = [data.get(name) for name in ("train", "val", "test")] + loaders
@@ -133,7 +133,7 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _backbone(part: Section, said: FileConfig, shown: Mapping[str, Any]) -> tuple[int, ...]:
-    """Fills in the backbone; returns the stages that it hands to the neck, 0 for C2."""
+    """Fills in the backbone; returns the stages that it passes to the neck, 0 for C2."""
     settings, claims = said.settings, said.claims
     depth, width = shown["depth"], shown["width"]
     kind = part.kind("ResNet", "ResNeXt")
@@ -146,7 +146,7 @@ def _backbone(part: Section, said: FileConfig, shown: Mapping[str, Any]) -> tupl
     style = part.get("style", "pytorch")
     if style not in ("pytorch", "caffe"):
         part.refuse("style", style, "pytorch or caffe can be built here")
-    # Two 3x3 convolutions have their stride in the first of them in either style.
+    # Blocks of two 3x3 convolutions have the stride in the first one in either style.
     settings["backbone.style"] = "caffe" if style == "caffe" and depth >= 50 else "pytorch"
     norm = part.sub("norm_cfg")
     if norm.kind(*BATCH_NORMS, "GN") == "GN":
@@ -227,7 +227,7 @@ def _neck(part: Section, said: FileConfig, min_level: int, stages: tuple[int, ..
 
 
 def _extra(part: Section, has_extra: bool) -> str:
-    """How the levels above P5 are made; any way where there is none."""
+    """How the levels above P5 are made; any value if there are none."""
     wanted = part.get("add_extra_convs", False)
     if wanted is True:
         on_input = part.get("extra_convs_on_inputs", True)

@@ -1,4 +1,4 @@
-"""What a config of mmdetection does to a picture before its network reads it.
+"""Reads the preprocessing of pictures from a config of mmdetection.
 
 Source: open-mmlab/mmdetection v2.28 and v3.3.0: `img_norm_cfg` and `Normalize` of 2.x,
 `data_preprocessor` of 3.x, `Resize` of both.
@@ -16,7 +16,7 @@ from drkd_jax.weights.libraries.checkpoint_spec import PictureSize
 from drkd_jax.weights.mmdet_config.model import find_model
 from drkd_jax.weights.mmdet_config.values import Section, Unread, as_dict
 
-# Steps of a test that would change its pictures in a way that is not built here.
+# Test steps that change the pictures in a way that is not supported here.
 _CHANGING = re.compile(
     r"Resize|Crop|Normali[sz]e|Photo|Gray|Colou?r|Equali[sz]e|Albu|Rotate|Shear|Translate|Affine|"
     r"Warp|Perspective|Invert|Posteri[sz]e|Solari[sz]e|CLAHE|Expand|Mosaic|MixUp|AugMix|Cutout|Corrupt|"
@@ -33,10 +33,10 @@ _SIZES = (
 
 
 def read_pixels(config: Mapping[str, Any]) -> Pixels | None:
-    """What the network reads, where a config says it.
+    """The network's input format, if a config has it.
 
     Raises:
-        UserError: it says something that is not built here, with the key.
+        UserError: it is not supported here; the message names the key.
     """
     faults: list[str] = []
     own, known = _preprocessor(config, faults)
@@ -44,18 +44,18 @@ def read_pixels(config: Mapping[str, Any]) -> Pixels | None:
     found = own or _normalize(config, faults, loaded)
     _check_test(config, faults)
     if found is None and (known or loaded) and not faults:
-        found = Pixels((0.0,) * 3, (1.0,) * 3, "bgr")  # nothing is done to them
+        found = Pixels((0.0,) * 3, (1.0,) * 3, "bgr")  # pictures are not normalised
     if faults:
         raise UserError(f"its config says {'; '.join(faults)}")
     return found
 
 
 def read_size(config: Mapping[str, Any]) -> PictureSize | None:
-    """The size of the pictures of the pipeline that tests.
+    """The picture size of the test pipeline.
 
-    Source: `keep_ratio` of `Resize` is True unless said otherwise in mmdetection 2.x, where the
-    size is `img_scale`, and False in mmcv 2, where it is `scale`. Without it that is the width and
-    the height; with it the order says nothing.
+    Source: the default of `keep_ratio` of `Resize` is True in mmdetection 2.x, where the size is
+    `img_scale`, and False in mmcv 2, where it is `scale`. Without `keep_ratio` the size is (width,
+    height); with it the order is irrelevant.
     """
     data, loader = as_dict(config.get("data")), config.get("test_dataloader")
     for place in (data.get("test"), config.get("test_pipeline"), loader, data.get("val")):
@@ -73,7 +73,7 @@ def read_size(config: Mapping[str, Any]) -> PictureSize | None:
 
 
 def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels | None, bool]:
-    """What the model's own step does to pictures, and whether a config of 3.x has such a step."""
+    """What the model's own preprocessor does, and whether a config of 3.x has one."""
     model, path = find_model(config)
     key = "data_preprocessor"
     found = [
@@ -94,12 +94,12 @@ def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels 
 
 
 def _normalize(config: Mapping[str, Any], faults: list[str], whole: bool) -> Pixels | None:
-    """The `Normalize` of the pipeline that tests, or `img_norm_cfg` where no pipeline is shown.
+    """The `Normalize` of the test pipeline, or `img_norm_cfg` if there is no pipeline.
 
     Args:
-        config: of a file.
+        config: config of a file.
         faults: receives complaints.
-        whole: a pipeline is shown, so that a `Normalize` that is not in it is nowhere.
+        whole: the config has a pipeline, so a `Normalize` can only be in it.
     """
     for place in _pipelines(config):
         for step in _steps(place, "Normalize"):
@@ -117,23 +117,23 @@ def _normalize(config: Mapping[str, Any], faults: list[str], whole: bool) -> Pix
 
 
 def _testing(config: Mapping[str, Any]) -> list[Any]:
-    """Where the steps of a test stand."""
+    """The sections that may contain the test pipeline."""
     data = as_dict(config.get("data"))
     beside = ("test_dataloader", "test_pipeline", "val_dataloader", "val_pipeline")
     return [data.get("test"), data.get("val"), *(config.get(key) for key in beside)]
 
 
 def _pipelines(config: Mapping[str, Any]) -> list[Any]:
-    """Where the steps before the network stand, those of a test first."""
+    """The sections that may contain pipelines, the test's first."""
     train = as_dict(config.get("data")).get("train")
     return [*_testing(config), train, config.get("train_dataloader"), config.get("train_pipeline")]
 
 
 def _check_loading(config: Mapping[str, Any], faults: list[str]) -> bool:
-    """Refuses pictures that are opened in another way than three colours, blue first.
+    """Refuses pictures that are not loaded as three colours, blue first.
 
     Returns:
-        Whether the config says at all how they are opened.
+        Whether the config says at all how they are loaded.
     """
     for place in _pipelines(config):
         for step in _steps(place, "LoadImageFromFile"):
@@ -145,7 +145,7 @@ def _check_loading(config: Mapping[str, Any], faults: list[str]) -> bool:
 
 
 def _check_test(config: Mapping[str, Any], faults: list[str]) -> None:
-    """Refuses a test whose pictures are changed in another way than by size, mean and std."""
+    """Refuses a test pipeline that changes pictures other than by size, mean and std."""
     for place in _testing(config):
         types = [str(step["type"]).rpartition(".")[2] for step in _steps(place, None)]
         wrong = [name for name in types if _CHANGING.search(name) and name not in _BUILT]
@@ -169,9 +169,9 @@ def _pixels(part: Section, turned: bool) -> Pixels:
 
 
 def _steps(place: Any, kind: str | None) -> Iterator[Mapping[str, Any]]:
-    """Every step of a kind, or of any, in a nested pipeline, from its beginning.
+    """Every step of one kind, or of any kind, in a nested pipeline, in order.
 
-    What Albumentations does is none of them: its names are the same, its numbers are not.
+    Steps of Albumentations are left out: they have the same names but other numbers.
     """
     todo, seen = [place], 0
     while todo and seen < 5000:

@@ -1,11 +1,11 @@
-"""A library's config text read as data: assignments of plain values, and nothing is run.
+"""Reads a library's config text as data: assignments of plain values, without running code.
 
 mmdetection stores the whole text of a training's config in its checkpoints. It is Python, so it is
-parsed (`ast`) and its literals are taken: numbers, strings, lists, tuples, dicts, `dict(...)`,
-names assigned before, sums and products of numbers. Whatever else stands there becomes `Unread`
-with its text, so that who needs the value can refuse it by name.
+parsed (`ast`) and evaluated for literals only: numbers, strings, lists, tuples, dicts, `dict(...)`,
+names assigned before, sums and products of numbers. Anything else becomes `Unread` with its text,
+so that a reader who needs the value can refuse it by name.
 
-Source: open-mmlab/mmengine mmengine/config/config.py (how base files are laid over one another).
+Source: open-mmlab/mmengine mmengine/config/config.py (how base files override one another).
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from drkd_jax.weights.mmdet_config.values import HUGE, Unread, laid_over, size_o
 
 LONGEST = 1 << 20  # characters; a detector's config has some ten thousand
 _MOST = 10_000  # items of a list that a product makes, characters or items of a sum
-_DEEPEST = 60  # nested values
-_WORK = 2_000_000  # values that are read, copied or looked at, of one text
-_STATEMENT = 20  # what one statement costs of that, whatever it says
+_DEEPEST = 60  # levels of nested values
+_WORK = 2_000_000  # values that may be read, copied or inspected for one text
+_STATEMENT = 20  # the share of that which every statement costs at least
 
 
 class ConfigTextError(ValueError):
-    """The text as a whole is no config."""
+    """The text as a whole is not a config."""
 
 
 class _TooMuchError(Exception):
-    """A short text that would take endless time or memory; no `ValueError`, which is a value's."""
+    """A text would take unlimited time or memory; not a `ValueError`, which single values raise."""
 
 
 def read_config_text(text: str) -> dict[str, Any]:
     """The values of a config, by name.
 
     Args:
-        text: Python assignments (of one file, or of a file behind those that it is based on), or
-            one JSON or Python dict.
+        text: Python assignments (of one file, or of a file after its base files), or one JSON or
+            Python dict.
 
     Returns:
-        Plain values; `Unread` where there is none.
+        Plain values; `Unread` for all others.
 
     Raises:
-        ConfigTextError: it is neither, with the line.
+        ConfigTextError: it is neither; the message gives the line.
     """
     if len(text) > LONGEST:
         raise ConfigTextError(f"{len(text)} characters, which no config has")
-    # Base files come with a line of their own path before each.
+    # Each base file is preceded by a line with its path.
     text = re.sub(r"(?m)^\S+\.py[ \t]*$", "", text.replace("\r\n", "\n"))
     try:
         return _one_dict(text.strip()) if text.lstrip().startswith("{") else _assignments(text)
@@ -83,7 +83,7 @@ def _one_dict(text: str) -> dict[str, Any]:
 
 
 def _printable(reader: _Reader, values: dict[Any, Any]) -> dict[str, Any]:
-    """Values of which each is short enough; a dict may have grown inside of others."""
+    """The values that are small enough; a dict may have grown inside others."""
     return {
         name: Unread("...") if reader.is_huge((name, value)) else value
         for name, value in values.items()
@@ -93,7 +93,7 @@ def _printable(reader: _Reader, values: dict[Any, Any]) -> dict[str, Any]:
 class _Reader:
     def __init__(self, merges: bool):
         self.names: dict[str, Any] = {}
-        self.merges = merges  # whether a dict assigned again is laid over the earlier one
+        self.merges = merges  # whether a dict assigned again overrides the earlier one key by key
         self.depth = 0
         self.lines: list[bytes] = []
         self.left = _WORK
@@ -108,13 +108,13 @@ class _Reader:
                     self.names[name] = self._unread(statement)
 
     def is_huge(self, value: Any) -> bool:
-        """Whether a value is endless, or far too long to be printed."""
+        """Whether a value is infinite, or far too long to be printed."""
         size, looked_at = size_of(value)
         self._pay(looked_at)
         return size > HUGE
 
     def run_parts(self, text: str) -> None:
-        """Statement by statement, where the whole cannot be parsed."""
+        """Reads the text statement by statement, if it cannot be parsed as a whole."""
         for part in re.split(r"(?m)^(?=[A-Za-z_])", text):
             self._pay(_STATEMENT)
             try:
@@ -134,7 +134,7 @@ class _Reader:
             raise _TooMuchError
 
     def _unread(self, node: ast.expr | ast.stmt) -> Unread:
-        """The first line of what stands there; writing a tree out again may take very long."""
+        """The first line of the expression; unparsing a whole tree may take very long."""
         line = self.lines[node.lineno - 1] if node.lineno <= len(self.lines) else b"..."
         end = node.end_col_offset if node.end_lineno == node.lineno else None
         return Unread(line[node.col_offset : end][:80].decode("utf-8", "ignore"))
@@ -179,7 +179,7 @@ class _Reader:
             place[path[-1]] = value
 
     def _update(self, node: ast.expr) -> None:
-        """`model.update(...)` and `model["neck"].update(...)`."""
+        """Executes `model.update(...)` and `model["neck"].update(...)`."""
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             return
         place = self.value(node.func.value)
@@ -243,7 +243,7 @@ class _Reader:
         return self._unread(node)
 
     def _copied(self, value: Any) -> Any:
-        """A value whose items are about to be copied."""
+        """Counts the work for a value whose items are about to be copied."""
         self._pay(len(value))
         return value
 
@@ -324,6 +324,6 @@ def _path(target: ast.expr) -> list[Any] | None:
 
 
 def _named(node: ast.AST, how: type[ast.expr_context] = ast.expr_context) -> list[str]:
-    """The names in it, or those that are used in one way."""
+    """The names in an expression, or only those with one context."""
     found = (inner for inner in ast.walk(node) if isinstance(inner, ast.Name))
     return [name.id for name in found if isinstance(name.ctx, how)]

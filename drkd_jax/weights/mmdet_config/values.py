@@ -1,4 +1,4 @@
-"""The values of a library's config: how large, laid over one another, and all of them asked for."""
+"""The values of a library's config: their sizes, how they merge, and which are still unused."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from drkd_jax.models.norm import EPSILON
 
-HUGE = 100_000  # values of one name, when written out
-_LARGEST = 2000  # values in one setting
-_FARTHEST = 1e15  # of a number from 0
+HUGE = 100_000  # most values of one name, when written out
+_LARGEST = 2000  # most values in one setting
+_FARTHEST = 1e15  # largest absolute value of a number
 
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """An expression that is no plain value."""
+    """An expression that is not a plain value."""
 
     text: str
 
@@ -25,7 +25,7 @@ class Unread:
 
 
 def laid_over(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A dict of a config laid over that of its base file, as mmengine does."""
+    """Merges a dict of a config into that of its base file, as mmengine does."""
     merged = {} if over.get("_delete_") is True else dict(base)
     for key, value in over.items():
         if key == "_delete_":
@@ -43,9 +43,9 @@ def as_dict(value: Any) -> Mapping[str, Any]:
 
 
 def size_of(value: Any) -> tuple[float, int]:
-    """How many values it is when written out, infinite where it holds itself; and without repeats.
+    """The number of values when written out (infinite if it contains itself), and without repeats.
 
-    A list of two of the list before, sixty lines long, is short to read and endless to print.
+    A short text can define a huge value: sixty lines, each a list of the previous list twice.
     """
     sizes: dict[int, float] = {}
     seen = 0
@@ -60,7 +60,7 @@ def size_of(value: Any) -> tuple[float, int]:
         if not isinstance(item, (Mapping, list, tuple, set, frozenset)):
             return 1.0
         if id(item) not in sizes:
-            sizes[id(item)] = math.inf  # what is met again inside itself
+            sizes[id(item)] = math.inf  # used if the item is found inside itself
             parts = [*item.keys(), *item.values()] if isinstance(item, Mapping) else item
             sizes[id(item)] = sum(map(size, parts), 1.0)
         return sizes[id(item)]
@@ -74,8 +74,8 @@ def size_of(value: Any) -> tuple[float, int]:
 class Section:
     """One dict of a config, with its dotted path and the complaints about it.
 
-    What was not asked for when `close` is called is a complaint by its name: a key that nobody
-    knows may change what the network computes.
+    `close` makes a complaint for every key that was not read until then: an unknown key may affect
+    the network's computation.
     """
 
     def __init__(self, values: Any, path: str, complaints: list[str]):
@@ -91,7 +91,7 @@ class Section:
         return self.values.get(key) is not None
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A plain value, lists as tuples; None stands for the default."""
+        """A plain value, lists as tuples; the default if it is None."""
         self._asked.add(key)
         value = self.values.get(key)
         if value is None:
@@ -108,14 +108,14 @@ class Section:
         least: int | None = None,
         most: int | None = None,
     ) -> Any:
-        """A number, or the default; one without a fraction is whole, however it is written."""
+        """A number, or the default; returned as an integer if it has no fraction."""
         value = self.get(key, default)
         if value is default:
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.refuse(key, value, "no number")
             return default
-        if not abs(value) < _FARTHEST:  # nor what is no number at all
+        if not abs(value) < _FARTHEST:  # also refuses NaN
             self.refuse(key, value, "no finite number")
             return default
         if (least is not None and value < least) or (most is not None and value > most):
@@ -149,7 +149,7 @@ class Section:
         return value
 
     def kind(self, *known: str) -> str:
-        """The last word of "type", which has to be a known one."""
+        """The last part of "type", which must be a known one."""
         value = self.values.get("type")
         self._asked.add("type")
         if value is None:
@@ -160,18 +160,18 @@ class Section:
         return name
 
     def only(self, key: str, *allowed: Any) -> None:
-        """Refuses a value that is none of these; the first is the library's default."""
+        """Refuses all values but these; the first is the library's default."""
         value = self.get(key, allowed[0])
         if not any(_equal(value, known) for known in allowed):
             wanted = " or ".join(map(_show, allowed))
             self.refuse(key, value, f"{wanted} can be built here")
 
     def ignore(self, *keys: str) -> None:
-        """Keys that do not change what the network computes from a picture."""
+        """Marks keys that do not affect what the network computes from a picture."""
         self._asked.update(keys)
 
     def sub(self, key: str) -> Section:
-        """The dict under a key; an empty one where there is none."""
+        """The dict under a key; an empty one if there is none."""
         self._asked.add(key)
         value = self.values.get(key)
         return Section({} if value is None else value, self.name(key), self.complaints)
@@ -185,7 +185,7 @@ class Section:
         self.complaints.append(f"{self.name(key)} = {_show(value)} ({why})")
 
     def close(self, *harmless: str) -> None:
-        """Refuses every key that was not asked for, is not None and not among these."""
+        """Refuses every key that was not read, is not None and not among these."""
         self.ignore(*harmless)
         for key, value in self.values.items():
             if key not in self._asked and value is not None:
@@ -194,14 +194,14 @@ class Section:
 
 @dataclasses.dataclass
 class FileConfig:
-    """What a config says; settings and claims by dotted key.
+    """The content of a config; settings and claims by dotted key.
 
     Attributes:
-        settings: what no array shows.
-        claims: what shows in the arrays as well and has to agree.
+        settings: settings that no array shows.
+        claims: settings that the arrays show as well and must agree with.
         body: complaints about backbone and pyramid.
-        heads: complaints about what comes after them.
-        neck_eps: of the norms in the pyramid.
+        heads: complaints about the heads.
+        neck_eps: eps of the norms in the pyramid.
     """
 
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -211,7 +211,7 @@ class FileConfig:
     neck_eps: float = EPSILON
 
     def claim(self, ours: str, part: Section, theirs: str) -> None:
-        """Takes a whole number over, where the config has it."""
+        """Copies a whole number, if the config has it."""
         if theirs in part:
             self.claims[ours] = part.whole(theirs)
 
@@ -223,7 +223,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _equal(value: Any, known: Any) -> bool:
-    """Numbers and rows of numbers by value, whatever their types."""
+    """Whether numbers, or sequences of numbers, are equal in value, whatever their types."""
     if isinstance(value, bool) or isinstance(known, bool):
         return value is known
     try:
@@ -233,7 +233,7 @@ def _equal(value: Any, known: Any) -> bool:
 
 
 def _has_unread(value: Any) -> bool:
-    """Whether something in it is no plain value, or it is larger than any setting."""
+    """Whether a value contains anything unread, or is larger than any setting."""
     todo, seen = [value], 0
     while todo:
         item, seen = todo.pop(), seen + 1
