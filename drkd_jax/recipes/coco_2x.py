@@ -1,7 +1,8 @@
-"""The paper's training on COCO 2017: what its four recipes share.
+"""The paper's training on COCO 2017: the common part of its four recipes.
 
-24 epochs, pictures of 800 x 1333, 16 pictures a step, SGD, warm-up over 500 steps, learning rate
-divided by 10 after epochs 16 and 22, stem and first stage frozen, everything trained decays.
+24 epochs, pictures of 800 x 1333, 16 pictures per step, SGD, warm-up over 500 steps, learning rate
+divided by 10 after epochs 16 and 22, stem and first stage frozen, weight decay on all trained
+parameters.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from ml_collections import ConfigDict
 
 from drkd_jax.recipes import common
 
-# The files as their makers publish them; nothing has to be converted first. A run that misses one
-# says the short name that fetches it (docs/weights.md).
+# The files as published; they need no conversion. If one is missing, the error message gives the
+# short name that fetches it (docs/weights.md).
 BACKBONE_INIT = "weights/resnet50-0676ba61.pth"  # torchvision, ResNet50_Weights.IMAGENET1K_V1
 TEACHERS = {  # mmdetection's model zoo
     "faster_rcnn": "weights/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth",
@@ -20,7 +21,7 @@ TEACHERS = {  # mmdetection's model zoo
 
 
 def recipe(student: ConfigDict, learning_rate: float) -> ConfigDict:
-    """A plain student in the paper's schedule, from ImageNet weights."""
+    """A plain student with the paper's schedule, from ImageNet weights."""
     config = common.base()
     config.data.train = "tfds:coco/2017:train"
     config.data.val = "tfds:coco/2017:validation"
@@ -30,17 +31,17 @@ def recipe(student: ConfigDict, learning_rate: float) -> ConfigDict:
     config.train.decay_at = (16.0, 22.0)
     config.train.learning_rate = learning_rate
     config.train.checkpoint_every = 2000
-    config.train.eval_every = 7330  # an epoch
+    config.train.eval_every = 7330  # one epoch
     return config
 
 
 def distilled(
     config: ConfigDict, *, pixel_relation: float, instance_relation: float, instance_feature: float
 ) -> ConfigDict:
-    """The same student beside the paper's frozen teacher, in the official form of every term.
+    """Distils the student from the paper's frozen teacher, with the official form of every term.
 
-    The teacher's model is read from its file. The weights belong to plain norms over two pictures a
-    device, as the author trained; they mean nothing for the default form.
+    The teacher's model is read from its file. The weights fit plain norms over two pictures per
+    device, as in the author's training; they are not meant for the default form.
     """
     common.with_teacher(config, TEACHERS[config.student.detector])
     config.distill = common.distillation()
@@ -55,7 +56,7 @@ def distilled(
 
 
 def named(config: ConfigDict, name: str | None) -> ConfigDict:
-    """The recipe under the name that follows the colon of ``--config=FILE.py:FORM``."""
+    """The recipe in the form named after the colon of ``--config=FILE.py:FORM``."""
     if name in (None, ""):
         return config
     if name == "tiny":

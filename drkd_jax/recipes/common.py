@@ -1,7 +1,7 @@
-"""What the recipes share: every key a run knows, with its default, and the ``:tiny`` form.
+"""The common part of all recipes: every key of a run with its default, and the ``:tiny`` form.
 
 A recipe is a file with ``get_config(name=None) -> ConfigDict``. It starts from ``base()`` and
-changes what is its own. ``--config=FILE.py:FORM`` passes FORM; every recipe knows ``tiny``.
+changes some keys. ``--config=FILE.py:FORM`` passes FORM as ``name``; every recipe has ``tiny``.
 Any key can be set from the command line: ``--config.train.learning_rate=0.005``.
 """
 
@@ -23,34 +23,34 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def base() -> ConfigDict:
     """Every key of a run. ``student`` still needs its model settings."""
     config = ConfigDict()
-    config.seed = 0  # of weights, order of the pictures, and sampling
+    config.seed = 0  # seed of initial weights, order of the pictures, and sampling
 
     data = config.data = ConfigDict()
     # shapes:N[:SEED] | coco:IMAGES_DIR:INSTANCES_JSON | tfds:coco/2017:SPLIT[@DATA_DIR]
     data.train = "shapes:1024"
-    data.val = "shapes:200:1"  # what is scored; the same kinds of sources
+    data.val = "shapes:200:1"  # data for evaluation; the same kinds of sources
     data.canvases = ((800, 1344), (1344, 800))  # height, width; multiples of the coarsest stride
     data.shorter = 800  # pixels of the shorter side after resizing ...
     data.longer = 1333  # ... unless the longer side would pass this
-    # mmdet | torchvision: whose rule; the latter keeps floats. stretch: every picture gets the
-    # height data.shorter and the width data.longer
+    # mmdet | torchvision: the library whose rule is used; torchvision's keeps floats. stretch:
+    # every picture gets the height data.shorter and the width data.longer
     data.resize = "mmdet"
     data.max_boxes = 100  # rows for ground truth in a batch
     data.flip = 0.5  # probability of a mirrored training picture
-    data.scale_jitter = (1.0, 1.0)  # factors of a training picture's sides, between these two
+    data.scale_jitter = (1.0, 1.0)  # range of the random factor on a training picture's sides
     data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0..1
-    data.drop_empty = True  # leave training pictures without a box, or under 32 pixels, out
-    data.on_error = "stop"  # stop | skip: what a picture or entry that cannot be read does
-    data.exif = "auto"  # auto | stored | turned: pixels that boxes of a turned photograph mean
+    data.drop_empty = True  # leave out training pictures without a box or under 32 pixels
+    data.on_error = "stop"  # stop | skip: what to do at a picture or entry that cannot be read
+    data.exif = "auto"  # auto | stored | turned: the pixels that boxes of rotated photos refer to
     data.depth = 0  # bits that 16-bit pictures use, 8 to 16; 0 for all 16
-    data.num_threads = placeholder(int)  # that read and resize; empty: one a core, 4 to 16
+    data.num_threads = placeholder(int)  # threads that read pictures; empty: one per core, 4 to 16
     data.num_workers = 0  # worker processes; 0 reads in threads
-    data.prefetch = placeholder(int)  # batches read ahead; empty: as many as threads, 4 at least
-    data.mean = IMAGENET_MEAN  # what is subtracted from the channels, of 0..255 ...
-    data.std = IMAGENET_STD  # ... and what they are divided by then
-    data.channels = "rgb"  # rgb | bgr: what the student reads; mean and std in that order
+    data.prefetch = placeholder(int)  # batches read ahead; empty: as many as threads, at least 4
+    data.mean = IMAGENET_MEAN  # subtracted from the channels, which are 0..255 ...
+    data.std = IMAGENET_STD  # ... and then these divide them
+    data.channels = "rgb"  # rgb | bgr: channel order of the student's input, and of mean and std
 
-    # Every key of every detector (drkd_jax/models/settings.py); an empty one is at the detector's
+    # Every key of every detector (drkd_jax/models/settings.py); an empty one has the detector's
     # default, which its convention may change.
     config.student = model_keys()
     config.student.init = ""  # "" from scratch; a work folder, or a file (docs/weights.md)
@@ -59,41 +59,41 @@ def base() -> ConfigDict:
     config.distill = placeholder(ConfigDict)  # None: plain training
 
     train = config.train = ConfigDict()
-    train.batch_size = 16  # pictures a step over all devices
-    train.accumulate = 1  # parts that these are worked off in, one after the other, to save memory
-    train.epochs = 0.0  # length of the run; 0 where ``steps`` gives it
-    train.steps = 0  # length of the run; 0 where ``epochs`` gives it
+    train.batch_size = 16  # pictures per step over all devices
+    train.accumulate = 1  # process a step's batch in this many parts, to save memory
+    train.epochs = 0.0  # length of the run; 0 if ``steps`` gives it
+    train.steps = 0  # length of the run; 0 if ``epochs`` gives it
     train.learning_rate = 0.02  # the largest, after the warm-up
-    train.linear_rate_for = 0  # batch size that the rate is meant for; 0 leaves the rate alone
+    train.linear_rate_for = 0  # batch size that the rate is meant for; 0 does not scale the rate
     train.optimizer = "sgd"  # sgd | adamw
     train.momentum = 0.9  # of sgd
     train.b1, train.b2 = 0.9, 0.999  # of adamw
-    train.weight_decay = 1e-4  # share of a parameter taken off in a step, times the rate
+    train.weight_decay = 1e-4  # share of a parameter that a step removes, times the rate
     train.weight_decay_mask = "all"  # all | kernels (no decay on biases and norms)
-    train.warmup_steps = 500  # in which the learning rate rises
+    train.warmup_steps = 500  # first steps, in which the learning rate rises
     train.warmup_factor = 0.001  # the first step's share of the learning rate
-    train.schedule = "step"  # step | cosine (then decay_at and decay_factor say nothing)
-    train.decay_at = ()  # shares of the run under 1, else in epochs or steps, as its length is
-    train.decay_factor = 0.1  # what the rate is multiplied by there
-    train.final_factor = 0.0  # of cosine: the share of the rate left at the end
-    train.clip_norm = 0.0  # largest gradient norm, student and distiller each; 0 for none
-    train.ema = 0.0  # decay of a moving average of the student, which is then scored and kept
-    train.precision = "float32"  # float32 | bfloat16: what the networks compute in
+    train.schedule = "step"  # step | cosine (which ignores decay_at and decay_factor)
+    train.decay_at = ()  # when the rate falls: shares of the run under 1, else epochs or steps
+    train.decay_factor = 0.1  # what the rate is multiplied by at these times
+    train.final_factor = 0.0  # for cosine: the share of the rate that is left at the end
+    train.clip_norm = 0.0  # largest gradient norm of student and distiller each; 0 for no limit
+    train.ema = 0.0  # decay of the student's moving average, evaluated and saved; 0 for none
+    train.precision = "float32"  # float32 | bfloat16: dtype that the networks compute in
     train.parallel = "jit"  # jit | pmap: the same losses, see docs/several-machines.md
     train.log_every = 50  # steps
     train.log_gradients = 0  # steps between two comparisons of the terms' gradients; 0 for never
     train.checkpoint_every = 1000  # steps
-    train.eval_every = 0  # steps; 0 evaluates at the end only
+    train.eval_every = 0  # steps; 0 evaluates only at the end
     train.early_stop = 0  # evaluations without a better AP that end the run; 0 for never
     train.tensorboard_pictures = 0  # validation pictures that an evaluation draws into TensorBoard
     train.keep = 2  # checkpoints kept beside the best one
-    train.silence_steps = 200  # a term that is silent for so long is named in a warning;
-    train.silence_share = 1e-3  # silent is what makes less than this share of the loss
+    train.silence_steps = 200  # steps after which a warning names a silent term
+    train.silence_share = 1e-3  # a term under this share of the loss is silent
 
     config.eval = ConfigDict()
-    config.eval.batch_size = 16  # pictures a step when scoring
-    config.eval.max_pictures = 0  # score only the first so many; 0 for all
-    config.eval.max_detections = 100  # of a class and picture that count; COCO's number is 100
+    config.eval.batch_size = 16  # pictures per step in an evaluation
+    config.eval.max_pictures = 0  # score only this many first pictures; 0 for all
+    config.eval.max_detections = 100  # counted detections per class and picture; COCO's are 100
     config.eval.evaluator = "faster"  # faster | pycocotools: the same numbers, several times slower
     return config
 
@@ -102,11 +102,11 @@ def with_teacher(config: ConfigDict, checkpoint: str, **settings: Any) -> Config
     """Adds a teacher. Without ``settings`` its model is read from the checkpoint."""
     teacher = config.teacher = model_keys()
     teacher.checkpoint = checkpoint  # a work folder, or a file (docs/weights.md)
-    teacher.init = ""  # "random" lets an untrained teacher through, by name
+    teacher.init = ""  # "random" explicitly allows an untrained teacher
     teacher.evaluate = False  # measure the teacher's AP on ``data.val`` at the start
-    teacher.dtype = "bfloat16"  # what the teacher computes in: float32 | bfloat16
-    teacher.prefix = placeholder(str)  # of one model in a file of several
-    teacher.data = ConfigDict()  # what it reads, where its file says other than is true
+    teacher.dtype = "bfloat16"  # dtype that the teacher computes in: float32 | bfloat16
+    teacher.prefix = placeholder(str)  # prefix of one model's keys in a file with several
+    teacher.data = ConfigDict()  # its input format, if its file does not state it correctly
     teacher.data.mean, teacher.data.std = placeholder(tuple), placeholder(tuple)  # as the student's
     teacher.data.channels = placeholder(str)  # rgb | bgr
     teacher.update(ConfigDict(settings))
@@ -114,7 +114,7 @@ def with_teacher(config: ConfigDict, checkpoint: str, **settings: Any) -> Config
 
 
 def model_keys() -> ConfigDict:
-    """An empty place of the right type for every setting of every detector."""
+    """An empty placeholder of the right type for every setting of every detector."""
     types: dict[str, Any] = {"detector": str}
     for _, settings in DETECTORS.values():
         types |= _types(settings)
@@ -122,7 +122,7 @@ def model_keys() -> ConfigDict:
 
 
 def _types(settings: Any) -> dict[str, Any]:
-    """Type of each field, tuple for any tuple; a dict of them for nested settings."""
+    """The type of each field, tuple for any tuple; nested settings become a dict of types."""
     found: dict[str, Any] = {}
     hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -169,10 +169,10 @@ def faster_rcnn(depth: int = 50, **backbone: Any) -> ConfigDict:
 
 
 def small_detector(detector: str) -> ConfigDict:
-    """The same detectors with small numbers, to be trained from scratch on small pictures.
+    """A small version of the same detectors, to be trained from scratch on small pictures.
 
-    Anchors begin at 16 pixels. GroupNorm takes the place of pretrained statistics, and narrow
-    heads start wider than 0.01, which belongs to 256 channels.
+    Anchors begin at 16 pixels. GroupNorm replaces pretrained statistics, and the narrow heads start
+    with a larger standard deviation than 0.01, which is meant for 256 channels.
 
     Raises:
         ValueError: there is no such detector.
@@ -203,8 +203,8 @@ def distillation() -> ConfigDict:
 def schema(settings: type) -> ConfigDict:
     """The fields of a settings dataclass as keys of a config, with their defaults.
 
-    A default of None, which the dataclass fills in by its other fields, becomes an empty place of
-    the field's type, so that the command line can set it.
+    A default of None, which the dataclass derives from its other fields, becomes an empty
+    placeholder of the field's type, so that the command line can set it.
     """
     config = ConfigDict()
     hints = get_type_hints(settings)
@@ -220,7 +220,7 @@ def schema(settings: type) -> ConfigDict:
 
 
 def small_optimizer() -> dict[str, Any]:
-    """AdamW: in some hundred steps from scratch it goes much further than SGD."""
+    """AdamW: from scratch it reaches much more than SGD within some hundred steps."""
     return {
         "optimizer": "adamw",
         "learning_rate": 1.5e-3,
@@ -230,23 +230,22 @@ def small_optimizer() -> dict[str, Any]:
         "warmup_steps": 50,
         "warmup_factor": 0.01,
         "decay_at": (0.7, 0.9),  # shares of the run
-        "clip_norm": 1.0,  # from scratch, one picture can throw the heads off for good
+        "clip_norm": 1.0,  # from scratch, a single picture can spoil the heads permanently
     }
 
 
 def small_distillation() -> ConfigDict:
-    """The default form of the three terms, with nodes for small maps."""
+    """The default form of the three terms, with few graph nodes for small maps."""
     config = distillation()
     config.pixel_relation.nodes = (16,)
     return config
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
-    """The same recipe made small enough to run two steps on drawn pictures in a test.
+    """Makes a recipe small enough to run two steps on drawn pictures in a test.
 
     Models keep their class and their losses; pictures, widths, counts and the number of levels (P4
-    and P5) shrink.
-    Weights that would have to be loaded are drawn at random, by name.
+    and P5) shrink. Weights that would have to be loaded are random, which is stated explicitly.
     """
     config.data.train, config.data.val = "shapes:8", "shapes:4:1"
     config.data.canvases = ((96, 96),)
@@ -256,7 +255,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
         batch_size=2,
         epochs=0.0,
         steps=2,
-        learning_rate=0.01,  # recipes that differ in no more than this share a compiled program
+        learning_rate=0.01,  # equal, so that recipes share a compiled program
         warmup_steps=1,
         decay_at=(),
         log_every=1,

@@ -1,4 +1,4 @@
-"""A recipe by its name or its file, and the flag ``--config`` that takes one."""
+"""Finds a recipe by its name or its file, and defines the flag ``--config`` that takes one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _Answer = TypeVar("_Answer")
 
 
 def recipe_folder() -> Path:
-    """Where the recipes of this installation lie.
+    """The folder with the recipes of this installation.
 
-    A wheel holds the folder ``configs`` of the checkout inside the package, a checkout beside it.
+    In a wheel the folder ``configs`` is inside the package, in a checkout beside it.
     """
     package = Path(drkd_jax.__file__).parent
     inside = package / "configs"
@@ -31,19 +31,19 @@ def recipe_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """The recipes of this installation."""
+    """The names of the recipes of this installation."""
     return sorted(p.stem for p in recipe_folder().glob("*.py") if not p.stem.startswith("_"))
 
 
 def find_recipe(recipe: str, base: Path | None = None) -> tuple[Path, str | None]:
-    """The file of a recipe, and the form that is asked of it.
+    """The file of a recipe, and the requested form.
 
     Args:
-        recipe: ``NAME`` of this installation's, or ``FILE.py``; behind a colon the form.
-        base: what a file's path is relative to; the current folder otherwise.
+        recipe: ``NAME`` of an installed recipe, or ``FILE.py``; the form follows after a colon.
+        base: what a file's path is relative to; by default the current folder.
 
     Raises:
-        UserError: there is no such recipe; those that there are are listed.
+        UserError: there is no such recipe; the message lists the existing ones.
     """
     name, colon, form = recipe.partition(":")
     names = recipe_names()
@@ -67,7 +67,7 @@ def load_recipe(recipe: str, base: Path | None = None) -> ConfigDict:
         base: see `find_recipe`.
 
     Raises:
-        UserError: there is no such recipe, it refuses the form, or its file is at fault.
+        UserError: there is no such recipe, it refuses the form, or its file has an error.
     """
     file, form = find_recipe(recipe, base)
     get_config = getattr(load_module(file, recipe), "get_config", None)
@@ -90,7 +90,7 @@ def load_module(file: Path, recipe: str) -> ModuleType:
     loader = SourceFileLoader(name, str(file))
     module = module_from_spec(ModuleSpec(name, loader, origin=str(file)))
     module.__file__ = str(file)
-    sys.modules[name] = module  # dataclasses look there
+    sys.modules[name] = module  # needed by dataclasses
     _asked(lambda: loader.exec_module(module), file, recipe)
     return module
 
@@ -104,10 +104,10 @@ def define_recipe_flag(
 
     Args:
         description: for ``--help``.
-        flag_values: where it is defined.
-        arguments: where overrides are looked for; the process's own otherwise.
+        flag_values: where the flag is defined.
+        arguments: searched for overrides; by default the process's own.
     """
-    flags.disclaim_key_flags()  # the flag belongs to the file that calls this
+    flags.disclaim_key_flags()  # the flag belongs to the calling module
     holder = config_flags.DEFINE_config_file(
         "config",
         None,
@@ -116,12 +116,12 @@ def define_recipe_flag(
         sys_argv=None if arguments is None else list(arguments),
     )
     flag_values["config"].parser = _RecipeParser()
-    flag_values["config"].allow_overwrite = False  # of two the first would go without a word
+    flag_values["config"].allow_overwrite = False  # or the first of two is ignored silently
     return holder
 
 
 class _RecipeParser(flags.ArgumentParser[ConfigDict]):
-    """Finds recipes by name, and names what is wrong with one."""
+    """Parses the flag: finds recipes, and reports what is wrong with one."""
 
     def parse(self, argument: str) -> ConfigDict:
         return load_recipe(argument).lock()
@@ -131,7 +131,7 @@ class _RecipeParser(flags.ArgumentParser[ConfigDict]):
 
 
 def _asked(question: Callable[[], _Answer], file: Path, recipe: str) -> _Answer:
-    """The answer of a recipe's file, which is a program and can fail in any way."""
+    """The result of calling a recipe's code, which can fail in any way."""
     try:
         return question()
     except (UserError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What is wrong with a command line that names a recipe and its keys, in words for people."""
+"""Clear messages for errors in a command line with a recipe and its keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from absl import flags
 
 from drkd_jax.errors import UserError
 
-# What a person should have written, by what a parser says of it.
+# What the user should have written, by the parser's message.
 _WANTED = (
     ("ConfigDict", "a part with keys of its own; set one of them (`drkd recipes RECIPE` has all)"),
     ("int()", "wanted is a whole number, written with digits alone, as 1000"),
@@ -19,25 +19,25 @@ _WANTED = (
 
 
 def flag_fault(error: Exception, argv: Sequence[str]) -> Exception:
-    """The error of a parser of ``--config`` and ``--config.KEY``, in our own words where it can be.
+    """Rewords an error of parsing ``--config`` and ``--config.KEY``, if possible.
 
     Args:
         error: what absl or ml_collections raised.
-        argv: the arguments that were read.
+        argv: the parsed arguments.
     """
     recipes = re.findall(r"(?<!\S)--?config[= ]\S+", " ".join(argv))
     twice = isinstance(error, flags.DuplicateFlagError) or "already defined as" in str(error)
     if twice and len(recipes) > 1:
         return UserError(f"one --config is wanted, and there are {', '.join(recipes)}")
     if isinstance(error, flags.UnrecognizedFlagError):
-        if error.flagname.startswith("config."):  # these flags are made of the recipe
+        if error.flagname.startswith("config."):  # flags created from the recipe
             return UserError(f"--config is missing; given are {_given(argv)}")
         return error
     if isinstance(error, flags.IllegalFlagValueError):
         return UserError(_wrong_value(str(error)))
     if isinstance(error, (AttributeError, KeyError)):
         return UserError(f"the config knows no key {_unknown_key(error)}; given are {_given(argv)}")
-    # ml_collections says this of a key in a part that the recipe leaves empty.
+    # ml_collections' message for a key in a section that the recipe leaves empty.
     part = re.match(r'Override (\S+) .* field "(\w+)" is None', str(error))
     if isinstance(error, ValueError) and part:
         key, empty = part.groups()
@@ -49,7 +49,7 @@ def flag_fault(error: Exception, argv: Sequence[str]) -> Exception:
 
 
 def _wrong_value(words: str) -> str:
-    """A parser's complaint about the value of a flag, in words that say what is wanted."""
+    """Rewords a parser's message about a flag's value so that it says what is expected."""
     found = re.match(r"flag (--[\w.-]+=.*?): (.*)", words, re.DOTALL)
     wanted = next((text for mark, text in _WANTED if found and mark in found[2]), None)
     return f"{found[1]}: {wanted}" if found and wanted else words
@@ -60,10 +60,10 @@ def _given(argv: Sequence[str]) -> str:
 
 
 def _unknown_key(error: Exception) -> str:
-    """The key that an override names in vain, and a guess at what was meant."""
+    """A message about an override's unknown key, with a guess at what was meant."""
     said: object = error
-    while isinstance(said, Exception):  # ml_collections puts one into the other
+    while isinstance(said, Exception):  # ml_collections nests exceptions
         said = said.args[0] if said.args else ""
-    name, *guess = str(said).splitlines() or [""]  # the guess has a line of its own
+    name, *guess = str(said).splitlines() or [""]  # the guess is on its own line
     key = name.strip("\"'")
     return f"'{key}'" + "".join(f" ({line})" for line in guess)

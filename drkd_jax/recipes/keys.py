@@ -1,7 +1,7 @@
-"""Every key of a recipe with its value and what its comment or docstring says.
+"""Lists every key of a recipe with its value and its description.
 
-The words stand where the key gets its default, and nowhere else: comments in `recipes.common`,
-"Attributes" in the docstrings of the settings classes.
+The only source of a description is where the key gets its default: a comment in `recipes.common`,
+or "Attributes" in the docstring of a settings class.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Key:
 
     Attributes:
         name: as in ``--config.NAME=VALUE``.
-        value: a plain one.
-        words: what it means.
+        value: a plain value.
+        words: its description.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Key:
 
 
 def list_keys(config: ConfigDict) -> list[Key]:
-    """Every key of a config, in its order; "" for the words of one that only its recipe has."""
+    """Every key of a config, in order; a key that only this recipe has is described by ""."""
     words = commented()
     words |= {f"distill.{name}": text for name, text in documented(DistillConfig).items()}
     for term, settings in TERMS.items():
@@ -49,7 +49,7 @@ def list_keys(config: ConfigDict) -> list[Key]:
         detector: Any = model.get("detector") if isinstance(model, ConfigDict) else None
         named = [detector] if detector in DETECTORS else []
         words[f"{side}.detector"] = " | ".join(DETECTORS)
-        for each in (*DETECTORS, *named):  # the one that is meant has the last word
+        for each in (*DETECTORS, *named):  # the recipe's own detector comes last and overrides
             own = _of_settings(DETECTORS[each][1])
             words |= {f"{side}.{name}": text for name, text in own.items()}
     return [Key(name, value, words.get(name, "")) for name, value in _flat(config)]
@@ -64,9 +64,9 @@ def _flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def commented() -> dict[str, str]:
-    """What the comments of `common` say, by key.
+    """The descriptions in the comments of `common`, by key.
 
-    A comment belongs to the assignment in its line; one with lines of its own, to that after them.
+    A comment belongs to the assignment in its line; a comment on its own lines, to the next one.
     """
     source = inspect.getsource(common)
     comments: dict[int, str] = {}
@@ -104,7 +104,7 @@ def _of_settings(settings: Any, above: str = "") -> dict[str, str]:
 
 
 def documented(settings: type) -> dict[str, str]:
-    """What the docstring of a settings class, and those of its bases, say of its fields."""
+    """The descriptions of a settings class's fields in its docstring and those of its bases."""
     words: dict[str, str] = {}
     for each in reversed(settings.__mro__):
         text = inspect.cleandoc(each.__doc__ or "")
