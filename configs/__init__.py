@@ -1,1 +1,1 @@
-"""Recipes: one run a file. What they share is `drkd_jax.recipes`; a wheel has them inside."""
+"""Recipes, one run per file. Their common code is `drkd_jax.recipes`; a wheel includes them."""

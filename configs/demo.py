@@ -1,8 +1,8 @@
 """The demo's three runs on drawn pictures: ``teacher:DETECTOR``, ``student:...``, ``drkd:...``.
 
-Small enough for a laptop: see ``python -m drkd_jax demo``. The student of ``student`` and of
-``drkd`` is the same, with the same seed and the same number of steps, and both have few labelled
-pictures; the teacher has seen many.
+Small enough for a laptop: see ``python -m drkd_jax demo``. ``student`` and ``drkd`` train the same
+student with the same seed, the same number of steps and the same few labelled pictures; the teacher
+is trained on many.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from drkd_jax.recipes import common
 SIDE = 128  # pixels
 VAL = "shapes:400:1:easy"
 TEACHER_TRAIN = "shapes:3000:0:easy"
-STUDENT_TRAIN = "shapes:256:0:easy"  # few labels; the first ones of the teacher's pictures
+STUDENT_TRAIN = "shapes:256:0:easy"  # few labels; the first of the teacher's pictures
 TEACHER_STEPS = 1600
 STUDENT_STEPS = {"retinanet": 900, "faster_rcnn": 720}
 # name: width of the backbone, channels of the pyramid
@@ -56,7 +56,7 @@ def get_config(name: str | None = None) -> ConfigDict:
     if role == "drkd":
         common.with_teacher(config, "")
         config.teacher.dtype = "float32"
-        config.distill = common.small_distillation()  # labels are few: weight 15 for both detectors
+        config.distill = common.small_distillation()  # few labels: weight 15 for both detectors
     return config
 
 
@@ -65,9 +65,9 @@ def model(detector: str, role: str) -> ConfigDict:
     settings = common.small_detector(detector)
     settings.backbone.width, settings.channels = SIZES[role]
     if detector == "retinanet":
-        # A stride of 8 is coarse for the smallest objects, of 14 pixels: levels from P2 on.
+        # Levels from P2 on: a stride of 8 is too coarse for the smallest objects (14 pixels).
         settings.update(min_level=2, max_level=6, head_convs=2 if role == "teacher" else 1)
-        settings.anchors.scale = 3.5  # of 14 pixels at P2
+        settings.anchors.scale = 3.5  # 14 pixels at P2
         if role != "teacher":
             settings.anchors.ratios = (1.0,)  # most objects are nearly square
     return settings

@@ -1,11 +1,11 @@
-"""A folder of your own in COCO form, from scratch: ``teacher``, ``student`` or ``drkd``.
+"""Your own data in COCO form, trained from scratch: ``teacher``, ``student`` or ``drkd``.
 
-Small pictures and small models, so that it also trains on a CPU; raise ``shorter``, ``longer``,
-``canvases``, the widths and ``steps`` for more. ``drkd`` is ``student`` beside a teacher: name its
-work folder in ``teacher.checkpoint``. The part after a second colon picks the detector:
-``drkd:faster_rcnn``; RetinaNet otherwise.
+Pictures and models are small, so that it also trains on a CPU; raise ``shorter``, ``longer``,
+``canvases``, the widths and ``steps`` for more. ``drkd`` is ``student`` with a teacher: give its
+work folder in ``teacher.checkpoint``. A second colon selects the detector: ``drkd:faster_rcnn``;
+the default is RetinaNet.
 
-docs/results.md has what this recipe reached on a set of circuit board defects, and its cost.
+docs/results.md shows what this recipe reached on a set of circuit board defects, and its cost.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def get_config(name: str | None = None) -> ConfigDict:
         config.teacher.dtype = "float32"
         config.distill = common.small_distillation()
         if config.student.detector == "retinanet":
-            # More holds a RetinaNet back that has labels and steps enough (docs/results.md).
+            # A larger weight holds back a RetinaNet with enough labels and steps (docs/results.md).
             config.distill.pixel_relation.weight = 3.0
     return config
 
