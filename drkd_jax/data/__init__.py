@@ -1,1 +1,1 @@
-"""Pictures and boxes: three sources, one record, batches that are planned by number."""
+"""Reads pictures and boxes: three kinds of sources, one record type, deterministic batches."""

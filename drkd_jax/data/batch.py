@@ -1,4 +1,4 @@
-"""Arrays of a batch on the host: with nothing in it yet, and of pictures without boxes.
+"""Creates the arrays of a batch on the host: an empty batch, or pictures without boxes.
 
 Letters: h w pixels of a picture.
 """
@@ -16,12 +16,12 @@ from drkd_jax.types import Batch
 
 
 def empty_batch(config: PipelineConfig, canvas: int, rows: int) -> Batch:
-    """A batch of filling pictures; its pixels are bytes, or floats of 0 to 255.
+    """A batch of padding pictures only; its pixels are bytes, or floats of 0 to 255.
 
     Args:
         config: canvases, rows for boxes and the kind of the pixels.
-        canvas: position of the batch's own one.
-        rows: pictures.
+        canvas: index of the batch's canvas.
+        rows: number of pictures.
     """
     most, kind = config.max_boxes, np.float32 if config.resize == "torchvision" else np.uint8
     return Batch(
@@ -40,7 +40,7 @@ def empty_batch(config: PipelineConfig, canvas: int, rows: int) -> Batch:
 def placed(
     image: UInt8[np.ndarray, "h w 3"], config: PipelineConfig
 ) -> tuple[int, tuple[int, int]]:
-    """A picture's canvas by its position, and its (height, width) there."""
+    """The index of a picture's canvas, and its (height, width) there."""
     height, width = image.shape[:2]
     return fit(height, width, config.shorter, config.longer, config.canvases, config.resize)
 
@@ -48,12 +48,12 @@ def placed(
 def image_batch(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: PipelineConfig, rows: int
 ) -> Batch:
-    """A batch of pictures of one canvas, without boxes; `index` counts them.
+    """A batch of pictures of one canvas, without boxes; `index` numbers them.
 
     Args:
         images: RGB, at most ``rows``.
         config: canvases and sizes.
-        rows: of the batch; those past the pictures only fill up.
+        rows: rows of the batch; those past the pictures are padding.
     """
     places = [placed(image, config) for image in images]
     batch = empty_batch(config, places[0][0], rows)

@@ -17,10 +17,10 @@ _NOT_PIPELINE = ("train", "val", *PIXEL_KEYS)
 
 
 def reading_threads() -> int:
-    """A thread for each core that this process may use, from 4 to 16.
+    """One thread per core that this process may use, from 4 to 16.
 
-    Each holds a batch in memory, so a machine of many cores does not get one for every core. How
-    many are best on such a machine is not measured.
+    Each holds a batch in memory, so large machines do not get one for every core. The best number
+    on such machines was not measured.
     """
     allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
     return min(max(len(allowed(0)) if allowed else os.cpu_count() or 1, 4), 16)
@@ -31,28 +31,28 @@ class PipelineConfig:
     """How pictures become batches.
 
     Attributes:
-        batch_size: pictures of a batch over all hosts.
-        canvases: (height, width) in pixels; a batch is of one of them.
+        batch_size: pictures per batch over all hosts.
+        canvases: (height, width) in pixels; each batch has one of them.
         shorter: pixels of the shorter side after resizing...
-        longer: ...unless the longer side would pass this. Under ``resize = "stretch"`` these are
+        longer: ...unless the longer side would exceed this. With ``resize = "stretch"`` these are
             the height and the width.
-        max_boxes: rows G for ground truth; boxes past them are left out, counted, and told.
+        max_boxes: rows G for ground truth; further boxes are left out, counted, and reported.
         flip: probability that a training picture is mirrored.
         scale_jitter: least and largest factor of a training picture's sides after resizing; what
-            its canvas does not hold is cut off at random, see ``transforms.window``.
+            exceeds its canvas is cropped at random, see ``transforms.window``.
         colour_jitter: strength of random brightness, contrast and saturation, 0 to 1.
-        seed: of everything random.
+        seed: seed of everything random.
         num_threads: reading threads of each process, by default ``reading_threads``; 0 reads in
-            the caller's.
+            the caller's thread.
         num_workers: reading processes; 0 reads in this one.
-        prefetch: batches read ahead; no more threads than that have work. By default
-            ``reading_threads``; `read_pipeline` takes ``num_threads`` where a config says more.
+        prefetch: batches read ahead; more threads than this would be idle. By default
+            ``reading_threads``; `read_pipeline` uses ``num_threads`` if a config sets more.
         drop_empty: leave out training pictures without a box, or with a side under 32 pixels.
-        resize: the library by whose rule pictures are resized, or "stretch", see
-            ``transforms.RULES``. Under "torchvision" a batch holds floats, four times the bytes.
+        resize: the library whose rule is used for resizing, or "stretch", see
+            ``transforms.RULES``. With "torchvision" batches are floats, four times the bytes.
         on_error: "stop" at a picture that cannot be read, or "skip" it; see ``skipped.py``.
-        exif: "auto", "stored" or "turned": the pixels that the boxes of a turned photograph refer
-            to; see ``decode_picture``.
+        exif: "auto", "stored" or "turned": the pixels that the boxes of a rotated photo refer to;
+            see ``decode_picture``.
         depth: bits that the numbers of 16-bit pictures use, 8 to 16; 0: all 16.
     """
 
@@ -115,12 +115,12 @@ class PipelineConfig:
                 f"canvases = {self.canvases}: wanted (height, width) pairs in pixels, as "
                 "((800, 1344), (1344, 800))"
             )
-        # Tuples of tuples, whatever a config file held: the config is hashed and pickled.
+        # Always tuples of tuples, since the config is hashed and pickled.
         object.__setattr__(self, "canvases", pairs)
 
     @property
     def jitters(self) -> bool:
-        """Whether training pictures change their scale or colours."""
+        """Whether training pictures get a random scale or random colours."""
         return self.scale_jitter != (1.0, 1.0) or self.colour_jitter > 0
 
 
@@ -143,7 +143,7 @@ def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
                 f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
             )
     threads = data.get("num_threads")
-    if "prefetch" not in data and isinstance(threads, int):  # a thread past them has no work
+    if "prefetch" not in data and isinstance(threads, int):  # further threads would be idle
         data["prefetch"] = max(threads, reading_threads())
     if config["seed"] < 0:
         raise UserError(f"config.seed = {config['seed']}: must not be negative")

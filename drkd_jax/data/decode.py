@@ -1,4 +1,4 @@
-"""Bytes to pixels, and what picture files say without their pixels.
+"""Decodes pictures, and scans the headers of picture files.
 
 Letters: H W pixels of a picture, P pictures.
 """
@@ -19,16 +19,16 @@ from jaxtyping import Bool, Int64, UInt8, UInt16
 from drkd_jax.data.header import Header, jpeg_segments, read_head, read_header, what_is
 from drkd_jax.errors import UserError
 
-# Pictures are read by the loader's own threads; OpenCV's would only fight with them.
+# The loader has its own threads, with which OpenCV's would only compete.
 cv2.setNumThreads(1)
 
-EXIF = ("auto", "stored", "turned")  # what of a turned photograph boxes refer to
-_THREADS = 16  # a question over a network takes a millisecond, and most of it is waiting
-_FRAME = 1 << 18  # bytes; a JPEG's size comes after its EXIF and other notes
-_LOOKED_AT = 16  # deep pictures whose brightest value is looked for
+EXIF = ("auto", "stored", "turned")  # the pixels of a rotated photo that boxes refer to
+_THREADS = 16  # a request over a network takes a millisecond, mostly of waiting
+_FRAME = 1 << 18  # bytes; a JPEG's size comes after its EXIF and other metadata
+_LOOKED_AT = 16  # 16-bit pictures that are searched for their brightest value
 _STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
-# How the files begin that can be decoded, to tell a damaged picture from what is none.
+# How decodable files begin, to tell a damaged picture from other files.
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n": "PNG",
@@ -56,22 +56,22 @@ def decode_picture(
     """Decodes a picture to RGB.
 
     Grey, palette, 16-bit, CMYK and RGBA pictures become 8-bit RGB; the alpha channel is dropped.
-    Of an animated picture the first frame is taken.
+    For an animation the first frame is used.
 
     Args:
         data: the file's bytes.
-        name: what messages call the picture.
-        height: stated height in pixels; unchecked where None.
+        name: the picture's name in messages.
+        height: stated height in pixels; unchecked if None.
         width: stated width in pixels.
-        exif: "stored" takes the pixels as they are in the file, "turned" as the EXIF orientation
-            wants them shown. "auto" takes them as stored, since boxes of COCO's files refer to
-            those, unless the turned picture alone has the stated size.
-        depth: bits that the numbers of a 16-bit picture use, 8 to 16; 0 stands for 16, and for its
-            own number of a JPEG 2000. Brighter values become white.
+        exif: "stored" uses the pixels as they are in the file, "turned" rotates them as the EXIF
+            orientation says. "auto" uses the stored pixels, to which the boxes of COCO's files
+            refer, unless only the rotated picture has the stated size.
+        depth: bits that the numbers of a 16-bit picture use, 8 to 16; 0 stands for 16, or for the
+            number that a JPEG 2000 states. Brighter values become white.
 
     Raises:
-        UserError: there are no bytes, they are no picture, the picture is truncated or damaged,
-            or it is of another size than stated.
+        UserError: there are no bytes, they are not a picture, the picture is truncated or damaged,
+            or its size differs from the stated one.
     """
     image = _decode(data, depth)
     if image is None:
@@ -91,7 +91,7 @@ def decode_picture(
 
 
 def turn(image: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """Turns and mirrors stored pixels as an EXIF orientation wants them shown.
+    """Rotates and mirrors stored pixels as an EXIF orientation says.
 
     Source: EXIF 2.32, section 4.6.5 (where row 0 and column 0 of the stored pixels belong).
     """
@@ -105,14 +105,14 @@ def turn(image: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarra
 
 
 def stored_size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width of an encoded picture, from its header where it is a JPEG.
+    """Height and width of an encoded picture; for a JPEG from its header alone.
 
     Args:
         data: the file's bytes.
-        name: what messages call the picture.
+        name: the picture's name in messages.
 
     Raises:
-        UserError: the bytes are no picture.
+        UserError: the bytes are not a picture.
     """
     if (size := _jpeg_size(data)) is not None:
         return size
@@ -142,7 +142,7 @@ def _decode(data: bytes, depth: int) -> np.ndarray | None:
         image = _decoded(data, header, _STORED)
         if image is not None or header.bits == 8:
             return image
-        depth = 16  # a TIFF of 12 bits can be read deep only
+        depth = 16  # a TIFF of 12 bits can only be read as 16 bits
     image = _deep(data, header)
     if image is None:
         return _decoded(data, header, _STORED)
@@ -151,7 +151,7 @@ def _decode(data: bytes, depth: int) -> np.ndarray | None:
 
 
 def _deep(data: bytes, header: Header) -> UInt16[np.ndarray, "H W 3"] | None:
-    """BGR as stored, 16 bits; None where it is not so deep. Signed numbers are cut at 0."""
+    """BGR as stored, 16 bits; None if the picture has fewer. Signed numbers are clipped at 0."""
     image = _decoded(data, header, _STORED | cv2.IMREAD_ANYDEPTH)
     if image is not None and image.dtype == np.int16:
         image = np.maximum(image, 0).astype(np.uint16)
@@ -160,7 +160,7 @@ def _deep(data: bytes, header: Header) -> UInt16[np.ndarray, "H W 3"] | None:
 
 def _decoded(data: bytes, header: Header, flags: int) -> np.ndarray | None:
     array = np.frombuffer(data, np.uint8)
-    if header.at is not None:  # OpenCV turns a TIFF whatever the flags say; here it finds a 1
+    if header.at is not None:  # OpenCV always rotates a TIFF; with orientation 1 it does not
         at, order = header.at
         array = array.copy()
         array[at : at + 2] = np.frombuffer((1).to_bytes(2, order), np.uint8)  # type: ignore[arg-type]
@@ -182,15 +182,15 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What P picture files say of themselves; a file that cannot be read says nothing.
+    """The header data of P picture files; defaults for files that cannot be read.
 
     Attributes:
-        orientation: EXIF's, 1 where there is none.
-        bits: of a sample, 8 to 16, see `Header`.
-        content: of the length and the first bytes; -1 for a file that cannot be read.
-        sizes: height and width as stored, in pixels, of pictures that lie on their side; 0
-            elsewhere.
-        broken: whether a file cannot be read, is empty, or begins as something that is no picture.
+        orientation: EXIF orientation, 1 if there is none.
+        bits: bits per sample, 8 to 16, see `Header`.
+        content: hash of the length and the first bytes; -1 for a file that cannot be read.
+        sizes: stored height and width, in pixels, of pictures rotated by 90 degrees; 0 for others.
+        broken: whether a file cannot be read, is empty, or begins like something other than a
+            picture.
     """
 
     orientation: Int64[np.ndarray, "P"]
@@ -218,7 +218,7 @@ def _look(path: Path) -> tuple[int, int, int, int, int, int]:
         return 1, 8, -1, 0, 0, 1
     content = zlib.crc32(head) << 31 ^ length & 0x7FFFFFFF
     kind = what_is(head) or ""
-    broken = not head or (kind and "photograph" not in kind)  # the decoder knows some, as AVIF
+    broken = not head or (kind and "photograph" not in kind)  # AVIF can be decoded
     return header.orientation, header.bits, content, *size, int(bool(broken))
 
 
@@ -230,15 +230,15 @@ def _size(path: Path) -> tuple[int, int]:
         pass
     try:
         return stored_size(path.read_bytes(), str(path))
-    except UserError:  # it is named when it is its turn
+    except UserError:  # it is reported when the picture is read
         return 0, 0
 
 
 def brightest(paths: Sequence[Path]) -> tuple[int, int]:
-    """The brightest value of some 16-bit pictures, spread evenly over all of them.
+    """The brightest value of a sample of 16-bit pictures, spread evenly over all of them.
 
     Returns:
-        (the value, how many pictures were looked at); 0 and 0 where none could be read.
+        (the value, the number of pictures in the sample); 0 and 0 if none could be read.
     """
     value = looked = 0
     for index in sorted({round(at) for at in np.linspace(0, len(paths) - 1, _LOOKED_AT)}):

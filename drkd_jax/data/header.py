@@ -1,4 +1,4 @@
-"""What the first bytes of a file say: what it is, how a picture is to be turned, bits a sample.
+"""Reads from a file's first bytes its type, and a picture's orientation and bits per sample.
 
 Source: ITU T.81 annex B (JPEG segments), EXIF 2.32 section 4.6 (the orientation tag), TIFF 6.0,
 the PNG and WebP container specifications, ITU T.800 annex A (JPEG 2000's SIZ).
@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 _HEAD = 1 << 14  # bytes; a JPEG's EXIF comes in its first segments
-_MOST = 1 << 22  # bytes of a JPEG's colour profiles and notes before its EXIF
+_MOST = 1 << 22  # bytes of a JPEG's colour profiles and metadata before its EXIF
 _ENOUGH = 1 << 11  # bytes of an EXIF: the orientation is in its first directory
 _ORIENTATION, _BITS = 0x0112, 0x0102  # TIFF tags
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two with 64-bit places
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two with 64-bit offsets
 _JP2, _J2K = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
 _PNG_START = 33  # bytes up to the end of a PNG's first chunk
 
 
 class Header(NamedTuple):
-    """Of one picture file.
+    """The header data of one picture file.
 
     Attributes:
-        orientation: EXIF's 1 to 8; 1 is upright, also where the file says nothing.
-        bits: of one sample: 8, or 16 where the file holds 16-bit numbers. A JPEG 2000 says how
-            many of them it uses, 9 to 16, and is decoded by that.
-        at: where a TIFF keeps its orientation, (position, byte order); None elsewhere.
+        orientation: EXIF's 1 to 8; 1 is upright, and the default if the file has none.
+        bits: bits per sample: 8, or 16 if the file has 16-bit numbers. A JPEG 2000 states how many
+            of them it uses, 9 to 16, and is decoded accordingly.
+        at: where a TIFF stores its orientation, (position, byte order); None for other files.
     """
 
     orientation: int = 1
@@ -38,7 +38,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """Reads a header; whatever cannot be understood counts as upright with 8 bits."""
+    """Reads a header; anything unknown counts as upright with 8 bits."""
     try:
         if data.startswith(b"\xff\xd8"):
             return Header(_orientation(_jpeg_exif(data) or b""))
@@ -70,7 +70,7 @@ def read_head(path: Path) -> bytes:
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
-        # A TIFF's tags may lie at its end, and so does a WebP's EXIF (bit 3 says it has one).
+        # A TIFF's tags may be at its end, like a WebP's EXIF (bit 3 says that it has one).
         webp = head[:4] == b"RIFF" and head[12:16] == b"VP8X" and head[20] & 8
         if webp or head[:4] in _TIFF:
             head += file.read()
@@ -88,17 +88,17 @@ def read_head(path: Path) -> bytes:
 def _orientation(exif: bytes) -> int:
     try:
         value = _tags(exif).get(_ORIENTATION, (1, 0))[0]
-    except ValueError:  # a broken note hides nothing else that the file says
+    except ValueError:  # broken metadata must not hide the rest of the header
         return 1
     return value if 1 <= value <= 8 else 1
 
 
 def _tags(data: bytes) -> dict[int, tuple[int, int]]:
-    """Short numbers of the first directory of a TIFF: tag to (first value, its position)."""
+    """The short integers in the first directory of a TIFF: tag to (first value, its position)."""
     if data[:4] not in _TIFF:
         return {}
     little, big = data[:2] == b"II", b"+" in data[:4]
-    place = 8 if big else 4  # bytes of a place or a count
+    place = 8 if big else 4  # bytes of an offset or a count
 
     def number(at: int, length: int) -> int:
         if at + length > len(data):
@@ -111,26 +111,26 @@ def _tags(data: bytes) -> dict[int, tuple[int, int]]:
     for entry in range(number(start, first - start)):
         at = first + (4 + 2 * place) * entry
         kind = number(at + 2, 2)
-        if kind in (3, 4):  # SHORT or LONG: a few fit into the entry, more lie elsewhere
+        if kind in (3, 4):  # SHORT or LONG: few fit into the entry, more are stored elsewhere
             size = 2 if kind == 3 else 4
             value_at = at + 4 + place
             if number(at + 4, place) * size > place:
                 value_at = number(value_at, place)
             if kind == 4 and not little:
                 value_at += 2  # a small number is in the lower half
-            if value_at + 2 <= len(data):  # else it is behind what was read of the file
+            if value_at + 2 <= len(data):  # else it is after the part that was read
                 found[number(at, 2)] = number(value_at, 2), value_at
     return found
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and place behind it of each segment of a JPEG.
+    """The marker of each segment of a JPEG, and the position after it.
 
-    Last comes -1, with the place where the data end or where no segment follows.
+    The last one is -1, with the position where the data end or no segment follows.
     """
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] != 0xFF:  # else a fill byte before the marker
+        if data[at + 1] != 0xFF:  # otherwise it is a fill byte before the marker
             yield data[at + 1], at + 2
             at += 1 + int.from_bytes(data[at + 2 : at + 4], "big")
         at += 1
@@ -138,7 +138,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _jpeg_exif(data: bytes) -> bytes | None:
-    """The EXIF, or its first bytes; empty where there is none, None where the data end before."""
+    """The EXIF, or its first bytes; empty if there is none, None if the data end before it."""
     for marker, at in jpeg_segments(data):
         if marker < 0 and at + 4 > len(data):
             return None
@@ -162,7 +162,7 @@ def _png_exif(data: bytes) -> bytes:
 
 
 def _png_late_exif(file: BinaryIO) -> bytes:
-    """The chunk with the EXIF behind a long profile or the pixels; empty where there is none."""
+    """The chunk with the EXIF after a long profile or the pixels; empty if there is none."""
     at, kind = 8, b""
     while kind != b"IDAT":
         file.seek(at)
@@ -198,20 +198,20 @@ def _webp_exif(data: bytes) -> bytes:
 
 
 def _pnm_largest(data: bytes) -> int:
-    """The brightest value that a PGM or PPM may hold, its third number."""
+    """The largest possible value of a PGM or PPM, its third number."""
     lines = [line.partition(b"#")[0] for line in data[2:_HEAD].split(b"\n")]
     return int(b" ".join(lines).split(maxsplit=3)[2])
 
 
 def _jpeg2000_bits(data: bytes) -> int:
-    """Bits of the first component: of the codestream's SIZ segment, which comes early."""
+    """Bits of the first component, from the codestream's SIZ segment, which comes early."""
     at = data.index(_J2K)
     return (data[at + 42] & 0x7F) + 1
 
 
 _VIDEO = "a video ({}): take its frames out first, ffmpeg -i VIDEO frame_%06d.png"
 _LFS = "a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'"
-# How files begin that are none of ours: what they are, and what to do about it.
+# The beginnings of unsupported files: what they are, and what to do about it.
 _BEGINNINGS = {
     b"\x1f\x8b": "a gzip file: unpack it first (gunzip)",
     b"PK\x03\x04": "a zip archive: unpack it first",
@@ -249,13 +249,13 @@ _BRANDS = {
 
 
 def what_is(data: bytes) -> str | None:
-    """Names a file that is no picture, no JSON and no weights, from its first bytes.
+    """Names the type of a file that is neither a picture nor JSON nor weights.
 
     Args:
-        data: at least the first kilobyte, or all of it.
+        data: at least the first kilobyte, or the whole file.
 
     Returns:
-        Words to follow "it is", with what to do about it; None where the bytes do not say.
+        Text to follow "it is", with what to do about it; None if the type is unknown.
     """
     known = (kind for beginning, kind in _BEGINNINGS.items() if data.startswith(beginning))
     return _video(data) or next(known, None) or _text(data)
@@ -273,7 +273,7 @@ def _video(data: bytes) -> str | None:
     if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
         return "a sound (WAV)"
 
-    marks = data[:1] + data[188:189] + data[376:377]  # of packets; a GIF may have them by chance
+    marks = data[:1] + data[188:189] + data[376:377]  # of packets; by chance also in a GIF
     if marks == b"GGG" and not data.startswith(b"GIF8"):
         return _VIDEO.format("MPEG transport stream")
     return None
@@ -281,7 +281,7 @@ def _video(data: bytes) -> str | None:
 
 def _text(data: bytes) -> str | None:
     start = data[:2048].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"{", b"[")):  # JSON may hold any words
+    if start.startswith((b"{", b"[")):  # JSON may contain any words
         return None
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or (
         start.startswith(b"<") and b"<html" in start
@@ -309,10 +309,10 @@ def _text(data: bytes) -> str | None:
 
 
 def _is_yolo(data: bytes) -> bool:
-    """Lines of a whole number and at least four numbers."""
+    """Whether the lines have an integer followed by at least four numbers."""
     lines = [line for line in data[:2048].splitlines() if line.strip()]
     if len(data) > 2048:
-        lines = lines[:-1]  # it may be cut short
+        lines = lines[:-1]  # it may be truncated
     number = rb"-?[0-9.]+(?:[eE][-+]?[0-9]+)?"
     return bool(lines) and all(
         re.fullmatch(rb"\s*\d+(?:\s+" + number + rb"){4,}\s*", line) for line in lines

@@ -1,4 +1,4 @@
-"""From a source to batches: planned by number, read by Grain's threads or processes.
+"""Turns a source into batches: planned by number, read by Grain's threads or processes.
 
 Letters: B pictures of a batch, H W canvas pixels, G padded ground truths.
 """
@@ -36,24 +36,24 @@ from drkd_jax.data.transforms import (
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
 
-_FOREVER = 2**48  # batches; a training run ends by its own count of steps
+_FOREVER = 2**48  # batches; a training run ends after its own number of steps
 
 
 class BatchReader:
-    """Batch number to ``Batch``: a pure function, picklable for worker processes.
+    """Maps a batch number to a ``Batch``: a pure function, picklable for worker processes.
 
     Args:
-        source: where pictures come from.
-        config: sizes, and what happens to a picture that cannot be read.
+        source: the source of the pictures.
+        config: sizes, and what to do with a picture that cannot be read.
         plan: which pictures make up a batch.
-        rows: this host's rows of it.
+        rows: this host's rows of the batch.
     """
 
     def __init__(self, source: Source, config: PipelineConfig, plan: BatchPlan, rows: slice):
         self.source, self.config, self.plan, self.rows = source, config, plan, rows
 
     def __call__(self, number: int) -> tuple[Batch, float]:
-        """As of ``read``, with the seconds that it took."""
+        """The result of ``read``, and the seconds that it took."""
         before = time.perf_counter()
         batch = self.read(int(number))
         return batch, time.perf_counter() - before
@@ -63,7 +63,7 @@ class BatchReader:
 
         Raises:
             UserError: a picture cannot be read. With ``on_error = "skip"`` its row becomes a
-                filling picture instead.
+                padding picture instead.
         """
         config, planned = self.config, self.plan.batch(number)
         indices, flip = planned.indices[self.rows], planned.flip[self.rows]
@@ -78,12 +78,12 @@ class BatchReader:
             except UserError:
                 if config.on_error == "stop":
                     raise
-                # The reader's owner sees what is missing, and keeps the list (`SkipList`).
+                # The caller sees what is missing and records it (`SkipList`).
                 batch.picture_valid[row], batch.index[row], batch.flip[row] = False, -1, False
         return batch
 
     def missing(self, number: int, batch: Batch) -> np.ndarray:
-        """Positions in the source of the pictures that batch ``number`` should have and has not."""
+        """Positions in the source of the pictures that are missing from batch ``number``."""
         indices = self.plan.batch(number).indices[self.rows]
         return indices[(indices >= 0) & ~np.asarray(batch.picture_valid)]
 
@@ -120,23 +120,23 @@ def train_loader(
 ) -> TrainIterator:
     """Endless training batches of this host, epoch after epoch.
 
-    Element i is a pure function of (seed, i), whatever the threads, the workers and the position
-    the iterator was set to. Every host gets its rows of the same global batch.
+    Element i is a pure function of (seed, i), independent of threads, workers and the position
+    that the iterator was set to. Every host gets its rows of the same global batch.
 
     Args:
-        source: where pictures come from.
+        source: the source of the pictures.
         config: sizes, seed and reading; ``batch_size`` is global.
-        process_index: this host.
-        process_count: all hosts.
-        skipped: takes the list of skipped pictures; one host should keep it.
+        process_index: the index of this host.
+        process_count: the number of hosts.
+        skipped: file for the list of skipped pictures; only one host should have it.
 
     Returns:
         A Grain iterator of ``Batch`` (NumPy arrays, ``batch_size / process_count`` rows) with
         ``get_state()`` and ``set_state()``.
 
     Raises:
-        UserError: no picture is left, or the batch does not divide over the hosts. While
-            iterating: a picture cannot be read; where pictures are skipped, more than 1 %.
+        UserError: no picture is left, or the hosts cannot share the batch evenly. While iterating:
+            a picture cannot be read, or, if pictures are skipped, more than 1 % cannot.
     """
     fits = train_fits(source, config)
     plan = plan_batches(fits, config, shuffle=True)
@@ -146,29 +146,29 @@ def train_loader(
 
 
 class _Skipping:
-    """Batches whose reader may skip pictures; ``_skips`` is None where it stops instead."""
+    """Batches whose reader may skip pictures; ``_skips`` is None if it stops instead."""
 
     _skips: SkipList | None
 
     def share_skipped(self, allgather: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Has every host know what all of them skipped; see ``SkipList.share``.
+        """Tells every host what all of them skipped; see ``SkipList.share``.
 
         Raises:
-            UserError: more than 1 % of the pictures, on every host alike.
+            UserError: more than 1 % of the pictures were skipped; raised on every host.
         """
         if self._skips is not None:
             self._skips.share(allgather)
 
     @property
     def num_skipped(self) -> int:
-        """Pictures that were skipped so far."""
+        """The number of pictures skipped so far."""
         return len(self._skips.reasons) if self._skips is not None else 0
 
 
 class TrainIterator(_Skipping, grain.DatasetIterator[Batch]):
-    """Endless batches. The state is the number of batches handed out and nothing else.
+    """Endless batches. The state is only the number of batches returned.
 
-    So a run may go on with other threads, workers or hosts than it was stopped with.
+    So a run may continue with other threads, workers or hosts.
     """
 
     def __init__(self, reader: BatchReader, counter: Counter, skips: SkipList | None):
@@ -191,7 +191,7 @@ class TrainIterator(_Skipping, grain.DatasetIterator[Batch]):
     def counts(self) -> dict[str, float]:
         """``padding``, ``boxes_past_max`` and ``loader_rate`` of the batches since the last call.
 
-        See ``Counter.take``. Where pictures are skipped also ``skipped``, their number so far.
+        See ``Counter.take``. If pictures are skipped, also ``skipped``, their number so far.
         """
         counts = self._counter.take()
         return counts | ({} if self._skips is None else {"skipped": float(self.num_skipped)})
@@ -201,13 +201,13 @@ class TrainIterator(_Skipping, grain.DatasetIterator[Batch]):
         return {"next_batch": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on with batch ``state["next_batch"]``, forwards or back."""
+        """Continues with batch ``state["next_batch"]``, forwards or back."""
         self._drop()
         self._counter.reset()
         self._next = int(state["next_batch"])
 
     def close(self) -> None:
-        """Stops threads and workers; the iterator cannot be advanced any more."""
+        """Stops threads and workers; the iterator cannot be used afterwards."""
         self._drop()
         super().close()
 
@@ -218,13 +218,13 @@ class TrainIterator(_Skipping, grain.DatasetIterator[Batch]):
 
 
 class EvalBatches(_Skipping):
-    """Each picture of a source once, in batches; can be walked again and again.
+    """Each picture of a source once, in batches; can be iterated repeatedly.
 
     Pictures are neither shuffled, mirrored nor left out. Every host sees the same number of
-    batches with the same canvases; the missing pictures of a canvas's last batch are not valid.
+    batches with the same canvases; a canvas's last batch is filled up with invalid pictures.
 
-    A skipped picture is not valid either, so nothing is found on it. It stays among
-    ``image_ids``: its boxes count as missed, and no score rises because a picture was skipped.
+    A skipped picture is invalid too, so nothing is found on it. It stays among ``image_ids``: its
+    boxes count as missed, so skipping pictures cannot raise a score.
     """
 
     def __init__(self, reader: BatchReader, num_pictures: int, skips: SkipList | None):
@@ -245,7 +245,7 @@ class EvalBatches(_Skipping):
         finally:
             batches.close()
             if self._reader.config.num_workers:
-                # It refers to itself, and holds shared memory, which should not wait for the end.
+                # It has a reference cycle, and shared memory that should be freed now.
                 del batches
                 gc.collect()
 
@@ -262,17 +262,17 @@ def eval_batches(
     """Batches for evaluation: each picture exactly once over all hosts.
 
     Args:
-        source: where pictures come from.
+        source: the source of the pictures.
         config: sizes and reading; ``batch_size`` is global.
-        process_index: this host.
-        process_count: all hosts.
-        max_pictures: only the first so many pictures; 0 for all. ``image_ids`` of the result
-            tells ``evaluation.coco_numbers`` which ones were seen.
-        skipped: takes the list of skipped pictures; one host should keep it.
+        process_index: the index of this host.
+        process_count: the number of hosts.
+        max_pictures: use only this many first pictures; 0 for all. ``image_ids`` of the result
+            tells ``evaluation.coco_numbers`` which ones were used.
+        skipped: file for the list of skipped pictures; only one host should have it.
 
     Raises:
-        UserError: the batch does not divide over the hosts. While iterating: a picture cannot
-            be read; where pictures are skipped, more than 1 %.
+        UserError: the hosts cannot share the batch evenly. While iterating: a picture cannot be
+            read, or, if pictures are skipped, more than 1 % cannot.
     """
     count = min(len(source), max_pictures) if max_pictures else len(source)
     plan = plan_batches(fit_all(source, config, np.arange(count)), config, shuffle=False)
@@ -301,7 +301,7 @@ def _host_rows(config: PipelineConfig, process_index: int, process_count: int) -
 
 
 def _dataset(reader: BatchReader, start: int, stop: int) -> grain.IterDataset:
-    """Batches start..stop-1 with the seconds they took, read ahead by threads or by workers."""
+    """Batches start..stop-1 with their reading times, read ahead by threads or workers."""
     config = reader.config
     options = grain.ReadOptions(
         num_threads=config.num_threads, prefetch_buffer_size=config.prefetch
@@ -320,10 +320,10 @@ def _dataset(reader: BatchReader, start: int, stop: int) -> grain.IterDataset:
 
 
 def _begin_worker(_: int, __: int) -> None:
-    """A worker lives as long as the run, and no shorter.
+    """Makes a worker live exactly as long as the run.
 
-    Ctrl-C reaches all processes of a terminal, and the signal of a queue all of a job: the run ends
-    with a checkpoint then, and until that it needs batches.
+    Ctrl-C reaches all processes of a terminal, and a queue's signal all those of a job. The run
+    then ends with a checkpoint and needs batches until it has written it.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -333,5 +333,5 @@ def _begin_worker(_: int, __: int) -> None:
 def _end_with_run() -> None:
     run = multiprocessing.parent_process()
     if run is not None:
-        run.join()  # a run that is killed tells its workers nothing
+        run.join()  # a killed run cannot notify its workers
         os._exit(0)

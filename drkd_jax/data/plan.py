@@ -1,9 +1,9 @@
-"""What an epoch holds, and which pictures make up batch number i, a pure function of (seed, i).
+"""Plans which pictures make up batch number i, as a pure function of (seed, i).
 
-A batch is of one canvas. In every epoch the pictures are permuted, dealt to their canvases in that
-order, cut into batches, and the batches are shuffled. The last batch of a canvas may not be full:
-its missing rows are -1. What is counted follows from the plan and the picture sizes, so every host
-has the numbers of the whole global batch without reading a pixel.
+All pictures of a batch have one canvas. In every epoch the pictures are permuted, assigned to their
+canvases in that order and split into batches, and the batches are shuffled. The last batch of a
+canvas may not be full: its missing rows are -1. All counts follow from the plan and the picture
+sizes, so every host knows those of the whole global batch without reading a pixel.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from drkd_jax.errors import UserError
 
 
 class PlannedBatch(NamedTuple):
-    """What batch number i is made of; n rows, -1 where no picture is left."""
+    """The content of a batch; n rows, -1 for missing pictures."""
 
     canvas: int
     indices: Int64[np.ndarray, "n"]
     flip: Bool[np.ndarray, "n"]
-    chances: Float64[np.ndarray, "n 6"] | None = None  # what jitter goes by, where it does
+    chances: Float64[np.ndarray, "n 6"] | None = None  # random numbers for jitter, if it is used
 
 
 class _Epoch(NamedTuple):
@@ -43,10 +43,10 @@ class BatchPlan:
     """Batches of one canvas each, for every epoch, by number.
 
     Args:
-        indices: positions in the source of the pictures that take part.
+        indices: positions in the source of the pictures to use.
         canvas_of: the canvas of each of them.
         batch_size: rows of a batch over all hosts.
-        seed: of permutation, batch order and flips.
+        seed: seed of permutation, batch order and flips.
         flip: probability that a picture is mirrored.
         shuffle: False keeps the source's order, canvas after canvas.
         jitter: whether every picture gets random numbers for its scale and colours.
@@ -73,7 +73,7 @@ class BatchPlan:
         """Batch ``number``, counted from 0 through all epochs."""
         number_of_epoch, position = divmod(number, self.steps_per_epoch)
         epoch = self._epochs.get(number_of_epoch)
-        if epoch is None:  # two threads may both build it: the same arrays, no harm
+        if epoch is None:  # two threads may both build it, harmlessly, as the arrays are equal
             epoch = self._epochs[number_of_epoch] = self._build(number_of_epoch)
             while len(self._epochs) > 2:
                 with contextlib.suppress(KeyError):
@@ -92,11 +92,11 @@ class BatchPlan:
         if self._shuffle:
             order = rng.permutation(order)
         if self._flip:
-            # By picture, not by row: the choice outlives another batch size or number of hosts.
+            # By picture, not by row, so that it does not depend on batch size or number of hosts.
             flip = rng.random(len(order)) < self._flip
         chances = None
         if self._jitter:
-            # Numbers of their own, so that order and flips are those of a run without them.
+            # Separate random numbers, so that order and flips are as in a run without jitter.
             own = np.random.SeedSequence([self._seed, number, 1])
             rng_of_jitter = np.random.Generator(np.random.Philox(own))
             chances = rng_of_jitter.random((len(order), NUM_CHANCES))
@@ -121,10 +121,10 @@ class BatchPlan:
 
 
 def kept_indices(source: Source, config: PipelineConfig) -> Int64[np.ndarray, "n"]:
-    """Positions of the pictures that training sees.
+    """Positions of the pictures that training uses.
 
     Source: open-mmlab/mmdetection, mmdet/datasets/coco.py (``filter_data``: no ground truth, or
-    under 32 pixels). A picture that has crowd regions only counts as empty here.
+    under 32 pixels). A picture with only crowd regions counts as empty here.
     """
     if not config.drop_empty:
         return np.arange(len(source))
@@ -134,7 +134,7 @@ def kept_indices(source: Source, config: PipelineConfig) -> Int64[np.ndarray, "n
 
 @dataclasses.dataclass(frozen=True)
 class Fits:
-    """How the pictures of a source lie on their canvases; n pictures."""
+    """How n pictures of a source are placed on their canvases."""
 
     indices: Int64[np.ndarray, "n"]  # positions in the source
     canvas: Int64[np.ndarray, "n"]
@@ -157,10 +157,10 @@ def fit_all(source: Source, config: PipelineConfig, indices: np.ndarray) -> Fits
 
 
 def train_fits(source: Source, config: PipelineConfig) -> Fits:
-    """How the pictures that training sees fill their canvases.
+    """How the training pictures are placed on their canvases.
 
     Raises:
-        UserError: none is left, or no box is, whatever ``drop_empty`` says.
+        UserError: there are no pictures, or no boxes, whatever ``drop_empty`` says.
     """
     require_boxes(source)
     kept = kept_indices(source, config)
@@ -173,7 +173,7 @@ def train_fits(source: Source, config: PipelineConfig) -> Fits:
 
 
 def plan_batches(fits: Fits, config: PipelineConfig, shuffle: bool) -> BatchPlan:
-    """Which pictures come in which batch; only shuffled ones are mirrored or jittered."""
+    """Assigns pictures to batches; only with ``shuffle`` are they mirrored or jittered."""
     return BatchPlan(
         fits.indices,
         fits.canvas,
@@ -186,12 +186,12 @@ def plan_batches(fits: Fits, config: PipelineConfig, shuffle: bool) -> BatchPlan
 
 
 def padding_share(source: Source, config: PipelineConfig) -> float:
-    """The share of the canvases' pixels that an epoch of training leaves uncovered.
+    """The share of the canvases' pixels that are padding in an epoch of training.
 
-    Filling pictures of the last batch of a canvas count as padding.
+    The empty rows in the last batch of a canvas count as padding.
 
     Raises:
-        UserError: as of ``train_fits``.
+        UserError: see ``train_fits``.
     """
     fits = train_fits(source, config)
     counts = np.bincount(fits.canvas, minlength=len(config.canvases))
@@ -201,16 +201,16 @@ def padding_share(source: Source, config: PipelineConfig) -> float:
 
 
 def steps_per_epoch(source: Source, config: PipelineConfig) -> int:
-    """Batches of one epoch of training; each canvas's last one may not be full.
+    """The number of batches per epoch of training; each canvas's last one may not be full.
 
     Raises:
-        UserError: as of ``train_fits``.
+        UserError: see ``train_fits``.
     """
     return plan_batches(train_fits(source, config), config, shuffle=True).steps_per_epoch
 
 
 class Counter:
-    """Adds up the batches between two log lines."""
+    """Sums counts over the batches between two log lines."""
 
     def __init__(self, fits: Fits, config: PipelineConfig):
         self._config = config
@@ -223,12 +223,12 @@ class Counter:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets what was counted."""
+        """Resets the counts."""
         self._batches = self._left = self._rows = 0
         self._canvas = self._covered = self._seconds = 0.0
 
     def add(self, planned: PlannedBatch, rows: int, seconds: float) -> None:
-        """A batch: as planned for all hosts, and the seconds that this host's rows took."""
+        """Adds a batch: as planned for all hosts, and the seconds that this host's rows took."""
         height, width = self._config.canvases[planned.canvas]
         real = planned.indices[planned.indices >= 0]
         self._batches += 1
@@ -239,12 +239,12 @@ class Counter:
         self._seconds += seconds
 
     def take(self) -> dict[str, float]:
-        """What was counted since the last time.
+        """The counts since the last call.
 
         Returns:
             ``padding``: share of the canvas pixels that no picture covers. ``boxes_past_max``:
-            boxes a batch that found no row in ``max_boxes``. ``loader_rate``: pictures a second
-            that this host's readers can deliver, going by the time they took.
+            boxes per batch in excess of ``max_boxes``. ``loader_rate``: pictures per second that
+            this host's readers can deliver, judging by the time they took.
         """
         if not self._batches:
             return {}

@@ -1,8 +1,8 @@
-"""``on_error = "skip"``: what was left out, counted, listed, and stopped where it is too much.
+"""``on_error = "skip"``: counts and lists the pictures left out, and stops if there are too many.
 
-A picture that cannot be read becomes a filling picture: its row of the batch stays, all zeros and
-not valid. So every other row, the order and the number of batches are what they were without the
-fault, whatever the threads, the workers or the step a run went on from.
+A picture that cannot be read becomes a padding picture: its row of the batch stays, all zeros and
+invalid. So all other rows, the order and the number of batches are the same as without the fault,
+whatever the threads, the workers or the step from which a run continued.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from drkd_jax.data.sources.records import Source
 from drkd_jax.errors import UserError
 
 SKIPPED_FILE = "skipped.jsonl"
-SHARE = 0.01  # of the pictures that may be left out
+SHARE = 0.01  # largest share of the pictures that may be left out
 
 _log = logging.getLogger(__name__)
 
@@ -30,17 +30,16 @@ class SkipList:
     """The pictures of a source that could not be read, each once.
 
     Args:
-        source: where they are from. Entries of its instances file that were left out are listed
-            as well.
-        total: pictures in use over all hosts; more than 1 % of them left out is an error. What
-            other hosts met counts as well, once ``share`` has told.
-        path: the list, one json object a line, each fault once, also over several runs. None
-            keeps none.
-        silent: warns of nothing: for all hosts but the first, which hears of theirs by ``share``.
+        source: their source. Entries of its instances file that were left out are listed too.
+        total: pictures in use over all hosts; it is an error if over 1 % of them are left out,
+            including those of other hosts, after ``share``.
+        path: file of the list, one json object per line, each fault once, even over several runs.
+            None writes no file.
+        silent: gives no warnings: for all hosts but the first, which gets theirs by ``share``.
 
     Attributes:
-        reasons: why each picture was left out since this list was made, by its position. What an
-            older run has listed is met again or has been mended.
+        reasons: why each picture was left out since this object was created, by its position. The
+            faults that an older run listed either occur again or have been corrected.
     """
 
     def __init__(self, source: Source, total: int, path: Path | None, *, silent: bool = False):
@@ -56,7 +55,7 @@ class SkipList:
             _log.log(self._level, words, source.spec, len(faults))
 
     def add(self, indices: Int[np.ndarray, "n"]) -> None:
-        """Notes pictures that a batch came without.
+        """Records pictures that are missing from a batch.
 
         Raises:
             UserError: more than 1 % of the pictures could not be read.
@@ -64,7 +63,7 @@ class SkipList:
         for index in map(int, indices):
             if index in self.reasons:
                 continue
-            # Read again for the reason: the batch may come from another process.
+            # Read again to find the reason, as the batch may come from another process.
             reason = "was not readable a moment ago; now it is"
             try:
                 self._source.record(index)
@@ -86,13 +85,13 @@ class SkipList:
             )
 
     def share(self, allgather: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Notes what other hosts had to leave out; all of them call it at the same place.
+        """Records what other hosts left out; all of them must call it at the same place.
 
         Args:
-            allgather: takes whole numbers of this host ``[n]`` and returns those of all.
+            allgather: takes integers of this host ``[n]`` and returns those of all hosts.
 
         Raises:
-            UserError: more than 1 % of the pictures could not be read, by whomever.
+            UserError: more than 1 % of the pictures could not be read, over all hosts.
         """
         self.add(allgather(np.array(sorted(self.reasons), np.int64)))
 
@@ -110,7 +109,7 @@ class SkipList:
 
 
 def _read(path: Path) -> tuple[set[tuple[str, str]], bool]:
-    """What is listed already, and whether the last line is whole; a kill may have cut it short."""
+    """The faults already listed, and whether the last line is complete (a kill may truncate it)."""
     listed, text = set(), path.read_text(errors="replace") if path.exists() else ""
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):

@@ -1,6 +1,7 @@
-"""Resize by a library's rule, choose a canvas; another scale and other colours by chance.
+"""Resizes pictures by a library's rule, chooses canvases, and applies random scale and colours.
 
-What is random comes from the plan, so it is a function of (seed, epoch, picture). Boxes follow.
+All random numbers come from the plan, so they depend only on (seed, epoch, picture). Boxes are
+transformed with their picture.
 Letters: h w picture pixels, n boxes.
 """
 
@@ -13,18 +14,18 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
-#: Rules for the sides of a resized picture and for what is interpolated.
+#: Rules for the size of a resized picture and for the interpolation.
 #:
 #: "mmdet": a side is rounded half up; bytes are interpolated and rounded to bytes again.
-#: "torchvision": a side is cut to whole pixels, and misses one where its scale is rounded (of 427
-#: pixels it makes 799 for 800); floats are interpolated and stay floats.
-#: "stretch": every picture gets the same sides, whatever its shape (mmdetection's ``Resize`` with
-#: ``keep_ratio=False``); bytes, as under "mmdet".
+#: "torchvision": a side is truncated to whole pixels, which may lose one if the scale is rounded
+#: (427 pixels become 799, not 800); floats are interpolated and stay floats.
+#: "stretch": every picture gets the same size, whatever its shape (mmdetection's ``Resize`` with
+#: ``keep_ratio=False``); bytes, as with "mmdet".
 RULES = ("mmdet", "torchvision", "stretch")
-#: Random numbers a picture: its scale, the place of a crop along y and x; brightness, contrast,
-#: saturation. Each is uniform in 0..1.
+#: Random numbers per picture: its scale, the position of a crop along y and x; brightness,
+#: contrast, saturation. Each is uniform in 0..1.
 NUM_CHANCES = 6
-#: A box that a crop leaves less than this share of its area is dropped.
+#: A box with less than this share of its area inside a crop is dropped.
 MIN_VISIBLE = 0.3
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601, of red, green and blue
 
@@ -32,7 +33,7 @@ Chances = Float64[np.ndarray, "6"]
 
 
 def scaled_side(side: int, scale: float, rule: str = "mmdet") -> int:
-    """A side after resizing: rounded half up, or cut ("torchvision"); never 0.
+    """A side after resizing: rounded half up, or truncated ("torchvision"); never 0.
 
     Source: open-mmlab/mmcv, mmcv/image/geometric.py (``int(side * scale + 0.5)``); PyTorch,
     torch/nn/functional.py (``interpolate`` with ``recompute_scale_factor``).
@@ -41,11 +42,11 @@ def scaled_side(side: int, scale: float, rule: str = "mmdet") -> int:
 
 
 def resize_scale(height: int, width: int, shorter: int, longer: int, rule: str = "mmdet") -> float:
-    """The scale that brings the shorter side to ``shorter``, or less for ``longer`` to hold.
+    """The scale that makes the shorter side ``shorter``, or less, to respect ``longer``.
 
     Source: open-mmlab/mmcv, mmcv/image/geometric.py (``rescale_size``); pytorch/vision,
-    torchvision/models/detection/transform.py (``_resize_image_and_masks``, a number over a float32
-    tensor: PyTorch multiplies by the reciprocal).
+    torchvision/models/detection/transform.py (``_resize_image_and_masks``: to divide a number by a
+    float32 tensor, PyTorch multiplies by the reciprocal).
     """
     large, small = max(height, width), min(height, width)
     if rule != "torchvision":
@@ -64,21 +65,21 @@ def fit(
 ) -> tuple[int, tuple[int, int]]:
     """Chooses a canvas for a picture and its size on it.
 
-    The smallest canvas that holds the resized picture; of equal ones that of its own orientation
-    (square pictures count as landscape, as in mmdetection). Where none holds it, the canvas of
-    its orientation that lets it stay largest, and the picture is scaled down to fit. Under
-    "stretch" the size asked for takes the place of the resized picture's.
+    This is the smallest canvas that can hold the resized picture; of equally large ones, that of
+    its own orientation (square pictures count as landscape, as in mmdetection). If none can hold
+    it, it is the canvas of its orientation on which it stays largest, and the picture is scaled
+    down to fit. With "stretch" the configured size replaces that of the resized picture.
 
     Args:
         height: source pixels.
         width: source pixels.
-        shorter: wanted pixels of the shorter side; under "stretch" the height.
-        longer: limit of the longer side; under "stretch" the width.
+        shorter: wanted pixels of the shorter side; with "stretch" the height.
+        longer: limit of the longer side; with "stretch" the width.
         canvases: (height, width) of each canvas.
         rule: one of `RULES`.
 
     Returns:
-        The canvas's position, and (height, width) of the picture on it.
+        The canvas's index, and (height, width) of the picture on it.
     """
     if rule == "stretch":
         height, width, scale = shorter, longer, 1.0
@@ -103,9 +104,9 @@ def fit(
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], dtype: Any) -> np.ndarray:
-    """A picture of another (height, width), bilinear without antialias, in ``dtype``.
+    """Resizes a picture to (height, width), bilinear without antialiasing, in ``dtype``.
 
-    Bytes are rounded, floats are not. Where the size is right the picture comes back as it is.
+    Bytes are rounded, floats are not. A picture of the right size is returned unchanged.
     """
     given = image.astype(dtype, copy=False)
     if image.shape[:2] == size:
@@ -116,7 +117,7 @@ def resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], dtype: Any)
 def scale_boxes(
     boxes: Float32[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"], size: tuple[int, int]
 ) -> Float32[np.ndarray, "n 4"]:
-    """Boxes from source pixels to canvas pixels, kept inside the resized picture.
+    """Converts boxes from source to canvas pixels, clipped to the resized picture.
 
     Args:
         boxes: xyxy, source pixels.
@@ -129,7 +130,7 @@ def scale_boxes(
 
 
 class Window(NamedTuple):
-    """What of a resized picture is laid on the canvas."""
+    """The part of a resized picture that is placed on the canvas."""
 
     full: tuple[int, int]  # height and width of the resized picture
     corner: tuple[int, int]  # y and x of the window in it
@@ -142,9 +143,9 @@ def window(
     limits: tuple[float | int, float | int],
     chances: Chances,
 ) -> Window:
-    """Another scale for a picture, and a random crop where the canvas does not hold it.
+    """Chooses a random scale for a picture, and a random crop if it exceeds the canvas.
 
-    A picture that is smaller than before stays in the canvas's top left corner.
+    A picture that becomes smaller stays in the canvas's top left corner.
 
     Args:
         size: height and width without jitter.
@@ -171,7 +172,7 @@ def cut_out(image: Any, found: Window, dtype: Any) -> Any:
 def crop_boxes(
     boxes: Float32[np.ndarray, "n 4"], found: Window
 ) -> tuple[Float32[np.ndarray, "n 4"], Bool[np.ndarray, "n"]]:
-    """Boxes of the whole resized picture as the window has them.
+    """Converts boxes of the whole resized picture to those of the window.
 
     Args:
         boxes: xyxy, pixels of the resized picture.
@@ -191,12 +192,12 @@ def crop_boxes(
 
 
 def recolour(image: Any, strength: float | int, chances: Chances) -> Any:
-    """Other brightness, contrast and saturation: one affine map of the colours, clipped once.
+    """Random brightness, contrast and saturation: one affine map of the colours, clipped once.
 
-    Brightness multiplies by b; contrast moves every colour away from the picture's mean grey by
-    c; saturation away from its own grey by s. Each factor is uniform in 1 - strength ... 1 +
-    strength. The order never changes, unlike torchvision's `ColorJitter`, and nothing is clipped
-    in between.
+    Brightness multiplies by b; contrast scales the distance of every colour from the picture's mean
+    grey by c; saturation that from its own grey by s. Each factor is uniform in 1 - strength ...
+    1 + strength. Unlike torchvision's `ColorJitter`, the order is fixed and there is no clipping in
+    between.
 
     Args:
         image: ``[h, w, 3]``, RGB, bytes or floats of 0 to 255.
@@ -210,6 +211,6 @@ def recolour(image: Any, strength: float | int, chances: Chances) -> Any:
     matrix = b * c * (s * np.eye(3) + (1 - s) * _GREY)
     grey = float(np.dot(cv2.mean(image)[:3], _GREY))
     offset = np.full((3, 1), (1 - c) * b * grey)
-    # OpenCV rounds and clips bytes by itself.
+    # OpenCV itself rounds and clips bytes.
     changed = cv2.transform(image, np.hstack([matrix, offset]))
     return changed if image.dtype == np.uint8 else np.clip(changed, 0, 255)

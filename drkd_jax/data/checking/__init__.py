@@ -1,1 +1,1 @@
-"""What is wrong with a set or odd in it, before and at the start of a run."""
+"""Checks data sets for errors and oddities, before and at the start of a run."""

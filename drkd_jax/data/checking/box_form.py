@@ -1,4 +1,4 @@
-"""Boxes that are not x, y, width, height in pixels: how many cannot be right, and why, likely.
+"""Detects boxes that are not x, y, width, height in pixels, and the likely cause.
 
 Letters: M annotations.
 """
@@ -12,26 +12,26 @@ from jaxtyping import Bool
 
 from drkd_jax.data.sources.records import AnnotationTable
 
-LARGE = 0.05  # share of the boxes from which a cause is looked for
-_FITS = 0.8  # share of the odd boxes that a cause has to explain
-_SLACK = 1.0  # pixels that a box may reach out before it counts as cut
-_SEVERAL = 10  # boxes in a picture's first pixel that are no accident
-_CLEAR = 0.15  # share of odd boxes under which some of a sound set may look like this
+LARGE = 0.05  # share of odd boxes from which a cause is searched for
+_FITS = 0.8  # share of the odd boxes that a cause must explain
+_SLACK = 1.0  # pixels that a box may extend outside before it counts as cut
+_SEVERAL = 10  # number of boxes in a picture's first pixel that cannot be a coincidence
+_CLEAR = 0.15  # a smaller share of odd boxes can occur in a correct set
 _NEARLY_ALL = 0.98  # share of all boxes
-_BEYOND = 0.2  # share of the odd boxes that lie outside altogether
-_MOST = 0.6  # share of the boxes from which a run would learn nonsense
-_FEW = 20  # boxes below which "all of them" says nothing
+_BEYOND = 0.2  # share of the odd boxes that are completely outside
+_MOST = 0.6  # share of wrong boxes from which a run would learn nonsense
+_FEW = 20  # with fewer boxes "all of them" is no evidence
 
 
 class BoxForm(NamedTuple):
-    """What is wrong with the boxes of a set.
+    """The faults in the boxes of a set.
 
     Attributes:
-        share: of boxes that are cut at the edge of their picture or unusable.
-        cause: words for the likely cause, or "".
-        none_usable: whether no box is left that could be one in pixels.
-        wrong: whether boxes that cannot be right show that most or all are of the cause's form, so
-            that those that could be right are wrong as well.
+        share: share of boxes that are cut at the edge of their picture or unusable.
+        cause: text for the likely cause, or "".
+        none_usable: whether no box could be one in pixels.
+        wrong: whether impossible boxes show that most or all have the cause's form, so that even
+            those that look right are wrong.
     """
 
     share: float
@@ -41,7 +41,7 @@ class BoxForm(NamedTuple):
 
 
 def box_form(table: AnnotationTable) -> BoxForm:
-    """Looks at all boxes of a set at once."""
+    """Examines all boxes of a set together."""
     count = len(table.ids)
     if not count:
         return BoxForm(0.0, "", True)
@@ -58,12 +58,12 @@ def box_form(table: AnnotationTable) -> BoxForm:
     if share >= LARGE:
         cause, wrong = _explain(table, odd, share)
         return BoxForm(share, cause, none_usable, wrong)
-    # Nothing is odd here, so what _shares says is a guess that a sound set may meet.
+    # No box is odd here, so _shares only guesses, and may be wrong about a correct set.
     return BoxForm(share, _shares(table), none_usable)
 
 
 def cut(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
-    """Which boxes lie in their picture in part only, by more than a pixel."""
+    """Marks the boxes that extend outside their picture by more than a pixel."""
     x, y, w, h = table.bbox.T
     over = np.abs(table.clipped - np.stack([x, y, x + w, y + h], axis=1)).max(axis=1, initial=0)
     return table.usable & (over > _SLACK)
@@ -79,7 +79,7 @@ _OTHER_SIZE = "boxes of pictures of another size? They refer to the file's own p
 
 
 def _within_unit(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
-    """Boxes that a picture's first pixel would hold; shares of a picture may pass 1 a little."""
+    """Boxes within a picture's first pixel, as relative ones are (they may slightly exceed 1)."""
     x, y, w, h = table.bbox.T
     big = table.sizes[table.picture_of].min(axis=1) > 4
     within = (np.abs([x, y]).max(axis=0) <= 1.5) & (np.maximum(w, h) <= 1.5)
@@ -87,7 +87,7 @@ def _within_unit(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
 
 
 def _area_of_corners(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
-    """Boxes whose stated area is that of corners, and not that of width and height."""
+    """Boxes whose stated area fits corners, but not width and height."""
     x, y, w, h = table.bbox.T
     area, as_stated, as_corners = table.area, w * h, (w - x) * (h - y)
     right = (w > x) & (h > y) & (area > 0)
@@ -96,10 +96,10 @@ def _area_of_corners(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
 
 
 def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> tuple[str, bool]:
-    """The cause that explains most of the odd boxes, and whether most or all boxes are wrong by it.
+    """The cause that explains most of the odd boxes, and whether it makes most or all boxes wrong.
 
-    Some odd boxes of a sound set look like centres or swapped axes. So these are believed only
-    where many boxes are odd, or where all boxes of the set would fit then.
+    Some odd boxes of a correct set look like centres or swapped axes. So these causes are accepted
+    only if many boxes are odd, or if all boxes of the set would then fit.
     """
     x, y, w, h = table.bbox.T
     height, width = table.sizes[table.picture_of].T
@@ -108,7 +108,7 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> tuple[str
         low = (x1 >= -_SLACK) & (y1 >= -_SLACK) & (x2 > x1) & (y2 > y1)
         return low & (x2 <= width + _SLACK) & (y2 <= height + _SLACK)
 
-    # What is odd for another reason (its area, its smallness) says nothing of the form.
+    # Boxes that are odd for another reason (area, small size) are no evidence about the form.
     odd = odd & ~inside(x, y, x + w, y + h)
     if odd.mean() < LARGE:
         return "", False
@@ -125,11 +125,11 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> tuple[str
         if cause == _CORNERS or share >= _CLEAR or rows.mean() >= _NEARLY_ALL
     }
     best = max(fits, key=lambda cause: fits[cause])
-    # A sound set of a picture or two may have its only boxes reach out.
+    # In a correct set of one or two pictures all boxes may extend outside.
     enough = len(x) >= _FEW
     most = bool(enough and odd.mean() >= _MOST)
     if fits[best] >= _FITS:
-        # Sound boxes of large objects that reach out a little fit as corners, all of them.
+        # Correct boxes of large objects that extend slightly outside also fit as corners.
         telling = enough and best not in (_CORNERS, _CORNERS_Y) and odd.mean() >= _CLEAR
         return best, most or bool(telling and causes[best].mean() >= _NEARLY_ALL)
     beyond = (x >= width) | (y >= height)
@@ -137,7 +137,7 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> tuple[str
 
 
 def _shares(table: AnnotationTable) -> str:
-    """Whether all boxes lie where shares of 100 or of 1000 would, in pictures larger than that."""
+    """Whether all boxes look like shares of 100 or of 1000, in pictures larger than that."""
     x, y, w, h = table.bbox.T
     if len(x) < _FEW or len(np.unique(table.picture_of)) < 5:
         return ""
@@ -145,7 +145,7 @@ def _shares(table: AnnotationTable) -> str:
     shorter, longer = sides.min(axis=0)
     near, far = sorted([(x + w).max(), (y + h).max()])
     for whole, name in ((100, "percent"), (1000, "thousandths")):
-        # The nearer the pictures' own size is, the fuller the shares have to be.
+        # The closer this is to the pictures' size, the more of the range the boxes must fill.
         much_larger = shorter >= 2 * whole and far >= 0.8 * whole and near >= 0.6 * whole
         larger = shorter > whole and longer >= 1.5 * whole and near >= 0.9 * whole
         if far <= 1.01 * whole and (much_larger or larger):

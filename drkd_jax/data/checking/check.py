@@ -1,7 +1,7 @@
-"""A whole set read once, before a run trips over it: what is wrong, what is odd, what is in it.
+"""Reads a whole data set once, before a run, and reports errors, oddities and statistics.
 
-An error is what stops a run (``on_error = "stop"``), or has it learn nonsense, as boxes that are
-mostly of another form. A warning is what it works with, in a way that its owner may not expect.
+An error would stop a run (``on_error = "stop"``), or make it learn nonsense, such as boxes that
+mostly have another form. A warning does not stop a run, but its effect may be unexpected.
 Letters: P pictures, M annotations.
 """
 
@@ -21,29 +21,29 @@ from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.data.sources.records import AnnotationTable
 from drkd_jax.errors import UserError
 
-_THREADS = 4  # that read pictures
+_THREADS = 4  # threads that read pictures
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits, compared with the stated area
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a set holds.
+    """The content of a data set.
 
     Attributes:
         source: the string that opened it.
-        pictures: entries that could be used.
+        pictures: usable entries.
         readable: pictures that could be read.
         empty: pictures without a box to train on.
-        boxes: that training sees.
-        crowd: regions, which training leaves out.
+        boxes: boxes that training uses.
+        crowd: crowd regions, which training leaves out.
         left_out: annotations that training leaves out, by reason.
-        most_boxes: in one picture.
+        most_boxes: most boxes in one picture.
         shorter: smallest, median and largest shorter side in pixels.
         longer: the same of the longer side.
-        classes: a dict each: id, name, pictures, boxes, small, medium, large, crowd.
-        samples: positions of a few telling pictures: the fullest, then rare classes first.
-        errors: what would stop a run, or have it learn nonsense.
-        warnings: what its owner may not expect.
+        classes: a dict per class: id, name, pictures, boxes, small, medium, large, crowd.
+        samples: positions of a few informative pictures: the fullest, then rare classes first.
+        errors: faults that would stop a run, or make it learn nonsense.
+        warnings: facts that may be unexpected.
     """
 
     source: str
@@ -73,11 +73,11 @@ def check(
     """Reads every annotation and every picture of a source.
 
     Args:
-        spec: as ``open_source`` takes it.
-        exif: as ``open_source`` takes it.
-        depth: as ``open_source`` takes it.
-        num_samples: how many positions ``samples`` has, at most.
-        progress: is told how many pictures of how many are read.
+        spec: see ``open_source``.
+        exif: see ``open_source``.
+        depth: see ``open_source``.
+        num_samples: the most positions in ``samples``.
+        progress: called with the number of pictures read and the total.
 
     Raises:
         UserError: the source cannot be opened at all: no such folder, a file that is not json, a
@@ -105,7 +105,7 @@ def check(
             if progress is not None:
                 progress(index + 1, len(source))
     found = find(source)
-    if problem := no_box(source):  # it has the cause in it
+    if problem := no_box(source):  # the message includes the cause
         errors.append(problem)
         found = [finding._replace(fatal=False) for finding in found]
     errors += [finding.text for finding in found if finding.fatal]

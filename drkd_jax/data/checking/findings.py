@@ -1,4 +1,4 @@
-"""What the owner of a set may not expect: the same words at a run's start and in its check.
+"""Unexpected facts about a data set, worded alike at a run's start and in its check.
 
 Letters: P pictures, M annotations, n pictures of a choice.
 """
@@ -22,7 +22,7 @@ from drkd_jax.errors import UserError
 SMALLEST_SIDE = 32  # pixels; training leaves smaller pictures out
 MAX_BOXES = 100  # `data.max_boxes` by default
 MAX_DETECTIONS = 100  # by COCO's rule
-_NAMED = 5  # examples in a line
+_NAMED = 5  # most examples in a line
 
 
 class Finding(NamedTuple):
@@ -30,8 +30,8 @@ class Finding(NamedTuple):
 
     Attributes:
         text: what, how often, and examples.
-        grave: whether something is likely wrong; otherwise it is only good to know.
-        fatal: whether a run goes on and learns nonsense, so that a check counts it as an error.
+        grave: whether something is likely wrong; otherwise it is only for information.
+        fatal: whether a run would learn nonsense without stopping; a check counts it as an error.
     """
 
     text: str
@@ -45,13 +45,13 @@ def find(
     max_boxes: int | None = MAX_BOXES,
     max_detections: int | None = MAX_DETECTIONS,
 ) -> list[Finding]:
-    """All that can be known of a set without its pixels, the grave first.
+    """All findings about a set that need no pixels, grave ones first.
 
     Args:
         source: the set.
         max_boxes: rows for ground truth in a batch; None for a set that is not trained on.
-        max_detections: of a class in a picture that an evaluation counts; None for a set that is
-            not scored.
+        max_detections: detections per class and picture that an evaluation counts; None for a set
+            that is not scored.
     """
     table = source.table
     found = [Finding(line) for line in source.mended]
@@ -64,7 +64,7 @@ def find(
 
 
 def left_out(table: AnnotationTable) -> dict[str, Bool[np.ndarray, "M"]]:
-    """Which annotations training does not see, each under the first reason that holds."""
+    """The annotations that training leaves out, each under the first reason that applies."""
     width, height = table.bbox[:, 2:].T
     x1, y1, x2, y2 = table.clipped.T
     reasons = {
@@ -82,15 +82,15 @@ def left_out(table: AnnotationTable) -> dict[str, Bool[np.ndarray, "M"]]:
 
 
 def some(names: Sequence[Any]) -> str:
-    """The first few, with dots where there are more."""
+    """The first few names, with dots if there are more."""
     shown = ", ".join(map(str, names[:_NAMED]))
     return shown + (", ..." if len(names) > _NAMED else "")
 
 
 def unread(source: Source) -> str:
-    """Why none of the annotations that a file has could be used; "" where some could, or none is.
+    """Why none of a file's annotations are usable; "" if some are, or if it has none.
 
-    The reason is the one that most of them share, as an outline in the place of a box.
+    The reason is the one that most of them share, such as an outline in place of a box.
     """
     reasons = Counter(fault.reason for fault in source.faults if fault.kind == "annotation")
     if len(source.table.ids) or not reasons:
@@ -167,7 +167,7 @@ def _pictures(
 
 
 def _most_of_a_class(table: AnnotationTable) -> np.ndarray:
-    """For each picture the most boxes that it has of one class, crowd regions not counted."""
+    """For each picture the largest number of boxes of one class, without crowd regions."""
     most = np.zeros(len(table), np.int64)
     classes = max(1, len(table.categories))
     keys = table.picture_of[~table.crowd] * classes + table.labels[~table.crowd]
@@ -191,8 +191,8 @@ def _names(table: AnnotationTable, places: Sequence[str]) -> list[Finding]:
 
 
 def places(source: Source) -> list[str | None]:
-    """What tells each picture file from another, however its folder is reached; None: no file."""
-    folders: dict[str, str] = {}  # to ask for each file is slow over a network
+    """A unique path of each picture file, even if folders have aliases; None: not a file."""
+    folders: dict[str, str] = {}  # resolving each file is slow over a network
     found: list[str | None] = []
     for index in range(len(source)):
         path = source.path(index)
@@ -207,7 +207,7 @@ def places(source: Source) -> list[str | None]:
 
 
 def _files(source: Source) -> list[Finding]:
-    """Which files are no pictures, how they are turned, and how deep they are."""
+    """Findings about files that are not pictures, orientations, and bit depths."""
     found, scanned, table = [], source.scan, source.table
     if scanned is None:
         return []
@@ -260,7 +260,7 @@ def _turned(table: AnnotationTable, scanned: Scan, exif: str) -> Finding:
 
 
 def _only_inside_turned(table: AnnotationTable, lying: np.ndarray) -> int:
-    """How many boxes of pictures on their side leave the stored pixels, and not the turned ones."""
+    """The number of boxes of rotated pictures that fit the rotated but not the stored pixels."""
     x, y, w, h = table.bbox[lying[table.picture_of]].T
     height, width = table.sizes[table.picture_of][lying[table.picture_of]].T
     right, bottom = x + w - 1, y + h - 1  # a pixel of slack
@@ -269,12 +269,12 @@ def _only_inside_turned(table: AnnotationTable, lying: np.ndarray) -> int:
 
 
 def require_readable(source: Source, key: str, on_error: str, read: Int64[np.ndarray, "n"]) -> None:
-    """Refuses a set with files that the run would stop at sooner or later.
+    """Refuses a set with files at which the run would stop sooner or later.
 
     Args:
         source: the set.
-        key: what names it in a config.
-        on_error: "stop" allows none, "skip" as many as `data.skipped` lets through.
+        key: its key in a config.
+        on_error: "stop" allows none, "skip" as many as `data.skipped` allows.
         read: positions of the pictures that the run reads.
 
     Raises:
@@ -298,18 +298,18 @@ def require_readable(source: Source, key: str, on_error: str, read: Int64[np.nda
 
 
 def _broken(source: Source) -> list[int]:
-    """The pictures whose files are known to be missing, empty or no pictures."""
+    """The pictures whose files are known to be missing, empty or not pictures."""
     if source.scan is None:
         return []
-    # In joined sets some pictures are no files.
+    # In joined sets some pictures are not files.
     return [i for i in map(int, np.flatnonzero(source.scan.broken)) if source.path(i) is not None]
 
 
 def require_boxes(source: Source) -> None:
-    """Refuses a set that has no box to train on, or whose boxes are wrong, whatever else is in it.
+    """Refuses a set that has no box to train on, or whose boxes are wrong.
 
     Raises:
-        UserError: with the likely cause.
+        UserError: gives the likely cause.
     """
     if problem := no_box(source):
         raise UserError(f"{source.spec}: {problem}")
@@ -318,10 +318,10 @@ def require_boxes(source: Source) -> None:
 
 
 def require_usable(source: Source) -> None:
-    """Refuses a set to be scored whose annotations are all unusable or wrong; it may have none.
+    """Refuses a set for scoring if all its annotations are unusable or wrong; it may have none.
 
     Raises:
-        UserError: with the likely cause.
+        UserError: gives the likely cause.
     """
     table = source.table
     if len(table.ids) and (not table.usable.any() or box_form(table).wrong):
@@ -329,7 +329,7 @@ def require_usable(source: Source) -> None:
 
 
 def no_box(source: Source) -> str:
-    """Why nothing of a set can be trained on; "" where something can."""
+    """Why a set has nothing to train on; "" if it has something."""
     table = source.table
     form, count = box_form(table), len(table.ids)
     if (table.usable & ~table.crowd).any() and not form.none_usable:

@@ -1,4 +1,4 @@
-"""COCO's 80 classes; and those of two sets brought together by name, whatever their ids."""
+"""COCO's 80 classes; and the mapping of one set's classes to another's by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 # COCO 2017's classes in the annotation files' order, each row from its first id on: TFDS keeps
-# labels 0..79 and names; the ids (1..90, with gaps) that results are handed in with are only here.
+# labels 0..79 and names; the ids (1..90, with gaps) used in submitted results are only here.
 _NAMES = {
     1: "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
     "fire hydrant",
@@ -54,23 +54,23 @@ COCO_CATEGORIES = tuple(
 def with_classes(
     source: Source, classes: Sequence[Category], what: str, whose: str
 ) -> tuple[Source, list[str]]:
-    """A source whose labels are those of other classes of the same names.
+    """Changes a source's labels to those of other classes with the same names.
 
-    Ids stay the source's own. A class that the source lacks gets an id that it does not use; the
-    numbers of an evaluation leave it out, since there is nothing to find of it.
+    Ids stay the source's own. A class that the source lacks gets an unused id; evaluations ignore
+    it, since there is nothing to find.
 
     Args:
-        source: to be read by other labels.
-        classes: by label.
-        what: what messages call the source, as "config.data.val".
-        whose: what they call the one with ``classes``, as "config.data.train".
+        source: the source to relabel.
+        classes: the other classes, by label.
+        what: the source's name in messages, such as "config.data.val".
+        whose: the name of the owner of ``classes``, such as "config.data.train".
 
     Returns:
-        (the source, lines that say what was brought together; none where nothing differs).
+        (the source, lines that describe the mapping; none if nothing differs).
 
     Raises:
-        UserError: a class with boxes that is not among ``classes``, or names that occur twice;
-            both lists are shown, with ids.
+        UserError: a class with boxes is not among ``classes``, or names occur twice; the message
+            shows both lists with ids.
     """
     own, classes = tuple(source.categories), tuple(classes)
     if own == classes:
@@ -113,7 +113,7 @@ def with_classes(
 
 
 class Relabelled(Source):
-    """A source by other labels; pictures and ids stay.
+    """A source with other labels; pictures and ids are unchanged.
 
     Args:
         source: the pictures.
@@ -130,7 +130,7 @@ class Relabelled(Source):
 
     @functools.cached_property
     def table(self) -> AnnotationTable:  # type: ignore[override]  # made once, where wanted
-        """All annotations, by the new labels."""
+        """All annotations, with the new labels."""
         table = self._source.table
         return dataclasses.replace(
             table, categories=self.categories, labels=self._labels[table.labels]
@@ -146,16 +146,16 @@ class Relabelled(Source):
         return self._source.path(index)
 
     def record(self, index: int) -> Record:
-        """As of the source, with the new labels.
+        """The source's record, with the new labels.
 
         Raises:
-            UserError: as of the source.
+            UserError: as the source does.
         """
         record = self._source.record(index)
         return record._replace(labels=self._labels[record.labels])
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """As of the source, with its own ids; classes that it lacks are added."""
+        """The source's ground truth, with its own ids; classes that it lacks are added."""
         truth = self._source.coco_ground_truth()
         there = {category["id"] for category in truth["categories"]}
         added = [{"id": c.id, "name": c.name} for c in self.categories if c.id not in there]
@@ -163,12 +163,12 @@ class Relabelled(Source):
 
 
 def list_classes(classes: Sequence[Category], most: int = 12) -> str:
-    """Classes as "(1 nut, 2 bolt)", cut short where there are many."""
+    """Classes as "(1 nut, 2 bolt)", abbreviated if there are many."""
     shown = ", ".join(f"{c.id} {c.name}" for c in classes[:most])
     more = len(classes) - most
     return f"({shown}{f', and {more} more' if more > 0 else ''})"
 
 
 def free_id(taken: set[Id]) -> int:
-    """A number above all ids whose keys are taken."""
+    """A number above all ids in use."""
     return max([number for number in taken if isinstance(number, int)], default=0) + 1

@@ -1,8 +1,8 @@
-"""``coco:IMAGES_DIR:INSTANCES_JSON``: a folder of pictures beside COCO's instances file.
+"""``coco:IMAGES_DIR:INSTANCES_JSON``: a folder of pictures and an instances file of COCO's form.
 
-Tools write paths of their own machine, Windows' backslashes, URLs. A name that is there as it
-stands is never touched; any other is read another way only where one file answers to it, and no
-other entry claims that file.
+Some tools write paths of their own machine, Windows backslashes, or URLs. A name that exists
+literally is never changed; any other is interpreted differently only if exactly one file matches,
+and no other entry claims that file.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from drkd_jax.data.sources.instances import Fault, parse_instances
 from drkd_jax.data.sources.records import Record, Source
 from drkd_jax.errors import UserError
 
-_SHARE = 0.01  # of the entries that may have a fault where they are left out
-_NAMED = 3  # files in a hint
+_SHARE = 0.01  # largest share of faulty entries that may be left out
+_NAMED = 3  # most files in a hint
 _DRIVE = re.compile(r"^[A-Za-z]:/")
 
-# Keys that give other tools' files away.
+# Keys that identify other tools' files.
 _OTHERS = {
     "imagePath": "a LabelMe file (one a picture): convert the set to COCO's JSON first",
     "_via_img_metadata": "a project of VGG Image Annotator: export it as COCO",
@@ -45,19 +45,19 @@ class CocoSource(Source):
     Args:
         images_dir: folder of the pictures; ``file_name`` of the json is relative to it.
         instances_json: COCO's instances file.
-        on_error: "stop" refuses a file with a fault. "skip" leaves entries with a fault out (see
-            ``faults``), up to 1 % of all entries; but a class must never be left out. "list" is
-            "skip" without these two limits, for those who want to see all that is wrong.
-        exif: "auto", "stored" or "turned", see ``decode_picture``. Where "turned" is asked for,
-            a stated size may be that of the stored or of the turned picture.
+        on_error: "stop" refuses a file with a fault. "skip" leaves out faulty entries (see
+            ``faults``), up to 1 % of all entries, but never a class. "list" is "skip" without these
+            two limits, to collect all faults.
+        exif: "auto", "stored" or "turned", see ``decode_picture``. With "turned" a stated size may
+            be that of the stored or of the rotated picture.
         depth: bits that 16-bit pictures use, see ``decode_picture``.
 
     Attributes:
         faults: entries of the instances file that were left out.
-        mended: what was read in another way than it stands, a line a kind.
+        mended: corrections made while reading, one line per kind.
 
     Raises:
-        UserError: a missing folder or file, or a fault of the json (each is named).
+        UserError: a folder or file is missing, or the json has a fault; the message names it.
     """
 
     faults: list[Fault]
@@ -83,7 +83,7 @@ class CocoSource(Source):
         content, name = load_json(self.instances_json), str(self.instances_json)
         self.faults = []
         self._stems: dict[Path, dict[str, list[str]]] = {}  # by folder: file names by their stem
-        self._near: list[Path] | None = None  # folders that may be meant; listed when asked for
+        self._near: list[Path] | None = None  # folders that may be meant; listed on demand
         self._paths, self.mended = find_files(self.images_dir, _file_names(content))
         faults = None if on_error == "stop" else self.faults
         self.table = parse_instances(content, name, faults, self._paths, self.mended)
@@ -106,7 +106,7 @@ class CocoSource(Source):
             )
 
     def _turn_sizes(self) -> None:
-        """Gives pictures that lie on their side the size that they are shown in."""
+        """Gives pictures rotated by 90 degrees the size of the rotated picture."""
         sizes = self.table.sizes.copy()
         lying = (self.scan.sizes == sizes).all(axis=1)
         sizes[lying] = sizes[lying, ::-1]
@@ -118,7 +118,7 @@ class CocoSource(Source):
         return scan([self.path(index) for index in range(len(self))])
 
     def path(self, index: int) -> Path:
-        """Where picture ``index`` lies."""
+        """The path of picture ``index``."""
         name = self.table.names[index]
         return self.images_dir / self._paths.get(name, name)
 
@@ -126,7 +126,7 @@ class CocoSource(Source):
         """Reads picture ``index``.
 
         Raises:
-            UserError: the file is missing, no picture, or of another size than the json says.
+            UserError: the file is missing, not a picture, or of another size than the json says.
         """
         path = self.path(index)
         meta = self.table.meta(index)
@@ -144,9 +144,9 @@ class CocoSource(Source):
         return Record(image, *self.table.boxes(index), meta.image_id, str(path))
 
     def _of_same_stem(self, path: Path) -> str:
-        """Names the files beside a missing one that differ from it in their ending or capitals."""
+        """Names files beside a missing one that differ only in extension or capitalisation."""
         folder = path.parent
-        # Listed once: a set that was converted lacks every picture, and is asked for each.
+        # Listed once, since a converted set lacks every picture.
         if folder not in self._stems:
             listed: dict[str, list[str]] = {}
             with contextlib.suppress(OSError):
@@ -161,7 +161,7 @@ class CocoSource(Source):
 
     def _elsewhere(self, path: Path) -> str:
         """Names the folder near the picture folder that holds a missing picture."""
-        # Those without the first missing picture are not asked again: often all are missing.
+        # Folders without the first missing picture are not searched again: often all are missing.
         near = _near(self.images_dir) if self._near is None else self._near
         name = path.relative_to(self.images_dir)
         self._near = [folder for folder in near if (folder / name).is_file()]
@@ -169,7 +169,7 @@ class CocoSource(Source):
 
 
 def _near(folder: Path) -> list[Path]:
-    """The folders in a folder and in those, the one that it is in, and those beside it."""
+    """The subfolders of a folder to depth two, its parent, and its siblings."""
     inner = sorted(folder.glob("*/"))
     return [*inner, *sorted(folder.glob("*/*/")), folder.parent, *sorted(folder.parent.glob("*/"))]
 
@@ -185,7 +185,8 @@ def load_json(path: Path) -> dict[str, Any]:
     """Reads a json object (UTF-8, UTF-16 or UTF-32, with or without a byte order mark).
 
     Raises:
-        UserError: no such file, not json, not an object; a file of a known other kind is named.
+        UserError: there is no such file, or it is not a json object; other known kinds of files are
+            named.
     """
     try:
         data = path.read_bytes()
@@ -221,7 +222,7 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def _holds(path: Path) -> str:
-    """What a folder of annotations seems to hold."""
+    """What a folder of annotations seems to contain."""
     if not path.is_dir():
         return ""
     endings = {child.suffix.lower() for child in path.iterdir()}
@@ -232,7 +233,7 @@ def _holds(path: Path) -> str:
 
 
 def _json_lines(data: bytes) -> bool:
-    """Whether the first two lines are an object each."""
+    """Whether each of the first two lines is an object."""
     lines = [line for line in data.splitlines() if line.strip()][:2]
     try:
         return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)
@@ -254,15 +255,15 @@ def _list(content: Any) -> str:
 
 
 def find_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Finds names that are not there literally.
+    """Finds files for names that do not exist literally.
 
     Args:
-        folder: of the pictures.
-        names: as the instances file has them.
+        folder: the folder of the pictures.
+        names: the names in the instances file.
 
     Returns:
-        (name to path relative to the folder, for each name that is read another way; one line for
-        each way, with how many names and an example).
+        (name to path relative to the folder, for each reinterpreted name; one line for each kind of
+        reinterpretation, with the number of names and an example).
     """
     names = list(dict.fromkeys(names))
     listed: dict[str, set[str]] = {}
@@ -287,11 +288,11 @@ def find_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, str], list
 
 
 class _Files:
-    """All files of a folder, by ways to spell them."""
+    """All files of a folder, by alternative spellings."""
 
     def __init__(self, folder: Path):
         self.exact: set[str] = set()
-        self.loose: dict[str, str | None] = {}  # None: two files answer
+        self.loose: dict[str, str | None] = {}  # None: two files match
         for root, _, files in os.walk(folder):
             for file in files:
                 path = Path(root, file).relative_to(folder).as_posix()
@@ -300,7 +301,7 @@ class _Files:
                 self.loose[key] = None if key in self.loose else path
 
     def ways(self, name: str) -> Iterator[tuple[str, str]]:
-        """(path, how it was read) of each file that answers to a name, the nearest first."""
+        """(path, interpretation) of each file that matches a name, the closest first."""
         spellings = {
             "with / for \\": name.replace("\\", "/"),
             "with %20 and the like decoded": unquote(name),
@@ -327,9 +328,9 @@ class _Files:
 
 
 def _is_there(folder: Path, name: str, listed: dict[str, set[str]]) -> bool:
-    """Looks into one listing a folder: a question for each file is slow over a network."""
+    """Uses one listing per folder, since checking each file is slow over a network."""
     if "\0" in name:
-        return True  # a fault of its own
+        return True  # reported as a separate fault
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return False

@@ -1,7 +1,7 @@
-"""COCO's instances file, checked entry by entry, as flat arrays.
+"""Checks COCO's instances file entry by entry and converts it to flat arrays.
 
-A fault of one entry is kept apart from a fault of the file. Strictly read, the first one stops;
-otherwise entries with a fault are left out and handed back as a list.
+Faults of single entries are distinguished from faults of the file. In strict mode the first one is
+an error; otherwise faulty entries are left out and returned as a list.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from drkd_jax.data.sources.records import AnnotationTable, Category, Id, id_arra
 from drkd_jax.errors import UserError
 
 _LONGEST = 2**31  # pixels of a side
-_SHOWN = 5  # ids of classes where another one is asked for
+_SHOWN = 5  # class ids shown in a message about an unknown one
 
 
 class Fault(NamedTuple):
-    """What is wrong with one entry of an instances file."""
+    """A fault of one entry of an instances file."""
 
     kind: str  # "category", "image" or "annotation"
-    which: str  # "id 101", or "number 3" (counted from 0) where it has no id
+    which: str  # "id 101", or "number 3" (counted from 0) if it has no id
     reason: str
-    follows: bool = False  # goes because of another entry, and is not counted beside that
+    follows: bool = False  # left out because of another entry, so not counted itself
 
     def __str__(self) -> str:
         return f"{self.kind} {self.which}: {self.reason}"
@@ -37,7 +37,7 @@ class Fault(NamedTuple):
 
 class _Image(NamedTuple):
     key: Id  # what annotations refer to: "7" and 7 are the same
-    id: Id  # as it stands
+    id: Id  # as in the file
     name: str
     height: int
     width: int
@@ -60,23 +60,23 @@ def parse_instances(
     paths: Mapping[str, str] | None = None,
     mended: list[str] | None = None,
 ) -> AnnotationTable:
-    """Checks an instances dict and lays it out in flat arrays, pictures in the file's order.
+    """Checks an instances dict and converts it to flat arrays, pictures in the file's order.
 
-    ``iscrowd`` may be missing or null (0), and ``area`` (width x height). Ids may be texts; a
-    text that is a whole number is the same id as the number.
+    ``iscrowd`` may be missing or null (0), and ``area`` (width x height). Ids may be strings; a
+    string with an integer is the same id as the integer.
 
     Args:
-        content: ``images``, ``annotations`` and ``categories`` as COCO has them.
-        name: what messages call the file.
-        faults: takes the entries that are left out; None leaves none out. Of pictures with the
-            same id none stays, nor do their boxes: nobody knows whose they are.
-        paths: where pictures lie whose ``file_name`` is not their path.
-        mended: takes a line for each kind of thing that was read in another way than it stands.
+        content: ``images``, ``annotations`` and ``categories`` in COCO's form.
+        name: the file's name in messages.
+        faults: receives the entries that are left out; None leaves none out. Pictures with the
+            same id are all left out with their boxes, since the boxes are ambiguous.
+        paths: paths of pictures whose ``file_name`` is not their path.
+        mended: receives a line for each kind of correction made while reading.
 
     Raises:
-        UserError: a list is missing, there is no picture or no class. Where ``faults`` is None
-            also: a missing key, a duplicate or unknown id, a box that is not four finite
-            numbers, a file name that leads out of the folder, a size that is no size.
+        UserError: a list is missing, there is no picture or no class. If ``faults`` is None also: a
+            missing key, a duplicate or unknown id, a box that is not four finite numbers, a file
+            name that leads out of the folder, an invalid size.
     """
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
@@ -134,7 +134,7 @@ def parse_instances(
 
 
 def _mended(content: dict[str, Any], images: list[_Image], classes: list[Any]) -> list[str]:
-    """What was read in another way than it stands, a line a kind."""
+    """The corrections made while reading, one line per kind."""
     texts = sum(isinstance(image.id, str) for image in images)
     texts += sum(isinstance(category.id, str) for _, category in classes)
     nulls, ignored = {"area": 0, "iscrowd": 0}, 0
@@ -172,10 +172,10 @@ def _mended(content: dict[str, Any], images: list[_Image], classes: list[Any]) -
 def _rows(
     rows: list[Any], parse: Callable[[dict[str, Any]], Any], kind: str, found: list[Fault]
 ) -> list[Any]:
-    """Parses each entry, its id's key first. What cannot be, or has the id of another, is a fault.
+    """Parses each entry, its id's key first; invalid entries and duplicate ids are faults.
 
-    Of pictures with one id all are faults, unless they are the same entry again; one that cannot
-    be parsed counts among them, since boxes may be its own.
+    All pictures with the same id are faults, unless they are copies of one entry; this includes
+    entries that cannot be parsed, since boxes may belong to them.
     """
     parsed: list[Any] = []
     broken: set[Any] = set()
@@ -216,7 +216,7 @@ def _rows(
 
 
 def _keys(rows: list[Any]) -> set[Id]:
-    """The ids that some picture entry states, sound or not."""
+    """The ids of all picture entries, valid or not."""
     keys = set()
     for row in rows:
         if isinstance(row, dict):
@@ -236,7 +236,7 @@ def _category(row: dict[str, Any]) -> tuple[Id, Category]:
 
 
 def _tidy(name: str) -> str:
-    """A class's name without what no eye tells apart: blanks around it, letters in two parts."""
+    """A class's name without invisible differences: surrounding blanks, composed letters."""
     return unicodedata.normalize("NFC", name).strip()
 
 
@@ -278,12 +278,12 @@ def _annotation(row: dict[str, Any]) -> _Annotation:
 
 
 def _id(value: Any, key: str) -> tuple[Id, Id]:
-    """(what it is compared by, the id as it stands)."""
+    """(the key for comparisons, the id as in the file)."""
     if type(value) is int and abs(value) < 2**64:
         return value, value
     if isinstance(value, str) and value.strip():
         return id_key(value), value
-    # 2**53 itself may have been the number after it.
+    # 2**53 as a float may be the rounded 2**53 + 1.
     if isinstance(value, float) and abs(value) >= 2**53:
         raise ValueError(f"{key} {_short(value)} is not a whole number that a double can hold")
     number = _whole(value, key)
@@ -291,7 +291,7 @@ def _id(value: Any, key: str) -> tuple[Id, Id]:
 
 
 def _is_text(value: Any) -> bool:
-    """A text that is not blank and can be written: JSON may hold half a letter."""
+    """Whether a value is a non-blank text that can be encoded: JSON may have lone surrogates."""
     try:
         return isinstance(value, str) and bool(os.fsencode(value.strip()))
     except UnicodeEncodeError:
@@ -299,7 +299,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """A finite number; a text that looks like one is none."""
+    """Whether a value is a finite number; a text that looks like one is not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e300 and math.isfinite(value)

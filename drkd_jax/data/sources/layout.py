@@ -1,8 +1,8 @@
-"""The outlines of a drawn picture, where they lie, and the tight boxes of what stays visible.
+"""The outlines of a drawn picture, their positions, and tight boxes of their visible parts.
 
-Laying out is apart from painting, so that boxes are known without pixels. Some classes differ by
-a detail only, a disc from a ring by its hole. An outline spans about -1..1 before it is turned and
-scaled. Letters: n boxes, h w pixels of a patch.
+The layout is separate from painting, so that boxes are known without pixels. Some classes differ
+only in a detail, such as a disc and a ring in the hole. An outline spans about -1..1 before it is
+rotated and scaled. Letters: n boxes, h w pixels of a patch.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-_TOWARDS_LARGE = 0.6  # power of the even draw over the logarithm; 1 would favour the tiniest
+_TOWARDS_LARGE = 0.6  # power of the uniform draw of log size; 1 would favour the smallest
 _TURN = 0.4  # radians to either side
 _MIN_SIDE = 6  # pixels that must be visible along both axes
 _MIN_VISIBLE = 0.6  # share of an object that must stay visible
-_TRIES = 6  # places tried for an object before it is given up
+_TRIES = 6  # positions tried for an object before it is dropped
 _SUBPIXEL = 4  # bits
 _FINER = 4  # sub-pixels along each axis of a pixel
 
 
 @dataclasses.dataclass(frozen=True)
 class Difficulty:
-    """What makes drawn pictures hard or easy. Ranges hold both ends.
+    """The difficulty of drawn pictures. Ranges include both ends.
 
     Attributes:
         longer: pixels of a picture's longer side.
         shorter: pixels of its shorter side.
         sizes: pixels of an object's longer side.
-        objects: objects that a picture is wanted to hold.
-        empty: share of pictures that are wanted without any.
-        clutter: most outlines of no class.
-        texture: factor on the contrast of clouds and stripes in the ground.
+        objects: intended number of objects in a picture.
+        empty: intended share of pictures without objects.
+        clutter: largest number of outlines that belong to no class.
+        texture: factor on the contrast of clouds and stripes in the background.
         grain: strength of the noise over everything.
-        swing: contrast of an object against what lies below it.
+        swing: contrast of an object with what is below it.
     """
 
     longer: tuple[int, int] = (168, 192)
@@ -51,7 +51,7 @@ class Difficulty:
 
 
 HARD = Difficulty()
-# What a small detector learns within minutes.
+# Pictures that a small detector learns within minutes.
 EASY = Difficulty(
     longer=(128, 128),
     shorter=(128, 128),
@@ -102,7 +102,7 @@ CLASSES: dict[str, Callable[[np.random.Generator], Outline]] = {
 
 
 def clutter(rng: np.random.Generator) -> Outline:
-    """An outline of no class: a bar, a thin ellipse, a crescent, an angle or a half disc."""
+    """An outline that belongs to no class: a bar, thin ellipse, crescent, angle or half disc."""
     kind = rng.integers(5)
     if kind == 0:
         return [_regular(4) * (1.4, rng.uniform(0.08, 0.25))]
@@ -118,7 +118,7 @@ def clutter(rng: np.random.Generator) -> Outline:
 
 
 def placed(outline: Outline, size: float, angle: float, centre: tuple[float, float]) -> Outline:
-    """Turns an outline, scales the longer side of its bounding box to ``size`` pixels, moves it.
+    """Rotates an outline, scales its bounding box's longer side to ``size`` pixels, and moves it.
 
     Args:
         outline: contours around the origin.
@@ -144,7 +144,7 @@ class Coverage:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A picture before it is painted; later objects lie on top of earlier ones."""
+    """A picture before it is painted; later objects are on top of earlier ones."""
 
     size: tuple[int, int]  # height, width
     clutter: list[Coverage]
@@ -156,8 +156,8 @@ class Layout:
 def lay_out(seed: int, index: int, difficulty: Difficulty = HARD) -> Layout:
     """Places clutter and objects.
 
-    A box is tight around the pixels that its object covers by half at least and that no later
-    object covers. An object is only put where it and all the others stay visible to 60 %.
+    A box is tight around the pixels that its object covers at least by half and that no later
+    object covers. Objects are only placed where they and all others stay visible to 60 %.
     """
     rng = np.random.default_rng([seed, index, 0])
     longer, shorter = _between(difficulty.longer, rng), _between(difficulty.shorter, rng)
@@ -192,7 +192,7 @@ def lay_out(seed: int, index: int, difficulty: Difficulty = HARD) -> Layout:
     kept = np.flatnonzero((laid.boxes[:, 2:] - laid.boxes[:, :2]).min(axis=1) >= _MIN_SIDE)
     if len(kept) == len(objects):
         return laid
-    # A later object cut one below the smallest side: it goes, which uncovers others.
+    # A later object reduced this one below the smallest side: removing it uncovers others.
     return _layout(size, things, [objects[i] for i in kept], [labels[i] for i in kept])
 
 
@@ -240,7 +240,7 @@ def _try(
 
 
 def outline_area(shape: Outline) -> float:
-    """Area of an outline, holes left out, on the canvas or off it."""
+    """Area of an outline without holes, including parts off the canvas."""
     areas = [abs(cv2.contourArea(contour.astype(np.float32))) for contour in shape]
     return areas[0] - sum(areas[1:])
 
@@ -252,8 +252,8 @@ def cover(size: tuple[int, int], shape: Outline) -> Coverage:
     right, bottom = shape[0].max(axis=0).tolist()
     x1, y1 = min(max(int(left) - 1, 0), width - 1), min(max(int(top) - 1, 0), height - 1)
     x2, y2 = min(max(int(right) + 2, x1 + 1), width), min(max(int(bottom) + 2, y1 + 1), height)
-    # Filled on a finer grid and averaged: OpenCV's own smooth filling is half a pixel too fat,
-    # which closes the holes of small rings. Its whole coordinates are pixel centres.
+    # Filled on a finer grid and averaged: OpenCV's own antialiased filling is half a pixel too
+    # large, which closes the holes of small rings. Its integer coordinates are pixel centres.
     fine = np.zeros(((y2 - y1) * _FINER, (x2 - x1) * _FINER), np.uint8)
     points = [
         np.round(((contour - (x1, y1)) * _FINER - 0.5) * (1 << _SUBPIXEL)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Data sources by the string that names them in a config; several as one, and some images of one.
+"""Opens data sources by their names in a config; joins several, and selects a part of one.
 
 Letters: P pictures, M annotations of a source.
 """
@@ -31,7 +31,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.paths import expand_home
 
 _FORMS = "shapes:N[:SEED[:easy]], coco:IMAGES_DIR:INSTANCES_JSON or tfds:coco/2017:SPLIT[@DATA_DIR]"
-# A plus joins where a source follows; folders may have one in their name.
+# A plus joins sources only if a source follows, since folder names may contain one.
 _JOINT = re.compile(r"\s*\+\s*(?=(?:shapes|coco|tfds):)")
 
 
@@ -52,7 +52,7 @@ def open_source(spec: str, on_error: str = "stop", *, exif: str = "auto", depth:
         depth: bits that 16-bit pictures use; see ``decode_picture``.
 
     Raises:
-        UserError: another form, or what it names does not exist or is broken.
+        UserError: the name has another form, or the source does not exist or is broken.
     """
     parts = _JOINT.split(expand_home(spec).strip())
     if len(parts) > 1:
@@ -96,7 +96,7 @@ def _open_shapes(spec: str, rest: str) -> ShapesSource:
 
 
 def _split_paths(spec: str, rest: str) -> tuple[str, str]:
-    """Splits ``IMAGES_DIR:INSTANCES_JSON``; where paths hold colons, by what exists."""
+    """Splits ``IMAGES_DIR:INSTANCES_JSON``; if paths contain colons, by which paths exist."""
     cuts = [i for i, letter in enumerate(rest) if letter == ":" and 0 < i < len(rest) - 1]
     if not cuts:
         raise UserError(f"data source '{spec}': wanted coco:IMAGES_DIR:INSTANCES_JSON")
@@ -108,20 +108,21 @@ def _split_paths(spec: str, rest: str) -> tuple[str, str]:
 
 
 class JoinedSource(Source):
-    """``A + B``: several sources as one, in this order, their classes brought together by name.
+    """``A + B``: several sources as one, in this order, their classes joined by name.
 
-    A class has the id of the first source that has it, or a free one where another class has
-    taken that. Picture ids stay where no two are the same; otherwise pictures are numbered from 1.
+    A class has the id of the first source that has the class, or a free one if another class uses
+    that id. Picture ids stay unchanged if all are different; otherwise pictures are numbered from
+    1.
 
     Args:
-        sources: at least two.
+        sources: at least two sources.
 
     Attributes:
-        faults: of all of them.
-        mended: what was read in another way than it stands.
+        faults: the faults of all sources.
+        mended: the corrections made while reading them.
 
     Raises:
-        UserError: two classes of one name in one of them.
+        UserError: a source has two classes with one name.
     """
 
     def __init__(self, sources: Sequence[Source]):
@@ -129,7 +130,7 @@ class JoinedSource(Source):
         self.spec = " + ".join(source.spec for source in self.sources)
         self.faults = [fault for source in self.sources for fault in source.faults]
         self.mended: list[str] = [line for source in self.sources for line in source.mended]
-        # As they were asked for; a source without files or of another rule has the default.
+        # The requested value; sources for which it does not apply have the default.
         self.exif = next((s.exif for s in self.sources if s.exif != Source.exif), Source.exif)
         self.depth = max(source.depth for source in self.sources)
         self.categories = self._join_classes()
@@ -176,19 +177,19 @@ class JoinedSource(Source):
 
     @functools.cached_property
     def scan(self) -> Scan | None:  # type: ignore[override]  # made once, where wanted
-        """What the picture files say of themselves; None where none is a file."""
+        """The header data of the picture files; None if none is a file."""
         paths = [self.path(index) for index in range(len(self))]
-        # A picture that is no file is one that cannot be read, here.
+        # A picture that is not a file is treated like one that cannot be read.
         return scan([path or Path() for path in paths]) if any(paths) else None
 
     def path(self, index: int) -> Path | None:
-        """Where picture ``index`` lies; None where it is no file."""
+        """The path of picture ``index``; None if it is not a file."""
         part, at = self._place(index)
         return self.sources[part].path(at)
 
     @functools.cached_property
     def table(self) -> AnnotationTable:  # type: ignore[override]  # made once, where wanted
-        """All annotations, by the joined labels and ids."""
+        """All annotations, with the joined labels and ids."""
         tables = [source.table for source in self.sources]
         labels = [rows[table.labels] for rows, table in zip(self._labels, tables, strict=True)]
         counts = np.concatenate([np.diff(table.starts) for table in tables])
@@ -213,7 +214,7 @@ class JoinedSource(Source):
         """Reads picture ``index``.
 
         Raises:
-            UserError: as of its source.
+            UserError: as its source does.
         """
         part, at = self._place(index)
         record = self.sources[part].record(at)
@@ -222,7 +223,7 @@ class JoinedSource(Source):
         )
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """COCO's instances dict of all of them, annotations numbered from 1."""
+        """COCO's instances dict of all sources, annotations numbered from 1."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         id_of = {category.name: category.id for category in self.categories}
@@ -251,7 +252,7 @@ class Part(Source):
     """The images of a source at some of its positions, in that order.
 
     Args:
-        source: the whole.
+        source: the whole source.
         indices: positions in it.
     """
 
@@ -261,5 +262,5 @@ class Part(Source):
         self.table = source.table.take(self._indices)
 
     def record(self, index: int) -> Record:
-        """The image and its boxes; raises what the whole source raises."""
+        """The image and its boxes; raises the same errors as the whole source."""
         return self._source.record(self._indices[index])

@@ -1,7 +1,7 @@
-"""Unzipped COCO folders to TFDS's ``coco/2017``, without TensorFlow.
+"""Converts unzipped COCO folders to TFDS's ``coco/2017``, without TensorFlow.
 
-The stock builder downloads 25 GB of archives and needs TensorFlow to be built at all; this one
-writes the same features under the same name, version and paths from what the user has unzipped.
+The stock builder downloads 25 GB of archives and needs TensorFlow; this one writes the same
+features under the same name, version and paths from folders that the user has unzipped.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ SPLITS = ("train", "validation", "test")
 def prepare_tfds(
     images_dir: str | Path, instances_json: str | Path, split: str, data_dir: str | Path
 ) -> Path:
-    """Writes one split of ``coco/2017`` as array_record files; other splits there stay.
+    """Writes one split of ``coco/2017`` as array_record files; existing other splits are kept.
 
-    The ground truth without its outlines is kept beside the records (``instances_SPLIT.json``),
-    since TFDS rounds areas to whole pixels: evaluation scores against it.
+    The ground truth without its outlines is stored beside the records (``instances_SPLIT.json``)
+    for evaluation, since TFDS rounds areas to whole pixels.
 
     Args:
-        images_dir: folder of the pictures (``train2017``); they are copied as they are.
+        images_dir: folder of the pictures (``train2017``); they are copied unchanged.
         instances_json: COCO's instances file; its classes must be COCO's 80, or some of them.
         split: ``train``, ``validation`` or ``test``.
-        data_dir: TFDS's data folder; ``coco/2017/1.1.0`` is made in it.
+        data_dir: TFDS's data folder; ``coco/2017/1.1.0`` is created in it.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        UserError: a fault of the input (see ``CocoSource``), a missing picture, one of several
-            entries or of another stored size than stated, classes that COCO does not have, an
-            unknown split, or one already there.
+        UserError: a fault of the input (see ``CocoSource``), a picture that is missing, has several
+            entries or another stored size than stated, classes that COCO does not have, an
+            unknown split, or one that already exists.
     """
     if split not in SPLITS:
         raise UserError(f"split '{split}': wanted one of {', '.join(SPLITS)}")
@@ -70,7 +70,7 @@ def prepare_tfds(
             )
         builder.source, builder.split = source, split
         how = tfds.download.DownloadConfig(compute_stats="skip", try_download_gcs=False)
-        with contextlib.redirect_stdout(io.StringIO()):  # it would name the scratch folder
+        with contextlib.redirect_stdout(io.StringIO()):  # its output would name the scratch folder
             builder.download_and_prepare(download_config=how)
         _merge(Path(builder.data_dir), target, source.coco_ground_truth(), split)
     finally:
@@ -79,14 +79,14 @@ def prepare_tfds(
 
 
 class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
-    """TFDS's ``coco`` of one split, out of a folder of pictures and an instances file."""
+    """TFDS's ``coco`` with one split, from a folder of pictures and an instances file."""
 
     name = "coco"
     source: CocoSource
     split: str
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # As the stock builder's, but for tf.int64.
+        # As in the stock builder, except for tf.int64.
         objects = {
             "id": np.int64,
             "area": np.int64,
@@ -118,9 +118,9 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
             objects = [
                 {
                     "id": int(table.ids[row]),
-                    # Whole pixels, as in the stock builder; 0 is kept for what has none.
+                    # Whole pixels, as in the stock builder; 0 only for areas that are 0.
                     "area": int(np.ceil(table.area[row] - 0.5)) or int(table.area[row] > 0),
-                    # Boxes of the file may reach outside; BBoxFeature refuses what passes 0..1.
+                    # Boxes of the file may extend outside; BBoxFeature only accepts 0..1.
                     "bbox": _shares(table.clipped[row], height, width),
                     "label": table.categories[table.labels[row]].name,
                     "is_crowd": bool(table.crowd[row]),
@@ -140,12 +140,12 @@ class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
 
 def _shares(corners: np.ndarray, height: int, width: int) -> tfds.features.BBox:
     x1, y1, x2, y2 = corners.tolist()
-    x2, y2 = max(x1, x2), max(y1, y2)  # of a negative side no area is left, as BBoxFeature wants
+    x2, y2 = max(x1, x2), max(y1, y2)  # a negative side becomes 0, as BBoxFeature requires
     return tfds.features.BBox(ymin=y1 / height, xmin=x1 / width, ymax=y2 / height, xmax=x2 / width)
 
 
 def _check_size(source: CocoSource, index: int) -> None:
-    """TFDS keeps boxes as shares of the stored pixels, so any other size would stretch them."""
+    """Checks the stored size: TFDS stores relative boxes, which another size would stretch."""
     path, (height, width) = source.path(index), source.table.sizes[index].tolist()
     stored = stored_size(path.read_bytes(), str(path))
     if stored == (height, width):
@@ -194,12 +194,12 @@ def _splits(target: Path) -> dict[str, Any]:
 
 
 def _merge(made: Path, target: Path, ground_truth: dict[str, Any], split: str) -> None:
-    """Moves a freshly made split into the dataset's folder, which may hold others."""
+    """Moves a new split into the dataset's folder, which may have others."""
     target.mkdir(parents=True, exist_ok=True)
     splits = _splits(target) | _splits(made)
     info = json.loads((made / "dataset_info.json").read_text()) | {"splits": list(splits.values())}
     (made / "dataset_info.json").write_text(json.dumps(info, indent=2))
     (made / f"instances_{split}.json").write_text(json.dumps(ground_truth))
-    # The list of splits comes last: until then the folder is what it was.
+    # The list of splits comes last: until then the folder is effectively unchanged.
     for path in sorted(made.iterdir(), key=lambda path: path.name == "dataset_info.json"):
         os.replace(path, target / path.name)

@@ -1,4 +1,4 @@
-"""The one record that every source hands over, and all its annotations in a few flat arrays.
+"""The record type that every source returns, and all annotations of a source in flat arrays.
 
 Letters: H W pixels of a picture, n its boxes; P pictures and M annotations of a source.
 """
@@ -19,13 +19,13 @@ from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, Shaped, UInt8
 if TYPE_CHECKING:
     from drkd_jax.data.decode import Scan
 
-Id = int | str  # of a picture or class, as the source's own file has it
+Id = int | str  # of a picture or class, as in the source's own file
 
 _WHOLE = re.compile(r"-?\d{1,20}")
 
 
 def id_key(value: Any) -> Any:
-    """What an id is compared by: a text that is a whole number is the same id as the number."""
+    """The key to compare ids by: a string with an integer is the same id as the integer."""
     text = value.strip() if isinstance(value, str) else ""
     return int(text) if _WHOLE.fullmatch(text) else (text or value)
 
@@ -38,9 +38,9 @@ class Category(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """What is known of a picture before it is read.
+    """The data of a picture that are known before it is read.
 
-    ``num_boxes`` counts the boxes that training sees: neither crowd nor degenerate.
+    ``num_boxes`` counts the boxes that training uses: neither crowd nor degenerate.
     """
 
     image_id: Id
@@ -50,18 +50,18 @@ class Meta(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A picture as the source has it, with its boxes in source pixels.
+    """A picture of the source, with its boxes in source pixels.
 
     Boxes are clipped to the picture and degenerate ones are left out (see
-    ``AnnotationTable.usable``); crowd regions are among them, flagged.
+    ``AnnotationTable.usable``); crowd regions are included and flagged.
     """
 
     image: UInt8[np.ndarray, "H W 3"]  # RGB
     boxes: Float[np.ndarray, "n 4"]  # xyxy, float32
-    labels: Int32[np.ndarray, "n"]  # 0..K-1, by rising category id
+    labels: Int32[np.ndarray, "n"]  # 0..K-1, in ascending order of category ids
     crowd: Bool[np.ndarray, "n"]
     image_id: Id
-    name: str  # file name, or what a message calls the picture
+    name: str  # file name, or another name for messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,10 @@ class AnnotationTable:
 
     categories: tuple[Category, ...]
     names: tuple[str, ...]  # file names
-    image_ids: Shaped[np.ndarray, "P"]  # int64, or objects where one is a text or past int64
+    image_ids: Shaped[np.ndarray, "P"]  # int64, or objects if one is a string or exceeds int64
     sizes: Int64[np.ndarray, "P 2"]  # height, width
     starts: Int64[np.ndarray, "P1"]  # P + 1 rows
-    ids: Shaped[np.ndarray, "M"]  # annotation ids, as image_ids
+    ids: Shaped[np.ndarray, "M"]  # annotation ids, of the type of image_ids
     bbox: Float64[np.ndarray, "M 4"]  # x, y, width, height in source pixels, as stated
     area: Float64[np.ndarray, "M"]  # square pixels, as stated
     labels: Int32[np.ndarray, "M"]
@@ -97,10 +97,10 @@ class AnnotationTable:
 
     @functools.cached_property
     def usable(self) -> Bool[np.ndarray, "M"]:
-        """Which annotations can be trained on (crowd regions may be among them).
+        """Marks the annotations that can be trained on (including crowd regions).
 
-        Left out: nothing of the box inside the picture, stated area <= 0, width or height under
-        one pixel.
+        Unusable are boxes outside the picture, with a stated area <= 0, or with a width or height
+        under one pixel.
 
         Source: open-mmlab/mmdetection, mmdet/datasets/coco.py (the checks on each annotation).
         """
@@ -110,12 +110,12 @@ class AnnotationTable:
 
     @functools.cached_property
     def num_boxes(self) -> Int64[np.ndarray, "P"]:
-        """Boxes that training sees, for each picture: usable and not crowd."""
+        """The number of training boxes of each picture: usable and not crowd."""
         trained = self.usable & ~self.crowd
         return np.bincount(self.picture_of[trained], minlength=len(self)).astype(np.int64)
 
     def meta(self, index: int) -> Meta:
-        """What is known of picture ``index`` without its pixels."""
+        """The data of picture ``index`` that need no pixels."""
         height, width = self.sizes[index]
         return Meta(
             plain_id(self.image_ids[index]), int(height), int(width), int(self.num_boxes[index])
@@ -143,7 +143,7 @@ class AnnotationTable:
         return AnnotationTable(self.categories, names, starts=starts, **of_pictures, **boxes)
 
     def ground_truth(self) -> dict[str, Any]:
-        """The COCO instances dict that evaluation scores against: every annotation, as stated."""
+        """The COCO instances dict for evaluation: every annotation, as stated."""
         images = [
             {"id": plain_id(i), "file_name": name, "height": int(h), "width": int(w)}
             for i, name, (h, w) in zip(self.image_ids, self.names, self.sizes, strict=True)
@@ -168,13 +168,13 @@ class Source:
 
     Attributes:
         spec: the string that opened it.
-        categories: classes by rising id; the position is the label.
+        categories: classes by ascending id; the position is the label.
         table: all annotations.
         faults: entries of its file that were left out.
-        mended: what was read in another way than it stands, a line a kind.
-        exif: which pixels boxes of a turned photograph refer to, see ``decode_picture``.
+        mended: corrections made while reading, one line per kind.
+        exif: the pixels that boxes of rotated photos refer to, see ``decode_picture``.
         depth: bits that 16-bit pictures use, see ``decode_picture``.
-        scan: what the picture files say of themselves; None where none is a file.
+        scan: header data of the picture files; None if none is a file.
     """
 
     spec: str
@@ -190,11 +190,11 @@ class Source:
         return len(self.table)
 
     def path(self, index: int) -> Path | None:
-        """Where picture ``index`` lies; None where it is no file."""
+        """The path of picture ``index``; None if it is not a file."""
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Counts of pictures, boxes and classes; ``boxes`` are those that training sees."""
+        """Counts of pictures, boxes and classes; ``boxes`` are those that training uses."""
         table = self.table
         return {
             "source": self.spec,
@@ -214,7 +214,7 @@ class Source:
         """The picture and its boxes.
 
         Raises:
-            UserError: the picture is missing, not decodable or of another size than stated.
+            UserError: the picture is missing, cannot be decoded or has another size than stated.
         """
         raise NotImplementedError
 
@@ -224,7 +224,7 @@ class Source:
 
 
 def id_array(ids: Sequence[Id]) -> Shaped[np.ndarray, "n"]:
-    """Ids as int64 where they are numbers that it holds, as Python objects otherwise."""
+    """Ids as int64 if they are integers in its range, otherwise as Python objects."""
     if all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in ids):
         return np.array(ids, np.int64)
     array = np.empty(len(ids), object)

@@ -1,9 +1,9 @@
 """``shapes:N[:SEED[:easy]]``: pictures drawn by the program, a pure function of (seed, index).
 
-Six classes of outlines over textured grounds with clutter, so that detectors can be
-trained and compared where no data set is at hand. Pictures are about 192x128 pixels, landscape or
-portrait, with no box or 1 to 8. Most boxes are small in COCO's sense (under 32 x 32 pixels).
-The easy ones are 128x128 pixels, with 2 to 7 objects that stand out from calmer grounds.
+Six classes of outlines over textured backgrounds with clutter, so that detectors can be
+trained and compared without a data set. Pictures are about 192x128 pixels, landscape or portrait,
+with no box or 1 to 8. Most boxes are small in COCO's sense (under 32 x 32 pixels). Easy pictures
+are 128x128 pixels, with 2 to 7 objects that stand out from calmer backgrounds.
 Letters: H W pixels.
 """
 
@@ -27,9 +27,9 @@ class ShapesSource(Source):
     """N drawn pictures.
 
     Args:
-        num_pictures: how many.
-        seed: other pictures for another seed.
-        easy: the easy ones.
+        num_pictures: the number of pictures.
+        seed: every seed gives other pictures.
+        easy: whether to draw easy ones.
     """
 
     def __init__(self, num_pictures: int, seed: int = 0, *, easy: bool = False):
@@ -44,7 +44,7 @@ class ShapesSource(Source):
 
     @functools.cached_property
     def table(self) -> AnnotationTable:  # type: ignore[override]  # made once, where wanted
-        """All boxes, found by laying every picture out without painting it."""
+        """All boxes, from the layout of every picture, without painting it."""
         layouts = [lay_out(self._seed, index, self._difficulty) for index in range(len(self))]
         boxes = np.concatenate([layout.boxes for layout in layouts]).astype(np.float64)
         bbox = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -66,7 +66,7 @@ class ShapesSource(Source):
         return f"shapes-{self._seed}-{index:06d}.png"
 
     def record(self, index: int) -> Record:
-        """Draws picture ``index``, or takes it from memory; its pixels are read-only."""
+        """Draws picture ``index``, or returns it from memory; its pixels are read-only."""
         record = self._drawn.get(index)
         if record is None:
             record = self._draw(index)
@@ -89,7 +89,7 @@ class ShapesSource(Source):
 def paint(
     layout: Layout, rng: np.random.Generator, difficulty: Difficulty = HARD
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Ground, clutter, objects, then blur and noise over everything."""
+    """Paints background, clutter and objects, then applies blur and noise to everything."""
     image = _ground(layout.size, rng, difficulty.texture)
     for coverage in layout.clutter:
         lay_on(image, coverage, rng, _FAINT)
@@ -141,14 +141,14 @@ def lay_on(
     rng: np.random.Generator,
     contrast: tuple[float, float],
 ) -> None:
-    """Colours an outline against what lies below it, plain, shaded or striped."""
+    """Colours an outline in contrast to what is below it, plain, shaded or striped."""
     alpha = coverage.alpha
     below = image[coverage.rows, coverage.columns]
     cover = alpha.astype(np.float32)[..., None] / 255
     mean = below.mean(axis=(0, 1))
     swing = rng.uniform(-1, 1, 3)
     swing *= rng.uniform(*contrast) / np.abs(swing).max()
-    # Away from the edge of what can be shown, lest the contrast is clipped off.
+    # Away from the limits of the colour range, so that clipping does not reduce the contrast.
     colour = np.where((mean + swing < 8) | (mean + swing > 247), mean - swing, mean + swing)
     shade = np.empty_like(below)
     shade[:] = colour

@@ -1,9 +1,9 @@
 """``tfds:coco/2017:SPLIT[@DATA_DIR]``: a prepared TFDS dataset, read without TensorFlow.
 
-Pictures come as the JPEG bytes they were stored as. TFDS keeps neither picture sizes nor COCO's
-category ids, and rounds areas: sizes are read once from the JPEG headers and kept beside the
-records, ids come from COCO's own table, and areas from ``instances_SPLIT.json`` beside the records
-where that exists (``prepare_tfds`` writes it).
+Pictures are read as the stored JPEG bytes. TFDS stores neither picture sizes nor COCO's category
+ids, and rounds areas: sizes are read once from the JPEG headers and cached beside the records, ids
+come from COCO's own table, and areas from ``instances_SPLIT.json`` beside the records if that file
+exists (``prepare_tfds`` writes it).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from drkd_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# What can be read, and what makes it.
+# The supported datasets, and how to make them.
 _HOW = {
     "coco/2017": "python -m drkd_jax prepare tfds:coco/2017 --split=SPLIT --images=IMAGES_DIR "
     "--instances=INSTANCES_JSON --data-dir=DATA_DIR",
@@ -48,7 +48,7 @@ class TfdsSource(Source):
             ``~/tensorflow_datasets``.
 
     Raises:
-        UserError: not prepared, no such split, records that cannot be read.
+        UserError: it is not prepared, there is no such split, or records cannot be read.
     """
 
     def __init__(self, name: str, split: str, data_dir: str | None = None):
@@ -57,14 +57,14 @@ class TfdsSource(Source):
         self.folder = _dataset_folder(name, data_dir)
         self._data = _open_split(self.folder, split)
         self.table = _table(self.folder, split, self._data)
-        # COCO's 80 classes by rising id; TFDS's labels are their positions.
+        # COCO's 80 classes by ascending id; TFDS's labels are their positions.
         self.categories = COCO_CATEGORIES
 
     def record(self, index: int) -> Record:
         """Reads picture ``index``.
 
         Raises:
-            UserError: the records are damaged, or its bytes are no picture.
+            UserError: the records are damaged, or its bytes are not a picture.
         """
         meta, name = self.table.meta(index), self.table.names[index]
         data = _example(self._data, int(index), self.spec)["image"]
@@ -72,12 +72,12 @@ class TfdsSource(Source):
         return Record(image, *self.table.boxes(index), meta.image_id, name)
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """COCO's instances dict; from the json beside the records where there is one.
+        """COCO's instances dict; from the json beside the records if there is one.
 
         Without it boxes are rounded to float32 and areas to whole pixels, as TFDS stores them.
 
         Raises:
-            UserError: the json is broken, or of other pictures.
+            UserError: the json is broken, or belongs to other pictures.
         """
         path = self.folder / f"instances_{self._split.partition('[')[0]}.json"
         if not path.is_file():
@@ -108,7 +108,7 @@ def _dataset_folder(name: str, data_dir: str | None) -> Path:
 def _open_split(folder: Path, split: str) -> Sequence[dict[str, Any]]:
     try:
         builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # also protobuf's, which has a base of its own
+    except Exception as error:  # includes protobuf's, which has its own base class
         raise UserError(
             f"{folder / 'dataset_info.json'} cannot be read ({_line(error)}); prepare the data "
             "set again"
@@ -130,7 +130,7 @@ def _open_split(folder: Path, split: str) -> Sequence[dict[str, Any]]:
 def _example(data: Sequence[dict[str, Any]], index: int, where: str) -> dict[str, Any]:
     try:
         return data[index]
-    except (RuntimeError, ValueError, OSError) as error:  # of array_record, and of TFDS on a part
+    except (RuntimeError, ValueError, OSError) as error:  # of array_record, and of TFDS for a slice
         raise UserError(
             f"{where}: record {index} cannot be read ({_line(error)}); prepare or copy the data "
             "set again"
@@ -142,13 +142,13 @@ def _line(error: Exception) -> str:
 
 
 def _table(folder: Path, split: str, data: Sequence[dict[str, Any]]) -> AnnotationTable:
-    """All annotations and picture sizes: from the index file, which is made on the first use."""
+    """All annotations and picture sizes, from an index file that is created on first use."""
     letters = "".join(c if c.isalnum() else "-" for c in split)
     path = folder / f"index_{letters}.npz"
     shards = sorted(folder.glob("*.array_record*"))
     stamp = [[p.name, str(p.stat().st_size), str(p.stat().st_mtime_ns)] for p in shards]
     stamp.append([split, str(len(data)), "1"])  # the last one is the index's own version
-    # What a kill or a crash of the machine left of an index, also an empty file, is made again.
+    # An index that a kill or crash left incomplete, or even empty, is created again.
     with contextlib.suppress(
         OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile
     ):
@@ -174,11 +174,11 @@ def _scan(data: Sequence[dict[str, Any]], where: str) -> AnnotationTable:
         counts.append(len(objects["id"]))
         for key in ("id", "area", "label", "is_crowd"):
             parts[key].append(np.asarray(objects[key]).reshape(-1))
-        # Sequences come as lists, also empty ones; boxes are y, x, y, x as shares of the sides.
+        # Sequences are lists, even empty ones; boxes are y, x, y, x relative to the sides.
         boxes = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
         parts["bbox"].append(boxes * [height, width, height, width])
     ymin, xmin, ymax, xmax = _joined(parts["bbox"], np.float64).reshape(-1, 4).T
-    # COCO's boxes have two decimals; float32 shares of the sides are off by 1e-4 pixels at most.
+    # COCO's boxes have two decimals; relative float32 boxes are off by 1e-4 pixels at most.
     bbox = np.round(np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=1), 3)
     return AnnotationTable(
         categories=COCO_CATEGORIES,
@@ -211,7 +211,7 @@ def _load_index(path: Path, stamp: np.ndarray) -> AnnotationTable:
 
 
 def _save_index(path: Path, table: AnnotationTable, stamp: np.ndarray) -> None:
-    """Written aside and moved into place: several hosts may do it at once."""
+    """Writes a temporary file and renames it, since several hosts may do this at once."""
     arrays = {key: getattr(table, key) for key in _ARRAYS}
     aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
