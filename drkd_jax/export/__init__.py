@@ -1,1 +1,1 @@
-"""A trained detector as a program for others: StableHLO by jax.export, ONNX by jax2onnx."""
+"""Exports a trained detector as a program: StableHLO by jax.export, ONNX by jax2onnx."""

@@ -1,4 +1,4 @@
-"""An ONNX graph while it grows: nodes by the names of their values."""
+"""Builds an ONNX graph; nodes refer to each other by the names of their values."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ OPSET = 21
 
 
 class Graph:
-    """Nodes and constants in the order in which they run.
+    """Nodes and constants in execution order.
 
-    Values are named as they come, ``"node/3"``; models that another converter made keep their names
-    behind a prefix.
+    Values are numbered, such as ``"node/3"``; models from another converter keep their names after
+    a prefix.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Graph:
         self._models = 0
 
     def constant(self, value: Any) -> str:
-        """The name of a NumPy array, or of what becomes one, as a constant."""
+        """Adds a constant from a NumPy array, or a value convertible to one; returns its name."""
         from onnx import numpy_helper
 
         name = f"constant/{len(self._constants)}"
@@ -31,7 +31,7 @@ class Graph:
         return name
 
     def add(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
-        """One more node with one output.
+        """Adds a node with one output.
 
         Args:
             kind: ONNX's name of the operator.
@@ -49,17 +49,17 @@ class Graph:
         return output
 
     def cast(self, value: str, dtype: Any) -> str:
-        """A value as another NumPy dtype."""
+        """Converts a value to another NumPy dtype."""
         from onnx import helper
 
         return self.add("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def take_in(self, model: Any, inputs: list[str]) -> list[str]:
-        """All nodes of a model.
+        """Adds all nodes of a model.
 
         Args:
             model: an `onnx.ModelProto`; it is changed.
-            inputs: what its inputs are called here, in their order.
+            inputs: the names of its inputs in this graph, in order.
 
         Returns:
             The names of its outputs here.
@@ -82,7 +82,7 @@ class Graph:
         return [name(value.name) for value in model.graph.output]
 
     def model(self, inputs: dict[str, Any], outputs: dict[str, tuple[str, Any]]) -> Any:
-        """The whole, checked.
+        """The complete, checked model.
 
         Args:
             inputs: name to an array's shape and dtype.
@@ -109,7 +109,7 @@ class Graph:
             [info(name, like) for name, (_, like) in outputs.items()],
             [value for value in self._constants if value.name in read],
         )
-        # The format of the operators' year: older runtimes refuse a later one.
+        # The format version from the operators' year: older runtimes refuse later ones.
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10
         )

@@ -1,7 +1,7 @@
-"""The calls of `ops.onnx_calls` in ONNX's operators: NonMaxSuppression and RoiAlign.
+"""Implements the calls of `ops.onnx_calls` by ONNX's NonMaxSuppression and RoiAlign.
 
-Letters: G groups of boxes that are suppressed by themselves, N boxes of one, K classes, B pictures,
-R regions, h w C one map, S bins a side.
+Letters: G groups of boxes with separate suppression, N boxes per group, K classes, B pictures,
+R regions, h w C one map, S bins per side.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _NONE = np.array(-1, np.float32)
 def add_suppression(
     graph: Graph, shape: tuple[int, ...], classes: int, iou: float, *operands: str
 ) -> str:
-    """`onnx_calls.suppress`.
+    """Adds `onnx_calls.suppress`.
 
-    The operator keeps the same rule: an overlap strictly above the threshold, the lower row first
-    among equal scores.
+    The operator has the same rule: an overlap strictly above the threshold suppresses, and the
+    lower row goes first among equal scores.
 
     Args:
-        graph: is added to.
-        shape: of the scores, ``[..., N]``.
-        classes: K, above every number of a group.
+        graph: the graph to extend.
+        shape: shape of the scores, ``[..., N]``.
+        classes: K, greater than every group id.
         iou: the threshold, a float32.
-        operands: boxes, scores, valid, and groups where there are any.
+        operands: boxes, scores, valid, and groups if there are any.
 
     Returns:
         The flags, bool ``[..., N]``.
@@ -64,17 +64,17 @@ def add_regions(
     samples: int,
     aligned: bool,
 ) -> str:
-    """`onnx_calls.align`: the regions of each level are read from it, and put in their order.
+    """Adds `onnx_calls.align`: reads the regions level by level, and restores their order.
 
     Args:
-        graph: is added to.
-        shape: of the result, ``[B, R, S, S, C]``.
+        graph: the graph to extend.
+        shape: shape of the result, ``[B, R, S, S, C]``.
         boxes: ``[B, R, 4]``.
         levels: ``[B, R]``.
         maps: ``[B, h, w, C]`` each.
-        strides: as all that follow, of `ops.roi_align.roi_align`.
+        strides: see `ops.roi_align.roi_align`, also for the arguments below.
         bins: S.
-        samples: of a bin and axis; 0: adaptive.
+        samples: samples per bin and axis; 0: adaptive.
         aligned: whether pixel centres lie at half coordinates.
 
     Returns:

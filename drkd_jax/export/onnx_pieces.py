@@ -1,4 +1,4 @@
-"""A traced program in pieces: what jax2onnx converts, and the calls between that it cannot."""
+"""Splits a traced program into pieces that jax2onnx converts and the calls that it cannot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CALLS = (ALIGN, SUPPRESS)
 
 
 class Piece(NamedTuple):
-    """Equations in a row, and the variables that they take and give."""
+    """Consecutive equations, with their input and output variables."""
 
     program: ClosedJaxpr
     inputs: list[Any]
@@ -27,13 +27,13 @@ class Piece(NamedTuple):
 
 
 def pieces(traced: ClosedJaxpr) -> Iterator[Any]:
-    """Cuts a program at its calls of `ops.onnx_calls`, which stand in no inner program.
+    """Splits a program at its calls of `ops.onnx_calls`, which occur only at the top level.
 
     Args:
-        traced: of `jax.make_jaxpr`.
+        traced: from `jax.make_jaxpr`.
 
     Yields:
-        A `Piece`, or the equation of a call, in the order in which they run.
+        A `Piece`, or the equation of a call, in execution order.
     """
     equations = traced.jaxpr.eqns
     calls = [i for i, equation in enumerate(equations) if equation.primitive in _CALLS]
@@ -75,7 +75,7 @@ def convert(piece: Piece) -> Any:
     """The `onnx.ModelProto` of a piece, its inputs and outputs in the piece's order.
 
     Raises:
-        UserError: the converter does not know something in it.
+        UserError: the converter does not support something in it.
     """
     inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in piece.inputs]
     # Traced already, so that the converter meets plain operations and none of the Flax calls that
@@ -88,7 +88,7 @@ def convert(piece: Piece) -> Any:
                 jaxpr_as_fun(piece.program), inputs=inputs, model_name="piece", opset=OPSET
             )
         except Exception as fault:
-            # Its own faults come as whatever they are, mostly an operation that it has no rule for.
+            # It can raise any error, usually for an operation that it does not support.
             said = " ".join(str(fault).split())[:200] or type(fault).__name__
             raise UserError(
                 f"--to=onnx: jax2onnx does not convert this detector ({said}); use --to=stablehlo"
@@ -98,7 +98,7 @@ def convert(piece: Piece) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back what the converter prints and logs of its own parts; errors are raised still."""
+    """Suppresses the converter's own output and log lines; errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,9 +1,9 @@
-"""A detector as an ONNX file: most of it by jax2onnx, the rest by operators of ONNX itself.
+"""Exports a detector to an ONNX file: mostly by jax2onnx, the rest by ONNX's own operators.
 
-This package's suppression and its RoIAlign would run in an ONNX runtime as loops of single steps,
-if they could be converted; NonMaxSuppression and RoiAlign are one call each, with the same rules.
-So the program is traced with calls in their place (`ops.onnx_calls`), cut at those, and put
-together again as one graph.
+If this package's suppression and RoIAlign could be converted, they would run in an ONNX runtime as
+loops of single steps; NonMaxSuppression and RoiAlign are one call each, with the same rules. So the
+program is traced with placeholder calls (`ops.onnx_calls`), split at these, and reassembled as one
+graph.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _ALL = ("boxes", "scores", "valid")
 
 
 def need_packages() -> None:
-    """Refuses to begin without the packages that convert.
+    """Refuses to start without the packages for the conversion.
 
     Raises:
-        UserError: one is missing; names the extra that brings it.
+        UserError: one is missing; the message names the extra that installs it.
     """
     for package in ("jax2onnx", "onnx"):
         if find_spec(package) is None:
@@ -49,9 +49,9 @@ def to_onnx(detector: Any, pixels: Pixels, form: Form) -> bytes:
     Inputs and outputs have the names, shapes and dtypes of the StableHLO program (`program`).
 
     Args:
-        detector: trained.
-        pixels: the network's input; the normalisation is part of the model.
-        form: what is fixed; its batch is a number.
+        detector: a trained detector.
+        pixels: the network's input format; the normalisation is part of the model.
+        form: what is fixed; its batch must be a number.
 
     Returns:
         A serialized `onnx.ModelProto`.
@@ -81,7 +81,7 @@ def to_onnx(detector: Any, pixels: Pixels, form: Form) -> bytes:
 
 
 def _convert(graph: Graph, traced: ClosedJaxpr, inputs: list[str], classes: int) -> list[str]:
-    """Adds a traced program to a graph; the names of its outputs."""
+    """Adds a traced program to a graph; returns the names of its outputs."""
     known: dict[Any, str] = dict(zip(traced.jaxpr.invars, inputs, strict=True))
     constants = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
 
@@ -97,7 +97,7 @@ def _convert(graph: Graph, traced: ClosedJaxpr, inputs: list[str], classes: int)
         if isinstance(part, Piece):
             given = graph.take_in(convert(part), [name(v) for v in part.inputs])
             for variable, value in zip(part.outputs, given, strict=True):
-                # Rows of a top-k may be wider in ONNX than they were traced.
+                # Indices from a top-k may have a wider dtype in ONNX than when traced.
                 is_int = jnp.issubdtype(variable.aval.dtype, jnp.integer)
                 known[variable] = graph.cast(value, variable.aval.dtype) if is_int else value
             continue

@@ -1,10 +1,10 @@
-"""A detector as one function of pixels, in a file that runs without this package.
+"""Exports a detector as one function of pixels, in a file that runs without this package.
 
 Letters: B pictures, H W pixels of the canvas, N detections (anchors or regions without the
 suppression), D boxes of each, K classes.
 
-The file holds the bytes of a `jax.export.Exported`: StableHLO with the weights inside. JAX alone
-reads and calls it. Beside it lies a JSON that says what goes in and what comes out.
+The file holds the bytes of a `jax.export.Exported`: StableHLO with the weights inside. Only JAX is
+needed to read and call it. A JSON file beside it describes inputs and outputs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from drkd_jax.errors import UserError
 from drkd_jax.models.pixels import Pixels
 from drkd_jax.ops.platform import tracing_for
 
-#: What a program can be lowered for, by JAX's names.
+#: The platforms a program can be lowered for, by JAX's names.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-#: What pixels can come as.
+#: The possible dtypes of pixels.
 DTYPES = ("uint8", "float32")
 
-# The names of `ops.platform` where they differ.
+# The names in `ops.platform`, if they differ.
 _FORMS = {"cuda": "gpu", "rocm": "gpu"}
 
 
@@ -41,10 +41,10 @@ class Form:
 
     Attributes:
         canvas: height and width, pixels.
-        batch: pictures of a call; None: any number.
-        dtype: of the pixels, one of `DTYPES`.
-        suppress: whether the detections are chosen inside; else every box and score comes out.
-        platforms: of `PLATFORMS`.
+        batch: pictures per call; None: any number.
+        dtype: dtype of the pixels, one of `DTYPES`.
+        suppress: whether detections are selected inside; otherwise all boxes and scores are output.
+        platforms: some of `PLATFORMS`.
     """
 
     canvas: tuple[int, int]
@@ -55,14 +55,14 @@ class Form:
 
 
 def check_form(form: Form, stride: int) -> None:
-    """Refuses a canvas that the detector's maps do not divide.
+    """Refuses a canvas that is not a multiple of the detector's stride.
 
     Args:
-        form: asked for.
-        stride: of the detector.
+        form: the requested form.
+        stride: stride of the detector.
 
     Raises:
-        UserError: names the nearest canvas that does.
+        UserError: names the nearest canvas that is.
     """
     if any(side % stride or side < stride for side in form.canvas):
         nearest = "x".join(str(max(1, -(-side // stride)) * stride) for side in form.canvas)
@@ -76,13 +76,13 @@ def program(detector: Any, pixels: Pixels, suppress: bool) -> tuple[Callable[...
     """The function `(arrays, images, sizes) -> outputs by name`, and the arrays.
 
     Args:
-        detector: trained.
-        pixels: the network's input; the normalisation is part of the function.
-        suppress: as of `Form`.
+        detector: a trained detector.
+        pixels: the network's input format; the normalisation is part of the function.
+        suppress: see `Form`.
 
     Returns:
-        (function, arrays). Of the function: ``images`` ``[B, H, W, 3]`` RGB 0..255, the picture in
-        the top left corner of the canvas; ``sizes`` int32 ``[B, 2]`` its height and width, pixels.
+        (function, arrays). Its ``images`` are ``[B, H, W, 3]`` RGB 0..255, with the picture in the
+        top left corner of the canvas; ``sizes`` int32 ``[B, 2]`` its height and width, pixels.
         The outputs are the fields of `types.Detections`, or of `types.Unsuppressed`.
     """
     graph, state = nnx.split(detector)
@@ -99,11 +99,11 @@ def program(detector: Any, pixels: Pixels, suppress: bool) -> tuple[Callable[...
 def to_stablehlo(detector: Any, pixels: Pixels, form: Form) -> bytes:
     """The bytes of a `jax.export.Exported` of the detector.
 
-    For each platform it holds the forms that are fast there (`ops.platform`).
+    For each platform it contains the forms that are fast there (`ops.platform`).
 
     Args:
-        detector: trained.
-        pixels: the network's input.
+        detector: a trained detector.
+        pixels: the network's input format.
         form: what is fixed; see `check_form`.
 
     Returns:
@@ -158,17 +158,17 @@ def about_program(
     source: str,
     step: int,
 ) -> dict[str, Any]:
-    """Plain values about a program, for JSON.
+    """A description of a program as plain values, for JSON.
 
     Args:
         form: what is fixed in it.
         pixels: the normalisation that is part of it.
-        categories: of the classes, in the order of their labels; () where they have no names.
-        num_classes: of the data.
-        pipeline: how pictures come to their canvas.
-        settings: of the detector; the limits of its tests are copied.
+        categories: the classes in the order of their labels; () if they have no names.
+        num_classes: number of classes of the data.
+        pipeline: how pictures are placed on their canvas.
+        settings: settings of the detector; its test limits are copied.
         source: name of the work folder or file.
-        step: of the training.
+        step: step of the training.
 
     Returns:
         The program's maker, its classes, inputs and outputs.
