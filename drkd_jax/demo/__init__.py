@@ -1,4 +1,4 @@
-"""The main job, small: a teacher, a plain student, a DRKD student, and what came of it.
+"""A small version of the main task: a teacher, a plain student, a DRKD student, and a comparison.
 
 `run` trains, `results` compares, `figures` draws. Only the command line reads this package.
 """
@@ -14,8 +14,8 @@ TEACHER, PLAIN, DISTILLED = KINDS = ("teacher", "plain student", "DRKD student")
 class Recipes(NamedTuple):
     """The configs of the three runs, as plain nested dicts.
 
-    ``teacher`` counts where the teacher is trained. ``distilled`` is ``student`` with a teacher and
-    a distillation added; the teacher's checkpoint is filled in by the demo.
+    ``teacher`` is used if the teacher is trained. ``distilled`` is ``student`` with a teacher and a
+    distillation added; the demo fills in the teacher's checkpoint.
     """
 
     teacher: dict[str, Any]
@@ -27,6 +27,6 @@ class Job(NamedTuple):
     """One run of the demo."""
 
     kind: str  # one of KINDS
-    name: str  # as it stands in the tables
+    name: str  # as in the tables
     folder: Path
     config: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What the demo shows: PNGs of its first pair of students and their teacher, and its HTML page."""
+"""The demo's output: PNGs of its first pair of students and their teacher, and its HTML page."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _SIDES = {"teacher": TEACHER, "student": DISTILLED}
 def draw_pictures(
     workdir: Path, val: Source, folders: Mapping[str, Path], shown: Relations
 ) -> dict[str, str]:
-    """Draws everything that the runs of a demo have to show.
+    """Draws all pictures of a demo.
 
     Args:
-        workdir: Where the PNGs go.
+        workdir: The folder for the PNGs.
         val: The pictures that the runs were evaluated on.
         folders: The run of each kind (``KINDS``), finished.
-        shown: What `see_relations` gave.
+        shown: The result of `see_relations`.
 
     Returns:
         File name to caption, in the order of the report.
@@ -110,10 +110,10 @@ def demo_page(
 
     Args:
         folders: The run of each kind (``KINDS``), finished.
-        configs: Of each kind that was trained here.
-        results: What ``results.json`` holds.
+        configs: The config of each kind that was trained here.
+        results: The content of ``results.json``.
         shown: The distilled run's relations on one picture.
-        draws: Of the validation pictures, for the intervals.
+        draws: Number of bootstrap draws of the validation pictures, for the intervals.
     """
     runs = [
         _run(kind, folders[kind], configs.get(kind, {}), results)

@@ -1,7 +1,7 @@
-"""What a person sees while several runs go one after the other: words, and one bar over all.
+"""The terminal output of several runs in sequence: messages, and one progress bar for all.
 
-Each run tells its own story at length; here that goes into a file beside the run, and only
-warnings, evaluations and the step it has reached come through.
+The full output of each run goes into a file beside the run; only warnings, evaluations and the
+current step are shown.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 _STEP = re.compile(r"step (\d+)/\d+ ")
-_QUIET = 20.0  # seconds between two lines where no bar can be drawn
+_QUIET = 20.0  # seconds between two lines if no bar can be drawn
 
 
 class Progress:
-    """One bar over the steps of all runs; lines of words where the terminal is none.
+    """One bar over the steps of all runs; text lines if the output is not a terminal.
 
     Args:
         total: Steps of all runs together.
@@ -43,23 +43,23 @@ class Progress:
         self._since, self._skipped, self._told = time.monotonic(), 0, 0.0
 
     def say(self, text: str) -> None:
-        """One line for the person."""
+        """Prints one line."""
         if self._lines:
             print(text, file=self._terminal, flush=True)
         else:
             self._bar.write(text, file=self._terminal)
 
     def stage(self, name: str) -> None:
-        """What is being done from here on."""
+        """Sets the name of the stage that begins."""
         self._before, self._here, self._name = self._before + self._here, 0, name
         self._bar.set_description(name)
 
     def at(self, step: int, *, skipped: bool = False) -> None:
-        """The run of this stage has reached a step.
+        """Reports that the run of this stage has reached a step.
 
         Args:
             step: Steps done in this stage.
-            skipped: They were done before this program started: no measure of its speed.
+            skipped: Whether they were done before this program started, so do not show its speed.
         """
         more = step - self._here
         self._here = step
@@ -67,7 +67,7 @@ class Progress:
         if self._lines:
             self._tell(step)
         elif skipped:
-            # tqdm takes its rate from what was done since ``initial`` and the last drawing
+            # tqdm computes its rate from the steps since ``initial`` and the last drawing
             self._bar.initial += more
             self._bar.n = self._bar.last_print_n = self._bar.n + more
             self._bar.refresh()
@@ -91,11 +91,11 @@ class Progress:
 
 
 class RunLog(io.TextIOBase):
-    """Stands in for a run's terminal: keeps every line in a file, tells ``Progress`` the rest.
+    """Replaces a run's terminal: writes every line to a file and informs ``Progress``.
 
     Args:
-        path: The lines are added to this file.
-        progress: Is told the steps, warnings and evaluations.
+        path: The lines are appended to this file.
+        progress: Receives the steps, warnings and evaluations.
     """
 
     def __init__(self, path: Path, progress: Progress):
@@ -108,7 +108,7 @@ class RunLog(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Takes whole lines and parts of lines."""
+        """Accepts complete lines and parts of lines."""
         self._file.write(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
@@ -116,12 +116,12 @@ class RunLog(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Onto the disk."""
+        """Writes the lines to the disk."""
         if not self._file.closed:
             self._file.flush()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._file.close()
         super().close()
 

@@ -1,4 +1,4 @@
-"""The demo's runs compared: ``results.json``, and its words and tables in ``results.md``.
+"""Compares the demo's runs: ``results.json``, and its text and tables in ``results.md``.
 
 Numbers are AP in points (0..100) in the text, 0..1 in the JSON.
 """
@@ -28,7 +28,7 @@ from drkd_jax.report.tables import points
 # Column, the name that evaluation gives it.
 COLUMNS = {n: n for n in ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")} | {"AR": "AR100"}
 MAX_SEEDS = 10
-_LEAST_AP = 0.05  # under this a detector is at its beginning
+_LEAST_AP = 0.05  # under this a detector has learnt very little
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocotools")
 
 
@@ -39,14 +39,14 @@ def compare(
     command: str,
     resamples: int,
 ) -> dict[str, Any]:
-    """Everything in ``results.json`` but the pictures and the seconds of the whole.
+    """Everything in ``results.json`` except the pictures and the total time.
 
     Args:
         recipes: The three configs.
         jobs: All runs, finished, the teacher first.
-        summaries: What the training of each returned.
+        summaries: The return value of each run's training.
         command: How the program was called.
-        resamples: Draws of the validation pictures, for the intervals.
+        resamples: Number of bootstrap draws of the validation pictures, for the intervals.
     """
     data = recipes.student["data"]
     val = open_source(data["val"])
@@ -115,7 +115,7 @@ def _train_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """One row a run: the scores in points, parameters, steps and seconds.
+    """One row per run: the scores in points, parameters, steps and seconds.
 
     Args:
         runs: Each with ``name``, ``scores`` (0..1, by COCO's names), ``parameters``, ``steps``,
@@ -123,7 +123,7 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
             compilation and evaluations).
 
     Returns:
-        A Markdown table. "-" stands where the validation pictures have no object of that size.
+        A Markdown table, with "-" if the validation pictures have no object of that size.
     """
     head = ["", *COLUMNS, "parameters", "steps", "training", "in all"]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
@@ -139,16 +139,16 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
 def verdict(
     teacher_gap: Interval, gains: Sequence[Interval], plain: Sequence[float], pictures: int
 ) -> list[str]:
-    """What may be said of the run, and what may not.
+    """What can be concluded from the runs, and what cannot.
 
     Args:
         teacher_gap: AP of the teacher minus that of the plain student of the first seed.
-        gains: AP of the DRKD student minus that of the plain student, one a training seed.
-        plain: AP of the plain student, one a training seed.
-        pictures: On which they were measured.
+        gains: AP of the DRKD student minus that of the plain student, one per training seed.
+        plain: AP of the plain student, one per training seed.
+        pictures: The number of pictures they were measured on.
 
     Returns:
-        Sentences, one a paragraph.
+        Texts, one per paragraph.
     """
     words = [_teacher_words(teacher_gap, pictures), *_gain_words(gains, plain, pictures)]
     distilled = [ap + gain.value for ap, gain in zip(plain, gains, strict=True)]
@@ -219,10 +219,10 @@ def _gain_words(gains: Sequence[Interval], plain: Sequence[float], pictures: int
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """The whole of ``results.md``.
+    """The text of ``results.md``.
 
     Args:
-        results: What the demo writes to ``results.json``.
+        results: The content of ``results.json``.
     """
     data, versions, teacher = results["data"], results["versions"], results["teacher"]
     lines = [
@@ -281,14 +281,14 @@ def _range(interval: Interval) -> str:
 
 
 def _machine() -> str:
-    """Devices and CPU cores, in words."""
+    """Devices and CPU cores, as text."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{jax.device_count()} x {device.device_kind} ({device.platform}), {cores} CPU cores"
 
 
 def _versions() -> dict[str, str]:
-    """Of Python, this package and what it computes with."""
+    """The versions of Python, this package and its numerical libraries."""
     return {
         "drkd_jax": drkd_jax.__version__,
         "python": platform.python_version(),

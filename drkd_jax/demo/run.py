@@ -1,8 +1,8 @@
-"""The main job in one call: what is not trained yet is trained, then everything is compared.
+"""Runs the whole demo: trains the runs that are not finished, then compares all.
 
-The teacher is a file that was made beforehand, or it is trained first and made such a file. Every
-run has a folder of its own in the work folder and is trained, evaluated and resumed by
-``training.loop.train``. A finished run is not trained again.
+The teacher is an existing file, or it is trained first and saved as such a file. Every run has its
+own folder in the work folder and is trained, evaluated and resumed by ``training.loop.train``. A
+finished run is not trained again.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def demo(
     seeds: int = 1,
     command: str = "",
 ) -> dict[str, Any]:
-    """Trains what is not trained yet, and writes tables and pictures.
+    """Trains the runs that are not finished, and writes tables and pictures.
 
     Args:
-        workdir: Holds, afterwards, ``report.html``, ``results.json``, ``results.md``, the pictures,
-            and a folder for each run. Where a part of it is there already, it goes on from there.
+        workdir: Contains, afterwards, ``report.html``, ``results.json``, ``results.md``, the
+            pictures, and a folder for each run. If parts of it exist, it continues from there.
         recipes: The three configs.
-        teacher: File of weights that teaches; None trains a teacher first, and leaves
+        teacher: The teacher's file of weights; None trains a teacher first, and leaves
             ``teacher.safetensors`` in ``workdir``.
-        seeds: Pairs of students, each with a seed of its own, from the recipes' one upwards.
+        seeds: Number of pairs of students, with consecutive seeds from the recipes' one on.
         command: How the program was called, for the report.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
 
     Raises:
-        UserError: The recipes are not comparable, or the folder holds a demo of other settings.
+        UserError: The recipes are not comparable, or the folder has a demo with other settings.
     """
     began = time.perf_counter()
     workdir = Path(workdir)
@@ -70,7 +70,7 @@ def demo(
         trained = None
         if teacher is None:
             trained = _train(jobs[0], progress)
-            if trained["seconds_now"] or not file.exists():  # a file of before is of another one
+            if trained["seconds_now"] or not file.exists():  # an older file is of another teacher
                 teacher_file.export_half(jobs[0].folder, file, trained, command)
         summaries = [_score_teacher(jobs[0], file, recipes.student, trained, progress)]
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -136,7 +136,7 @@ def _check_folder(job: Job) -> None:
     """Refuses to mix two demos.
 
     Raises:
-        UserError: The folder was begun with other settings; they are named.
+        UserError: The folder was begun with other settings; the message names them.
     """
     begun = _read_json(job.folder / "stage.json")
     if begun is None:
@@ -158,7 +158,7 @@ def _score_teacher(
     trained: Mapping[str, Any] | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The file that teaches, scored on the students' validation pictures; as ``_train`` returns."""
+    """Scores the teacher's file on the students' validation pictures; returns as ``_train``."""
     before = time.perf_counter()
     scored = teacher_file.score(file, config)
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -182,16 +182,16 @@ def _score_teacher(
 
 
 def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
-    """One run to its end; ``stage.json`` keeps the wall clock over all sessions.
+    """Trains one run to its end; ``stage.json`` stores the wall-clock time over all sessions.
 
     Args:
         job: The run.
-        progress: Is told how far it is.
-        teacher: SHA-256 of the file that teaches.
+        progress: Receives the progress.
+        teacher: SHA-256 of the teacher's file.
 
     Returns:
-        What training returned, with ``stage_seconds`` (all of this run's time: building,
-        compiling, training, evaluating) and ``seconds_now`` (of it, in this session).
+        The return value of the training, with ``stage_seconds`` (the total time of this run:
+        building, compiling, training, evaluating) and ``seconds_now`` (the part in this session).
 
     Raises:
         UserError: The run was begun with another teacher.

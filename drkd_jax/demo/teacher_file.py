@@ -1,7 +1,7 @@
-"""A teacher as one small file: the ones that come with the package, how they are made and scored.
+"""Teachers as single small files: those included in the package, and how to make and score them.
 
-Half precision on the disk, float32 when read. What is known of its making, its card, stands in
-the file's own metadata.
+They are stored in half precision and read as float32. The file's metadata has its card: how the
+teacher was trained.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FOLDER = Path(__file__).with_name("teachers")
 
 
 class Scored(NamedTuple):
-    """A file's detector on the pictures that a config names."""
+    """The evaluation of a file's detector on the pictures that a config names."""
 
     numbers: dict[str, float]  # the 12 of COCO
     found: list[dict[str, Any]]  # detections, in COCO's form
@@ -41,7 +41,7 @@ class Scored(NamedTuple):
 
 
 def shipped(detector: str) -> Path:
-    """The teacher that comes with the package.
+    """The file of the teacher that is included in the package.
 
     Args:
         detector: "retinanet" or "faster_rcnn".
@@ -53,10 +53,10 @@ def export_half(workdir: Path, out: Path, summary: Mapping[str, Any], command: s
     """Writes the last checkpoint of a run as one file in half precision, with its card.
 
     Args:
-        workdir: of the run.
+        workdir: work folder of the run.
         out: the file.
-        summary: what the run's training returned.
-        command: that it was trained by.
+        summary: the return value of the run's training.
+        command: the command that trained it.
 
     Raises:
         UserError: there is no checkpoint, or the file cannot be written.
@@ -82,11 +82,11 @@ def export_half(workdir: Path, out: Path, summary: Mapping[str, Any], command: s
 
 
 def score(path: Path, config: Mapping[str, Any]) -> Scored:
-    """Runs the detector of a file over `config.data.val`.
+    """Runs the detector of a file on `config.data.val` and scores it.
 
     Args:
-        path: a file of ours that holds a detector.
-        config: a run's, for its pictures and its evaluation.
+        path: a file of ours with a detector.
+        config: a run's config, for its pictures and its evaluation.
 
     Raises:
         UserError: the file or the pictures cannot be read.
