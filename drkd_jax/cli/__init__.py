@@ -8,7 +8,7 @@ from drkd_jax.fault_tolerance.interrupt import leave_quietly
 
 
 def run() -> NoReturn:
-    """What ``drkd`` runs: a command, whose imports come after Ctrl-C is listened to (seconds)."""
+    """The entry point of ``drkd``: handles Ctrl-C before the command's imports, which are slow."""
     leave_quietly()
     from drkd_jax.__main__ import program
 

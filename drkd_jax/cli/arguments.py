@@ -1,4 +1,4 @@
-"""An argument parser whose complaints are one line and exit code 2, as all user faults."""
+"""An argument parser whose errors are one line and exit code 2, like all user faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from drkd_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that raises `UserError`, and knows no abbreviations."""
+    """`argparse.ArgumentParser` that raises `UserError` and accepts no abbreviations."""
 
     def __init__(self, command: str, description: str):
         super().__init__(
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A whole number of 1 or more, for argparse."""
+    """An integer of at least 1, for argparse."""
     try:
         value = int(text)
     except ValueError:
@@ -73,7 +73,7 @@ def depth(text: str) -> int:
 
 
 def two_numbers(text: str) -> tuple[int, int]:
-    """Two whole numbers of 1 or more from text like 800x1333, for argparse."""
+    """Two integers of at least 1 from a text like 800x1333, for argparse."""
     parts = text.split("x")
     if len(parts) != 2:
         raise argparse.ArgumentTypeError(f"'{text}' is not two whole numbers, as 800x1333 is")

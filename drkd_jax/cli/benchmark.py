@@ -1,4 +1,4 @@
-"""``python -m drkd_jax benchmark``: what a training step of a recipe costs on this machine."""
+"""``python -m drkd_jax benchmark``: the cost of a recipe's training step on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from drkd_jax.recipes.flag_faults import flag_fault
 from drkd_jax.training.measure import Cost, measure
 from drkd_jax.training.setup import Run, build_run, keep_programs
 
-_BOXES = 8  # of noise in a picture; COCO's own has 7.3
+_BOXES = 8  # random boxes per picture; COCO's average is 7.3
 _HELP = """usage: python -m drkd_jax benchmark --config=RECIPE[:tiny] [--config.a.b=v]
   --config=RECIPE           a recipe's name, or a file as configs/NAME.py
   --random                  random weights and noise for pictures, in the place of every file
@@ -37,7 +37,7 @@ _HELP = """usage: python -m drkd_jax benchmark --config=RECIPE[:tiny] [--config.
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints compile time, pictures a second, operations, memory, and the time of each part.
+    """Prints compile time, pictures per second, operations, memory, and the time of each part.
 
     Raises:
         UserError: wrong arguments, or a recipe that cannot be built.
@@ -97,7 +97,7 @@ def _words(fault: Exception) -> str:
 
 @contextlib.contextmanager
 def without_files(config: dict[str, Any], classes: int) -> Iterator[dict[str, Any]]:
-    """The config with nothing to load: drawn weights, and noise of the first canvas's shape."""
+    """The config without files: random weights, and noise pictures of the first canvas's shape."""
     config = {**config, "data": {**config["data"]}, "student": {**config["student"]}}
     config["student"]["init"] = ""
     if config.get("teacher") is not None:
@@ -112,7 +112,7 @@ def without_files(config: dict[str, Any], classes: int) -> Iterator[dict[str, An
             Path(folder),
             pictures=config["train"]["batch_size"],
             classes=classes,
-            # Fills the canvas as most photographs fill theirs: 4 to 3, or 3 to 4.
+            # Fills the canvas as most photographs do, with 4:3 or 3:4.
             shape=(480, 640) if width >= height else (640, 480),
             seed=config["seed"],
         )
@@ -133,7 +133,7 @@ def _write_noise(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(1, pictures + 1):
-        # Coarse noise, so that a JPEG of it is of a photograph's size.
+        # Coarse noise, so that its JPEG has the size of a photograph's.
         coarse = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
         name = f"{number:06d}.jpg"
         cv2.imwrite(str(folder / name), cv2.resize(coarse, (width, height)))
@@ -161,12 +161,12 @@ def _write_noise(
 
 
 def _model_by_name(checkpoint: str, student: dict[str, Any]) -> dict[str, Any]:
-    """The model of a teacher whose file is not there: the backbone that its name tells.
+    """The model of a teacher whose file is missing: the backbone is found from its name.
 
-    Detector and pyramid are the student's; of the teacher's heads a step uses nothing.
+    Detector and pyramid are the student's; a step does not use the teacher's heads.
 
     Raises:
-        UserError: the name tells no backbone.
+        UserError: the name does not contain a backbone.
 
     Source: open-mmlab/mmdetection, model zoo: r101, x101_64x4d, dconv_c3-c5 (deformable).
     """

@@ -21,7 +21,7 @@ from drkd_jax.weights.libraries.understanding import LIBRARIES, library_table
 from drkd_jax.weights.opening import load
 from drkd_jax.weights.ours import About, write_ours, write_safetensors
 
-# Settings of a detector by which a config of the other library can differ from its usual one.
+# Settings of a detector in which a config of the other library can differ from its defaults.
 _TOLD = (
     *("channels", "min_level", "max_level", "extra", "extra_relu", "head_convs", "head_norm"),
     *("rpn_convs", "roi_convs", "roi_fcs", "fc", "class_agnostic"),
@@ -33,11 +33,11 @@ _SIZE = (800, 1333)  # pixels of a picture's shorter side, and of the longer one
 
 
 def main(argv: Sequence[str]) -> int:
-    """Converts one file and prints what became of every key.
+    """Converts one file and prints how its keys were used.
 
     Raises:
-        UserError: wrong arguments, a file that cannot be read or would run code, a model that is
-            not ours, or keys that are missing, left over or of other shapes.
+        UserError: wrong arguments, a file that cannot be read or would run code, an unsupported
+            model, or keys that are missing, left over or of other shapes.
     """
     parser = Parser("convert", "Weights of torchvision and mmdetection to ours, and back.")
     direction = parser.add_mutually_exclusive_group(required=True)
@@ -81,10 +81,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_settings(items: Sequence[str]) -> dict[str, Any]:
-    """Settings as nested values, from items like backbone.eps=0; values are JSON or words.
+    """Settings as nested values, from items like backbone.eps=0; values are JSON or text.
 
     Raises:
-        UserError: an item without "=".
+        UserError: an item has no "=".
     """
     nested: dict[str, Any] = {}
     for item in items:
@@ -128,13 +128,13 @@ def _to_theirs(file: str, library: str, out: Path) -> int:
 
 
 def _outputs(about: About) -> tuple[int, tuple[int, ...]]:
-    """How many outputs a head has beside the background's, and which of them each class is."""
+    """The number of a head's outputs without the background, and the output of each class."""
     ids = about.settings.get("class_ids") or range(about.num_classes)
     return about.settings.get("head_classes") or about.num_classes, tuple(ids)
 
 
 def _names_of_outputs(about: About) -> list[str]:
-    """A name for each output of the head, `UNUSED` where it is no class; [] where unknown."""
+    """A name for each output of the head, `UNUSED` if it is not a class; [] if unknown."""
     outputs, ids = _outputs(about)
     if not about.categories:
         return []
@@ -145,7 +145,7 @@ def _names_of_outputs(about: About) -> list[str]:
 
 
 def _labels(about: About) -> list[str]:
-    """Which of the other library's labels is which class, where they are not in order."""
+    """A message about the class of each of the other library's labels, if not in order."""
     outputs, ids = _outputs(about)
     if ids == tuple(range(outputs)):
         return []
@@ -159,12 +159,12 @@ def _labels(about: About) -> list[str]:
 
 
 def _counts_background(settings: Mapping[str, Any]) -> bool:
-    """Whether the library's own number of classes holds the background, as its label 0."""
+    """Whether the library's own number of classes includes the background, as label 0."""
     return (settings.get("convention"), settings.get("detector")) == ("torchvision", "faster_rcnn")
 
 
 def _pictures(data: Mapping[str, Any], library: str) -> list[str]:
-    """What the other library has to be told of the pictures, where it is known."""
+    """The picture settings that the other library needs, if they are known."""
     lines = []
     usual = conventions(library).pixels
     for key in ("mean", "std", "channels"):
@@ -189,7 +189,7 @@ def _pictures(data: Mapping[str, Any], library: str) -> list[str]:
 
 
 def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
-    """What the other library has to be told of the network, since no array shows it."""
+    """The network settings that the other library needs, since no array shows them."""
     backbone = settings.get("backbone") or {}
     outputs = settings.get("head_classes") or num_classes
     lines = []
@@ -206,7 +206,7 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
         lines.append(f"its backbone's style is {backbone['style']}")
     if backbone.get("pool", "padded") != "padded":
         lines.append(f"its stem's pool is {backbone['pool']}")
-    if settings.get("detector"):  # anchors and deltas: how boxes are read from the arrays
+    if settings.get("detector"):  # anchors and deltas: how outputs become boxes
         given = {key: settings[key] for key in ("detector", "convention") if key in settings}
         own, usual = (fill_settings(values)[1] for values in (settings, given))
         for key in _TOLD:
@@ -222,7 +222,7 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
 
 
 def _other(key: str, own: Any, usual: Any) -> list[str]:
-    """Lines about values that are not the usual ones."""
+    """Lines about values that differ from the usual ones."""
     if not dataclasses.is_dataclass(own):
         shown = [value if value != "" else "none" for value in (own, usual)]
         return [] if own == usual else [f"its {key} is {shown[0]}, not {shown[1]}"]

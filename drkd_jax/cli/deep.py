@@ -1,4 +1,4 @@
-"""16-bit pictures whose numbers use fewer bits: ``--depth``, and a word at the first dark one."""
+"""16-bit pictures whose numbers use fewer bits: ``--depth``, and a hint at the first dark one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from drkd_jax.cli.detector import Trained
 from drkd_jax.data.decode import brightest
 from drkd_jax.data.header import read_head, read_header
 
-_DARK = 64  # of 255: two bits and more are not used
-_LOOKED_AT = 15  # other pictures, so that one that is dark by itself does not set the depth
+_DARK = 64  # of 255: at least two bits are not used
+_LOOKED_AT = 15  # other pictures to check, since a single one may simply be dark
 
 
 def add_depth(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_depth(parser: argparse.ArgumentParser) -> None:
 
 
 def with_depth(trained: Trained, arguments: argparse.Namespace) -> Trained:
-    """The detector, that reads pictures with the depth that was asked for."""
+    """The detector, set to read pictures with the requested depth."""
     if arguments.depth is None:
         return trained
     pipeline = dataclasses.replace(trained.pipeline, depth=arguments.depth)
@@ -38,24 +38,24 @@ def with_depth(trained: Trained, arguments: argparse.Namespace) -> Trained:
 
 
 class DeepWatch:
-    """Looks at pictures as they are read, until one is found that the depth does not fit.
+    """Checks pictures as they are read, until one is found that the depth does not fit.
 
     Args:
-        paths: of all pictures.
-        depth: that they are read with, see `decode_picture`.
+        paths: paths of all pictures.
+        depth: the depth that they are read with, see `decode_picture`.
     """
 
     def __init__(self, paths: Sequence[Path], depth: int):
         self._paths, self._taken = paths, depth or 16
         self._done = False
-        self._others: list[int] | None = None  # looked at once: a set may be of black pictures
+        self._others: list[int] | None = None  # checked once: a whole set may be black
 
     def look(self, position: int, image: UInt8[np.ndarray, "H W 3"]) -> str:
-        """What is to be said at this picture; "" at nearly all.
+        """A hint about this picture; "" for nearly all.
 
         Args:
-            position: of its path.
-            image: as it was decoded; H, W: its pixels.
+            position: index of its path.
+            image: as decoded; H, W: its pixels.
         """
         if self._done or int(image.max(initial=0)) >= _DARK or not _is_deep(self._paths[position]):
             return ""
@@ -78,8 +78,8 @@ class DeepWatch:
 
 
 def _is_deep(path: Path) -> bool:
-    """Whether it holds 16-bit numbers; not of what cannot be read twice, as a pipe."""
+    """Whether a file has 16-bit numbers; False for what cannot be read twice, such as a pipe."""
     try:
         return path.is_file() and read_header(read_head(path)).bits > 8
-    except OSError:  # it is named when it is its turn
+    except OSError:  # it is reported when the picture is read
         return False

@@ -1,4 +1,4 @@
-"""``python -m drkd_jax demo``: the main job on drawn pictures, with tables and pictures."""
+"""``python -m drkd_jax demo``: the main task on drawn pictures, with tables and pictures."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs the demo.
 
     Raises:
-        UserError: An argument or the work folder is at fault.
-        InterruptedRunError: A signal ended it; the same command goes on.
-        NonFiniteError: A loss stopped being finite.
+        UserError: An argument or the work folder has a fault.
+        InterruptedRunError: A signal ended it; the same command continues.
+        NonFiniteError: A loss became non-finite.
     """
     options = _parser().parse_args(list(argv))
     if options.teacher_steps and not options.train_teacher:
@@ -94,7 +94,7 @@ def _config(kind: str, options: argparse.Namespace) -> ConfigDict:
 
 
 def _shorten(settings: Any, steps: int) -> float:
-    """Another length of the run: what `config.train` counts in steps keeps its place in it."""
+    """Changes the length of the run, and scales what `config.train` counts in steps with it."""
     if settings.steps < 1:
         raise UserError("--steps needs a recipe that counts in steps, not in epochs")
     factor = steps / settings.steps

@@ -1,4 +1,4 @@
-"""A trained detector with everything it needs to predict, from its work folder or a file."""
+"""Loads a trained detector with all it needs to predict, from its work folder or a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from drkd_jax.weights.opening import is_work_folder, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a trained detector; `load_named` takes them."""
+    """Adds the arguments that name a trained detector, for `load_named`."""
     add_place(parser)
     parser.add_argument(
         "--batch-size",
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say where a trained detector lies; `read_named` takes them."""
+    """Adds the arguments for the place of a trained detector, for `read_named`."""
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--workdir", help="work folder of a training run")
     place.add_argument(
@@ -52,7 +52,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """A trained detector as it was read, before anything is compiled or placed."""
+    """A trained detector after reading, before it is compiled or put on devices."""
 
     detector: Any
     pixels: Pixels
@@ -67,7 +67,7 @@ class Read:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A detector ready to run on this machine's devices."""
+    """A detector that is ready to run on this machine's devices."""
 
     config: dict[str, Any]
     origin: str  # one line: where the weights came from
@@ -82,9 +82,9 @@ class Trained:
 
 
 def where(arguments: argparse.Namespace) -> tuple[str, bool]:
-    """The place that `add_arguments` named, and whether it is a file of weights.
+    """The place given by the arguments, and whether it is a file of weights.
 
-    A work folder named by --weights, or a file by --workdir, is taken for what it is.
+    A work folder given by --weights, or a file by --workdir, is recognised too.
     """
     place = arguments.workdir or arguments.weights
     if is_name(place) or Path(place).exists():
@@ -96,9 +96,9 @@ def load_named(arguments: argparse.Namespace, least_limit: int | None = None) ->
     """Loads what the arguments of `add_arguments` name.
 
     Args:
-        arguments: parsed.
-        least_limit: detections a picture that the detector's own limits have to let through;
-            None: what its evaluation asked for.
+        arguments: the parsed arguments.
+        least_limit: detections per picture that the detector's own limits must allow; None: as in
+            its evaluation.
 
     Raises:
         UserError: there is no checkpoint, or the file cannot be used.
@@ -108,10 +108,10 @@ def load_named(arguments: argparse.Namespace, least_limit: int | None = None) ->
 
 
 def read_named(arguments: argparse.Namespace, dtype: Any = None) -> Read:
-    """Reads what the arguments of `add_place` or `add_arguments` name; ``dtype`` as of `read`.
+    """Reads what the arguments of `add_place` or `add_arguments` name; for ``dtype`` see `read`.
 
     Raises:
-        UserError: there is no checkpoint, the file cannot be used, or a run is given another size.
+        UserError: there is no checkpoint, the file cannot be used, or --size is given for a run.
     """
     found = open_named(arguments)
     if found.config and arguments.size:
@@ -120,7 +120,7 @@ def read_named(arguments: argparse.Namespace, dtype: Any = None) -> Read:
 
 
 def size_of_a_run(place: str) -> str:
-    """Why a work folder takes no --size, in words."""
+    """The message why a work folder accepts no --size."""
     return (
         f"--size belongs to files of weights; {place} is a work folder, whose config says the size "
         "of pictures: leave it out, or export the run and name the file"
@@ -128,7 +128,7 @@ def size_of_a_run(place: str) -> str:
 
 
 def open_named(arguments: argparse.Namespace) -> Weights:
-    """What the arguments of `add_place` or `add_arguments` name.
+    """Opens what the arguments of `add_place` or `add_arguments` name.
 
     Raises:
         UserError: there is no checkpoint, or the file cannot be used.
@@ -145,17 +145,17 @@ def read(
     batch_size: int | None = None,
     dtype: Any = None,
 ) -> Read:
-    """A detector out of a work folder or a file; the batch norms of a file's are folded.
+    """A detector from a work folder or a file; the batch norms of a file's are folded.
 
     Args:
-        found: as `weights.load` gives it.
-        size: of a file: pixels of the shorter side after resizing and of the longer one at most;
-            None: what the file says, or 800 and 1333.
-        batch_size: pictures a step; None: as the run evaluates, and 1 of a file.
-        dtype: of the computation; None: that of the run, float32 of a file.
+        found: from `weights.load`.
+        size: for a file: pixels of the shorter side after resizing, and at most of the longer one;
+            None: as the file says, or 800 and 1333.
+        batch_size: pictures per step; None: as in the run's evaluation, and 1 for a file.
+        dtype: dtype of the computation; None: that of the run, float32 for a file.
 
     Raises:
-        UserError: it holds no detector of ours, or does not fit its own config.
+        UserError: it has no supported detector, or does not fit its own config.
     """
     found.check_detector()
     settings = EvalSettings(batch_size=1)
@@ -178,7 +178,7 @@ def read(
 
 
 def ready(read: Read, least_limit: int) -> Trained:
-    """A detector on this machine's devices; ``least_limit`` as of `load_named`."""
+    """Puts a detector on this machine's devices; for ``least_limit`` see `load_named`."""
     mesh = data_mesh()
     graph, state = nnx.split(read.detector)
     return Trained(

@@ -1,4 +1,4 @@
-"""``python -m drkd_jax evaluate``: a trained detector over a whole source, in COCO's numbers."""
+"""``python -m drkd_jax evaluate``: COCO's numbers of a trained detector on a whole source."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from drkd_jax.training.evaluate import evaluate, write_evaluation
 
 
 def _titles(most: int) -> list[str]:
-    """As pycocotools prints them, so that they can be compared by eye."""
+    """The titles as pycocotools prints them, for easy comparison."""
     precision, recall = "Average Precision  IoU", "Average Recall     IoU"
     return [
         f"{precision} 0.50:0.95, all,    {most} detections",
@@ -45,8 +45,8 @@ def _titles(most: int) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Prints the 12 numbers; writes `eval.json` and `detections.json`.
 
-    A run's go into its work folder, those of a file of weights into `--out`, if it is given. Where
-    they replace those of other pictures or of another step, that is said before the work. The
+    For a run they go into its work folder, for a file of weights into `--out`, if it is given. If
+    they replace those of other pictures or of another step, a message says so beforehand. The
     numbers are printed first, so that a full disk does not lose them.
 
     Raises:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     if out and not arguments.out:
         try:
             make_folder(out, "--workdir")
-        except UserError as error:  # which ends in "name another place"
+        except UserError as error:  # its message ends in "name another place"
             raise UserError(f"{error} for the results (--out=DIR)") from error
     pipeline = trained.pipeline
     source = open_source(
@@ -131,15 +131,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _replaced(file: Path, about: dict[str, Any], settings: EvalSettings) -> str:
-    """What another evaluation has left there, which this one is not a repetition of; "" if none.
+    """A message about the results of a different evaluation that would be replaced; "" if none.
 
     Args:
-        file: the `eval.json` that is to be written.
+        file: the `eval.json` to be written.
         about: `step`, `data` and `pictures` of this evaluation.
-        settings: of this evaluation.
+        settings: settings of this evaluation.
     """
     left: Any = None
-    with contextlib.suppress(OSError, ValueError):  # nothing there, or nothing to be kept
+    with contextlib.suppress(OSError, ValueError):  # nothing exists, or nothing worth keeping
         left = json.loads(file.read_text())
     if not isinstance(left, dict) or "AP" not in left:
         return ""
@@ -158,17 +158,17 @@ def _replaced(file: Path, about: dict[str, Any], settings: EvalSettings) -> str:
 
 
 def _by_name(trained: Trained, source: Source) -> tuple[Source, tuple[Any, ...] | None, list[str]]:
-    """The source by the detector's classes.
+    """Maps the source's classes to the detector's by name.
 
     Returns:
-        (the source, the id of each of the detector's classes or None where the data has no such
-        class, words where the two differ).
+        (the source, the id of each of the detector's classes or None if the data lack the class,
+        messages if the two differ).
 
     Raises:
-        UserError: the detector does not know a class that has boxes, or no class at all.
+        UserError: the detector lacks a class that has boxes, or all classes.
     """
     own, theirs, what = trained.categories, source.categories, f"--data={source.spec}"
-    if not own:  # a file of weights that names none
+    if not own:  # a file of weights without class names
         if trained.num_classes != len(theirs):
             more = ""
             if trained.num_classes == len(theirs) + 1:  # torchvision counts it in RetinaNet, too

@@ -1,4 +1,4 @@
-"""``python -m drkd_jax export``: a detector for others, as its arrays or as a program."""
+"""``python -m drkd_jax export``: exports a detector as its arrays or as a program."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from drkd_jax.fault_tolerance.writing import make_place, reason, write_bytes, wr
 from drkd_jax.weights.fetch.by_name import is_name
 from drkd_jax.weights.ours import ABOUT_FILE, About, write_ours
 
-# What a file of each kind is called.
+# The extension of each kind of file.
 _ENDINGS = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
 _OF_PROGRAMS = ("canvas", "batch", "pixels", "no_nms", "platforms", "size")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes a detector: its arrays (safetensors, orbax), or a program that runs by itself.
+    """Writes a detector: its arrays (safetensors, orbax), or a stand-alone program.
 
     Raises:
         UserError: wrong arguments, no checkpoint, or a place that cannot be written.
@@ -118,7 +118,7 @@ def _write_program(arguments: argparse.Namespace, out: Path) -> int:
             raise UserError("--platforms belongs to --to=stablehlo; ONNX runs wherever it is run")
     elif find_spec("flatbuffers") is None:
         raise UserError("jax.export needs flatbuffers to write a file: pip install flatbuffers")
-    # No runtime has convolutions of bfloat16 on a CPU; the arrays are float32 in any case.
+    # ONNX runtimes have no bfloat16 convolutions on a CPU; the arrays are float32 in any case.
     read = read_named(arguments, "float32" if onnx else None)
     form = Form(
         canvas=arguments.canvas or read.pipeline.canvases[0],

@@ -1,4 +1,4 @@
-"""`detections.json` of `predict`: written as pictures are done, whole whatever ends it."""
+"""`detections.json` of `predict`: written incrementally, and valid JSON however it ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from drkd_jax.fault_tolerance.writing import as_user_error, replacing
 
 
 class FoundFile:
-    """`detections.json` in COCO's form, which takes pictures and their boxes one by one."""
+    """`detections.json` in COCO's form; pictures and their boxes are added one by one."""
 
     def __init__(self, path: Path, file: BinaryIO, categories: Sequence[tuple[Any, str]]):
         self._path, self._file = path, file
@@ -24,7 +24,7 @@ class FoundFile:
         file.write(f'{{"categories": {json.dumps(classes)}, "annotations": ['.encode())
 
     def add(self, image: dict[str, Any], boxes: Sequence[dict[str, Any]]) -> None:
-        """A picture, and what was found on it.
+        """Adds a picture and its detections.
 
         Args:
             image: with "id".
@@ -46,11 +46,11 @@ class FoundFile:
             self._file.flush()
 
     def skip(self, path: str, reason: str) -> None:
-        """A picture that could not be looked at."""
+        """Adds a picture that could not be read."""
         self._skipped.append({"file_name": path, "reason": reason})
 
     def end(self) -> None:
-        """Writes the pictures, by their id, behind the boxes."""
+        """Writes the pictures, by their id, after the boxes."""
         images = sorted(self._images, key=lambda image: image["id"])
         rest = f'], "images": {json.dumps(images)}, "skipped": {json.dumps(self._skipped)}}}\n'
         self._file.write(rest.encode())
@@ -58,7 +58,7 @@ class FoundFile:
 
 @contextlib.contextmanager
 def found_file(path: Path, categories: Sequence[tuple[Any, str]]) -> Iterator[FoundFile]:
-    """Opens `detections.json`. What ends it early leaves in the file what was found until then.
+    """Opens `detections.json`. If it ends early, the file keeps the detections until then.
 
     Raises:
         UserError: it cannot be written.

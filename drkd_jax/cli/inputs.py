@@ -1,4 +1,4 @@
-"""The pictures that a person names: found in folders, read ahead by threads, grouped by canvas.
+"""The pictures that a user names: found in folders, read ahead by threads, grouped by canvas.
 
 Letters: B pictures of a batch, H W pixels of a picture.
 """
@@ -27,21 +27,21 @@ _SUFFIXES = (
     *(".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 _LONGEST = 255  # bytes of a name, by most file systems
-# How pictures begin that have no such name.
+# How pictures begin, to recognise those without a usual extension.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 
 
-# Says in a drawing what it is, so that it is no picture to the next call.
+# Marks a drawing as such, so that the next call does not use it as a picture.
 _MARK = b"tEXtSoftware\0drkd_jax predict"
-_MARK_AT = 33  # behind a PNG's first chunk
+_MARK_AT = 33  # after a PNG's first chunk
 
 
 class Inputs(NamedTuple):
-    """What is to be looked at.
+    """The pictures to process.
 
     Attributes:
         paths: the pictures, each file once.
-        notes: what was left aside, in words.
+        notes: messages about files that were left out.
     """
 
     paths: tuple[Path, ...]
@@ -49,19 +49,18 @@ class Inputs(NamedTuple):
 
 
 def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Inputs:
-    """The files that are named, and all pictures in the folders that are.
+    """The named files, and all pictures in the named folders.
 
-    A file that is named is taken whatever it is; in a folder, and in the folders in it, only what
-    looks like a picture, in the order of its path. Hidden files and folders, and drawings of
-    earlier calls, are left aside; links to folders are followed, each folder once. A folder that
-    cannot be read is named in the notes.
+    A named file is always used; in a folder and its subfolders only files that look like pictures,
+    in the order of their paths. Hidden files and folders, and drawings of earlier calls, are left
+    out; links to folders are followed, each folder once. The notes name unreadable folders.
 
     Args:
         named: files and folders.
-        out: the folder of the results, whose drawings are no input where it lies in one of them.
+        out: the folder of the results; if it is inside one of them, its drawings are left out.
 
     Raises:
-        UserError: there is nothing to look at.
+        UserError: there are no pictures.
     """
     own = out.resolve() if out is not None else None
     paths: dict[str, Path] = {}
@@ -97,9 +96,9 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
 def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     """A file name in `out` for the drawing of each picture: STEM.png, or STEM_2.png and so on.
 
-    No two are the same, nor would be on a file system that knows no case or composes letters
-    another way, and none is that of a picture to be read, or of any file in `out` that is no
-    drawing of an earlier call. A stem too long for it is cut.
+    All are different, even on a file system that ignores case or composes letters differently, and
+    none is the name of a picture to be read or of another file in `out`, except drawings of an
+    earlier call. Stems that are too long are shortened.
     """
     room = _LONGEST - len(f"_{len(paths) + 1}.png")
     stems = [shortened(path.stem, room) for path in paths]
@@ -114,7 +113,7 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     def is_taken(name: str) -> bool:
         return _key(name) in taken or _would_be_lost(out / name)
 
-    # A stem that only one picture has keeps its name whatever the others are called.
+    # A stem that only one picture has is kept, whatever the other names.
     single = [(stem, key) for stem, key in zip(stems, keys, strict=True) if count[key] == 1]
     free = {key for stem, key in single if not is_taken(f"{stem}.png")}
     taken |= {f"{key}.png" for key in free}
@@ -131,24 +130,24 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
 
 
 def shortened(stem: str, room: int) -> str:
-    """A stem of at most so many bytes, cut between letters."""
+    """A stem shortened to at most `room` bytes, cut between characters."""
     data = os.fsencode(stem)
     if len(data) <= room:
         return stem
-    while data[room] & 0xC0 == 0x80:  # inside a letter of UTF-8
+    while data[room] & 0xC0 == 0x80:  # inside a UTF-8 character
         room -= 1
     return os.fsdecode(data[:room])
 
 
 def marked(png: bytes) -> bytes:
-    """A PNG that says that it is a drawing of ours."""
+    """A PNG with the mark of our drawings."""
     crc = zlib.crc32(_MARK).to_bytes(4, "big")
     chunk = (len(_MARK) - 4).to_bytes(4, "big") + _MARK + crc
     return png[:_MARK_AT] + chunk + png[_MARK_AT:]
 
 
 def mark(drawing: Path) -> None:
-    """Makes a PNG on the disk one that says so.
+    """Adds the mark of our drawings to a PNG on the disk.
 
     Raises:
         OSError: it cannot be read or written.
@@ -160,9 +159,9 @@ class Picture(NamedTuple):
     """A picture that was read, or why it could not be.
 
     Attributes:
-        position: among all.
-        image: RGB; None where there is a fault.
-        fault: in words, or "".
+        position: its index among all pictures.
+        image: RGB; None if there is a fault.
+        fault: a message, or "".
     """
 
     position: int
@@ -176,13 +175,13 @@ def read_pictures(
     threads: int = 4,
     ahead: int = 16,
 ) -> Iterator[Picture]:
-    """Reads pictures in their order, some of them ahead; one that is broken stops nothing.
+    """Reads pictures in their order, some of them ahead; a broken one does not stop it.
 
     Args:
-        paths: of the files.
-        decode: from a file's bytes and its name to RGB.
-        threads: that read; 0 reads in the caller's.
-        ahead: pictures that are held at most.
+        paths: paths of the files.
+        decode: converts a file's bytes and its name to RGB.
+        threads: number of reading threads; 0 reads in the caller's.
+        ahead: the most pictures held in memory.
     """
 
     def read(index: int) -> Picture:
@@ -252,12 +251,12 @@ def _is_drawing(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(_MARK_AT + 4 + len(_MARK)).endswith(_MARK)
-    except OSError:  # it is named when it is read
+    except OSError:  # it is reported when it is read
         return False
 
 
 def _would_be_lost(path: Path) -> bool:
-    """Whether a file lies there that no earlier call has made."""
+    """Whether there is a file that was not made by an earlier call."""
     return path.is_file() and path.stat().st_size > 0 and not _is_drawing(path)
 
 
@@ -268,7 +267,7 @@ def _walk(folder: Path, skip: Path | None, notes: list[str]) -> Iterator[Path]:
     seen = {folder.resolve()} | ({skip} if skip is not None else set())
 
     def is_new(path: Path) -> bool:
-        """Links may lead back to where they are."""
+        """Whether a folder is visited for the first time, since links may form cycles."""
         real = path.resolve()
         return real not in seen and not seen.add(real)  # type: ignore[func-returns-value]
 
@@ -283,7 +282,7 @@ def _walk(folder: Path, skip: Path | None, notes: list[str]) -> Iterator[Path]:
 def _looks_like_picture(path: Path) -> bool:
     if path.suffix.lower() in _SUFFIXES:
         return True
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would block
         return False
     try:
         with path.open("rb") as file:

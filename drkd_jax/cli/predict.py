@@ -1,7 +1,7 @@
-"""``python -m drkd_jax predict``: a trained detector on a person's own pictures.
+"""``python -m drkd_jax predict``: runs a trained detector on the user's own pictures.
 
-Boxes go into `detections.json` as they are found, so that neither memory nor time grows with what
-was found before; the file takes its name when it is whole.
+Boxes are written to `detections.json` as they are found, so that neither memory nor time per
+picture grows; the file gets its name when it is complete.
 
 Letters: H W pixels of a picture, n its boxes.
 """
@@ -46,7 +46,7 @@ from drkd_jax.types import Batch, Detections
 
 
 class Found(NamedTuple):
-    """A picture and what was found on it, best first."""
+    """A picture and its detections, best first."""
 
     picture: Picture
     boxes: Float64[np.ndarray, "n 4"]  # xyxy, pixels of the picture
@@ -55,18 +55,18 @@ class Found(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draws what is found on each picture and writes `detections.json`.
+    """Draws the detections on each picture and writes `detections.json`.
 
     `detections.json` has COCO's form: `images`, `categories`, and `annotations` with `bbox`
     (x, y, width, height in the picture's own pixels), `category_id`, `area` and `score`. A
-    photograph that its EXIF orientation turns is taken, and drawn, as it is shown. `drawing` of an
+    photograph is rotated according to its EXIF orientation, also in the drawing. `drawing` of an
     image is the name of its drawing; `skipped` lists what could not be read.
 
     Drawings and lines come as pictures are done. After Ctrl-C or where the disk is full,
     `detections.json` holds what was found until then.
 
     Returns:
-        0, or 2 where a picture could not be read.
+        0, or 2 if a picture could not be read.
 
     Raises:
         UserError: wrong arguments, no checkpoint, no picture, or a place that cannot be written.
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     names = _names(paths, arguments.root)
     trained = with_depth(load_named(arguments, arguments.max or 0), arguments)
     categories = list(trained.categories)
-    if not categories:  # a file of weights that names none
+    if not categories:  # a file of weights without class names
         categories = [Category(k + 1, f"class {k + 1}") for k in range(trained.num_classes)]
     writer = _Writer(out, paths, names, categories, arguments)
     broken = 0
@@ -142,12 +142,12 @@ def detect(
 
     Args:
         trained: the detector.
-        paths: of the pictures.
-        most: the best so many boxes of a picture; None: all that the detector gives.
-        warn: is told, once, where 16-bit pictures come out dark.
+        paths: paths of the pictures.
+        most: keep only this many best boxes per picture; None: all that the detector gives.
+        warn: called once if 16-bit pictures are dark.
 
     Yields:
-        What was found on each picture, or the picture with its fault.
+        The detections on each picture, or the picture with its fault.
     """
     batch_size = max(1, min(trained.pipeline.batch_size, len(paths)))
     devices = trained.mesh.size
@@ -175,7 +175,7 @@ def detect(
     for batch, pictures in batched(whole(), config):
         detections = trained.predict(trained.arrays, put_batch(batch, trained.mesh))
         yield from _taken(broken)
-        if waiting is not None:  # read one batch late: the device works meanwhile
+        if waiting is not None:  # read one batch late, to keep the device busy
             yield from read(*waiting)
         waiting = batch, pictures, detections
     yield from _taken(broken)
@@ -193,10 +193,10 @@ def _taken(broken: list[Picture]) -> Iterator[Picture]:
 
 
 def _names(paths: Sequence[Path], root: str | None) -> list[str]:
-    """What `detections.json` calls the pictures.
+    """The names of the pictures in `detections.json`.
 
     Raises:
-        UserError: one lies outside of the folder that they are to be named from.
+        UserError: one is outside the folder that the names are relative to.
     """
     if root is None:
         return [str(path) for path in paths]
@@ -208,7 +208,7 @@ def _names(paths: Sequence[Path], root: str | None) -> list[str]:
 
 
 def _not_a_work_folder(out: Path) -> None:
-    """Refuses a place whose detections.json is a run's own."""
+    """Refuses a folder whose detections.json belongs to a run."""
     if (out / "checkpoints").is_dir() or (out / "best").is_dir():
         raise UserError(
             f"--out {out}: is the work folder of a run, whose detections.json would be replaced; "
@@ -217,7 +217,7 @@ def _not_a_work_folder(out: Path) -> None:
 
 
 class _Writer:
-    """Draws a picture, and writes down what was found on it."""
+    """Draws a picture, and records its detections."""
 
     def __init__(
         self,

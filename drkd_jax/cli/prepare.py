@@ -1,4 +1,4 @@
-"""``python -m drkd_jax prepare``: unzipped COCO folders to a TFDS data folder, or a set's check."""
+"""``python -m drkd_jax prepare``: converts COCO folders to a TFDS data folder, or checks a set."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, make_place, write_text
 
 _LONGEST = 1600  # pixels of the longer side of a sample drawing
-_TOLD = 20  # errors on the terminal
-_FLATTEST = 8.0  # longer by shorter side; a picture flatter than this makes no drawing
+_TOLD = 20  # most errors on the terminal
+_FLATTEST = 8.0  # longer divided by shorter side; flatter pictures are not drawn
 
 
 def main(argv: Sequence[str]) -> int:
     """Writes one split of `coco/2017` and prints the source spec that reads it; or checks a set.
 
     Returns:
-        0, or 2 where a check has found errors.
+        0, or 2 if a check has found errors.
 
     Raises:
         UserError: wrong arguments, or data that cannot be prepared.
@@ -94,7 +94,7 @@ def _check(arguments: argparse.Namespace) -> int:
         if len(texts) > _TOLD:
             where = f"; all of them are in {json_file}" if json_file else "; --json=FILE lists all"
             print(f"{kind}: and {len(texts) - _TOLD} more{where}")
-    # All is said before anything is written: a full disk does not lose it.
+    # Everything is printed before anything is written, so that a full disk does not lose it.
     print(f"{len(report.errors)} errors, {len(report.warnings)} warnings", flush=True)
     if json_file:
         write_text(Path(json_file), json.dumps(found, indent=1) + "\n")

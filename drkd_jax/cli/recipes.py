@@ -1,4 +1,4 @@
-"""``python -m drkd_jax recipes``: what there is to train, and every key of a recipe."""
+"""``python -m drkd_jax recipes``: lists the recipes, or every key of one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _summary(file: Path) -> str:
-    """What a recipe says of itself; nothing is run."""
+    """The first line of a recipe's docstring; nothing is run."""
     words = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return " ".join(words.partition("\n\n")[0].replace("``", "").split())
 

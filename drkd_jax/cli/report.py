@@ -1,4 +1,4 @@
-"""``python -m drkd_jax report``: finished runs beside each other, in one HTML file."""
+"""``python -m drkd_jax report``: compares finished runs in one HTML file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     """Writes `report.html`.
 
     Raises:
-        UserError: An argument or a work folder is at fault.
+        UserError: An argument or a work folder has a fault.
     """
     parser = Parser(
         "report",
@@ -87,7 +87,7 @@ def _relations(run: RunFiles) -> Relations:
     truth, why = open_truth(run)
     if truth is None:
         raise UserError(f"--relations={run.name}: {why}")
-    # Scored may be other pictures than those of its config: `evaluate --data`.
+    # `evaluate --data` may have scored other pictures than those of the config.
     config = {**run.config, "data": {**run.config["data"], "val": run.data}}
     with faults_of(f"--relations={run.name}: {run.folder}"):  # its teacher may have been moved
         return see_relations(truth.source, config, run.folder)

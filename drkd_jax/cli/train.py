@@ -1,6 +1,6 @@
 """The command line of `train.py` and `drkd train`: flags, recipe, exit codes."""
 
-# Nothing here may touch a device before `connect`: JAX fixes its devices at the first touch.
+# Nothing here may use a device before `connect`: JAX fixes its devices at the first use.
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             print(flags.FLAGS.module_help(sys.modules[__name__]).strip())
             raise SystemExit(0)
         sys.argv[:] = ["drkd train", *argv]  # ml_collections looks for overrides there
-        flags.FLAGS.unparse_flags()  # the other commands go by without them
+        flags.FLAGS.unparse_flags()  # the other commands do not use them
     sys.argv[1:] = expand_arguments(sys.argv[1:])
     app.run(_run, flags_parser=_parse)
     raise SystemExit(0)
@@ -160,7 +160,7 @@ def _meet() -> None:
 
 
 def _leave(code: int, words: str) -> None:
-    """One of several processes leaves at once, or all would wait for each other."""
+    """Exits at once if there are several processes, which would wait for each other otherwise."""
     if _DISTRIBUTED.value:
         from drkd_jax.fault_tolerance.processes import leave
 

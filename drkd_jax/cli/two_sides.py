@@ -1,6 +1,6 @@
-"""What `visualize` relates: the two models with their graph units, and the boxes of a picture.
+"""The input of `visualize`: the two models with their graph units, and the boxes of a picture.
 
-Boxes are those of a COCO json, wherever its pictures lie, or what the first model detects.
+Boxes are those of a COCO json, wherever its pictures are, or the first model's detections.
 
 Letters: N detections, n boxes, K classes.
 """
@@ -33,12 +33,12 @@ from drkd_jax.report.two_models import Model, Seen, Units
 from drkd_jax.training.teacher import teacher_spec
 
 SIDES = ("weights", "against")  # the arguments that name them
-SAME_PLACE = 0.5  # overlap from which two detections are of one place
-MOST_PIXELS = 4  # that are asked about where none is named
+SAME_PLACE = 0.5  # overlap from which two detections count as one place
+MOST_PIXELS = 4  # most pixels to show if none is given
 
 
 class Side(NamedTuple):
-    """One of the two models, with what it was read from."""
+    """One of the two models, and where it was read from."""
 
     read: Read
     model: Model
@@ -46,13 +46,13 @@ class Side(NamedTuple):
 
 
 def read_sides(arguments: argparse.Namespace) -> tuple[Side, Side]:
-    """Reads both models; says which of them have graph units.
+    """Reads both models; prints which of them have graph units.
 
     Args:
         arguments: with the places `weights` and `against`, `which` and `size`.
 
     Raises:
-        UserError: there is no checkpoint, it cannot be used, or two runs are given another size.
+        UserError: there is no checkpoint, it cannot be used, or --size is given for two runs.
     """
     places = [getattr(arguments, side) for side in SIDES]
     found = []
@@ -110,7 +110,7 @@ def _teaches(place: str, student: Read) -> bool:
 
 
 def joint_pipeline(own: Read, other: Read) -> PipelineConfig:
-    """The sizes of --weights, on canvases that both pyramids halve evenly."""
+    """The sizes of --weights, on canvases that both pyramids can halve evenly."""
     stride = math.lcm(own.detector.stride, other.detector.stride)
     canvases = tuple(
         (-(-height // stride) * stride, -(-width // stride) * stride)
@@ -124,7 +124,7 @@ def joint_pipeline(own: Read, other: Read) -> PipelineConfig:
 
 
 class PictureBoxes(NamedTuple):
-    """What a file says of one picture; crowd regions and boxes that cannot be used are left out."""
+    """The boxes of one picture in a file, without crowd regions and unusable boxes."""
 
     boxes: Float[np.ndarray, "n 4"]  # xyxy, pixels of the picture
     labels: Int[np.ndarray, "n"]  # 0..K-1
@@ -136,10 +136,10 @@ class PictureBoxes(NamedTuple):
 def boxes_of(file: Path, pictures: Sequence[Path]) -> list[PictureBoxes]:
     """The boxes of each picture, found by its file name.
 
-    Of several entries with that name the one counts that shares most of its folders with the path.
+    Of several entries with that name, the one that shares most folders with the path is used.
 
     Raises:
-        UserError: it is no instances file, or a picture has no entry, several, or no box.
+        UserError: it is not an instances file, or a picture has no entry, several, or no box.
     """
     content = load_json(file)
     images = content.get("images")
@@ -174,7 +174,7 @@ class Boxes(NamedTuple):
     left_out: int  # by --max
 
     def entries(self, scale: Float[np.ndarray, "2"]) -> list[dict[str, Any]]:
-        """In COCO's form (x, y, width, height), pixels of the picture, by their rows."""
+        """The boxes in COCO's form (x, y, width, height), pixels of the picture, by row."""
         corners = self.boxes.astype(np.float64) / np.tile(scale, 2)
         corners[:, 2:] -= corners[:, :2]
         rows = []
@@ -187,14 +187,14 @@ class Boxes(NamedTuple):
 
 
 def given(truth: PictureBoxes, scale: Float[np.ndarray, "2"], most: int) -> Boxes:
-    """The first boxes of a json, on the canvas; `scale` is of x and y from the picture to it."""
+    """The first boxes of a json, on the canvas; `scale` is canvas over picture pixels (x, y)."""
     on_canvas = (truth.boxes * np.tile(scale, 2)).astype(np.float32)
     left_out = max(0, len(on_canvas) - most)
     return Boxes(on_canvas[:most], truth.labels[:most], None, truth.names, left_out)
 
 
 def detected(seen: Seen, read: Read, lowest: float, most: int) -> Boxes:
-    """The best detections of a model that was asked for them, from a lowest score on."""
+    """The best detections of a model with at least a given score."""
     assert seen.found is not None
     found, scores, labels, valid = (np.asarray(v)[0] for v in jax.device_get(tuple(seen.found)))
     good = np.flatnonzero(valid & (scores >= lowest))
@@ -208,9 +208,9 @@ def detected(seen: Seen, read: Read, lowest: float, most: int) -> Boxes:
 
 
 def _apart(found: Float[np.ndarray, "N 4"], best: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
-    """One box a place: of those that overlap by half or more the first, whatever its class.
+    """One box per place: of those that overlap by half or more, the first, whatever its class.
 
-    Two classes' boxes of one object would relate to each other and to nothing else.
+    Otherwise boxes of two classes for one object would mostly relate to each other.
     """
     overlaps = np.asarray(pairwise_iou(found, found))
     kept: list[int] = []
@@ -221,7 +221,7 @@ def _apart(found: Float[np.ndarray, "N 4"], best: Int[np.ndarray, "n"]) -> Int[n
 
 
 def middles(boxes: Boxes, height: int, width: int) -> list[tuple[float, float]]:
-    """Centres of the best boxes, of ground truth the largest; without boxes, of four quarters."""
+    """Centres of the best (of ground truth, largest) boxes; without boxes, of the four quarters."""
     if not len(boxes.boxes):
         return [(width * x, height * y) for y in (0.25, 0.75) for x in (0.25, 0.75)]
     sides = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
@@ -242,7 +242,7 @@ def _entry(file: Path, picture: Path, rows: list[dict[str, Any]]) -> dict[str, A
 
 
 def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts two paths have in common, from their ends on."""
+    """How many parts two paths have in common, counted from their ends."""
     same = (a == b for a, b in zip(reversed(one), reversed(other), strict=False))
     return sum(itertools.takewhile(bool, same))
 

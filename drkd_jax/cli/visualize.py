@@ -1,4 +1,4 @@
-"""``python -m drkd_jax visualize``: how two checkpoints relate pixels and boxes of pictures.
+"""``python -m drkd_jax visualize``: shows how two checkpoints relate pixels and boxes.
 
 Letters: H W pixels of a picture, n its boxes.
 """
@@ -63,11 +63,11 @@ class Item(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Writes drawings and `relations.json` about two checkpoints on some pictures.
 
-    Of each picture and level: STEM_pixels_LEVEL.png, how alike every pixel is to some marked ones,
-    and STEM_boxes_LEVEL.png, the relation matrix among its boxes.
+    For each picture and level: STEM_pixels_LEVEL.png, the similarity of every pixel to some marked
+    ones, and STEM_boxes_LEVEL.png, the relation matrix of its boxes.
 
     Returns:
-        0, or 2 where a picture has too few boxes; its pixels, and the other pictures, are done.
+        0, or 2 if a picture has too few boxes; its pixels, and the other pictures, are still drawn.
 
     Raises:
         UserError: wrong arguments, a picture that cannot be read or is not in the json, a pixel
@@ -275,7 +275,7 @@ def _picture(
 def _pixels(
     a: Seen, b: Seen, points: Sequence[tuple[float, float]], stride: int
 ) -> list[PixelRelation]:
-    """The relations of the map's pixels under some points, each pixel once."""
+    """The relations of the map's pixels at some points, each pixel once."""
     maps = a.maps(stride), b.maps(stride)
     shape = maps[0].x.shape
     cells = dict.fromkeys(pixel_at(x, y, stride, shape) for x, y in points)
@@ -319,7 +319,7 @@ def _too_few(arguments: argparse.Namespace, item: Item, boxes: Boxes) -> str:
 def _pixel_entry(
     pixel: PixelRelation, stride: int, scale: Float[np.ndarray, "2"]
 ) -> dict[str, Any]:
-    """One pixel's similarities to all others; its middle in pixels of the picture."""
+    """One pixel's similarities to all others, and its centre in pixels of the picture."""
     middle = np.array([pixel.column + 0.5, pixel.row + 0.5]) * stride / scale
     maps = {
         side: {"x": _rounded(own.x), "phi": _rounded(own.phi)}
