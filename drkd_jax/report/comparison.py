@@ -1,4 +1,4 @@
-"""Finished runs against what was to be found: scores, differences and intervals on common pictures.
+"""Compares finished runs with ground truth: scores, differences, intervals on common pictures.
 
 Letters: S draws, I pictures.
 """
@@ -19,19 +19,19 @@ from drkd_jax.report import paired
 from drkd_jax.report.runs import RunFiles, Truth, shared_pictures
 
 DRAWS = 400
-_SAME = 5e-4  # of an AP that was read and one that was computed again
+_SAME = 5e-4  # largest difference of a stored AP and the recomputed one
 
 
 class Comparison(NamedTuple):
-    """What ground truth adds to the numbers that were read.
+    """The results that need ground truth, beside the stored numbers.
 
     Attributes:
         scores: For each run, by the names in `paired.METRICS`.
-        differences: For each run, minus the reference; of the reference itself 0.
-        class_ap: For each run, AP by class name, -1 where there is no object.
-        objects: By class name, crowd regions left out.
-        own: For each run, whether the numbers that were read are of these pictures too.
-        notes: What does not agree with what was read.
+        differences: For each run, minus the reference; 0 for the reference itself.
+        class_ap: For each run, AP by class name, -1 if there is no object.
+        objects: Number of objects by class name, without crowd regions.
+        own: For each run, whether its stored numbers are for these pictures too.
+        notes: Disagreements with the stored numbers.
     """
 
     scores: list[dict[str, paired.Interval]]
@@ -45,17 +45,17 @@ class Comparison(NamedTuple):
 def compare(
     runs: Sequence[RunFiles], reference: int, truth: Truth, draws: int = DRAWS
 ) -> Comparison:
-    """Scores every run on the same draws of the pictures.
+    """Scores every run on the same bootstrap draws of the pictures.
 
     Args:
         runs: Each with detections.
-        reference: Position of the run that the others are compared with.
-        truth: What was to be found; detections of other classes, and of pictures of the source
-            that are not in it, are left out.
+        reference: Index of the run that the others are compared with.
+        truth: The ground truth; detections of other classes, and on pictures of the source that
+            are not in it, are left out.
         draws: S.
 
     Raises:
-        UserError: Detections are of pictures that the ground truth does not have.
+        UserError: There are detections on pictures that the ground truth does not have.
     """
     counts = paired.picture_draws(len(truth.coco["images"]), draws)
     counts = np.concatenate([np.ones_like(counts[:1]), counts])  # the pictures as they are
@@ -65,7 +65,8 @@ def compare(
     class_ap, own, notes = [], [], []
     for run in runs:
         assert run.found is not None
-        # Training leaves those of classes that only its own pictures have; no number counts them.
+        # Training stores detections of classes that only its own pictures have; no number counts
+        # them.
         found = [
             row
             for row in run.found
@@ -100,7 +101,7 @@ def compare(
 
 
 def _beside(truth: Truth) -> set[Any]:
-    """Pictures of the source that some run was scored on and not all: by their `id_key`."""
+    """Pictures of the source that some, but not all, runs were scored on: by their `id_key`."""
     kept = {id_key(row["id"]) for row in truth.coco["images"]}
     if len(kept) == len(truth.source):
         return set()
@@ -109,7 +110,7 @@ def _beside(truth: Truth) -> set[Any]:
 
 
 def _objects(truth: Truth, class_ap: dict[str, float]) -> dict[str, int]:
-    """How many objects each class has; names as the scores have them, in their order."""
+    """The number of objects of each class, with the names and the order of the scores."""
     numbers = Counter(row["category_id"] for row in truth.objects)
     categories = truth.coco["categories"]
     return {name: numbers[row["id"]] for name, row in zip(class_ap, categories, strict=True)}

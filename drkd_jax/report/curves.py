@@ -3,8 +3,8 @@
 A line of it is one JSON object with ``step`` and flat keys: ``cls_loss`` and the other losses of
 the detector, ``distill/TERM`` (unweighted), ``share/TERM`` (part of the total loss, 0..1).
 
-The SVG needs no script, has its colours from the style sheet, and is readable on a phone. A line
-is told apart by its dashes as well as by its colour.
+The SVG needs no script, takes its colours from the style sheet, and is readable on a phone. Lines
+differ in their dashes as well as in their colour.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _TERM_COLOURS = {
     "instance_relation": "#a61e4d",
     "instance_feature": "#5c940d",
 }
-_WIDTH, _HEIGHT = 360, 240  # of a drawing; about the pixels of a phone, so letters keep their size
+_WIDTH, _HEIGHT = 360, 240  # of a drawing; about a phone's pixels, so letters keep their size
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 10, 34
-_POINTS = 240  # of a line, at most
-_FEW = 12  # points that are marked each
+_POINTS = 240  # most points of a line
+_FEW = 12  # up to this many points are marked individually
 DASHES = ("", "7 3", "2 3", "10 3 2 3", "5 2", "1 2")
 
 
 class Line(NamedTuple):
-    """One curve; `colour` is a position in the palette of the style sheet."""
+    """One curve; `colour` is an index into the palette of the style sheet."""
 
     name: str
     colour: int
@@ -46,14 +46,14 @@ class Line(NamedTuple):
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The records of a run, by step.
 
-    A run that was killed and started again writes some steps twice: for each key the later line
-    counts. What is no line of a run is left out (`monitoring.metrics.read_metrics`).
+    A run that was killed and restarted writes some steps twice: for each key the later line is
+    used. Other lines than a run's are left out (`monitoring.metrics.read_metrics`).
 
     Args:
         path: ``metrics.jsonl``; a missing file gives no record.
 
     Raises:
-        OSError: it may not be read.
+        OSError: it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,7 +67,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def series(
     records: Sequence[Mapping[str, Any]], keys: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and the sum of ``keys``, of the records that have them all as finite numbers."""
+    """Steps and the sum of ``keys``, for the records that have all of them as finite numbers."""
     rows = [
         (record["step"], math.fsum(float(record[key]) for key in keys))
         for record in records
@@ -79,7 +79,7 @@ def series(
 
 
 def detection_losses(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the detector's own losses in a run: what a plain run and a distilled share."""
+    """The names of the detector's own losses in a run, which plain and distilled runs share."""
     names = {key for record in records for key in record}
     return sorted(key for key in names if key.endswith("_loss") and "/" not in key)
 
@@ -100,8 +100,8 @@ def curves(
 
     Args:
         path: PNG to write.
-        runs: What ``read_metrics`` gave, by name.
-        levels: AP (0..1) of runs without records, drawn as a level.
+        runs: The results of ``read_metrics``, by name.
+        levels: AP (0..1) of runs without records, drawn as a horizontal line.
     """
     distilled = {name: keys for name, records in runs.items() if (keys := term_shares(records))}
     figure = Figure(figsize=(5.6 * (3 if distilled else 2), 4.6), layout="constrained")
@@ -148,10 +148,10 @@ def curves(
 
 
 def charts(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html | None:
-    """Detection loss, AP and the shares of the distillation; None where no run left a log.
+    """Detection loss, AP and the shares of the distillation; None if no run has a log.
 
     Args:
-        runs: What ``read_metrics`` gave, by name.
+        runs: The results of ``read_metrics``, by name.
     """
     losses, precisions, shares = [], [], []
     for i, (name, records) in enumerate(runs.items()):
@@ -178,13 +178,13 @@ def charts(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html | None:
 
 
 def chart(title: str, unit: str, lines: Sequence[Line], *, named: bool = False) -> Html | None:
-    """Curves over the training steps, from 0 upwards; None where none has a point.
+    """Curves over the training steps, from 0 upwards; None if none has a point.
 
     Args:
-        title: Stands above it.
-        unit: What the values are, for who cannot see the drawing.
-        lines: What is drawn.
-        named: Whether the chart names its lines itself.
+        title: The title above the chart.
+        unit: What the values are, for readers who cannot see the drawing.
+        lines: The curves.
+        named: Whether the chart itself has the names of its lines.
     """
     lines = [line for line in lines if len(line.steps)]
     if not lines:
@@ -207,7 +207,7 @@ def chart(title: str, unit: str, lines: Sequence[Line], *, named: bool = False) 
         parts.append(tag("path", d=f"M{_LEFT} {level}H{_WIDTH - _RIGHT}", class_="grid"))
         parts.append(tag("text", f"{tick:g}", x=_LEFT - 5, y=level + 4, class_="y"))
     for tick in [t for t in _ticks(right, 4) if t <= right]:
-        # The last number would run over the edge.
+        # The last number would extend beyond the edge.
         kind = "x" if x(tick) < _WIDTH - 30 else "y"
         place = x(tick) + (0 if kind == "x" else _RIGHT)
         parts.append(tag("text", f"{tick:g}", x=place, y=_HEIGHT - _BOTTOM + 15, class_=kind))
@@ -237,10 +237,10 @@ def chart(title: str, unit: str, lines: Sequence[Line], *, named: bool = False) 
 
 
 def legend(names: Sequence[tuple[str, int]]) -> Html:
-    """Names with a piece of their line.
+    """Names with a sample of their line.
 
     Args:
-        names: Each with its position in the palette.
+        names: Each with its index into the palette.
     """
     items = []
     for name, colour in names:
@@ -265,7 +265,7 @@ def _ticks(top: float, number: int = 5) -> list[float]:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Over a tenth of the curve, narrower at both ends."""
+    """The running mean over a tenth of the curve, narrower at both ends."""
     half = max(1, len(values) // 20)
     return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 

@@ -1,4 +1,4 @@
-"""Figures of what the detectors find, and of how pixels and boxes relate to each other.
+"""Figures of detections, and of the relations between pixels and between boxes.
 
 Letters: H W pixels of the picture, n boxes, h w one feature map, K classes.
 
@@ -29,14 +29,14 @@ DPI = 120
 PANEL = 3.7  # inches, of a picture's longer side
 _PIXELS = round(PANEL * DPI)  # drawings are made in the size that they are shown in
 PIXELS_HEADING = "Which pixels are alike to the marked one"
-_WIDEST = 8.0  # times the height that a picture has room for beside matrices
-_WRITTEN = 10  # boxes up to which a matrix has its numbers in its cells
-_plain_texts = rc_context({"text.parse_math": False})  # names may hold dollars
+_WIDEST = 8.0  # largest width, in heights, of a picture beside matrices
+_WRITTEN = 10  # up to this many boxes the cells of a matrix show their numbers
+_plain_texts = rc_context({"text.parse_math": False})  # names may contain dollar signs
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One picture, its annotations, and what each detector found there."""
+    """One picture, its annotations, and the detections of each detector."""
 
     image: UInt8[np.ndarray, "H W 3"]
     truth: Found
@@ -46,11 +46,11 @@ class Scene:
 
 @_plain_texts
 def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) -> None:
-    """Ground truth and every detector side by side, a row a picture.
+    """Ground truth and every detector side by side, one row per picture.
 
-    Each detector shows its best boxes, as many as there are objects: so a careful and a bold
-    detector, or an early and a late one, are seen on the same terms. Under each panel stands how
-    many objects they found (same class, overlap of at least half).
+    Each detector shows its best boxes, as many as there are objects: so a cautious and a bold
+    detector, or an early and a late one, are compared on the same terms. Below each panel is the
+    number of objects they found (same class, overlap of at least half).
 
     Args:
         path: PNG to write.
@@ -101,7 +101,7 @@ def draw_pixels(
     labels: Sequence[str] = (),
     box: Float[np.ndarray, "4"] | None = None,
 ) -> None:
-    """How alike every pixel is to a marked one: a row a marked pixel, a column a map.
+    """The similarity of every pixel to a marked one: a row per marked pixel, a column per map.
 
     Args:
         path: PNG to write.
@@ -109,9 +109,9 @@ def draw_pixels(
         stride: Pixels of `image` from one map pixel to the next.
         rows: (row, column) of the marked pixel of the map, and its similarities [h, w] by title;
             all with the same titles.
-        heading: Above everything.
-        labels: Of the rows, where they have any.
-        box: An object that is framed, xyxy, pixels of `image`.
+        heading: The heading above everything.
+        labels: The labels of the rows, if any.
+        box: An object to frame, xyxy, pixels of `image`.
 
     Raises:
         OSError: It cannot be written.
@@ -163,7 +163,7 @@ def draw_boxes(
         labels: 0..K-1.
         names: The K class names.
         matrices: psi by title; every row is a softmax, so it sums to 1.
-        difference: The second less the first, where it is wanted.
+        difference: The second minus the first, if it should be shown.
 
     Raises:
         OSError: It cannot be written.
@@ -235,7 +235,7 @@ def _mark(
         around = (x1, y1), x2 - x1, y2 - y1
         frames = [(*around, "black", 3.0), (*around, "white", 1.4), *frames]
     for (x, y), width, height, colour, line in frames:
-        corner = x - 0.5, y - 0.5  # a pixel's number is that of its middle
+        corner = x - 0.5, y - 0.5  # a pixel's coordinate is that of its centre
         ax.add_patch(Rectangle(corner, width, height, fill=False, ec=colour, lw=line))
 
 

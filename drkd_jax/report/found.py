@@ -1,8 +1,8 @@
-"""What was found on a picture, and on which pictures it changed most from one run to another.
+"""Counts found objects per picture, and finds the pictures that changed most between two runs.
 
 The score of a picture is how many of its n objects are found by the run's best n boxes (same class,
-overlap of at least half): precision at n, which is recall too. It needs no threshold on the score,
-so a careful and a bold detector are compared on the same terms, and it can be seen in the drawing.
+overlap of at least half): precision at n, which equals recall. It needs no score threshold, so a
+cautious and a bold detector are compared on the same terms, and it is visible in the drawing.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Found:
     scores: Float[np.ndarray, "n"] | None = None
 
     def best(self, number: int) -> Found:
-        """Only so many boxes, those with the highest scores."""
+        """The `number` boxes with the highest scores."""
         if self.scores is None:
             return self
         keep = np.argsort(-self.scores, kind="stable")[:number]
         return Found(self.boxes[keep], self.labels[keep], self.scores[keep])
 
 
-_OVERLAP = 0.5  # least intersection over union of a box that is right
+_OVERLAP = 0.5  # least intersection over union of a correct box
 NOTHING = Found(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
 
 
@@ -49,7 +49,7 @@ def by_picture(rows: Sequence[dict[str, Any]], categories: Sequence[Category]) -
 
     Args:
         rows: Annotations have the score 1.
-        categories: Of the source; rows of other classes are left out.
+        categories: Classes of the source; rows of other classes are left out.
     """
     label_of = {id_key(category.id): label for label, category in enumerate(categories)}
     gathered: dict[Any, list[tuple[list[float], int, float]]] = {}
@@ -78,14 +78,14 @@ def count(truth: Found, found: Found) -> tuple[int, int]:
         found: Detections.
 
     Returns:
-        Objects found; boxes that found none.
+        The number of objects found, and of boxes that found none.
     """
     right = int((matched(truth, found) >= 0).sum())
     return right, len(found.boxes) - right
 
 
 def matched(truth: Found, found: Found) -> Int[np.ndarray, "n"]:
-    """Which annotated object each box takes, by the rule of `count`; -1 where it takes none."""
+    """The annotated object that each box takes, by the rule of `count`; -1 if it takes none."""
     free = np.ones(len(truth.boxes), bool)
     taken = np.full(len(found.boxes), -1)
     scores = np.zeros(len(found.boxes)) if found.scores is None else found.scores
@@ -98,11 +98,11 @@ def matched(truth: Found, found: Found) -> Int[np.ndarray, "n"]:
 
 
 class Looked(NamedTuple):
-    """One picture with what each run found on it.
+    """One picture with the detections of each run.
 
     Attributes:
         place: Position in the source.
-        truth: Its objects, crowd regions left out.
+        truth: Its objects, without crowd regions.
         found: For each run its best boxes, as many as there are objects.
         right: For each run, how many objects these find.
     """
@@ -121,7 +121,7 @@ def look(runs: Sequence[RunFiles], truth: Truth) -> list[Looked]:
     pictures = []
     for index in range(len(truth.source)):
         key = id_key(truth.source.meta(index).image_id)
-        if key not in objects:  # no object, or not among the pictures that were scored
+        if key not in objects:  # no object, or not among the scored pictures
             continue
         wanted = objects[key]
         number = len(wanted.boxes)
@@ -138,13 +138,13 @@ def most_changed(
 
     Args:
         pictures: From `look`.
-        first: Position of the run that is compared with.
-        second: Position of the other run.
-        most: Of each kind.
+        first: Index of the reference run.
+        second: Index of the other run.
+        most: The most pictures of each kind.
 
     Returns:
-        (helped, hurt), the largest change first. Of equal changes the one with fewer objects goes
-        first, since it is the larger part of the picture, and then the earlier picture.
+        (helped, hurt), the largest change first. Of equal changes, pictures with fewer objects come
+        first, since there the change is relatively larger, and then earlier pictures.
     """
 
     def change(picture: Looked) -> int:

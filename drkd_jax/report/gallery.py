@@ -24,10 +24,10 @@ from drkd_jax.report.markup import Html, join, tag
 from drkd_jax.report.relations import Relations, similarity
 from drkd_jax.report.runs import Truth
 
-_MOST = 6  # pictures of each kind
-_LONGER = 640  # pixels of an embedded picture's longer side, at most
+_MOST = 6  # most pictures of each kind
+_LONGER = 640  # most pixels of an embedded picture's longer side
 _QUALITY = 80
-_UNCHANGED = 3  # pictures that are shown where none changed
+_UNCHANGED = 3  # pictures to show if none changed
 MOST_PIXELS = 4  # pixels to choose from
 _LONGER_MAP = 256  # pixels of a heat map's longer side
 
@@ -43,12 +43,12 @@ def gallery(
     """The pictures that changed most from one run to the other, helped and hurt.
 
     Args:
-        pictures: All that have objects.
-        names: Of the runs.
-        classes: By label.
-        truth: Where the pictures are read.
-        reference: Position of the run that is compared with.
-        other: Position of the run that the pictures are sorted by.
+        pictures: All pictures that have objects.
+        names: Names of the runs.
+        classes: Classes by label.
+        truth: The source of the pictures.
+        reference: Index of the reference run.
+        other: Index of the run that the pictures are sorted by.
     """
     helped, hurt = most_changed(pictures, reference, other, _MOST)
     changes = np.array([p.right[other] - p.right[reference] for p in pictures], int)
@@ -103,7 +103,7 @@ def gallery(
 
 
 def _embedded(image: UInt8[np.ndarray, "H W 3"]) -> str:
-    """A picture as a JPEG inside a URL, shrunk where it is larger than it is shown."""
+    """A picture as a JPEG data URL, shrunk if it is larger than shown."""
     factor = _LONGER / max(image.shape[:2])
     if factor < 1:
         size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
@@ -199,7 +199,7 @@ def _box(box: np.ndarray, kind: str, title: str, text: str, letters: float, widt
     words = None
     if text:
         above = y1 - 0.25 * letters if y1 > 1.3 * letters else y2 + 0.95 * letters
-        # At the right edge letters run to the left, or they would be cut off.
+        # At the right edge text extends to the left, or it would be cut off.
         fits = x1 + 0.6 * letters * len(text) < width
         place, anchor = (x1, None) if fits else (min(x2, width), "end")
         words = tag("text", text, x=place, y=f"{above:.1f}", text_anchor=anchor)
@@ -213,11 +213,11 @@ def heat_maps(shown: Relations, names: Mapping[str, str]) -> Html | None:
     The pixels are the centres of the largest objects.
 
     Args:
-        shown: What the relation modules of a run made of one picture.
-        names: Of its sides ("teacher", "student").
+        shown: The relations of a run on one picture.
+        names: Names of its sides ("teacher", "student").
 
     Returns:
-        None where the run has no pixel relation or the picture no object.
+        The markup; None if the run has no pixel relation or the picture no object.
     """
     if not shown.pixel or not len(shown.boxes):
         return None
@@ -275,11 +275,11 @@ def _views(
 
 
 def _coloured(values: Float[np.ndarray, "h w"], point: tuple[int, int]) -> str:
-    """A PNG inside a URL: blue -1, grey 0, red +1; the picked pixel is yellow."""
+    """A PNG data URL: blue -1, grey 0, red +1; the picked pixel is yellow."""
     colours = colormaps["coolwarm"]((values + 1) / 2)[..., :3]
     colours[point] = (1.0, 0.9, 0.0)
     factor = max(1, _LONGER_MAP // max(values.shape))
-    pixels = np.rint(255 * colours[..., ::-1]).astype(np.uint8)  # OpenCV wants BGR
+    pixels = np.rint(255 * colours[..., ::-1]).astype(np.uint8)  # OpenCV expects BGR
     pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     _, data = cv2.imencode(".png", pixels)
     return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()

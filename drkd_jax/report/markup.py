@@ -1,11 +1,11 @@
 """HTML that is escaped unless it was made here, and its style sheet.
 
-Class names, paths and settings come from files of other people. A plain text that is put into an
-element is escaped; only what ``tag`` returned goes in as it is, so there is no place to forget it.
+Class names, paths and settings come from untrusted files. Plain text put into an element is always
+escaped; only the results of ``tag`` are inserted unchanged, so escaping cannot be forgotten.
 
-The sheet is light or dark by the reader's setting, one column on a phone. The six colours of lines
-keep apart for the common kinds of colour blindness (after Okabe and Ito), lightened on the dark
-ground.
+The sheet is light or dark by the reader's setting, with one column on a phone. The six line colours
+are distinguishable with the common kinds of colour blindness (after Okabe and Ito), and lighter on
+the dark background.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _VOID = frozenset({"img", "input", "meta", "br"})
 
 
 class Html(str):
-    """Markup that is safe as it stands."""
+    """Markup that is safe to insert unchanged."""
 
     __slots__ = ()
 
@@ -74,7 +74,7 @@ def table(
     whole = tag(
         "table", tag("caption", caption), tag("thead", top), tag("tbody", body), class_=class_
     )
-    # Who has no mouse scrolls with the arrow keys, which needs a place for the focus.
+    # Users without a mouse scroll with the arrow keys, which needs a focusable element.
     return tag("div", whole, class_="wide", tabindex=0, role="region", aria_label=caption)
 
 
@@ -191,7 +191,7 @@ def style_sheet(views: int) -> str:
     """The whole sheet.
 
     Args:
-        views: Layers that a picture has at most.
+        views: The most layers of a picture.
     """
     sheet = _SHEET.replace("LIGHT", _palette(_LIGHT)).replace("DARK", _palette(_DARK))
     for i in range(1, views + 1):

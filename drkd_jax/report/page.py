@@ -29,7 +29,7 @@ from drkd_jax.report.tables import points
 
 
 class _Compared(NamedTuple):
-    """Runs, and what ground truth adds to them."""
+    """The runs, and the results that need ground truth."""
 
     runs: Sequence[RunFiles]
     reference: int
@@ -40,7 +40,7 @@ class _Compared(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Whether all were scored on equally many pictures."""
+        """Whether all runs were scored on the same number of pictures."""
         return same_pictures(self.runs)
 
 
@@ -133,7 +133,7 @@ def _compared(runs: Sequence[RunFiles], reference: int, draws: int) -> _Compared
 
 
 def _unequal(runs: Sequence[RunFiles], compared: bool) -> str:
-    """That runs were scored on other numbers of pictures, what comes of it, and what mends it."""
+    """A message that runs were scored on different pictures, its effect, and how to correct it."""
     fewest = min((run for run in runs if run.pictures), key=lambda run: run.pictures)
     most = max(runs, key=lambda run: run.pictures)
     what = (
@@ -167,7 +167,7 @@ def _short(done: _Compared, words: Sequence[str]) -> Html:
         words = [_difference(done, i) for i in range(len(done.runs)) if i != done.reference]
         if not words:
             words = [f"{done.runs[0].name} reaches {points(done.runs[0].scores['AP'])} AP."]
-    # Written for results.md as well, whose marks are none here.
+    # The text is also used in results.md; its Markdown marks are removed here.
     said = [tag("p", word.replace("**", "").replace("`", "")) for word in words]
     for run in done.runs:
         last = (run.summary.get("distillation") or {}).get("text")
@@ -182,10 +182,10 @@ def _difference(done: _Compared, i: int) -> str:
     run, base = done.runs[i], done.runs[done.reference]
     if done.comparison is None:
         text = _have(run, run.scores["AP"], base, base.scores["AP"])
-        if not done.same:  # a difference would be one of the pictures, too
+        if not done.same:  # a difference would also be due to the pictures
             return f"{text} (of {run.pictures or 'all'} and {base.pictures or 'all'} pictures)."
         return f"{text}: {points(run.scores['AP'] - base.scores['AP'], signed=True)}."
-    # Computed again, so that the difference is of the same pictures as its interval.
+    # Recomputed, so that the difference is for the same pictures as its interval.
     own, others = (done.comparison.scores[at]["AP"].value for at in (i, done.reference))
     spread = done.comparison.differences[i]["AP"]
     part = "" if done.same else f"On the first {shared_pictures(done.runs)} pictures "

@@ -3,12 +3,12 @@
 Letters: I pictures, D detections of one class, T overlap thresholds, K classes, S draws, N seeds.
 
 A student with distillation is compared with the plain student of the same seed, on the same
-pictures. Two things could have come out otherwise: the seeds and the validation pictures. The
-t-interval looks at the seeds alone; the bootstrap draws both again, the same pictures for every
-run. Matching of detections to ground truths is pycocotools', done once for each run.
+pictures. Two things are random: the seeds and the validation pictures. The t-interval covers only
+the seeds; the bootstrap resamples both, with the same pictures for every run. Detections are
+matched to ground truths by pycocotools, once for each run.
 
-`ap_difference` compares two runs on the pictures alone: it says nothing of what another training
-seed would do. For that, train more seeds.
+`ap_difference` compares two runs on the pictures alone: it does not tell what another training seed
+would give. For that, train more seeds.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from scipy.special import stdtrit
 from drkd_jax.evaluation import COCO_MAX, number_ids
 
 METRICS = ("AP", "AP50", "AP_S", "AP_M")
-_AREAS = {"AP": 0, "AP_S": 1, "AP_M": 2}  # places in pycocotools' list of area ranges
+_AREAS = {"AP": 0, "AP_S": 1, "AP_M": 2}  # indices into pycocotools' list of area ranges
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _LEVEL = 0.95
 _AT_ONCE = 64  # draws
 
 
 class Interval(NamedTuple):
-    """A score or a difference on the pictures as they are, 0..1, and the middle 95 % of its draws.
+    """A score or a difference on the original pictures, 0..1, and the middle 95 % of its draws.
 
-    `low` and `high`: 2.5 % of the draws lie below, 2.5 % above.
+    2.5 % of the draws are below `low`, 2.5 % above `high`.
     """
 
     value: float
@@ -46,7 +46,7 @@ class Interval(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0.0 or self.high < 0.0
 
 
@@ -55,12 +55,12 @@ class PairedDifference:
     """A mean difference over seeds and two 95 % intervals around it, in the unit of the scores.
 
     Attributes:
-        mean: Over the N seeds, of second minus first.
-        sd: Of the differences over the seeds; NaN for one seed.
+        mean: Mean of second minus first over the N seeds.
+        sd: Standard deviation of the differences over the seeds; NaN for one seed.
         t_low: Lower end of Student's interval over the seeds; NaN for one seed.
         t_high: Its upper end.
-        low: 2.5 % of the draws of seeds and pictures lie below.
-        high: 2.5 % lie above.
+        low: 2.5 % of the draws of seeds and pictures are below this.
+        high: 2.5 % are above this.
         each: The N differences.
     """
 
@@ -74,13 +74,13 @@ class PairedDifference:
 
     @property
     def above_zero(self) -> bool:
-        """Whether both intervals lie above 0."""
+        """Whether both intervals are above 0."""
         return self.t_low > 0.0 and self.low > 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Matches:
-    """One class in one area range: detections by falling score, ground truths by picture."""
+    """One class in one area range: detections by descending score, ground truths by picture."""
 
     picture: Int[np.ndarray, "D"]
     hit: Bool[np.ndarray, "T D"]
@@ -94,7 +94,7 @@ def picture_draws(num_pictures: int, draws: int, seed: int = 0) -> Int[np.ndarra
     Args:
         num_pictures: I, at least 1.
         draws: S.
-        seed: Of the draws; the same for every run that is compared.
+        seed: Seed of the draws; the same for all compared runs.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, num_pictures, (draws, num_pictures))
@@ -113,12 +113,12 @@ def resampled_scores(
         ground_truth: A COCO dict; pictures are counted in the order of their sorted ids.
         detections: In COCO's form.
         draws: How often each picture counts; see `picture_draws`. A row of ones gives the scores
-            on the pictures as they are.
-        max_detections: Of a class and picture that count, the best ones.
+            on the original pictures.
+        max_detections: How many detections count per class and picture, best first.
 
     Returns:
         By the names in `METRICS`, 0..1. A draw that lacks a class is averaged over the classes it
-        has; NaN where it has none.
+        has; NaN if it has none.
 
     Source: pycocotools, ``COCOeval.accumulate``. Equal rows beside each other, as a picture drawn
         twice makes them, share the precision of the last one, so counting them at once is exact
@@ -127,7 +127,7 @@ def resampled_scores(
     areas = _matches(ground_truth, detections, max_detections)
     scores = {}
     for name, area in _AREAS.items():
-        # In parts: a large set has too many detections for all draws at once.
+        # In parts, since a large set has too many detections for all draws at once.
         parts = range(0, len(draws), _AT_ONCE)
         classes = np.stack(
             [
@@ -152,14 +152,14 @@ def ap_difference(
     resamples: int = 500,
     max_detections: int = COCO_MAX,
 ) -> Interval:
-    """Draws the pictures again and compares two sets of detections on each draw.
+    """Resamples the pictures and compares two sets of detections on each draw.
 
     Args:
         ground_truth: A COCO dict; every picture in it takes part.
-        first: COCO detections of the one that is compared with.
-        second: COCO detections of the one that may be better.
-        resamples: Draws of as many pictures as there are.
-        max_detections: Of a class and picture that count, the best ones.
+        first: COCO detections of the reference.
+        second: COCO detections of the run that may be better.
+        resamples: Number of draws, each of as many pictures as there are.
+        max_detections: How many detections count per class and picture, best first.
 
     Returns:
         AP(second) - AP(first), area "all", 0..1.
@@ -184,11 +184,11 @@ def paired_difference(
     """Compares two arms seed by seed.
 
     Args:
-        first: Scores of the arm that is compared with, one a seed.
+        first: Scores of the reference arm, one per seed.
         second: Scores of the other arm, in the same order of seeds.
         first_draws: `resampled_scores` of the first arm's runs.
         second_draws: Of the second arm's runs, on the same draws.
-        seed: Of the draws of seeds.
+        seed: Seed of the draws of seeds.
 
     Returns:
         The mean and its intervals. In each draw of the bootstrap the pictures are one draw for all
@@ -214,7 +214,7 @@ def paired_difference(
 
 
 def t_reach(values: Float[np.ndarray, "N"]) -> float:
-    """From the mean to each end of Student's 95 % interval around it; NaN for one value."""
+    """Half the width of Student's 95 % interval around the mean; NaN for one value."""
     number = len(values)
     if number < 2:
         return math.nan
@@ -223,12 +223,12 @@ def t_reach(values: Float[np.ndarray, "N"]) -> float:
 
 
 def with_interval(values: Float[np.ndarray, "S"]) -> Interval:
-    """The first value, that of the pictures as they are, and the interval of all the others."""
+    """The first value, that of the original pictures, and the interval of all the others."""
     return Interval(float(values[0]), *interval(values[1:]))
 
 
 def interval(values: Float[np.ndarray, "S"]) -> tuple[float, float]:
-    """The middle 95 % of what was drawn; NaN among the draws is left out."""
+    """The middle 95 % of the draws; NaN values are ignored."""
     if np.isnan(values).all():
         return math.nan, math.nan
     tail = 50 * (1 - _LEVEL)
@@ -249,7 +249,7 @@ def _class_precision(matches: _Matches, draws: Int[np.ndarray, "S I"]) -> Float[
         at = np.flatnonzero(hit[kept])
         if at.size == 0:
             continue
-        kept = kept[: at[-1] + 1]  # what comes after the last hit changes nothing
+        kept = kept[: at[-1] + 1]  # detections after the last hit do not matter
         counts = draws[:, matches.picture[kept]]
         right = np.cumsum(counts[:, at], axis=1)
         values = right / np.maximum(np.cumsum(counts, axis=1)[:, at], 1)
@@ -266,7 +266,7 @@ def _matches(
     ground_truth: dict, detections: list[dict], max_detections: int
 ) -> list[list[_Matches]]:
     """Matches once with pycocotools: for the areas all, small and medium, class by class."""
-    # pycocotools writes into the dicts it is handed and takes id 0 for no match.
+    # pycocotools modifies the dicts it is given and treats id 0 as no match.
     rows = enumerate(ground_truth["annotations"], 1)
     truth = {**ground_truth, "annotations": [{**row, "id": number} for number, row in rows]}
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""What the relation modules of a distilled run make of one picture: arrays for the figures.
+"""Applies the relation modules of a distilled run to one picture, to get arrays for the figures.
 
 Figures show the first pictures with enough objects, whatever any detector finds in them.
 
@@ -26,8 +26,8 @@ from drkd_jax.step.state import split_module
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.types import Batch, Features
 
-SHOWN = 3  # pictures of a figure
-LEAST = 4  # objects that such a picture has at least
+SHOWN = 3  # pictures in a figure
+LEAST = 4  # least number of objects in such a picture
 SIDES: tuple[Literal["teacher"], Literal["student"]] = ("teacher", "student")
 
 
@@ -40,8 +40,8 @@ class Relations:
         boxes: Ground truth, xyxy, pixels of ``image``.
         labels: 0..K-1.
         stride: Pixels of ``image`` from one feature pixel to the next.
-        pixel: For each side x and phi(x), [h, w, C]; empty where the run has no pixel relation.
-        instance: For each side psi, [n, n]; empty where the run has no instance relation.
+        pixel: For each side x and phi(x), [h, w, C]; empty if the run has no pixel relation.
+        instance: For each side psi, [n, n]; empty if the run has no instance relation.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -53,7 +53,7 @@ class Relations:
 
     @property
     def largest(self) -> Int[np.ndarray, "n"]:
-        """The boxes' positions, the largest box first."""
+        """The boxes' indices, the largest box first."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         return np.argsort(-sides.prod(axis=1), kind="stable")
 
@@ -68,8 +68,8 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
     """Runs a distilled run's student, teacher and relation modules on one validation picture.
 
     Args:
-        config: Of the run; it has a teacher and a distillation.
-        workdir: Of the run; its newest checkpoint is read (the student's average, where kept).
+        config: Config of the run; it has a teacher and a distillation.
+        workdir: Folder of the run; its newest checkpoint is read (the student's average, if kept).
         index: Position of the picture in ``config.data.val``.
 
     Raises:
@@ -147,7 +147,7 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
 
 
 def of_picture(arrays: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """What a batch of one picture has of it, without the padding of its canvas or of its boxes."""
+    """The rows and columns of a batch of one picture, without padding."""
     return np.asarray(arrays[0, :rows, :columns], np.float32)
 
 
@@ -160,12 +160,12 @@ def _one_picture(run: Run, index: int) -> Batch:
 
 
 def see_relations(val: Source, config: Mapping[str, Any], workdir: str | Path) -> Relations:
-    """`relations` on the first picture that figures show."""
+    """`relations` for the first picture that figures show."""
     return relations(config, workdir, choose_pictures(val)[0])
 
 
 def choose_pictures(source: Source, number: int = SHOWN, least: int = LEAST) -> list[int]:
-    """The first pictures with enough objects; where there are too few of them, the fullest."""
+    """The first pictures with enough objects; if there are too few, those with the most."""
     counts = np.array([source.meta(i).num_boxes for i in range(len(source))])
     enough = np.flatnonzero(counts >= least)
     if len(enough) < number:
@@ -181,17 +181,17 @@ def pixel_at(x: float, y: float, stride: int, shape: tuple[int, ...]) -> tuple[i
 def similarity(
     features: Float[np.ndarray, "h w C"], point: tuple[int, int]
 ) -> Float[np.ndarray, "h w"]:
-    """How alike every pixel's channels are to those of one pixel.
+    """The similarity of every pixel's channels to those of one pixel.
 
-    The mean over the map is taken off first: features of one network share a large common part,
-    and without this every pixel would look alike.
+    The mean over the map is subtracted first: the features of a network have a large common part,
+    due to which all pixels would look alike.
 
     Args:
         features: One map.
-        point: Row and column of the pixel that is compared with.
+        point: Row and column of the reference pixel.
 
     Returns:
-        Cosine, -1..1; 1 at the point itself, 0 where a pixel is as the mean.
+        Cosine, -1..1; 1 at the point itself, 0 for a pixel that equals the mean.
     """
     centred = np.asarray(features, np.float64)
     centred = centred - centred.mean((0, 1))

@@ -1,4 +1,4 @@
-"""Work folders for the page: what each run left, and whether they can be compared."""
+"""Reads work folders for the page, and checks whether their runs can be compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drkd_jax.report.curves import read_metrics
 from drkd_jax.weights.ours import WHICH
 
 _TRACES = ("config.json", "eval.json", "summary.json", *WHICH.values())  # of a training
-MOST_RUNS = 6  # that colours and columns are told apart of
+MOST_RUNS = 6  # more would be hard to tell apart by colours and columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +26,14 @@ class RunFiles:
     """A finished run.
 
     Attributes:
-        name: As it is called on the page.
-        folder: Where it lies.
+        name: Its name on the page.
+        folder: Its work folder.
         scores: COCO's numbers of its last evaluation, 0..1.
         data: The source that they were measured on.
-        pictures: Only its first so many, which may be all; 0: not known, taken for all.
-        found: Detections in COCO's form; None where the folder has none.
-        config: Of the run; empty where the folder has none.
-        summary: What training said at its end; empty likewise.
+        pictures: The number of its first pictures that were scored; 0: unknown, assumed to be all.
+        found: Detections in COCO's form; None if the folder has none.
+        config: Config of the run; empty if the folder has none.
+        summary: Summary of the training; empty likewise.
         about: Machine and versions; empty likewise.
         records: Lines of its log, by step.
     """
@@ -51,17 +51,17 @@ class RunFiles:
 
     @property
     def max_detections(self) -> int:
-        """Detections of a class and picture that were counted, as the numbers' names say."""
+        """The number of counted detections per class and picture, from the numbers' names."""
         counts = [key[2:] for key in self.scores if key.startswith("AR") and key[2:].isdecimal()]
         return max((int(count) for count in counts if int(count) > 10), default=COCO_MAX)
 
 
 class Truth(NamedTuple):
-    """What the runs were measured on.
+    """The data that the runs were measured on.
 
     Attributes:
-        source: Hands over the pictures.
-        coco: COCO's instances dict of the pictures that were scored.
+        source: The source of the pictures.
+        coco: COCO's instances dict of the scored pictures.
     """
 
     source: Source
@@ -69,15 +69,15 @@ class Truth(NamedTuple):
 
     @property
     def objects(self) -> list[dict[str, Any]]:
-        """The annotations that are no crowd regions."""
+        """The annotations that are not crowd regions."""
         return [row for row in self.coco["annotations"] if not row.get("iscrowd")]
 
 
 def named_folders(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     """Names and folders from arguments of the form WORKDIR or NAME=WORKDIR.
 
-    A folder without a name is called as it is; folders of one name by the part of their paths in
-    which they differ.
+    Without a given name, the folder's name is used; for equal folder names, the part of the paths
+    in which they differ.
 
     Raises:
         UserError: Two runs have the same name, or there are too many.
@@ -102,8 +102,8 @@ def read_runs(named: Sequence[tuple[str, Path]]) -> list[RunFiles]:
     """Reads the work folders.
 
     Raises:
-        UserError: A folder holds no evaluated run, a file in it is broken, or two runs were
-            evaluated on different data.
+        UserError: A folder has no evaluated run, a file in it is broken, or two runs were evaluated
+            on different data.
     """
     runs = [read_run(name, folder) for name, folder in named]
     first = runs[0]
@@ -122,7 +122,7 @@ def read_run(name: str, folder: Path) -> RunFiles:
     """Reads one work folder.
 
     Raises:
-        UserError: It holds no evaluated run, or a file in it is broken.
+        UserError: It has no evaluated run, or a file in it is broken.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name a work folder of train.py")
@@ -153,7 +153,7 @@ def read_run(name: str, folder: Path) -> RunFiles:
 
 
 def _why_no_score(folder: Path) -> str:
-    """What a folder without scores is, and what mends it."""
+    """A message about a folder without scores, and how to correct it."""
     if not any((folder / name).exists() for name in _TRACES):
         runs = sorted(path.name for path in folder.iterdir() if (path / "eval.json").is_file())
         inside = f"; runs in it: {', '.join(runs[:MOST_RUNS])}" if runs else ""
@@ -165,7 +165,7 @@ def _why_no_score(folder: Path) -> str:
 
 
 def shared_pictures(runs: Sequence[RunFiles]) -> int:
-    """The first so many pictures, on which every run was scored; 0: all, as far as is known."""
+    """The number of first pictures that every run was scored on; 0: all, as far as is known."""
     return min((run.pictures for run in runs if run.pictures), default=0)
 
 
@@ -179,10 +179,10 @@ def open_truth(run: RunFiles, pictures: int | None = None) -> tuple[Truth | None
 
     Args:
         run: The run.
-        pictures: Only the first so many, 0: all; None: those that the run was scored on.
+        pictures: Number of first pictures, 0: all; None: those that the run was scored on.
 
     Returns:
-        (them, or None where they cannot be read any more; why not).
+        (the pictures, or None if they can no longer be read; why not).
     """
     settings = run.config.get("data") or {}
     try:
@@ -201,11 +201,11 @@ def open_truth(run: RunFiles, pictures: int | None = None) -> tuple[Truth | None
 def scored_pictures(
     spec: str, on_error: str, exif: str, depth: int, max_pictures: int = 0
 ) -> Truth:
-    """A source, and COCO's dict of its first so many pictures; 0: of all.
+    """A source, and COCO's dict of its first `max_pictures` pictures; 0: of all.
 
     Args:
-        spec: as of `open_source`, like the next three.
-        on_error: what happens to entries that have a fault.
+        spec: see `open_source`, also for the next three.
+        on_error: what to do with faulty entries.
         exif: which pixels boxes refer to.
         depth: bits that 16-bit pictures use.
         max_pictures: as `eval.max_pictures` of a run.
@@ -226,7 +226,7 @@ def scored_pictures(
 
 
 def _measured(run: RunFiles) -> str:
-    """What a run's numbers are of, in words."""
+    """What a run's numbers were measured on, as text."""
     most = "" if run.max_detections == COCO_MAX else f" with {run.max_detections} detections"
     return f"{run.data}{most}"
 
@@ -257,7 +257,7 @@ def _is_coco(rows: Any) -> bool:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is no file."""
+    """A JSON object; an empty one if there is no file."""
     if not path.is_file():
         return {}
     content = _read(path)
