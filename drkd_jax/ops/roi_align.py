@@ -4,8 +4,8 @@ Letters: B pictures, R regions, h w C one feature map, S bins along one axis.
 
 Every region reads only its own level, through the tiles of `roi_tiles.py`. Fixed and adaptive
 numbers of samples use the same program, exact despite static shapes. Its cost grows with the cells
-that the regions cover on their levels, not with the samples: adaptive sampling takes 1.0 times the
-time of 2x2 samples forward, 1.2 times with the gradient (512 regions of 256 channels on P2..P5 of
+that the regions cover on their levels, not with the samples: adaptive sampling takes 0.86 of the
+time of 2x2 samples forward, 1.07 of it with the gradient (512 regions of 256 channels on P2..P5 of
 800x1344, two CPU cores, `benchmarks/ops.py`).
 
 Alternatives differ in the gradient. On the same regions (`benchmarks/ops.py --backward`), in ms:
