@@ -1,7 +1,7 @@
-"""``report.html``: one file that shows finished runs beside each other, without network or script.
+"""``report.html``: one file that compares finished runs; it needs no network and no scripts.
 
-`runs` reads and compares work folders; `tables`, `curves` and `gallery` turn that into HTML by way
-of `markup`; here it is put together.
+`runs` reads and checks work folders; `tables`, `curves` and `gallery` turn them into HTML with
+`markup`; this module assembles the page.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def page(
     """One self-contained HTML page about finished runs.
 
     Args:
-        runs: Evaluated on the same pictures, or some on the first of them only; what compares them
-            is then of the pictures that all were evaluated on.
+        runs: Runs evaluated on the same pictures, or some only on the first of them; comparisons
+            then use the pictures that all were evaluated on.
         reference: Position of the run that the others are compared with. Pictures and classes are
             sorted by the change from it to the first of the others.
-        title: Of the page.
-        words: What is to be said first; by default each run's difference from the reference.
-        relations: Of a distilled run on one picture, and the names of its two sides.
-        draws: Of the validation pictures, for the intervals.
-        tell: Takes each note on what is missing or does not agree; the page has them too.
+        title: Title of the page.
+        words: Text of the first section; by default each run's difference from the reference.
+        relations: Relations of a distilled run on one picture, and the names of its two sides.
+        draws: Number of bootstrap draws of the validation pictures, for the intervals.
+        tell: Called with each note about missing or differing data; the page has them too.
 
     Returns:
-        HTML with everything in it: no script, and nothing that is loaded.
+        HTML without scripts and without external resources.
 
     Raises:
         UserError: A run's detections do not fit the ground truth.

@@ -31,7 +31,7 @@ class RunFiles:
         scores: COCO's numbers of its last evaluation, 0..1.
         data: The source that they were measured on.
         pictures: The number of its first pictures that were scored; 0: unknown, assumed to be all.
-        found: Detections in COCO's form; None if the folder has none.
+        found: Detections in COCO's format; None if the folder has none.
         config: Config of the run; empty if the folder has none.
         summary: Summary of the training; empty likewise.
         about: Machine and versions; empty likewise.

@@ -1,4 +1,4 @@
-"""The page's tables: what was trained, COCO's numbers, sizes, classes, differing settings."""
+"""The page's tables: the runs, COCO's numbers, object sizes, classes, differing settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SIZES = (
     ("medium", "M", "32 x 32 to 96 x 96", 32.0**2, 96.0**2),
     ("large", "L", "from 96 x 96", 96.0**2, 1e10),
 )
-_LONG = 60  # characters of a setting that a cell shows at once
+_LONG = 60  # longest setting that a cell shows unfolded, characters
 
 
 def points(value: float | None, signed: bool = False) -> str:
@@ -43,7 +43,7 @@ def points(value: float | None, signed: bool = False) -> str:
 
 
 def trained(runs: Sequence[RunFiles]) -> Html:
-    """What each run was: detector, size, length, data, machine, as far as a run knows."""
+    """Table of the runs: detector, size, length, data, machine, as far as they are recorded."""
 
     def setting(run: RunFiles, *keys: str) -> Any:
         value: Any = run.config
@@ -90,14 +90,14 @@ def trained(runs: Sequence[RunFiles]) -> Html:
 
 
 def numbers(runs: Sequence[RunFiles], comparison: Comparison | None) -> Html:
-    """COCO's twelve numbers in points, with intervals where ground truth gave them."""
+    """Table of COCO's twelve numbers in points, with intervals if ground truth is available."""
     rows: list[list[Child]] = []
     for key in runs[0].scores:
         title = _TITLES.get(key, f"recall of {key[2:]} boxes")
         cells: list[Child] = []
         for i, run in enumerate(runs):
             value = points(run.scores.get(key))
-            # An interval belongs to numbers of the pictures that were drawn again.
+            # An interval is valid only for a run that was scored on exactly the resampled pictures.
             spread = comparison.scores[i].get(key) if comparison and comparison.own[i] else None
             cells.append(join(value, _between(spread, signed=False) if value != "-" else None))
         rows.append([join(key, " ", tag("small", title)), *cells])
@@ -112,7 +112,7 @@ def numbers(runs: Sequence[RunFiles], comparison: Comparison | None) -> Html:
 def differences(
     runs: Sequence[RunFiles], reference: int, comparison: Comparison | None
 ) -> Html | None:
-    """Each run minus the reference; None where there is one run only, or nothing in common."""
+    """Each run minus the reference; None if there is only one run, or no common pictures."""
     others = [i for i in range(len(runs)) if i != reference]
     if not others or not (comparison or same_pictures(runs)):
         return None
@@ -137,7 +137,7 @@ def differences(
 
 
 def sizes(runs: Sequence[RunFiles], truth: Truth | None) -> Html:
-    """AP and recall by the objects' size, with how many there are of it."""
+    """AP and recall by object size, with the number of objects of each size."""
     areas = [] if truth is None else [row["area"] for row in truth.objects]
     rows: list[list[Child]] = []
     for name, letter, bounds, low, high in _SIZES:
@@ -146,7 +146,7 @@ def sizes(runs: Sequence[RunFiles], truth: Truth | None) -> Html:
             for run in runs
         ]
         if truth is not None:
-            # COCO counts an object on the bound to both sides; here to the smaller one.
+            # COCO counts an object on the bound in both ranges; here it counts in the smaller one.
             first = low if low else -1.0
             cells.append(str(sum(first < area <= high for area in areas)))
         rows.append([join(name, " ", tag("small", bounds)), *cells])
@@ -155,7 +155,7 @@ def sizes(runs: Sequence[RunFiles], truth: Truth | None) -> Html:
 
 
 def classes(runs: Sequence[RunFiles], reference: int, other: int, comparison: Comparison) -> Html:
-    """AP of each class, the one that gained most first."""
+    """AP of each class, sorted by gain, largest first."""
 
     def change(name: str) -> float:
         pair = [comparison.class_ap[i].get(name, -1.0) for i in (reference, other)]
@@ -178,12 +178,12 @@ def classes(runs: Sequence[RunFiles], reference: int, other: int, comparison: Co
 
 
 def settings(runs: Sequence[RunFiles]) -> Html | None:
-    """The keys under which the runs' configs differ; None where fewer than two have a config."""
+    """Table of the config keys that differ; None if fewer than two runs have a config."""
     known = [run for run in runs if run.config]
     if len(known) < 2:
         return None
     keys = sorted({key for run in known[1:] for key in differing_keys(known[0].config, run.config)})
-    # A section that one run lacks makes all of it one difference, keys inside it none besides.
+    # A section that one run lacks is one difference; the keys inside it are not listed.
     keys = [key for key in keys if not any(key.startswith(f"{other}.") for other in keys)]
     if not keys:
         return tag("p", "The configs are the same.")
@@ -204,7 +204,7 @@ def _value(config: Mapping[str, Any], key: str) -> Child:
 
 
 def _long(text: str) -> Child:
-    """A long path or list, folded."""
+    """Folds a long path or list."""
     if len(text) <= _LONG:
         return text
     return tag("details", tag("summary", f"…{text[-_LONG // 2 :]}"), text)
