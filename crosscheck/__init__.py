@@ -1,6 +1,6 @@
-"""Every formula of the project against PyTorch: `python -m drkd_jax crosscheck`, in a checkout.
+"""Compares all formulas with PyTorch: `python -m drkd_jax crosscheck`, in a checkout.
 
-Nothing is imported here: `crosscheck.reference` runs in an interpreter without JAX.
+This file imports nothing, because `crosscheck.reference` runs in an interpreter without JAX.
 """
 
 from __future__ import annotations

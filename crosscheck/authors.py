@@ -1,7 +1,7 @@
-"""The other distillers beside their authors' own code: the cases of `crosscheck --official`.
+"""The baseline distillers against their authors' own code: cases of `crosscheck --official`.
 
 The other side is crosscheck/reference/authors.py. Pictures fill their canvas and the teacher's maps
-come as they are: padding and the teacher's scale are ours alone.
+are not standardised, since only our code handles padding and the teacher's scale.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ MAP_TERMS: dict[str, tuple[str, ...]] = {
     "yzd-v/FGD": ("fgd",),
     CROSSKD: ("pkd",),
 }
-# Powers of two: the authors of FGD divide boxes by the canvas, we by the stride.
+# Powers of two, since the authors of FGD divide boxes by the canvas and we by the stride.
 CANVAS, STRIDES, PICTURES = (64, 128), (8, 16), 3
-# Within a cell, from cell border to cell border, to the canvas' last corner, all of it.
+# Within a cell, from cell border to cell border, up to the canvas' last corner, the whole canvas.
 BOXES = ((3.5, 6.1, 5.9, 7.7), (16, 8, 48, 32), (90.3, 20.7, 128, 64), (0, 0, 128, 64))
 
 
 def _targets(make: Maker) -> dict[str, Any]:
-    """Drawn boxes, the chosen ones, and a picture without any."""
+    """A picture with random boxes, one with `BOXES`, and one without boxes."""
     boxes = make.boxes(CANVAS, PICTURES, len(BOXES))
     boxes[1] = BOXES
     valid = np.ones((PICTURES, len(BOXES)), bool)
@@ -61,7 +61,7 @@ def _map_term(make: Maker, repository: str, term: str, channels: tuple[int, int]
     c["positions"] = np.arange(PICTURES, dtype=np.int32)
     x = maps(make, CANVAS, STRIDES, PICTURES, *channels)
     for i in range(len(STRIDES)):
-        c[f"bias{i}"] = make.normal(channels[1])  # for biases that fall out
+        c[f"bias{i}"] = make.normal(channels[1])  # for biases that cancel out
         if term == "mgd":
             shape, masked = x[f"t{i}"].shape[1:3], CONFIGS[term]["masked"]
             c[f"kept{i}"] = np.asarray(kept_pixels(picture_keys(c["positions"]), i, shape, masked))
@@ -76,7 +76,7 @@ def authors_cases(dtype: str, repositories: Collection[str]) -> Iterator[Case]:
 
     Args:
         dtype: "float32" or "float64".
-        repositories: whose checkouts are there, by the names of reference/checkouts.py.
+        repositories: the repositories with a checkout, named as in reference/checkouts.py.
     """
     make = Maker(dtype)
     for repository, terms in MAP_TERMS.items():

@@ -1,4 +1,4 @@
-"""What every case of the cross-check is, and where its numbers come from.
+"""A case of the cross-check, and the random numbers it consists of.
 
 Letters: B pictures, h w a map, C channels, G boxes of a picture.
 """
@@ -25,13 +25,13 @@ class Case:
     """One row of the table, in one precision.
 
     Attributes:
-        name: unique, without "|".
+        name: unique name, without "|".
         component: a name in COMPONENTS of ours.py (official.py) and of the reference.
-        settings: plain values, for JSON.
+        settings: plain values that fit in JSON.
         arrays: by kind ("x" inputs, "p" parameters, "c" constants, "w" weights of the outputs in
-            the sum that is differentiated) and name.
-        forward: tolerance of the outputs, relative norm.
-        gradient: tolerance of the gradients.
+            the differentiated sum) and name.
+        forward: tolerance of the outputs, as a relative norm.
+        gradient: the same for the gradients.
     """
 
     name: str
@@ -43,18 +43,18 @@ class Case:
 
 
 class Maker:
-    """Draws the numbers of one precision."""
+    """Draws random numbers of one precision."""
 
     def __init__(self, dtype: str):
         self.dtype = dtype
         self.random = np.random.default_rng(0)
 
     def normal(self, *shape: int, scale: float | int = 1.0) -> np.ndarray:
-        """Normal numbers of this precision."""
+        """Normally distributed numbers."""
         return (scale * self.random.standard_normal(shape)).astype(self.dtype)
 
     def parameters(self, build: Callable[[], Any]) -> dict[str, np.ndarray]:
-        """Numbers for a module of ours, of the size that it starts with."""
+        """Random parameters for one of our modules, of the usual initial size."""
         found = {}
         for name, shape in ours.shapes(build).items():
             found[name] = self.normal(*shape, scale=0.1 if len(shape) == 1 else shape[0] ** -0.5)
@@ -63,7 +63,7 @@ class Maker:
         return found
 
     def boxes(self, canvas: tuple[int, int], *shape: int) -> np.ndarray:
-        """Boxes of every size on the canvas, some thinner than a map pixel."""
+        """Boxes of all sizes on the canvas, some thinner than a map pixel."""
         height, width = canvas
         low = self.random.uniform(0, 0.7, (*shape, 2))
         side = np.exp(self.random.uniform(math.log(0.02), math.log(0.9), (*shape, 2)))
@@ -79,7 +79,7 @@ class Maker:
 
 
 def targets(make: Maker, canvas: tuple[int, int], pictures: int, boxes: int) -> dict[str, Any]:
-    """Sizes, boxes and validity of a batch: the first box of all and a few of the last are not."""
+    """Sizes and boxes of a batch; its very first box and a few of the last picture are invalid."""
     valid = np.ones((pictures, boxes), bool)
     valid[-1, 2:] = False
     valid[0, 0] = False
@@ -96,7 +96,7 @@ def targets(make: Maker, canvas: tuple[int, int], pictures: int, boxes: int) -> 
 def maps(
     make: Maker, canvas: tuple[int, int], strides: tuple[int, ...], pictures: int, s: int, t: int
 ) -> dict[str, np.ndarray]:
-    """Maps "s0", "t0".. of both sides, with s and t channels."""
+    """Maps "s0", "t0" and so on of both sides, with s and t channels."""
     return {
         f"{side}{i}": make.normal(pictures, -(-canvas[0] // k), -(-canvas[1] // k), channels)
         for i, k in enumerate(strides)

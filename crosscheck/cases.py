@@ -1,4 +1,4 @@
-"""What `crosscheck` compares: the cases, their settings and their numbers.
+"""The cases that `crosscheck` compares: their settings and numbers.
 
 Letters: B pictures, h w a map, C channels, G boxes of a picture, D numbers of a region.
 """
@@ -81,7 +81,7 @@ def _relation_cases(make: Maker) -> Iterator[Case]:
 def _region_cases(make: Maker) -> Iterator[Case]:
     for samples, bins, aligned in ((0, 3, False), (0, 7, True), (2, 7, True), (2, 3, False)):
         if samples and make.dtype == "float64":
-            continue  # the detectors' own RoIAlign weighs in float32 whatever comes in
+            continue  # the detectors' RoIAlign always computes its weights in float32
         settings = {"stride": 4, "bins": bins, "samples": samples, "aligned": aligned}
         yield make.case(
             f"RoIAlign {bins}x{bins}, {samples or 'adaptive'} samples"
@@ -97,7 +97,7 @@ def _region_cases(make: Maker) -> Iterator[Case]:
 
 
 def _instances(form: str) -> dict[str, Any]:
-    """How a form sees the teacher and compares boxes, unless a case says otherwise."""
+    """How a form scales the teacher's maps and compares boxes, unless a case overrides it."""
     if form == "official":
         return {"standardize": False, "similarity": "bilinear", "filter": "random", "rank": 8}
     return {
@@ -152,7 +152,7 @@ def _term_cases(make: Maker) -> Iterator[Case]:
 
 
 def _large_cases(make: Maker) -> Iterator[Case]:
-    """A map of a real canvas, where PyTorch's own float32 sums are off: it answers in float64."""
+    """A map of full size; PyTorch answers in float64, as its float32 sums are inexact there."""
     if make.dtype == "float64":
         return
     canvas, pictures, strides = (800, 1344), 1, (4,)
@@ -191,7 +191,7 @@ def _large_cases(make: Maker) -> Iterator[Case]:
 
 def _detection_cases(make: Maker) -> Iterator[Case]:
     n, classes = 60, 8
-    if make.dtype == "float32":  # the detectors' losses are in float32 whatever comes in
+    if make.dtype == "float32":  # the detectors' losses are always computed in float32
         yield make.case(
             "focal, cross-entropy, L1, smooth L1",
             "detection_losses",
@@ -279,7 +279,7 @@ def _step_cases(make: Maker) -> Iterator[Case]:
 
 
 def all_cases(dtype: str) -> Iterator[Case]:
-    """Every case that needs no checkout of the author's repository.
+    """All cases that need no checkout of the author's repository.
 
     Args:
         dtype: "float32" or "float64".

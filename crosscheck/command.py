@@ -1,6 +1,6 @@
-"""`python -m drkd_jax crosscheck`: every formula of the project against PyTorch, on this machine.
+"""`python -m drkd_jax crosscheck`: compares all formulas with PyTorch, on this machine.
 
-The two sides may live in different interpreters: they exchange .npz files in a folder.
+The two sides may run in different interpreters; they exchange .npz files in a folder.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ for _module in (ours, official, map_terms, crosskd, authors):
 def start_reference(
     folder: Path, python: str, checkouts: Collection[Path]
 ) -> subprocess.Popen[str]:
-    """Starts the reference on a folder of cases, in an interpreter that has torch."""
+    """Starts the reference on a folder of cases, in an interpreter with torch."""
     root = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [python, "-m", "crosscheck.reference", str(folder), *map(str, checkouts)]
@@ -81,7 +81,7 @@ def _torch_python(given: str | None) -> str:
 
 
 def _table(rows: Sequence[Row], everything: bool) -> list[str]:
-    """One line a tensor; without `everything` the worst output and the worst gradient of a case."""
+    """Lines for `everything`, or for each case's worst output, worst gradient and failures."""
     shown: list[Row] = []
     if everything:
         shown = list(rows)
@@ -104,13 +104,13 @@ def _table(rows: Sequence[Row], everything: bool) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs both sides, prints the table.
+    """Runs both sides and prints the table.
 
     Returns:
-        1 where any tensor is off by more than its tolerance, else 0.
+        1 if any tensor is off by more than its tolerance, else 0.
 
     Raises:
-        UserError: no torch, a folder that is no author's known checkout, or two questions at once.
+        UserError: no torch, a folder that is not a known checkout, or conflicting options.
     """
     parser = Parser("crosscheck", "every formula against PyTorch, on this machine")
     parser.add_argument("--torch-python", help="interpreter that has torch (default: this one)")
@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             answers = {}
             for case in tqdm(cases, unit="case", disable=None):
-                if reference.poll():  # its fault is told below, before minutes of work
+                if reference.poll():  # report its error below at once, not after minutes of work
                     break
                 answers[case.name] = our_answer(case)
             said, complaint = reference.communicate()
@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _torchvision(python: str, arguments: argparse.Namespace) -> int:
-    """The detectors against torchvision's; 1 where anything is off."""
+    """Compares the detectors with torchvision's; 1 if any tensor is off, else 0."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.keep or temporary)
         with jax.default_device(jax.devices("cpu")[0]):

@@ -1,4 +1,4 @@
-"""How far two answers to a case are apart, and whether that is too far."""
+"""Compares two answers to a case, and checks the tolerances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from crosscheck.case import Case
 
-GRADIENT_FLOOR = 1e-3  # of the case's largest gradient: some gradients are exactly 0
+GRADIENT_FLOOR = 1e-3  # share of the case's largest gradient; some gradients are exactly 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +24,19 @@ class Row:
 
     @property
     def passes(self) -> bool:
-        """Whether the relative error keeps the tolerance; not a number does not."""
+        """Whether the relative error is within the tolerance; NaN is not."""
         return self.relative <= self.tolerance
 
 
 def compare(
     case: Case, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
 ) -> list[Row]:
-    """Rows of one case: outputs by their own norm, gradients by the larger of theirs and a floor.
+    """Rows of one case.
+
+    Errors are relative to the norm of the reference; for gradients this norm has a floor.
 
     Args:
-        case: what was computed.
+        case: the case.
         ours: "out|NAME", "dx|NAME" and "dp|NAME".
         theirs: the same names from the reference.
     """

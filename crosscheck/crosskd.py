@@ -1,6 +1,6 @@
 """CrossKD (drkd_jax/distill/baselines/crosskd.py): its cases, and our answers.
 
-Letters: B pictures, h w a map, C channels, A anchors a pixel, K classes.
+Letters: B pictures, h w a map, C channels, A anchors per pixel, K classes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLASSES, ANCHORS = 5, 3
 def crosskd(
     settings: ours.Settings, x: ours.Arrays, p: ours.Arrays, c: ours.Arrays
 ) -> dict[str, jax.Array]:
-    """The loss of maps inside both sides' heads, "s_classes0", "t_boxes1" and so on."""
+    """CrossKD's loss on maps inside both heads, "s_classes0", "t_boxes1" and so on."""
     levels = range(len(settings["strides"]))
     student, teacher = (
         tuple((x[f"{side}_classes{i}"], x[f"{side}_boxes{i}"]) for i in levels) for side in "st"
@@ -41,7 +41,7 @@ def crosskd(
 def rest_of_head(
     c: ours.Arrays, classes: jax.Array, boxes: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The teacher's last convolution and its output layer, of both branches."""
+    """Applies the teacher's last convolution and output layer, in both branches."""
     found = []
     for branch, x in zip(BRANCHES, (classes, boxes), strict=True):
         for layer in ("last", "output"):
@@ -66,15 +66,15 @@ def crosskd_case(
     channels: tuple[int, int],
     c: dict[str, Any],
 ) -> Case:
-    """Maps inside both heads, the rest of the teacher's head, and f where it is there.
+    """A case with maps inside both heads, the rest of the teacher's head, and f if it is needed.
 
     Args:
         make: draws the numbers.
-        name: of the case.
+        name: name of the case.
         component: as in `Case`.
         canvas: height and width, pixels.
-        channels: of the student's head and the teacher's.
-        c: the targets; the head's layers are added.
+        channels: channels of the student's and the teacher's head.
+        c: the targets; the head's layers are added to it.
     """
     pictures, strides = len(c["sizes"]), (8, 16)
     settings: dict[str, Any] = {
@@ -100,7 +100,7 @@ def crosskd_case(
 
 
 def crosskd_cases(dtype: str) -> Iterator[Case]:
-    """With f, and with heads of equal widths.
+    """A case with f, and one with heads of equal width.
 
     Args:
         dtype: "float32" or "float64".
@@ -109,7 +109,7 @@ def crosskd_cases(dtype: str) -> Iterator[Case]:
     canvas = 96, 128
     for channels in ((8, 12), (6, 6)):
         c = targets(make, canvas, 4, 4)
-        c["picture_valid"][1] = False  # one that only fills the batch up
+        c["picture_valid"][1] = False  # one that only fills up the batch
         name = f"crosskd, {channels[0]} to {channels[1]} channels"
         yield crosskd_case(make, name, "crosskd", canvas, channels, c)
 

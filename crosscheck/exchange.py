@@ -13,7 +13,7 @@ from crosscheck.case import Case
 
 
 def write_cases(cases: Sequence[Case], folder: Path) -> None:
-    """Writes cases.json and cases.npz, as the reference reads them."""
+    """Writes cases.json and cases.npz for the reference."""
     described = [
         {
             "name": case.name,
@@ -35,7 +35,7 @@ def write_cases(cases: Sequence[Case], folder: Path) -> None:
 
 
 def read_cases(folder: Path) -> list[Case]:
-    """The cases that `write_cases` wrote."""
+    """Reads the cases that `write_cases` wrote."""
     arrays: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     with np.load(folder / "cases.npz") as file:
         for key in file.files:
@@ -46,7 +46,7 @@ def read_cases(folder: Path) -> list[Case]:
 
 
 def read_answers(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The reference's answers by case and name."""
+    """Reads the reference's answers, by case and name."""
     answers: dict[str, dict[str, np.ndarray]] = {}
     with np.load(folder / "answers.npz") as file:
         for key in file.files:

@@ -1,6 +1,6 @@
 """The distillers of whole maps (distill/baselines/map_term.py): their cases, and our answers.
 
-A further one takes one entry of `CONFIGS` here and one file in reference/.
+A new one needs an entry in `CONFIGS` here and a file in reference/.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def make_distiller(settings: ours.Settings, channels: tuple[int, int], dtype: Any) -> Distiller:
-    """A distiller with the case's term alone."""
+    """A distiller with only the case's term."""
     values: dict[str, Any] = {
         **dict.fromkeys(TERMS),
         "standardize_teacher": settings["standardize"],
@@ -45,7 +45,7 @@ def make_distiller(settings: ours.Settings, channels: tuple[int, int], dtype: An
 
 
 def picture_keys(positions: jax.Array | np.ndarray) -> jax.Array:
-    """One random key a picture."""
+    """One random key per picture."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), positions)
 
 
@@ -70,7 +70,7 @@ def _case(make: Maker, term: str, name: str, channels: tuple[int, int], **more: 
     }
     settings |= more
     c = targets(make, canvas, pictures, 4)
-    c["picture_valid"][1] = False  # one that only fills the batch up
+    c["picture_valid"][1] = False  # one that only fills up the batch
     c["valid"][2] = False  # one without boxes
     x = maps(make, canvas, strides, pictures, *channels)
     if term == "mgd":
@@ -88,7 +88,7 @@ def _case(make: Maker, term: str, name: str, channels: tuple[int, int], **more: 
 
 
 def map_term_cases(dtype: str) -> Iterator[Case]:
-    """Each distiller of whole maps, with f and, in the teacher's own units, without.
+    """Each distiller of whole maps: with f, and without f in the teacher's own units.
 
     Args:
         dtype: "float32" or "float64".

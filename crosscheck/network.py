@@ -1,4 +1,4 @@
-"""Our detector under torchvision's weights, compiled for `crosscheck --torchvision`.
+"""Our detector with torchvision's weights, compiled for `crosscheck --torchvision`.
 
 Letters: B pictures.
 """
@@ -28,7 +28,7 @@ from drkd_jax.weights.libraries.understanding import understand
 
 Answers = Mapping[str, np.ndarray]
 
-# What torchvision's "v2" networks have besides.
+# The additional settings of torchvision's "v2" networks.
 VERSION_2: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         "faster_rcnn": {"rpn_convs": 2, "roi_convs": 4, "roi_fcs": 1},
@@ -55,12 +55,12 @@ def settings_of(model: Model) -> dict[str, Any]:
 
 
 def load(model: Model, answers: Answers) -> tuple[Any, Any]:
-    """Our detector with the weights of the other side, apart into graph and state."""
+    """Our detector with the weights of the other side, split into graph and state."""
     detector = models.abstract_detector(settings_of(model), model.num_classes)
     graph, state = nnx.split(detector)
     flat = nnx.to_flat_state(state)
     shapes = {flat_name(path): tuple(slot.shape) for path, slot in flat}
-    if model.version == 2:  # with norms that a file's reader folds
+    if model.version == 2:  # has norms that our weight reader folds
         theirs = {k: tuple(v) for k, v in json.loads(str(answers["weights|shapes"])).items()}
         said = {"backbone": {"frozen_stages": 0}}
         read = understand(theirs, {}, Path(model.name), said, "torchvision")
@@ -77,7 +77,7 @@ def load(model: Model, answers: Answers) -> tuple[Any, Any]:
 
 
 def _drawn(name: str, shape: tuple[int, ...], model: Model, answers: Answers) -> np.ndarray:
-    """An array of the other side by its name, scaled where that side scaled it."""
+    """An array of the other side by its name, scaled if that side scaled it."""
     drawn = weight(name, shape, model.seed)
     module, _, leaf = name.rpartition(".")
     if f"weights|gain|{module}" not in answers:
@@ -88,7 +88,7 @@ def _drawn(name: str, shape: tuple[int, ...], model: Model, answers: Answers) ->
 
 
 class Network:
-    """Our detector, compiled once for each canvas."""
+    """Our detector, compiled once per canvas."""
 
     def __init__(self, model: Model, graph: Any, state: Any, options: Mapping[str, Any] | None):
         self.model, self.graph, self.state, self.options = model, graph, state, options
@@ -100,7 +100,7 @@ class Network:
         self.pull = jit(jax.grad(self._lose, has_aux=True))
 
     def merged(self, state: Any) -> Any:
-        """The detector, with whatever its class has."""
+        """The detector, with all methods of its class."""
         return nnx.merge(self.graph, state, copy=True)
 
     def exact_gradients(self, images: np.ndarray, *given: Any) -> Any:
@@ -112,7 +112,7 @@ class Network:
 
     @cached_property
     def _wide(self) -> Network:
-        """The same detector in float64; made where float64 is on."""
+        """The same detector in float64; must be created while float64 is enabled."""
         settings, K = settings_of(self.model), self.model.num_classes
         detector = models.abstract_detector(settings, K, dtype=jnp.float64)
         state = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), self.state)
@@ -173,5 +173,5 @@ class Network:
 
 
 def flat_name(path: tuple[Any, ...]) -> str:
-    """The dotted name of a place in a state."""
+    """The dotted name of a path in a state."""
     return ".".join(map(str, path))

@@ -1,4 +1,4 @@
-"""Our side of `crosscheck --official`: the author's weight names through our modules.
+"""Our side of `crosscheck --official`: our modules with the author's weight names.
 
 The other side is crosscheck/reference/official.py.
 """
@@ -27,7 +27,7 @@ from drkd_jax.distill.official import convert, load_official, relation_entries, 
 
 
 def _convert_all(entries: Any, p: Arrays) -> dict[str, jax.Array]:
-    """Parameters by the author's names, as flat names of ours (running statistics aside)."""
+    """Converts the author's parameters to our flat names (without running statistics)."""
     return {
         ".".join(map(str, here)): convert(p[there], layout, 3)
         for there, here, layout in entries
@@ -46,14 +46,14 @@ def official_unit(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[s
 
 
 def _padded_filter(weight: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The author's filter layer as our fixed one, its unused outputs left at 0."""
+    """The author's filter layer in the shape of our fixed one; unused outputs are 0."""
     rest = RANDOM_FILTER_ROWS - len(weight)
     kernel = convert(weight, "from regions", 3)
     return jnp.pad(kernel, ((0, 0), (0, rest))), jnp.pad(bias, (0, rest))
 
 
 def official_relation(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """The author's relation class with a filter that is given."""
+    """The author's relation class with a given filter."""
     flat = x["x"].reshape(len(x["x"]), -1)
     config = InstanceRelationConfig(form="official")
     values = _convert_all(relation_entries("relation", ()), p)
@@ -67,7 +67,7 @@ def official_relation(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> di
 
 
 def official_losses(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """The author's three sums, by `load_official` and our distiller."""
+    """The author's three losses, from our distiller filled by `load_official`."""
     channels = x["s0"].shape[-1], x["t0"].shape[-1]
     values = {}
     for side in ("student", "teacher"):

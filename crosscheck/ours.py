@@ -1,7 +1,7 @@
 """Our side of `crosscheck`: the same components as crosscheck/reference/components.py.
 
 Each takes plain settings and arrays (differentiable inputs `x`, parameters `p`, constants `c`) and
-gives named outputs.
+returns named outputs.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Settings = Mapping[str, Any]
 Component = Callable[[Settings, Arrays, Arrays, Arrays], dict[str, jax.Array]]
 M = TypeVar("M", bound=nnx.Module)
 
-# Every case is compiled for one call: the compiler takes longer than the numbers.
+# Each compiled case runs once, so compiling takes longer than computing.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
-NUMBERS = nnx.Any(nnx.Param, Frozen)  # what the reference gets as parameters
+NUMBERS = nnx.Any(nnx.Param, Frozen)  # passed to the reference as parameters
 
 
 def shapes(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of a module by flat name, "student.0.state.kernel"."""
     flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(make), NUMBERS))
     named = {_name(path): tuple(slot.shape) for path, slot in flat}
-    for name in ("teacher_scale.variance", "map_terms.mgd.calls"):  # found in the batch; a count
+    for name in ("teacher_scale.variance", "map_terms.mgd.calls"):  # from the batch; a count
         named.pop(name, None)
     return named
 
@@ -51,7 +51,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def build(make: Callable[[], M], values: Arrays) -> M:
-    """A module with numbers by flat name, which may be traced; the others 0, variances 1."""
+    """A module filled by flat name, also with traced values; all else is 0, variances 1."""
     graph, state = nnx.split(nnx.eval_shape(make))
     filled = []
     for path, slot in nnx.to_flat_state(state):
@@ -68,7 +68,7 @@ def make_unit(settings: Settings, channels: int) -> GraphUnit:
 
 
 def unit(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """The graph unit with batch statistics or running ones."""
+    """The graph unit with batch or running statistics."""
     running = {"norm.mean": c["running_mean"], "norm.variance": c["running_variance"]}
     module = build(partial(make_unit, settings, x["x"].shape[-1]), {**p, **running})
     maps = x["x"]
@@ -119,7 +119,7 @@ def matrix(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax
 
 
 def regions(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """Boxes cut out of a map."""
+    """The regions of boxes, cut out of a map."""
     maps, boxes = x["x"], c["boxes"]
     how = settings["bins"], settings["samples"], settings["aligned"]
     levels = jnp.zeros(boxes.shape[:2], jnp.int32)
@@ -127,7 +127,7 @@ def regions(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, ja
 
 
 def config_of(settings: Settings) -> DistillConfig:
-    """Distiller settings of a case, with teacher modules that are trained."""
+    """Distiller settings of a case, with trained teacher modules."""
     form = settings["form"]
     common = {"form": form, "teacher_modules": "trained"}
     values: dict[str, Any] = dict.fromkeys(
@@ -168,7 +168,7 @@ def make_distiller(settings: Settings, channels: tuple[int, int], dtype: Any) ->
 
 
 def compare_maps(distiller: Distiller, settings: Settings, x: Arrays, c: Arrays) -> dict[str, Any]:
-    """The losses of a distiller on the maps "s0", "t0".. of a case."""
+    """The losses of a distiller on the maps "s0", "t0" and so on of a case."""
     count = len(settings["strides"])
     maps = [tuple(x[f"{side}{i}"] for i in range(count)) for side in "st"]
     targets = (c[name] for name in ("boxes", "valid", "sizes", "picture_valid"))
@@ -176,7 +176,7 @@ def compare_maps(distiller: Distiller, settings: Settings, x: Arrays, c: Arrays)
 
 
 def terms(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """The losses of a distiller, whichever the settings ask for."""
+    """The losses of a distiller that the settings select."""
     channels = x["s0"].shape[-1], x["t0"].shape[-1]
     distiller = build(partial(make_distiller, settings, channels, x["s0"].dtype), p)
     return compare_maps(distiller, settings, x, c)
@@ -198,7 +198,7 @@ def detection_losses(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dic
 
 
 def box_coding(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """Deltas of boxes, and boxes of deltas."""
+    """Boxes encoded as deltas, and deltas decoded to boxes."""
     stds = tuple(settings["stds"])
     limits = settings["max_log"], settings["clamp_below"]
     return {
@@ -215,7 +215,7 @@ def anchors(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, ja
 
 
 def student_maps(p: Arrays, images: jax.Array) -> list[jax.Array]:
-    """Maps of stride 4 and 8: three convolutions, as in reference/steps.py."""
+    """Maps of strides 4 and 8 by three convolutions, as in reference/steps.py."""
     x, maps = images, []
     for i in range(3):
         x = jax.lax.conv_general_dilated(
@@ -233,7 +233,7 @@ def student_maps(p: Arrays, images: jax.Array) -> list[jax.Array]:
 
 
 def optimiser_steps(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """Total loss at each step and all parameters after the last."""
+    """The total loss at each step, and all parameters after the last."""
     channels = p["student.head"].shape[0], c["t0"].shape[-1]
     make = partial(make_distiller, settings, channels, c["images"].dtype)
     optimiser = optax.chain(

@@ -1,4 +1,4 @@
-"""One batch, stage by stage, ours beside torchvision's.
+"""Compares one batch stage by stage with torchvision's.
 
 Letters: B pictures, P proposals, G padded ground truths, A anchors.
 """
@@ -21,13 +21,13 @@ from drkd_jax.types import Targets
 from drkd_jax.weights.libraries.key_report import give
 from drkd_jax.weights.libraries.torchvision import table
 
-# Relative norms, but where a line of the table says "score", "pixels" or "count".
+# Relative norms, unless a line of the table says "score", "pixels" or "count".
 FEATURES, LOSSES = 1e-5, 1e-5
 GRADIENTS = 4e-6  # both sides in float64; measured 6.3e-7
-# Where norms are folded, their kernels have been rounded to float32 first; measured 1.2e-5.
+# For folded norms: their kernels were rounded to float32 first; measured 1.2e-5.
 FOLDED_GRADIENTS = 4e-5
 SCORES, PIXELS = 1e-4, 0.01
-TRUTHS, PROPOSALS, ANCHORS, REGIONS = 8, 1000, 256, 512  # rows a picture, at most
+TRUTHS, PROPOSALS, ANCHORS, REGIONS = 8, 1000, 256, 512  # maximum rows per picture
 LOSS_NAMES = {
     "loss_objectness": "rpn_cls_loss",
     "loss_rpn_box_reg": "rpn_box_loss",
@@ -41,7 +41,7 @@ Measured = tuple[str, float, float, float]  # tensor, absolute, relative, tolera
 
 
 def batch(network: Network, answers: Answers, number: int) -> Batch:
-    """One batch of a model, with the other side's tensors of it."""
+    """One batch of a model, with the other side's tensors."""
     model = network.model
     canvas, sizes = model.batches[number]
     start = f"{number}|"
@@ -51,7 +51,7 @@ def batch(network: Network, answers: Answers, number: int) -> Batch:
 
 
 class Batch:
-    """One batch on our side, beside the other's answers."""
+    """Compares one batch on our side with the other side's answers."""
 
     def __init__(self, network: Network, drawn: Drawn, sizes: np.ndarray, theirs: Answers):
         self.network, self.drawn, self.sizes, self.theirs = network, drawn, sizes, theirs
@@ -61,7 +61,7 @@ class Batch:
     # In evaluation.
 
     def inference(self) -> Iterator[Measured]:
-        """Every stage, and the detections."""
+        """Compares all stages and the detections."""
         regions, there = self._proposals()
         found = self.network.infer(self.network.state, self.images, self.sizes, regions)
         found = jax.tree.map(np.asarray, found)
@@ -78,7 +78,7 @@ class Batch:
         yield from self._detections(found["detections"])
 
     def _proposals(self) -> tuple[np.ndarray, np.ndarray]:
-        """The other side's proposals ``[B, P, 4]``, and which rows there are."""
+        """The other side's proposals ``[B, P, 4]``, and which rows are valid."""
         if not self.two_stages:
             return np.zeros((len(self.sizes), 1, 4), np.float32), np.zeros((1, 1), bool)
         found = [self.theirs[f"proposals.{b}"] for b in range(len(self.sizes))]
@@ -87,7 +87,7 @@ class Batch:
     def _first_stage(self, found: dict[str, Any]) -> Iterator[Measured]:
         for name, width in (("rpn logits", 1), ("rpn deltas", 4)):
             for level, (values, maps) in enumerate(zip(found[name], found["pyramid"], strict=True)):
-                # A convolution's channels are (anchor, number of a delta).
+                # A convolution's channels are (anchor, delta component).
                 B, h, w, _ = maps.shape
                 wide = values.reshape(B, h, w, -1)
                 assert wide.shape[-1] % width == 0
@@ -122,7 +122,7 @@ class Batch:
     # In training.
 
     def training(self) -> Iterator[Measured]:
-        """Matches, losses, and gradients where the other side has them."""
+        """Compares matches, losses, and gradients if the other side has them."""
         network, targets = self.network, self._targets()
         anchors, rule = network.anchors(self.images)
         assigned = assign(anchors, targets, rule.rpn if self.two_stages else rule.dense, rule)
@@ -136,7 +136,7 @@ class Batch:
                 off = abs(float(losses[ours]) - theirs)
                 yield f"loss {ours}", off, off / theirs, LOSSES
         if any(name.startswith("gradients.") for name in self.theirs):
-            # In float32 a ReLU within rounding of 0 falls on one side here, on the other there.
+            # In float32, rounding can put a ReLU's input near 0 on different sides of 0.
             yield from self._gradients(network.exact_gradients(*given))
 
     def _targets(self) -> Targets:
@@ -156,7 +156,7 @@ class Batch:
         yield f"matches of {assigned.positive.size} anchors, count wrong", wrong, wrong, 0.0
 
     def _drawn(self, targets: Targets) -> tuple[Sampled, Regions]:
-        """The other side's draw of anchors and regions."""
+        """The anchors and regions that the other side sampled."""
         B = len(self.sizes)
         chosen = [
             [self.theirs[f"anchors.{x}.{b}"] for b in range(B)] for x in ("positive", "negative")
@@ -200,7 +200,7 @@ class Batch:
         return name, float(np.abs(off).max()), float(np.linalg.norm(off)) / size, tolerance
 
     def _same_set(self, name: str, ours: np.ndarray, theirs: np.ndarray) -> Measured:
-        """How many boxes of either side the other has not; the largest distance of the others."""
+        """Counts boxes that only one side has; also the largest distance of the others."""
         apart = np.abs(ours[:, None] - theirs[None]).max(-1)
         nearest = np.concatenate([apart.min(0), apart.min(1)])
         alone = nearest > PIXELS
@@ -209,7 +209,7 @@ class Batch:
 
 
 def _stack(rows: list[np.ndarray], most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged arrays side by side, filled up with 0, and which rows there are."""
+    """Stacks ragged arrays, padded with 0; also returns which rows are valid."""
     stacked = np.zeros((len(rows), most, *rows[0].shape[1:]), rows[0].dtype)
     valid = np.zeros((len(rows), most), bool)
     for i, values in enumerate(rows):

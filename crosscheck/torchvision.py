@@ -1,8 +1,8 @@
-"""`crosscheck --torchvision`: whole detectors against torchvision's own, live.
+"""`crosscheck --torchvision`: runs whole detectors and torchvision's own, and compares them.
 
-Both start at the same padded tensor with the same weights; see crosscheck/reference/torchvision.py.
-The other side's gradients are computed in float64, and `check` computes ours so as well: in float32
-torchvision's own stand up to a thousandth from them and ours up to four, by rounding alone.
+Both start from the same padded tensor with the same weights; see
+crosscheck/reference/torchvision.py. Both sides' gradients are computed in float64: by rounding
+alone, float32 gradients differ from these by up to one thousandth (torchvision) and four (ours).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from crosscheck.reference.seeded import Model
 from crosscheck.stages import batch
 from drkd_jax.errors import UserError
 
-# Few classes: among many, scores crowd, and hardly a picture has 20 that are clear of each other.
-# `first` is the batch that was found by looking; another version of torch looks on from there.
+# Few classes: with many, scores lie so close that few pictures have 20 well-separated ones.
+# `first` is the seed of a batch found by search; other versions of torch may search on from there.
 _BATCH = ((256, 320), [(250, 320), (256, 290)])
 FULL = (
     Model("faster_rcnn R50", "faster_rcnn", 8, [_BATCH], first=[23]),
@@ -33,14 +33,14 @@ FULL = (
 
 
 def check(model: Model, answers: Answers, options: Mapping[str, Any] | None = None) -> list[Row]:
-    """Every stage of a model, on every batch, beside what the other side said.
+    """Compares every stage of a model, on every batch, with the other side's answers.
 
-    Gradients are in float64, everything else is in float32.
+    Gradients are in float64, everything else in float32.
 
     Args:
-        model: what was run.
+        model: the model that was run.
         answers: the other side's tensors.
-        options: for the compiler.
+        options: compiler options.
     """
     network = Network(model, *load(model, answers), options)
     rows: list[Row] = []
@@ -55,15 +55,15 @@ def live(folder: Path, python: str, only: str) -> tuple[list[Row], str]:
     """Runs torchvision's side of the full-size networks in another interpreter, then ours.
 
     Args:
-        folder: for the files that pass between the two.
-        python: an interpreter that has torch and torchvision.
-        only: run the networks that have this in their name.
+        folder: folder for the exchanged files.
+        python: an interpreter with torch and torchvision.
+        only: run only the networks with this text in their name.
 
     Returns:
         All compared tensors, and the versions of the other side.
 
     Raises:
-        UserError: the other side stops, or `only` names no network.
+        UserError: the other side fails, or `only` matches no network.
     """
     chosen = [model for model in FULL if only in model.name]
     if not chosen:
@@ -89,10 +89,10 @@ def live(folder: Path, python: str, only: str) -> tuple[list[Row], str]:
 
 
 def table(rows: Sequence[Row], everything: bool) -> list[str]:
-    """One line a tensor; without `everything` the worst of each stage of each batch.
+    """One line per tensor; without `everything`, the worst of each stage of each batch.
 
-    A count that is wrong, a score or a pixel stands in the column of the relative error too: it
-    is what the tolerance holds for.
+    For wrong counts, scores and pixels, the column of the relative error shows the value that the
+    tolerance applies to.
     """
     shown: dict[tuple[str, str], Row] = {}
     for row in rows:

@@ -1,7 +1,7 @@
 """python -m crosscheck.reference FOLDER [CHECKOUT...]: answers the cases that `crosscheck` wrote.
 
 Reads cases.json (a list of name, component, settings) and cases.npz ("CASE|KIND|NAME", with kinds
-x, p, c, w), writes answers.npz ("CASE|out|NAME", "CASE|dx|NAME", "CASE|dp|NAME").
+x, p, c, w), and writes answers.npz ("CASE|out|NAME", "CASE|dx|NAME", "CASE|dp|NAME").
 """
 
 from __future__ import annotations

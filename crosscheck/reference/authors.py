@@ -1,7 +1,7 @@
-"""The other distillers of whole maps by their authors' own classes, out of checkouts.
+"""The distillers of whole maps, computed by their authors' own classes from checkouts.
 
-Each function takes one level, maps [B, C, h, w], and gives the loss with all of the authors'
-weights 1. Where their number is another one than ours by a rule, it is translated here, and said.
+Each function takes one level, maps [B, C, h, w], and returns the loss with all of the authors'
+weights 1. If their value differs from ours by a known rule, it is converted here, with a comment.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Tensors = dict[str, Tensor]
 class Level(NamedTuple):
     """One level of a case."""
 
-    s: Tensor  # the student's map, [B, C, h, w], before f where the authors have an f themselves
+    s: Tensor  # the student's map, [B, C, h, w], without f (the authors may have their own f)
     t: Tensor
-    p: Parameters  # of the level, ours by name: adaptation.kernel and so on
-    c: Tensors  # of the level
-    boxes: list[Tensor]  # of each picture, pixels of the canvas
+    p: Parameters  # our parameters of the level, by name: adaptation.kernel and so on
+    c: Tensors  # constants of the level
+    boxes: list[Tensor]  # per picture, pixels of the canvas
     canvas: tuple[int, int]
 
 
@@ -37,7 +37,7 @@ Loss = Callable[[dict[str, Any], Level], Tensor]
 
 
 def _pointwise(kernel: Tensor) -> Tensor:
-    """Inputs x outputs as a 1x1 convolution's weight."""
+    """A kernel, inputs x outputs, as the weight of a 1x1 convolution."""
     return kernel.T[:, :, None, None]
 
 
@@ -46,7 +46,7 @@ def _spatial(kernel: Tensor) -> Tensor:
 
 
 def _align(level: Level) -> Tensors:
-    """Our f in the authors' slots; a bias that ours has not, since it falls out, is any number."""
+    """Our f by the authors' names; a bias that cancels out and ours lacks gets any number."""
     if "adaptation.kernel" not in level.p:
         return {}
     bias = level.p.get("adaptation.bias", level.c.get("bias"))
@@ -59,7 +59,7 @@ def _widths(level: Level) -> tuple[int, int]:
 
 
 def _adapted(level: Level) -> Tensor:
-    """f(s) for losses that leave f to others."""
+    """f(s), for losses that do not apply f themselves."""
     f = sub(level.p, "adaptation")
     if not f:
         return level.s
@@ -74,7 +74,7 @@ def _razor(folder: Path) -> dict[str, Loss]:
     (mgd_class,) = classes(losses / "mgd_loss.py", "MGDLoss")
 
     class Base(nn.Module):
-        """In the place of mmengine's BaseModule."""
+        """Replaces mmengine's BaseModule."""
 
         def __init__(self, init_cfg: Any):
             super().__init__()
@@ -89,7 +89,7 @@ def _razor(folder: Path) -> dict[str, Loss]:
         return cwd_class(tau=config["temperature"])(_adapted(level), level.t)
 
     def feature_imitation(config: dict[str, Any], level: Level) -> Tensor:
-        # Theirs is the mean of the squares; ours has FitNets' half before it.
+        # Theirs is the mean square; ours has the factor 1/2 of FitNets.
         found = l2_class(normalize=False, div_element=True)(_adapted(level), level.t)
         return found / 2
 
@@ -112,7 +112,7 @@ def _generation(level: Level) -> Tensors:
 
 
 def _drawn(level: Level) -> Any:
-    """MGD's draw: 1, which is above any share and so masked, where our mask does not keep."""
+    """Replaces MGD's draw: 1, above any share and so masked, for pixels that our mask drops."""
     numbers = (~level.c["kept"][:, None]).to(level.s.dtype)
 
     def rand(shape: tuple[int, ...]) -> Tensor:
@@ -141,8 +141,8 @@ def _detection_distiller(folder: Path) -> dict[str, Loss]:
         module = loss_class(narrow, wide, "", tau)
         if level.p:
             fill(module, _align(level))
-        # Theirs is the cross-entropy, so the teacher's entropy, which has no gradient, is left in;
-        # and it divides by the channels before f.
+        # Theirs is the cross-entropy: it also contains the teacher's entropy, which has no
+        # gradient. And it divides by the number of channels before f.
         logs = torch.log_softmax(level.t.flatten(2) / tau, 2)
         entropy = -(logs.exp() * logs).sum() * tau**2 / (len(logs) * wide)
         return module(level.s, level.t) * narrow / wide - entropy
@@ -163,7 +163,7 @@ def _mgd(folder: Path) -> dict[str, Loss]:
 
 def _fgd(folder: Path) -> dict[str, Loss]:
     def unused(*_: Any, **__: Any) -> None:
-        """Every parameter is filled: how it starts does not matter."""
+        """Replaces the initialisations: all parameters are filled later."""
 
     path = folder / "mmdet/distillation/losses/fgd.py"
     (loss_class,) = classes(path, "FeatureLoss", constant_init=unused, kaiming_init=unused)
@@ -172,7 +172,7 @@ def _fgd(folder: Path) -> dict[str, Loss]:
         layers, first = f"channel_add_conv_{side}", sub(p, "first")
         return {
             f"conv_mask_{side}.weight": p["pool"][None, :, None, None],
-            f"conv_mask_{side}.bias": bias,  # falls out of the softmax; ours has none
+            f"conv_mask_{side}.bias": bias,  # cancels out in the softmax; ours has none
             f"{layers}.0.weight": _pointwise(first["kernel"]),
             f"{layers}.0.bias": first["bias"],
             f"{layers}.1.weight": p["scale"][:, None, None],
@@ -182,7 +182,7 @@ def _fgd(folder: Path) -> dict[str, Loss]:
         }
 
     def fgd(config: dict[str, Any], level: Level) -> Tensor:
-        # The authors' four weights; ours are these over the first.
+        # The authors' four weights; ours are theirs divided by the first.
         others = {
             "beta_fgd": config["background"],
             "gamma_fgd": config["attention"],
@@ -194,7 +194,7 @@ def _fgd(folder: Path) -> dict[str, Loss]:
         for side in ("student", "teacher"):
             slots |= block(sub(level.p, side), side[0], bias)
         sizes = [{"img_shape": level.canvas}] * len(level.s)
-        with _default(level.s.dtype):  # that of their 1 / area, a quotient of integers
+        with _default(level.s.dtype):  # the dtype of their 1 / area, a quotient of integers
             return fill(module, slots)(level.s, level.t, level.boxes, sizes)
 
     return {"fgd": fgd}
@@ -235,7 +235,7 @@ def components_of(checkouts: dict[str, Path]) -> dict[str, Any]:
     """The components that need the authors' code.
 
     Args:
-        checkouts: of `checkouts.recognised`.
+        checkouts: from `checkouts.recognised`.
     """
     known = {name: make(checkouts[name]) for name, make in MAP_TERMS.items() if name in checkouts}
 

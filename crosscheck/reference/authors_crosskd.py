@@ -1,4 +1,4 @@
-"""CrossKD by its authors' own detector class, head by head, out of a checkout."""
+"""CrossKD, computed by its authors' own detector class from a checkout, head by head."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CLASSES = 5
 
 
 def weighting(losses: Path) -> dict[str, Any]:
-    """The helpers of mmdetection's losses, by name."""
+    """The helper functions of mmdetection's losses, by name."""
     names = ("reduce_loss", "weight_reduce_loss", "weighted_loss")
     return dict(zip(names, classes(losses / "utils.py", *names), strict=True))
 
 
 class _Given:
-    """The layers up to where the maps inside the heads are taken: this map, whatever comes in."""
+    """Replaces the first layers of a head: returns the given map for any input."""
 
     activate = staticmethod(torch.relu)
 
@@ -40,7 +40,7 @@ class _Given:
 
 
 class _Layer:
-    """A 3x3 convolution, called as mmcv's ConvModule is: a ReLU unless it is not wanted."""
+    """A 3x3 convolution, called like mmcv's ConvModule, with an optional ReLU."""
 
     activate = staticmethod(torch.relu)
 
@@ -67,7 +67,7 @@ def _box_losses(folder: Path, helpers: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _anchors(count: int, stride: int, like: Tensor) -> Tensor:
-    """Anchors [count, 4] of several shapes at several places: GIoU should not know them."""
+    """Anchors [count, 4] of various shapes and places; GIoU should not depend on them."""
     number = torch.arange(count)
     low = torch.stack([number * 7 % 64, number * 5 % 96], 1).to(like.dtype)
     sides = torch.stack([2 + number % 5, 1 + number % 7], 1).to(like.dtype) * stride
@@ -75,13 +75,13 @@ def _anchors(count: int, stride: int, like: Tensor) -> Tensor:
 
 
 def crosskd_of(folder: Path) -> Callable[..., Tensors]:
-    """The component: the loss of maps inside both sides' heads, which are equally wide.
+    """The component: the loss on maps inside both heads, which have equal widths.
 
     Args:
         folder: a checkout of jbwang1997/CrossKD.
     """
     path, losses = folder / "mmdet/models/detectors/crosskd_retinanet.py", "mmdet/models/losses"
-    # Its base builds whole detectors; the methods that are called need none.
+    # Its base class builds whole detectors; the called methods need none.
     (detector,) = classes(path, "CrossKDRetinaNet", CrossKDSingleStageDetector=object)
     helpers = weighting(folder / losses)
     names = ("kd_quality_focal_loss", "KDQualityFocalLoss")
@@ -118,8 +118,8 @@ def crosskd_of(folder: Path) -> Callable[..., Tensors]:
             found = model.reuse_teacher_head(*held, *s)
             teacher = sure.movedim(1, -1).reshape(-1, CLASSES)
             anchors = _anchors(len(teacher), stride, teacher)
-            ones = teacher.new_ones(len(teacher))  # no anchor is left out
-            # Theirs divides both by the number of positive anchors, ours by W.
+            ones = teacher.new_ones(len(teacher))  # weights of the anchors: none is left out
+            # Theirs divides both losses by the number of positive anchors, ours by W.
             given = (sure, towards, *found, anchors, ones)
             total = total + sum(model.pred_mimicking_loss_single(*given, avg_factor=None))
             weights = weights + teacher.sigmoid().amax(1).sum()

@@ -1,8 +1,7 @@
-"""Checkouts of other people's repositories: which there are, and classes out of their files.
+"""Recognises checkouts of other repositories, and runs single definitions from their files.
 
-Nothing of theirs is imported: a file is parsed, the definitions that are asked for are taken out of
-its syntax tree, and those alone are run, with names from us in the place of its imports. So neither
-mmcv nor mmengine is needed. Needs no torch.
+Their modules are never imported: a file is parsed, and only the requested definitions are run, with
+our names in place of its imports. So neither mmcv nor mmengine is needed, nor torch.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ OWN = "nizhenliang/Dual-Relation-Knowledge-Distillation"
 _RAZOR = "mmrazor/models"
 _CROSSKD = "mmdet/models"
 
-# The first file tells the repository; docs/tests.md names the commits that were compared.
+# The first file identifies the repository; docs/tests.md names the compared commits.
 FILES: dict[str, tuple[str, ...]] = {
     OWN: (
         "mmdet/models/detectors/GloRe.py",
@@ -47,7 +46,7 @@ FILES: dict[str, tuple[str, ...]] = {
 
 
 def recognised(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """Repositories by the files that the folders hold.
+    """Identifies repositories by the files in the folders.
 
     Args:
         folders: checkouts, in any order.
@@ -56,8 +55,8 @@ def recognised(folders: Sequence[str | Path]) -> dict[str, Path]:
         The folder of each repository, by the repository's name, as in `FILES`.
 
     Raises:
-        ValueError: one line: a folder of no known repository, of one without a file that is needed,
-            or of one that another folder holds as well.
+        ValueError: a folder is no known repository, lacks a needed file, or is of the same
+            repository as another folder. The message has one line.
     """
     found: dict[str, Path] = {}
     for folder in map(Path, folders):
@@ -80,22 +79,22 @@ def recognised(folders: Sequence[str | Path]) -> dict[str, Path]:
 
 
 class _Registry:
-    """What stands in for the registries that their classes are entered in."""
+    """Replaces the registries that their classes register in."""
 
     def register_module(self) -> Any:
         return lambda found: found
 
 
 def take(path: Path, names: Sequence[str], space: dict[str, Any]) -> None:
-    """Runs single definitions of a file.
+    """Runs single definitions from a file.
 
     Args:
         path: a Python file.
-        names: classes and functions at its top level, to be run in the file's order.
-        space: names that they may use; the definitions are added.
+        names: classes and functions at its top level; they run in the file's order.
+        space: names that they may use; the definitions are added to it.
 
     Raises:
-        LookupError: one is not there.
+        LookupError: the file does not define one of them.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     kinds = (ast.ClassDef, ast.FunctionDef)
@@ -105,6 +104,6 @@ def take(path: Path, names: Sequence[str], space: dict[str, Any]) -> None:
         raise LookupError(f"{path} does not define {', '.join(sorted(lacking))}")
     for registry in ("MODELS", "DISTILL_LOSSES", "TASK_UTILS"):
         space.setdefault(registry, _Registry())
-    # Annotations stay text: what they name is not there.
+    # Annotations stay text, since the names in them are not defined.
     flags = annotations.compiler_flag
     exec(compile(ast.Module(wanted, []), str(path), "exec", flags, dont_inherit=True), space)

@@ -1,7 +1,7 @@
-"""What `crosscheck` asks the reference for: one function a component.
+"""The components of the reference that `crosscheck` runs, one function each.
 
 Each takes plain settings and tensors (differentiable inputs `x`, parameters `p`, constants `c`)
-and gives named outputs. The JAX side has functions of the same names (crosscheck/ours.py).
+and returns named outputs. The JAX side has functions of the same names (crosscheck/ours.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Component = Callable[[dict[str, Any], Tensors, Tensors, Tensors], Tensors]
 
 
 def unit(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
-    """The graph unit with batch statistics or running ones."""
+    """The graph unit with batch or running statistics."""
     running = c["running_mean"], c["running_variance"]
     phi, moved = graph_unit(
         p,
@@ -55,7 +55,7 @@ def matrix(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tens
 
 
 def regions(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
-    """Boxes cut out of a map."""
+    """The regions of boxes, cut out of a map."""
     cut = [
         roi_align(
             picture,
@@ -71,7 +71,7 @@ def regions(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Ten
 
 
 def terms(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
-    """The losses of a distiller, whichever the settings ask for."""
+    """The losses of a distiller that the settings select."""
     return distill(settings, x, p, c)
 
 
@@ -95,7 +95,7 @@ def detection_losses(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensor
 
 
 def box_coding(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
-    """Deltas of boxes, and boxes of deltas."""
+    """Boxes encoded as deltas, and deltas decoded to boxes."""
     stds = x["boxes"].new_tensor(settings["stds"])
     limits = settings["max_log"], settings["clamp_below"]
     return {

@@ -1,4 +1,4 @@
-"""The counterpart of distill/baselines/crosskd.py, boxes of anchors of the level's own size."""
+"""The counterpart of distill/baselines/crosskd.py, with one anchor per level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crosscheck.reference.layers import Parameters, linear, pixel_mask, sub
 
 
 def _aligned(s: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-    """A map with the statistics of another, 0 outside the pictures."""
+    """A map with the channel statistics of another, 0 outside the pictures."""
     inside, like = s[mask], t[mask]
     out = torch.zeros_like(t)
     out[mask] = (inside - inside.mean(0)) / (inside.std(0) + 1e-6) * like.std(0) + like.mean(0)
@@ -22,7 +22,7 @@ def _aligned(s: Tensor, t: Tensor, mask: Tensor) -> Tensor:
 
 
 def _head(c: dict[str, Tensor], branch: str, x: Tensor) -> Tensor:
-    """The teacher's last convolution and its output layer, [B, h, w, outputs]."""
+    """Applies the teacher's last convolution and output layer: [B, h, w, outputs]."""
     x = x.movedim(-1, 1)
     for layer in ("last", "output"):
         kernel = c[f"{branch}.{layer}.kernel"].permute(3, 2, 0, 1)
@@ -31,7 +31,7 @@ def _head(c: dict[str, Tensor], branch: str, x: Tensor) -> Tensor:
 
 
 def _giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised overlap of boxes, row by row."""
+    """Generalised IoU of boxes, row by row."""
 
     def area(low: Tensor, high: Tensor) -> Tensor:
         return (high - low).clamp(min=0).prod(-1)

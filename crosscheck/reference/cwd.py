@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 def cwd(pictures: list[Any], config: dict[str, Any], p: Any, level: int) -> Tensor:
-    """Divergence of each channel's distribution over the pixels, a mean over channels, pictures."""
+    """KL divergence of each channel's distribution over pixels; mean over channels and pictures."""
     tau = config["temperature"]
     parts = []
     for one in pictures:

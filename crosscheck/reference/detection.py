@@ -8,14 +8,14 @@ from torch.nn.functional import logsigmoid
 
 
 def focal(logits: Tensor, positive: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
-    """Sigmoid focal loss of each logit, by its definition."""
+    """Sigmoid focal loss of each logit, as it is defined."""
     toward = torch.where(positive, logits, -logits)  # p_t is its sigmoid
     alpha_t = torch.where(positive, alpha, 1 - alpha)
     return -alpha_t * torch.sigmoid(-toward) ** gamma * logsigmoid(toward)
 
 
 def encode(anchors: Tensor, boxes: Tensor, stds: Tensor) -> Tensor:
-    """Box deltas of R-CNN."""
+    """R-CNN's box deltas."""
     wa, ha = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
     wb, hb = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     dx = ((boxes[:, 0] + boxes[:, 2]) - (anchors[:, 0] + anchors[:, 2])) / 2 / wa
@@ -26,7 +26,7 @@ def encode(anchors: Tensor, boxes: Tensor, stds: Tensor) -> Tensor:
 def decode(
     anchors: Tensor, deltas: Tensor, stds: Tensor, max_log: float, clamp_below: bool
 ) -> Tensor:
-    """Boxes that deltas make of anchors."""
+    """Boxes from anchors and deltas."""
     dx, dy, dw, dh = (deltas * stds).unbind(1)
     low = -max_log if clamp_below else None
     wa, ha = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
@@ -39,7 +39,7 @@ def decode(
 def anchors(
     size: float, ratios: list[float], scales: list[float], shape: tuple[int, int], stride: int
 ) -> Tensor:
-    """All anchors of a map, centred at whole multiples of the stride: y, x, ratio, scale."""
+    """All anchors of a map, centred at multiples of the stride; order: y, x, ratio, scale."""
     rows = []
     for y in range(shape[0]):
         for x in range(shape[1]):

@@ -15,7 +15,7 @@ from crosscheck.reference.roi_align_adaptive import roi_align
 
 
 def _regions(x: Tensor, boxes: Tensor, valid: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
-    """[B, G, 3, 3, C]; zeros for boxes that are not there. With sizes, maps without padding."""
+    """Regions [B, G, 3, 3, C]; 0 for invalid boxes. With sizes, padding is cut off first."""
     out = x.new_zeros(*boxes.shape[:2], 3, 3, x.shape[-1])
     for i, (picture, rows, there) in enumerate(zip(x, boxes, valid, strict=True)):
         if sizes is not None:
@@ -26,7 +26,7 @@ def _regions(x: Tensor, boxes: Tensor, valid: Tensor, stride: int, sizes: Tensor
 
 
 def standardized(x: Tensor, mask: Tensor) -> Tensor:
-    """A map over the deviation of its valid pixels about each channel's mean."""
+    """A map divided by the deviation of its valid pixels from the channel means."""
     inside = x[mask].detach()
     return x / ((inside - inside.mean(0)) ** 2).mean().sqrt()
 
@@ -37,20 +37,20 @@ def distill(
     p: dict[str, Tensor],
     c: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The losses before their weights.
+    """The unweighted losses.
 
     Args:
         settings: "form", "terms" (names), "compare", "filter", "normalize", "groups",
-            "standardize", "similarity" with its numbers, and the common "strides"; levels are in
-            order and paired already.
-        x: maps "s0", "s1".. of the student and "t0", "t1".. of the teacher.
-        p: parameters by their flat names.
+            "standardize", "similarity" with its parameters, and the common "strides"; levels are
+            already paired and in order.
+        x: maps "s0", "s1" and so on of the student, "t0", "t1" and so on of the teacher.
+        p: parameters by flat name.
         c: "sizes", "boxes", "valid", "picture_valid".
     """
     strides, form, groups = settings["strides"], settings["form"], settings["groups"]
     levels = range(len(strides))
     students = [x[f"s{i}"] for i in levels]
-    teachers = [x[f"t{i}"].detach() for i in levels]  # nothing is trained by way of its maps
+    teachers = [x[f"t{i}"].detach() for i in levels]  # no gradient passes to its maps
     if settings["standardize"]:
         teachers = [
             standardized(t, pixel_mask(c["sizes"], c["picture_valid"], stride, tuple(t.shape[1:3])))

@@ -13,7 +13,7 @@ from crosscheck.reference.layers import Parameters, linear, sub
 
 
 def _attention(x: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Over pixels [h, w] and over channels [C], each with a mean of 1."""
+    """Attention over pixels [h, w] and over channels [C], each with mean 1."""
     over_channels, over_pixels = x.abs().mean(2), x.abs().mean((0, 1))
     pixels = torch.softmax(over_channels.flatten() / temperature, 0) * over_channels.numel()
     channels = torch.softmax(over_pixels / temperature, 0) * len(over_pixels)
@@ -21,7 +21,7 @@ def _attention(x: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def _focal_masks(boxes: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Of objects and background, painted box by box."""
+    """Masks of objects and background, drawn box by box."""
     objects = torch.zeros_like(like)
     for x1, y1, x2, y2 in boxes.tolist():
         left, top, right, bottom = math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)
@@ -33,7 +33,7 @@ def _focal_masks(boxes: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_context(x: Tensor, p: Parameters) -> Tensor:
-    """The global context block."""
+    """Adds the output of the global context block."""
     flat = x.flatten(0, 1)
     context = torch.softmax(flat @ p["pool"], 0) @ flat
     hidden = linear(sub(p, "first"), context)
@@ -42,7 +42,7 @@ def _with_context(x: Tensor, p: Parameters) -> Tensor:
 
 
 def fgd(pictures: list[Any], config: dict[str, Any], p: Parameters, level: int) -> Tensor:
-    """Objects, background, attention and relation, a mean over pictures."""
+    """Sum of the object, background, attention and relation losses; mean over pictures."""
     parts = []
     for one in pictures:
         pixels_s, channels_s = _attention(one.s, config["temperature"])

@@ -1,4 +1,4 @@
-"""Classes out of someone else's checkout, with our tensors in their slots."""
+"""Classes from the authors' checkouts, filled with our tensors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def classes(path: Path, *names: str, **space: Any) -> list[Any]:
-    """Definitions of a file.
+    """Definitions from a file.
 
     Args:
         path: a Python file.
-        names: of classes and functions at its top level.
-        space: what stands in for its imports, beside torch's usual names and functools.
+        names: classes and functions at its top level.
+        space: names in place of its imports, besides the usual ones of torch and functools.
     """
     known = {"nn": nn, "F": functional, "torch": torch, "functools": functools, **space}
     take(path, names, known)
@@ -29,14 +29,14 @@ def classes(path: Path, *names: str, **space: Any) -> list[Any]:
 
 
 def fill(module: M, parameters: dict[str, Tensor]) -> M:
-    """Puts tensors (not copies: gradients must reach them) into all of a module's slots.
+    """Replaces all parameters of a module by tensors (not copies: gradients must reach them).
 
     Args:
-        module: is changed.
-        parameters: by the module's own names; there may be others.
+        module: the module, changed in place.
+        parameters: tensors by the module's own names; further ones are ignored.
 
     Raises:
-        ValueError: a tensor is of another shape than the module's own.
+        ValueError: a tensor has a different shape than the module's own.
     """
     for name, made in list(module.named_parameters()):
         owner: nn.Module = module

@@ -1,4 +1,4 @@
-"""The counterpart of distill/graph_unit.py, picture by picture, one formula a line."""
+"""The counterpart of distill/graph_unit.py, picture by picture, one formula per line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def branch(parameters: Parameters, x: Tensor, mask: Tensor, *, normalize: bool) 
 
 
 def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean, biased variance and count over all valid pixels of some pictures."""
+    """Mean, biased variance and count over all valid pixels."""
     inside = values[mask]
     if not len(inside):
         zero = values.new_zeros(values.shape[-1])

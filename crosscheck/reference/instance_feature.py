@@ -17,7 +17,7 @@ def instance_feature(
     form: str,
     groups: int = 1,
 ) -> Tensor:
-    """L_INS of regions [B, n, S, S, C] a level."""
+    """L_INS of regions [B, n, S, S, C] per level."""
     total = torch.zeros((), dtype=student[0].dtype)
     for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
         difference = t - linear(sub(parameters, f"adaptation.{level}"), s)

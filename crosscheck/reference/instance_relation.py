@@ -14,7 +14,7 @@ COSINE_EPS = 1e-6
 
 
 def similarity(parameters: Parameters, x: Tensor, settings: dict[str, Any]) -> Tensor:
-    """How alike boxes x [n, D] are, [n, n], before filter and softmax."""
+    """Similarities [n, n] of boxes x [n, D], before filter and softmax."""
     kind = settings["similarity"]
     if kind == "bilinear":
         return linear(sub(parameters, "first"), x) @ linear(sub(parameters, "second"), x).T
@@ -27,7 +27,7 @@ def similarity(parameters: Parameters, x: Tensor, settings: dict[str, Any]) -> T
 
 
 def relation(parameters: Parameters, x: Tensor, settings: dict[str, Any]) -> Tensor:
-    """Relation matrix psi [n, n] of boxes x [n, D]; zeros where a box has nobody to look at."""
+    """Relation matrix psi [n, n] of boxes x [n, D]; zeros where a box has no other to attend to."""
     logits = similarity(parameters, x, settings)
     if settings["filter"] != "none":
         w = relation_filter(sub(parameters, "filter"), x, settings["filter"])
@@ -57,7 +57,7 @@ def instance_relation(
     *,
     settings: dict[str, Any],
 ) -> Tensor:
-    """L_IR of regions [B, n, S, S, C] a level."""
+    """L_IR of regions [B, n, S, S, C] per level."""
     form, groups = settings["form"], settings["groups"]
     choice = 2 if _has_diagonal(settings) else 3
     total = torch.zeros((), dtype=student[0].dtype)

@@ -1,7 +1,7 @@
-"""The counterpart of distill/layers.py: linear maps by name, masks, safe quotients.
+"""The counterpart of distill/layers.py: linear maps by name, and masks.
 
-Parameters come as a flat dict, "student.0.state.kernel" and so on, kernels inputs x outputs, as
-the JAX side stores them.
+Parameters are a flat dict, "student.0.state.kernel" and so on, with kernels inputs x outputs as on
+the JAX side.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Parameters = dict[str, Tensor]
 
 
 def sub(parameters: Parameters, prefix: str) -> Parameters:
-    """The parameters below a prefix, without it."""
+    """The parameters under a prefix, by name without it."""
     start = prefix + "."
     return {name[len(start) :]: p for name, p in parameters.items() if name.startswith(start)}
 
@@ -25,7 +25,7 @@ def linear(parameters: Parameters, x: Tensor) -> Tensor:
 
 
 def pixel_mask(sizes: Tensor, valid: Tensor, stride: int, shape: tuple[int, int]) -> Tensor:
-    """[B, h, w]: map pixels whose first canvas pixel lies on the picture."""
+    """Mask [B, h, w] of the map pixels whose first canvas pixel lies in the picture."""
     rows = torch.arange(shape[0])[None] * stride < sizes[:, :1]
     columns = torch.arange(shape[1])[None] * stride < sizes[:, 1:]
     return rows[:, :, None] & columns[:, None, :] & valid[:, None, None]

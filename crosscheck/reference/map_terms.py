@@ -1,4 +1,4 @@
-"""The counterpart of distill/baselines/map_term.py: pictures cut out of padding, one by one."""
+"""The counterpart of distill/baselines/map_term.py, with the padding cut off each picture."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def map_term(
     p: Parameters,
     c: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The loss of the distiller that the settings name, added up over levels."""
+    """The loss of the distiller that the settings name, summed over levels."""
     term = settings["term"]
     p = sub(p, f"map_terms.{term}")
     total = torch.zeros((), dtype=x["s0"].dtype)

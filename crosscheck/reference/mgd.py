@@ -1,4 +1,4 @@
-"""The counterpart of distill/baselines/mgd.py, its masks given."""
+"""The counterpart of distill/baselines/mgd.py, with given masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crosscheck.reference.layers import Parameters, sub
 
 
 def _generated(x: Tensor, p: Parameters) -> Tensor:
-    """Two 3x3 convolutions of a map [h, w, C] with zeros around it, ReLU between."""
+    """Two 3x3 convolutions of a map [h, w, C], zero-padded, with a ReLU between."""
     y = x.permute(2, 0, 1)[None]
     kernels = (p[name].permute(3, 2, 0, 1) for name in ("first", "second"))
     y = functional.conv2d(y, next(kernels), p["first_bias"], padding=1)
@@ -21,7 +21,7 @@ def _generated(x: Tensor, p: Parameters) -> Tensor:
 
 
 def mgd(pictures: list[Any], config: dict[str, Any], p: Parameters, level: int) -> Tensor:
-    """Sum of squares between what is made of the masked map and the teacher's, a picture."""
+    """Squared distance of the map generated from the masked one to the teacher's, per picture."""
     p = sub(p, f"generation.{level}")
     made = [_generated(one.s * one.kept[..., None], p) for one in pictures]
     sums = [((y - one.t) ** 2).sum() for y, one in zip(made, pictures, strict=True)]

@@ -1,14 +1,14 @@
-"""What mmdetection's own detectors say: every stage, losses, gradients, detections.
+"""The answers of mmdetection's own detectors: all stages, losses, gradients, detections.
 
     python -m crosscheck.reference.mmdet FOLDER [THREADS]
 
 reads FOLDER/request.json (a list of `Model` as plain values) and writes FOLDER/MODEL.npz. Needs
 mmdetection 3.x with mmcv's operators, torch and NumPy, and nothing else. Models are built from
-the library's shipped configs with random weights. Weights, pictures and ground truths are drawn
-by `seeded.py` on both sides, but for the last layers: those are scaled until there are detections
-to compare, and what they were scaled by is in the answer.
+the library's shipped configs with random weights. Both sides draw weights, pictures and ground
+truths by `seeded.py`. Only the last layers are scaled until there are detections to compare; the
+answer contains their scales.
 
-Every model is run from the padded tensor on, by the library's own functions.
+Every model runs from the padded tensor on, by the library's own functions.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from crosscheck.reference.probes import (
 from crosscheck.reference.seeded import pictures, thin
 
 SEEDS = 400  # batches to try
-RPN_GAP = 2e-5  # between overlaps of proposals and the threshold: many more pairs
+RPN_GAP = 2e-5  # the same for proposals, which have many more pairs
 
 
 def predicted(
     net: nn.Module, model: Model, images: Tensor, given: list[DetDataSample]
 ) -> list[InstanceData]:
-    """Detections of every picture, in the canvas's pixels."""
+    """Detections of all pictures, in pixels of the canvas."""
     maps = net.extract_feat(images)
     if model.detector == "retinanet":
         return net.bbox_head.predict(maps, given, rescale=False)
@@ -60,7 +60,7 @@ def predicted(
 def inference(
     net: nn.Module, model: Model, images: Tensor, given: list[DetDataSample]
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Every stage of one batch in evaluation, and what is wrong with its detections."""
+    """All stages of one batch in evaluation, and what is wrong with its detections."""
     tensors: dict[str, Any] = {}
     kept: dict[str, np.ndarray] = {}
     fault = ""
@@ -103,7 +103,7 @@ def inference(
         kept[f"detections.scores.{b}"] = found.scores.numpy()
         kept[f"detections.labels.{b}"] = found.labels.numpy()
     for b, (boxes, scores, groups, rule, *_) in enumerate(last.given):
-        # The boxes that entered the last NMS, so that a test can see that they are clear of it.
+        # The inputs of the last NMS, so that a test can check their distance from its threshold.
         kept[f"candidates.boxes.{b}"] = boxes.numpy()
         kept[f"candidates.scores.{b}"] = scores.numpy()
         kept[f"candidates.labels.{b}"] = groups.numpy()
@@ -127,8 +127,8 @@ def training(
     given: list[DetDataSample],
     with_gradients: bool,
 ) -> dict[str, np.ndarray]:
-    """What was matched and sampled, the losses, and the gradient of their sum in float64."""
-    net.train()  # the backbone keeps its statistics and its frozen stages, as its config says
+    """The matches and samples, the losses, and the gradient of their sum in float64."""
+    net.train()  # the backbone keeps statistics and frozen stages as its config sets them
     torch.manual_seed(model.seed)
     head = net.bbox_head if model.detector == "retinanet" else net.rpn_head
     found: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def training(
     if with_gradients:
 
         def total() -> Tensor:
-            """The losses again, by the same draws."""
+            """The losses again, with the same samples."""
             maps = net.extract_feat(images.double())
             truths = [sample.gt_instances for sample in given]
             metas = [sample.metainfo for sample in given]
@@ -177,7 +177,7 @@ def training(
 
 
 def wide_draw(sampled: Any) -> Any:
-    """A draw of regions with its boxes in float64."""
+    """Sampled regions with their boxes in float64."""
     wide = copy.copy(sampled)
     for name, value in vars(sampled).items():
         setattr(wide, name, widened(value))
@@ -185,7 +185,7 @@ def wide_draw(sampled: Any) -> Any:
 
 
 def sums(losses: dict[str, Any]) -> dict[str, Any]:
-    """The losses among what a head returns, those of levels added up."""
+    """The losses in a head's output, summed over levels."""
     flat: dict[str, Any] = {}
     for name, value in losses.items():
         if isinstance(value, dict):
@@ -198,8 +198,7 @@ def sums(losses: dict[str, Any]) -> dict[str, Any]:
 def answer(model: Model) -> dict[str, Any]:
     """All tensors of a model: "weights|...", and "BATCH|TENSOR" for each batch.
 
-    Pictures are drawn until every one of a batch has 20 detections that rounding alone cannot
-    change.
+    Draws pictures until each one of a batch has 20 detections that rounding alone cannot change.
     """
     net = build(model)
     names = [(k, list(v.shape)) for k, v in net.state_dict().items() if v.is_floating_point()]

@@ -19,7 +19,7 @@ from torch import nn
 from crosscheck.reference.probes import bisect, outputs_of, spread
 from crosscheck.reference.seeded import Drawn, weight
 
-WANTED = 40  # detections a picture to aim at
+WANTED = 40  # target number of detections per picture
 
 
 @dataclasses.dataclass
@@ -27,14 +27,14 @@ class Model:
     """One network and the batches it is run on.
 
     Attributes:
-        name: of the answer's file.
-        config: file below the library's own ``configs``.
+        name: name of the answer file.
+        config: file in the library's own ``configs``.
         detector: "faster_rcnn", "cascade_rcnn", "retinanet", or "pyramid" for backbone and neck.
         num_classes: K, without the background.
-        batches: (height, width) of the canvas, and of each picture, for each batch.
-        changes: dotted keys of the config and their values.
-        seed: of the weights.
-        keep: numbers kept of each tensor of features; an eighth of it of each gradient.
+        batches: (height, width) of the canvas and of each picture, per batch.
+        changes: dotted config keys and their new values.
+        seed: seed of the weights.
+        keep: how many numbers are kept of each feature tensor; of each gradient an eighth of this.
     """
 
     name: str
@@ -63,7 +63,7 @@ def build(model: Model) -> nn.Module:
 def samples(
     drawn: Drawn, canvas: tuple[int, int], sizes: list[tuple[int, int]]
 ) -> list[DetDataSample]:
-    """What the library wants to know of each picture."""
+    """The library's description of each picture."""
     found = []
     for b, (h, w) in enumerate(sizes):
         sample = DetDataSample()
@@ -86,7 +86,7 @@ def samples(
 
 
 def liven(net: nn.Module, model: Model, run: Callable[[], list[Any]]) -> list[str]:
-    """Scales the last layers until there are about `WANTED` detections a picture.
+    """Scales the last layers until there are about `WANTED` detections per picture.
 
     Returns:
         The scaled layers' names.
@@ -109,7 +109,7 @@ def liven(net: nn.Module, model: Model, run: Callable[[], list[Any]]) -> list[st
         scale({"rpn_head.rpn_cls": (-1.0, 1.5), "rpn_head.rpn_reg": (0.0, 0.3)})
         stages = ["0.", "1.", "2."] if model.detector == "cascade_rcnn" else [""]
         biases, sign = [], -1
-        for stage in stages:  # the first ones move the regions of the next ones
+        for stage in stages:  # earlier stages move the regions of later ones
             start = f"roi_head.bbox_head.{stage}"
             layers = scale({f"{start}fc_cls": (0.0, 2.0), f"{start}fc_reg": (0.0, 0.7)})
             biases.append(layers[0].bias[-1:])

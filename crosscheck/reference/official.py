@@ -1,7 +1,7 @@
-"""Runs the author's own modules, out of a checkout of the author's repository.
+"""Runs the author's own modules from a checkout of the author's repository.
 
-The relation class makes its filter on CUDA at each call: its `resize` gets the layer that is handed
-in instead. Two-stage only: the one-stage path does not run.
+The relation class creates its filter on CUDA at each call; here its `resize` uses a given layer
+instead. Two-stage only, as the author's one-stage path does not run.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def components_of(folder: Path) -> dict[str, Any]:
         return {"z": z.permute(0, 2, 3, 1), "psi": psi}
 
     def official_losses(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
-        """The three sums of `forward_train` with the modules of one two-stage detector."""
+        """The three losses of `forward_train`, with the modules of a two-stage detector."""
         levels = len(settings["strides"])
         s, t = ([x[f"{side}{i}"].permute(0, 3, 1, 2) for i in range(levels)] for side in "st")
-        t = [maps.detach() for maps in t]  # of a frozen teacher
+        t = [maps.detach() for maps in t]  # the teacher is frozen
 
         def convolve(name: str, value: Tensor) -> Tensor:
             return nn.functional.conv2d(value, p[f"{name}.weight"], p[f"{name}.bias"])

@@ -12,7 +12,7 @@ from crosscheck.reference.layers import Parameters, linear, sub
 
 
 def standardized(x: Tensor, mask: Tensor) -> Tensor:
-    """[B, P, C]: each channel of each picture about its mean, over the root of variance + 1e-4."""
+    """[B, P, C]: per picture and channel, minus the mean, over the root of variance + 1e-4."""
     out = torch.zeros_like(x)
     for i, inside in enumerate(mask):
         if inside.any():
@@ -33,7 +33,7 @@ def pixel_relation(
     normalize: bool,
     groups: int = 1,
 ) -> Tensor:
-    """L_PR of maps [B, h, w, C], batch statistics, the teacher's unit its own."""
+    """L_PR of maps [B, h, w, C], with batch statistics; the teacher has its own unit."""
     total = torch.zeros((), dtype=student[0].dtype)
     for level, (s, t, mask) in enumerate(zip(student, teacher, masks, strict=True)):
         inside = mask.flatten(1)

@@ -13,6 +13,6 @@ def _measure(x: Tensor) -> Tensor:
 
 
 def pkd(pictures: list[Any], config: Any, p: Any, level: int) -> Tensor:
-    """Half the mean square between channels that were standardised over all pixels."""
+    """Half the mean squared difference of the channels, standardised over all pixels."""
     s, t = (torch.cat([getattr(one, side).flatten(0, 1) for one in pictures]) for side in "st")
     return torch.nn.functional.mse_loss(_measure(s), _measure(t)) / 2

@@ -1,4 +1,4 @@
-"""Small tools for running another library's network and writing down what it says."""
+"""Tools for running another library's network and recording its outputs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-GAP = 1e-4  # between scores, and between overlaps and the threshold
-TIES = 1e-6  # between the scores of two boxes of which one suppresses the other
+GAP = 1e-4  # least distance between scores, and of overlaps from the threshold
+TIES = 1e-6  # the same for the scores of two boxes of which one suppresses the other
 
 
 def serve(
     argv: list[str], kind: type, answer: Callable[[Any], dict[str, Any]], library: str
 ) -> None:
-    """Answers the models of a folder's request.json; prints the versions.
+    """Answers a folder's request.json model by model, and prints the versions.
 
     Args:
-        argv: the folder, and how many threads torch may use (2).
-        kind: what an entry of the request is made into.
-        answer: all tensors of a model by name; they go into MODEL.npz.
-        library: its name and version.
+        argv: the folder, and the number of torch's threads (default 2).
+        kind: the class for an entry of the request.
+        answer: computes all tensors of a model by name, which are saved in MODEL.npz.
+        library: the library's name and version.
     """
     folder = Path(argv[0])
     torch.set_num_threads(int(argv[1]) if len(argv) > 1 else 2)
@@ -36,7 +36,7 @@ def serve(
 
 
 class Recorder:
-    """Calls something and keeps what it was given and what it said."""
+    """Calls an object and records its arguments and results."""
 
     def __init__(self, inner: Any):
         self.inner = inner
@@ -44,7 +44,7 @@ class Recorder:
         self.said: list[Any] = []
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """The inner object's answer."""
+        """The inner object's result."""
         answer = self.inner(*arguments, **named)
         self.given.append(arguments)
         self.said.append(answer)
@@ -56,7 +56,7 @@ class Recorder:
 
 @contextmanager
 def recorded(owner: Any, name: str) -> Iterator[Recorder]:
-    """An attribute that is called, with its answers written down."""
+    """Records the calls of an attribute."""
     recorder = Recorder(getattr(owner, name))
     setattr(owner, name, recorder)
     try:
@@ -67,12 +67,12 @@ def recorded(owner: Any, name: str) -> Iterator[Recorder]:
 
 @contextmanager
 def replayed(owner: Any, name: str, said: Sequence[Any]) -> Iterator[None]:
-    """An attribute that is called, answering what it said another time.
+    """Replaces the calls of an attribute by recorded results.
 
     Args:
-        owner: whose attribute.
-        name: of it.
-        said: the answers to give, one after another.
+        owner: object with the attribute.
+        name: name of the attribute.
+        said: the results, in order.
     """
     inner = getattr(owner, name)
     setattr(owner, name, Replayer(inner, said))
@@ -83,13 +83,13 @@ def replayed(owner: Any, name: str, said: Sequence[Any]) -> Iterator[None]:
 
 
 class Replayer:
-    """Looks like something, and answers calls from a list."""
+    """Acts like an object, but takes the results of calls from a list."""
 
     def __init__(self, inner: Any, said: Sequence[Any]):
         self.inner, self.left = inner, iter(said)
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        """The next answer."""
+        """The next result."""
         return next(self.left)
 
     def __getattr__(self, name: str) -> Any:
@@ -97,7 +97,7 @@ class Replayer:
 
 
 def widened(value: Any) -> Any:
-    """Float tensors in nested lists and tuples as float64, anything else as it is."""
+    """Converts float tensors in nested lists and tuples to float64; all else is unchanged."""
     if isinstance(value, (list, tuple)):
         return type(value)(widened(item) for item in value)
     if isinstance(value, Tensor) and value.is_floating_point():
@@ -106,14 +106,14 @@ def widened(value: Any) -> Any:
 
 
 def gradients(net: nn.Module, total: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """Gradients of a sum of losses that is computed in float64, by name of the parameter.
+    """Gradients of a sum of losses, computed in float64, by parameter name.
 
-    In float32 rounding moves single gradients of a large network by a thousandth and more, more
-    than two right answers should differ by.
+    In float32, rounding moves single gradients of a large network by a thousandth and more, which
+    is more than two correct answers should differ.
 
     Args:
-        net: float32; its parameters are float64 while ``total`` runs.
-        total: runs the network on float64 tensors.
+        net: float32 network; its parameters are float64 while ``total`` runs.
+        total: computes the sum on float64 tensors.
     """
     net.zero_grad(set_to_none=True)
     net.double()
@@ -125,13 +125,13 @@ def gradients(net: nn.Module, total: Callable[[], Tensor]) -> dict[str, Tensor]:
 
 
 def spread(layer: nn.Module, outputs: Tensor, mean: float, std: float) -> None:
-    """Scales a last layer so that its outputs have this mean and spread, channel by channel.
+    """Scales a last layer so that each channel of its output has a given mean and deviation.
 
     Args:
         layer: a convolution or a linear layer.
-        outputs: what it gave, channels last.
-        mean: to get, of each channel.
-        std: to get.
+        outputs: its outputs, channels last.
+        mean: the new mean of each channel.
+        std: the new standard deviation of each channel.
     """
     values = outputs.reshape(-1, outputs.shape[-1])
     gain = std / values.std(0).clamp(min=1e-3)
@@ -141,7 +141,7 @@ def spread(layer: nn.Module, outputs: Tensor, mean: float, std: float) -> None:
 
 
 def outputs_of(layers: list[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
-    """What some layers gave during a run, channels last, all calls of a layer in a row."""
+    """Outputs of layers during a run, channels last, concatenated over the calls of a layer."""
     found: list[list[Tensor]] = [[] for _ in layers]
 
     def keep(calls: list[Tensor]) -> Callable[..., None]:
@@ -161,13 +161,13 @@ def outputs_of(layers: list[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
 
 
 def bisect(count: Callable[[], int], bias: Tensor, wanted: int, sign: int) -> None:
-    """Shifts a bias until something is counted about as often as wanted.
+    """Shifts a bias by bisection until a count is near its target.
 
     Args:
-        count: to be called after each shift.
+        count: returns the count; called after each shift.
         bias: changed in place.
-        wanted: the count to aim at.
-        sign: 1 where a larger bias counts more, -1 where it counts less.
+        wanted: the target.
+        sign: 1 if a larger bias increases the count, -1 if it decreases it.
     """
     low, high, start = -12.0, 12.0, bias.clone()
     for _ in range(10):
@@ -180,7 +180,7 @@ def bisect(count: Callable[[], int], bias: Tensor, wanted: int, sign: int) -> No
 
 
 def overlaps(boxes: Tensor) -> Tensor:
-    """Intersection over union of every pair of boxes."""
+    """Intersection over union of all pairs of boxes."""
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
@@ -189,10 +189,10 @@ def overlaps(boxes: Tensor) -> Tensor:
 
 
 def nms_fault(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, gap: float) -> str:
-    """Why an NMS could come out differently by rounding alone; "" if it cannot.
+    """Why rounding alone could change the result of an NMS; "" if it cannot.
 
-    Both libraries suppress by overlaps of boxes that are moved apart group by group, which
-    rounds them: the moved ones have to be clear of the threshold too.
+    Both libraries compute the overlaps on boxes that are moved apart by group, which rounds them,
+    so the overlaps of the moved boxes must not be near the threshold either.
     """
     same = (groups[:, None] == groups[None]) & ~torch.eye(len(boxes), dtype=torch.bool)
     exact = overlaps(boxes)

@@ -1,4 +1,4 @@
-"""The counterpart of ops/roi_align.py: samples one by one."""
+"""The counterpart of ops/roi_align.py, sample by sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def _sample(x: Tensor, y_at: float, x_at: float) -> Tensor:
-    """One bilinear sample [C] of a map [h, w, C]; 0 further out than a pixel."""
+    """One bilinear sample [C] of a map [h, w, C]; 0 more than a pixel outside."""
     height, width = x.shape[:2]
     if y_at < -1 or y_at > height or x_at < -1 or x_at > width:
         return x.new_zeros(x.shape[2])
@@ -25,7 +25,7 @@ def _sample(x: Tensor, y_at: float, x_at: float) -> Tensor:
 def roi_align(
     x: Tensor, boxes: Tensor, scale: float, bins: int, *, samples: int = 0, aligned: bool = False
 ) -> Tensor:
-    """Regions [R, S, S, C] of one map [h, w, C]; samples = 0 means ceil(bin side) an axis."""
+    """Regions [R, S, S, C] of one map [h, w, C]; samples = 0 means ceil(bin side) per axis."""
     regions = []
     for box in boxes.double():
         x0, y0, x1, y1 = (box * scale - (0.5 if aligned else 0)).tolist()

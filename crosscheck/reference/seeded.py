@@ -1,6 +1,6 @@
-"""Numbers that both sides of a comparison draw for themselves: weights, pictures, ground truths.
+"""Random numbers that both sides of a comparison draw: weights, pictures, ground truths.
 
-NumPy's `RandomState` gives the same stream in every version, so a fixture needs no weights in it.
+NumPy's `RandomState` gives the same stream in all versions, so fixtures need not store weights.
 Names and layouts are torch's.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Of torchvision's "v2" Faster R-CNN: convolutions whose batch norm lies in them on the other side,
-# where they have no gradient that could be compared.
+# Convolutions of torchvision's "v2" Faster R-CNN into which our side folds the batch norm, so that
+# their gradients cannot be compared.
 FOLDED = ("backbone.fpn.", *(f"roi_heads.box_head.{i}." for i in range(4)))
 
 
@@ -24,17 +24,17 @@ class Model:
     """One network and the batches it is run on.
 
     Attributes:
-        name: of the answer's file.
+        name: name of the answer file.
         detector: "faster_rcnn" or "retinanet".
         num_classes: K, without the background.
-        batches: (height, width) of the canvas, and of each picture, for each batch.
-        depth: of the ResNet.
-        width: channels of its stem; 0 for the library's own full-size model.
-        channels: of the pyramid, for a width.
-        fc: of the second stage, for a width.
-        seed: of the weights.
-        first: a seed of pictures to begin with, for each batch.
-        keep: numbers kept of each tensor of features and of each gradient.
+        batches: (height, width) of the canvas and of each picture, per batch.
+        depth: depth of the ResNet.
+        width: channels of its stem; 0 for the library's full-size model.
+        channels: channels of the pyramid, if a width is given.
+        fc: width of the second stage, if a width is given.
+        seed: seed of the weights.
+        first: the first seed of pictures to try, per batch.
+        keep: how many numbers are kept of each feature tensor and each gradient.
         version: 2 for torchvision's "v2" networks.
     """
 
@@ -53,7 +53,7 @@ class Model:
 
 
 class Drawn(NamedTuple):
-    """Pictures as a network sees them, zeros in the padding, and their ground truths."""
+    """Input pictures of a network, padded with zeros, and their ground truths."""
 
     images: np.ndarray  # B 3 H W
     boxes: list[np.ndarray]  # n 4, xyxy, pixels
@@ -61,12 +61,12 @@ class Drawn(NamedTuple):
 
 
 def weight(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
-    """One array of a network whose activations keep their size from layer to layer.
+    """One weight array; activations keep about the same size from layer to layer.
 
     Args:
-        name: torch's; tells norms from kernels.
-        shape: torch's.
-        seed: of the whole network.
+        name: torch's name of the array.
+        shape: torch's shape of it.
+        seed: seed of the network.
     """
     random = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
     leaf = name.rpartition(".")[2]
@@ -74,13 +74,13 @@ def weight(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
         drawn = random.uniform(0.5, 1.5, shape)
     elif leaf == "running_mean" or leaf == "bias":
         drawn = random.standard_normal(shape) * 0.2
-    elif len(shape) == 1:  # a norm's scale; the last one of a bottleneck keeps the sum in bounds
+    elif len(shape) == 1:  # a norm's scale; halved at a bottleneck's end to bound the sum
         drawn = random.uniform(0.8, 1.2, shape) * (0.5 if ".bn3." in name else 1.0)
     else:
         drawn = random.standard_normal(shape) * math.sqrt(2 / math.prod(shape[1:]))
     if "conv_offset." in name:
-        # Taps of a deformable convolution that depend strongly on the features make a deep
-        # network chaotic, as no trained one is: here they move far, by the bias, and a little.
+        # If the offsets depended strongly on the features, a deep network would be chaotic, unlike
+        # trained ones: here they depend mostly on the bias, and little on the features.
         drawn *= 5.0 if leaf == "bias" else 0.01
     return drawn.astype(np.float32)
 
@@ -88,10 +88,10 @@ def weight(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
 def pictures(
     seed: int, canvas: Sequence[int], sizes: Sequence[Sequence[int]], num_classes: int
 ) -> Drawn:
-    """Blocks of noise at two scales, and two to five boxes of 24 pixels and more a picture.
+    """Noise in blocks of three sizes, and per picture two to five boxes of at least 24 pixels.
 
     Args:
-        seed: of the batch.
+        seed: seed of the batch.
         canvas: height and width of the batch.
         sizes: height and width of each picture.
         num_classes: K.
@@ -114,10 +114,10 @@ def pictures(
 
 
 def thin(name: str, values: Any, keep: int) -> np.ndarray:
-    """At most ``keep`` of an array's numbers, always the same ones of a name and shape.
+    """At most ``keep`` numbers of an array, always the same ones for a name and shape.
 
     Returns:
-        The array itself where it is small enough, else some of its numbers in a row.
+        The array itself if it is small enough, else some of its numbers, flat.
     """
     values = np.asarray(values)
     if values.size <= keep:

@@ -1,4 +1,4 @@
-"""Five optimiser steps of a small distillation: a three-convolution student and all terms."""
+"""Optimiser steps of a small distillation: a student of three convolutions, and all terms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crosscheck.reference.layers import sub
 
 
 def student_maps(p: dict[str, Tensor], images: Tensor) -> list[Tensor]:
-    """Maps of stride 4 and 8 from images [B, H, W, 3]; kernels are height, width, in, out."""
+    """Maps of strides 4 and 8 from images [B, H, W, 3]; kernels are height, width, in, out."""
     x = images.permute(0, 3, 1, 2)
     maps = []
     for i in range(3):
@@ -30,7 +30,7 @@ def optimiser_steps(
     p: dict[str, Tensor],
     c: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Total loss at each step and all parameters after the last."""
+    """The total loss at each step, and all parameters after the last."""
     p = {name: value.detach().clone().requires_grad_() for name, value in p.items()}
     optimiser = torch.optim.SGD(
         list(p.values()),

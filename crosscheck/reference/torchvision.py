@@ -1,15 +1,14 @@
-"""What torchvision's own detectors say: every stage, losses, gradients, detections.
+"""The answers of torchvision's own detectors: all stages, losses, gradients, detections.
 
-    python -m crosscheck.reference.torchvision FOLDER
+    python -m crosscheck.reference.torchvision FOLDER [THREADS]
 
 reads FOLDER/request.json (a list of `Model` as plain values) and writes FOLDER/MODEL.npz. Needs
-torch and torchvision (0.14 was used), NumPy, and nothing else. Weights, pictures and ground
-truths are drawn by `seeded.py` on both sides, but for the last layers: those are scaled until
-there are detections to compare, and what they were scaled by is in the answer.
+torch and torchvision (0.14 was used), NumPy, and nothing else. Both sides draw weights, pictures
+and ground truths by `seeded.py`. Only the last layers are scaled until there are detections to
+compare; the answer contains their scales.
 
-Every model is run from the padded tensor on, by the library's own ``forward``: its transform is
-replaced by one that hands over a tensor that is given, and what passes between its parts is
-written down on the way.
+Every model runs from the padded tensor on, by the library's own ``forward``: its transform is
+replaced by one that returns a given tensor, and the values between its parts are recorded.
 """
 
 from __future__ import annotations
@@ -45,16 +44,16 @@ SEEDS = 400  # batches to try
 def faults(
     calls: list[Any], detections: list[dict[str, Tensor]], probabilities: Tensor
 ) -> tuple[str, float]:
-    """Why detections could come out differently by rounding alone, and the nearest overlap.
+    """Why rounding alone could change the detections, and the nearest overlap.
 
     Args:
         calls: boxes, scores, classes and threshold of the last NMS of each picture.
-        detections: of each picture.
-        probabilities: all scores of all pictures, before the limit.
+        detections: the detections of each picture.
+        probabilities: all scores of all pictures, before the score limit.
 
     Returns:
-        "" where they cannot, and how near the overlap of two candidates of one class comes to
-        the threshold.
+        The reason, or "", and the least distance from the threshold of the overlap of two
+        candidates of one class.
     """
     nearest = 1.0
     if ((probabilities - 0.05).abs() < TIES).any():
@@ -78,7 +77,7 @@ def faults(
 
 @contextmanager
 def suppressions() -> Iterator[list[Any]]:
-    """The arguments of every NMS inside."""
+    """Records the arguments of all NMS calls inside the context."""
     calls: list[Any] = []
     original = box_ops.batched_nms
 
@@ -96,8 +95,7 @@ def suppressions() -> Iterator[list[Any]]:
 def answer(model: Model) -> dict[str, Any]:
     """All tensors of a model: "weights|...", and "BATCH|TENSOR" for each batch.
 
-    Pictures are drawn until every one of a batch has 20 detections that rounding alone cannot
-    change.
+    Draws pictures until each one of a batch has 20 detections that rounding alone cannot change.
     """
     net = build(model)
     with torch.no_grad():
@@ -107,7 +105,7 @@ def answer(model: Model) -> dict[str, Any]:
     floats = {k: list(v.shape) for k, v in net.state_dict().items() if v.is_floating_point()}
     tensors["weights|shapes"] = np.array(json.dumps(floats))
     for i, (canvas, sizes) in enumerate(model.batches):
-        # The seed that served before first; the last layers are scaled on the very first one.
+        # First the seed that served before; the last layers are scaled on seed 0 of batch 0.
         for seed in (*([0] if i == 0 else []), *model.first[i : i + 1], *range(1, SEEDS)):
             drawn = pictures(seed, canvas, sizes, model.num_classes)
             net.transform.tensor = torch.from_numpy(drawn.images)
@@ -133,7 +131,7 @@ def answer(model: Model) -> dict[str, Any]:
 
 
 def inference(net: nn.Module, model: Model, run: Callable[[], Any]) -> tuple[dict[str, Any], str]:
-    """Every stage of one batch in evaluation, and what is wrong with its detections."""
+    """All stages of one batch in evaluation, and what is wrong with its detections."""
     faster = model.detector == "faster_rcnn"
     seen: dict[str, Any] = {}
 
@@ -185,7 +183,7 @@ def inference(net: nn.Module, model: Model, run: Callable[[], Any]) -> tuple[dic
 def training(
     net: nn.Module, model: Model, drawn: Drawn, singles: list[Tensor], with_gradients: bool
 ) -> dict[str, np.ndarray]:
-    """What was matched and sampled, the losses, and the gradient of their sum in float64."""
+    """The matches and samples, the losses, and the gradient of their sum in float64."""
     faster = model.detector == "faster_rcnn"
     targets = [
         {"boxes": torch.from_numpy(b), "labels": torch.from_numpy(k).long() + faster}
@@ -194,7 +192,7 @@ def training(
     net.train()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eval()  # statistics stay, scale and bias are trained
+            module.eval()  # statistics are kept; scale and bias are trained
     torch.manual_seed(model.seed)
     asked: list[tuple[Any, str]] = [(net.rpn if faster else net, "proposal_matcher")]
     if faster:
@@ -219,7 +217,7 @@ def training(
     if with_gradients:
 
         def total() -> Tensor:
-            """The losses again, by the same draws."""
+            """The losses again, with the same samples."""
             given = [{**target, "boxes": target["boxes"].double()} for target in targets]
             with ExitStack() as stack:
                 for place, recorder in zip(asked, (matcher, *draws), strict=True):

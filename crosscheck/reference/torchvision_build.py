@@ -1,4 +1,4 @@
-"""torchvision's detectors with drawn weights, from the padded tensor on, narrow or full size."""
+"""torchvision's detectors with random weights, from the padded tensor on, narrow or full size."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from crosscheck.reference.probes import outputs_of, spread
 from crosscheck.reference.seeded import Drawn, Model, weight
 
 DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
-WANTED = 30  # detections a picture to aim at
+WANTED = 30  # target number of detections per picture
 
 
 class NarrowResNet(ResNet):
-    """The library's ResNet with fewer channels everywhere."""
+    """The library's ResNet with fewer channels in all layers."""
 
     def __init__(self, depth: int, width: int):
         self.narrow = width
@@ -51,10 +51,10 @@ class NarrowResNet(ResNet):
 
 
 class Given(nn.Module):
-    """In place of the library's transform: a padded tensor that is there already."""
+    """Replaces the library's transform: returns a given padded tensor."""
 
     def forward(self, images: Any, targets: Any = None) -> tuple[ImageList, Any]:
-        """The tensor, the sizes of its pictures, and the targets as they are."""
+        """The tensor, the sizes of its pictures, and the unchanged targets."""
         return ImageList(self.tensor, self.sizes), targets
 
     def postprocess(self, result: Any, *_: Any) -> Any:
@@ -63,7 +63,7 @@ class Given(nn.Module):
 
 
 def build(model: Model) -> nn.Module:
-    """A detector of the library with drawn weights, from a padded tensor on."""
+    """A detector of the library, from a padded tensor on."""
     faster = model.detector == "faster_rcnn"
     K = model.num_classes + faster
     second = model.version == 2
@@ -104,20 +104,20 @@ def build(model: Model) -> nn.Module:
 
 
 def draw_weights(net: nn.Module, seed: int) -> None:
-    """Gives every array of a network its numbers."""
+    """Fills all arrays of a network with random numbers."""
     for name, value in net.state_dict().items():
         if value.dtype.is_floating_point:
             value.copy_(torch.from_numpy(weight(name, tuple(value.shape), seed)))
 
 
 def liven(net: nn.Module, model: Model, drawn: Drawn, run: Callable[[], Any]) -> list[str]:
-    """Scales the last layers until there are about `WANTED` detections a picture.
+    """Scales the last layers until there are about `WANTED` detections per picture.
 
     Returns:
         The scaled layers' names.
     """
     wanted = WANTED * len(drawn.images)
-    # Of many classes, scores crowd above the limit unless the logits are far apart.
+    # With many classes, scores crowd above the limit unless the logits are far apart.
     many_classes = model.num_classes > 20
     sharp = (2.0 if model.detector == "faster_rcnn" else 1.5) * (2 if many_classes else 1)
     if model.detector == "faster_rcnn":
@@ -139,7 +139,7 @@ def liven(net: nn.Module, model: Model, drawn: Drawn, run: Callable[[], Any]) ->
             spread(layer, values, 0.0, std)
         bias, falls = layers[0].bias, 1.0
         names = ["head.classification_head.cls_logits", "head.regression_head.bbox_reg"]
-    # More background, or less of every class, means fewer detections: bisection.
+    # Bisection: more background, or less of every class, gives fewer detections.
     reach = 48.0 if many_classes else 12.0
     low, high, start = -reach, reach, bias.clone()
     for _ in range(10):
