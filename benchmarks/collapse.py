@@ -1,11 +1,11 @@
-"""Which way to embed the teacher survives where nothing can be learnt.
+"""Which ways to embed the teacher collapse if there is nothing to learn.
 
     python benchmarks/collapse.py [--steps N] [--json FILE]
 
 Student and teacher features are independent noise, drawn anew at each step, so no distiller can
-predict the one from the other. A loss that falls far below its start has found agreement on
-something empty. A second table has features of which the student's are a noisy linear image of the
-teacher's: there a fall is wanted. Each way is trained by SGD, momentum 0.9, as a detector is.
+predict one from the other: a loss that falls far below its start has collapsed to an empty
+agreement. In a second table the student's features are a noisy linear image of the teacher's; there
+the loss should fall. Each way is trained by SGD with momentum 0.9, as a detector is.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def train(
     boxes: int = 8,
     log_every: int = 20,
 ) -> tuple[list[dict[str, float]], list[str]]:
-    """Trains a distiller alone and returns what it logged and what the monitor said."""
+    """Trains only a distiller; returns its log and the monitor's messages."""
     distiller = Distiller(distill_config(settings), SPEC, SPEC, rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(distiller, distiller.is_trained, ...)
     optimizer = optax.sgd(learning_rate, momentum=0.9)
@@ -98,7 +98,7 @@ WAYS = ("trained", "frozen", "shared", "average")
 
 
 def settings(form: str, way: str) -> dict[str, Any]:
-    """All three terms in one form, with one way to embed the teacher."""
+    """Settings of all three terms in one form, with one way to embed the teacher."""
     weights = {"paper": (1.0, 1.0, 1.0), "official": (1e-3, 4e-3, 2.4e-3)}[form]
     common = {"form": form, "teacher_modules": way}
     if way == "average":

@@ -1,13 +1,13 @@
-"""Teacher forward and student step beside torchvision's, on one machine in one run, with ratios.
+"""Times teacher forward and student step against torchvision's, in one run, with ratios.
 
     python benchmarks/detectors.py [--torch-python /usr/bin/python3] [--canvas 256x320]
 
-fasterrcnn_resnet50_fpn and retinanet_resnet50_fpn, full width, fresh weights, frozen norms. The
-teacher is backbone and pyramid without gradients, as distillation needs it (ours with its norms
-folded, as in training); the step is losses, gradient and SGD of the detector alone. torchvision
-runs in an interpreter of its own (`--torch-python`, by default this one), before ours; without
-torchvision there its column stays empty. On a GPU it runs in channels_last, in bfloat16 under
-autocast. A ratio is torchvision's time over ours: above 1 ours is the faster.
+fasterrcnn_resnet50_fpn and retinanet_resnet50_fpn, full width, random weights, frozen norms. The
+teacher is backbone and pyramid without gradients, as distillation needs it (ours with folded norms,
+as in training); the step is losses, gradient and SGD of only the detector. torchvision runs first,
+in its own interpreter (`--torch-python`, by default this one); without torchvision there, its
+column stays empty. On a GPU it runs in channels_last, in bfloat16 under autocast. A ratio is
+torchvision's time over ours: above 1, ours is faster.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from drkd_jax.step.train_step import Recipe, train_step
 from drkd_jax.training.teacher import load_teacher
 from drkd_jax.types import Batch
 
-# Outputs of torchvision's heads: 90 classes and the background, or 91 sigmoids.
+# Like the outputs of torchvision's heads: 90 classes and the background, or 91 sigmoids.
 CLASSES = {"faster_rcnn": 90, "retinanet": 91}
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 WARM = 2  # calls before the measured ones
 
 
 def shortest(function: Callable[[], Any], repeat: int) -> float:
-    """Milliseconds of the fastest call after the first ones."""
+    """Milliseconds of the fastest call after warming up."""
     times = []
     for _ in range(WARM + repeat):
         start = time.perf_counter()
@@ -73,7 +73,7 @@ def make_batch(arguments: argparse.Namespace) -> Batch:
 
 
 def torchvision_times(arguments: argparse.Namespace, batch: Batch) -> dict[str, Any]:
-    """Runs the other side; empty where it cannot run."""
+    """Runs the other side; empty if it cannot run."""
     settings = {
         "canvas": arguments.canvas,
         "batch": arguments.batch,

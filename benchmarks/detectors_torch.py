@@ -2,7 +2,7 @@
 
     python benchmarks/detectors_torch.py SETTINGS.json TIMES.json
 
-It runs in an interpreter of its own, which needs torch, torchvision and NumPy and nothing else.
+It runs in its own interpreter, which needs only torch, torchvision and NumPy.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 
 def build(name: str, canvas: tuple[int, int]) -> torch.nn.Module:
-    """The detector without weights, but with the frozen norms and stages of a pretrained one."""
+    """The detector with random weights, but with norms and stages frozen as if pretrained."""
     options: dict[str, Any] = {"weights": None, "norm_layer": FrozenBatchNorm2d}
     if name == "retinanet":
         options |= {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
     backbone = resnet_fpn_backbone(backbone_name="resnet50", trainable_layers=3, **options)
     for module in backbone.modules():
         if hasattr(module, "bn3"):
-            module.bn3.weight.zero_()  # as a fresh network of the other side begins
+            module.bn3.weight.zero_()  # as in a new network of the other side
     make = {"faster_rcnn": FasterRCNN, "retinanet": RetinaNet}[name]
-    # Pictures as large as the canvas: its transform then only normalises.
+    # With pictures as large as the canvas, its transform only normalises.
     return make(backbone, num_classes=91, min_size=min(canvas), max_size=max(canvas))
 
 

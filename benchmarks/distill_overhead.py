@@ -2,9 +2,9 @@
 
     python benchmarks/distill_overhead.py [--detector retinanet] [--canvas 256,320] [--json FILE]
 
-The student's forward, losses and gradient and the teacher's forward are in both; each term alone,
-all three, and all three in the official form are added in turn. Programs take turns in each round,
-so that a busy machine slows all of them. Boxes are 20 a picture, batches of 2.
+Both include the student's forward, losses and gradient and the teacher's forward. Each term alone,
+all three, and all three in the official form are added in turn. The programs alternate in each
+round, so that a busy machine slows all of them. Batches have 2 pictures with 20 boxes each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from drkd_jax.distill import Distiller, distill_config
 from drkd_jax.types import Targets
 
 TERMS = ("pixel_relation", "instance_relation", "instance_feature")
-EXTRA = {"retinanet": "conv_c5", "faster_rcnn": "pool"}  # a student can be one of these
+EXTRA = {"retinanet": "conv_c5", "faster_rcnn": "pool"}  # the possible students' extra level
 BOXES = 20
 PICTURES = 2
 

@@ -1,9 +1,9 @@
-"""COCO's 12 numbers by both evaluators, in turns: seconds, their ratio, and how far they differ.
+"""COCO's 12 numbers by both evaluators, alternating: seconds, their ratio, and differences.
 
     python benchmarks/evaluation.py [--pictures 5000] [--detections 45] [--repeat 2]
 
-Pictures have 7.3 boxes of 80 classes on average, as COCO's validation set; 1 % are crowds. Seven
-tenths of the detections lie near a box.
+Pictures have 7.3 boxes of 80 classes on average, as in COCO's validation set; 1 % are crowds. Seven
+tenths of the detections are near a box.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     )
     seconds: dict[str, list[float]] = {name: [] for name in EVALUATORS}
     numbers = {}
-    for _ in range(arguments.repeat):  # in turns: a busy machine slows both
+    for _ in range(arguments.repeat):  # alternating, so that a busy machine slows both
         for name in EVALUATORS:
             start = time.perf_counter()
             numbers[name] = coco_numbers(truth, found, evaluator=name)

@@ -1,10 +1,10 @@
-"""Milliseconds a picture on this CPU: our predictor, the StableHLO file, the ONNX file.
+"""Milliseconds per picture on this CPU: our predictor, the StableHLO file, the ONNX file.
 
     python benchmarks/export.py [--detector faster_rcnn] [--canvas 320x480] [--rounds 10]
 
-A detector of random weights (ResNet-18, FPN of 64 channels, 80 classes), one picture a call. The
-three take turns, so that a busy machine slows all alike; medians, and their ratios to ours. ONNX is
-left out where the extra `onnx` is not installed.
+A detector with random weights (ResNet-18, FPN of 64 channels, 80 classes), one picture per call.
+The three alternate, so that a busy machine slows all alike; prints medians and their ratios to
+ours. ONNX is left out if the extra `onnx` is not installed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PIXELS = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 def forms(detector: Any, canvas: tuple[int, int]) -> dict[str, Callable[..., Any]]:
-    """Each way to call the detector, `(images, sizes) -> NumPy arrays`."""
+    """The ways to call the detector, each `(images, sizes) -> NumPy arrays`."""
     run, arrays = program(detector, PIXELS, suppress=True)
     placed, jitted = jax.device_put(arrays), jax.jit(run)
     file = to_stablehlo(detector, PIXELS, Form(canvas, 1, platforms=("cpu",)))
@@ -82,7 +82,7 @@ def main() -> None:
         for name, call in called.items():
             start = time.perf_counter()
             call(images, sizes)
-            if number:  # the first one compiles
+            if number:  # the first call compiles
                 times[name].append(1e3 * (time.perf_counter() - start))
     ours = statistics.median(times["ours"])
     for name, each in times.items():

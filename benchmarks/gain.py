@@ -1,12 +1,12 @@
-"""What distillation gains: students with and without it, over seeds, sets and detectors.
+"""Measures what distillation gains: students with and without it, over seeds, sets, detectors.
 
     python benchmarks/gain.py benchmarks/gain/deeppcb.toml --data=DIR --workdir=runs/gain
 
-Trains what the table asks for and is not there yet: the teacher once, then every arm's student,
-the first seed of everything first. May be stopped or killed at any moment; the same command goes
-on. Writes ``gain.json``, ``gain.md`` and ``gain.png`` into WORKDIR/TABLE after every run. How a
-table is written: see gain/table.py. Exit code 0: all runs are done; 1: some failed; 2: a fault in
-the table or the data; 75: interrupted.
+Trains the table's runs that are not finished: the teacher once, then every arm's student, the first
+seed of all before the second. It may be stopped or killed at any time; the same command continues.
+Writes ``gain.json``, ``gain.md`` and ``gain.png`` into WORKDIR/TABLE after every run. The format of
+a table: see gain/table.py. Exit code 0: all runs are done; 1: some failed; 2: a fault in the table
+or the data; 75: interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # what is measured is the checkout that this file belongs to
+sys.path.insert(0, str(ROOT))  # measures the checkout of this file
 
 from benchmarks.gain.adopt import adopt  # noqa: E402
 from benchmarks.gain.forest import forest  # noqa: E402
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         },
     }
     report = _Report(plan, frame)
-    report.write({})  # faults of what is there come before hours of training
+    report.write({})  # reports faults of finished runs before hours of training
     if options.report:
         print(f"{plan.folder}/gain.md")
         return 0
@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         runner = Runner(
             plan.jobs,
             slots=options.jobs,
-            # Kept to one thread, XLA of jaxlib 0.10.2 takes over 20 GB for a tiny Faster R-CNN.
+            # With one thread, XLA of jaxlib 0.10.2 takes over 20 GB for a tiny Faster R-CNN.
             cores=cores() if on_cpu and not options.quick else (),
             shares_memory=not on_cpu,
             programs=_programs(workdir),
@@ -112,11 +112,11 @@ def _run(options: argparse.Namespace, command: str) -> int:
 
 
 class _Report:
-    """Writes what is known by now.
+    """Writes the results so far.
 
     Args:
         plan: The table's runs.
-        frame: What does not change from run to run.
+        frame: The part of the results that is the same after every run.
     """
 
     def __init__(self, plan: Plan, frame: dict[str, Any]):
@@ -132,15 +132,15 @@ class _Report:
 
 
 def _programs(workdir: Path) -> Path:
-    """Where compiled programs are kept: JAX's own setting, where there is one."""
+    """The folder of compiled programs: JAX's own setting, if there is one."""
     return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or workdir / "programs").absolute()
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    """Reads ``0-4``, ``3`` or ``0,2,5``.
+    """Parses ``0-4``, ``3`` or ``0,2,5``.
 
     Raises:
-        UserError: It is none of them.
+        UserError: The text has none of these forms.
     """
     found: list[int] = []
     for part in text.split(","):

@@ -1,11 +1,11 @@
-"""RoIAlign by gathering single cells: what `ops.roi_align` was chosen over.
+"""RoIAlign by gathering single cells, the alternative to `ops.roi_align`.
 
 Letters: B pictures, P cells of all maps, R regions, S bins, C channels.
 
-Fixed samples only. Every corner of every sample is one gather as large as the output. The three
-backwards: "autodiff" is what JAX makes of it, one scatter-add for each gather; "in place" adds all
-of them into one buffer, one after the other; "sorted" sorts the cells first and sums equal ones, so
-that no two updates meet.
+Fixed samples only. Every corner of every sample is one gather as large as the output. There are
+three backward passes: "autodiff" is JAX's own, one scatter-add per gather; "in place" adds all of
+them into one buffer, one after the other; "sorted" first sorts the cells and sums equal ones, so
+that no two updates collide.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def axis(low: Any, high: Any, size: Any, bins: int, samples: int) -> tuple[Any, 
 def readings(
     maps: Any, boxes: Any, levels: Any, strides: tuple[int, ...], bins: int, samples: int
 ) -> tuple[Any, Any, Any]:
-    """All maps flat, and what each bin reads: indices and weights `[4 samples^2, B, R, S, S]`."""
+    """All maps flat, and each bin's reads: indices and weights `[4 samples^2, B, R, S, S]`."""
     shapes = np.asarray([plane.shape[1:3] for plane in maps], np.int32)
     cells = shapes[:, 0] * shapes[:, 1]
     base = jnp.asarray(np.cumsum(cells) - cells)[levels][..., None, None]
@@ -115,7 +115,7 @@ def roi_align(
     samples: int,
     backward: Backward,
 ) -> Any:
-    """As `ops.roi_align.roi_align`, not aligned; float32."""
+    """Like `ops.roi_align.roi_align`, not aligned; float32."""
     flat, indices, weights = readings(maps, boxes, levels, strides, bins, samples)
     if backward == "autodiff":
         return read(flat, indices, weights)

@@ -1,16 +1,16 @@
-"""Full-size training steps by clock on a GPU, beside torchvision and a PyTorch DRKD, in one run.
+"""Times full-size training steps on a GPU against torchvision and a PyTorch DRKD, in one run.
 
     python benchmarks/gpu.py --out=FOLDER [--torch-python=PYTHON] [--recipe=NAME,...] [--tiny]
 
-Both of the paper's recipes, each plain and distilled, with random weights and noise for pictures:
-nothing has to be downloaded. First the PyTorch side (channels last, bfloat16 by autocast, cuDNN's
-search), while ours builds; then our cases one after the other, each in a process of its own that
-has the GPU for itself: median step, steps in a row, memory, and a profile whose kernels are added
-up by part of the program, beside what `h100_count.py` counted. FOLDER holds gpu.json, gpu.md, and
-of each case the program's text, its kernels and its log; a case that fails takes nothing away from
-the others, and `--torch-python=-` keeps the PyTorch side of an earlier call. `--tiny`: the whole
-flow at small size, on a CPU too. Exit code 0: every case has its figures; 1: some failed, which the
-table says; 2: a fault in the flags.
+Runs both of the paper's recipes, each plain and distilled, with random weights and noise for
+pictures, so nothing has to be downloaded. First the PyTorch side runs (channels last, bfloat16 by
+autocast, cuDNN's search) while ours builds; then our cases one after the other, each in its own
+process with exclusive use of the GPU: median step, consecutive steps, memory, and a profile with
+the kernels summed by part of the program, next to the counts of `h100_count.py`. FOLDER contains
+gpu.json, gpu.md, and each case's program text, kernels and log. A failed case does not affect the
+others; `--torch-python=-` keeps the PyTorch side of an earlier call. `--tiny`: everything at small
+size, also on a CPU. Exit code 0: every case has its figures; 1: some failed, see the table; 2: a
+fault in the flags.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _start(
 
 
 def _torch(options: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Runs the PyTorch side; empty where it cannot run, or is not wanted."""
+    """Runs the PyTorch side; empty if it cannot run, or is not wanted."""
     sink = out / "torch.json"
     if options.torch_python != "-":
         sink.unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _torch(options: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def _boxes(pictures: int, canvas: tuple[int, int]) -> list[list[list[float]]]:
-    """Eight a picture, as many as the noise has on our side."""
+    """Eight boxes per picture, as many as on our side."""
     import numpy as np
 
     random, (height, width) = np.random.default_rng(0), canvas
@@ -155,19 +155,19 @@ def _ceilings(
     sink = out / "ceilings.json"
     size = "256" if options.tiny else "8192"
     command = [sys.executable, "-m", "benchmarks.gpu.ceilings", str(sink), size]
-    if options.torch_python != "-":  # else both are an earlier call's
+    if options.torch_python != "-":  # else both are from an earlier call
         subprocess.run(command, cwd=ROOT, env=environment)
     return json.loads(sink.read_text()) if sink.is_file() else {}
 
 
 def _environment() -> dict[str, str]:
-    """Of the processes that measure."""
+    """The environment of the measuring processes."""
     environment = dict(os.environ)
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms and "cpu" not in platforms.split(","):
-        environment["JAX_PLATFORMS"] = f"{platforms},cpu"  # weights are drawn there
-    # Several processes share the GPU's memory; a kernel's part of the program is told by the
-    # functions that it comes from, to the outermost.
+        environment["JAX_PLATFORMS"] = f"{platforms},cpu"  # for drawing the weights
+    # Several processes share the GPU's memory; the functions that a kernel comes from, up to the
+    # outermost, determine its part of the program.
     return environment | {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "60",

@@ -1,15 +1,15 @@
-"""What a full-size training step costs on an H100, counted without one.
+"""Counts what a full-size training step costs on an H100, without having one.
 
     python benchmarks/h100_count.py [--recipe=NAME,...] [--devices=1,8] [--json=FILE] [--hlo=FOLDER]
 
-XLA compiles the product's own jitted step for an H100 that is only described, and the optimised
-program is read: kernels, TFLOP of products, GB read and written, ms by part of the program,
-buffers, what crosses the GPUs. It is a count, not a measurement: bytes, kernels, buffers and
-collectives are XLA's own, milliseconds a lower bound by assumed rates that are shown. No picture
-is read and no weight is made. Needs JAX's CUDA 13 plugin (no GPU and no driver), and says so where
-it is not there. A compilation takes minutes on one CPU core. ``--read FILE...`` counts programs
-that ``--hlo`` wrote before, with nothing but this checkout. Exit code 0: all were counted; 1: some
-did not compile; 2: a fault in the flags.
+XLA compiles the product's own jitted step for an H100 that is only described. The figures come from
+the optimised program: kernels, TFLOP of products, GB read and written, ms by part of the program,
+buffers, and traffic between GPUs. They are counts, not measurements: bytes, kernels, buffers and
+collectives are XLA's own; milliseconds are a lower bound by assumed rates, which are shown. No
+pictures are read and no weights are made. Needs JAX's CUDA 13 plugin (no GPU, no driver); a message
+says if it is missing. A compilation takes minutes on one CPU core. ``--read FILE...`` counts
+programs that ``--hlo`` wrote before, and needs only this checkout. Exit code 0: all were counted;
+1: some did not compile; 2: a fault in the flags.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # what is counted is the checkout that this file belongs to
+sys.path.insert(0, str(ROOT))  # counts the checkout of this file
 
 from benchmarks.h100.counting import count  # noqa: E402
 from benchmarks.h100.hlo import read_module  # noqa: E402
@@ -41,7 +41,7 @@ RECIPES = (
 )
 PRECISIONS = {"bf16": "bfloat16", "float32": "float32"}
 MINUTE = 60.0  # seconds
-HEADER = "// h100_count "  # then what was compiled, as JSON, before the program's text
+HEADER = "// h100_count "  # followed by the case as JSON, above the program's text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def _read(options: argparse.Namespace) -> int:
 def _compile(options: argparse.Namespace) -> int:
     from benchmarks.h100 import compiling
 
-    compiling.set_up()  # before anything imports JAX
+    compiling.set_up()  # before JAX is imported
     from benchmarks.gain.machine import commit, versions
 
     results, program = _empty(), {"commit": commit(), "versions": versions()}
@@ -90,7 +90,7 @@ def _compile(options: argparse.Namespace) -> int:
             about, text = _program(about, say)
         except UserError:
             raise
-        except Exception as error:  # the other cases are still worth having
+        except Exception as error:  # the other cases are still useful
             say(f"did not compile: {type(error).__name__}: {str(error).splitlines()[0]}")
             failed += 1
             continue
@@ -105,7 +105,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _program(about: dict[str, Any], say: _Progress) -> tuple[dict[str, Any], str]:
-    """What was compiled, and the optimised program's text."""
+    """The description of a case, and the optimised program's text."""
     from benchmarks.h100 import compiling, steps
     from drkd_jax.ops.platform import tracing_for
 
@@ -136,7 +136,7 @@ def _program(about: dict[str, Any], say: _Progress) -> tuple[dict[str, Any], str
 
 
 class _Progress:
-    """Says lines with what they are about and the seconds since it was made."""
+    """Prints lines with their subject and the seconds since its creation."""
 
     def __init__(self, what: str):
         self._what, self._start = what, time.perf_counter()
@@ -148,7 +148,7 @@ class _Progress:
 
     @contextlib.contextmanager
     def every(self, seconds: float, words: str) -> Iterator[None]:
-        """Says the same again and again, for as long as the block lasts."""
+        """Repeats a message while the block runs."""
         over = threading.Event()
 
         def repeat() -> None:
@@ -165,7 +165,7 @@ class _Progress:
 
 
 def _about(text: str, file: Path) -> dict[str, Any]:
-    """What `--hlo` wrote above the program; of another file its name alone."""
+    """The description that `--hlo` wrote above the program; of other files, only the name."""
     first = text.partition("\n")[0]
     about = {"file": file.name}
     if first.startswith(HEADER):
@@ -215,7 +215,7 @@ def _earlier(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to six digits, which is more than they mean."""
+    """Rounds floats to six digits, more than are significant."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):

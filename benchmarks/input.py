@@ -1,10 +1,10 @@
-"""The input path: pictures a second a core by stage, and beside a PyTorch DataLoader.
+"""Speed of the input path: pictures per second and core by stage, and a PyTorch DataLoader's.
 
     python benchmarks/input.py --coco IMAGES_DIR:INSTANCES_JSON [--torch-python PYTHON]
 
 Both sides do the same work on the same planned batches: read, decode, resize, pad (all uint8,
-OpenCV), boxes scaled and padded, rows stacked; the sum of all pixels is compared. PYTHON is an
-interpreter with torch and opencv-python-headless. Rounds are taken in turns, in one run.
+OpenCV), scale and pad boxes, stack rows; the sums of all pixels are compared. PYTHON is an
+interpreter with torch and opencv-python-headless. The sides alternate within one run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from drkd_jax.data.transforms import fit
 
 
 def stages(source: CocoSource, config: PipelineConfig, count: int, repeat: int) -> dict[str, float]:
-    """Pictures a second of one thread: each stage alone, and whole batches of the same pictures."""
+    """Pictures per second of one thread: each stage alone, and whole batches of these pictures."""
     loader = train_loader(source, dataclasses.replace(config, num_threads=0))
     found = [next(loader).index for _ in range(count)]
     indices = [int(i) for i in np.concatenate(found) if i >= 0]
@@ -62,7 +62,7 @@ def stages(source: CocoSource, config: PipelineConfig, count: int, repeat: int) 
     def each(do: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
         def run() -> None:
             for values in zip(*inputs, strict=True):
-                do(*values)  # nothing is kept: memory is used again, as in the loader
+                do(*values)  # nothing is kept, so memory is reused, as in the loader
 
         return run
 
@@ -86,7 +86,7 @@ def stages(source: CocoSource, config: PipelineConfig, count: int, repeat: int) 
         loader.set_state({"next_batch": 0})
         seconds["all"] = min(seconds["all"], 1 / rate(loader, count))
     rates = {name: 1 / value for name, value in seconds.items()}
-    # What is left for boxes and bookkeeping, where the clock can tell it from nothing.
+    # The remaining time, for boxes and bookkeeping, if it is measurable.
     rest = seconds["all"] - sum(seconds[name] for name in work)
     everything = rates.pop("all")
     return rates | {"batch": 1 / rest if rest > 1e-6 else float("inf"), "all": everything}
@@ -102,7 +102,7 @@ def rate(loader: Any, count: int, skip: int = 0) -> float:
 
 
 def plan(source: CocoSource, config: PipelineConfig) -> dict[str, Any]:
-    """The batches of the first epoch, as benchmarks/input_torch.py wants them."""
+    """The batches of the first epoch, in the format of benchmarks/input_torch.py."""
     loader = train_loader(source, dataclasses.replace(config, num_threads=0))
     rows: list[dict[str, Any]] = []
     batches: list[list[int]] = []
@@ -138,14 +138,14 @@ class Torch:
         self.versions = self._answer()
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """One command, one answer."""
+        """Sends one command and returns the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"skip": 0, "sum": False, **command}) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the other process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -159,7 +159,7 @@ class Torch:
 
 
 def compare(source: CocoSource, config: PipelineConfig, torch: Torch, full: int, repeat: int):
-    """The whole loader, ours and theirs in turns, over whole epochs; filling rows do not count."""
+    """Alternates both loaders over whole epochs; rows that fill up batches do not count."""
     cores, count = len(os.sched_getaffinity(0)), steps_per_epoch(source, config)
     rows = [("in the caller", {"num_threads": 0}, 0)]
     rows += [(f"{cores} threads | {cores} workers", {"num_threads": cores}, cores)]
@@ -174,7 +174,7 @@ def compare(source: CocoSource, config: PipelineConfig, torch: Torch, full: int,
         prefetch = 2
         changed = dataclasses.replace(config, prefetch=max(prefetch, workers), **settings)
         loader = train_loader(source, changed)
-        skip = 2 * max(1, workers) * max(2, workers) + 1  # what was read ahead before the clock ran
+        skip = 2 * max(1, workers) * max(2, workers) + 1  # batches read ahead before the clock ran
         torch.ask(workers=workers, prefetch=prefetch, count=1)
         next(loader)
         ours, theirs = [], []
@@ -247,7 +247,7 @@ def main() -> None:
 def same_work(
     source: CocoSource, config: PipelineConfig, torch: Torch, planned: dict, full: list
 ) -> None:
-    """Adds up every pixel of one epoch's full batches on both sides."""
+    """Compares the sums of all pixels of one epoch's full batches on both sides."""
     loader = train_loader(source, dataclasses.replace(config, num_threads=0))
     total = 0
     for rows in planned["batches"]:

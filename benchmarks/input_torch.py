@@ -1,7 +1,7 @@
 """The other side of benchmarks/input.py: a PyTorch DataLoader over the same planned batches.
 
-Runs in an interpreter that has torch and OpenCV and nothing of this package. The plan comes as a
-json file; the commands come on stdin, one json object a line, and so do the answers on stdout.
+Runs in an interpreter with torch and OpenCV, without this package. The plan is a json file;
+commands arrive on stdin, one json object per line, and answers leave on stdout likewise.
 """
 
 import json
@@ -17,7 +17,7 @@ cv2.setNumThreads(1)
 
 
 class Pictures(Dataset):
-    """Read, decode, resize, pad: what drkd_jax.data.pipeline does for a row of a batch."""
+    """Reads, decodes, resizes and pads, like drkd_jax.data.pipeline for a row of a batch."""
 
     def __init__(self, plan):
         self.rows = plan["rows"]
@@ -54,7 +54,7 @@ class Pictures(Dataset):
 
 
 class Endless:
-    """The planned batches, over and over."""
+    """Repeats the planned batches endlessly."""
 
     def __init__(self, batches):
         self.batches = batches

@@ -1,13 +1,13 @@
-"""Kills a small run again and again, at random moments, and looks whether anything was lost.
+"""Kills a small run repeatedly, at random moments, and checks whether anything was lost.
 
 python benchmarks/kill.py 50 --workdir=runs/kill
 
-Each time SIGKILL takes the training process, and the same call starts it again, until the run is
-through; then its last checkpoint, its log and its scores are compared, bit for bit, with those of
-a run that nobody disturbed. Every kill waits for one to four steps that its run has not done yet,
-so that they spread over all of it however slow the machine is: half of them strike within the next
-write of a checkpoint, the others at any moment after the step, one in ten while the process still
-starts. Prints what was under way each time, and ends with 1 where anything differs.
+SIGKILL ends the training process each time, and the same call starts it again, until the run is
+finished. Then its last checkpoint, log and scores are compared bit for bit with those of an
+undisturbed run. Every kill waits for one to four new steps of its run, so that kills spread over
+the whole run at any speed of the machine: half of them hit the next write of a checkpoint, the
+others any moment after the step, except that one in ten hits the start of the process. Prints what
+was under way each time; the exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Programs for runs of a second are not worth XLA's effort.
+# Optimising programs does not pay for runs of a second.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -36,7 +36,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags, logging
 
-# What is killed is the checkout that this file belongs to.
+# Tests the checkout of this file.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs import demo
@@ -44,12 +44,12 @@ from drkd_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from drkd_jax.training import loop
 from drkd_jax.training.setup import keep_programs
 
-REACH = 4  # new steps, at most, that a kill waits for
+REACH = 4  # maximum number of new steps that a kill waits for
 DIGESTS = "digests.json"
 UNFINISHED = f"*{ocp.utils.TMP_DIR_SUFFIX}*"
 EVAL_EVERY = 5
 KINDS = (*("write", "step") * 4, "write", "start")
-PATIENCE = 600  # seconds without which a run counts as hung
+PATIENCE = 600  # seconds after which a run counts as hung
 
 
 def main() -> int:
@@ -112,7 +112,7 @@ def main() -> int:
 
 
 def recipe(steps: int, plain: bool) -> dict:
-    """A small detector, distilled as a rule, that writes checkpoints much of its time."""
+    """A small detector, distilled unless plain, that often writes checkpoints."""
     config = demo.get_config("tiny")
     config.train.update(steps=steps, checkpoint_every=2, log_every=1, eval_every=EVAL_EVERY, keep=2)
     if plain:
@@ -121,10 +121,10 @@ def recipe(steps: int, plain: bool) -> dict:
 
 
 class Pace:
-    """How long an undisturbed run takes to its first step, and to write a checkpoint.
+    """How long an undisturbed run takes for its first step, and to write a checkpoint.
 
     Args:
-        child: the run; it has ended afterwards.
+        child: the run; ended afterwards.
         folder: its work folder.
     """
 
@@ -142,13 +142,13 @@ class Pace:
 
 
 class Child:
-    """A training process that runs."""
+    """A running training process."""
 
     def __init__(self, process: int):
         self.process, self.began, self.seconds = process, time.monotonic(), 0.0
 
     def over(self) -> bool:
-        """Whether it has ended by itself; anything but success is our fault."""
+        """Whether it has ended by itself; a failure or a hang ends this program."""
         process, status = os.waitpid(self.process, os.WNOHANG)
         if not process:
             if time.monotonic() - self.began > PATIENCE:
@@ -161,18 +161,18 @@ class Child:
         return True
 
     def wait(self) -> None:
-        """Until its end."""
+        """Waits for its end."""
         while not self.over():
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """At once."""
+        """Kills it at once."""
         os.kill(self.process, signal.SIGKILL)
         os.waitpid(self.process, 0)
 
 
 def run(config: dict, workdir: Path, common: Path) -> Child:
-    """Starts a session: this process's twin, which has touched no device yet."""
+    """Starts a training in a fork of this process, which has used no device yet."""
     process = os.fork()
     if process:
         return Child(process)
@@ -194,15 +194,15 @@ def run(config: dict, workdir: Path, common: Path) -> Child:
 def strike(
     child: Child, folder: Path, rng: random.Random, kind: str, target: int, pace: Pace
 ) -> str | None:
-    """Kills at a random moment of its kind; what was under way, or None where the run was quicker.
+    """Kills at a random moment of a kind; returns what was under way, None if the run had ended.
 
     Args:
         child: the process.
         folder: its work folder.
         rng: draws the moment.
         kind: one of `KINDS`.
-        target: the step that has to be done before, but for "start".
-        pace: of an undisturbed run.
+        target: the step to wait for, unless the kind is "start".
+        pace: pace of an undisturbed run.
     """
     if kind == "start":
         delay = rng.uniform(0, pace.start)
@@ -211,7 +211,7 @@ def strike(
             return None
         delay = rng.uniform(0, 2 * pace.write)
         if kind == "write":
-            # The write of this moment, if any, ends first: the next one is met from its start.
+            # Waits for the end of a current write, to meet the next one from its start.
             if not until(child, lambda: not unfinished(folder)):
                 return None
             if not until(child, lambda: bool(unfinished(folder))):
@@ -221,7 +221,7 @@ def strike(
     if not until(child, lambda: time.monotonic() >= end):
         return None
     child.kill()
-    if kind == "start":  # what the kill before left half written may still lie there
+    if kind == "start":  # an unfinished write may be left from the kill before
         return "at the start"
     writing = unfinished(folder)
     if writing:
@@ -232,7 +232,7 @@ def strike(
 
 
 def until(child: Child, reached: Callable[[], bool]) -> bool:
-    """Waits for something; False where the process ended before."""
+    """Waits for a condition; False if the process ended before."""
     while not child.over():
         if reached():
             return True
@@ -241,14 +241,14 @@ def until(child: Child, reached: Callable[[], bool]) -> bool:
 
 
 def logged(folder: Path, kind: str = "train") -> int:
-    """The last step in a run's log, of its lines of one kind."""
+    """The last step in a run's log, among lines of one kind."""
     try:
         lines = (folder / METRICS_FILE).read_text().splitlines()
     except FileNotFoundError:
         return 0
     steps = [0]
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError):  # a line that is being written
+        with contextlib.suppress(ValueError, KeyError):  # a half-written line
             entry = json.loads(line)
             steps += [entry["step"]] if entry["kind"] == kind else []
     return max(steps)
@@ -265,7 +265,7 @@ def progress(folder: Path) -> str:
 
 
 def compare(folder: Path, whole: Path) -> list[str]:
-    """What of a run differs from the undisturbed one."""
+    """The differences of a run from the undisturbed one."""
     mine, theirs = (json.loads((place / DIGESTS).read_text()) for place in (folder, whole))
     wrong = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
     lines, others = (read_metrics(place / METRICS_FILE) for place in (folder, whole))
@@ -288,7 +288,7 @@ def compare(folder: Path, whole: Path) -> list[str]:
 
 
 def digests(folder: Path, last: int) -> dict[str, str]:
-    """A digest of every array of the last checkpoint."""
+    """A digest of each array of the last checkpoint."""
     found = {}
     with ocp.StandardCheckpointer() as checkpointer:
         for item in ("student", "training"):

@@ -1,13 +1,13 @@
-"""NMS, RoIAlign, deformable convolution beside torchvision's: times, ratios, differences.
+"""NMS, RoIAlign, deformable convolution against torchvision's: times, ratios, differences.
 
     python benchmarks/ops.py [--torch-python /usr/bin/python3] [--batch 1] [--json FILE]
 
-torchvision runs in an interpreter of its own (`--torch-python`, by default this one), on the same
-inputs, before ours; without torchvision there its column stays empty. A ratio is torchvision's time
-over ours: above 1 ours is the faster. Sizes are those of a two-stage detector in training: 2000
-proposals on each of five levels of an 800x1344 canvas, 512 regions of 7x7 bins from 256 channels; a
+torchvision runs first, on the same inputs, in its own interpreter (`--torch-python`, by default
+this one); without torchvision there, its column stays empty. A ratio is torchvision's time over
+ours: above 1, ours is faster. Sizes are those of a two-stage detector in training: 2000 proposals
+on each of five levels of an 800x1344 canvas, 512 regions of 7x7 bins from 256 channels; a
 deformable convolution of ResNeXt-101-32x4d's C4, 512 channels in 32 groups.
-`--backward` measures, in the place of torchvision, the ways to differentiate RoIAlign.
+`--backward` measures, instead of torchvision, the ways to differentiate RoIAlign.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from drkd_jax.ops.roi_align import region_levels, roi_align
 
 STRIDES = (4, 8, 16, 32)
 BINS = 7
-EVERY = 16  # of so many regions one is compared
+EVERY = 16  # one of so many regions is compared
 THRESHOLDS = {"nms, 5 levels x 2000": 0.7, "nms, 2000 of 80 classes": 0.5}
 SAMPLES = {"roi_align 2x2": 2, "roi_align adaptive": 0}
 DEFORM = "deform_conv, 512 in 32 groups"
@@ -56,7 +56,7 @@ def random_boxes(
 def crowd(
     random: np.random.Generator, shape: tuple[int, ...], canvas: tuple[int, int], objects: int
 ) -> np.ndarray:
-    """Boxes as a network gives them: many around each of a few objects."""
+    """Boxes like those of a network: many around each of a few objects."""
     centres = random_boxes(random, (shape[0], objects), canvas, 600)
     chosen = np.take_along_axis(
         centres, random.integers(0, objects, (*shape, 1)).reshape(shape[0], -1, 1), axis=1
@@ -91,7 +91,7 @@ def inputs(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
 def torchvision_times(
     arguments: argparse.Namespace, made: dict[str, np.ndarray]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Runs the other side; empty where it cannot run."""
+    """Runs the other side; empty if it cannot run."""
     settings = {
         "nms": THRESHOLDS,
         "roi_align": SAMPLES,
@@ -131,7 +131,7 @@ def shortest(function: Callable[..., Any], arguments: tuple[Any, ...], repeat: i
 def suppress(
     by_level: bool, threshold: float, boxes: jax.Array, scores: jax.Array, groups: jax.Array
 ) -> jax.Array:
-    """Which boxes are kept, as the detectors of this project do it."""
+    """Which boxes the NMS of this project's detectors keeps."""
     one = partial(nms, iou_threshold=threshold)
     valid = jnp.ones(scores.shape, bool)
     if not by_level:
@@ -203,7 +203,7 @@ def measure(
 
 
 def compare_backwards(arguments: argparse.Namespace, made: dict[str, np.ndarray]) -> None:
-    """RoIAlign's gradient by tiles beside three backwards of the gathered form, all float32."""
+    """RoIAlign's gradient by tiles against three backward passes of the gathered form, float32."""
     sys.path.insert(0, str(Path(__file__).parent))
     import gathered_roi_align
 
@@ -227,7 +227,7 @@ def compare_backwards(arguments: argparse.Namespace, made: dict[str, np.ndarray]
         f"{'2x2 samples':24} {'forward ms':>11} {'backward ms':>12} {'MiB':>7}  largest difference"
     )
     for name, form in forms.items():
-        # Linear in the maps: the gradient alone is the backward pass.
+        # Linear in the maps, so the gradient takes only the backward pass.
         gradient = jax.jit(lambda maps, form=form: jax.vjp(form, maps)[1](cotangent)[0])
         forward = shortest(jax.jit(form), (maps,), arguments.repeat)
         took = shortest(gradient, (maps,), arguments.repeat)

@@ -2,7 +2,7 @@
 
     python benchmarks/ops_torch.py INPUTS.npz OUTPUTS.npz
 
-It runs in an interpreter of its own, which needs torch, torchvision and NumPy and nothing else.
+It runs in its own interpreter, which needs only torch, torchvision and NumPy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(inputs: str, outputs: str) -> None:
 
     def measure(name: str, function: Callable[[], Any]) -> Any:
         result, durations = None, []
-        for _ in range(settings["repeat"] + 1):  # the first one warms up
+        for _ in range(settings["repeat"] + 1):  # the first call warms up
             start = time.perf_counter()
             result = function()
             if device.type == "cuda":
@@ -49,7 +49,7 @@ def main(inputs: str, outputs: str) -> None:
         groups = tensor(f"{case}_groups").long()
 
         def suppress(boxes=boxes, scores=scores, groups=groups, threshold=threshold):
-            # As its detectors do it: one picture after the other.
+            # One picture after the other, as in its detectors.
             return [batched_nms(*one, threshold) for one in zip(boxes, scores, groups, strict=True)]
 
         kept = measure(case, suppress)

@@ -1,10 +1,10 @@
-"""Learns eight real pictures by heart, from scratch, and says whether AP50 reached 0.95.
+"""Overfits eight real pictures from scratch, and reports whether AP50 reached 0.95.
 
 python benchmarks/overfit.py --coco=DIR --detector=retinanet --workdir=runs/overfit
 
-DIR holds ``images/`` and ``instances_train.json`` of COCO pictures with the ids below, all of
-them landscape, every box side at least 9 pixels after the resize to 192 x 256. Without --coco
-eight drawn pictures take their place.
+DIR contains ``images/`` and ``instances_train.json`` of COCO pictures with the ids below, all
+landscape, with box sides of at least 9 pixels after the resize to 192 x 256. Without --coco, eight
+drawn pictures are used instead.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def only(ids: tuple[int, ...], instances: Path) -> dict:
-    """The instances file cut down to some pictures."""
+    """The content of an instances file, only for some pictures."""
     full = json.loads(instances.read_text())
     return {
         "images": [image for image in full["images"] if image["id"] in ids],

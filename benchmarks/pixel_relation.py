@@ -1,12 +1,12 @@
-"""The pixel relation, plain against Gram form, a level at a time: time, memory, FLOPs, error.
+"""The pixel relation, plain against Gram form, per level: time, memory, FLOPs, error.
 
     python benchmarks/pixel_relation.py [--levels P2,P3] [--dtype bfloat16] [--teacher trained]
         [--compare values]
 
-Maps of an 800x1344 canvas, 256 channels, 64/64/256/256/256 nodes, forward and backward with
-respect to the student's map and the trained modules (the teacher's are frozen by default).
-Memory is what the compiled program holds beside its arguments and results. The error is that of
-each form against the plain form in float64, in relative norm; it is left out with --no-error.
+Maps of an 800x1344 canvas, 256 channels, 64/64/256/256/256 nodes, forward and backward with respect
+to the student's map and the trained modules (the teacher's are frozen by default). Memory is that
+of the compiled program without its arguments and results. The error is each form's difference from
+the plain form in float64, in relative norm; --no-error leaves it out.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32, "P6": 64}
 def flops(form: str, nodes: int, arguments: argparse.Namespace, pixels: int) -> float:
     """Multiplications and additions that grow with the pixels, forward and backward.
 
-    Counted from the formulas, since the compiler's own count takes a loop's body once. Plain: a
-    unit forward is 5 m C + 4 m^2 a pixel (states, projection, nodes, way back, extension), f is
-    C^2; backward is twice the forward for a trained unit, nothing for a frozen teacher's. Gram:
+    Counted from the formulas, since the compiler counts a loop's body only once. Plain: a unit's
+    forward is 5 m C + 4 m^2 per pixel (states, projection, nodes, way back, extension), f is
+    C^2; backward is twice the forward for a trained unit, 0 for a frozen teacher's. Gram:
     3/4 + 1 + 3/4 blocks of C^2 forward, two backward.
     """
     wide = arguments.channels
@@ -66,7 +66,7 @@ def make(level: str, arithmetic: str, arguments: argparse.Namespace) -> PixelRel
 
 
 def step(term: PixelRelation, dtype: Any) -> tuple[Callable[..., Any], tuple[Any, Any]]:
-    """A jitted value-and-gradient, and the module's own state in `dtype`."""
+    """A jitted value-and-gradient function, and the module's state in `dtype`."""
     frozen = term.config.teacher_modules == "frozen"
     trained = nnx.All(nnx.Param, lambda path, _: path[0] != "teacher" or not frozen)
     graph, params, rest = nnx.split(term, trained, ...)
@@ -107,9 +107,9 @@ def measure(level: str, arguments: argparse.Namespace) -> dict[str, Any]:
         answers[form] = jax.tree.map(np.asarray, compiled(*state, s, t, mask))
         programs[form] = compiled, state
     times: dict[str, list[float]] = {form: [] for form in programs}
-    for _ in range(arguments.repeat):  # in turns: a busy machine slows both
+    for _ in range(arguments.repeat):  # alternating, so that a busy machine slows both
         for form, (compiled, state) in programs.items():
-            # One call beforehand: the other form's left cold caches and gave back its memory.
+            # A first call, as the other form's left cold caches and released memory.
             for _ in range(2):
                 start = time.perf_counter()
                 jax.block_until_ready(compiled(*state, s, t, mask))
@@ -119,7 +119,7 @@ def measure(level: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.no_error:
         with jax.enable_x64(True):
             function, state = step(make(level, "plain", arguments), jnp.float64)
-            state = jax.tree.map(  # the same starting numbers, whatever the precision
+            state = jax.tree.map(  # the same initial values in each precision
                 lambda wide, narrow: jnp.asarray(np.asarray(narrow), wide.dtype),
                 state,
                 arguments.start[level],

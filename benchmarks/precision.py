@@ -2,10 +2,10 @@
 
     python benchmarks/precision.py --workdir=runs/precision --out=docs/precision.png --seeds=5
 
-A small distilled RetinaNet learns a dozen drawn pictures by heart; of a seed both start from the
+A small distilled RetinaNet overfits a dozen drawn pictures; with the same seed, both start from the
 same weights and see the pictures in the same order. Master weights, losses and sums are float32 in
-both. What two runs of a seed differ by for no reason at all is measured beside it: float32 again,
-with a learning rate that is a millionth larger. A run that is there already is not made again.
+both. A third arm measures how much runs of one seed differ by chance: float32 again, with a
+learning rate larger by a millionth. Existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from drkd_jax.report.curves import curves, read_metrics
 from drkd_jax.report.paired import t_reach
 from drkd_jax.training.loop import train
 
-# name: precision, what the learning rate is multiplied by
+# name: (precision, factor of the learning rate)
 ARMS = {"float32": ("float32", 1), "bfloat16": ("bfloat16", 1), "again": ("float32", 1 + 1e-6)}
 SCORES = ("AP", "AP50")
 LOSSES = ("cls_loss", "box_loss", "total")
-LAST = 8  # logged lines that a final loss is the mean of
+LAST = 8  # a final loss is the mean of so many logged lines
 
 
 def main() -> int:
@@ -61,13 +61,13 @@ def main() -> int:
 
 
 def recipe(arm: str, steps: int, seed: int) -> dict:
-    """Small enough for a CPU, large enough to learn something in 200 steps."""
+    """A config small enough for a CPU, large enough to learn something in 200 steps."""
     precision, factor = ARMS[arm]
     config = common.base()
     config.seed = seed
     config.data.update(
         train="shapes:12",
-        val="shapes:12",  # the same ones: 200 steps are too few for unseen pictures
+        val="shapes:12",  # the same pictures: 200 steps are too few for unseen ones
         canvases=((128, 128),),
         shorter=128,
         longer=128,
@@ -103,7 +103,7 @@ def last_losses(lines: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
-    """Means over the seeds, and each arm minus float32 by pairs."""
+    """Means over the seeds, and paired differences of each arm from float32."""
     rows = [
         "| | float32 | other | | difference | over seeds | each pair |",
         "|---|---|---|---|---|---|---|",

@@ -1,10 +1,10 @@
-"""`predict` over many small pictures: CPU seconds a thousand pictures, from the first to the last.
+"""`predict` on many small pictures: CPU seconds per thousand pictures, from first to last.
 
     python benchmarks/predict_many.py [--pictures 20000] [--boxes 20] [--bookkeeping]
 
-A detector of random weights gives the same number of boxes on each picture, all of them written to
-`detections.json`. Bookkeeping that grew with what came before would show in the last thousands.
-With --bookkeeping the detector and the drawing are left out: fixed boxes, drawings of one pixel.
+A detector with random weights finds the same number of boxes on each picture, all written to
+`detections.json`. Bookkeeping that grew with the earlier pictures would show in the last thousands.
+With --bookkeeping, fixed boxes and one-pixel drawings replace the detector and the drawing.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from drkd_jax.types import Batch, Detections
 from drkd_jax.weights.ours import About, write_ours
 
 SIDE = 64  # pixels
-STEP = 1000  # pictures between two times
+STEP = 1000  # pictures between two time readings
 
 
 class Clock(io.TextIOBase):
-    """Takes the lines of `predict` and notes the process's CPU time at every thousandth."""
+    """Receives the lines of `predict` and records the CPU time at every thousandth."""
 
     def __init__(self) -> None:
         self.lines, self.seconds, self.wall = 0, [time.process_time()], [time.perf_counter()]
@@ -51,7 +51,7 @@ class Clock(io.TextIOBase):
 
 
 def write_detector(path: Path, boxes: int) -> None:
-    """A small RetinaNet that lets its worst boxes through."""
+    """Writes a small RetinaNet that keeps even its worst boxes."""
     settings = {
         "detector": "retinanet",
         "backbone": {"depth": 18, "width": 8, "norm": "gn"},
@@ -71,7 +71,7 @@ def write_detector(path: Path, boxes: int) -> None:
 
 
 def leave_out_the_rest(boxes: int) -> None:
-    """Has `predict` take fixed boxes from nobody, and draw nothing."""
+    """Makes `predict` use fixed boxes without a detector, and draw nothing."""
     load = predict.load_named
 
     def fixed(_, batch: Batch) -> Detections:

@@ -1,12 +1,12 @@
-"""What a training step of the small models costs on a CPU, alone or beside another tree.
+"""CPU time of a training step of the small models, alone or against another tree.
 
     python benchmarks/small_step.py [--against OTHER_TREE] [--cores 1] [--json FILE]
 
 The models, sizes and batch of configs/folder.py on drawn pictures: both detectors, plain and
 distilled by a teacher with random weights. Seconds are CPU time of the whole process, which other
-work on the machine changes little; each tree runs in an interpreter of its own, and both take
-turns. A ratio is the other tree's time over this one's: above 1 this one is the faster. The first
-step's loss and norm of the gradient are compared as well.
+work on the machine changes little; each tree runs in its own interpreter, and both alternate. A
+ratio is the other tree's time over this one's: above 1, this one is faster. The first step's loss
+and gradient norm are compared as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def measure(case: str, steps: int) -> dict[str, float]:
-    """Times one case in this interpreter; imports the tree of the current folder."""
+    """Times one case in this interpreter, with the tree of the current folder."""
     start = time.process_time()
     import jax
 
@@ -75,7 +75,7 @@ def measure(case: str, steps: int) -> dict[str, float]:
 
 
 def of_tree(tree: Path, case: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Runs one case with the package of a tree."""
+    """Runs one case with the package from a tree."""
     command = [sys.executable, str(Path(__file__).resolve()), "--alone", case]
     command += ["--steps", str(arguments.steps), "--cores", str(arguments.cores)]
     environment = {**os.environ, "PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu"}
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.cores:
-        # XLA makes as many threads as it is allowed cores when it starts.
+        # At its start, XLA creates as many threads as it may use cores.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     if arguments.alone:
         print(json.dumps(measure(arguments.alone, arguments.steps)))

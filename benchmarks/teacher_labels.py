@@ -1,13 +1,13 @@
-"""Has a teacher label the pictures of a set that a student has no labels for.
+"""Lets a teacher label the pictures of a set that a student has no labels for.
 
     python benchmarks/teacher_labels.py --teacher=runs/gain/teachers/deeppcb/faster_rcnn \
         --labelled=runs/gain/deeppcb_few_labels/labels/deeppcb-84.json \
         --all=DIR/deeppcb/instances_train.json --images=DIR/deeppcb/images --out=runs/teacher_labels
 
 calls `predict --keep=SCORE --root=IMAGES --no-drawings` on every picture of ``--all`` that is not
-one of ``--labelled``, and says how many of its boxes are right: of the class and with an overlap of
-a half at least, each true box once. `benchmarks/gain/deeppcb_teacher_labels.toml` trains students
-on both files.
+in ``--labelled``, and prints how many of its boxes are right: of the true class and with an overlap
+of at least a half, each true box once. `benchmarks/gain/deeppcb_teacher_labels.toml` trains
+students on both files.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def main() -> None:
 
 
 def compare(truth: dict[str, Any], found: dict[str, Any]) -> dict[str, int]:
-    """Counts of pictures, of found, true and rightly found boxes.
+    """Counts of pictures and of found, true and correctly found boxes.
 
     Args:
-        truth: COCO's instances dict, of these pictures and maybe of others.
-        found: the same of `predict`, whose pictures have the same names.
+        truth: COCO's instances dict of these pictures, and possibly others.
+        found: the instances dict of `predict`, with the same picture names.
     """
     true_boxes, class_of = (
         defaultdict(list),

@@ -1,13 +1,13 @@
-"""Which weight suits each term of the distillation: one term at a time, on a grid of weights.
+"""Searches the weight of each term of the distillation on a grid, one term at a time.
 
 python benchmarks/weights_sweep.py --config=demo.py:drkd:faster_rcnn --teacher=DIR \
     --workdir=runs/sweep --steps=240 --seeds=3 \
     --grid pixel_relation=0.01,0.1,1 instance_relation=0.1,1,10 instance_feature=0.01,0.1,1
 
-Plain students first, one a seed: their spread says what a difference is worth. Then a student for
-each term and weight with the other terms off (seed 0), then the combinations given by --combine
-(PIXEL,RELATION,FEATURE) for every seed. Each is a work folder: a finished one is not trained
-again, so the command can be stopped and given again, or given with a longer grid.
+First trains plain students, one per seed: their spread shows which differences are significant.
+Then a student for each term and weight with the other terms off (seed 0), then the combinations of
+--combine (PIXEL,RELATION,FEATURE) for every seed. Each has its own work folder, and a finished one
+is not trained again, so the command can be stopped and repeated, also with a longer grid.
 Writes ``sweep.json`` and ``sweep.md`` into the work folder.
 """
 

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/gain.py`, and the tables it works off (`*.toml`)."""
+"""The parts of `benchmarks/gain.py`, and the tables that it runs (`*.toml`)."""

@@ -1,4 +1,4 @@
-"""Runs that were trained elsewhere, linked to where a table looks for them."""
+"""Links runs that were trained elsewhere to the folders where a table looks for them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _NEEDED = ("summary.json", "detections.json", "config.json")
 
 
 def adopt(plan: Plan, folders: Iterable[Path]) -> Iterator[str]:
-    """Links each finished run to the first job of the same config that is not begun.
+    """Links each finished run to the first unstarted job of the same config.
 
-    A distilled run has to have had the table's teacher: the same folder, or the same weights. So
-    runs without a teacher come first; the table's own may be among them.
+    A distilled run must have had the table's teacher: the same folder, or the same weights. So runs
+    without a teacher come first, as the table's teacher may be among them.
 
     Args:
         plan: The table's runs.
-        folders: Work folders, or folders of them.
+        folders: Work folders, or folders that contain them.
 
     Yields:
-        A line for each run that was found.
+        A line for each run found.
 
     Raises:
         UserError: A folder does not exist, or a run's files cannot be read.
@@ -59,7 +59,7 @@ def _link(found: Path, jobs: Iterable[Job]) -> str:
         if other:
             return f"{found}: not adopted; {other}"
         job.folder.parent.mkdir(parents=True, exist_ok=True)
-        job.folder.unlink(missing_ok=True)  # a link to what is gone
+        job.folder.unlink(missing_ok=True)  # a link without a target
         job.folder.symlink_to(found)
         if job.summary() is None:
             job.folder.unlink()
@@ -71,7 +71,7 @@ def _link(found: Path, jobs: Iterable[Job]) -> str:
 
 
 def _other_teacher(job: Job, found: Path) -> str:
-    """Why a run's teacher is not known to be the job's; "" where it is, or where nobody teaches."""
+    """Why a run's teacher is not known to be the job's; "" if it is, or there is no teacher."""
     own, other = str((job.config.get("teacher") or {}).get("checkpoint", "")), _checkpoint(found)
     if Path(own).resolve() == Path(other).resolve():
         return ""
@@ -95,5 +95,5 @@ def _weights(teacher: str) -> str:
 
 
 def _checkpoint(folder: Path) -> str:
-    """The teacher that a run's config names; "" where there is none."""
+    """The teacher that a run's config names; "" if there is none."""
     return str((read_json(folder, "config.json").get("teacher") or {}).get("checkpoint", ""))

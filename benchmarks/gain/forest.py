@@ -1,4 +1,4 @@
-"""The forest plot: every arm's difference to the reference with its interval, one row each."""
+"""The forest plot: each arm's difference from the reference with its interval, one per row."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# Two hues that differ in lightness too. The ground is white by name, not transparent: a page in
-# dark shows the plot as a card, with the contrast it was drawn for.
+# Two hues that also differ in lightness. The background is white, not transparent, to keep the
+# contrast on dark pages.
 _INK, _GROUND, _FAINT = "#1f2328", "#ffffff", "#8b949e"
 _SHOWN = {"AP": ("#0b5cad", "o", -0.17), "AP_S": ("#c2500b", "s", 0.17)}
 
 
 def forest(path: str | Path, results: Mapping[str, Any]) -> bool:
-    """Draws AP and AP_S of every arm: a dot, both intervals and every pair of seeds.
+    """Draws AP and AP_S of every arm: a dot, both intervals, and every pair of seeds.
 
     Args:
-        path: PNG to write.
+        path: The PNG to write.
         results: See `markdown.markdown`.
 
     Returns:
-        False where there is nothing to draw yet; nothing is written then.
+        False if there is nothing to draw yet; then no file is written.
     """
     rows = [row for row in results["comparisons"] if "difference" in row]
     if not rows:

@@ -1,4 +1,4 @@
-"""On what, and with which program, something was run."""
+"""Describes the machine and the program of a run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ASK = "from benchmarks.gain.machine import devices; import json; print(json.dum
 
 
 def machine() -> dict[str, Any]:
-    """`platform` ("cpu", "gpu", ...), `devices` and `cores`, as the trainings will see them.
+    """`platform` ("cpu", "gpu", ...), `devices` and `cores`, as trainings will see them.
 
     Raises:
         UserError: JAX finds no device.
     """
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return devices()
-    # In a process of its own: the first touch of a GPU would take its memory for good.
+    # In a separate process, as the first use of a GPU reserves its memory permanently.
     ran = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, cwd=ROOT)
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or ["no error text"])[-1]
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
 
 
 def devices() -> dict[str, Any]:
-    """The same; touches the device."""
+    """The same, but uses the device in this process."""
     import jax
 
     found = jax.devices()
@@ -47,14 +47,14 @@ def devices() -> dict[str, Any]:
 
 
 def cores() -> list[int]:
-    """Numbers of the CPU cores that this process may use."""
+    """Ids of the CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the program and what it stands on."""
+    """The versions of Python, the program and its main libraries."""
     return {
         "drkd_jax": drkd_jax.__version__,
         "python": platform.python_version(),
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" where it holds changes; "unknown" outside of git."""
+    """The checkout's commit, with "+" if it has changes; "unknown" outside git."""
     head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return f"{head}{'+' if changes else ''}" if head else "unknown"
 

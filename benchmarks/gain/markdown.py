@@ -1,4 +1,4 @@
-"""The tables of `gain.md`, from the dict that `gain.json` holds. Scores in points, 0..100."""
+"""The tables of `gain.md`, from the content of `gain.json`. Scores in points, 0..100."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""From a table to runs: each has a folder, a recipe with overrides, and perhaps a teacher.
+"""Makes runs from a table: each has a folder, a recipe with overrides, and perhaps a teacher.
 
     WORKDIR/teachers/SET/DETECTOR (the teacher's)        shared by all tables of a work folder
     WORKDIR/TABLE/SET/DETECTOR/ARM/BUDGET/seedN
 
-The first seed of everything comes before the second one, so that a table that is stopped early
-compares arms over the same seeds.
+The first seed of all runs comes before the second, so that a table that is stopped early compares
+arms over the same seeds.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Job:
     """One run.
 
     Attributes:
-        name: For people, and unique in the table.
-        place: Set, detector, and for a student arm, budget and seed.
+        name: A readable name, unique in the table.
+        place: Set and detector; for a student also arm, budget and seed.
         folder: Its work folder.
-        recipe: For ``--config``.
-        overrides: By dotted key.
-        config: What the two make, as a plain nested dict.
-        teacher: The job that has to be done before; None for a plain student, a teacher, and where
-            the teacher was trained elsewhere.
+        recipe: The value of ``--config``.
+        overrides: Overrides by dotted key.
+        config: The resulting config, as a plain nested dict.
+        teacher: The job that must be done before; None for plain students, for teachers, and if the
+            teacher was trained elsewhere.
     """
 
     name: str
@@ -51,16 +51,16 @@ class Job:
 
     @property
     def is_student(self) -> bool:
-        """Whether this is an arm's run."""
+        """Whether this is a run of an arm."""
         return "arm" in self.place
 
     @property
     def steps(self) -> int:
-        """Length of the run."""
+        """The length of the run."""
         return int(self.config["train"]["steps"])
 
     def command(self, programs: str | Path) -> list[str]:
-        """The command that trains it, for the checkout as the current folder.
+        """The command that trains it, to be run in the checkout.
 
         Args:
             programs: Folder of compiled programs.
@@ -75,7 +75,7 @@ class Job:
         ]
 
     def summary(self) -> dict[str, Any] | None:
-        """What the finished run left, after all steps or stopped early; None: not finished."""
+        """The summary of a finished run, also if it stopped early; None: not finished."""
         try:
             summary = dict(json.loads((self.folder / "summary.json").read_text()))
         except (OSError, ValueError, TypeError):
@@ -88,15 +88,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that a table asks for.
+    """All runs of a table.
 
     Attributes:
         table: The table.
-        folder: Of its reports.
-        teachers: Jobs, or (trained elsewhere) work folders, by set and the students' detector; none
-            where no arm has a teacher.
-        students: Jobs in the order in which they are run.
-        val: Data sources to be scored on, by set.
+        folder: The folder of its reports.
+        teachers: Jobs, or (trained elsewhere) work folders, by set and the students' detector;
+            empty if no arm has a teacher.
+        students: Jobs in the order of execution.
+        val: Data sources for the scores, by set.
     """
 
     table: Table
@@ -107,21 +107,21 @@ class Plan:
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """All runs; a teacher before its students."""
+        """All runs; teachers before their students."""
         trained = {e.folder: e for e in self.teachers.values() if isinstance(e, Job)}
         return (*trained.values(), *self.students)
 
 
 def make_plan(table: Table, workdir: Path, data: Path | None) -> Plan:
-    """Lists the runs of a table; writes nothing but the files of few labels.
+    """Lists the runs of a table; writes only the files of few labels.
 
     Args:
         table: The table.
-        workdir: Of all tables.
-        data: What `{data}` stands for; None where the table does not use it.
+        workdir: The work folder of all tables.
+        data: The value of `{data}`; None if the table does not use it.
 
     Raises:
-        UserError: A recipe, a key or a data source is at fault; the table's file is named.
+        UserError: A recipe, key or data source is wrong; the message names the table's file.
     """
     with faults_of(table.path):
         return _plan(table, workdir, data)
@@ -163,7 +163,7 @@ def _filled(text: str, data: Path | None, **names: str) -> str:
 
 
 def _filled_values(overrides: Overrides, data: Path | None) -> Overrides:
-    """Overrides with the folder filled in where one's text has it; other braces stay."""
+    """Overrides with the folder in place of `{data}`; other braces stay."""
     texts = {k: v for k, v in overrides.items() if isinstance(v, str) and "{data}" in v}
     return {**overrides, **{key: _filled(text, data) for key, text in texts.items()}}
 
@@ -182,8 +182,8 @@ def few_labels(spec: str, number: int, path: Path) -> str:
 
     Args:
         spec: ``coco:IMAGES:JSON``, or ``shapes:N[:SEED]``, whose images are in random order.
-        number: How many images.
-        path: The file that the instances of ``coco:`` are written to.
+        number: The number of images.
+        path: The output file for the instances of ``coco:``.
 
     Raises:
         UserError: The set has fewer images, or is of another kind.
@@ -285,7 +285,7 @@ def _student(
 
 
 def _in_steps(recipe: str, overrides: Overrides, where: str) -> dict[str, Any]:
-    """The config of a run, whose length has to be in steps."""
+    """The config of a run; its length must be given in steps."""
     config = resolve(recipe, overrides, where)
     if epochs := config["train"]["epochs"]:
         raise UserError(

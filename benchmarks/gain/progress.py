@@ -1,4 +1,4 @@
-"""One bar over the steps of all runs; lines of words where the terminal is none."""
+"""One bar over the steps of all runs; text lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Bar:
     """Shows steps, their rate, and how long the rest will take.
 
     Args:
-        jobs: All of them.
+        jobs: All jobs.
         terminal: A text file; None for stderr.
     """
 
@@ -36,7 +36,7 @@ class Bar:
             self._bar.close()
 
     def start(self, steps: int) -> None:
-        """So many steps were done before this call."""
+        """Sets the number of steps that were done before this call."""
         self._since, self._first = time.monotonic(), steps
         if not self._lines:
             self._bar = tqdm(
@@ -49,12 +49,12 @@ class Bar:
             )
 
     def at(self, steps: int) -> None:
-        """So many are done now."""
+        """Sets the number of steps that are done now."""
         if self._bar is not None and steps != self._bar.n:
             self._bar.update(steps - self._bar.n)
 
     def say(self, text: str, steps: int) -> None:
-        """One line, with what is left where no bar is drawn."""
+        """Prints a line, with the remaining time if no bar is drawn."""
         if self._bar is not None:
             self._bar.write(text, file=self._terminal)
             return

@@ -11,7 +11,7 @@ from drkd_jax.recipes.finding import load_recipe
 
 def get_config(name: str) -> ConfigDict:
     config = load_recipe(name, ROOT)
-    # A teacher's model is read from its checkpoint; shrinking would draw one at random.
+    # The teacher's model comes from its checkpoint; shrinking would use a random one.
     teacher, config.teacher = config.teacher, None
     config = common.tiny(config)
     config.teacher = teacher

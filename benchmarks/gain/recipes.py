@@ -1,4 +1,4 @@
-"""A recipe with overrides: as a config to compare with, and as flags of `train.py`."""
+"""Recipes with overrides: as a config for comparisons, and as flags of `train.py`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def resolve(recipe: str, overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The whole config of a run, as a plain nested dict.
+    """The complete config of a run, as a plain nested dict.
 
     Args:
         recipe: A recipe's name, or its file relative to the checkout; see `find_recipe`.
         overrides: Values by dotted key.
-        where: What the error text calls the place that they come from.
+        where: The source of the overrides, for error messages.
 
     Raises:
-        UserError: A key is none of the recipe's, or a value of another kind; it is named.
+        UserError: A key is unknown to the recipe, or a value has the wrong type; it is named.
     """
     config = load_recipe(recipe, ROOT)
     for key, value in overrides.items():
@@ -42,7 +42,7 @@ def resolve(recipe: str, overrides: Mapping[str, Any], where: str) -> dict[str, 
             part[last] = new
         except TypeError as error:
             raise UserError(f"{where}: {key} = {value!r}: {error}") from error
-    found = config.to_dict()  # its empty places are as good as absent
+    found = config.to_dict()  # empty keys are equivalent to absent ones
     return found | {key: set_keys(found[key]) for key in ("student", "teacher") if found.get(key)}
 
 

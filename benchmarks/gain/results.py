@@ -1,4 +1,4 @@
-"""What came of the runs: every run's numbers, and every arm beside the reference.
+"""Results of the runs: the numbers of each run, and each arm against the reference.
 
 Scores are AP in 0..1, as COCO gives them; NaN becomes null in JSON.
 """
@@ -33,18 +33,18 @@ from drkd_jax.report.paired import (
 from drkd_jax.report.runs import scored_pictures
 
 DRAWS = 1000
-_TOLERANCE = 1e-6  # of a score between a run's summary and its detections
-# A run is the same on another machine, where data and teacher lie elsewhere: of these paths the
-# ends are compared, and the teacher's not at all.
+_TOLERANCE = 1e-6  # between the scores of a run's summary and those of its detections
+# On another machine, with data and teacher in other folders, a run is still the same: only the ends
+# of these paths are compared, and the teacher's path is not.
 _PATHS = ("data.train", "data.val", "student.init")
 _FREE = {*FREE_TO_CHANGE, *_PATHS} - {"train.steps"}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """A finished run: COCO's numbers, and its scores on every draw of the images.
+    """A finished run: COCO's numbers, and its scores on each draw of the images.
 
-    `max_images`: the first so many were scored, 0: all; None where that is not known.
+    `max_images`: the number of first images that were scored, 0: all; None: unknown.
     """
 
     scores: dict[str, float]
@@ -53,19 +53,19 @@ class _Scored:
 
 
 def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
-    """All numbers of a table, as they are by now.
+    """All numbers of a table so far.
 
     Args:
         plan: The table's runs.
-        failed: Error texts by the job's name.
+        failed: Error texts by job name.
 
     Returns:
-        `runs`, `teachers`, `comparisons` (one for each arm but the reference, set, detector and
-        budget), `gaps` (teacher against the reference): lists of dicts.
+        Lists of dicts: `runs`, `teachers`, `comparisons` (one for each arm, set, detector and
+        budget; the reference's have no difference), `gaps` (teacher against the reference).
 
     Raises:
-        UserError: A finished run is another one than the table asks for, its files disagree, or
-            two runs of a set and detector were taught by different weights.
+        UserError: A finished run has other settings than the table's, its files disagree, or two
+            runs of a set and detector were taught by different weights.
     """
     jobs = {(*_group(job), job.place["arm"], job.place["seed"]): job for job in plan.students}
     summaries = {key: _checked(job) for key, job in jobs.items()}
@@ -91,7 +91,7 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
             plain = list(reference.values())
             if (teacher["set"], teacher["detector"]) != group[:2] or not score or not plain:
                 continue
-            if score.max_images in (None, plain[0].max_images):  # of the same images
+            if score.max_images in (None, plain[0].max_images):  # scored on the same images
                 gaps.append(_gap(group, score, plain))
     runs = [_run(jobs[key], summaries[key], failed) for key in jobs]
     return {
@@ -103,10 +103,10 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
 
 
 def differences(job: Job, folder: Path) -> list[str]:
-    """The keys in which a work folder's config differs from a job's; paths do not count.
+    """The keys in which a work folder's config differs from a job's, except for paths.
 
     Raises:
-        UserError: The folder holds no config.
+        UserError: The folder has no config.
     """
     found = read_json(folder, "config.json")
     keys = [
@@ -119,10 +119,10 @@ def differences(job: Job, folder: Path) -> list[str]:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a run's folder.
+    """Reads a JSON object from a run's folder.
 
     Raises:
-        UserError: The file cannot be read, or holds something else.
+        UserError: The file cannot be read, or has another content.
     """
     try:
         found = json.loads((folder / name).read_text())
@@ -134,7 +134,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a key came after the run, and has the value that says what was done before."""
+    """Whether a key is newer than the run, and has the value that means the old behaviour."""
     section, _, name = key.partition(".")
     old, new = found.get(section), config.get(section)
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
@@ -143,7 +143,7 @@ def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 
 def _ends(config: Mapping[str, Any], key: str) -> list[list[str]]:
-    """The last two names of every path in a value such as ``coco:IMAGES:JSON``."""
+    """The last two parts of each path in a value such as ``coco:IMAGES:JSON``."""
     part, name = key.split(".")
     value = (config.get(part) or {}).get(name, "")
     return [path.split("/")[-2:] for path in str(value).split(":")]
@@ -171,7 +171,7 @@ def _require_one_teacher(
 ) -> None:
     first: dict[tuple[str, str], tuple[str, Path]] = {}
     for key, job in jobs.items():
-        weights = (summaries[key] or {}).get("teacher_weights")  # none: plain, or an older run
+        weights = (summaries[key] or {}).get("teacher_weights")  # missing: a plain or an older run
         if weights:
             known, where = first.setdefault(_group(job)[:2], (weights, job.folder))
             if weights != known:
@@ -209,13 +209,13 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _teacher(plan: Plan, name: str, detector: str) -> tuple[dict[str, Any], _Scored | None]:
-    """Students learn from a teacher's best checkpoint, so that one's scores count."""
+    """A teacher's results: those of its best checkpoint, from which the students learn."""
     job = plan.teachers[name, detector]
     folder = job.folder if isinstance(job, Job) else job
     own = plan.table.teacher.detector or detector
     row: dict[str, Any] = {
         "set": name,
-        "detector": detector,  # of the students
+        "detector": detector,  # the students'
         "teacher_detector": own,
         "folder": str(folder),
     }
@@ -234,14 +234,14 @@ def _teacher(plan: Plan, name: str, detector: str) -> tuple[dict[str, Any], _Sco
     if isinstance(job, Job) and summary["best_step"] == summary["steps"]:
         return row, _score(plan, job, summary["best"])
     most = job.config["eval"]["max_pictures"] if isinstance(job, Job) else None
-    return row, _Scored(summary["best"], None, most)  # the detections are of another step
+    return row, _Scored(summary["best"], None, most)  # the detections are from another step
 
 
 def _score(plan: Plan, job: Job, scores: Mapping[str, float]) -> _Scored:
-    """Scores on every draw of the images, computed once and kept.
+    """Scores on each draw of the images, computed once and stored.
 
     Raises:
-        UserError: The run's detections do not give the scores of its summary.
+        UserError: The scores of the run's detections differ from those in its summary.
     """
     text = (job.folder / "detections.json").read_text()
     spec, data, counted = plan.val[job.place["set"]], job.config["data"], job.config["eval"]
@@ -284,7 +284,7 @@ def _compare(
     reference: Mapping[int, _Scored],
     name: str,
 ) -> dict[str, Any]:
-    """An arm by itself, and beside the reference over the seeds that both have."""
+    """An arm alone, and against the reference over the seeds that both have."""
     row: dict[str, Any] = dict(zip(("set", "detector", "budget"), group, strict=True))
     row |= {"arm": arm, "reference": name, "seeds": sorted(runs)}
     row["scores"] = {
@@ -318,7 +318,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _gap(group: tuple[str, str, int], teacher: _Scored, plain: Sequence[_Scored]) -> dict[str, Any]:
-    """Teacher minus the reference's mean; the interval is over the images alone."""
+    """Teacher minus the reference's mean; the interval is only over the images."""
     row: dict[str, Any] = dict(zip(("set", "detector", "budget"), group, strict=True))
     for metric in METRICS:
         mean = statistics.fmean(run.scores[metric] for run in plain)
@@ -331,7 +331,7 @@ def _gap(group: tuple[str, str, int], teacher: _Scored, plain: Sequence[_Scored]
 
 
 def as_json(results: Any) -> Any:
-    """The same with null for numbers that are not finite."""
+    """Replaces numbers that are not finite by None."""
     if isinstance(results, Mapping):
         return {key: as_json(value) for key, value in results.items()}
     if isinstance(results, (list, tuple)):

@@ -1,9 +1,9 @@
-"""Trains the runs that are not there yet, each by the public command in a process of its own.
+"""Trains the runs that are not finished, each by the public command in its own process.
 
-A finished run has a summary and its detections; everything else goes on from its last checkpoint.
-So this process and its trainings may be killed at any moment: a signal is handed on and the
-trainings write a checkpoint; trainings that outlive a SIGKILL of this process hold the lock of
-their folder, and the next call waits for them instead of starting them again.
+A finished run has a summary and detections; all others continue from their last checkpoint. So this
+process and its trainings may be killed at any time: a signal is passed on to the trainings, which
+write a checkpoint. Trainings that outlive a SIGKILL of this process hold the lock of their folder;
+the next call waits for them instead of starting them again.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from drkd_jax.fault_tolerance.writing import write_text
 LOG_FILE = "train.log"
 ABOUT_FILE = "about.json"
 _POLL = 0.5  # seconds
-_MEMORY = 0.9  # of a GPU, of all slots together
-_LIVES = 3  # starts of one run that may end by a signal from elsewhere
-# One thread each: two such processes on two cores train 1.5 times as much as one with two threads.
+_MEMORY = 0.9  # share of a GPU's memory for all slots together
+_LIVES = 3  # starts of one run; if all end by a signal from elsewhere, it has failed
+# One thread each: two such processes on two cores train 1.5 times as much as one of two threads.
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 @dataclasses.dataclass
 class _Running:
-    """A training; `process` None: one that another call started."""
+    """A training; if `process` is None, another call started it."""
 
     job: Job
     process: subprocess.Popen[bytes] | None
@@ -46,21 +46,21 @@ class _Running:
 
 
 class Runner:
-    """Works a list of jobs off.
+    """Runs a list of jobs.
 
     Args:
-        jobs: In order; a teacher stands before its students.
-        slots: How many run at a time.
-        cores: CPU cores that are shared out between the slots; empty: nobody is pinned.
-        shares_memory: Whether the slots take equal parts of a GPU's memory: a small detector leaves
-            most of a large GPU idle.
+        jobs: The jobs in order; teachers before their students.
+        slots: How many run at once.
+        cores: CPU cores to divide among the slots; empty: no pinning.
+        shares_memory: Whether the slots take equal parts of a GPU's memory, since a small detector
+            leaves most of a large GPU idle.
         programs: Folder of compiled programs.
-        about: Kept beside each run: who trained it.
-        keep_checkpoints: Leaves a finished student's checkpoints.
-        on_done: Called after each run that ended, with the job.
+        about: Stored in each run's folder: what trained it.
+        keep_checkpoints: Whether to keep the checkpoints of finished students.
+        on_done: Called with the job after each run that ended.
 
     Attributes:
-        failed: Error texts by the job's name.
+        failed: Error texts by job name.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Runner:
 
     @property
     def num_waiting(self) -> int:
-        """Runs that are not begun in this call."""
+        """Number of runs that this call has not started yet."""
         return len(self._waiting)
 
     def steps(self) -> int:
@@ -101,10 +101,10 @@ class Runner:
         return sum(self._begun.get(job.name, job.steps) for job in counted)
 
     def run(self, request: StopRequest, tick: Callable[[], None]) -> None:
-        """Until nothing is left to run, or a signal asked for the end and all have stopped.
+        """Runs until all jobs have ended, or until all have stopped after a signal.
 
         Args:
-            request: Whether a signal asks to stop.
+            request: Knows whether a signal asked to stop.
             tick: Called several times a second.
         """
         handed_on = False
@@ -117,7 +117,7 @@ class Runner:
                 for each in self._running:
                     if each.process is not None:
                         each.process.send_signal(signal.SIGTERM)
-            for job in ended:  # after the next one was started: this may take a while
+            for job in ended:  # after starting the next one, as this may take long
                 self.on_done(job)
             waited_for = [each for each in self._running if each.process or not handed_on]
             if not waited_for:
@@ -156,14 +156,14 @@ class Runner:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                # Ctrl-C is for this process, which hands it on once; twice would end it at once.
+                # Ctrl-C reaches only this process, which passes it on once; a second would kill.
                 start_new_session=True,
             )
 
     def note(self, job: Job) -> list[str]:
-        """Makes a run's folder with a note of who trains it; returns the command that does."""
+        """Creates a run's folder with a note about its training; returns the command."""
         command = job.command(self.programs)
-        if job.folder.is_symlink() and not job.folder.exists():  # adopted, and gone since
+        if job.folder.is_symlink() and not job.folder.exists():  # adopted, but deleted since
             job.folder.unlink()
         job.folder.mkdir(parents=True, exist_ok=True)
         if not (job.folder / ABOUT_FILE).is_file():
@@ -208,7 +208,7 @@ class Runner:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a training holds a work folder."""
+    """Whether a training holds the lock of a work folder."""
     try:
         with (folder / "lock").open("r") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -224,13 +224,13 @@ def _step(folder: Path) -> int:
     with contextlib.suppress(OSError), (folder / "metrics.jsonl").open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 15)))
         for line in reversed(file.read().splitlines()):
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # half read, or damaged
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # incomplete or damaged
                 return int(json.loads(line)["step"])
     return 0
 
 
 def _last_words(folder: Path) -> str:
-    """What a failed run printed last: its error, as a rule."""
+    """The last line that a failed run printed: usually its error."""
     try:
         lines = (folder / LOG_FILE).read_text(errors="replace").strip().splitlines()
     except OSError:
@@ -241,7 +241,7 @@ def _last_words(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _on_cores(share: Sequence[int]) -> Iterator[None]:
-    """What is started here begins on these cores; moved later, it might have counted them all."""
+    """Pins processes from their start; if pinned later, they might have counted all cores."""
     if not share or not hasattr(os, "sched_setaffinity"):
         yield
         return

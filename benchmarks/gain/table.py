@@ -1,4 +1,4 @@
-"""A table file: which students are trained on what, and what they are compared with.
+"""A table file: which students are trained on which data, and compared with which reference.
 
     seeds = 5                          # 0 to 4; or a list
     budgets = [800, 2400]              # steps of a student
@@ -7,14 +7,14 @@
     [sets.NAME]                        # as many as wanted
     train = "coco:{data}/images:{data}/train.json"
     val = "coco:{data}/images:{data}/val.json"
-    labels = 84                        # optional: the students see so many of the training images
+    labels = 84                        # optional: students see only so many training images
     config.data.shorter = 512          # optional: for teacher and students of this set
 
     [detectors.faster_rcnn]            # as many as wanted; keys below it as under `config`
     [teacher]
     recipe = "configs/folder.py:teacher:{detector}"
     config.train.steps = 3000          # or: workdir = "runs/{set}/{detector}", trained before
-    detector = "faster_rcnn"           # optional: the teacher's, also of students that have another
+    detector = "faster_rcnn"           # optional: the teacher's, for all students
     [base]
     plain = "configs/folder.py:student:{detector}"
     distilled = "configs/folder.py:drkd:{detector}"
@@ -25,9 +25,9 @@
     [arms.pixel]
     distill.instance_relation.weight = 0
 
-`{data}` is the folder of ``--data``, in recipes and overrides too. Overrides are keys of the
-recipe, as on the command line of `train.py`; those of an arm come last. What the table itself says
-(data, seeds, steps and teacher of the students) is no override, and is refused as one.
+`{data}` is the folder of ``--data``, also in recipes and overrides. Overrides are keys of the
+recipe, as on the command line of `train.py`; those of an arm come last. Settings that the table
+itself determines (the students' data, seeds, steps and teacher) are refused as overrides.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from drkd_jax.errors import UserError
 
 Overrides = dict[str, Any]  # by dotted key of a config
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # names of sets and arms are names of folders
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # names of sets and arms are also folder names
 _QUICK_RECIPE = "benchmarks/gain/quick.py"
-# Keys that the table sets itself, whatever overrides say, and where it does.
+# Keys that the table itself sets, and where; they are refused as overrides.
 _FIXED = {
     "data.train": "`train` of the set",
     "data.val": "`val` of the set",
@@ -56,7 +56,7 @@ _FIXED_OF_STUDENTS = _FIXED | {"train.steps": "`budgets`", "teacher.checkpoint":
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """Where images come from; `labels`: how many of the training images the students see."""
+    """The sources of images; `labels`: how many training images the students see."""
 
     name: str
     train: str
@@ -76,9 +76,9 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A recipe to train by, or (`workdir`) a folder in which a teacher is trained already.
+    """A recipe to train a teacher, or (`workdir`) the folder of a trained one.
 
-    `detector`: what stands for `{detector}` in them, and whose overrides count; "": the student's.
+    `detector`: the value of `{detector}` in them, whose overrides apply; "": the student's.
     """
 
     recipe: str
@@ -90,21 +90,21 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All that is compared.
+    """The content of a table file.
 
     Attributes:
-        name: The file's, without its ending.
+        name: The file's name without its ending.
         path: The file.
-        seeds: Of the students.
-        budgets: Steps of a student, rising.
-        reference: Name of the arm that every other is compared with.
-        sets: Data.
-        detectors: Overrides by the detector's name.
-        teacher: How a teacher is had.
-        plain: Recipe of arms without a teacher.
-        distilled: Recipe of arms with one.
+        seeds: Seeds of the students.
+        budgets: Steps of a student, in rising order.
+        reference: Name of the arm that all others are compared with.
+        sets: The data sets.
+        detectors: Overrides by detector name.
+        teacher: The source of teachers.
+        plain: Recipe of the arms without a teacher.
+        distilled: Recipe of the arms with one.
         base: Overrides of every arm.
-        arms: In the order of the file.
+        arms: The arms in the order of the file.
     """
 
     name: str
@@ -140,7 +140,7 @@ class Table:
     def quick(self) -> Table:
         """Every arm and detector for two steps on eight drawn images, two seeds.
 
-        The models are those of the recipes' tiny form; of the overrides only the arms' stay.
+        The models are those of the recipes' tiny form; only the overrides of arms stay.
         """
         few = 4 if any(each.labels for each in self.sets) else None
         return dataclasses.replace(
@@ -171,8 +171,8 @@ def read_table(path: str | Path) -> Table:
     """Reads a table file.
 
     Raises:
-        UserError: The file cannot be read, or a key is unknown, missing or of another kind; it is
-            named.
+        UserError: The file cannot be read, or a key is unknown, missing or of the wrong type; the
+            message names it.
     """
     path = Path(path)
     try:
@@ -209,7 +209,7 @@ def read_table(path: str | Path) -> Table:
 
 
 class _Section:
-    """A TOML table that is taken apart key by key, so that what is left over can be named."""
+    """A TOML table whose keys are taken out one by one, so that unknown ones can be named."""
 
     def __init__(self, path: Path, where: str, content: Any):
         if not isinstance(content, Mapping):
@@ -256,7 +256,7 @@ class _Section:
             yield _Section(self.path, found._at(name), content)
 
     def overrides(self, fixed: Mapping[str, str] = _FIXED) -> Overrides:
-        """All that is left, flat; keys that the table sets itself are refused."""
+        """The remaining keys, flat; keys that the table itself sets are refused."""
         found = dict(_flatten(self.content))
         for key in (each for each in fixed if each in found):
             raise self.error(key, f"would change nothing: {fixed[key]} says it for every run")

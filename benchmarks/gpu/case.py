@@ -1,4 +1,4 @@
-"""One training step of a recipe by clock, in a process of its own: whole, and by its parts.
+"""Times one training step of a recipe in its own process: as a whole, and by its parts.
 
 python -m benchmarks.gpu.case SETTINGS.json RESULT.json
 """
@@ -40,7 +40,7 @@ def main(source: str, sink: str) -> None:
         Path(sink).write_text(json.dumps(result, indent=1))
         print(f"{settings['name']}: {what} {result['seconds'][what]:.1f} s", flush=True)
 
-    # Weights are drawn where compiling many small draws is quick.
+    # Weights are drawn on the CPU, where compiling many small draws is quick.
     cpu = jax.local_devices(backend="cpu")[0]
     with (
         jax.default_device(cpu),
@@ -54,7 +54,7 @@ def main(source: str, sink: str) -> None:
     batch = run.put(batch)
     lowered = run.step.lower(run.state, run.teacher_arrays, batch)  # type: ignore[attr-defined]
     mark("trace")
-    while not Path(settings["go"]).exists():  # the GPU is for one process at a time
+    while not Path(settings["go"]).exists():  # only one process may use the GPU
         time.sleep(0.05)
     mark("wait")
     compiled = lowered.compile()
@@ -66,7 +66,7 @@ def main(source: str, sink: str) -> None:
         jax.block_until_ready(values)
         times.append(1e3 * (time.perf_counter() - start))
     times = times[settings["warm"] :]
-    # The host goes on while the GPU works, as in training: the rate, not the wait.
+    # As in training, the host does not wait for the GPU: measures the rate, not the latency.
     start = time.perf_counter()
     for _ in range(settings["repeat"]):
         state, values = compiled(state, run.teacher_arrays, batch)

@@ -1,4 +1,4 @@
-"""What this device reaches at best: a large copy and large products.
+"""The best rates of this device: a large copy and large products.
 
 python -m benchmarks.gpu.ceilings RESULT.json [SIZE]
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 
 def seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """Median of ten calls, after three."""
+    """Median of ten calls, after three to warm up."""
     times = []
     for _ in range(13):
         start = time.perf_counter()
@@ -32,7 +32,7 @@ def main(sink: str, size: str = "8192") -> None:
     keys = jax.random.split(jax.random.key(0))
     left, right = (jax.random.normal(key, (n, n), jnp.float32) for key in keys)
     found: dict[str, Any] = {"device": jax.devices()[0].device_kind, "size": n}
-    # Reads and writes each number once; in 16 bits, for twice as many of them.
+    # Reads and writes each number once; in 16 bits, twice as many of them.
     twice = jnp.concatenate([left, right] * 2).astype(jnp.bfloat16)
     found["copy_tb_per_s"] = 2 * twice.nbytes / seconds(jax.jit(lambda x: -x), twice) / 1e12
     for name, dtype, precision in (

@@ -1,9 +1,8 @@
-"""What the profiler saw on the GPU, added up by part of the program.
+"""The kernels that the profiler saw on the GPU, summed by part of the program.
 
-A kernel is placed by the HLO instruction that the profiler names with it; else by its own name,
-which XLA makes from the instruction's. A library's kernel inside a graph that is replayed as a
-whole has neither: it counts for the part that nearly all of the graph's other time belongs to, else
-as "rest".
+A kernel is assigned by the HLO instruction that the profiler names with it, else by its own name,
+which XLA derives from the instruction's. A library's kernel inside a replayed graph has neither: it
+counts for the part that has nearly all of the graph's other assigned time, else as "rest".
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from benchmarks.h100.counting import Walk
 from benchmarks.h100.hlo import Module, read_module
 from benchmarks.h100.parts import PARTS, REST
 
-_GRAPH = "command_buffer"  # how XLA names a replayed graph
-_NEARLY = 0.9  # of a graph's time that is placed
+_GRAPH = "command_buffer"  # XLA's name of a replayed graph
+_NEARLY = 0.9  # share of a graph's assigned time
 
 
 @dataclasses.dataclass
@@ -28,10 +27,10 @@ class Seen:
     """All runs of one kernel.
 
     Attributes:
-        name: as CUDA has it.
+        name: its name in CUDA.
         op: the HLO instruction, or the replayed graph, that the profiler names, or "".
         times: how often it ran.
-        ms: of all runs.
+        ms: total of all runs.
     """
 
     name: str
@@ -41,7 +40,7 @@ class Seen:
 
 
 class Place(NamedTuple):
-    """Where in the program: its part, and the package's own line or ""."""
+    """A place in the program: its part, and the line of this package or ""."""
 
     part: str
     where: str
@@ -57,7 +56,7 @@ def kernels_of(folder: Path) -> list[Seen]:
             if not plane.name.startswith("/device:GPU"):
                 continue
             for line in plane.lines:
-                if "XLA" in line.name:  # the same kernels again, by module and operation
+                if "XLA" in line.name:  # repeats the kernels, by module and operation
                     continue
                 for event in line.events:
                     op = str(dict(event.stats).get("hlo_op", ""))
@@ -67,13 +66,13 @@ def kernels_of(folder: Path) -> list[Seen]:
 
 
 def by_part(hlo: str, kernels: Sequence[Seen], steps: int, top: int = 25) -> dict[str, Any]:
-    """Milliseconds and kernels a step by part, and the longest kernels.
+    """Milliseconds and kernels per step by part, and the longest kernels.
 
     Args:
         hlo: the compiled step's text.
-        kernels: that were seen over `steps` steps.
-        steps: see above.
-        top: how many of the longest to list.
+        kernels: the kernels of all steps.
+        steps: the number of profiled steps.
+        top: how many of the longest kernels to list.
 
     Returns:
         "parts", "busy_ms" of all of them, and "longest".
@@ -102,7 +101,7 @@ def by_part(hlo: str, kernels: Sequence[Seen], steps: int, top: int = 25) -> dic
 
 
 def place(module: Module, kernels: Sequence[Seen]) -> list[Place]:
-    """Where each kernel belongs."""
+    """The place of each kernel."""
     known = _known(module)
     places = [known.get(_plain(seen.op)) or known.get(_plain(seen.name)) for seen in kernels]
     graphs: dict[str, Counter[str]] = defaultdict(Counter)
@@ -116,7 +115,7 @@ def place(module: Module, kernels: Sequence[Seen]) -> list[Place]:
 
 
 def _known(module: Module) -> Mapping[str, Place]:
-    """Places by the names that kernels have: of instructions, and of the roots of fused ones."""
+    """Places by kernel name: names of instructions, and of the roots of fused ones."""
     walked = {one.name: Place(one.part, one.where) for one in Walk(module).kernels}
     known = {_plain(name): at for name, at in walked.items()}
     for computation in module.computations.values():

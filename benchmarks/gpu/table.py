@@ -9,10 +9,10 @@ from benchmarks.h100.parts import PARTS
 
 
 def markdown(result: Mapping[str, Any], counted: Mapping[str, Any] | None) -> str:
-    """The tables: ours beside PyTorch, and by part of the program.
+    """The tables: ours against PyTorch, and by part of the program.
 
     Args:
-        result: of a run.
+        result: the results of a run.
         counted: results of `h100_count.py`, for the same recipes; or None.
     """
     cases = {name: case for name, case in result["cases"].items() if "ms" in case}
@@ -64,7 +64,7 @@ def _steps(cases: Mapping[str, Any], torch: Mapping[str, Any]) -> str:
 
 
 def _parts(cases: Mapping[str, Any], counted: Mapping[str, Any] | None) -> str:
-    """Milliseconds by part: by clock, and by count in brackets."""
+    """Milliseconds by part: measured, and counted in brackets."""
     names = [name for name, case in cases.items() if case.get("parts")]
     counts = [_counted(name, counted) for name in names]
     rows = [f"| GPU busy, ms (by count) | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]

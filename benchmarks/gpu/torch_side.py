@@ -2,8 +2,8 @@
 
     python benchmarks/gpu/torch_side.py SETTINGS.json TIMES.json
 
-It runs in an interpreter of its own, which needs torch, torchvision and NumPy. On a GPU: channels
-last, bfloat16 by autocast, cuDNN's own search. Teachers have random weights and the recipes'
+It runs in its own interpreter, which needs torch, torchvision and NumPy. On a GPU: channels last,
+bfloat16 by autocast, cuDNN's own search. Teachers have random weights and the recipes'
 shapes: X101-64x4d for RetinaNet; for Faster R-CNN X101-32x4d, deformable in C3 to C5.
 """
 
@@ -39,7 +39,7 @@ STRIDES = {"retinanet": (8, 16, 32, 64, 128), "faster_rcnn": (4, 8, 16, 32, 64)}
 
 
 class Deformable(nn.Module):
-    """A 3x3 convolution that a plain one tells where to look."""
+    """A 3x3 deformable convolution, with offsets from a plain one."""
 
     def __init__(self, old: nn.Conv2d):
         super().__init__()
@@ -55,21 +55,21 @@ class Deformable(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolves where the offsets say."""
+        """Convolves at the offset places."""
         return self.conv(x, self.offset(x))
 
 
 def student(name: str, canvas: tuple[int, int], depth: int) -> nn.Module:
-    """A detector without weights, but with the frozen norms and stages of a pretrained one."""
+    """A detector with random weights, but with norms and stages frozen as if pretrained."""
     options: dict[str, Any] = {"weights": None, "norm_layer": FrozenBatchNorm2d}
     if name == "retinanet":
         options |= {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
     backbone = resnet_fpn_backbone(backbone_name=f"resnet{depth}", trainable_layers=3, **options)
     for module in backbone.modules():
         if hasattr(module, "bn3"):
-            module.bn3.weight.zero_()  # as a fresh network of the other side begins
+            module.bn3.weight.zero_()  # as in a new network of the other side
     make = {"faster_rcnn": FasterRCNN, "retinanet": RetinaNet}[name]
-    # Pictures as large as the canvas: its transform then only normalises.
+    # With pictures as large as the canvas, its transform only normalises.
     return make(backbone, num_classes=91, min_size=min(canvas), max_size=max(canvas))
 
 
@@ -95,7 +95,7 @@ def teacher(name: str, layers: list[int]) -> nn.Module:
 
 
 def clock(function: Callable[[], Any], repeat: int, warm: int, cuda: bool) -> list[float]:
-    """Milliseconds of each call after the first ones."""
+    """Milliseconds of each call after warming up."""
     times = []
     for _ in range(warm + repeat):
         start = time.perf_counter()

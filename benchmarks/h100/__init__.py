@@ -1,1 +1,1 @@
-"""Counts of a training step as XLA compiles it for an H100 that is described, not there."""
+"""Counts for a training step that XLA compiles for a described H100, without having one."""

@@ -1,6 +1,6 @@
-"""Compiling for GPUs that are described and not there.
+"""Compiles for GPUs that are only described, not present.
 
-Import this, and call `set_up`, before JAX is imported: XLA reads its flags once.
+Import this and call `set_up` before JAX is imported, since XLA reads its flags once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.h100.machine import DESCRIPTION
 from drkd_jax.errors import UserError
 
-# A GPU that is not there can try nothing out; and Triton's products are chosen by trying.
+# Without a GPU nothing can be tried out, and Triton's products are chosen by trying.
 FLAGS = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
 INSTALL = (
     "pip install 'jax[cuda13]==VERSION' (about 3 GB; no GPU and no driver is needed, and an "
@@ -23,10 +23,11 @@ INSTALL = (
 
 
 def set_up() -> None:
-    """Sets XLA's flags and where its CUDA compiler lies.
+    """Sets XLA's flags and the path of its CUDA compiler.
 
     Raises:
-        UserError: JAX's CUDA plugin or NVIDIA's compiler is not installed; says what to install.
+        UserError: JAX's CUDA plugin or NVIDIA's compiler is not installed; the message says what
+            to install.
     """
     missing = [name for name in ("jax_cuda13_plugin", "nvidia") if not _there(name)]
     folder = None if missing else _compiler()
@@ -41,15 +42,15 @@ def set_up() -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
     os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # it would ask the driver
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # the check would need the driver
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that compiling is slow is said here
-    # A kernel's part of the program is told by the functions that it comes from, to the outermost.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # our own output says that compiling is slow
+    # The functions that a kernel comes from, up to the outermost, determine its part.
     os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "60"
 
 
 def described_mesh(devices: int) -> Any:
-    """A mesh of so many described GPUs of one host, with the product's one axis."""
+    """A mesh of described GPUs on one host, with the product's single axis."""
     import jax
     from jax.experimental import topologies
 

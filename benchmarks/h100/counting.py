@@ -1,4 +1,4 @@
-"""Walks through a compiled program, kernel by kernel, and adds up what they cost."""
+"""Walks through a compiled program kernel by kernel, and sums the costs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from benchmarks.h100.machine import RATES, Rates
 from benchmarks.h100.parts import BETWEEN, PARTS, REST, is_backward, own_frames, part_of
 from benchmarks.h100.work import Sent, Work, sent, work
 
-_FAR, _WIDE = 4, 8  # steps to a neighbour, and instructions of a step that are followed
-LARGE = 10**6  # bytes of a collective that is listed by itself
+_FAR, _WIDE = 4, 8  # search for neighbours: maximum steps, and instructions followed per step
+LARGE = 10**6  # bytes above which a collective is listed separately
 
 _NO_KERNEL = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"),
@@ -25,13 +25,13 @@ class Kernel:
     """One launch in the schedule.
 
     Attributes:
-        name: of its instruction.
-        part: of the program.
+        name: name of its instruction.
+        part: its part of the program.
         backward: whether it belongs to the gradient.
         times: how often it runs.
-        work: of one run.
-        sent: of one run, where it is a collective.
-        where: the package's own line, "file:line function", or "".
+        work: the work of one run.
+        sent: what one run sends, if it is a collective.
+        where: the line of this package, "file:line function", or "".
     """
 
     name: str
@@ -43,7 +43,7 @@ class Kernel:
     where: str
 
     def seconds(self, rates: Rates = RATES) -> float:
-        """Of all its runs, at best."""
+        """The least time of all its runs."""
         moved = (self.work.read + self.work.written) / rates.memory
         counted = self.work.flops / getattr(rates, self.work.factors) if self.work.factors else 0.0
         links = self.sent.sent / rates.links if self.sent else 0.0
@@ -52,14 +52,14 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A loop whose trips only the run decides.
+    """A loop whose number of trips is known only at run time.
 
     Attributes:
-        name: of its instruction.
-        part: of the program.
+        name: name of its instruction.
+        part: its part of the program.
         times: how often it is entered.
-        trips: it was counted with.
-        where: as of `Kernel`.
+        trips: the assumed number of trips.
+        where: as in `Kernel`.
     """
 
     name: str
@@ -76,15 +76,15 @@ class _Place(NamedTuple):
 
 
 class Walk:
-    """All kernels of a module, those of a loop with its trips.
+    """All kernels of a module; those in loops are counted once per trip.
 
     Args:
-        module: of the whole step.
-        trips: of loops whose trips the text does not say, by part of the program; else 1.
+        module: the module of the whole step.
+        trips: by part of the program, for loops whose trips the text does not state; else 1.
 
     Attributes:
-        kernels: in the schedule's order.
-        loops: that were counted by `trips`.
+        kernels: the kernels in the order of the schedule.
+        loops: the loops whose trips the text does not state.
     """
 
     def __init__(self, module: Module, trips: Mapping[str, int] | None = None):
@@ -128,12 +128,12 @@ class Walk:
         trips = self._trips.get(place.part, 1)
         self.loops.append(Loop(one.name, place.part, times, trips, place.where))
         yield from self._kernels(body, times * trips)
-        # Whether to go on is computed and read before every trip, and once more.
+        # The condition is computed and read before every trip, and once at the end.
         condition = self._module.computations[one.called("condition")]
         yield from self._kernels(condition, times * (trips + 1))
 
     def _branches(self, one: Instruction, times: int) -> Iterator[Kernel]:
-        """Of a choice, the branch that costs least."""
+        """The kernels of the cheapest branch of a conditional."""
         names = one.find(r"branch_computations=\{([^}]*)\}").replace("%", "").split(", ")
         if names == [""]:
             names = [one.called("true_computation"), one.called("false_computation")]
@@ -141,12 +141,12 @@ class Walk:
         yield from min(each, key=lambda found: sum(kernel.seconds() for kernel in found))
 
     def _place(self, inside: Computation, one: Instruction) -> _Place:
-        """Of an instruction, or of its nearest neighbour where the compiler made it itself."""
+        """The place of an instruction, or of its nearest neighbour if the compiler created it."""
         for near in self._near(inside, one):
             stack = self._module.stack(near)
             frames = own_frames(stack)
             if frames:
-                # The one place that every convolution comes through says nothing.
+                # Skips the function that all convolutions pass through.
                 own = next((one for one in frames if one[0] != "ops/conv"), frames[0])
                 where = f"{own[0]}.py:{own[2]} {own[1]}"
                 return _Place(part_of(stack), where, is_backward(near.op_name))
@@ -171,10 +171,10 @@ def _around(
 
 
 def count(module: Module, trips: Mapping[str, int] | None = None, top: int = 20) -> dict[str, Any]:
-    """What a step costs by count, as plain values.
+    """The counted costs of a step, as plain values.
 
     Args:
-        module: of the step on one GPU.
+        module: the module of the step on one GPU.
         trips: see `Walk`.
         top: how many of the longest kernels to list.
 

@@ -1,6 +1,6 @@
-"""Reads the text of an optimised HLO module: computations, instructions, where each comes from.
+"""Reads the text of an optimised HLO module: computations, instructions and their origin.
 
-The text is what `jax.stages.Compiled.as_text()` gives. Nothing here knows JAX.
+The text is from `jax.stages.Compiled.as_text()`. This module does not need JAX.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array: its type's name, and its dimensions."""
+    """An array: the name of its type, and its dimensions."""
 
     kind: str
     dims: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """Numbers in it."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Number of bytes."""
         return -(-self.elements * _BITS.get(self.kind, 0) // 8)
 
 
@@ -60,11 +60,11 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-        name: without the per cent sign.
-        opcode: as `fusion` or `dot`.
-        shapes: of what it gives; several of a tuple.
-        operands: their names.
-        argument: what stands between the brackets: of a parameter its number.
+        name: its name without the per cent sign.
+        opcode: such as `fusion` or `dot`.
+        shapes: shapes of the result; several for a tuple.
+        operands: names of the operands.
+        argument: the text in the brackets; for a parameter its number.
         attributes: the rest of the line.
         is_root: whether it is its computation's result.
     """
@@ -79,12 +79,12 @@ class Instruction:
 
     @cached_property
     def size(self) -> int:
-        """Bytes of what it gives."""
+        """Bytes of the result."""
         return sum(shape.size for shape in self.shapes)
 
     @cached_property
     def elements(self) -> int:
-        """Numbers of what it gives."""
+        """Number of elements of the result."""
         return sum(shape.elements for shape in self.shapes)
 
     def find(self, pattern: str) -> str:
@@ -104,19 +104,19 @@ class Instruction:
 
 @dataclasses.dataclass
 class Computation:
-    """Instructions in their order, which is the schedule's."""
+    """Instructions in the order of the schedule."""
 
     name: str
     instructions: list[Instruction]
 
     @cached_property
     def by_name(self) -> dict[str, Instruction]:
-        """Its instructions."""
+        """Its instructions by name."""
         return {one.name: one for one in self.instructions}
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who reads an instruction, by its name."""
+        """The instructions that read an instruction, by its name."""
         found: dict[str, list[Instruction]] = {one.name: [] for one in self.instructions}
         for one in self.instructions:
             for operand in dict.fromkeys(one.operands):
@@ -125,7 +125,7 @@ class Computation:
 
     @cached_property
     def parameters(self) -> dict[int, Instruction]:
-        """By number."""
+        """Its parameters by number."""
         return {int(one.argument): one for one in self.instructions if one.opcode == "parameter"}
 
     @cached_property
@@ -134,7 +134,7 @@ class Computation:
         return next(one for one in self.instructions if one.is_root)
 
     def operands(self, one: Instruction) -> Iterator[Instruction]:
-        """The instructions that one reads."""
+        """The operands of an instruction that belong to this computation."""
         return (self.by_name[name] for name in one.operands if name in self.by_name)
 
 
@@ -143,8 +143,8 @@ class Module:
 
     Attributes:
         computations: by name.
-        entry: the one that is run.
-        gpus: that run it together.
+        entry: the computation that is run.
+        gpus: the number of GPUs that run it together.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Module:
         self._stacks: dict[int, tuple[Frame, ...]] = {}
 
     def stack(self, one: Instruction) -> tuple[Frame, ...]:
-        """The lines of Python that an instruction comes from, innermost first; () where unsaid."""
+        """The lines of Python that an instruction comes from, innermost first; () if unknown."""
         number = int(one.find(r"stack_frame_id=(\d+)") or 0)
         if number:
             return self._stack(number)
@@ -173,7 +173,7 @@ class Module:
             found = self._tables["StackFrames"].get(number)
             if found is None:
                 return ()
-            # A parent is counted from 1, and its own number says that there is none.
+            # Parents are numbered from 1; the frame's own number means that it has none.
             parent = _field(found, "parent_frame_id") - 1
             outer = self._stack(parent) if 0 < parent < number else ()
             self._stacks[number] = (self._frame(_field(found, "file_location_id")), *outer)
@@ -190,11 +190,11 @@ def read_module(text: str, where: str = "the text") -> Module:
     """Reads a module.
 
     Args:
-        text: of an optimised HLO module.
-        where: what a message calls it.
+        text: the text of an optimised HLO module.
+        where: the source of the text, for messages.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a module.
     """
     computations: dict[str, Computation] = {}
     tables: dict[str, dict[int, str]] = {name: {} for name in _TABLES}
@@ -230,7 +230,7 @@ def read_module(text: str, where: str = "the text") -> Module:
 
 
 def read_shapes(text: str) -> tuple[Shape, ...]:
-    """The arrays of a type as it is written: ``(f32[2,3]{1,0}, s32[])``."""
+    """Parses the arrays of a type, such as ``(f32[2,3]{1,0}, s32[])``."""
     return tuple(
         Shape(kind, tuple(int(side.lstrip("<=")) for side in dims.split(",") if side))
         for kind, dims in _SHAPE.findall(text)
@@ -257,7 +257,7 @@ def _instruction(found: re.Match[str]) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place behind the bracket that closes the one at `start`."""
+    """The position after the bracket that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")

@@ -1,4 +1,4 @@
-"""The H100 as XLA wants it described, and what is assumed of its speed."""
+"""The description of an H100 for XLA, and the assumptions about its speed."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a kernel is assumed to reach at best; seconds are counted by these.
+    """The assumed best rates of a kernel, from which seconds are counted.
 
     Attributes:
-        memory: bytes a second, read and written.
-        bfloat16: operations a second of products of 16-bit floats.
-        tensor_float32: of float32 products that may round their factors to TF32.
-        float32: of float32 products at the highest precision.
-        links: bytes a second between the GPUs of a host, in each direction.
-        launch: seconds that every kernel costs beside its work.
+        memory: bytes per second, read and written.
+        bfloat16: operations per second of products of 16-bit floats.
+        tensor_float32: the same of float32 products that may round their factors to TF32.
+        float32: the same of float32 products at the highest precision.
+        links: bytes per second between the GPUs of a host, in each direction.
+        launch: seconds that every kernel costs in addition to its work.
     """
 
     memory: float = 2.7e12

@@ -1,4 +1,4 @@
-"""Which part of the program a kernel belongs to, told by the functions that it comes from.
+"""Finds a kernel's part of the program by the functions that it comes from.
 
 XLA fuses across parts: a fused kernel counts for the part that its last operation comes from.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from benchmarks.h100.hlo import Frame
 
-#: In the order of a table.
+#: The parts in the order of a table.
 PARTS = (
     "pictures",
     "student backbone",
@@ -43,7 +43,7 @@ _TERMS = {
     "instance_relation": "instance relation",
     "instance_feature": "instance feature",
 }
-# Of file and function; the innermost line that a rule fits decides, by the first that does.
+# Rules for file and function: the innermost line with a matching rule decides, by the first one.
 _RULES = (
     ("step/train_step", "_update|norm|moved_average", "optimiser"),
     ("step/schedule", "", "optimiser"),
@@ -66,16 +66,16 @@ _RULES = (
 
 
 def own_frames(stack: Sequence[Frame]) -> list[tuple[str, str, int]]:
-    """The package's own lines, innermost first: file without folder and ending, function, line."""
+    """This package's lines, innermost first: file without folder and ending, function, line."""
     found = ((re.search(r"/drkd_jax/(.+)\.py$", one.file), one) for one in stack)
     return [(file[1], one.function, one.line) for file, one in found if file]
 
 
 def part_of(stack: Sequence[Frame]) -> str:
-    """One of `PARTS`; "rest" where no line of the package is known.
+    """One of `PARTS`; "rest" if no line of the package is known.
 
     Args:
-        stack: innermost first.
+        stack: the lines, innermost first.
     """
     frames = [(file, function.split(".")[-1]) for file, function, _ in own_frames(stack)]
     files = [file.removeprefix("distill/") for file, _ in frames if file.startswith("distill/")]
@@ -91,12 +91,12 @@ def part_of(stack: Sequence[Frame]) -> str:
 
 
 def is_backward(op_name: str) -> bool:
-    """Whether an operation is one of the gradient's."""
+    """Whether an operation belongs to the gradient."""
     return "transpose(" in op_name
 
 
 def _distillation(files: list[str], all_files: list[str]) -> str:
     if any(file.startswith("ops/roi_") for file in all_files):
         return "distillation RoIAlign"
-    # Outermost first: a term's own file stands before what it uses of others.
+    # Outermost first: a term's own file comes before those that it uses.
     return next((_TERMS[file] for file in reversed(files) if file in _TERMS), "other distillation")

@@ -1,7 +1,7 @@
-"""A recipe's training step as abstract arrays: no picture is read, no weight made.
+"""A recipe's training step with abstract arrays: no pictures are read, no weights are made.
 
-What `training.setup.build_run` builds of a recipe, without data and values: the tests hold the two
-together.
+It is what `training.setup.build_run` builds from a recipe, without data and values; the tests
+compare the two.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from drkd_jax.training.setup import build_distiller
 from drkd_jax.training.teacher import Teacher
 from drkd_jax.types import Batch
 
-CLASSES = 80  # of COCO
-PICTURES = 117266  # of COCO 2017 with a box: what an epoch is in the schedule
+CLASSES = 80  # in COCO
+PICTURES = 117266  # pictures with a box in COCO 2017: the schedule's epoch
 
-# The models in the files that recipes name as teachers, as they are read from the files.
+# The models of the files that recipes name as teachers, as they would be read from the files.
 TEACHERS: dict[str, dict[str, Any]] = {
     "retinanet_x101_64x4d": {
         "detector": "retinanet",
@@ -64,7 +64,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
 
 
 class Step(NamedTuple):
-    """What is compiled, without values."""
+    """The inputs of the compilation, without values."""
 
     recipe: Recipe
     state: TrainState
@@ -77,10 +77,10 @@ def read_config(recipe: str, *, plain: bool, precision: str, batch_size: int) ->
     """A recipe's config as plain values.
 
     Args:
-        recipe: name or file, as of ``--config``.
+        recipe: name or file, as for ``--config``.
         plain: leave teacher and distillation out.
         precision: "bfloat16" or "float32", of student and teacher.
-        batch_size: pictures a step, over all devices.
+        batch_size: pictures per step, over all devices.
 
     Raises:
         UserError: there is no such recipe.
@@ -100,13 +100,13 @@ def abstract_step(
     """The step of a config without data and values.
 
     Args:
-        config: plain values, as `read_config` gives them.
-        classes: of the data.
-        pictures: of an epoch.
-        devices: that the batch is to be spread over.
+        config: plain values, as from `read_config`.
+        classes: number of classes in the data.
+        pictures: number of pictures per epoch.
+        devices: number of devices that share the batch.
 
     Raises:
-        UserError: a setting that cannot be used, or a teacher whose model is not known here.
+        UserError: a setting cannot be used, or the teacher's model is not known here.
     """
     config = dict(config)
     config |= {key: set_keys(config[key]) for key in ("student", "teacher") if config[key]}
@@ -152,13 +152,13 @@ def abstract_step(
 
 
 def abstract_teacher(settings: Mapping[str, Any]) -> Teacher:
-    """The frozen teacher as `training.teacher.load_teacher` leaves it: no heads, norms folded.
+    """The frozen teacher as `training.teacher.load_teacher` returns it: no heads, norms folded.
 
     Args:
-        settings: `config.teacher`, where either a model stands or a checkpoint of `TEACHERS`.
+        settings: `config.teacher`, with either a model or a checkpoint of `TEACHERS`.
 
     Raises:
-        UserError: neither does.
+        UserError: it has neither.
     """
     own = ("checkpoint", "init", "evaluate", "dtype", "data", "prefix")
     model = {key: value for key, value in settings.items() if key not in own}
@@ -191,9 +191,9 @@ def abstract_teacher(settings: Mapping[str, Any]) -> Teacher:
 
 
 def least_trips(step: Step) -> dict[str, int]:
-    """Trips that loops make at least, by part of the program, where the settings say it.
+    """The least trips of loops by part of the program, as far as the settings determine them.
 
-    RoIAlign reads every sampled region, by one tile of it or more, so many of a picture a round.
+    RoIAlign reads every sampled region by at least one tile, a fixed number per picture and round.
     """
     sampler = getattr(step.student.settings, "sampler", None)
     if sampler is None:
@@ -202,7 +202,7 @@ def least_trips(step: Step) -> dict[str, int]:
 
 
 def lower(step: Step, mesh: Mesh) -> Any:
-    """The product's jitted step, lowered for CUDA as it would be called on a mesh."""
+    """Lowers the product's jitted step for CUDA, as it would be called on a mesh."""
     everywhere, spread = replicated(mesh), split(mesh)
 
     def on(tree: Any, sharding: Any) -> Any:
@@ -231,7 +231,7 @@ def _abstract_state(
 
 
 def _abstract_batch(config: Mapping[str, Any], settings: TrainSettings) -> Batch:
-    """Of the first canvas, every row for ground truth there."""
+    """A batch of the first canvas, with all rows for ground truth."""
     (height, width), B = config["data"]["canvases"][0], settings.batch_size
     G, S = config["data"]["max_boxes"], jax.ShapeDtypeStruct
     return Batch(

@@ -1,4 +1,4 @@
-"""Results as plain values, and as Markdown."""
+"""Results as plain values and as Markdown."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def markdown(results: Mapping[str, Any], before: Mapping[str, Any] | None = None
     """All tables.
 
     Args:
-        results: "cases", each with what was compiled and what `counting.count` found; "assumed".
-        before: earlier results, whose milliseconds stand beside those of the same cases.
+        results: "cases", each with its description and the result of `counting.count`; "assumed".
+        before: earlier results; their milliseconds are shown next to those of the same cases.
     """
     cases = results["cases"]
     old = {_key(case): case for case in (before or {}).get("cases", ())}
@@ -43,7 +43,7 @@ def markdown(results: Mapping[str, Any], before: Mapping[str, Any] | None = None
 
 
 def name(case: Mapping[str, Any]) -> str:
-    """A case in words."""
+    """A case as text."""
     if not case.get("recipe"):
         return str(case["file"])
     plain = ", without distillation" if case["plain"] else ""
@@ -94,7 +94,7 @@ def _summary(cases: Sequence[Mapping[str, Any]], old: Mapping[Any, Mapping[str, 
 
 
 def _overview(cases: Sequence[Mapping[str, Any]]) -> str:
-    """Milliseconds of every case by part."""
+    """Milliseconds of all cases by part."""
     numbers = [str(number) for number in range(1, len(cases) + 1)]
     rows = [f"| ms | {' | '.join(numbers)} |", f"|---|{'---:|' * len(cases)}"]
     for part in PARTS:

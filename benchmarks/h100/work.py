@@ -1,4 +1,4 @@
-"""What one kernel has to read, write, multiply and send, told from its HLO."""
+"""How much one kernel must read, write, multiply and send, from its HLO."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LIBRARIES = {"conv": "convolution", "gemm": "product", "matmul": "product"}
 
 
 class Work(NamedTuple):
-    """Of one run of a kernel.
+    """The work of one run of a kernel.
 
     Attributes:
-        kind: what it mainly is.
-        read: bytes.
-        written: bytes.
-        flops: of products and convolutions; a multiplication and an addition are two.
-        factors: what is multiplied: "bfloat16", "tensor_float32", "float32", or "" for nothing.
+        kind: its main operation.
+        read: bytes read.
+        written: bytes written.
+        flops: of products and convolutions; a multiplication and an addition count as two.
+        factors: type of the factors: "bfloat16", "tensor_float32", "float32", or "" for none.
     """
 
     kind: str
@@ -36,12 +36,12 @@ class Work(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """Of a collective.
+    """The traffic of a collective.
 
     Attributes:
-        payload: bytes of the whole result on one GPU, or of its operands where they are more.
+        payload: bytes of the whole result on one GPU, or of its operands if these are more.
         sent: bytes that one GPU sends, around a ring.
-        gpus: that take part in one.
+        gpus: the number of GPUs that take part.
     """
 
     payload: int
@@ -50,7 +50,7 @@ class Sent(NamedTuple):
 
 
 def work(module: Module, inside: Computation, one: Instruction) -> Work:
-    """What an instruction costs that becomes a kernel, a copy or a call of a library."""
+    """The work of an instruction that becomes a kernel, a copy or a library call."""
     if one.opcode == "fusion":
         return _of_fusion(module, module.computations[one.called("calls")])
     if one.opcode == "custom-call":
@@ -64,12 +64,12 @@ def work(module: Module, inside: Computation, one: Instruction) -> Work:
 
 
 def sent(module: Module, inside: Computation, one: Instruction) -> Sent | None:
-    """What a collective moves; None: it is none."""
+    """The traffic of a collective; None for other instructions."""
     kind = one.opcode.removesuffix("-start")
     if kind not in _COLLECTIVES:
         return None
     given = sum(operand.size for _, operand in _once(inside, one))
-    # The first half of what these give is what they were given.
+    # The first half of their result is their input.
     both = one.opcode in ("all-gather-start", "collective-permute-start")
     payload = max(given, one.size - given if both else one.size)
     gpus = _group(one) or module.gpus
@@ -78,7 +78,7 @@ def sent(module: Module, inside: Computation, one: Instruction) -> Sent | None:
 
 
 def _once(inside: Computation, one: Instruction) -> list[tuple[int, Instruction]]:
-    """Operands with their places, each once."""
+    """Operands with their positions, each once."""
     names: dict[str, int] = {}
     for place, name in enumerate(one.operands):
         names.setdefault(name, place)
@@ -104,13 +104,13 @@ def _of_fusion(module: Module, body: Computation) -> Work:
 
 
 def _all(module: Module, body: Computation) -> list[Computation]:
-    """A fused computation and the fusions inside of it."""
+    """A fused computation and the fusions inside it."""
     inner = [one.called("calls") for one in body.instructions if one.opcode == "fusion"]
     return [body, *(found for name in inner for found in _all(module, module.computations[name]))]
 
 
 def _results(body: Computation) -> list[Instruction]:
-    """What a fused computation writes, with the views taken off."""
+    """The results that a fused computation writes, without views of them."""
     root = body.root
     outputs = list(body.operands(root)) if root.opcode == "tuple" else [root]
     return list({one.name: one for one in (_under(body, one) for one in outputs)}.values())
@@ -123,9 +123,9 @@ def _under(body: Computation, one: Instruction) -> Instruction:
 
 
 def _shares(body: Computation, results: list[Instruction]) -> dict[str, float]:
-    """The share of each instruction's numbers that somebody needs, at least.
+    """The least share of each instruction's elements that its users need.
 
-    Users that take a part each are taken to want different ones, all others the same.
+    Users that read only a part are assumed to need different parts; all others need the same.
     """
     roots = {one.name for one in results}
     shares: dict[str, float] = {}
@@ -147,7 +147,7 @@ def _shares(body: Computation, results: list[Instruction]) -> dict[str, float]:
 
 
 def _share(user: Instruction, place: int, one: Instruction, *, in_place: bool = True) -> float:
-    """The share of an operand's numbers that its user reads."""
+    """The share of an operand's elements that its user reads."""
     if place == 0 and user.opcode in ("slice", "dynamic-slice", "gather"):
         return min(1.0, user.elements / max(1, one.elements))
     if place == 0 and in_place and user.opcode in ("dynamic-update-slice", "scatter"):
@@ -156,7 +156,7 @@ def _share(user: Instruction, place: int, one: Instruction, *, in_place: bool = 
 
 
 def _written(body: Computation, one: Instruction) -> int:
-    """Bytes; of what is written in place, the new ones alone."""
+    """Bytes written; for in-place writes, only the new ones."""
     if one.opcode == "dynamic-update-slice":
         return body.by_name[one.operands[1]].size if one.operands[1] in body.by_name else 0
     if one.opcode == "scatter":
@@ -172,7 +172,7 @@ def _of_library(inside: Computation, one: Instruction) -> Work:
     read = sum(operand.size for operand in operands)
     if kind == target or not operands:
         return Work(kind, read, one.size)
-    # Beside the result stands the library's working memory.
+    # The other shapes are the library's working memory.
     result = one.shapes[0]
     factors = _factors(operands[0].shapes[0], one.attributes)
     flops = (_convolution if kind == "convolution" else _library_product)(inside, one, target)
@@ -184,7 +184,7 @@ def _of_library(inside: Computation, one: Instruction) -> Work:
 
 
 def _convolution(inside: Computation, one: Instruction, target: str) -> int:
-    """Twice the numbers of the side that every filter tap meets, times the taps of one."""
+    """Twice the elements of the side that every filter tap meets, times the taps per element."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     if labels is None:
         return 0
@@ -197,7 +197,7 @@ def _convolution(inside: Computation, one: Instruction, target: str) -> int:
     else:
         kernel, met = second, result
     sides = dict(zip(labels[2], kernel.dims, strict=True))
-    taps = math.prod(size for label, size in sides.items() if label != "o")  # "i": of one group
+    taps = math.prod(size for label, size in sides.items() if label != "o")  # "i" is per group
     return 2 * met.elements * taps
 
 
@@ -223,7 +223,7 @@ def _factors(left: Shape, attributes: str) -> str:
 
 
 def _group(one: Instruction) -> int:
-    """How many GPUs one collective joins; 0: all of them."""
+    """How many GPUs one collective joins; 0: all."""
     listed = one.find(r"replica_groups=\{\{([\d,]*)\}")
     if listed:
         return len(listed.split(","))
