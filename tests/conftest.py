@@ -1,4 +1,4 @@
-"""Runs before any test: CPU, quick and cached compilation, shape annotations switched on."""
+"""Runs before all tests: CPU, quick and cached compilation, checked shape annotations."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Half the time of compiling, where speed is not the matter: nearly everywhere.
+# Halves the time of compiling; the speed of programs matters in few tests.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Tracing makes many objects that live on: looking for garbage among them, and for the line that
-# each equation comes from, took a tenth of the time.
+# Tracing creates many long-lived objects: garbage collection among them, and finding the line of
+# each equation, took a tenth of the time.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 gc.set_threshold(50_000, 20, 10)
 # The older code generator of XLA's CPU compiler needs half the time for a program of many small
 # kernels; from jaxlib 0.11 on there is only the new one.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     older = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    # What is set from outside comes last and wins.
+    # Flags from outside come last and take precedence.
     os.environ["XLA_FLAGS"] = f"{older} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jaxtyping  # noqa: E402
 from absl import flags  # noqa: E402
 
-# Grain's workers read absl flags, which nobody parses under pytest.
+# Grain's workers read absl flags, which are not parsed under pytest.
 flags.FLAGS.mark_as_parsed()
 
 SHAPED = re.compile(r"\b(Bool|Float|Int|UInt|Shaped|Key|PRNGKeyArray)")
@@ -40,10 +40,10 @@ _jaxtyped = jaxtyping.jaxtyped
 
 
 def _checked(*given: Any, **settings: Any) -> Any:
-    """`jaxtyped`, save for functions whose signature says no shape: mypy reads those.
+    """`jaxtyped`, except for functions without shapes in their signature: mypy checks those.
 
-    Wrapping them takes seconds a process, and functions inside of functions are made, and would
-    be wrapped, again at every call: a quarter of the time of tracing.
+    Wrapping them takes seconds per process. Functions inside functions would be wrapped again at
+    every call, which takes a quarter of the time of tracing.
     """
     if not given:
         return partial(_checked, **settings)
@@ -68,7 +68,7 @@ share_contexts()
 
 pytest_plugins = ["tests.numeric_report", "tests.jitter"]
 
-# Files whose few tests take minutes; begun last they would keep one process busy alone at the end.
+# Files whose few tests take minutes; started last, they would keep a single process busy.
 LONG = (
     "training/test_devices.py",
     "training/test_resume.py",
@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def whole_compile():
-    """Compiles as users do, for what runs longer than it compiles."""
+    """Compiles as users do, for programs that run longer than they compile."""
     name = "jax_disable_most_optimizations"
     before = jax.config.values[name]
     jax.config.update(name, False)
@@ -105,7 +105,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def coco_sample() -> Path:
-    """The folder of a small real COCO set, where it lies beside the project."""
+    """The folder of a small real COCO set, if it exists beside the project."""
     folder = SHARED / "coco2017_sample"
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/coco2017_sample beside the project")
@@ -114,7 +114,7 @@ def coco_sample() -> Path:
 
 @pytest.fixture(scope="session")
 def deeppcb() -> Path:
-    """The folder of a real set of small defects, where it lies beside the project."""
+    """The folder of a real set of small defects, if it exists beside the project."""
     folder = SHARED / "deeppcb"
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/deeppcb beside the project")

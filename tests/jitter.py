@@ -1,14 +1,14 @@
-"""``pytest --jitter=N``: which verdicts change where every number moves in its last digits.
+"""``pytest --jitter=N``: finds verdicts that change if all numbers move in their last digits.
 
-A plugin of pytest. The numeric tests run once as they are and N times with inputs and weights
-moved by about 1e-7 of themselves, which is what another processor's rounding does to them; then
-once on each of XLA's code paths that can be chosen on one machine. Verdicts that differ are listed,
-and the exit code is 1.
+A plugin of pytest. The numeric tests run once unchanged and N times with inputs and weights moved
+by a relative 1e-7, about as much as another processor's rounding does; then once on each of XLA's
+code paths that can be chosen on one machine. Verdicts that differ are listed, and the exit code is
+then 1.
 
-Numbers are moved where they are drawn: `numpy.random.default_rng` and `RandomState` (weights
-are drawn by them too), and the inputs of stored cases; equal numbers are moved equally. Stored
-answers stay: they belong to the numbers that were not moved, and a tolerance has to have room for
-both. Where it has not, since both sides are computed in float64, `still` keeps the inputs.
+Numbers are moved where they are drawn: `numpy.random.default_rng` and `RandomState` (they also draw
+weights), and in the inputs of stored cases; equal numbers are moved equally. Stored answers stay:
+they belong to the unmoved numbers, and a tolerance must allow for both. If it does not, since both
+sides are computed in float64, `still` keeps the inputs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = 1e-7
-# Without arguments: the tests whose verdict rests on comparing numbers.
+# The default: the tests whose verdict depends on comparing numbers.
 NUMERIC = (
     "tests/models",
     "tests/ops",
@@ -51,7 +51,7 @@ CODE_PATHS = {
     "fusion emitters": ("--xla_cpu_use_fusion_emitters=true", 0),
     "one thread": ("--xla_cpu_multi_thread_eigen=false", 1),
 }
-SEED, VERDICTS = "DRKD_JITTER_SEED", "DRKD_JITTER_VERDICTS"  # of a run's environment
+SEED, VERDICTS = "DRKD_JITTER_SEED", "DRKD_JITTER_VERDICTS"  # environment variables of a run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# What is done in a run: moving, and keeping the verdicts.
+# Inside a run: moves numbers, and stores the verdicts.
 
 
 _still = False
@@ -71,10 +71,10 @@ _still = False
 
 @contextlib.contextmanager
 def still() -> Iterator[None]:
-    """What is drawn in here is not moved.
+    """Does not move the numbers that are drawn inside.
 
-    For what is computed in float64 and compared with stored answers, which belong to exactly these
-    inputs. No processor's rounding moves a number by 1e-7 there.
+    For computations in float64 that are compared with stored answers to exactly these inputs. There
+    no processor's rounding moves a number by 1e-7.
     """
     global _still
     before, _still = _still, True
@@ -85,9 +85,9 @@ def still() -> Iterator[None]:
 
 
 def moved(values: Any, seed: int) -> Any:
-    """Floating numbers, each moved by up to twice `STEP` of itself; 0 stays 0.
+    """Moves floating-point numbers by at most twice `STEP`, relatively; 0 stays 0.
 
-    Equal numbers are moved equally: what is drawn twice from one seed is still the same.
+    Equal arrays are moved equally, so two draws from one seed stay the same.
     """
     array = np.asarray(values)
     if _still or array.dtype.kind != "f":
@@ -98,7 +98,7 @@ def moved(values: Any, seed: int) -> Any:
 
 
 def install(seed: int, patch: pytest.MonkeyPatch) -> None:
-    """Makes every number that NumPy draws, and the inputs of stored cases, a little different."""
+    """Moves all numbers that NumPy draws, and the inputs of stored cases."""
 
     def moving(base: type, *names: str) -> type:
         def drawing(name: str) -> Any:
@@ -122,7 +122,7 @@ def install(seed: int, patch: pytest.MonkeyPatch) -> None:
 
 
 class MovedFile:
-    """A file of arrays, opened, that moves what is read from it."""
+    """An open file of arrays that moves the arrays read from it."""
 
     def __init__(self, file: Any, seed: int):
         self.file, self.seed, self.files = file, seed, file.files
@@ -138,7 +138,7 @@ class MovedFile:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Moves the numbers of a run that was told to."""
+    """Moves the numbers, if the environment asks for it."""
     if seed := int(os.environ.get(SEED, 0)):
         patch = pytest.MonkeyPatch()
         install(seed, patch)
@@ -146,7 +146,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Writes down the verdict of a test, and why it failed."""
+    """Stores the verdict of a test, and why it failed."""
     if path := os.environ.get(VERDICTS):
         if report.when != "call" and report.passed:
             return
@@ -155,25 +155,25 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             file.write(json.dumps([report.nodeid, report.outcome, *why]) + "\n")
 
 
-# What starts the runs.
+# Starts the runs.
 
 
 def start(
     arguments: list[str], seeds: list[int], flags: str = "", processors: int = 0
 ) -> Iterator[dict[str, tuple[str, str]]]:
-    """Runs all tests once for each seed, in one new process.
+    """Runs all tests once per seed, in one new process.
 
-    What a process has compiled it need not compile again; test files are imported anew for each
-    seed, since most inputs are drawn meanwhile.
+    So programs are compiled only once. Test files are imported again for each seed, since most
+    inputs are drawn at import.
 
     Args:
-        arguments: of pytest.
-        seeds: of the noise; 0: nothing moves.
-        flags: for XLA, after those that are set.
-        processors: how many the process may use; 0: all.
+        arguments: arguments of pytest.
+        seeds: seeds of the noise; 0: nothing moves.
+        flags: flags for XLA, after those in the environment.
+        processors: how many processors the process may use; 0: all.
 
     Yields:
-        The verdicts of a seed: (outcome, why) by test.
+        The verdicts for each seed: (outcome, why) by test.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = {str(seed): str(Path(folder) / f"{seed}.jsonl") for seed in seeds}
@@ -184,7 +184,7 @@ def start(
         }
         command = [sys.executable, "-c", "from tests import jitter; jitter.child()"]
         kept = os.sched_getaffinity(0) if processors else set()
-        if processors:  # a child takes over what its parent may use
+        if processors:  # a child inherits the processors of its parent
             os.sched_setaffinity(0, set(sorted(kept)[:processors]))
         said = Path(folder) / "said"
         try:
@@ -214,7 +214,7 @@ def start(
 
 
 def child() -> None:
-    """What runs in the process that `start` starts: one run of pytest after the other."""
+    """The program of the process that `start` starts: one run of pytest after the other."""
     paths, arguments = json.loads(sys.argv[1])
     options = ["-q", "-p", "no:cacheprovider", "-p", "tests.jitter"]
     options += ["--hypothesis-seed=0"]  # the same examples in every run
@@ -231,7 +231,7 @@ def child() -> None:
 
 
 def own_arguments(given: list[str]) -> list[str]:
-    """What pytest was called with, without the options of this plugin."""
+    """The arguments of pytest without the options of this plugin."""
     kept, value = [], False
     for argument in given:
         own = argument.startswith(("--jitter=", "--code-paths")) or argument == "--jitter"

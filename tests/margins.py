@@ -1,9 +1,9 @@
-"""How clear a detector's choices are: whether the last digits of one processor could turn one over.
+"""Checks the margins of a detector's choices: whether another rounding could change one.
 
-Two programs, or one program on two processors, agree to rounding and no further. What is chosen
-from such numbers (the box that NMS keeps, the order of scores, the anchor that is matched, the
-level a region is read from) is the same on both sides only where it is clear. `clear` looks at
-each choice while a model runs and fails where one of them is not.
+Two programs, or one program on two processors, agree only up to rounding. Choices from such numbers
+(the box that NMS keeps, the order of scores, the matched anchor, the level that a region is read
+from) are the same on both sides only if they are clear. `clear` checks each choice while a model
+runs, and fails if one of them is not.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from drkd_jax.ops import nms as nms_file
 from drkd_jax.ops import roi_plan
 
 # Float32 rounding moves overlaps by 2e-7 and scores, relative to the largest, by 1e-6 at most.
-TIE = 2.0**-22  # of overlaps: some last bits of a float32 below 1
+TIE = 2.0**-22  # for overlaps: a few last bits of a float32 below 1
 LIMITS = {"overlap": 1e-5, "score": 2e-6, "level": 1e-5, "samples": 1e-5}
-# What stands for a box that is not there: its order does not matter.
+# The scores of missing boxes, whose order does not matter.
 FILLING = (-1.0, 0.0)
 
 
@@ -35,19 +35,19 @@ class Margins:
         self.count = 0
 
     def note(self, kind: str, distances: np.ndarray) -> None:
-        """Keep the smallest of some distances to an edge."""
+        """Keeps the smallest of several distances from an edge."""
         self.count += 1
         distances = np.asarray(distances, np.float64)
         if distances.size:
             self.smallest[kind] = min(float(distances.min()), self.smallest.get(kind, np.inf))
 
-    # Each gets the arguments of the function that chooses.
+    # The following methods get the arguments of the choosing functions.
 
     def order(self, values: np.ndarray, taken: int, in_order: bool, floor: float) -> None:
-        """Scores of which the best are taken: the last one from the first that is left out.
+        """For the choice of the best scores: the distance of the last chosen from the next one.
 
-        With ``in_order``, where the order itself is seen later, each from the next one. All is
-        relative to the largest. Scores at the floor or under it end up nowhere.
+        With ``in_order``, if their order matters later: the distance of each from the next. All are
+        relative to the largest. Scores at or below the floor have no effect.
         """
         rows = -np.sort(-np.asarray(values, np.float64), axis=-1)[..., : taken + 1]
         gaps = rows[..., :-1] - rows[..., 1:]
@@ -61,7 +61,7 @@ class Margins:
             self.note("score", np.abs(rows - floor) / largest)
 
     def suppression(self, boxes, scores, valid, groups, threshold) -> None:
-        """Overlaps from the threshold; scores of two boxes of which one suppresses the other."""
+        """Overlaps from the threshold; scores of boxes from those that they suppress."""
         overlaps = pairwise(boxes, boxes)
         pairs = np.triu(valid[:, None] & valid, 1)
         if groups is not None:
@@ -73,7 +73,7 @@ class Margins:
         self.note("score", np.abs(scores[above] - scores[below]) / _largest(scores))
 
     def matching(self, iou, valid, positive, negative, low_quality, eligible) -> None:
-        """Best overlaps from the thresholds, and the best anchor of a truth from the second."""
+        """Best overlaps from the thresholds, and from the second-best of an anchor or a truth."""
         counted = np.asarray(iou, np.float64)[eligible][:, valid]
         if not counted.size:
             return
@@ -90,23 +90,23 @@ class Margins:
         reached = of_truth[0] > 0
         self.note("overlap", np.abs(of_truth[0] - low_quality)[reached & (low_quality > 0)])
         if len(of_truth) > 1:
-            # Anchors that lie alike tie: equal ones are claimed together. Where rounding parts such
-            # a pair by its last bits, which of the two is claimed still hangs on it: not looked at.
+            # Anchors in similar places tie, and equal ones are claimed together. If rounding
+            # separates such a pair by its last bits, the claimed one depends on it: not checked.
             gaps = (of_truth[0] - of_truth[1])[reached]
             self.note("overlap", gaps[gaps > TIE])
 
     def level(self, sides: np.ndarray, canonical: float, count: int) -> None:
-        """Sides of regions from those at which a coarser level begins, in octaves."""
+        """Sides of regions from the limits between levels, in octaves."""
         octaves = np.log2(np.maximum(np.asarray(sides, np.float64), 1e-30) / canonical)
         self.note("level", np.abs(octaves[..., None] - np.arange(1, count)))
 
     def samples(self, length: np.ndarray, bins: int) -> None:
-        """Cells of a bin from a whole number of samples; on one they are exact."""
+        """Cells of a bin from a whole number of samples; whole numbers themselves are exact."""
         cells = np.asarray(length, np.float64) / bins
         self.note("samples", np.abs(cells - np.round(cells))[(cells > 0) & (cells % 1 != 0)])
 
     def check(self) -> None:
-        """Fails where a choice is nearer to another answer than its limit."""
+        """Fails if a choice is nearer to another result than its limit."""
         assert self.count, "no choice was seen: was the model compiled before?"
         near = {k: v for k, v in self.smallest.items() if not v > LIMITS[k]}
         assert not near, f"choices within rounding of another answer: {near}, limits {LIMITS}"
@@ -117,7 +117,7 @@ def _largest(values: np.ndarray) -> float:
 
 
 def pairwise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Overlap of every pair of boxes in float64; `oracles.pairwise_iou` without its loops."""
+    """Overlap of all pairs of boxes in float64; `oracles.pairwise_iou` without its loops."""
     a, b = np.asarray(a, np.float64)[:, None], np.asarray(b, np.float64)[None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     inter = np.maximum(sides, 0).prod(axis=-1)
@@ -127,13 +127,13 @@ def pairwise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def tied(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Which anchors are as good as the best one of some truth but for the last bits.
+    """Which anchors equal the best one of some truth up to the last bits.
 
-    Which of them is claimed for that truth hangs on rounding.
+    Rounding decides which of them is claimed for that truth.
 
     Args:
         anchors: ``[A, 4]``.
-        boxes: ``[G, 4]`` truths that are there.
+        boxes: the valid truths ``[G, 4]``.
     """
     overlaps = pairwise(anchors, boxes)
     best = overlaps.max(axis=0, initial=0)
@@ -142,12 +142,12 @@ def tied(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def clear(floor: float = 0.0) -> Iterator[Margins]:
-    """Looks at every choice that a model makes inside, run without jit, and checks them all.
+    """Checks all choices of a model that runs inside the context without jit.
 
-    A choice inside a function that was compiled before is not seen.
+    Choices inside a function that was compiled before are not seen.
 
     Args:
-        floor: the least score of a detection, which has to be clear of it too.
+        floor: the least score of a detection; scores must be clear of it too.
     """
     found = Margins()
     own = {
@@ -159,7 +159,7 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
     }
 
     def seen(note, *arrays):
-        # A callback, since most choices are made under vmap: it runs once for each picture.
+        # A callback, as most choices are under vmap: it runs once per picture.
         jax.debug.callback(lambda *values: note(*map(np.asarray, values)), *arrays)
 
     def nms(boxes, scores, valid, groups, threshold):
@@ -175,7 +175,7 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
             for iou, real, counted in zip(ious, v, e, strict=True):
                 found.matching(iou, real, positive, negative, low_quality, counted)
 
-        # In float32, where anchors that lie alike have overlaps that are equal to the bit.
+        # In float32, where anchors in similar places have equal overlaps, bit for bit.
         axes = (0 if anchors.ndim == 3 else None, 0)
         ious = jax.vmap(roi_head.box_ops.pairwise_iou, axes)(jax.numpy.asarray(anchors), boxes)
         seen(note, ious, valid, eligible)
@@ -184,10 +184,10 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
 
     def top_k(values, k):
         caller = sys._getframe(1)
-        # A draw is made of random bits, which no processor rounds.
+        # Draws come from random bits, which no processor rounds.
         if caller.f_globals["__name__"] != "drkd_jax.ops.sampling":
             place = caller.f_code.co_name
-            # Of the two choices of `propose` the second one's order is that of its answer.
+            # Of the two choices in `propose`, the second one's order is that of the result.
             in_order = place == "select" or "flat_scores" in caller.f_locals
             low = -np.inf if place in ("propose", "select") else floor
             seen(lambda v: found.order(v, k, in_order, low), values)

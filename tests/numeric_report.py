@@ -1,7 +1,7 @@
-"""What a failure says, so that it can be read on another machine: processor, versions, worst entry.
+"""Makes failures understandable on other machines: processor, versions, worst entry.
 
-A plugin of pytest. The comparisons of `numpy.testing` name the entry that is farthest off, both
-numbers and how many times the tolerance it is; every report of a failure ends with the machine.
+A plugin of pytest. The comparisons of `numpy.testing` name the entry with the largest error, both
+numbers and the multiple of the tolerance; every report of a failure ends with the machine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-# Which instructions a processor has decides how XLA and Eigen round.
+# A processor's instructions determine how XLA and Eigen round.
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "asimd", "sve")
 
 
 @functools.cache
 def machine() -> str:
-    """Processor, cores, versions and flags, one a line."""
+    """Processor, cores, versions and flags, one per line."""
     model, flags = platform.processor() or platform.machine(), set()
     about = Path("/proc/cpuinfo")
     for line in about.read_text().splitlines() if about.is_file() else []:
@@ -47,11 +47,11 @@ def machine() -> str:
 
 
 def worst_entry(ours: Any, wanted: Any, rtol: float = 0.0, atol: float = 0.0) -> str:
-    """The entry that is farthest off, by how often it exceeds its tolerance; "" if none can be.
+    """The entry with the largest multiple of its tolerance; "" if there is none.
 
     Args:
-        ours: array or anything like it.
-        wanted: what it is compared with, of a shape that broadcasts to the same one.
+        ours: array-like.
+        wanted: the expected values; the shapes must broadcast.
         rtol: tolerance relative to ``wanted``.
         atol: absolute tolerance.
     """
@@ -101,7 +101,7 @@ def _explained(compare: Callable[..., None], rtol: float) -> Callable[..., None]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the comparisons of `numpy.testing` say more."""
+    """Extends the messages of `numpy.testing`'s comparisons."""
     patch = pytest.MonkeyPatch()
     for name, rtol in (("assert_allclose", 1e-7), ("assert_array_equal", 0.0)):
         patch.setattr(np.testing, name, _explained(getattr(np.testing, name), rtol))

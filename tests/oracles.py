@@ -1,4 +1,4 @@
-"""Slow, obvious NumPy: each function is its definition, in float64, with loops."""
+"""Slow, obvious NumPy: each function follows its definition, in float64, with loops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def random_boxes(rng, shape, side=64.0, smallest=1.0, whole=False):
-    """Boxes inside a square picture; whole corners make overlaps exact and ties common."""
+    """Boxes in a square picture; whole corners make overlaps exact and ties common."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     low = rng.uniform(0, side - smallest, (*shape, 2))
     high = np.minimum(low + smallest + rng.uniform(0, side / 2, (*shape, 2)), side)
@@ -20,7 +20,7 @@ def random_boxes(rng, shape, side=64.0, smallest=1.0, whole=False):
 
 
 def iou(a, b):
-    """Overlap of two boxes, one number."""
+    """Overlap of two boxes."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
@@ -30,7 +30,7 @@ def iou(a, b):
 
 
 def pairwise_iou(a, b):
-    """Overlap of every pair."""
+    """Overlap of all pairs."""
     return np.array([[iou(p, q) for q in b] for p in a], np.float64).reshape(len(a), len(b))
 
 
@@ -47,7 +47,7 @@ def encode(anchor, box, stds):
 
 
 def nms(boxes, scores, valid, groups, threshold):
-    """The greedy loop; overlap and threshold are float32 numbers, as the program compares them."""
+    """The greedy loop; overlap and threshold are compared in float32, as in the program."""
     threshold = np.float32(threshold)
     order = sorted(np.flatnonzero(valid), key=lambda i: (-scores[i], i))
     kept = []
@@ -61,7 +61,7 @@ def nms(boxes, scores, valid, groups, threshold):
 
 
 def bilinear(plane, y, x, ends=None):
-    """One sample of an [h, w, C] map, which ends at `ends` (h, w)."""
+    """One sample of an [h, w, C] map that ends at `ends` (h, w)."""
     height, width = ends or plane.shape[:2]
     if y < -1 or y > height or x < -1 or x > width:
         return np.zeros(plane.shape[2])
@@ -75,12 +75,12 @@ def bilinear(plane, y, x, ends=None):
 
 
 def clear_of(value, edge):
-    """Fails where rounding could put a number on the other side of a jump; on it is fine."""
+    """Fails if rounding could move a number across a jump; equality is allowed."""
     assert value == edge or abs(value - edge) > 1e-5 * max(abs(edge), 1), (value, edge)
 
 
 def roi_align(maps, boxes, levels, strides, size, samples, aligned, sizes=None):
-    """RoIAlign of a batch, every sample by itself; 0 samples: as many as a bin has pixels."""
+    """RoIAlign of a batch, sample by sample; 0 samples: as many as a bin has pixels."""
     maps = [np.asarray(m, np.float64) for m in maps]
     boxes = np.asarray(boxes, np.float64)
     num_pictures, num_regions = boxes.shape[:2]
@@ -109,7 +109,7 @@ def roi_align(maps, boxes, levels, strides, size, samples, aligned, sizes=None):
 
 
 def overlaps_as_written(a, b):
-    """Overlaps of all pairs in float32, rounded after each operation, as PyTorch does it."""
+    """Overlaps of all pairs in float32, rounded after each operation, as in PyTorch."""
     assert a.dtype == b.dtype == np.float32
     corner, other = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
     common = np.prod(np.maximum(other - corner, 0), axis=-1)
@@ -118,7 +118,7 @@ def overlaps_as_written(a, b):
 
 
 def match(iou, valid, positive, negative, low_quality, eligible, overwrite):
-    """The assigner's steps, one anchor and one ground truth at a time."""
+    """The assigner's steps, for one anchor and one ground truth at a time."""
     num_anchors, _ = iou.shape
     truths = [int(g) for g in np.flatnonzero(valid)]
     index = np.zeros(num_anchors, int)
@@ -146,7 +146,7 @@ def match(iou, valid, positive, negative, low_quality, eligible, overwrite):
 
 
 def prepare(image, size, flip, mean, std):
-    """One picture: its own pixels normalised and mirrored, everything else 0."""
+    """One picture: normalised and mirrored, 0 in the padding."""
     height, width = size
     out = np.zeros(image.shape, np.float64)
     for y in range(height):

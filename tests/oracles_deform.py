@@ -1,4 +1,4 @@
-"""Deformable convolution by loops, float64."""
+"""Deformable convolution by loops, in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def read(picture, y, x):
-    """One bilinear reading of ``[h, w, C]``; zeros all around."""
+    """One bilinear sample of ``[h, w, C]``, with zeros around."""
     h, w, C = picture.shape
     total = np.zeros(C)
     if not (-1 < y < h and -1 < x < w):
@@ -22,7 +22,7 @@ def read(picture, y, x):
 
 
 def deform_conv(x, kernel, offsets, modulation=None, *, stride=1, padding=1, dilation=1):
-    """As `drkd_jax.ops.deform_conv.deform_conv`."""
+    """Like `drkd_jax.ops.deform_conv.deform_conv`."""
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     B, C = x.shape[0], x.shape[3]
     k, l, D, O = kernel.shape  # noqa: E741

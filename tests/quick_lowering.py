@@ -1,8 +1,8 @@
-"""One context of MLIR for many programs, where JAX makes a new one for each.
+"""One context of MLIR for many programs, instead of JAX's new one for each.
 
-Loading the dialects takes 3 to 5 ms, a tenth to a quarter of what a program of one operation
-costs, and most programs of the tests are such. It rests on a private name of JAX: where that is
-gone nothing happens but that the tests take longer.
+Loading the dialects takes 3 to 5 ms, a tenth to a quarter of the cost of a program of one
+operation, and most programs of the tests are such. It uses a private name of JAX: without that
+name, the tests only take longer.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-_PROGRAMS = 300  # that share a context: what they intern stays in it
+_PROGRAMS = 300  # programs that share a context, which keeps all their interned data
 
 
 def share_contexts() -> None:
-    """Makes JAX lower into a context of the thread's own, renewed now and then."""
+    """Makes JAX lower into a context per thread, which is renewed from time to time."""
     from jax._src.interpreters import mlir
 
     make = getattr(mlir, "make_ir_context", None)

@@ -1,4 +1,4 @@
-"""Every recipe builds, and runs two steps in its tiny form."""
+"""All recipes build, and run two steps in their tiny form."""
 
 import dataclasses
 import importlib
@@ -16,7 +16,7 @@ from drkd_jax.step.settings import EvalSettings, TrainSettings, set_keys
 from drkd_jax.training.loop import train
 
 RECIPES = recipe_names()
-# The demo's tiny form is run whole, its teacher and both students, by cli/test_demo.py.
+# cli/test_demo.py runs the demo's whole tiny form, its teacher and both students.
 RUN_HERE = [name for name in RECIPES if name != "demo"]
 PAPER = [name for name in RECIPES if "2x_coco" in name]
 
@@ -132,6 +132,6 @@ def test_a_default_is_the_same_wherever_it_stands(part, settings, elsewhere, fre
     assert {field.name for field in fields} - elsewhere <= set(own)
     for field in fields:
         if field.name not in elsewhere | free:
-            # An empty place is what the machine decides.
+            # The machine determines an empty value.
             made = field.default_factory is not dataclasses.MISSING
             assert own[field.name] == (None if made else field.default), field.name

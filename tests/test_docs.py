@@ -1,4 +1,4 @@
-"""What the documents say of files is so, and a term is added as docs/architecture.md says."""
+"""The documents are right about files, and about how to add a term (docs/architecture.md)."""
 
 import functools
 import inspect
@@ -23,13 +23,13 @@ PACKAGES = (
     "|step|fault_tolerance|monitoring|distill/baselines"
 )
 TOP = "docs|tests|benchmarks|crosscheck|configs|drkd_jax"
-# A path from the top, one inside the package, or a file's bare name.
+# A path from the root, one inside the package, or a file's bare name.
 PATH = re.compile(
     rf"(?<![\w/.\-<~:=])((?:{TOP})/[\w./-]*[a-z\d]/?"
     rf"|(?:{PACKAGES})/(?:[a-z\d_]+/)*[a-z\d_]+\.(?:py|md)"
     rf"|(?:\.\./)?[a-z\d_-]+\.(?:py|md))(?![\w*/{{<])"
 )
-# Of the term that is added below, of other projects, placeholders, and what a command writes.
+# From the term that is added below, other projects, placeholders, and outputs of commands.
 FOREIGN = re.compile(
     r"NAME|half_l1|upgrade_model_version|ops/poolers|configs/(_base_|dcn)|^(gain|sweep)\.md"
     r"|^models/(task_modules|detection|roi_heads)/"
@@ -45,14 +45,14 @@ def tracked() -> list[str]:
 
 
 def missing(text: str, files: Iterable[str], *, bare: bool) -> set[str]:
-    """Paths in a text that lead nowhere; names of files alone only where they are asked for."""
+    """Paths in a text that do not exist; bare file names are checked only with `bare`."""
     ends, places = known(frozenset(files))
 
     def there(path: str) -> bool:
         path = path.removeprefix("../")
         if "/" not in path:
             return not bare or path in ends
-        path = re.sub(r"^drkd_jax/configs", "configs", path.rstrip("/"))  # where a wheel has them
+        path = re.sub(r"^drkd_jax/configs", "configs", path.rstrip("/"))  # their place in a wheel
         return bool({path, f"drkd_jax/{path}", f"tests/{path}"} & places)
 
     return {path for path in PATH.findall(text) if not FOREIGN.search(path) and not there(path)}
@@ -86,12 +86,12 @@ def test_a_path_that_is_not_there_is_found():
 
 
 def test_a_term_is_added_as_the_document_says(monkeypatch):
-    """Its file is run, and its line is put into a copy of `distill/config.py`."""
+    """Its file is run, and its line is inserted into a copy of `distill/config.py`."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     (code,) = re.findall(r"```python\n(# distill/baselines/half_l1.py\n.*?)```", text, re.DOTALL)
     file, line = code.split("# distill/config.py, in DistillConfig\n")
     term, config = types.ModuleType("half_l1"), types.ModuleType("own_config")
-    for module in (term, config):  # dataclasses look there
+    for module in (term, config):  # dataclasses look them up there
         monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile("from __future__ import annotations\n" + file, "half_l1", "exec"), vars(term))
     source = inspect.getsource(distill_config)

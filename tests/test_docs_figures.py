@@ -1,4 +1,4 @@
-"""The tables of docs/results.md and of the README say what docs/gain/*.json hold."""
+"""The tables of docs/results.md and the README agree with docs/gain/*.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 METRICS = ("AP", "AP50", "AP_S", "AP_M")
-# The README's rows, in their order.
+# The README's rows, in order.
 ROWS = (
     "deeppcb_few_labels",
     "deeppcb_few_labels_2400",
@@ -54,14 +54,14 @@ def pairs(values: list[float]) -> str:
 
 
 def said(found: dict[str, Any]) -> tuple[str, str, str, str]:
-    """A difference as the tables have it: mean, both intervals, pairs."""
+    """A difference as in the tables: mean, both intervals, pairs."""
     mean = f"**{signed(found['mean'])}**" if found["above_zero"] else signed(found["mean"])
     seeds, both = (found["t_low"], found["t_high"]), (found["low"], found["high"])
     return mean, signed(*seeds), signed(*both), pairs(found["each"])
 
 
 def rows_of(content: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Every row that a table of these runs may have, without its label."""
+    """All rows that a table of these runs may have, without their labels."""
     for teacher in content["teachers"]:
         yield "1", *(plain(teacher["scores"][name]) for name in METRICS)
     each: dict[tuple[str, int, str], dict[int, float]] = {}
@@ -90,7 +90,7 @@ def rows_of(content: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def tables() -> Iterator[tuple[str, list[str]]]:
-    """The name of each plot, and the table rows from there to the next plot or section."""
+    """The name of each plot, and the table rows after it, up to the next plot or section."""
     for part in re.split(r"\n(?=## |!\[)", (DOCS / "results.md").read_text()):
         if found := re.match(r"!\[[^\]]*\]\(gain/(\w+)\.png\)", part):
             lines = part.split("\n### ")[0].split("\n")
@@ -98,7 +98,7 @@ def tables() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_every_row_beside_a_plot_is_that_of_its_runs():
-    """Rounded once: a figure that was rounded to hundredths first ends in another digit."""
+    """Figures are rounded once; rounding to hundredths first would give another last digit."""
     looked_at, wrong = 0, []
     for name, lines in tables():
         known = set(rows_of(results(name)))

@@ -1,4 +1,4 @@
-"""Boxes are drawn where they lie, in the class's colour, on pictures large enough to read."""
+"""Boxes are drawn in the right place, in the class's colour, on large enough pictures."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def test_both_evaluators_give_the_same_numbers(seed):
 
 
 def crowded(count: int) -> tuple[dict, list[dict]]:
-    """One picture with so many objects in rows of 20, every one found, scores falling."""
+    """One picture with this many objects in rows of 20, all found, with falling scores."""
     boxes = [[12.0 * (i % 20), 12.0 * (i // 20), 10.0, 10.0] for i in range(count)]
     return truth_of(boxes), [detection_of(box, 1 - i / 1000) for i, box in enumerate(boxes)]
 
@@ -233,7 +233,7 @@ def test_more_than_100_objects_count_where_they_are_asked_for(evaluator):
 
 
 def pycocotools_numbers(truth: dict, detections: list[dict]) -> np.ndarray:
-    """What pycocotools itself sums up, by its own ids but for those of annotations."""
+    """The summary of pycocotools itself, with the set's ids except for those of annotations."""
     coco = EVALUATORS["pycocotools"][0]()
     rows = enumerate(truth["annotations"], 1)
     coco.dataset = truth | {"annotations": [dict(row, id=number) for number, row in rows]}

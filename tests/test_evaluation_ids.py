@@ -1,4 +1,4 @@
-"""Ids of pictures, classes and annotations, of any kind that a file may hold."""
+"""Ids of pictures, classes and annotations, of any type in a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_strange_ids():
 
 
 def with_ids(truth: dict, detections: list[dict], make) -> tuple[dict, list[dict]]:
-    """The same set under other ids: ``make(n)`` in the place of the number n."""
+    """The same set with other ids: ``make(n)`` instead of the number n."""
 
     def other(row: dict) -> dict:
         keys = [key for key in ("id", "image_id", "category_id") if key in row]

@@ -1,4 +1,4 @@
-"""``--jitter`` moves what is drawn, by so much and nothing else, and lists what hangs on it."""
+"""``--jitter`` moves only drawn numbers, by its step, and lists the verdicts that change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests import jitter
 
 pytest_plugins = ["pytester"]
 
-# One test hangs on the seventh digit of its input, one on none, one reads a stored case.
+# One test depends on the seventh digit of its input, one does not, one reads a stored case.
 TESTS = """
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""`make crosscheck` takes the interpreter that it is given, and makes its own otherwise."""
+"""`make crosscheck` uses a given interpreter, and creates its own otherwise."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def stub(path: Path, words: str) -> Path:
 
 
 def crosscheck(folder: Path, *given: str) -> subprocess.CompletedProcess[str]:
-    """Runs it with programs that only say what they are asked."""
+    """Runs it with programs that only print their arguments."""
     stub(folder / "bin" / "python", 'echo "ours $*"')
     python = stub(folder / "python", f'echo "theirs $*" >> {folder}/asked')
     call = ["make", "-f", str(MAKEFILE), "-o", "env", "crosscheck", "BIN=bin", f"PYTHON={python}"]
-    # The tests themselves may be run by make, which hands its flags and variables on.
+    # The tests themselves may run under make, which passes on its flags and variables.
     outer = {name for name in os.environ if "MAKE" in name} | {"MFLAGS", "TORCH_PYTHON"}
     env = {name: value for name, value in os.environ.items() if name not in outer}
     return subprocess.run([*call, *given], cwd=folder, env=env, capture_output=True, text=True)

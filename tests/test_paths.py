@@ -1,4 +1,4 @@
-"""`~` in every path that a person types."""
+"""`~` in all paths that a user types."""
 
 import pytest
 

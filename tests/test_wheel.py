@@ -1,4 +1,4 @@
-"""The wheel, in an environment of its own outside of the checkout: the command ``drkd``."""
+"""The wheel in a separate environment outside the checkout: the command ``drkd``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDERS = ("drkd_jax", "configs", "crosscheck", "benchmarks")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: setuptools leaves files beside what it builds, and takes old ones in."""
+    """The wheel, built from a copy: setuptools leaves files in its folder and reuses old ones."""
     pytest.importorskip("setuptools", "77", reason="`make env` installs it")
     pytest.importorskip("pip")
     source = tmp_path_factory.mktemp("source")
@@ -45,29 +45,29 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def place(wheel, tmp_path_factory) -> Path:
-    """A folder with an environment in ``env`` that has the wheel and, by a path, what it needs."""
+    """A folder with an environment in ``env``: the wheel and, by a path, its dependencies."""
     place = tmp_path_factory.mktemp("elsewhere")
     venv.create(place / "env", symlinks=True)  # without pip: this environment's installs
     python = place / "env" / "bin" / "python"
     words = ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     checked([sys.executable, "-m", "pip", f"--python={python}", *words], cwd=place)
     own = checked([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], place)
-    # A path that a .pth file names comes last, and the .pth files in it, as that of an editable
-    # drkd_jax, are passed over.
+    # A path from a .pth file comes last. The .pth files in it are ignored, such as that of an
+    # editable drkd_jax.
     needed = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
     Path(own.strip(), "needed.pth").write_text("\n".join(needed) + "\n")
     return place
 
 
 def checked(command, cwd) -> str:
-    """What a command prints, which must succeed."""
+    """The output of a command, which must succeed."""
     done = outside(command, cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def outside(command, cwd) -> subprocess.CompletedProcess[str]:
-    """Runs a command with nothing of the checkout on its path."""
+    """Runs a command without the checkout on its path."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [str(word) for word in command]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
@@ -89,7 +89,7 @@ def test_the_wheel_holds_the_package_with_its_recipes_and_nothing_else(wheel):
 
 
 def test_drkd_trains_scores_predicts_and_exports(place):
-    """A plain student, since tracing a distilled step costs more than all of this."""
+    """With a plain student, since tracing a distilled step takes longer than all of this."""
     drkd(place, "train", "--config=overfit:tiny", "--workdir=run")
     assert json.loads((place / "run" / "summary.json").read_text())["steps"] == 2
     assert "AP50" in drkd(place, "evaluate", "--workdir=run")

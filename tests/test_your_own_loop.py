@@ -1,4 +1,4 @@
-"""The loops of docs/your-own-loop.md around a small foreign detector."""
+"""The loops of docs/your-own-loop.md with a small foreign detector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = jnp.asarray([[32, 32], [32, 28]])
 
 
 class Foreign(nnx.Module):
-    """Two convolutions and a pyramid of two levels: nothing of ours in it."""
+    """Two convolutions and a pyramid of two levels, without code of ours."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs):
         self.first = nnx.Conv(3, channels, (4, 4), strides=4, rngs=rngs)
@@ -49,7 +49,7 @@ class ForeignLinen(linen.Module):
 
 
 def detection_loss(maps: tuple[jax.Array, ...]) -> jax.Array:
-    """Something to be good at besides."""
+    """A stand-in for a detector's own losses."""
     return sum(((x.mean(-1) - 1) ** 2).mean() for x in maps)
 
 

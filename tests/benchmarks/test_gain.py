@@ -1,4 +1,4 @@
-"""The command itself: a quick table from nothing to its report."""
+"""The command: a quick table from start to report."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def main():
 
 
 class Ended:
-    """In the place of a process that has ended well."""
+    """Replaces a process that has ended successfully."""
 
     returncode = 0
 
@@ -57,10 +57,10 @@ class Ended:
 
 @pytest.fixture
 def trained_here(monkeypatch):
-    """Saves starts of Python: one student is trained by its command, the teacher in this process,
-    and the others, which have the same programs, get what these two left.
+    """Saves starts of Python: one student is trained by its command, the teacher in this process;
+    the others, which have the same programs, get copies of these results.
 
-    The names of what was begun, and how.
+    The value is a list of the started runs' names, and how they were started.
     """
     by_command, begun = Runner._train, []
 
@@ -115,13 +115,13 @@ def test_quick_from_nothing_to_the_report(main, trained_here, tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", ["shapes", "deeppcb", "ablation"])
 def test_the_command_line_makes_the_config_that_is_compared_with(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)  # where the command is run
+    monkeypatch.chdir(ROOT)  # the current folder of the command
     table = read_table(TABLES / f"{name}.toml")
     whole = tuple(dataclasses.replace(each, labels=None) for each in table.sets)
     plan = make_plan(dataclasses.replace(table, sets=whole), tmp_path, Path("data"))
     for job in (plan.jobs[0], *plan.jobs[-len(table.arms) :]):
         words = [word for word in job.command("programs")[2:] if word.startswith("--config")]
-        monkeypatch.setattr(sys, "argv", ["train.py", *words])  # where overrides are looked for
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])  # the source of overrides
         values = flags.FlagValues()
         holder = config_flags.DEFINE_config_file("config", flag_values=values)
         values(sys.argv)
@@ -129,7 +129,7 @@ def test_the_command_line_makes_the_config_that_is_compared_with(name, tmp_path,
 
 
 def _models(config):
-    """The models of a config without the places that are empty."""
+    """The models of a config, without empty keys."""
     parts = {name: config[name].to_dict() for name in ("student", "teacher") if config[name]}
     return {name: set_keys(part) for name, part in parts.items()}
 

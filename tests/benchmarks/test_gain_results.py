@@ -1,4 +1,4 @@
-"""What came of a table's runs: numbers, pairs, kept draws, and runs that are not the table's."""
+"""Results of a table's runs: numbers, pairs, stored draws, and runs not of the table."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plan(tmp_path):
 
 
 def finish(job: Job, quality: float, seed: int) -> None:
-    """Leaves what a finished run leaves: detections near the truth, and their scores."""
+    """Writes the files of a finished run: detections near the truth, and their scores."""
     truth = open_source(job.config["data"]["val"]).coco_ground_truth()
     images = [image["id"] for image in truth["images"]]
     images = images[: job.config["eval"]["max_pictures"] or None]
@@ -96,12 +96,12 @@ def test_results_pair_the_seeds_and_keep_what_is_missing(plan, few_draws):
     }
     each = [scores["all", seed] - scores["plain", seed] for seed in (0, 1)]
     assert rows["all", 4]["difference"]["AP"]["each"] == pytest.approx(each, abs=1e-12)
-    assert rows["all", 4]["difference"]["AP"]["low"] > 0  # boxes a third as far off
+    assert rows["all", 4]["difference"]["AP"]["low"] > 0  # boxes with a third of the error
     teacher = results["teachers"][0]["scores"]["AP"]
     plain = np.mean([scores["plain", seed] for seed in (0, 1)])
     assert results["gaps"][1]["AP"]["mean"] == pytest.approx(teacher - plain, abs=1e-12)
     assert as_json(results)["comparisons"][2]["difference"]["AP"]["sd"] is None  # one pair
-    assert gather(plan, {})["comparisons"][0] == results["comparisons"][0]  # from the kept draws
+    assert gather(plan, {})["comparisons"][0] == results["comparisons"][0]  # from the stored draws
 
 
 @pytest.mark.parametrize("of", ["sets.drawn", "base"])
@@ -113,7 +113,7 @@ def test_pictures_and_detections_are_counted_as_the_table_says(tmp_path, few_dra
     results = gather(plan, {})
     assert {run["state"] for run in results["runs"]} == {"done"}
     assert all(np.isfinite(row["difference"]["AP"]["low"]) for row in results["comparisons"][1:3])
-    # Of base, students alone: their teacher is scored on other pictures, which is no gap.
+    # With base, only for students: their teacher is scored on other pictures, so there is no gap.
     assert bool(results["gaps"]) == (of == "sets.drawn")
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, wrong):
     with pytest.raises(UserError, match=r"seed0: its config\.json cannot be read"):
         gather(plan, {})
     (job.folder / "summary.json").write_bytes(wrong)
-    assert job.summary() is None  # it is trained, which writes it again
+    assert job.summary() is None  # it is trained again, which writes it
 
 
 def test_terms_that_came_after_a_run_count_as_switched_off(plan):
@@ -248,7 +248,7 @@ def test_a_teacher_of_another_detector_is_called_so(tmp_path):
         finish(job, 1.0, 0)
     results = gather(plan, {})
     assert [row["teacher_detector"] for row in results["teachers"]] == ["faster_rcnn"]
-    assert len(results["gaps"]) == 1  # beside the RetinaNet that it teaches
+    assert len(results["gaps"]) == 1  # against the RetinaNet that it teaches
     assert "| *teacher, faster_rcnn* | 1 |" in markdown({**results, **FRAME})
 
 
@@ -259,7 +259,7 @@ def test_runs_of_two_teachers_make_no_table(plan):
         _taught_by(job, weights)
     with pytest.raises(UserError, match="taught by other weights than"):
         gather(plan, {})
-    for weights in ("aa", None):  # an older run does not tell
+    for weights in ("aa", None):  # None: an older run
         _taught_by(second, weights)
         gather(plan, {})
 

@@ -1,4 +1,4 @@
-"""A table is worked off, whatever is killed; a stand-in trains in the place of `train.py`."""
+"""All runs of a table end, whatever is killed; a stand-in replaces `train.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.gain.table import read_table
 from drkd_jax.fault_tolerance.interrupt import StopRequest
 from tests.benchmarks.test_gain_table import write
 
-# One "step" a file in `checkpoints`; ends as train.py does.
+# One file in `checkpoints` per "step"; ends like train.py.
 STAND_IN = """
 import fcntl, json, os, signal, sys, time
 folder, steps, pause, fail = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
@@ -51,7 +51,7 @@ def plan(tmp_path):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Sets the pause of a step, and the jobs that fail."""
+    """Sets the pause of a step, and the failing jobs."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(gain_runner, "_POLL", 0.01)

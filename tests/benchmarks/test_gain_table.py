@@ -1,4 +1,4 @@
-"""A table file is read, and a fault in it is named."""
+"""Reading table files, and naming their faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py makes of a profile, and its tables; the measuring itself needs a GPU."""
+"""benchmarks/gpu.py: its evaluation of a profile, and its tables; measuring needs a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The count of a program for an H100: its parser, its arithmetic, and the step that is compiled."""
+"""The count of a program for an H100: its parser, its arithmetic, and the compiled step."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_convolution_costs_the_same_in_all_three_directions(kernels):
     for name in ("conv", "of-teacher", "of-filter", "of-input"):
         assert kernels[name].work.flops == CONVOLUTION, name
         assert kernels[name].work.factors == "bfloat16"
-    # The libraries' working memory is not what they write.
+    # The libraries' working memory does not count as written.
     assert moved(kernels["conv"]) == (MAPS["images"] + MAPS["kernel"], MAPS["map"])
     assert moved(kernels["of-input"]) == (MAPS["map"] + MAPS["kernel"], MAPS["images"])
     assert kernels["of-teacher"].work.kind == "convolution with bias and Relu"
@@ -116,7 +116,7 @@ def test_collectives(module, kernels):
 def test_every_kernel_has_its_part(kernels):
     assert {name: kernel.part for name, kernel in kernels.items()} == {
         **dict.fromkeys(("conv", "of-filter", "of-input"), "student backbone"),
-        "turned": "rest",  # the compiler's own, and nobody reads it
+        "turned": "rest",  # created by the compiler, and read by nothing
         "of-teacher": "teacher",
         **dict.fromkeys(("product", "both"), "pixel relation"),
         "cut": "proposals",
@@ -283,6 +283,6 @@ def test_recipes_name_teachers_that_are_known():
     plain = steps.read_config(recipe, plain=True, precision="bfloat16", batch_size=16)
     assert steps.least_trips(steps.abstract_step(plain)) == {
         "RoIAlign": 1
-    }  # 512 a picture, whatever the batch
+    }  # 512 per picture, for any batch
     with pytest.raises(UserError, match="no weights are read here"):
         steps.abstract_teacher({"checkpoint": "runs/own"})

@@ -1,4 +1,4 @@
-"""Benchmarks that are started by their path, as their docstrings say, with nothing on Python's."""
+"""Benchmarks start by their path, as their docstrings say, without a PYTHONPATH."""
 
 from __future__ import annotations
 

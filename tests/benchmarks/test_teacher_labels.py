@@ -1,4 +1,4 @@
-"""How many of a teacher's labels are right."""
+"""Counting how many of a teacher's labels are right."""
 
 from benchmarks.teacher_labels import compare
 

@@ -1,4 +1,4 @@
-"""A detector that no training made, for commands that only have to call one."""
+"""A detector without training, for commands that only call one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def detector(
     batch_size: int,
     num_threads: int = 0,
 ) -> Trained:
-    """One that finds what ``predict`` gives, on canvases of ``side`` pixels."""
+    """A detector that returns the results of ``predict``, on canvases of ``side`` pixels."""
     return Trained(
         config={},
         origin="made for a test",

@@ -78,7 +78,7 @@ REFUSED = [
     ([RECIPE, "--workdir={}", "--profile=9:3"], "--profile=9:3: a number of steps, or"),
 ]
 
-# Each in a process of its own, which begins where the imports of all of them have ended.
+# Each in its own process, forked after the common imports.
 IN_TURN = """
 import gc, json, os, runpy, sys
 from pathlib import Path

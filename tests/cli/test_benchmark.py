@@ -1,4 +1,4 @@
-"""What a step costs: one small step measured for real, its parts by tracing alone."""
+"""The cost of a step: one small step is measured, its parts are only traced."""
 
 import importlib
 import json

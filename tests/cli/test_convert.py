@@ -1,4 +1,4 @@
-"""`convert` and `export` as a user calls them: files in, files out, exit codes."""
+"""`convert` and `export` as a user calls them: input and output files, exit codes."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_another_library_s_conventions_are_not_written_under_its_names(tmp_path,
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A work folder with one checkpoint, of step 5."""
+    """A work folder with one checkpoint, from step 5."""
     config = tiny.config()
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     student = models.init_detector(settings, 2, 7)

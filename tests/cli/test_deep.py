@@ -1,4 +1,4 @@
-"""Pictures of 12 bits in 16: `predict` says so once, and `--depth` mends it."""
+"""Pictures of 12 bits in 16: `predict` reports it once, and `--depth` corrects it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def deep(path: Path, brightest: int) -> Path:
 
 @pytest.fixture
 def seen(monkeypatch) -> list[int]:
-    """The brightest number of each picture that the detector sees; it finds nothing."""
+    """The maximum of each picture that the detector gets; it finds nothing."""
     brightest: list[int] = []
 
     def nothing(_, batch: Batch) -> Detections:
@@ -114,4 +114,4 @@ def test_a_score_is_of_the_numbers_that_were_asked_for(seen, tmp_path, capsys):
         asked = [depth] if depth else []
         out = f"--out={tmp_path / 'scores'}"
         assert command_line.main(["evaluate", "--workdir=x", data, out, *asked]) == 0
-    assert [value for value in seen if value] == [15, 255]  # the rest fills up the batches
+    assert [value for value in seen if value] == [15, 255]  # the others only fill up the batches

@@ -1,4 +1,4 @@
-"""``demo --tiny``: the whole line once, nothing replaced; and what its arguments do to a recipe."""
+"""``demo --tiny``: one complete run without stand-ins; and the effect of its arguments."""
 
 from __future__ import annotations
 

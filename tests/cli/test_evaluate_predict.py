@@ -1,4 +1,4 @@
-"""A detector from a work folder, on a whole source and on single files."""
+"""A detector from a work folder, applied to a whole source and to single files."""
 
 import json
 
@@ -21,12 +21,12 @@ from tests.training import tiny
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A detector with random weights that lets even its worst boxes through."""
+    """A detector with random weights that keeps even its worst boxes."""
     folder = tmp_path_factory.mktemp("work")
     config = tiny.config()
     config["data"]["canvases"] = ((96, 96),)
     config["student"]["test"] = {"score": 0.0, "max_out": 5}
-    config["student"]["min_level"] = 3  # boxes enough for more than 100 detections
+    config["student"]["min_level"] = 3  # enough boxes for more than 100 detections
     source = open_source(config["data"]["val"])
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     student = models.init_detector(settings, len(source.categories), 1)
@@ -51,7 +51,7 @@ def trained(workdir):
 
 @pytest.fixture
 def loaded(trained, monkeypatch):
-    """Has `evaluate` take it."""
+    """Makes `evaluate` use it."""
     monkeypatch.setattr(evaluate, "load_named", lambda *_: trained)
 
 
@@ -125,7 +125,7 @@ def test_evaluate_on_data_of_other_classes_is_refused(workdir, loaded, capsys, t
 
 
 def small_set(folder, categories: list[dict], annotations: list[dict]) -> str:
-    """Two dark pictures with these boxes, as a source."""
+    """A source of two dark pictures with these boxes."""
     images = [
         {"id": 2**53 + i, "file_name": f"{i}.png", "height": 50, "width": 60} for i in range(2)
     ]

@@ -1,4 +1,4 @@
-"""Which pictures are looked at, and what their drawings are called."""
+"""Which pictures are found, and the names of their drawings."""
 
 import errno
 import itertools
@@ -60,7 +60,7 @@ def test_no_drawing_takes_the_place_of_a_picture(tmp_path):
 def test_nor_that_of_a_picture_that_lies_there_and_is_not_read(tmp_path):
     png = cv2.imencode(".png", np.full((9, 8, 3), 7, np.uint8))[1].tobytes()
     touch(tmp_path, "a.png", "c_2.png", content=png)
-    touch(tmp_path, "b.png", "c.png", content=marked(png))  # an earlier call's
+    touch(tmp_path, "b.png", "c.png", content=marked(png))  # from an earlier call
     paths = [tmp_path / name for name in ("a.jpg", "b.jpg", "x/c.jpg", "y/c.jpg")]
     assert drawing_names(paths, tmp_path) == ["a_2.png", "b.png", "c.png", "c_3.png"]
 
@@ -115,7 +115,7 @@ def test_drawings_of_earlier_calls_are_no_input(tmp_path):
     assert [path.name for path in found.paths] == ["a.jpg", "own.png"]
     assert found.notes == (f"{tmp_path}: 2 drawings of earlier calls are left aside",)
     assert drawing_names(found.paths, tmp_path) == ["a.png", "own_2.png"]
-    assert len(find_pictures([tmp_path / "a.png"]).paths) == 1  # named, it is taken
+    assert len(find_pictures([tmp_path / "a.png"]).paths) == 1  # if named, it is used
 
 
 def test_a_file_is_taken_whatever_it_is_and_once(tmp_path):

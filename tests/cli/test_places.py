@@ -1,4 +1,4 @@
-"""Every command looks at the place of its results before it works."""
+"""Every command checks the place of its results before it starts."""
 
 import importlib
 import json
@@ -7,7 +7,7 @@ import pytest
 
 from drkd_jax import __main__ as command_line
 
-# The function that begins the work, and the arguments; {} stands for a place below a file.
+# The function that starts the work, and the arguments; {} stands for a path below a file.
 COMMANDS = {
     "evaluate": ("drkd_jax.cli.evaluate.load_named", ["--workdir=x", "--out={}"]),
     "predict": ("drkd_jax.cli.predict.load_named", ["--workdir=x", "--out={}", "a.jpg"]),

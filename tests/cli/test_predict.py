@@ -1,6 +1,6 @@
-"""`predict` around the detector: what is read, what is written, and when it ends early.
+"""`predict` around the detector: what it reads and writes, and when it ends early.
 
-The detector is a few lines of NumPy that find the bright rectangle of a picture.
+The detector is a few lines of NumPy that find the bright rectangle in a picture.
 """
 
 import errno
@@ -26,7 +26,7 @@ ORIENTATION = 0x0112  # of EXIF
 
 
 def bright_rectangle(_, batch: Batch) -> Detections:
-    """One box a picture, around its bright pixels; a second one, of a lower score, past it."""
+    """One box per picture, around its bright pixels; a second, empty one with a lower score."""
     images, sizes = np.asarray(batch.images), np.asarray(batch.sizes)
     boxes = np.zeros((len(images), 2, 4), np.float32)
     for row, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
@@ -47,7 +47,7 @@ def trained(monkeypatch):
 
 
 def picture(height=32, width=64, box=(8, 4, 40, 16), mode="RGB", **save) -> bytes:
-    """A dark picture with a bright box (xyxy), as PNG, or as `save` says."""
+    """A dark picture with a bright box (xyxy), as PNG or as set by `save`."""
     pixels = np.full((height, width), 5, np.uint8)
     pixels[box[1] : box[3], box[0] : box[2]] = 250
     image = Image.fromarray(pixels).convert(mode, dither=Image.Dither.NONE)
@@ -69,7 +69,7 @@ def call(out, *paths, **flags) -> tuple[int, dict]:
 
 
 def by_name(result: dict) -> dict[str, list]:
-    """Boxes above 0.5 by file name, as xywh."""
+    """Boxes with scores above 0.5 by file name, as xywh."""
     names = {image["id"]: os.path.basename(image["file_name"]) for image in result["images"]}
     found: dict[str, list] = {name: [] for name in names.values()}
     for row in result["annotations"]:
@@ -220,7 +220,7 @@ def test_a_score_that_no_detector_gives_is_refused(trained, tmp_path, capsys, fl
 def test_what_a_teacher_is_sure_of_is_a_set_to_train_on(
     trained, tmp_path, monkeypatch, relative, capsys
 ):
-    """Boxes of one score alone, no drawing, and a file that a training reads as it is."""
+    """Only boxes above one score, no drawings, and a file that a training can read directly."""
     root = tmp_path / "pictures"
     (root / "deep").mkdir(parents=True)
     for name in ("a.png", "deep/b.png"):

@@ -1,4 +1,4 @@
-"""Recipes by name, and their keys in print."""
+"""Recipes by name, and printing their keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_name_a_file_and_a_copy_elsewhere_are_one_recipe(form, tmp_path, monke
     copy = tmp_path / "mine.py"
     copy.write_text((recipe_folder() / "folder.py").read_text())
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()  # a folder of the name of a recipe, as `demo` leaves one
+    (tmp_path / "folder").mkdir()  # a folder with a recipe's name, as created by `demo`
     wanted = load_recipe(f"folder{form}").to_dict()
     for other in (str(recipe_folder() / "folder.py"), "mine.py", str(copy)):
         assert load_recipe(other + form).to_dict() == wanted, other
@@ -32,7 +32,7 @@ def test_a_name_a_file_and_a_copy_elsewhere_are_one_recipe(form, tmp_path, monke
 def test_a_wheel_s_recipes_are_those_inside_the_package(tmp_path, monkeypatch):
     package = tmp_path / "drkd_jax"
     (package / "configs").mkdir(parents=True)
-    (tmp_path / "configs").mkdir()  # another project's, beside it
+    (tmp_path / "configs").mkdir()  # another project's folder
     (tmp_path / "configs" / "theirs.py").write_text("")
     (package / "configs" / "ours.py").write_text("")
     monkeypatch.setattr("drkd_jax.__file__", str(package / "__init__.py"))

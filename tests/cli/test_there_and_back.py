@@ -1,4 +1,4 @@
-"""A detector under a library's names is, read back by what `convert --to` says, the same one."""
+"""A detector in a library's names, read back as `convert --to` advises, is unchanged."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ CASES = {
 
 
 def there_and_back(case, folder):
-    """(ours, what is read of the file in the library's names)."""
+    """(our detector, the one read back from the file in the library's names)."""
     settings, data, _, _, told = CASES[case]
     convention = settings.get("convention", "mmdet")
     arrays = random_arrays("detector", settings, 3)
@@ -83,7 +83,7 @@ def there_and_back(case, folder):
 
 
 def outputs(weights):
-    """The head's output of each class by its name."""
+    """The head's output of each class, by class name."""
     names = (category.name for category in weights.categories)
     return dict(zip(names, weights.detector().class_ids, strict=True))
 

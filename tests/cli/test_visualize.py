@@ -1,4 +1,4 @@
-"""`visualize`: numbers and drawings of two checkpoints, against the distiller's own relations."""
+"""`visualize`: numbers and drawings of two checkpoints, against the distiller's relations."""
 
 import argparse
 import dataclasses
@@ -36,7 +36,7 @@ ROUNDED = 1e-4  # four decimals in the json
 
 
 def write_run(folder, config, seed, distiller=None):
-    """The work folder of a run that was stopped at step 4."""
+    """Writes the work folder of a run that was stopped at step 4."""
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     source = open_source("shapes:6:1")
     student = models.init_detector(settings, len(source.categories), seed)
@@ -59,14 +59,14 @@ def write_run(folder, config, seed, distiller=None):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_drawings():
-    """What they show is seen in a tenth of the dots."""
+    """Draws with a tenth of the dots, which is enough for these tests."""
     with mock.patch.object(figures, "DPI", 12):
         yield
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A teacher's work folder, and that of a run which it taught."""
+    """The work folders of a teacher and of a run with this teacher."""
     teacher, student = (tmp_path_factory.mktemp(name) for name in ("teacher", "student"))
     config = tiny.config()
     config["data"]["canvases"] = (CANVAS,)
@@ -108,13 +108,13 @@ def result(folders, picture, tmp_path_factory):
 
 @pytest.fixture
 def swapped(result, monkeypatch):
-    """Both models the other way round, with their programs as they are compiled."""
+    """Swaps both models, with their compiled programs."""
     monkeypatch.setattr(visualize, "read_sides", lambda _: result[2][::-1])
 
 
 @pytest.fixture(scope="module")
 def features(folders, picture):
-    """What both detectors make of the picture, computed another way: the features and targets."""
+    """Features of both detectors and targets for the picture, computed in another way."""
     image = cv2.imread(str(picture))[..., ::-1]
     canvas = np.zeros((1, *CANVAS, 3), np.float32)
     canvas[0, :58, :96] = cv2.resize(np.ascontiguousarray(image), (96, 58))

@@ -1,6 +1,6 @@
-"""`crosscheck --official`: what it takes, what it runs of it, and what its cases rest on.
+"""`crosscheck --official`: its arguments, the code that it runs, and what its cases rely on.
 
-Without torch and without the checkouts: the comparison itself needs both.
+Runs without torch and checkouts, which only the comparison itself needs.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def test_nothing_of_the_cases_is_padding(cases):
 
 
 def test_boxes_lie_on_borders_and_both_units_agree_on_them():
-    """A cell is `stride` pixels here, a share of the canvas there."""
+    """We divide by `stride` pixels, the authors by the canvas."""
     boxes = np.float32(BOXES)
     for stride in STRIDES:
         for axis, side in ((0, CANVAS[1]), (1, CANVAS[0])):

@@ -1,4 +1,4 @@
-"""`crosscheck`: its verdicts and its complaints, without torch."""
+"""`crosscheck`: its verdicts and error messages, without torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_gradient_that_is_0_is_held_against_the_largest():
 
 
 def test_the_other_side_imports_neither_jax_nor_the_package():
-    """Its interpreter has torch and NumPy, and no more."""
+    """Its interpreter has only torch and NumPy."""
     modules = sorted((ROOT / "crosscheck" / "reference").glob("*.py"))
     assert len(modules) > 15
     for path in [ROOT / "crosscheck" / "__init__.py", *modules]:

@@ -1,8 +1,8 @@
-"""Our detectors against what torchvision's own said of the same tensors.
+"""Our detectors against the answers of torchvision's own to the same tensors.
 
-tests/fixtures/torchvision and torchvision_v2 hold the answers of two narrow networks each; their
-READMEs say how they are made again. The full-size networks are compared by
-`python -m drkd_jax crosscheck --torchvision`.
+tests/fixtures/torchvision and torchvision_v2 contain the answers of two narrow networks each; their
+READMEs explain how to generate them. `python -m drkd_jax crosscheck --torchvision` compares the
+full-size networks.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def test_no_choice_hangs_on_rounding(compared, batch):
     with margins.clear(floor=0.05):
         assign(anchors, targets, rule.rpn if network.two_stages else rule.dense, rule)
         if network.two_stages:
-            # Of a thousand proposals some pair is always near: those of the draw are looked at.
+            # Among a thousand proposals some pair is always near, so checks only the sampled ones.
             _, regions = one._drawn(targets)
             detector.roi.pool(maps, detector.spec, regions.boxes)
         else:
@@ -144,7 +144,7 @@ def test_no_detection_of_the_fixture_hangs_on_rounding(model):
             assert scores[-1] > 0.05 + 1e-4
             overlaps = oracles.pairwise_iou(boxes, boxes)[labels[:, None] == labels[None]]
             assert not np.any(np.abs(overlaps - 0.5) < 1e-4)
-            # Against the boxes that NMS removed as well: measured where the fixture was made.
+            # Also for the boxes that NMS removed: measured when the fixture was made.
             assert float(answers[f"{i}|nearest overlap"]) > 1e-4
 
 

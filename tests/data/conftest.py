@@ -1,4 +1,4 @@
-"""A small COCO-style set on disk, written afresh where a test wants it."""
+"""A small COCO-style set on disk, written anew for each test that uses it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANNOTATIONS = [  # id, picture, category, bbox, crowd
 
 
 def instances() -> dict[str, Any]:
-    """An instances dict with ids in no order and gaps between category ids."""
+    """An instances dict with unordered ids and gaps between category ids."""
     return {
         "images": [
             {"id": i, "file_name": name, "height": h, "width": w} for i, name, h, w in PICTURES
@@ -52,7 +52,7 @@ def instances() -> dict[str, Any]:
 
 
 class CocoFolder:
-    """A folder with ``images/`` and ``instances.json`` that tests may spoil."""
+    """A folder with ``images/`` and ``instances.json`` that tests may damage."""
 
     def __init__(self, root: Path):
         self.images, self.json = root / "images", root / "instances.json"

@@ -1,6 +1,6 @@
-"""Other people's pictures, one row a kind: it works, is left out and told, or is named.
+"""Unusual pictures, one row per kind: accepted, skipped with a message, or refused.
 
-docs/data.md says the same in words.
+docs/data.md describes the same.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def animated(kind: str, **settings: Any) -> bytes:
 
 
 def turned(data: bytes, orientation: int = 6) -> bytes:
-    """A JPEG with an EXIF orientation: 6 is to be shown turned clockwise."""
+    """A JPEG with an EXIF orientation; 6 means to turn it clockwise for display."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     body = exif.tobytes()
@@ -66,7 +66,7 @@ def turned(data: bytes, orientation: int = 6) -> bytes:
 
 
 def claiming(side: int) -> bytes:
-    """A PNG whose header states a size that no memory holds."""
+    """A PNG whose header states a size that exceeds any memory."""
     data = bytearray(opencv(".png"))
     data[16:24] = side.to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
@@ -79,7 +79,7 @@ def damaged(data: bytes) -> bytes:
 
 
 class Sound(NamedTuple):
-    """A picture that is read: its bytes, what comes out, and how far it may be off on average."""
+    """A readable picture: its bytes, the expected pixels, and the allowed mean error."""
 
     data: Callable[[], bytes]
     pixels: np.ndarray = PICTURE
@@ -205,7 +205,7 @@ def test_pictures_that_work(coco_folder, kind):
 def test_pictures_that_are_named(coco_folder, kind):
     spoil, told = UNREADABLE[kind]
     spoil(coco_folder)
-    source = open_source(coco_folder.spec)  # pictures are read when they are wanted
+    source = open_source(coco_folder.spec)  # pictures are read on demand
     loader = train_loader(source, CONFIG)
     with pytest.raises(UserError) as raised:
         [next(loader) for _ in range(steps_per_epoch(source, CONFIG))]

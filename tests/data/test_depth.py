@@ -1,4 +1,4 @@
-"""Sets whose 16-bit pictures use fewer bits: said with the brightest value, and mended by a key."""
+"""Sets whose 16-bit pictures use fewer bits: reported with their maximum; a key corrects it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_dark_pictures_are_said_and_mended(coco_folder, bits, kind):
 
 
 def plain_tiff(values: np.ndarray, *, bits: int = 16, signed: bool = False, big: bool = False):
-    """A grey TIFF of one strip, also with 64-bit places (BigTIFF), which Pillow does not write."""
+    """A grey TIFF of one strip, also with 64-bit offsets (BigTIFF), which Pillow cannot write."""
     height, width = values.shape
     data = values.astype("<u2").tobytes()
     if bits == 12:  # packed
@@ -94,9 +94,9 @@ def test_dark_pictures_of_other_formats(coco_folder, kind):
 
 
 def test_a_jpeg_2000_says_its_bits(coco_folder):
-    """Its own precision is what it is decoded by, and none of it is dark."""
+    """It is decoded by its own precision, so it is not dark."""
     values = np.linspace(0, 4095, 60 * 80).reshape(60, 80).round().astype(np.uint16)
-    # Lossless, it keeps distances from the middle: of 16 bits first, of 12 once that is stated.
+    # Lossless files store distances from the middle: first of 16 bits, then of the stated 12.
     lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
     data = bytearray(cv2.imencode(".jp2", values + (1 << 15) - (1 << 11), lossless)[1].tobytes())
     for place in (data.index(b"\xff\x4f\xff\x51") + 42, data.index(b"ihdr") + 14):
@@ -122,7 +122,7 @@ def test_a_packed_tiff_of_12_bits_is_read(coco_folder):
 def test_a_broken_exif_hides_no_depth(coco_folder):
     deepen(coco_folder, 12, ".png")
     path = coco_folder.images / "a.jpg"
-    data, kind = path.read_bytes(), b"eXIfII*\0\x08\0\0\0\x05\0"  # five tags, and none follows
+    data, kind = path.read_bytes(), b"eXIfII*\0\x08\0\0\0\x05\0"  # five tags, no more
     note = (len(kind) - 4).to_bytes(4, "big") + kind + zlib.crc32(kind).to_bytes(4, "big")
     path.write_bytes(data[:33] + note + data[33:])
     source = open_source(coco_folder.spec, depth=12)

@@ -88,14 +88,14 @@ def test_threads_and_workers_change_nothing(source):
     threads = take(train_loader(source, dataclasses.replace(CONFIG, num_threads=3)), 6)
     assert all(map(same, alone, threads))
     loader = train_loader(source, dataclasses.replace(CONFIG, num_workers=1))
-    # Batches of workers lie in shared memory, which goes with the loader.
+    # Batches of workers are in shared memory, which is released with the loader.
     assert all(same(a, next(loader)) for a in alone)
     loader.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_workers_leave_signals_to_the_run(source, number):
-    """Which ends with a checkpoint, and may need batches until then."""
+    """The run ends with a checkpoint, and may need batches until then."""
     config = dataclasses.replace(CONFIG, num_threads=1, prefetch=1, num_workers=1)
     alone = take(train_loader(source, dataclasses.replace(CONFIG, num_threads=0)), 8)
     loader = train_loader(source, config)
@@ -124,7 +124,7 @@ if __name__ == "__main__":
 
 
 def lives(process: int) -> bool:
-    """What nobody has fetched the exit code of yet (Z) has ended."""
+    """Whether a process runs; one in state Z (exit code not fetched yet) has ended."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -330,7 +330,7 @@ def test_settings_are_checked(changes, told):
     ],
 )
 def test_what_a_recipe_may_hold_is_checked(key, value, told):
-    """As where no types are checked at run time, which the tests do."""
+    """Also without the run-time type checks that the tests use."""
     made = object.__new__(PipelineConfig)
     vars(made).update(vars(CONFIG) | {key: value})
     with pytest.raises(UserError, match=told):

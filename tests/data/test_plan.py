@@ -79,7 +79,7 @@ def test_flips_belong_to_pictures_not_to_batches():
 
 
 def _chances(plan: BatchPlan, epoch: int = 0) -> np.ndarray:
-    """Random numbers of each picture, in the source's order."""
+    """The random numbers of each picture, in the source's order."""
     n = plan.steps_per_epoch
     batches = [plan.batch(epoch * n + i) for i in range(n)]
     indices, rows = (np.concatenate([b[k] for b in batches]) for k in (1, 3))
@@ -89,7 +89,7 @@ def _chances(plan: BatchPlan, epoch: int = 0) -> np.ndarray:
 def test_jitter_has_numbers_of_its_own_by_seed_epoch_and_picture():
     plain, plan = _plan(shuffle=False), _plan(shuffle=False, jitter=True)
     found = _chances(plan)
-    # Each of them once: by what they are, or two draws shared one generator.
+    # All are different, so no two draws share a generator.
     seen = [found, _chances(plan, 1), _chances(_plan(shuffle=False, jitter=True, seed=4))]
     assert len(np.unique(seen)) == np.size(seen)
     assert _flips(plan) == _flips(plain)

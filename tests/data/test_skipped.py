@@ -125,7 +125,7 @@ def _lines_that_can_be_read(path: Path) -> list[str]:
 
 
 def _without_two(root: Path, folder: Path) -> Source:
-    """The 120 pictures without 3 and 4."""
+    """The 120 pictures except 3 and 4."""
     folder.mkdir()
     for path in (root / "whole").iterdir():
         if path.stem not in ("3", "4"):
@@ -140,7 +140,7 @@ def test_more_than_one_percent_stops(root, tmp_path):
     with pytest.raises(UserError, match=r"2 of 120 pictures cannot be read, more than 1%.*\.jpg"):
         take(loader, 100)
     assert {line["index"] for line in _lines(skipped)} == {3, 4}
-    for name in ("3.jpg", "4.jpg"):  # mended: the old list does not hold the next run up
+    for name in ("3.jpg", "4.jpg"):  # repaired: the old list does not stop the next run
         (folder / name).symlink_to(root / "whole" / name)
     loader = train_loader(source, CONFIG, skipped=skipped)
     for _ in range(steps_per_epoch(source, CONFIG)):
@@ -172,7 +172,7 @@ def test_what_other_hosts_met_counts_on_all(root, tmp_path):
 
 @pytest.mark.parametrize("process_index", [0, 1])
 def test_the_first_host_alone_warns(root, caplog, process_index):
-    """Of the pictures of the others as well, once they have told."""
+    """It also warns of the other hosts' pictures, once they have reported them."""
     hosts = {"process_index": process_index, "process_count": 2}
     batches = eval_batches(_source(root), CONFIG, **hosts)
     with caplog.at_level(logging.WARNING):
@@ -249,7 +249,7 @@ def test_every_picture_of_an_ambiguous_id_goes_with_its_boxes(root, tmp_path, nu
 
 @pytest.mark.parametrize("first", [True, False])
 def test_an_id_of_a_broken_entry_is_ambiguous_too(root, tmp_path, first):
-    """Its boxes may be those of the entry that cannot be read."""
+    """Boxes with this id may belong to the unreadable entry."""
     content = _content()
     twin = {**content["images"][5], "id": 1004, "height": 0}
     content["images"].insert(0 if first else COUNT, twin)

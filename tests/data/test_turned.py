@@ -1,4 +1,4 @@
-"""EXIF: all eight orientations in four formats, and whose pixels the boxes are taken to mean."""
+"""EXIF: all eight orientations in four formats, and which pixels the boxes refer to."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_stored_refuses_the_size_of_the_turned_picture(coco_folder):
 
 
 def late_png(orientation: int) -> bytes:
-    """As exiftool writes it: the EXIF behind more pixels than a header is read of."""
+    """As exiftool writes it: the EXIF after more pixel data than is read for a header."""
     noise = np.random.default_rng(2).integers(0, 256, (HEIGHT * 4, WIDTH * 4, 3), np.uint8)
     early, plain = picture("PNG", orientation, noise), picture("PNG", 1, noise)
     at = early.index(b"eXIf") - 4
@@ -119,7 +119,7 @@ def late_png(orientation: int) -> bytes:
 
 
 def png_behind_a_profile(orientation: int) -> bytes:
-    """A chunk of colours that is longer than what a header is read of, the EXIF, the pixels."""
+    """A colour chunk longer than what is read for a header, then the EXIF and the pixels."""
     data = late_png(orientation)
     at = data.index(b"eXIf") - 4
     body = b"iCCPx\0\0" + np.random.default_rng(3).bytes(20_000)
@@ -128,7 +128,7 @@ def png_behind_a_profile(orientation: int) -> bytes:
 
 
 def late_jpeg(orientation: int, marker: int, count: int) -> bytes:
-    """Colour profiles or a program's own notes before the EXIF."""
+    """A JPEG with colour profiles or a program's own notes before the EXIF."""
     noise = np.random.default_rng(2).integers(0, 256, (HEIGHT * 4, WIDTH * 4, 3), np.uint8)
     data = picture("JPEG", orientation, noise)
     segment = bytes([0xFF, marker]) + (60_002).to_bytes(2, "big") + bytes(60_000)
@@ -176,7 +176,7 @@ def test_an_orientation_beside_a_tag_that_leads_out_of_what_was_read():
 
 
 def test_joined_sets_say_how_theirs_are_taken(coco_folder):
-    """Whichever comes first: drawn pictures are no files, and are never turned."""
+    """In either order; drawn pictures are not files, and are never turned."""
     give(coco_folder, 6)
     for spec in (f"{coco_folder.spec} + shapes:1", f"shapes:1 + {coco_folder.spec}"):
         source = open_source(spec, exif="turned", depth=12)

@@ -1,4 +1,4 @@
-"""The words of a run reach the person, thinned out; nothing is lost from its log."""
+"""The terminal shows a selection of a run's output; its log has everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words follow the numbers: no gain is claimed that the run does not show."""
+"""The text agrees with the numbers: it claims no gain that the run does not show."""
 
 from __future__ import annotations
 

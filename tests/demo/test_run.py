@@ -1,4 +1,4 @@
-"""The demo's order of things, with a stand-in for the training that writes what training writes."""
+"""The order of the demo's steps, with a stand-in that writes the files of a training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from drkd_jax.report.relations import Relations, choose_pictures
 from tests.report.test_page import check_harmless
 
 VAL = "shapes:12:1"
-NOISE = {"teacher": 1.0, "student": 5.0, "drkd": 3.0}  # pixels that boxes are off by
+NOISE = {"teacher": 1.0, "student": 5.0, "drkd": 3.0}  # errors of the boxes, pixels
 
 
 def recipes() -> Recipes:
@@ -55,7 +55,7 @@ CARD = {
 
 
 def off(kind: str, config: dict) -> tuple[dict, list]:
-    """Detections that are off by the noise of their kind, and their COCO numbers."""
+    """Detections with the noise of their kind, and their COCO numbers."""
     truth = open_source(config["data"]["val"]).coco_ground_truth()
     rng = np.random.default_rng(config["seed"])
     found = [

@@ -1,4 +1,4 @@
-"""The teachers that come with the package, and half precision on the disk."""
+"""The teachers that are included in the package, and their storage in half precision."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def pyramid(
 
 
 def targets(counts: tuple[int, ...] = (3, 2), padding: int = 4, seed: int = 0) -> Targets:
-    """Pictures with so many valid boxes each, of sizes smaller than the canvas."""
+    """Pictures smaller than the canvas, with the given numbers of valid boxes."""
     random = np.random.default_rng(seed)
     pictures = len(counts)
     low = random.uniform(0, 0.6, (pictures, padding, 2))
@@ -67,13 +67,13 @@ def make(values: dict[str, Any], student: Features, teacher: Features) -> Distil
 def call(
     module: Distiller, student: Features, teacher: Features, given: Targets, **more: Any
 ) -> DistillOutput:
-    """A distiller on the features and targets of these tests."""
+    """Calls a distiller on the features and targets of these tests."""
     boxes, valid, sizes = given.boxes, given.valid, given.sizes
     return module(student.maps, teacher.maps, boxes, valid, sizes, given.picture_valid, **more)
 
 
 class Runner:
-    """A distiller taken apart, with jitted loss and gradient."""
+    """A distiller split into graph and states, with jitted loss and gradient."""
 
     def __init__(self, values: dict[str, Any], student: Features, teacher: Features):
         self.distiller = nnx.eval_shape(lambda: make(values, student, teacher))
@@ -117,7 +117,7 @@ class Runner:
 
 
 def relative(found: Any, wanted: Any) -> float:
-    """Distance over size of two trees of arrays, as one vector each."""
+    """Relative distance of two trees of arrays, each taken as one vector."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
     off = size = 0.0
     for a, b in pairs:

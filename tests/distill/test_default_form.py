@@ -1,4 +1,4 @@
-"""What the default form's relations mean: likeness, a start at the identity, no teacher's scale."""
+"""Properties of the default form: similarity, a start at the identity, no teacher's scale."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_boxes_without_a_direction_have_finite_gradients():
 
 
 def test_the_filter_of_a_similarity_has_mean_1_in_a_row():
-    """At its start's scale it lifts some pairs and lowers others; it does not flatten all."""
+    """At its initial scale it raises some pairs and lowers others; it does not flatten all."""
     config = InstanceRelationConfig(filter="learned", filter_rank=4)
     unit = RelationUnit(12, config, rngs=nnx.Rngs(0))
     assert unit.filter is not None
@@ -93,7 +93,7 @@ def test_two_boxes_leave_no_choice_and_no_loss(paper):
 
 
 def test_a_weight_follows_what_is_compared():
-    """A mean square of values is another thing than one of correlations."""
+    """A mean square of values differs from one of correlations."""
     default, values = PixelRelationConfig(), PixelRelationConfig(compare="values")
     assert (default.compare, default.weight, values.weight) == ("correlation", 15.0, 0.5)
     assert PixelRelationConfig(compare="values", weight=3.0).weight == 3.0
@@ -134,7 +134,7 @@ def test_a_teacher_in_other_units_changes_nothing(paper):
 # Flat channels count less: FLAT, here a ten thousandth of a channel's variance. Measured: 1.4e-4.
 @pytest.mark.parametrize(("compare", "error"), [("values", 1e-5), ("correlation", 5e-4)])
 def test_an_adaptation_that_says_nothing_has_loss_1(compare, error):
-    """Mean squares are in variances of the teacher's level, or channel: 1 is nothing explained."""
+    """Mean squares are in variances of the teacher's level or channel: 1 explains nothing."""
     runner = Runner(settings("paper", compare=compare), STUDENT, TEACHER)
     centred = Features(
         tuple(
@@ -164,7 +164,7 @@ def pixel_term(arithmetic="plain", width=5):
 
 @pytest.mark.parametrize("arithmetic", ["plain", "gram"])
 def test_correlation_is_twice_one_minus_pearsons_r(arithmetic):
-    """Units start as the identity, f is: so z(t) and z(s) are the maps' own."""
+    """Units start as the identity, and f is the identity: so z(t) and z(s) are the maps' own."""
     random = np.random.default_rng(0)
     s, t = (random.standard_normal((2, 6, 7, 5)).astype(np.float32) for _ in range(2))
     t = 3 * t + s + np.float32(2)
@@ -190,7 +190,7 @@ def test_correlation_does_not_see_a_channels_scale_and_mean(arithmetic):
 
 @pytest.mark.parametrize("arithmetic", ["plain", "gram"])
 def test_norm_and_variance_are_of_the_teachers_embedding_over_its_map(arithmetic):
-    """A unit that adds a number to each channel makes the map longer, and varies nothing."""
+    """A unit that adds a constant to each channel changes the norm, but not the variance."""
     t = np.random.default_rng(0).standard_normal((2, 6, 7, 5)).astype(np.float32)
     term, added = pixel_term(arithmetic), np.arange(5, dtype=np.float32)
     term.teacher[0].norm.bias[...] = jnp.asarray(added)
@@ -234,7 +234,7 @@ def test_the_running_scale_starts_at_the_first_batch_and_follows_slowly():
 
 
 def test_running_statistics_go_a_tenth_of_the_way_to_a_mean_of_unbiased_variances():
-    """As PyTorch's do; a group without a pixel is none, and one with a single pixel is finite."""
+    """Like PyTorch's; groups without pixels do not count, and one with a single pixel is finite."""
     given = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
     parts = given[0, :2], given[1], given[0, :0], given[0, 3:]
     sides = [(x.mean(0), x.var(0), len(x)) if len(x) else (9, 9, 0) for x in parts]
@@ -253,7 +253,7 @@ def test_running_statistics_go_a_tenth_of_the_way_to_a_mean_of_unbiased_variance
 
 @pytest.mark.parametrize("way", ["frozen", "average", "pretrained"])
 def test_frozen_is_frozen_by_construction(way):
-    """Nothing of the teacher's modules is an `nnx.Param`: no loop can move them by mistake."""
+    """No part of the teacher's modules is an `nnx.Param`, so no loop can train them by mistake."""
     values = settings(teacher_modules=way)
     of_boxes = "frozen" if way == "pretrained" else way  # which boxes have not
     values["instance_relation"] |= {"teacher_modules": of_boxes, "similarity": "bilinear"}

@@ -1,4 +1,4 @@
-"""The whole distiller: masks, empty pictures, states, pairs of unlike detectors."""
+"""The whole distiller: masks, empty pictures, states, pairs of different detectors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_equal_sides_have_loss_0_and_finite_gradients():
 
 
 def _padding(features: Features, value: float) -> Features:
-    """The same features with other numbers outside of the pictures of 32 x 44 pixels."""
+    """The same features with other numbers outside the pictures of 32 x 44 pixels."""
     maps = []
     for x, stride in zip(features.maps, features.spec.strides, strict=True):
         rows, columns = -(-32 // stride), -(-44 // stride)
@@ -136,7 +136,7 @@ def test_a_step_moves_the_running_statistics_only(paper):
 
 
 def test_splitting_the_batch_changes_nothing_with_running_statistics(paper):
-    """Each part weighs by what it counts: pixels, images with a choice, boxes."""
+    """Each part is weighted by its count: pixels, images with a choice, boxes."""
     given = targets((4, 3))
     _, rest = paper.run(paper.params, paper.rest, STUDENT, TEACHER, given)
 
@@ -191,7 +191,7 @@ def test_eager_equals_jit():
 
 
 def test_teacher_with_another_pyramid_is_cut_with_its_own_stride():
-    """A P2.. teacher beside a P3.. student: the levels of stride 8 and 16 meet."""
+    """A teacher from P2 on and a student from P3 on: the levels of strides 8 and 16 are paired."""
     teacher = pyramid(1, 10, strides=(4, 8, 16))
     same = Features(teacher.maps[1:], pyramid(1, 10).spec)
     wide = Runner(settings(), STUDENT, teacher)

@@ -1,4 +1,4 @@
-"""The Gram form is the plain form: losses, gradients, states, diagnostics."""
+"""The Gram form equals the plain form: losses, gradients, states, diagnostics."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def maps(channels=(6, 8), dtype=np.float32):
 )
 @pytest.mark.parametrize("chunk", [64, 8192])
 def test_gram_equals_plain_in_float64(form, compare, train, groups, chunk, monkeypatch):
-    """Also where the map is read in several chunks with a rest (chunks of 1 and 12 rows)."""
+    """Also if the map is read in several chunks with a remainder (chunks of 1 and 12 rows)."""
     monkeypatch.setattr(gram_file, "CPU_CHUNK", chunk)
     with jax.enable_x64(True):
         s, t = maps(dtype=np.float64)
@@ -82,7 +82,7 @@ def test_gram_equals_plain_in_float32(compare):
 
 @pytest.mark.parametrize("height", [3.3, 10.3])
 def test_a_flat_channel_is_flat_in_the_gram_form_as_well(height):
-    """About a large mean the difference of large numbers is rounding, of either sign."""
+    """With a large mean, the difference of large numbers is only rounding, of either sign."""
     s, t = (np.tile(x, (1, 4, 4, 1)) for x in maps())
     t[..., 0] = height  # of every image
     t[0] = -height  # an image that is flat altogether
@@ -103,7 +103,7 @@ def test_a_flat_channel_is_flat_in_the_gram_form_as_well(height):
 
 
 def near(distance: float, arithmetic: str, **more):
-    """Sides whose embeddings differ by so much of their size: equal modules, f the identity."""
+    """Sides with this relative distance of embeddings: equal modules, f the identity."""
     config = PixelRelationConfig(
         nodes=(4,), arithmetic=arithmetic, teacher_modules="shared", **more
     )
@@ -117,10 +117,10 @@ def near(distance: float, arithmetic: str, **more):
 
 
 def test_the_guard_keeps_the_loss_where_sides_are_nearly_equal():
-    """At a relative distance of 1e-3 the bare difference has lost its digits.
+    """At a relative distance of 1e-3 the plain difference has lost its digits.
 
-    Measured there: loss 3.5e-2 bare and 5.6e-5 guarded; gradient 1.0e-3 to the map and 4.3e-3 to
-    the parameters, which nothing guards.
+    Measured errors there: loss 3.5e-2 without and 5.6e-5 with the guard; gradient 1.0e-3 to the map
+    and 4.3e-3 to the parameters, which are not guarded.
     """
     plain = near(1e-3, "plain")
     bare, guarded = near(1e-3, "gram", gram_guard=0.0), near(1e-3, "gram")

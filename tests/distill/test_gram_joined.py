@@ -1,6 +1,6 @@
-"""What accelerators compute of the Gram form, on this CPU: the plain form, and as much for a batch.
+"""The Gram form for accelerators, run on a CPU: it equals the plain form, and its work is fixed.
 
-Levels of equal shapes are one call there, and the two maps are joined for one product.
+There, levels of equal shapes are one call, and the two maps are joined for one product.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def evaluate(arithmetic: str, channels: tuple[int, int], form: str, teacher: str
     [((8, 8), "official", "trained", 0.01), ((6, 8), "paper", "frozen", 1e9)],
 )
 def test_levels_together_equal_the_plain_form(channels, form, teacher, guard, monkeypatch):
-    """Sides in one call and not; with a guard that never speaks and one that always does."""
+    """Sides in one call and in two; with a guard that never applies and one that always does."""
     monkeypatch.setattr(gram_file, "ACCELERATOR_CHUNK", 64)  # 4 bands on the finest level
     with jax.enable_x64(True):
         plain = evaluate("plain", channels, form, teacher, guard)
@@ -102,7 +102,7 @@ def test_bfloat16_maps_and_the_gradient_of_a_small_difference():
 
 
 def work(jaxpr) -> list:
-    """The primitives of a program, inner ones too, with the trips of its loops."""
+    """The primitives of a program, including inner ones, with the trips of its loops."""
     found: list = []
     for one in jaxpr.eqns:
         found.append((one.primitive.name, one.params.get("length")))
@@ -113,7 +113,7 @@ def work(jaxpr) -> list:
 
 @pytest.mark.parametrize("shape", [(200, 336), (101, 167), (13, 21)])
 def test_the_number_of_chunks_does_not_grow_with_devices(shape):
-    """The batch of eight devices is the program of one: each device has an eighth of it."""
+    """The batch of eight devices has the program of one: each device gets an eighth of it."""
 
     def program(pictures: int) -> list:
         like = jax.ShapeDtypeStruct((pictures, *shape, 16), jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""The filter serves any number of boxes in any order."""
+"""The filter works for any number of boxes in any order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_permuting_boxes_permutes_the_matrix_and_nothing_else():
 
 
 def test_the_random_filter_depends_on_the_order():
-    """The author's: output j belongs to place j."""
+    """It is the author's: output j belongs to position j."""
     order = np.asarray([3, 0, 5, 1, 4, 2])
     w = RandomFilter(12, 8, rngs=nnx.Rngs(0))
     found, shuffled = w(X, ALL)[0], w(X[:, order], ALL)[0]

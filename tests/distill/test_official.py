@@ -1,4 +1,4 @@
-"""The author's parameter names on our distiller."""
+"""Loading the author's parameter names into our distiller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Levels meet by stride and by how they are made."""
+"""Levels are paired by stride and by how they are computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws that hold for any boxes, any count, any padding: few shapes, since each one compiles."""
+"""Invariants for any boxes, counts and padding; few shapes, since each is compiled."""
 
 from __future__ import annotations
 

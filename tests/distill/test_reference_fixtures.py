@@ -1,4 +1,4 @@
-"""Ours against what the PyTorch reference answered, kept as files: no torch is needed here.
+"""Our answers against stored ones of the PyTorch reference, so torch is not needed here.
 
 Made by: python -m drkd_jax crosscheck --torch-python PYTHON --only TEXT --keep tests/fixtures/TEXT
 """

@@ -1,4 +1,4 @@
-"""Regions of several maps in one go are those of each map alone."""
+"""Regions of several maps together equal those of each map alone."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""`export --to=onnx`: onnxruntime finds what our predictor finds."""
+"""`export --to=onnx`: onnxruntime finds the same as our predictor."""
 
 import dataclasses
 import importlib.util
@@ -31,7 +31,7 @@ needed = pytest.mark.skipif(
     reason="needs the extra onnx",
 )
 PICTURES, BATCH = 20, 4
-# The head knows three classes, the data the last and the first of them.
+# The head has three classes, the data the last and the first of them.
 DROPPED = {"head_classes": 3, "class_ids": (2, 0)}
 
 VERSION_2 = {"rpn_convs": 2, "roi_convs": 2, "roi_fcs": 1}
@@ -87,7 +87,7 @@ def test_onnxruntime_finds_what_we_find(kind, own, batch, tmp_path, capfd):
 
 @pytest.fixture
 def bfloat16_run(tmp_path):
-    """The weights of a file of ours as those of a run that computes in bfloat16, and the file."""
+    """A file of ours, and its weights as those of a run that computes in bfloat16."""
     file = tmp_path / "student.safetensors"
     write_detector(file, "retinanet")
     return file, dataclasses.replace(load(file), config=tiny.config(precision="bfloat16"))

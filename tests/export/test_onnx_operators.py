@@ -1,4 +1,4 @@
-"""NonMaxSuppression and RoiAlign of onnxruntime beside ours, on the same boxes."""
+"""NonMaxSuppression and RoiAlign of onnxruntime against ours, on the same boxes."""
 
 from functools import partial
 

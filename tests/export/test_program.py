@@ -1,4 +1,4 @@
-"""`export --to=stablehlo`: a file that JAX runs alone, with the detections of our predictor."""
+"""`export --to=stablehlo`: JAX alone runs the file, with the detections of our predictor."""
 
 import json
 import os
@@ -27,7 +27,7 @@ PICTURES = 20
 SCORE, PIXEL = 1e-4, 0.05
 NAMES = ((7, "disc"), (9, "bitten disc"))
 
-# JAX and NumPy alone: what a user of the file has.
+# A user of the file has only JAX and NumPy.
 STRANGER = """
 import sys
 import jax, numpy as np
@@ -40,7 +40,7 @@ np.savez(sys.argv[3], **found)
 
 
 def write_detector(path, kind, **own):
-    """A small detector of random weights whose scores differ, in a file of ours."""
+    """Writes a small detector with random weights and different scores, in a file of ours."""
     config = tiny.config("retinanet" if kind == "retinanet" else "faster_rcnn")
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     settings |= {"detector": kind} | own
@@ -87,7 +87,7 @@ def ours(path, images, sizes):
 def by_stranger(file, images, sizes, folder):
     given, found = folder / "given.npz", folder / "found.npz"
     np.savez(given, images=images, sizes=sizes)
-    # This environment without the way to the package.
+    # This environment without the path to the package.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     call = [sys.executable, "-c", STRANGER, *map(str, (file, given, found))]
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, env=environment)
@@ -96,7 +96,7 @@ def by_stranger(file, images, sizes, folder):
 
 
 def assert_same(found, wanted):
-    """The detections of both, up to the tolerances."""
+    """Compares the detections of both within the tolerances."""
     np.testing.assert_array_equal(found["valid"], wanted["valid"])
     assert wanted["valid"].sum() > 2 * len(wanted["valid"])
     rows = wanted["valid"]

@@ -1,4 +1,4 @@
-"""Checkpoints of small states: nothing here compiles a network."""
+"""Checkpoints of small states, without compiling a network."""
 
 import contextlib
 import json
@@ -95,7 +95,7 @@ def test_a_state_comes_back_bit_for_bit(folder):
 
 
 def test_a_distiller_without_arrays_comes_back(folder):
-    """PKD between maps of one width, on the teacher's own scale, has nothing to keep."""
+    """PKD between maps of equal width, on the teacher's own scale, has no arrays."""
     workdir, checkpoints = folder
     specs = (FeatureSpec((4,), (8,), ("lateral",)),) * 2
     off = {"weight": 0.0}
@@ -125,7 +125,7 @@ def test_old_checkpoints_go_and_the_best_one_stays(folder):
             checkpoints.save_best(state, about(numbers={"AP": step / 10}))
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "4"]
     assert checkpoints.best() == (2, {"AP": 0.2})
-    # A run that a kill took back to an earlier step, and that is better there by now.
+    # After a kill, the run continued from an earlier step, and is better there now.
     checkpoints.save_best(state_of(key=1, step=1), about(numbers={"AP": 0.3}))
     assert checkpoints.best() == (1, {"AP": 0.3})
     checkpoints.save_best(state_of(key=2, step=1), about(numbers={"AP": 0.4}))
@@ -163,7 +163,7 @@ def test_a_write_under_way_that_fails_is_told_before_the_run_ends(folder, monkey
         checkpoints.save(state_of(width=40_000, step=2), about())
         checkpoints.wait()
 
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # there a thread writes
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where a thread writes
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, hard))
     try:
@@ -240,7 +240,7 @@ def largest_file(item):
 
 
 def test_a_changed_byte_never_gives_other_arrays(folder):
-    """Of bytes that are spread over the file of the arrays, most belong to a number."""
+    """Most of the bytes, taken across the file of arrays, belong to a number."""
     workdir, checkpoints = folder
     checkpoints.save(state_of(width=4000, step=1), about())
     checkpoints.wait()
@@ -258,7 +258,7 @@ def test_a_changed_byte_never_gives_other_arrays(folder):
         for name, array in before.items():
             np.testing.assert_array_equal(arrays[name], array)
     assert any("is not what was written, by its checksum" in words for words in told), told
-    # What a run goes on from is looked at as a whole.
+    # What a run continues from is checked completely.
     file.write_bytes(whole)
     optimiser = largest_file(workdir / "checkpoints" / "1" / "training")
     whole = optimiser.read_bytes()
@@ -342,7 +342,7 @@ def test_long_values_are_shown_from_where_they_differ(tmp_path):
 
 @pytest.mark.parametrize(("form", "goes_on"), [("paper", False), ("official", True)])
 def test_a_run_of_before_compare_compared_values(form, goes_on, tmp_path):
-    """The default has changed since: such a run must not go on with another loss unsaid."""
+    """The default has changed since: such a run must not silently continue with another loss."""
     pixel = {"form": form, "weight": None}
     old, new, values = (
         {**CONFIG, "distill": {"pixel_relation": pixel | more}}

@@ -1,4 +1,4 @@
-"""Ctrl-C, once and twice, in a process of its own: an exit code and no traceback."""
+"""Ctrl-C, once and twice, in a separate process: an exit code and no traceback."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from tests.training.tiny import ROOT
 
 @pytest.fixture(autouse=True)
 def heard():
-    """A runner that was begun in the background may ignore Ctrl-C, and what it starts does too."""
+    """Restores Ctrl-C: a test runner in the background may ignore it, and so do its children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -128,7 +128,7 @@ def test_a_command_says_so_in_one_line(words, monkeypatch, capsys):
     ],
 )
 def test_programs_listen_before_jax_is_imported(program):
-    """In the seconds that it takes, Ctrl-C would print a traceback or be lost."""
+    """During the seconds of the import, Ctrl-C would print a traceback or be lost."""
     script = f"""
     import runpy, sys
     from drkd_jax.fault_tolerance import interrupt

@@ -1,6 +1,6 @@
-"""How processes find each other: by what Slurm, Kubernetes and Open MPI leave in the environment.
+"""How processes find each other: by the environment variables of Slurm, Kubernetes and Open MPI.
 
-No network: the service and the client that JAX would start are recorded instead.
+Needs no network: JAX's service and client are recorded instead of started.
 """
 
 import json
@@ -24,7 +24,7 @@ from drkd_jax.step.sharding import data_mesh
 
 @pytest.fixture
 def started(monkeypatch):
-    """What JAX would have started: coordinator, processes, own number, devices."""
+    """The arguments of JAX's start: coordinator, processes, own number, devices."""
     seen = {}
     for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
@@ -33,7 +33,7 @@ def started(monkeypatch):
         monkeypatch.setattr(state, name, None)
     for name in ("process_id", "num_processes"):
         monkeypatch.setattr(state, name, getattr(state, name))
-    jax.devices()  # so that no device is looked for with the fake client
+    jax.devices()  # before the fake client is used
     monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
 
     def service(address, count, **_):

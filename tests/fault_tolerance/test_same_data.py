@@ -1,4 +1,4 @@
-"""Data that changed behind a run, and what its start says of them."""
+"""Data that changed since a run began, and the messages at its next start."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_changed_classes_are_refused_with_both_lists(tmp_path):
 
 @pytest.mark.parametrize("differing", [[], ["train"], ["val"], ["teacher"]])
 def test_a_host_with_another_copy_of_the_data_is_named(differing, folder, monkeypatch):
-    """This is process 0 of three; the third one says what it found of each set."""
+    """This is process 0 of three; the third one reports what it found in each set."""
     sources = dict.fromkeys(("train", "val"), open_source(folder.spec))
     third = iter([part in differing for part in (*sources, "teacher")])
     monkeypatch.setattr(same_run, "from_all", lambda own: np.concatenate([own, own, [next(third)]]))
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_before_has_no_fingerprint(folder):
 
 
 def of_teacher(scale: float) -> dict:
-    """A teacher's arrays; a head, which is kept only where it is wanted, and a backbone."""
+    """A teacher's arrays: a backbone, and a head, which is kept only if it is needed."""
     kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
     return {"backbone": {"kernel": scale * kernel}, "head": {"bias": np.full(2, scale)}}
 
@@ -208,7 +208,7 @@ def test_the_start_says_what_the_check_says(tmp_path):
 
 
 def test_more_boxes_than_a_detector_gives(folder):
-    """Twelve boxes, none of a class more than ten times."""
+    """Twelve boxes, at most ten of one class."""
     folder.content["annotations"] = [
         {"id": i, "image_id": 7, "category_id": (1, 17, 90)[i % 3], "bbox": [i, 5, 9, 9]}
         for i in range(12)

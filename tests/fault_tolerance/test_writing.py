@@ -80,7 +80,7 @@ def test_a_folder_is_made_and_proven(tmp_path):
 
 
 def no_files(monkeypatch, code):
-    """Has the system refuse every new file, as root could not be refused otherwise."""
+    """Makes the system refuse every new file; file permissions would not stop root."""
 
     def refuse(*_, **__):
         raise OSError(code, os.strerror(code))

@@ -1,4 +1,4 @@
-"""mmdetection's answers, our models with the same weights, and how near the two have to be."""
+"""mmdetection's answers, our models with the same weights, and the tolerances."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOLDER = Path(os.environ.get("DRKD_MMDET", OWN))
 REQUEST = {model["name"]: model for model in json.loads((FOLDER / "request.json").read_text())}
 GAP = 1e-4
 GRADIENTS = 3e-6  # both sides in float64, kept as float32; measured 2.2e-7, at full size 3.4e-7
-KEYS = {  # of the library's config, and ours
+KEYS = {  # the library's config keys, and ours
     "model.rpn_head.anchor_generator.scales": "anchors.scale",
     "model.bbox_head.anchor_generator.octave_base_scale": "anchors.scale",
     "model.test_cfg.rpn.nms_pre": "proposals.pre_nms_test",
@@ -39,7 +39,7 @@ KEYS = {  # of the library's config, and ours
 
 
 def said(model):
-    """What a user would say in a config, for the changes made there."""
+    """Our config settings for the changes in the library's config."""
     settings = {} if model["detector"] in ("retinanet", "pyramid") else {"roi_sampling": 0}
     for key, value in model["changes"].items():
         if key in KEYS:
@@ -66,7 +66,7 @@ def load(name):
     model = REQUEST[name]
     answers = np.load(FOLDER / f"{name}.npz")
     theirs = drawn_weights(answers, model.get("seed", 0))
-    with jitter.still():  # their gradients, in float64, belong to exactly these
+    with jitter.still():  # their float64 gradients belong to exactly these
         exact = drawn_weights(answers, model.get("seed", 0))
     reading = mmdet.read({k: v.shape for k, v in theirs.items()}, {}, f"{name}.pth")
     settings = reading.settings(said(model))
@@ -105,7 +105,7 @@ def load(name):
 
 
 def batch(case, number):
-    """Pictures, ground truths and the answers of one batch."""
+    """Pictures, ground truths and answers of one batch."""
     canvas, sizes = case.model["batches"][number]
     start = f"{number}|"
     answers = {
@@ -122,7 +122,7 @@ def batch(case, number):
 
 
 def close(case, answers, name, ours, error):
-    """Compare a tensor of ours, in the library's layout, relative to its largest number."""
+    """Compares a tensor of ours, in the library's layout, relative to its largest number."""
     wanted = answers[name]
     got = thin(name, np.asarray(ours), case.keep)
     assert got.shape == wanted.shape, name
@@ -145,7 +145,7 @@ def check_maps(case, body, maps, answers, error=2e-5):
 
 
 def in_their_order(x, shape, last):
-    """Anchors of a level ``[B, A, ...]`` as the library's ``[B, per_cell * last, h, w]``."""
+    """Anchors of a level, ``[B, A, ...]``, in the library's ``[B, per_cell * last, h, w]``."""
     B, (h, w) = x.shape[0], shape
     return np.asarray(x).reshape(B, h, w, -1).transpose(0, 3, 1, 2)
 
@@ -153,7 +153,7 @@ def in_their_order(x, shape, last):
 def check_detections(case, found, answers, batch_size):
     for b in range(batch_size):
         scores = answers[f"detections.scores.{b}"]
-        # What makes the comparison fair: nothing here can turn over by rounding alone.
+        # For a fair comparison, rounding alone must not change any choice.
         assert len(scores) >= 20
         assert np.min(scores[:-1] - scores[1:]) > GAP
         overlaps = oracles.pairwise_iou(*[answers[f"candidates.boxes.{b}"]] * 2)
@@ -190,7 +190,7 @@ def check_gradients(case, gradients, answers):
 
 
 def their_sample(answers, B):
-    """The anchors that the library drew, padded."""
+    """The anchors that the library sampled, padded."""
     names = ("positive", "negative")
     rows = [[answers[f"anchors.{name}.{b}"] for name in names] for b in range(B)]
     most = max(sum(map(len, row)) for row in rows)
@@ -205,7 +205,7 @@ def their_sample(answers, B):
 
 
 def their_regions(answers, targets, num_classes):
-    """The regions that the library drew, padded: positives first."""
+    """The regions that the library sampled, padded, positives first."""
     B = len(targets.sizes)
     most = max(len(answers[f"sampled.boxes.{b}"]) for b in range(B))
     boxes = np.zeros((B, most, 4), np.float32)
@@ -241,9 +241,9 @@ def compiled(case, run):
     """``run(detector, *arrays) -> (losses, more)``, compiled twice.
 
     Returns:
-        The function itself in float32, as in training, and the gradient of the sum of its losses
-        in float64, as the library's are: a ReLU within rounding of 0 would move a float32 gradient
-        by a thousandth and more, on one processor and not on the next.
+        The function itself in float32, as in training, and the gradient of the sum of its losses in
+        float64, like the library's: a ReLU whose input is near 0 could change a float32 gradient by
+        a thousandth and more, on some processors only.
     """
     jit = partial(jax.jit, compiler_options=small.QUICK)
     call = jit(lambda state, *arrays: run(nnx.merge(case.graph, state, copy=True), *arrays))

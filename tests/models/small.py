@@ -1,4 +1,4 @@
-"""Narrow detectors and small batches for the tests of this room."""
+"""Narrow detectors and small batches for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ SETTINGS = {
     },
 }
 DETECTORS = tuple(SETTINGS)
-# Of `jax.jit`, for what runs once: most of such a test's time goes into compiling.
+# Compiler options for programs that run once, where compiling takes most of the time.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
 def build(name, dtype=jnp.float32, **changes):
-    """A narrow detector whose residual branches are alive."""
+    """A narrow detector with active residual branches."""
     detector = models.init_detector({**SETTINGS[name], **changes}, NUM_CLASSES, 0, dtype)
     for stage in detector.backbone.stages:
         for block in stage:
@@ -51,12 +51,12 @@ def build(name, dtype=jnp.float32, **changes):
 
 
 def batch(pictures=2, filling=0, rows=4):
-    """Images, targets and keys: the first ones valid, the last ``filling`` only there to fill."""
+    """Images, targets and keys; the last ``filling`` pictures only fill up the batch."""
     rng = np.random.default_rng(3)
     H, W = CANVAS
     images = rng.normal(size=(pictures, H, W, 3)).astype(np.float32)
-    # Among a hundred seeds the one whose overlaps with all anchors used here are clearest of the
-    # thresholds and of each other, by 7e-4. Boxes inside of several anchors are never clear.
+    # Of a hundred seeds, the one whose overlaps with all anchors used here differ most from the
+    # thresholds and each other, by 7e-4. Boxes inside several anchors are never clear.
     boxes_rng = np.random.default_rng(98)
     low = boxes_rng.uniform(0, 30, (pictures, 3, 2))
     boxes = np.concatenate([low, low + boxes_rng.uniform(12, 30, (pictures, 3, 2))], axis=-1)
@@ -80,13 +80,13 @@ def batch(pictures=2, filling=0, rows=4):
 
 
 def losses(graph, state, images, targets, keys):
-    """All losses of a batch from a taken-apart detector."""
+    """All losses of a batch from a detector split into graph and state."""
     detector = nnx.merge(graph, state, copy=True)
     return detector.losses(detector.features(images, targets.picture_valid), targets, keys)
 
 
 def jitted(graph):
-    """(losses, gradients) of a batch, compiled."""
+    """A compiled function for (losses, gradients) of a batch."""
 
     def total(state, images, targets, keys):
         terms = losses(graph, state, images, targets, keys)

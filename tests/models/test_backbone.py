@@ -180,7 +180,7 @@ def test_no_gradient_reaches_a_frozen_stage():
 
 @pytest.mark.parametrize(("frozen", "norms"), [(0, 0), (1, 3), (2, 6), (4, 12)])
 def test_norms_of_frozen_stages_are_in_evaluation(frozen, norms, monkeypatch):
-    """The stem has one, the first stage two, each further one two and its shortcut's."""
+    """The stem has one, the first stage two, each later one two and that of its shortcut."""
     in_evaluation = []
 
     def noted(layer, norm, x, picture_valid):
@@ -286,7 +286,7 @@ def test_batch_norm_is_the_same_on_four_devices(tmp_path):
 
 
 def test_the_stride_of_caffe_is_in_the_first_convolution():
-    """A 1x1 convolution of stride 2 sees every second pixel: the block is one of stride 1 there."""
+    """A 1x1 convolution of stride 2 reads every second pixel: there the block has stride 1."""
     x = jnp.asarray(RNG.normal(size=(2, 8, 12, 8)), jnp.float32)
 
     def block(style, stride):

@@ -171,7 +171,7 @@ def test_parameters_stay_float32_in_bfloat16():
 
 
 def test_a_region_s_level_goes_by_the_finest_one_there_is():
-    """Up to twice 14 cells a side are read from the finest level, which is P3 here."""
+    """Up to twice 14 cells per side are read from the finest level, here P3."""
     settings = FasterRCNNSettings(channels=1, fc=1, min_level=3, max_level=5, roi_sampling=1)
     head = RoIHead(settings, 1, MMDET, rngs=nnx.Rngs(0), dtype=jnp.dtype(jnp.float32))
     spec = FeatureSpec((1,) * 3, (8, 16, 32), ("lateral",) * 3)

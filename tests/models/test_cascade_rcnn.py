@@ -1,4 +1,4 @@
-"""What Cascade R-CNN refuses, and its three stages against a loop (see also test_mmdet.py)."""
+"""Cascade R-CNN's refusals, and its three stages against a loop (see also test_mmdet.py)."""
 
 from __future__ import annotations
 

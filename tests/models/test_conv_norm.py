@@ -1,4 +1,4 @@
-"""Constant norms folded into their convolutions while they train: the same function."""
+"""Constant norms folded into their convolutions in training: the same function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X = np.abs(RNG.normal(size=(2, 8, 6, 16)))
 
 
 def block(settings, dtype):
-    """A block of stride 2 with a shortcut of its own, and its arrays as a trained one's are."""
+    """A block of stride 2 with its own shortcut, and arrays like those of a trained one."""
     made = resnet.Block(
         *(16, 8, 2, settings), deformable=bool(settings.dcn), rngs=nnx.Rngs(0), dtype=dtype
     )

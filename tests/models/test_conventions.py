@@ -1,4 +1,4 @@
-"""What each field of the conventions changes, by hand-made numbers and loops."""
+"""The effect of each field of the conventions, by hand-made numbers and loops."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_one_box_for_all_classes():
     each = roi_detections(probability, np.repeat(deltas, 3, axis=2), *given)
     for mine, other in zip(one, each, strict=True):
         np.testing.assert_array_equal(mine, other)
-    # What is no region has no score, of whatever class.
+    # Missing regions have no score in any class.
     assert int(one.valid.sum()) == 2 * 3
     scores = roi_unsuppressed(probability, deltas, regions, CANVAS, MMDET)[1]
     np.testing.assert_array_equal(scores[0, :2], probability[0, :2, :-1])

@@ -1,4 +1,4 @@
-"""Folded detectors give the same features; stripped ones are backbone and neck alone."""
+"""Folded detectors give the same features; stripped ones have only backbone and neck."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGES = RNG.normal(size=(2, 64, 96, 3)).astype(np.float32)
 
 
 def randomise(detector):
-    """Random statistics, scales, biases and offsets, as a trained network has."""
+    """Sets random statistics, scales, biases and offsets, like those of a trained network."""
     for path, leaf in nnx.to_flat_state(nnx.state(detector)):
         if path[-1] in ("var", "scale"):
             leaf[...] = jnp.asarray(RNG.uniform(0.5, 1.5, leaf.shape), jnp.float32)
@@ -70,11 +70,11 @@ def test_a_folded_detector_has_the_same_features(backbone):
 
 
 def test_a_folded_detector_detects_the_same():
-    # A dozen candidates a level: no two scores of them within rounding.
+    # A dozen candidates per level, so that no two scores are equal up to rounding.
     few = {"score": 0.0, "pre_nms": 12, "max_out": 10}
     backbone = {"depth": 18, "width": 8, "norm": "frozen_bn"}
     detector = randomise(small.build("retinanet", backbone=backbone, test=few))
-    # Not so sure that the best scores all round to 1.
+    # Lower logits, so that the best scores do not all round to 1.
     detector.head.cls.kernel[...] = detector.head.cls.kernel[...] * 0.2
     folded = fold(detector)
     assert folded.num_classes == small.NUM_CLASSES

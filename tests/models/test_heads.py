@@ -118,7 +118,7 @@ def test_retina_losses_are_sums_over_max_positives_and_one():
 
 
 def whole_focal_loss(logits, assigned, targets):
-    """The class loss of all levels at once, with derived gradients, as the equation has it."""
+    """The class loss of all levels at once, by its equation, with automatic gradients."""
     labels = jnp.take_along_axis(jnp.asarray(targets.labels), assigned.truth, axis=1)
     truth = assigned.positive[..., None] & (labels[..., None] == jnp.arange(K))
     counts = (assigned.positive | assigned.negative)[..., None]

@@ -1,4 +1,4 @@
-"""The laws of static shapes, on both detectors, narrow."""
+"""Invariants of static shapes, such as padding, on both detectors, narrow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.models import small
 
 
 class Case:
-    """One detector; gradients at a padded batch, values alone at the same batch unpadded."""
+    """One detector, with losses and gradients of a padded batch."""
 
     def __init__(self, name):
         self.name = name
@@ -42,7 +42,7 @@ def test_every_part_learns(case):
         for path, leaf in nnx.to_flat_state(case.gradients)
         if float(jnp.abs(leaf[...]).max()) == 0.0
     }
-    # A coarse level may have been left out of the few anchors and regions that are drawn.
+    # The few sampled anchors and regions may leave out a coarse level.
     assert dead <= {("neck", "outputs")}
 
 
@@ -91,7 +91,7 @@ def test_jit_equals_eager(case):
         features = jax.jit(lambda state: nnx.merge(case.graph, state, copy=True).features(images))(
             case.state
         )
-    with margins.clear():  # what all tests of this case compare hangs on no rounding
+    with margins.clear():  # no choice in the tests of this case depends on rounding
         eager = detector.losses(features, targets, keys)
     assert {name: float(v) for name, v in eager.items()} == pytest.approx(case.terms, rel=1e-5)
 

@@ -1,9 +1,9 @@
 """Our detectors against mmdetection's own, stage by stage, from the padded tensor on.
 
-The answers in tests/fixtures/mmdet are those of mmdetection 3.3.0 to narrow forms of its shipped
-configs; `python -m crosscheck.reference.mmdet tests/fixtures/mmdet` makes them again. Weights and
-pictures are drawn here as they were there. With DRKD_MMDET=FOLDER another folder's answers are
-used, such as those of the full-size models of request_full.json.
+The answers in tests/fixtures/mmdet are from mmdetection 3.3.0 with narrow forms of its shipped
+configs; `python -m crosscheck.reference.mmdet tests/fixtures/mmdet` generates them. Both sides draw
+the same weights and pictures. DRKD_MMDET=FOLDER selects another folder's answers, such as those of
+the full-size models of request_full.json.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def test_retinanet_is_theirs(retina, number):
         check_gradients(retina, retina.exact_gradients(images, targets), answers)
 
 
-# What a tap reads depends on the features: rounding grows from block to block there.
+# With deformable taps, which depend on the features, rounding grows from block to block.
 @pytest.mark.parametrize(("name", "error"), [("x101_64x4d", 1.5e-5), ("x101_32x4d_dcn", 1e-4)])
 def test_resnext_maps_are_theirs(name, error):
     case = load(name)

@@ -1,4 +1,4 @@
-"""`models`, the link at the top of a checkout, gives the classes of `drkd_jax.models`."""
+"""`models`, the link at the top of a checkout, has the classes of `drkd_jax.models`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print("one")
 
 @pytest.mark.parametrize("first", ["models.retinanet", "drkd_jax.models"])
 def test_the_link_makes_no_second_set_of_classes(first):
-    """In a process of its own, since what is imported first is what matters."""
+    """In a separate process, since the order of imports matters."""
     code = f"import {first}\n{SAME}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120

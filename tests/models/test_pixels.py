@@ -1,4 +1,4 @@
-"""Each network reads the pictures by its own rule."""
+"""Each network normalises the pictures by its own rule."""
 
 import dataclasses
 

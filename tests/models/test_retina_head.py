@@ -43,11 +43,11 @@ def test_a_box_loss_of_overlaps_is_one_less_the_generalised_overlap():
             around = (np.maximum(ours[1], theirs[1]) - np.minimum(ours[0], theirs[0])).prod()
             box += 1 - common / union + (around - union) / around
     assert positive[0].sum() > 1
-    # Measured 2e-8, less than a float32 holds; a few of its last digits are let through.
+    # Measured 2e-8, below the precision of float32; a few of its last digits are allowed.
     assert float(got["box_loss"]) == pytest.approx(box / normaliser, rel=5e-7)
     assert float(got["cls_loss"]) == float(plain["cls_loss"])
     pull = jax.grad(lambda x: retina_losses(by_level(logits), by_level(x), *rest)["box_loss"])
-    # Deltas as far off as an untrained head can be: limits hold them, and nothing divides by 0.
+    # Deltas as large as from an untrained head: they are limited, and nothing divides by 0.
     for far in (deltas, deltas * 1e4, np.full_like(deltas, -1e6)):
         pulled = np.asarray(pull(far))
         assert np.isfinite(pulled).all()
@@ -65,14 +65,14 @@ def test_towers_may_be_cut_after_any_layer(norm):
         for got, want in zip(head.outputs(towers, layers), whole, strict=True):
             for level, wanted in zip(got, want, strict=True):
                 np.testing.assert_array_equal(level, wanted)
-    # A norm makes a level's scale no matter: measured 6.2e-6 of 13.6. Without one, it is.
+    # With a norm, a level's scale has no effect: measured 6.2e-6 of 13.6. Without one it has.
     scaled = head(tuple(100 * x for x in maps))
     same = [np.allclose(a, b, rtol=0, atol=5e-5) for a, b in zip(scaled[0], whole[0], strict=True)]
     assert same == [norm == "gn"] * 2
 
 
 def test_a_score_at_the_limit_is_dropped():
-    """Scores of what is not there are 0: with a limit of 0 they are no detections."""
+    """Missing candidates have score 0: with a limit of 0 they are no detections."""
     boxes = jnp.asarray([[[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]]], jnp.float32)
     scores, labels = jnp.asarray([[0.5, 0.25, 0]]), jnp.zeros((1, 3), jnp.int32)
     for limit, kept in ((0.0, 2), (0.25, 1), (0.2, 2)):

@@ -1,4 +1,4 @@
-"""The collapse monitor, and what it is for: training on noise, where nothing can be learnt."""
+"""The collapse monitor, also when training on noise, where nothing can be learnt."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_other_numbers_are_passed_over():
 
 
 def on_noise(form: str, weight: float, steps: int) -> tuple[float, float, list[str]]:
-    """Trains a distiller on independent noise, new at each step; first and last loss, warnings."""
+    """Trains a distiller on noise, new at each step; returns first and last loss, warnings."""
     sides = pyramid(0, 8), pyramid(1, 8)
     values = {
         "pixel_relation": {"form": form, "nodes": (8,), "weight": weight},

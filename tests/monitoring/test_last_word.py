@@ -1,4 +1,4 @@
-"""The last word of a distillation, from lines as a run writes them."""
+"""The final summary of a distillation, from the log lines of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TERMS = ("pixel_relation", "instance_relation")
 
 
 def lines(end=0.5, share=0.1, entropy=0.7, variance=1.0, count=6):
-    """Windows in which both losses fall from 1 to `end`, by half the way in the middle."""
+    """Log lines in which both losses fall from 1 to `end`, halfway in the middle."""
     half = count // 2
     return [
         {

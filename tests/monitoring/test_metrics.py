@@ -70,7 +70,7 @@ def test_a_last_line_cut_short_is_left_out_without_a_word(tmp_path, caplog):
 
 
 def warned(folder, start, *texts):
-    """A session that warns, each time a step later than before, from the one after `start` on."""
+    """Runs a session with one warning per step, from the step after `start` on."""
     metrics = Metrics(folder, start, 10)
     for step, text in enumerate(texts, start + 1):
         metrics.warn(step, text)
@@ -111,7 +111,7 @@ def test_a_run_that_begins_anew_has_no_warnings_of_the_one_before(tmp_path):
 
 
 def events(path):
-    """The events of a file: each is a length, its checksum, the event and its checksum."""
+    """The events of a file; each has a length, its checksum, the event and its checksum."""
     data, at, found = path.read_bytes(), 0, []
     while at < len(data):
         length = int.from_bytes(data[at : at + 8], "little")
@@ -200,7 +200,7 @@ def test_a_window_without_a_loader_has_no_counts():
 
 
 def test_steps_without_a_relation_do_not_hide_that_the_others_are_uniform():
-    """Few objects a picture: of ten batches four have a picture with boxes enough to relate."""
+    """Few objects per picture: four of ten batches have a picture with enough boxes to relate."""
     name = "diag/instance_relation/P3/teacher_entropy"
     monitor, warnings = CollapseMonitor(), []
     for _ in range(5):
@@ -220,7 +220,7 @@ def test_steps_without_a_relation_do_not_hide_that_the_others_are_uniform():
 
 @pytest.mark.parametrize(("steps", "left"), [(1, "10 min"), (10, "10 s")])
 def test_what_is_left_comes_from_whole_steps(steps, left):
-    """Ten steps of 0.1 s, and compiling beside them; one step that only the log line awaited."""
+    """Ten steps of 0.1 s, with compiling besides; one step that only the log line waited for."""
     window = MetricAverager({}, 4)
     window.leave_out(-6.0 * steps)
     for _ in range(steps):

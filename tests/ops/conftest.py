@@ -1,8 +1,8 @@
-"""Operations are compiled as users compile them: their numbers are the matter here."""
+"""Compiles operations as users do, since these tests are about their numbers."""
 
 import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _as_users_do(whole_compile):
-    """For every file of this room."""
+    """Applies to all files in this folder."""

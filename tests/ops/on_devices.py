@@ -1,4 +1,4 @@
-"""RoIAlign, matching and proposals on several devices: rounds, results and what crosses, as JSON.
+"""RoIAlign, matching and proposals on several devices: rounds, results and traffic, as JSON.
 
 Called by test_roi_align.py with 4 devices.
 """
@@ -31,7 +31,7 @@ B, SIDE, C, R = 8, 64, 8, 12
 
 
 def read(maps: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Regions, and the gradient of half of their squares."""
+    """Regions, and the gradient of half their sum of squares."""
 
     def half(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
         levels = jnp.zeros(boxes.shape[:2], jnp.int32)
@@ -50,7 +50,7 @@ def rounds(maps: jax.Array, boxes: jax.Array) -> int:
 
 
 def crossing(given: tuple[np.ndarray, np.ndarray], mesh: Mesh | None) -> int:
-    """What crosses the devices where regions are proposed, matched and read, picture by picture."""
+    """Number of collectives in proposing, matching and reading regions, picture by picture."""
 
     def both(maps: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = boxes.sum(-1)
@@ -76,7 +76,7 @@ def crossing(given: tuple[np.ndarray, np.ndarray], mesh: Mesh | None) -> int:
 
 @contextlib.contextmanager
 def plans() -> Iterator[list[Plan]]:
-    """The plans by which regions would be read; nothing is."""
+    """Records the plans for reading regions, without reading any."""
     found = []
 
     def read(flats: tuple[jax.Array, ...], plan: Plan, how: How) -> tuple[jax.Array, ...]:

@@ -109,7 +109,7 @@ def test_garbage_offsets_read_nothing_and_give_no_gradient():
 
 
 def test_a_reading_a_whole_pixel_outside_has_no_gradient():
-    """As all of a fresh layer's readings of the padding are."""
+    """As for all samples of a new layer in the padding."""
     (x, kernel, offsets, _), options = case(1, 1, 1, False)
     slope = jax.jit(jax.grad(lambda moves: deform_conv(x, kernel, moves, **options).sum()))
     by_tap = np.asarray(slope(0 * offsets)).reshape(2, 7, 6, 3, 3, 2)

@@ -8,7 +8,7 @@ GROUPS, EPSILON = 3, 1e-5
 
 
 def plainly(x, scale, bias):
-    """As the paper writes it, differentiated by JAX."""
+    """Group norm as in its paper, with automatic gradients."""
     B, h, w, C = x.shape
     parts = x.reshape(B, h, w, GROUPS, C // GROUPS)
     mean = parts.mean(axis=(1, 2, 4), keepdims=True)

@@ -15,7 +15,7 @@ SETTINGS = {"rpn": (0.7, 0.3, 0.3), "roi": (0.5, 0.5, None), "retina": (0.5, 0.4
 
 
 def match(iou, valid, positive, negative, low_quality=None, eligible=None, overwrite=True):
-    """What the anchors of one picture are matched to by a whole matrix of overlaps, ``[A, G]``."""
+    """The matches of one picture's anchors, from a whole matrix of overlaps ``[A, G]``."""
     eligible = jnp.asarray(np.ones(len(iou), bool) if eligible is None else eligible)
     iou = jnp.where(jnp.asarray(valid)[:, None] & eligible, jnp.asarray(iou).T, -1.0)
     found = matching._nothing((1, len(eligible)), iou.dtype)
@@ -114,8 +114,8 @@ def test_compiled_together_no_truth_is_lost_to_rounding():
     got = jax.jit(lambda truths: matching.match_boxes(grid, truths, *every))(truths)
     for picture in range(16):
         overlaps = oracles.pairwise_iou(grid, truths[picture])
-        # Which of several anchors around a small box is the best one, rounding decides; a later
-        # truth may have taken the anchor, but positive it is.
+        # Rounding decides which of several anchors around a small box is the best; a later truth
+        # may have claimed the anchor, but it is positive.
         best = overlaps >= overlaps.max(axis=0) - 1e-6
         assert (got.positive[picture][:, None] & best).any(axis=0).all()
 

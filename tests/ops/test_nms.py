@@ -14,7 +14,7 @@ THRESHOLDS = [0.0, 0.05, 0.3, 0.5, 0.7, 0.95, 1.0]
 
 
 def scene(seed, levels=5):
-    """Crowded boxes on whole pixels with few different scores: overlaps are exact, ties common."""
+    """Crowded boxes on whole pixels with few different scores: exact overlaps, many ties."""
     rng = np.random.default_rng(seed)
     boxes = oracles.random_boxes(rng, N, side=24, whole=True)
     boxes[rng.integers(N, size=4)] = boxes[rng.integers(N, size=4)]
@@ -145,7 +145,7 @@ def test_bfloat16_boxes_and_scores_are_those_numbers_exactly():
 
 
 def test_a_threshold_is_not_rounded_to_narrow_boxes():
-    """0.4 would be 0.398 beside bfloat16 boxes; whole pixels up to 256 are exact there."""
+    """0.4 would be 0.398 in the boxes' bfloat16; whole pixels up to 256 are exact in it."""
     boxes = jnp.asarray([[0, 0, 101, 104], [0, 0, 100, 42]], jnp.bfloat16)  # an overlap of 0.39985
     scores, valid = np.asarray([0.9, 0.8], np.float32), np.ones(2, bool)
     assert ops.nms(boxes, scores, valid, None, 0.4).tolist() == [True, True]

@@ -1,4 +1,4 @@
-"""Operations with a form of their own for CPUs give what their other form gives."""
+"""Operations with a special form for CPUs give the same as their other form."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from tests import oracles
 
 
 def both(function, *arguments):
-    """What a function gives when traced for a CPU and for a GPU."""
+    """Results of a function, traced for a CPU and for a GPU."""
     results = []
     for name in ("cpu", "gpu"):
 
@@ -29,7 +29,7 @@ def both(function, *arguments):
 
 
 def whole_boxes(rng, *shape):
-    """Boxes of whole pixels: many equal overlaps."""
+    """Boxes on whole pixels, with many equal overlaps."""
     corner = rng.integers(0, 24, (*shape, 2))
     return np.concatenate([corner, corner + rng.integers(1, 12, (*shape, 2))], -1).astype(
         np.float32
@@ -187,7 +187,7 @@ def test_convolutions_and_their_gradients_are_those_of_xla(fewer_pixels_are_many
 
 
 def traced(platform, name, dtype="float32", **others):
-    """What a convolution and its gradients are traced to."""
+    """The traced program of a convolution and its gradients."""
     k, _, h, w, _, C, D, G = SHAPES[name]
     shapes = [jax.ShapeDtypeStruct(n, dtype) for n in ((2, h, w, C), (k, k, C // G, D))]
     with tracing_for(platform):

@@ -23,7 +23,7 @@ FORMS = [(3, 2, True), (7, 1, False), (2, 3, True), (3, 0, False), (7, 0, True)]
 
 @pytest.fixture(scope="module")
 def scene():
-    """Regions within, across the edges, outside, tiny, of one tile and of several."""
+    """Regions inside, across the edges, outside, tiny, of one tile and of several."""
     rng = np.random.default_rng(0)
     shapes = [(B, *(-(-side // s) for side in CANVAS), C) for s in STRIDES]
     maps = tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
@@ -49,7 +49,7 @@ def run(maps, boxes, levels, strides=STRIDES, size=3, samples=2, aligned=True):
 
 @partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def slope(maps, boxes, levels, weights, *how):
-    """Gradient of the weighted sum of all bins with respect to maps and boxes."""
+    """Gradient of the weighted sum of all bins, with respect to maps and boxes."""
 
     def loss(maps, boxes):
         return jnp.sum(run(maps, boxes, levels, *how).astype(jnp.float32) * weights)
@@ -142,7 +142,7 @@ def test_unsound_rows_are_finite_and_leave_the_others_alone(scene, samples):
     assert np.isfinite(got).all()
     np.testing.assert_array_equal(got[:, :R], run(maps, boxes, levels, STRIDES, 3, samples))
 
-    # Rows that no loss looks at give no gradient.
+    # Rows that no loss uses have no gradient.
     counts = np.ones((B, R + 5, 1, 1, 1), np.float32)
     counts[:, R:] = 0
     found, _ = slope(maps, more, more_levels, counts, STRIDES, 3, samples, True)
@@ -194,7 +194,7 @@ def test_bfloat16_maps_keep_their_dtype_and_sum_in_float32(scene):
 
 
 def test_forms_of_a_gpu_equal_those_of_a_cpu(scene):
-    """Some regions fit the windows and some are left to the tiles."""
+    """Some regions fit into the windows, the others use the tiles."""
     maps, boxes, levels = scene
     size = 7
     maps = tuple(jnp.asarray(m, jnp.bfloat16) for m in maps)
@@ -249,7 +249,7 @@ def test_regions_that_are_not_valid_take_no_tile(scene, where):
 
 
 def test_a_round_stays_within_what_is_quick_to_sum(monkeypatch, scene):
-    """2^31 terms of one fused sum and more take 60 times as long on a GPU."""
+    """A fused sum of 2^31 terms or more takes 60 times as long on a GPU."""
     maps, boxes, levels = scene
     many = np.tile(boxes, (1, 200, 1)), np.tile(levels, (1, 200))
 
@@ -262,7 +262,7 @@ def test_a_round_stays_within_what_is_quick_to_sum(monkeypatch, scene):
 
     before, most = rounds()
     assert most == roi_tiles.ROUND
-    # As if so many more pictures lay in the batch.
+    # As if the batch had so many more pictures.
     monkeypatch.setattr(roi_tiles, "MOST", len(boxes) * 7 * 8 * 8 * maps[0].shape[-1] * 64)
     after, fewer = rounds()
     assert fewer == 64
@@ -279,7 +279,7 @@ def test_rounds_do_not_grow_with_devices():
     assert found["rounds"] > 1
     assert max(found["off"]) < 1e-6
     assert found["gathered"] < found["map"]  # bytes
-    # NMS and RoIAlign's rounds asked all devices whether to go on.
+    # NMS and RoIAlign's rounds asked all devices whether to continue.
     assert found["left to itself"] >= 2
     assert found["by device"] == 0
 

@@ -1,4 +1,4 @@
-"""Adaptive RoIAlign against samples taken one by one."""
+"""Adaptive RoIAlign against sampling one by one."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_stops_at_the_picture_where_sizes_are_given():
 
 
 def test_equals_fixed_samples_where_the_box_asks_for_as_many():
-    """6 map pixels in 3 bins are 2 samples a bin."""
+    """6 map pixels in 3 bins give 2 samples per bin."""
     box = np.asarray([[(4, 0, 28, 24)]], np.float32)
     fixed = roi_align((MAP,), box, np.zeros((1, 1), np.int32), (4,), 3, 2, False)
     np.testing.assert_allclose(run(MAP, box, 4, 3), fixed, atol=5e-6)

@@ -1,4 +1,4 @@
-"""Work folders as finished runs leave them, and the tables of a page about them."""
+"""Work folders like those of finished runs, and the tables of a page about them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ VAL = "shapes:6:1"
 def leave_run(
     folder: Path, noise: float, val: str = VAL, pictures: int = 0, **changes: Any
 ) -> Path:
-    """A work folder as training leaves it.
+    """Writes a work folder like that of a training.
 
     Args:
-        folder: the new one.
-        noise: pixels that detections are off by.
-        val: what was scored.
-        pictures: only its first so many; 0: all.
-        changes: of the config.
+        folder: the new folder.
+        noise: error of the detections, pixels.
+        val: the scored source.
+        pictures: number of its first pictures that were scored; 0: all.
+        changes: changes of the config.
     """
     source = open_source(val)
     truth = source.coco_ground_truth()
@@ -70,7 +70,7 @@ def leave_run(
 
 
 def cells(text: str, caption: str) -> list[list[str]]:
-    """The rows of the table whose caption begins so."""
+    """The rows of the table whose caption starts with this."""
     found = re.search(rf"<caption>{re.escape(escape(caption))}.*?</table>", text, re.DOTALL)
     assert found is not None
     rows = re.findall(r"<tr>(.*?)</tr>", found[0], re.DOTALL)

@@ -1,4 +1,4 @@
-"""Metrics files as runs really leave them: resumed, cut off, with gaps."""
+"""Realistic metrics files: resumed, cut off, with gaps."""
 
 from __future__ import annotations
 

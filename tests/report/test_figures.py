@@ -1,4 +1,4 @@
-"""The figures show the numbers they are given, and none of them fails on the odd picture."""
+"""The figures show the given numbers, and none of them fails on unusual pictures."""
 
 from __future__ import annotations
 

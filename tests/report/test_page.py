@@ -1,4 +1,4 @@
-"""The page about finished runs: whole without a network, true to its files, safe against names."""
+"""The page about finished runs: self-contained, true to its files, safe against names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def whole(folders) -> str:
 
 
 class Reader(HTMLParser):
-    """Elements with their attributes; complains where they do not close in order."""
+    """Parses elements with their attributes; fails if they do not close in order."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -61,7 +61,7 @@ class Reader(HTMLParser):
 
 
 def check_harmless(text: str) -> Reader:
-    """Nothing is loaded and nothing runs."""
+    """Checks that the page loads nothing and runs nothing."""
     read = Reader(text)
     names = {name for name, _ in read.elements}
     assert not names & {"script", "link", "iframe", "object", "embed", "base", "form"}
@@ -213,7 +213,7 @@ def test_runs_of_different_pictures_are_refused(tmp_path, folders, capsys):
 
 
 def test_a_class_that_the_pictures_do_not_list_is_left_out(tmp_path, folders):
-    """What training leaves where a class of its pictures is none of the validation set's."""
+    """A training writes such detections if a class of its pictures is not in the validation set."""
     folder = leave_run(tmp_path / "run", 6.0)
     found = json.loads((folder / "detections.json").read_text())
     more = [{**row, "category_id": 99, "score": 0.99} for row in found]

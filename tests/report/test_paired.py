@@ -1,4 +1,4 @@
-"""Paired differences: scores on draws as pycocotools gives them, intervals as loops count them."""
+"""Paired differences: scores on draws against pycocotools, intervals against loops."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def detect(truth: dict, noise: float, seed: int) -> list[dict]:
 
 
 def repeated(truth: dict, detections: list[dict], weights: np.ndarray) -> tuple[dict, list[dict]]:
-    """The same draw written out: a picture drawn twice becomes two pictures."""
+    """The same draw in full: a picture drawn twice becomes two pictures."""
     images, annotations, found = [], [], []
     for i, (image, weight) in enumerate(zip(truth["images"], weights, strict=True)):
         for again in range(weight):

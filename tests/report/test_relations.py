@@ -1,4 +1,4 @@
-"""What a run's relation modules make of a picture, out of its checkpoint."""
+"""The relations of a picture, from the modules in a run's checkpoint."""
 
 from __future__ import annotations
 

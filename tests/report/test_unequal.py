@@ -1,4 +1,4 @@
-"""Runs that were scored on other numbers of pictures, and folders that are no runs."""
+"""Runs scored on different numbers of pictures, and folders that are no runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATA = f"shapes:{WHOLE}:1"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """The plain run, and the distilled one: scored on all pictures, and on the first few."""
+    """A plain run, and a distilled one: scored on all pictures, and on the first few."""
     root = tmp_path_factory.mktemp("unequal")
     return {
         "plain": leave_run(root / "plain", 3.0, DATA),
@@ -62,7 +62,7 @@ def test_compared_on_the_pictures_of_both(tmp_path, runs, capsys, which):
 
 
 def cut(folder: Path, found: list[dict]) -> Path:
-    """Has a run be scored on the first few pictures: its numbers are read again by the report."""
+    """Scores a run on the first few pictures; the report reads its numbers again."""
     scored = json.loads((folder / "eval.json").read_text())
     (folder / "eval.json").write_text(json.dumps({**scored, "pictures": FEWER}))
     (folder / "detections.json").write_text(json.dumps(found))

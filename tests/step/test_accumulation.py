@@ -1,4 +1,4 @@
-"""A batch in parts: what is averaged, and that nothing else changes."""
+"""A batch in parts: what is averaged, and that everything else is the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = TrainSettings(
 
 
 def batch(filled=4):
-    """Four pictures, the last ones only filling the batch up."""
+    """Four pictures; the last ones only fill up the batch."""
     both = zip(toy.batch(0), toy.batch(1), strict=True)
     whole = Batch(*(np.concatenate(pair) for pair in both))
     valid = np.arange(4) < filled
@@ -47,7 +47,7 @@ def stepped(accumulate, given, step=train_step, put=lambda batch: batch, platfor
 
 
 def by_hand(given, share):
-    """The update by the mean of two gradients, each of a batch of its own."""
+    """The update by the mean gradient of two separate batches."""
     recipe, parts, teacher = made(1)
     state = toy.state(recipe, parts)
 
@@ -66,7 +66,7 @@ def by_hand(given, share):
 
 
 def close(one, other):
-    """To the rounding of a mean."""
+    """Compares two trees up to the rounding of a mean."""
     same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
     jax.tree.map(same, one, other)
 
@@ -122,7 +122,7 @@ def test_parts_that_are_not_alike_are_refused():
 
 
 def test_numbers_of_a_batch_are_added_up():
-    """Boxes are of the whole batch, as the loader's are that stand beside them."""
+    """Boxes are counted over the whole batch, like the loader's counts in the same log line."""
     given = split_batch(batch(3), 2)
 
     def gradient(state, part):
@@ -149,7 +149,7 @@ def test_a_part_counts_by_its_pictures_on_every_device():
 
 @pytest.mark.parametrize(("few", "mean"), [((), 0.0), ((0,), 0.6), ((0, 1), 0.8)])
 def test_an_entropy_is_of_the_parts_that_have_a_relation(few, mean):
-    """A part without a picture of enough boxes has an entropy of 0, which says nothing."""
+    """A part without a picture with enough boxes has an entropy of 0, which is meaningless."""
     given = split_batch(batch(), 2)
     entropy = np.where([0 in few, 1 in few], [0.6, 1.0], 0).astype(np.float32)
 
@@ -162,7 +162,7 @@ def test_an_entropy_is_of_the_parts_that_have_a_relation(few, mean):
 
 
 def test_what_is_not_trained_goes_from_part_to_part():
-    """As running statistics do: each part moves what the one before left."""
+    """Like running statistics: each part updates the values of the part before."""
 
     def gradient(state, part):
         moved = {"student": {"mean": 0.5 * state["student"]["mean"] + part.sizes[0, 0]}}

@@ -1,4 +1,4 @@
-"""Norms and angles of the terms' gradients, against gradients taken one by one."""
+"""Norms and angles of the terms' gradients, against separately computed gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.step import toy
 
 
 def total_gradient(made, state, teacher, weights):
-    """The student's gradient of a total under other weights; detection is always in it."""
+    """The student's gradient of the total with other weights, always with the detection losses."""
 
     def loss(student):
         params = {**state.params, "student": student}

@@ -1,4 +1,4 @@
-"""What comes and goes over a run: weights of the distillation, its adaptation, the average."""
+"""What changes over a run: weights of the distillation, its adaptation, the average."""
 
 from __future__ import annotations
 

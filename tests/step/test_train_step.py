@@ -1,4 +1,4 @@
-"""What one step says of itself, and by what it draws."""
+"""What one step reports, and its random draws."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.step import toy
 
 
 def root_of_nothing(self, features, targets, keys):
-    """0, with a gradient that is no number."""
+    """0, with a gradient that is NaN."""
     return {"cls_loss": jnp.sqrt(0 * self.head(features.maps[0]).sum())}
 
 
 def with_statistics(value, make=toy.Detector.__init__):
-    """A detector's `__init__` that leaves it a running mean, too."""
+    """A detector's `__init__` that adds a running mean."""
 
     def made(self, key):
         make(self, key)

@@ -22,7 +22,7 @@ SPEC = FeatureSpec((2,), (4,), ("lateral",))
 
 
 class Detector(nnx.Module):
-    """Backbone and neck of one kernel each, two losses that differ."""
+    """Backbone and neck of one kernel each, and two different losses."""
 
     def __init__(self, key: int):
         rngs = nnx.Rngs(key)
@@ -63,7 +63,7 @@ class Distiller(nnx.Module):
 
 
 def is_trained(path: Any, variable: Any) -> bool:
-    """Every parameter."""
+    """Selects all parameters."""
     return isinstance(variable, nnx.Param)
 
 

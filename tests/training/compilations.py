@@ -1,4 +1,4 @@
-"""How many programs XLA compiles."""
+"""Counts the programs that XLA compiles."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Called by a test with 4 devices: what a step gathers on every device, as JSON.
 
-Nothing is run: the step is compiled for pictures that are large enough to tell features from lists
-of boxes.
+Nothing runs: the step is only compiled, for pictures large enough to distinguish features from
+lists of boxes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIDE = 192  # pixels
 
 
 def config(detector: str, distilled: bool) -> dict:
-    """Grouped convolutions on both sides; the teacher's are deformable too."""
+    """A config with grouped convolutions on both sides; the teacher's are also deformable."""
     values = tiny.config(detector, distilled=distilled, batch_size=8)
     values["data"].update(canvases=((SIDE, SIDE),), shorter=SIDE, longer=SIDE)
     grouped = {"depth": 14, "width": 8, "groups": 4, "group_width": 16}
@@ -33,7 +33,7 @@ def config(detector: str, distilled: bool) -> dict:
 
 
 def largest(detector: str, distilled: bool) -> int:
-    """Bytes of the largest array that an all-gather of the step makes."""
+    """Bytes of the largest array from an all-gather in the step."""
     run = build_run(config(detector, distilled))
     B, G = 8, run.pipeline.max_boxes
     shapes = Batch(
@@ -63,7 +63,7 @@ def largest(detector: str, distilled: bool) -> int:
 
 
 def gathered(text: str) -> list[int]:
-    """Bytes of each array that an all-gather of a compiled program makes."""
+    """Bytes of each array from an all-gather in a compiled program."""
     width = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
     found = []
     for line in text.splitlines():

@@ -1,6 +1,6 @@
-"""Called by a test, once a process of a layout: losses, scores and a continued run, as JSON.
+"""Called by a test, once per process of a layout: losses, scores and a continued run, as JSON.
 
-The number of devices is fixed before JAX starts, so each layout needs processes of its own.
+The number of devices is fixed before JAX starts, so each layout needs its own processes.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from drkd_jax.weights.opening import load
 from tests.training import tiny
 
 STEPS = 5
-BEGUN, WHOLE = 3, 6  # steps of a run when another layout takes it over, and at its end
+BEGUN, WHOLE = 3, 6  # steps of a run when another layout continues it, and at its end
 
 
 def config(detector: str, parallel: str):
-    """One canvas, so that one program serves; the last batch of an epoch is not full."""
+    """A config with one canvas, so one program; the last batch of an epoch is not full."""
     values = tiny.config(detector, distilled=detector == "retinanet", parallel=parallel)
     values["data"]["canvases"] = values["data"]["canvases"][:1]
-    values["student"]["test"] = {"score": 0.0, "max_out": 20}  # an untrained one is sure of nothing
+    values["student"]["test"] = {"score": 0.0, "max_out": 20}  # untrained: only low scores
     return values
 
 
 def steps(name: str, parallel: str, run: Run | None = None) -> list[dict[str, float]]:
-    """The values of the first steps; of a run that is built already, if there is one."""
+    """The values of the first steps, of a given run or a new one."""
     detector, _, regions = name.partition(" ")
     own = faster_rcnn.propose
     if regions == "given":
@@ -69,7 +69,7 @@ def steps(name: str, parallel: str, run: Run | None = None) -> list[dict[str, fl
 
 
 def given(logits, deltas, levels, sizes, **_):
-    """Regions that no rounding can turn round: a fixed grid over each picture."""
+    """Regions that do not depend on rounding: a fixed grid over each picture."""
     corners = np.stack(np.meshgrid(np.arange(5), np.arange(5)), -1).reshape(-1, 2) / 8
     grid = np.concatenate([corners, corners + 0.45], axis=1).astype(np.float32)
     boxes = grid * jnp.asarray(sizes)[:, None, jnp.array([1, 0, 1, 0])]
@@ -78,7 +78,7 @@ def given(logits, deltas, levels, sizes, **_):
 
 
 def detections(checkpoint: str, run: Run) -> list[dict]:
-    """What the checkpoint's detector finds in the validation pictures."""
+    """The detections of the checkpoint's detector in the validation pictures."""
     detector = load(checkpoint, which="last").detector()
     graph, state = nnx.split(detector)
     predict = predictor(graph, run.pixels, run.mesh)
@@ -96,7 +96,7 @@ def go_on(steps: int, parallel: str, workdir: str) -> None:
 
 @contextlib.contextmanager
 def one_program(parallel: str) -> Iterator[Callable[[], Run]]:
-    """Runs of RetinaNet, of any length, on the programs of one: compiled once."""
+    """Runs of RetinaNet of any length with the programs of one run, compiled once."""
     run = build_run(config("retinanet", parallel))
     state = jax.device_get(run.state)
 

@@ -8,7 +8,7 @@ EVERY = 4  # steps from checkpoint to checkpoint
 
 
 def get_config(name: str | None = None) -> ConfigDict:
-    """One of the two canvases of the other tests: their compiled program serves here too."""
+    """Uses one of the two canvases of the other tests, to share their compiled program."""
     config = tiny.config(distilled=name != "plain")
     config["data"]["canvases"] = config["data"]["canvases"][:1]
     config["train"].update(

@@ -1,4 +1,4 @@
-"""What watches a run watches all of its sessions as one."""
+"""Monitors treat all sessions of a run as one."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ RUN = SimpleNamespace(weights={}, train=SimpleNamespace(batch_size=4), distillat
 
 
 def session(folder, start, name, values):
-    """A session with a log line at every step; its work folder's warnings then."""
+    """Runs a session with a log line at every step; returns the work folder's warnings."""
     metrics = Metrics(folder, start, RUN.steps)
     under_way = AsyncMetrics(RUN, metrics, None)
     for step, value in enumerate(values, start + 1):

@@ -1,4 +1,4 @@
-"""What a run says of its models and its machine before it starts."""
+"""What a run prints about its models and its machine before it starts."""
 
 import jax
 import pytest

@@ -1,6 +1,6 @@
 """1 device, 4 devices, 2 processes with 2 each: the same losses, scores and checkpoints.
 
-Every process of a layout is started once and does all that is asked of it.
+Each process of a layout is started once and does all its tasks.
 """
 
 import json
@@ -19,8 +19,8 @@ from drkd_jax.monitoring.metrics import read_metrics
 from drkd_jax.weights.ours import read_checkpoint
 from tests.training import tiny
 
-# name: processes, devices of each, what it trains, how it goes on with a checkpoint of RetinaNet.
-# Each way through the step comes once for every layout: compiling is what this file's time goes to.
+# name: processes, devices of each, what it trains, how it continues a checkpoint of RetinaNet.
+# Each form of the step occurs once per layout, since compiling takes most of this file's time.
 LAYOUTS = {
     "1x1": (1, 1, ("retinanet|jit", "faster_rcnn given|jit"), "jit"),
     "1x4": (1, 4, ("faster_rcnn|jit",), "pmap"),
@@ -31,7 +31,7 @@ NOT_LOSSES = ("diag/", "learning_rate", "finite")
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each layout answers; the first one begins the run that all of them go on with."""
+    """The answers of each layout; the first one begins the run that all of them continue."""
     found = {}
     begun = tmp_path_factory.mktemp("begun") / "run"
     for name, (processes, devices, jobs, go_on) in LAYOUTS.items():
@@ -78,7 +78,7 @@ def results(tmp_path_factory):
 
 
 def drift(mine, theirs, start=""):
-    """Largest relative difference of any loss or norm (whose name starts so), step by step."""
+    """Largest relative difference of any loss or norm (with names starting so), by step."""
     largest = []
     for one, other in zip(mine, theirs, strict=True):
         assert one.keys() == other.keys()
@@ -99,9 +99,9 @@ def test_every_layout_gives_the_losses_of_one_device(results, name, job):
     ]
     here = results[name][0]["steps"][job]
     if own_regions:
-        # An untrained RPN's own regions stand within a digit of each other: at a tie another one is
-        # drawn, and from then on everything differs. What has not seen them is the same, and as it
-        # is with given ones; "given" compares the rest.
+        # An untrained RPN's regions have nearly equal scores: at a tie another one is drawn, and
+        # from then on everything differs. Values that do not depend on them agree here; "given"
+        # compares the others.
         assert drift(here, alone, "rpn_")[0] < 1e-5
     else:
         found = drift(here, alone)
@@ -174,7 +174,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
 
 
 def _best_as_truth(found):
-    """Ground truth for which the numbers say something: some of the detections themselves."""
+    """Ground truth with meaningful scores: some of the detections themselves."""
     chosen = sorted(found, key=lambda d: -d["score"])[::3][:60]
     return [
         {

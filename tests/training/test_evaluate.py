@@ -1,4 +1,4 @@
-"""More detections than a detector gives by itself."""
+"""More detections than a detector returns by default."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""On several devices no features are gathered: not for grouped nor for deformable convolutions."""
+"""On several devices no features are gathered, even for grouped and deformable convolutions."""
 
 import json
 

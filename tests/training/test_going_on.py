@@ -1,4 +1,4 @@
-"""Runs that go on in a work folder in which something is missing, or of another run."""
+"""Runs that continue in a work folder with missing files, or with files of another run."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.training import tiny
 
 @pytest.fixture(scope="module", autouse=True)
 def _gradients_of_0():
-    """What watches these runs sees no gradient at any step."""
+    """Makes the monitor of these runs see a gradient of 0 at all steps."""
     observe = InactiveLossMonitor.observe
     with pytest.MonkeyPatch.context() as patch:
         none = {"gradient_norm": 0.0}
@@ -61,7 +61,7 @@ def test_a_finished_run_whose_best_checkpoint_is_gone_is_scored_again(finished, 
 
 
 def test_a_best_checkpoint_of_another_config_is_not_taken_for_this_run_s(finished, tmp_path):
-    """Killed between its first evaluation and its first checkpoint, and changed since."""
+    """The run was killed between its first evaluation and first checkpoint, and changed since."""
     config, whole, _ = finished
     shutil.copytree(whole / "best", tmp_path / "run" / "best")
     other = {**config, "train": {**config["train"], "learning_rate": 0.02}}

@@ -1,4 +1,4 @@
-"""CrossKD inside the step: whose heads can be crossed, and what of them is computed."""
+"""CrossKD inside the step: which heads can be crossed, and what of them is computed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_other_students_are_refused_with_the_key():
     [(("ring", "cube", "square", "disc"), [3, 0, 2]), (("ring", "square", "disc"), [2, 0, 1])],
 )
 def test_a_teacher_of_other_classes_answers_for_those_of_the_data(names, places):
-    """Of more classes, or of the same ones in another order."""
+    """The teacher has more classes, or the same ones in another order."""
     made = teacher(detector(classes=len(names)), names)
     made = for_data(made, list(enumerate(NAMES)))
     check_heads(TERM, student(), made, NAMES)
@@ -112,7 +112,7 @@ def test_a_teacher_of_other_classes_answers_for_those_of_the_data(names, places)
 
 @pytest.fixture(scope="module")
 def traced():
-    """A run whose teacher is its student, by the same seed, and the losses of its first batch."""
+    """A run whose teacher equals its student, by the same seed; the losses of its first batch."""
     values = config()
     values["teacher"].update(copy.deepcopy({**values["student"], "init": "random"}))
     run = build_run(values)
@@ -128,7 +128,7 @@ def traced():
 
 
 def count(jaxpr) -> int:
-    """Convolutions of a program, calls inside of it included."""
+    """Number of convolutions in a program, including inner calls."""
     return str(jaxpr).count("conv_general_dilated[")
 
 
@@ -136,7 +136,7 @@ def test_each_head_is_gone_through_once(traced):
     run, batch, program = traced
     images = jnp.zeros(batch.images.shape)
     pyramid = count(jax.make_jaxpr(lambda x: run.teacher.detector.features(x).maps)(images))
-    # Of 2 levels and 2 branches a layer and an output for each side, and one more output for the
+    # For 2 levels and 2 branches: a layer and an output on each side, and another output for the
     # student's maps in the teacher's head.
     assert count(program.jaxpr) == 2 * pyramid + 2 * 2 * (2 + 2 + 1)
 

@@ -1,4 +1,4 @@
-"""One distilled run over both canvases, looked at from many sides; two more on its programs."""
+"""Many checks of one distilled run over both canvases; two more runs use its programs."""
 
 import dataclasses
 import json
@@ -29,14 +29,14 @@ TERMS = ("pixel_relation", "instance_relation", "instance_feature")
 
 @pytest.fixture(scope="module")
 def built():
-    """A run that is compiled once, and the state it starts from."""
+    """A run that is compiled once, and its initial state."""
     config = tiny.config(distilled=True)
     run = build_run(config)
     return config, run, jax.device_get(run.state)
 
 
 def on_its_programs(built):
-    """In the place of `build_run`: runs of another length, that start as the built one did."""
+    """Replaces `build_run`: runs of another length, with the initial state of the built one."""
     _, run, state = built
 
     def build(config):
@@ -60,7 +60,7 @@ def finished(built, tmp_path_factory):
 
 @pytest.fixture
 def compiled(built, monkeypatch):
-    """Runs of another length on programs that are compiled once; their rate is the first one's."""
+    """Runs of other lengths with the programs compiled once; their learning rate is the first's."""
     monkeypatch.setattr(loop, "build_run", on_its_programs(built))
 
 
@@ -108,7 +108,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     before = (workdir / "metrics.jsonl").read_text()
     again = loop.train(config, workdir)
     assert again["final"] == summary["final"]
-    assert again["seconds"] > 0.5 * summary["seconds"]  # of all sessions, not of the last one
+    assert again["seconds"] > 0.5 * summary["seconds"]  # of all sessions, not only of the last one
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
@@ -162,7 +162,7 @@ def test_the_student_alone_is_what_others_load(finished):
 
 
 def test_after_warm_up_nothing_compiles_again(finished, built):
-    """The whole run before this test has left one program for each canvas, and no more comes."""
+    """The run before this test has compiled one program per canvas, and no more are compiled."""
     config, run, _ = built
     assert run.step._cache_size() == 2
     batches = _batches(run, 9)
@@ -291,7 +291,7 @@ def test_a_signal_before_the_first_step_or_in_an_evaluation_loses_nothing(
 
 
 def scored(aps):
-    """In the place of `evaluate`: each call's AP is the next one; one box found a picture."""
+    """Replaces `evaluate`: each call returns the next AP, and one box per picture."""
     found = [
         {"image_id": i, "category_id": 1, "bbox": [1.0, 2.0, 9.0, 9.0], "score": 0.5}
         for i in range(6)

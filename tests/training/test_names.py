@@ -1,4 +1,4 @@
-"""A run whose weights are named: recorded by their names, gone on with without a network."""
+"""A run with weights by name: recorded by their names, continued without a network."""
 
 import hashlib
 

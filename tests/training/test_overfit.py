@@ -1,11 +1,11 @@
-"""A detector that cannot learn four pictures by heart learns nothing."""
+"""Detectors can overfit four pictures."""
 
 import pytest
 
 from configs import overfit
 from drkd_jax.training.loop import train
 
-# A few regions are enough, and AdamW needs half the steps of the recipe's SGD.
+# Few regions suffice, and AdamW needs half the steps of the recipe's SGD.
 FEW = {
     "fc": 64,
     "proposals": {"pre_nms": 100, "max_out": 60, "pre_nms_test": 100, "max_out_test": 60},

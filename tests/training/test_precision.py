@@ -1,4 +1,4 @@
-"""bfloat16: what is computed in it, and what is not. Nothing is compiled: the program is read."""
+"""Which computations are in bfloat16, and which are not, from programs that are only traced."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from drkd_jax.step.train_step import loss_terms
 from drkd_jax.training.setup import build_run
 from tests.training import tiny
 
-# In these every digit of float32 is wanted: losses, softmax, norms, boxes, and every sum.
+# These need all digits of float32: losses, softmax, norms, boxes, and all sums.
 CAREFUL = (
     "exp",
     "log",
@@ -26,7 +26,7 @@ CAREFUL = (
 
 @pytest.fixture(scope="module", params=["retinanet", "faster_rcnn"])
 def programs(request):
-    """A run in bfloat16 with everything, its forward pass and its gradient as jaxprs."""
+    """A run in bfloat16 with all terms; its forward pass and its gradient as jaxprs."""
     config = tiny.config(request.param, distilled=True, precision="bfloat16")
     config["teacher"]["dtype"] = "bfloat16"
     run = build_run(config)
@@ -47,7 +47,7 @@ def programs(request):
 
 
 def equations(jaxpr):
-    """Every operation of a program, those of its inner programs too."""
+    """All operations of a program, including those of its inner programs."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
@@ -86,7 +86,7 @@ def test_gram_matrices_are_accumulated_in_float32(programs):
     from_narrow = [e for e in wide if "bfloat16" in dtypes(e)]
     assert wide
     for equation in products:
-        # A product that stays in bfloat16 is a layer's, over channels alone.
+        # A product that stays in bfloat16 is from a layer, over channels only.
         if dtypes(equation, "outvars") == {"bfloat16"}:
             ((left, _), _) = equation.params["dimension_numbers"]
             assert len(left) == 1, equation

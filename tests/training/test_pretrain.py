@@ -135,7 +135,7 @@ def test_the_fingerprint_is_of_all_that_the_units_learn_from(run):
 
 
 def test_a_run_in_parts_trains_its_units_in_parts(run):
-    """Who has no memory for the whole batch has none for it in this phase either."""
+    """A batch that does not fit into memory as a whole does not fit in this phase either."""
     seen = []
 
     def loss_of(weights, statistics, arrays, batch, step):

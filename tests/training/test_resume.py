@@ -1,4 +1,4 @@
-"""Whatever ends a run, the same command goes on from the last whole checkpoint."""
+"""Whatever ends a run, the same command continues from the last complete checkpoint."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def train(workdir, steps, *more):
 
 
 def kept(workdir):
-    """Steps of the whole checkpoints; what a refused write left behind has another name."""
+    """Steps of the complete checkpoints; leftovers of a refused write have another name."""
     names = [path.name for path in (workdir / "checkpoints").iterdir()]
     return sorted(int(name) for name in names if name.isdigit())
 
@@ -55,7 +55,7 @@ def test_a_signal_then_a_full_disk_then_the_end(tmp_path):
     reached = int(re.search(r"SIGTERM at step (\d+) of 5000: a checkpoint is written", err)[1])
     assert kept(tmp_path)[-1] == reached
 
-    # A checkpoint's file may not pass 64 KiB: the system refuses to write it, as on a full disk.
+    # The system refuses files over 64 KiB, so writing a checkpoint fails as on a full disk.
     process = tiny.python(
         "train.py",
         "--config=tests/training/recipe.py:plain",
@@ -67,7 +67,7 @@ def test_a_signal_then_a_full_disk_then_the_end(tmp_path):
     _, err = process.communicate(timeout=600)
     assert process.returncode == 2, err
     assert f"going on from step {reached}" in err
-    # A thread of orbax may tell of the same write after it.
+    # A thread of orbax may report the same write after it.
     (said,) = (line for line in err.splitlines() if line.startswith("error: "))
     refused = reached + 1 if (reached + 1) % EVERY == 0 else reached + 2  # the next, or the last
     assert f"step {refused} cannot be written (the file would be larger" in said

@@ -1,4 +1,4 @@
-"""When a run is scored, which score was the best, and when it is over before its end."""
+"""When a run is scored, which score is the best, and when it stops early."""
 
 import json
 
@@ -11,7 +11,7 @@ from drkd_jax.training.scores import Scores, judge_distillation
 
 
 def scores(aps, *, patience=2, steps=100, best=None):
-    """Evaluations after every tenth step; the best one is the first of the highest."""
+    """Evaluations after every tenth step; the best is the first with the highest score."""
     settings = TrainSettings(
         batch_size=1, learning_rate=1.0, steps=steps, eval_every=10, early_stop=patience
     )
@@ -47,7 +47,7 @@ def test_the_end_of_a_run_is_no_early_one():
 
 
 def test_a_best_checkpoint_from_before_a_kill_ends_nothing():
-    """It goes on from before the best step: what is scored until there is not counted."""
+    """The run continues from before the best step; scores up to that step do not count."""
     found = scores([0.1, 0.1, 0.1], best=(50, {"AP": 0.4}))
     assert not found.why_over()
     assert not found.is_better({"AP": 0.4})
@@ -65,7 +65,7 @@ def test_where_there_is_nothing_to_find_nobody_is_said_to_reach_it(tmp_path):
 
 
 def test_a_branch_that_was_trained_is_not_called_untrained(tmp_path):
-    """As the monitor of the run has it: a frozen unit's share counts, no other's."""
+    """As in the run's monitor: only the share of a frozen unit counts."""
     line = {"kind": "train", "step": 1, "distill/pixel_relation": 1.0, "share/pixel_relation": 0.5}
     line["diag/pixel_relation/P3/teacher_variance"] = 4.0
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")

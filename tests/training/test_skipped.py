@@ -21,7 +21,7 @@ CANVASES = np.arange(COUNT) % 5 == 0  # 21 portraits: the last batch of them hol
 
 
 def lonely() -> tuple[int, int]:
-    """A seed, and the picture that is alone in one of its first three batches."""
+    """A seed, and the only picture of one of its first three batches."""
     for seed in range(200):
         plan = BatchPlan(np.arange(COUNT), CANVASES.astype(np.int64), BATCH, seed=seed, flip=0.5)
         for number in range(STEPS):

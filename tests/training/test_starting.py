@@ -1,4 +1,4 @@
-"""Weights of files, for students and teachers."""
+"""Weights from files, for students and teachers."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Who may teach."""
+"""Which checkpoints and files can be teachers."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ CATEGORIES = [[1, "disc"], [2, "bitten disc"]]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Work folders whose best checkpoint is of step 0 and of step 5."""
+    """Work folders whose best checkpoint is from step 0 and from step 5."""
     config = tiny.config()
     settings = {key: value for key, value in config["student"].items() if key != "init"}
     student = models.init_detector(settings, 2, 7)

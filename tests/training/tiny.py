@@ -84,7 +84,7 @@ def python(
     devices: int = 1,
     **environment: str,
 ) -> subprocess.Popen[str]:
-    """Starts Python in the project's root; what it says can be read from its pipes."""
+    """Starts Python in the project's root; its output can be read from the pipes."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, *arguments],

@@ -1,4 +1,4 @@
-"""Narrow models of every architecture, and their arrays under a library's names."""
+"""Narrow models of all architectures, and their arrays with a library's names."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ MODELS = {
 
 
 def random_arrays(part, settings, num_classes):
-    """Random values for every array of a model, by our names."""
+    """Random values for all arrays of a model, by our names."""
     rng = np.random.default_rng(0)
     arrays = {}
     for name, shape in model_shapes(part, settings, num_classes).items():
@@ -91,7 +91,7 @@ def random_arrays(part, settings, num_classes):
 
 @functools.cache
 def foreign(name):
-    """(our arrays, the same under the library's names) of one of `MODELS`."""
+    """(our arrays, the same with the library's names) of one of `MODELS`."""
     library, part, settings, num_classes, prefixed = MODELS[name]
     arrays = random_arrays(part, settings, num_classes)
     return arrays, give(arrays, library_table(library, arrays, prefixed))

@@ -1,4 +1,4 @@
-"""Classes are found by their names, whatever their order and their ids."""
+"""Classes are matched by name, in any order and with any ids."""
 
 import pytest
 

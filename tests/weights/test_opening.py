@@ -1,4 +1,4 @@
-"""From a file of any kind to arrays by our names, and back, exactly."""
+"""From files of any kind to arrays by our names, and back, exactly."""
 
 import json
 
@@ -225,7 +225,7 @@ def test_class_names_come_from_the_file_or_from_coco(tmp_path):
 
 
 def test_an_array_without_numbers_is_left_out(retina, tmp_path):
-    """Its other sides may be anything: the file of 2^40 classes would be a short one."""
+    """Its other sides may have any size: a short file could claim 2^40 classes."""
     empty = {"data_offsets": [0, 0], "dtype": "F32"}
     path = save(tmp_path, {**retina, "state": np.zeros((0, 3), np.float32)})
     assert load(path).report.skipped == {"state": "an array without numbers"}

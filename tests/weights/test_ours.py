@@ -1,4 +1,4 @@
-"""What this program wrote itself: whole or not at all, and told where it is damaged."""
+"""Files that this program wrote: read completely or not at all, and damage is reported."""
 
 import dataclasses
 import json

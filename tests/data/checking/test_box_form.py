@@ -1,4 +1,4 @@
-"""Boxes in another form or unit: the cause is named, and nothing is said of sound sets."""
+"""Boxes in another form or unit: the cause is named, and sound sets cause no message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTH, HEIGHT, PICTURES, EACH = 640, 480, 30, 5
 
 
 def boxes(seed: int = 0) -> np.ndarray:
-    """Sound boxes, x y width height, spread over the pictures."""
+    """Correct boxes, x y width height, spread over the pictures."""
     rng = np.random.default_rng(seed)
     count = PICTURES * EACH
     size = rng.uniform(10, 120, (count, 2))
@@ -73,7 +73,7 @@ def partly(form, share: float):
 
 
 def past_one(values: np.ndarray) -> np.ndarray:
-    """Normalised, some of them reaching out of their picture, one as large as it."""
+    """Normalised boxes; some reach outside their picture, one is as large as it."""
     values = normalised(values)
     values[:6] += [-0.08, 0.03, 0.1, 0.1]
     values[7] = [0, 0, 1, 1]
@@ -235,7 +235,7 @@ def test_all_boxes_normalised_are_one_error(spec):
 
 
 def test_large_objects_whose_boxes_reach_out_are_no_error():
-    """Nearly as large as their pictures, they would fit as corners, all of them."""
+    """Boxes nearly as large as their pictures would all fit as corners."""
     rng = np.random.default_rng(0)
     low = rng.uniform(2, 20, (150, 2))
     values = np.concatenate([low, [WIDTH, HEIGHT] - low - rng.uniform(0, 2, (150, 2))], axis=1)
@@ -246,7 +246,7 @@ def test_large_objects_whose_boxes_reach_out_are_no_error():
 
 
 def test_a_few_boxes_that_reach_out_are_no_error():
-    """One picture with one large object, as a set to try things with: said, and not refused."""
+    """One picture with one large object, as in a trial set: reported, not refused."""
     few = table(np.array([[10.0, 10.0, 635.0, 400.0]]))
     assert "corners" in box_form(few).cause
     assert not box_form(few).wrong

@@ -56,7 +56,7 @@ def test_the_command_reports_and_draws(coco_folder, tmp_path, capsys, monkeypatc
     printed = capsys.readouterr()
     assert "4 of 4 pictures can be read, 2 have no box to train on" in printed.out
     assert "0 errors, 1 warnings" in printed.out
-    assert "4/4" in printed.err  # the bar, which a file would not show
+    assert "4/4" in printed.err  # the progress bar, only on a terminal
     drawings = sorted(path.name for path in out.iterdir())
     assert len(drawings) == 4
     assert drawings[0] == "sample_01_a.png"
@@ -101,7 +101,7 @@ def test_errors_are_listed_and_end_with_2(coco_folder, tmp_path, capsys):
     assert "error: annotation id 104: bbox [1, 2, 3] is not four finite" in out
     assert f"error: {coco_folder.images / 'c.jpg'}: cannot be decoded" in out
     assert len(json.loads(file.read_text())["errors"]) == 3
-    assert len(list((tmp_path / "out").iterdir())) == 2  # of those that can be read
+    assert len(list((tmp_path / "out").iterdir())) == 2  # only of readable pictures
 
 
 def test_outlines_without_a_box_are_named_for_what_they_are(coco_folder, capsys):
@@ -134,7 +134,7 @@ def test_files_that_are_no_pictures_are_said_at_the_start(coco_folder, content):
 
 
 def test_an_avif_picture_may_be_read(coco_folder):
-    """It depends on how OpenCV was built."""
+    """It depends on the build of OpenCV."""
     path = coco_folder.images / "d.jpg"
     done, data = False, b""
     with contextlib.suppress(cv2.error):

@@ -1,4 +1,4 @@
-"""Files that a run would stop at are known before it starts."""
+"""Files that would stop a run are reported before it starts."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def test_files_that_a_run_would_stop_at_are_refused(
 
 
 def test_a_picture_that_training_leaves_out_may_be_missing(tmp_path, content):
-    """Sets of annotated pictures alone often come with the whole set's list of pictures."""
+    """Sets of only the annotated pictures often have the complete set's list of pictures."""
     written, picture = cv2.imencode(".png", np.zeros((40, 40, 3), np.uint8))
     assert written
     for i in range(PICTURES):

@@ -1,6 +1,6 @@
-"""Other people's annotation files, one row a kind: it works, is left out and told, or is named.
+"""Unusual annotation files, one row per kind: accepted, skipped with a message, or refused.
 
-docs/data.md says the same in words.
+docs/data.md describes the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.data.test_bad_pictures import CONFIG, HEIGHT, WIDTH
 
 
 class Nothing:
-    """Stands for a key that is not there."""
+    """Stands for a missing key."""
 
 
 NOTHING = Nothing()
@@ -150,7 +150,7 @@ def test_files_that_are_refused(coco_folder, kind, capsys):
     if kind in FILE_FAULTS:
         with pytest.raises(UserError, match="json"):
             check(coco_folder.spec)
-    else:  # the check goes on to the end, and names all that is wrong
+    else:  # the check continues to the end, and names all faults
         assert any(told in error for error in check(coco_folder.spec).errors)
         assert prepare.main([coco_folder.spec, "--check"]) == 2
         assert told in capsys.readouterr().out
@@ -174,7 +174,7 @@ def test_names_that_lead_nowhere(coco_folder, spec, told):
 
 
 def boxes_of(folder: CocoFolder, *boxes: list[float], **more: Any) -> None:
-    """Gives a.jpg these boxes and no other."""
+    """Gives a.jpg only these boxes."""
     folder.content["annotations"] = [
         {"id": i, "image_id": 7, "category_id": 1, "bbox": box, "area": box[2] * box[3], **more}
         for i, box in enumerate(boxes)
@@ -207,7 +207,7 @@ def test_boxes_that_are_left_out_of_training_and_reported(coco_folder, bad, more
     assert report.left_out == {told: 1}
     assert not report.errors
     assert f"1 annotations are left out of training, {told}: 1" in report.warnings
-    # The measure is pycocotools', which counts them all.
+    # The evaluation is pycocotools', which counts all of them.
     assert len(source.coco_ground_truth()["annotations"]) == 2
 
 

@@ -1,4 +1,4 @@
-"""Classes by name: between two sets, and in sets that are joined."""
+"""Matching classes by name: between two sets, and in joined sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUT, BOLT, CAP = [5, 5, 10, 10], [20, 5, 12, 8], [5, 20, 6, 9]  # a class by its
 
 
 def make(root: Path, classes: dict[Any, str], pictures: int = 2, first: Any = 1) -> str:
-    """Pictures with a nut, a bolt and a cap each, of the classes that there are."""
+    """Pictures with a nut, a bolt and a cap each, as far as these classes exist."""
     (root / "images").mkdir(parents=True)
     box_of = {"nut": NUT, "bolt": BOLT, "cap": CAP}
     images, annotations = [], []
@@ -108,7 +108,7 @@ def perfect(source) -> float:
 
 
 def test_a_lacking_class_whose_id_is_taken_as_a_text(tmp_path):
-    """ "1" and 1 are the same id, and would be one class to an evaluator."""
+    """ "1" and 1 are the same id, so an evaluator would treat them as one class."""
     source, _ = matched(make(tmp_path, {"1": "cap", "2": "bolt"}))
     assert len({id_key(category.id) for category in source.categories}) == 3
     assert perfect(source) == pytest.approx(1)

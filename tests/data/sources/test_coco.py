@@ -288,7 +288,7 @@ def _spoil(path, how):
 )
 def test_faults_of_a_picture_are_named(coco_folder, how, told):
     _spoil(coco_folder.images / "a.jpg", how)
-    source = open_source(coco_folder.spec)  # pictures are read when they are wanted
+    source = open_source(coco_folder.spec)  # pictures are read on demand
     with pytest.raises(UserError) as raised:
         source.record(0)
     assert told in str(raised.value)

@@ -1,4 +1,4 @@
-"""Names of other machines: read another way only where one file answers, and said once."""
+"""File names from other machines: changed only if exactly one file matches, and reported once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from drkd_jax.errors import UserError
 
 
 def move(folder, name: str, path: str) -> None:
-    """Calls picture 0 `name` in the file, and puts it to `path`."""
+    """Names picture 0 `name` in the file, and moves it to `path`."""
     target = folder.images / path
     target.parent.mkdir(parents=True, exist_ok=True)
     (folder.images / "a.jpg").rename(target)
@@ -75,7 +75,7 @@ def test_a_name_that_is_there_as_it_stands_is_not_touched(coco_folder, name):
 
 
 def test_two_names_for_one_file_are_no_guess(coco_folder):
-    """Frames of two cameras whose folders are lost: nobody knows whose the one picture is."""
+    """Frames of two cameras without their folders: the picture could be from either."""
     move(coco_folder, "cam1/0.jpg", "0.jpg")
     coco_folder.content["images"][1]["file_name"] = "cam2/0.jpg"
     coco_folder.write()

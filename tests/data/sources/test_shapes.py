@@ -76,7 +76,7 @@ def test_coverage_is_as_large_as_its_outline():
 
 
 def test_objects_are_painted_where_their_boxes_are():
-    """Objects on a flat ground, without blur or noise, change the pixels of their boxes only."""
+    """Objects on a flat background, without blur or noise, change only pixels in their boxes."""
     for index in range(20):
         layout = lay_out(2, index)
         for coverage in layout.objects:

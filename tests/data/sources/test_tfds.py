@@ -18,7 +18,7 @@ from tests.data.conftest import CocoFolder
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> tuple[CocoFolder, Path]:
-    """Both splits of one data folder, made one after the other from the same small set."""
+    """Both splits of one data folder, created in sequence from the same small set."""
     root = tmp_path_factory.mktemp("tfds")
     folder = CocoFolder(root / "set")
     for split in ("train", "validation"):
@@ -27,7 +27,7 @@ def prepared(tmp_path_factory) -> tuple[CocoFolder, Path]:
 
 
 def assert_same(tfds_source: Source, coco_source: Source) -> None:
-    """The same pictures, in whatever order, with the same boxes to 0.01 pixel."""
+    """Checks for the same pictures, in any order, with the same boxes to 0.01 pixel."""
     place = {coco_source.meta(i).image_id: i for i in range(len(coco_source))}
     assert len(tfds_source) == len(coco_source)
     for i in range(len(tfds_source)):
@@ -179,7 +179,7 @@ def test_faults(prepared, coco_folder, tmp_path):
 
 
 def test_boxes_over_the_edge_can_be_prepared(coco_folder, tmp_path, capsys):
-    """And those of a negative side, which training leaves out."""
+    """So can boxes with a negative side, which training leaves out."""
     first, second, _, third, *_ = coco_folder.content["annotations"]
     first["bbox"], second["bbox"] = [-5.0, -5.0, 20.0, 20.0], [200.0, 10.0, 20.0, 20.0]
     third |= {"bbox": [30.0, 50.0, -10.0, 20.0], "area": 200.0}
@@ -194,7 +194,7 @@ def test_boxes_over_the_edge_can_be_prepared(coco_folder, tmp_path, capsys):
     ("size", "told"), [((30, 40), ""), ((80, 60), ", or, where the file's EXIF")]
 )
 def test_a_size_that_would_stretch_boxes_is_refused(coco_folder, tmp_path, size, told):
-    """Boxes are kept as shares of the stored pixels."""
+    """Boxes are stored as shares of the stored size."""
     coco_folder.content["images"][0] |= {"height": size[0], "width": size[1]}
     coco_folder.write()
     said = (

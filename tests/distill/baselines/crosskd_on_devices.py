@@ -1,4 +1,4 @@
-"""Called by test_crosskd.py with 2 devices: how far a spread batch's loss and gradients are off."""
+"""Called by test_crosskd.py with 2 devices: errors of a spread batch's loss and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CrossKD: its equation in NumPy, and the laws of the other distillers."""
+"""CrossKD: its equation in NumPy, and the invariants that hold for the other distillers too."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def head(classes, boxes):
 
 
 class Module:
-    """The term, one program: its loss, the gradients by both sides' heads, diagnostics."""
+    """The term as one program: its loss, the gradients by both sides' heads, diagnostics."""
 
     def __init__(self):
         module = make(ALONE, STUDENT, TEACHER)
@@ -91,7 +91,7 @@ def sigmoid(x):
 
 
 def decoded(deltas, anchor):
-    """Boxes of deltas at an anchor of our choice: the loss must not hang on it."""
+    """Boxes from deltas at an arbitrary anchor, on which the loss must not depend."""
     x, y, w, h = anchor
     cx, cy = x + deltas[..., 0] * w, y + deltas[..., 1] * h
     w, h = w * np.exp(deltas[..., 2]), h * np.exp(deltas[..., 3])
@@ -109,7 +109,7 @@ def giou(a, b):
 
 
 def of_numpy(module) -> float:
-    """The equation, with pictures laid on a canvas of zeros and anchors of some size."""
+    """The equation in NumPy, with pictures on a canvas of zeros and anchors of some size."""
     sums = np.zeros(3)
     for level, stride in enumerate(STRIDES):
         high, wide = (-(-side // stride) for side in SIZE)

@@ -1,4 +1,4 @@
-"""The distillers of whole maps: their equations in NumPy, and the laws of the default form."""
+"""The distillers of whole maps: their equations in NumPy, and invariants of the default form."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZE = 32, 44  # of each picture of `targets`
 
 
 def test_more_numbers_than_32_bits_count_are_counted(monkeypatch):
-    """64 pictures at stride 4 with 256 channels: maps without memory, that nothing reads."""
+    """64 pictures at stride 4 with 256 channels: maps that use no memory and are never read."""
     shape = (64, 200, 336)
     monkeypatch.setattr(layers, "squares", lambda *_: jnp.float32(2 * np.prod(shape) * 256.0))
     maps = np.broadcast_to(np.float32(0), (*shape, 256))
@@ -46,7 +46,7 @@ KEYS = picture_keys(11, 12)
 
 
 class Module:
-    """All five terms, one program: losses, their gradients by student and teacher, the state."""
+    """All five terms as one program: losses, gradients by student and teacher, the state."""
 
     def __init__(self):
         module = make(ALONE, STUDENT, TEACHER)
@@ -78,7 +78,7 @@ def module():
 
 
 def cut(side: Features) -> list[list[np.ndarray]]:
-    """By level and picture, without padding, in float64."""
+    """Maps by level and picture, without padding, in float64."""
     return [
         [np.asarray(one[: -(-SIZE[0] // k), : -(-SIZE[1] // k)], np.float64) for one in x]
         for x, k in zip(side.maps, STRIDES, strict=True)

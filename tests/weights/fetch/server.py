@@ -1,4 +1,4 @@
-"""A server of files on this machine that can be told to cut, refuse or redirect."""
+"""A local file server that can truncate, refuse or redirect on demand."""
 
 import contextlib
 import threading
@@ -6,14 +6,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Files:
-    """What the server holds and how it behaves; `asked` is what it was asked for.
+    """The server's content and behaviour; `asked` records the requests.
 
     Attributes:
         content: bytes by path.
-        cuts: the bytes after which each answer to come ends, None for a whole one.
-        ranges: whether it knows them; "shifted" answers with another one.
-        status: answers by path in the place of files: a number, or an address to go to.
-        headers: more of them by path.
+        cuts: for each coming answer, the bytes after which it ends, or None.
+        ranges: whether it supports ranges; "shifted" answers with a wrong one.
+        status: answers by path instead of files: a status code, or an address to redirect to.
+        headers: additional headers by path.
     """
 
     def __init__(self):
@@ -25,7 +25,7 @@ class Files:
 
 @contextlib.contextmanager
 def serving():
-    """Runs it in a thread; yields its `Files`."""
+    """Runs the server in a thread; yields its `Files`."""
     files = Files()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Files of the hub: from its client's cache, and from a server here that plays the hub."""
+"""Files from the hub: from its client's cache, and from a local stand-in server."""
 
 import hashlib
 import json
@@ -83,7 +83,7 @@ def test_the_one_file_is_chosen_or_all_are_listed(files, wanted):
 
 
 def timm_file():
-    """A ResNet as timm writes it: torchvision's keys, counters, a classifier, its metadata."""
+    """A ResNet in timm's format: torchvision's keys, counters, a classifier, its metadata."""
     _, theirs = foreign("torchvision backbone")
     arrays = dict(theirs)
     for key in theirs:
@@ -129,7 +129,7 @@ def client(monkeypatch, tmp_path):
 
 @pytest.fixture
 def cached(client, contents, monkeypatch, tmp_path):
-    """The client offline, with a cache as it lays one out."""
+    """The client offline, with a cache in its own layout."""
     monkeypatch.setattr(client, "HF_HUB_OFFLINE", True)
     for repo, files in contents.items():
         folder = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
@@ -203,7 +203,7 @@ def test_without_the_client_its_extra_is_named(monkeypatch):
 
 @pytest.fixture
 def online(client, contents, monkeypatch):
-    """A server that answers as the hub does, and what it is asked for."""
+    """A server that answers like the hub, and records the requests."""
     with serving() as files:
         for repo, own in contents.items():
             siblings = [{"rfilename": name} for name in own]

@@ -1,4 +1,4 @@
-"""Files from addresses: whole after every accident, or one clear line and nothing wrong kept."""
+"""Files from addresses: complete after any failure, or one clear message and no bad file."""
 
 import hashlib
 import re
@@ -36,7 +36,7 @@ def files():
 
 
 def kept():
-    """What is in the cache but for locks."""
+    """The files in the cache, except for locks."""
     found = download.cache_folder().rglob("*")
     return sorted(path.name for path in found if path.is_file() and path.suffix != ".lock")
 

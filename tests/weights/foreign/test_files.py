@@ -1,4 +1,4 @@
-"""Where the weights lie in files that training programs write."""
+"""Where training programs store the weights in their files."""
 
 import io
 import json
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_lightning_is_read(tmp_path):
     assert read_foreign(tmp_path / "x.ckpt").shapes == {"state_dict.model.w": (2, 4)}
 
 
-# As OmegaConf, EasyDict and dates are pickled beside weights: types, and objects with a state.
+# OmegaConf, EasyDict and dates, as pickled beside weights: types, and objects with a state.
 BESIDE = (
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "typing.Any"),
     *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode"),
@@ -194,7 +194,7 @@ def test_other_files_are_called_what_they_are(content, words, name, tmp_path):
 
 
 def test_short_files_of_endless_names_are_refused(tmp_path):
-    """A prefix that is written once, and a text that many keys hold, would fill the memory."""
+    """A prefix that is stored once, and a text that many keys share, would fill the memory."""
     tensor = TENSOR[TENSOR.index(b"ctorch") : -1]
     many = b"q\x01s" + b"".join(text(f"k{i}") + b"h\x01s" for i in range(20))
     prefix = under("p" * 2000, b"}" + text("first") + tensor + many)

@@ -1,4 +1,4 @@
-"""Files of torch.save are read as torch reads them, and never run."""
+"""Files of torch.save are read as by torch, and their code is never run."""
 
 import io
 import os
@@ -129,7 +129,7 @@ def test_the_refusal_names_what_the_file_asked_for():
 
 
 def test_an_inert_object_is_never_built():
-    """The names of real checkpoints' histories pass, and nothing of them is called."""
+    """The names from real checkpoints' histories are accepted, and none of them is called."""
     inert: set[str] = set()
     history = global_opcode("mmengine.logging.history_buffer", "HistoryBuffer")
     value = read_pickle(io.BytesIO(history + b")R}X\x01\x00\x00\x00aK\x01sb."), inert)
@@ -147,7 +147,7 @@ def test_a_path_among_a_training_s_arguments_is_inert_wherever_it_ran(module, na
 
 
 def test_a_method_of_an_inert_object_is_inert_and_any_other_is_refused():
-    """As mmengine's training checkpoints hold `HistoryBuffer.max`."""
+    """For example `HistoryBuffer.max` in mmengine's training checkpoints."""
     history = b"cmmengine.logging.history_buffer\nHistoryBuffer\n"
     method = b"\x80\x02c__builtin__\ngetattr\n" + history + b"X\x03\x00\x00\x00max\x86R."
     assert read_pickle(io.BytesIO(method), set()).name.endswith("HistoryBuffer")
@@ -189,7 +189,7 @@ def test_a_damaged_file_is_told_or_read_never_worse(name, tmp_path):
 
 
 def tensor_pickle(numbers, shape, strides, offset=0, key="0"):
-    """{"w": a float32 tensor of this shape, cut from a storage of so many numbers}."""
+    """{"w": a float32 tensor of this shape, from a storage of `numbers` elements}."""
 
     def integers(values):
         return b"(" + b"".join(b"J" + struct.pack("<i", v) for v in values) + b"t"
@@ -250,7 +250,7 @@ def test_a_storage_of_more_numbers_than_can_be_printed_is_refused(tmp_path):
 
 
 def test_strides_of_many_dimensions_are_those_of_an_array():
-    """Their product, which is no size of anything, may be far larger than the array."""
+    """Their product has no meaning, and may be far larger than the array."""
     shape = (8, 4, 128, 128, 128)
     strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(5))
     found = read_pickle(io.BytesIO(tensor_pickle(int(np.prod(shape)), shape, strides)), set())
@@ -285,7 +285,7 @@ def test_a_torchscript_program_is_refused(tmp_path):
 
 
 def test_structures_that_would_exhaust_an_unpickler_are_harmless():
-    """Lists that hold one another 2^60 times, keys of 10^5 tuples, a huge place in the memo."""
+    """Lists that contain each other 2^60 times, keys of 10^5 tuples, a huge index in the memo."""
     layers = b"".join(
         bytes([0x5D, 0x71, i, 0x68, i - 1, 0x61, 0x68, i - 1, 0x61]) for i in range(1, 61)
     )
@@ -313,7 +313,7 @@ REPEATED = {
 
 @pytest.mark.parametrize("inside", REPEATED.values(), ids=REPEATED)
 def test_one_large_value_used_again_and_again_ends_with_a_word(inside):
-    """Each use would be a copy, or a hash over all of it: a short file of endless work."""
+    """Each use would copy or hash all of it: a short file would cause endless work."""
     with pytest.raises(NotPlainError, match=r"over and over|a key that"):
         read_pickle(io.BytesIO(b"\x80\x02](" + inside + b"e."), set())
 

@@ -1,4 +1,4 @@
-"""Whatever stands around a model's own names is taken off, said, or named."""
+"""Prefixes and wrappers around a model's names are removed and reported, or refused by name."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def under(prefix, arrays):
 
 
 def write(path, arrays, form):
-    """One file of flat names, or of torch's with every first part as a dict of its own."""
+    """Writes a file of flat names, or torch's, with a dict for each first part of the names."""
     if form == "safetensors":
         save_file(arrays, path.with_suffix(".safetensors"))
         return path.with_suffix(".safetensors")

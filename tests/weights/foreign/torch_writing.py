@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, made without torch: nested dicts of float32 arrays."""
+"""Writes files in the format of torch.save without torch: nested dicts of float32 arrays."""
 
 import pickle
 import struct
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def write_torch(path, value):
-    """A zip file of torch.save that holds `value`: dicts, arrays, and what pickles by itself."""
+    """Writes `value` as a zip file of torch.save: dicts, arrays, and other picklable values."""
     arrays = []
     pickled = b"\x80\x02" + _pickled(value, arrays) + b"."
     with zipfile.ZipFile(path, "w") as archive:

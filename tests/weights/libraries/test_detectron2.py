@@ -1,4 +1,4 @@
-"""Detectron2's model zoo: pickles of NumPy arrays, read as data, and its names."""
+"""Detectron2's model zoo: pickles of NumPy arrays, read as data, and their names."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ ONE_STAGE = TWO_STAGE | {"extra": "conv_c5", "min_level": 3, "max_level": 7}
 
 
 def zoo(settings, part="pyramid"):
-    """(our arrays, the same under Detectron2's names)."""
+    """(our arrays, the same with Detectron2's names)."""
     arrays = random_arrays(part, settings, 0)
     return arrays, give(arrays, library_table("detectron2", arrays, part == "pyramid"))
 

@@ -1,4 +1,4 @@
-"""Whatever is done to a file's keys, all are accounted for, and nothing is taken wrongly."""
+"""After any change of a file's keys, all are accounted for, and none is misused."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def shapes_of(name):
 
 
 def damaged(draw, shapes):
-    """One to three changes: dropped, renamed, added keys, other shapes; and what was done."""
+    """One to three changes: dropped, renamed or added keys, other shapes; and a description."""
     changed, done = dict(shapes), []
     for _ in range(draw(st.integers(1, 3))):
         key = draw(st.sampled_from(sorted(changed)))

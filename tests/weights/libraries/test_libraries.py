@@ -1,4 +1,4 @@
-"""The names and shapes of the libraries' own models, whole, in both directions."""
+"""The names and shapes of the libraries' own models, complete, in both directions."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ BACKBONES = {
 
 
 def check_whole(found, shapes):
-    """Every key is used or skipped, and every array of ours goes back under the same key."""
+    """Checks that each key is used or skipped, and each array of ours maps back to the same key."""
     report = found.report
     assert report.whole, report.faults()
     assert {*report.used, *report.skipped} == set(shapes)

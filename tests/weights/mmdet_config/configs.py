@@ -1,4 +1,4 @@
-"""Config texts of mmdetection, as its checkpoints carry them, for the narrow models."""
+"""Config texts of mmdetection, as in its checkpoints, for the narrow models."""
 
 from pathlib import Path
 
@@ -82,6 +82,6 @@ train_dataloader = dict(dataset=dict(metainfo=dict(classes=('nut', 'bolt', 'pin'
 
 
 def read(name, text, key="config", **how):
-    """What is understood of a narrow model that carries a config text."""
+    """The understanding of a narrow model's file with a config text."""
     shapes = {key: value.shape for key, value in foreign(name)[1].items()}
     return understand(shapes, {key: text}, Path("x.pth"), {}, **how)

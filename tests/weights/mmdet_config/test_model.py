@@ -1,4 +1,4 @@
-"""A checkpoint's own config: used, or refused by name; never passed over, never run."""
+"""A checkpoint's own config: used, or refused by name; never ignored, never run."""
 
 import re
 
@@ -314,7 +314,7 @@ def test_values_that_double_in_every_line_end_with_a_word(line):
 
 
 def test_values_that_grow_where_nothing_is_assigned_end_with_a_word():
-    """In one dict, and inside of another name's value."""
+    """In one dict, and inside the value of another name."""
     row = "[[[0] * 300] * 300] * 300"
     for text, left in (
         (f"{{'model': {{'backbone': {{'type': {row}}}}}, 'a': 1}}", "a"),

@@ -1,4 +1,4 @@
-"""What a checkpoint's own config does to pictures: used, or refused by name."""
+"""A checkpoint's own config for pictures: used, or refused by name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A checkpoint's config whose values are none, or too many; and the rest of its pictures' way."""
+"""A checkpoint's config with invalid or too many values; other settings for pictures."""
 
 import pytest
 
