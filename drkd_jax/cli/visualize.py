@@ -121,9 +121,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--boxes", default="detections", help="a COCO json; by default what --weights detects"
     )
-    parser.add_argument(
-        "--score", type=score_limit, default=0.3, help="lowest score of a detection"
-    )
+    parser.add_argument("--score", type=score_limit, default=0.3, help="lowest score that counts")
     parser.add_argument("--max", type=positive, default=20, help="boxes of a picture")
     parser.add_argument(
         "--pixel",

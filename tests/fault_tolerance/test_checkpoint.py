@@ -1,7 +1,6 @@
 """Checkpoints of small states, without compiling a network."""
 
 import contextlib
-import json
 import resource
 import shutil
 
@@ -16,7 +15,6 @@ from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 from drkd_jax import distill
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance import checkpoint
-from drkd_jax.fault_tolerance.same_run import check_same_run, differing_keys
 from drkd_jax.models.arrays import fill, flatten, unflatten
 from drkd_jax.step.sharding import data_mesh, put_everywhere, replicated
 from drkd_jax.step.state import merge_module, new_state, num_parameters, split_module
@@ -315,57 +313,3 @@ def test_a_damaged_best_checkpoint_is_told(folder):
     (workdir / "best" / "3" / "about" / "metadata").write_text("")
     with pytest.raises(UserError, match=r"best/3: not a whole .* out of best/, .* without it$"):
         checkpoints.best()
-
-
-def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
-    stored = json.loads(json.dumps(CONFIG))
-    longer = {**CONFIG, "train": {"steps": 90, "momentum": 0.9}, "eval": {"batch_size": 5}}
-    check_same_run(stored, longer, tmp_path)
-    other = {**CONFIG, "seed": 2, "train": {"steps": 9, "momentum": 0.8, "clip_norm": 1.0}}
-    with pytest.raises(
-        UserError,
-        match=r"differ: seed \(1 there, 2 here\), train\.clip_norm \(None there, 1\.0 here\), "
-        r"train\.momentum \(0\.9 there, 0\.8 here\)\. Use",
-    ):
-        check_same_run(stored, other, tmp_path)
-
-
-def test_long_values_are_shown_from_where_they_differ(tmp_path):
-    folder = "coco:/a/long/way/to/the/pictures:/a/long/way/to"
-    old, new = ({**CONFIG, "data": {"train": f"{folder}/{name}"}} for name in ("a.json", "b.json"))
-    with pytest.raises(
-        UserError,
-        match=r"data\.train \(\.\.\.ng/way/to/a\.json there, \.\.\.ng/way/to/b\.json here\)\. Use",
-    ):
-        check_same_run(old, new, tmp_path)
-
-
-@pytest.mark.parametrize(("form", "goes_on"), [("paper", False), ("official", True)])
-def test_a_run_of_before_compare_compared_values(form, goes_on, tmp_path):
-    """The default has changed since: such a run must not silently continue with another loss."""
-    pixel = {"form": form, "weight": None}
-    old, new, values = (
-        {**CONFIG, "distill": {"pixel_relation": pixel | more}}
-        for more in ({}, {"compare": None}, {"compare": "values"})
-    )
-    if goes_on:
-        check_same_run(old, new, tmp_path)
-        return
-    check_same_run(old, values, tmp_path)
-    with pytest.raises(UserError, match=r"compare \(values there, None here\)\. Use"):
-        check_same_run(old, new, tmp_path)
-
-
-def test_a_distiller_that_came_since_is_another_run_only_where_it_is_on(tmp_path):
-    pixel = {"weight": 0.5, "compare": "values"}
-    stored = {**CONFIG, "distill": {"region_size": 3, "pixel_relation": pixel}}
-    off = {"pkd": {"weight": 0.0}, "mgd": {"weight": 0.0, "masked": 0.65}, "schedule": "constant"}
-    check_same_run(stored, {**stored, "distill": stored["distill"] | off}, tmp_path)
-    on = stored["distill"] | off | {"cwd": {"weight": 10.0}}
-    with pytest.raises(UserError, match=r"differ: distill\.cwd \(None there"):
-        check_same_run(stored, {**stored, "distill": on}, tmp_path)
-
-
-def test_lists_and_tuples_are_the_same_config():
-    assert differing_keys({"a": [1, [2]]}, {"a": (1, (2,))}) == []
-    assert differing_keys({"a": None}, {"a": {"b": 1}}) == ["a"]
