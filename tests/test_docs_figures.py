@@ -21,6 +21,7 @@ ROWS = (
     "deeppcb_cross_few_labels",
     "deeppcb_retinanet_few_labels",
     "deeppcb_pretrained",
+    "deeppcb_pretrained_both",
     "deeppcb",
     "deeppcb_2400",
     "deeppcb_small_gap",

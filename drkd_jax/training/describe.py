@@ -91,6 +91,11 @@ def findings(run: Run, say: Callable[[str], None]) -> list[str]:
     nothing = why_nothing_to_find(run.val_source.coco_ground_truth())
     if nothing:
         warnings.append(f"config.data.val = {run.val_source.spec}: {nothing}")
+    if run.teacher is not None and run.config["teacher"].get("init") != "random":
+        norm = run.teacher.detector.settings.backbone.norm
+        hint = other_start(norm, run.config["student"].get("init") or "")
+        if hint:
+            say(f"teacher    {hint}")
     differing = other_classes(run)
     return [*warnings, differing] if differing else warnings
 
@@ -213,6 +218,23 @@ def weak_teacher(ap: float, spec: str) -> str:
         f"the teacher finds next to nothing on {spec} (AP {ap:.4f}): what it has to teach is "
         "little or wrong; see that config.teacher.checkpoint is of these classes, and that it "
         "reads pictures as config.teacher.data says"
+    )
+
+
+def other_start(teacher_norm: str, student_init: str) -> str:
+    """A sentence if only the teacher seems to stem from pretrained weights; "" otherwise.
+
+    Args:
+        teacher_norm: of its backbone as it is used: batch norms, which published weights have, are
+            "folded" there.
+        student_init: `config.student.init`.
+    """
+    if teacher_norm != "folded" or student_init:
+        return ""
+    return (
+        "has batch norms, as pretrained backbones do, and the student starts at random: where it "
+        "was measured, such a student gained half as much from it, or lost (docs/results.md, other "
+        "teachers); config.student.init starts it from pretrained weights too"
     )
 
 

@@ -22,6 +22,14 @@ def test_a_teacher_that_finds_nothing_is_named(ap, weak):
         assert said.startswith(f"the teacher finds next to nothing on coco:a:b (AP {ap:.4f})")
 
 
+@pytest.mark.parametrize(
+    ("norm", "init", "said"),
+    [("folded", "", True), ("folded", "r50.pth", False), ("gn", "", False)],
+)
+def test_a_pretrained_teacher_of_a_random_student_is_said(norm, init, said):
+    assert bool(describe.other_start(norm, init)) == said
+
+
 def test_one_set_for_both_is_said_and_no_fault():
     source = open_source("shapes:4:1")
     found = describe.data_findings(source, source, 100)
