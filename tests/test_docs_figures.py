@@ -131,3 +131,22 @@ def test_the_readme_s_table_is_that_of_the_runs():
         cells = [cell.strip() for cell in line.replace("*", "").strip(" |").split("|")]
         cells[-2] = cells[-2].split(":")[0]
         assert cells[-len(row) :] == row, name
+
+
+def test_the_table_of_other_teachers_is_that_of_the_runs():
+    part = (DOCS / "results.md").read_text().split("### Other teachers, all")[1].split("\n## ")[0]
+    rows = [line.replace("*", "").strip("| ").split("|") for line in part.split("\n")]
+    found = [[cell.strip() for cell in row][1:] for row in rows if len(row) == 5][2:]
+    wanted = []
+    for name, arms in (
+        ("deeppcb_2400", ("drkd", "weight_3")),
+        ("deeppcb_equal_channels", ("drkd",)),
+        ("deeppcb_wide_teacher", ("drkd",)),
+        ("deeppcb_pretrained_teacher", ("drkd", "weight_3")),
+    ):
+        content = results(name)
+        (teacher,) = content["teachers"]
+        each = {c["arm"]: c["difference"]["AP"]["each"] for c in content["comparisons"][1:]}
+        for arm in arms:
+            wanted.append((plain(teacher["scores"]["AP"]), pairs(each[arm][:2])))
+    assert [(row[0], row[-1]) for row in found] == wanted

@@ -1,5 +1,7 @@
 """What a run prints about its models and its machine before it starts."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
@@ -28,6 +30,28 @@ def test_a_teacher_that_finds_nothing_is_named(ap, weak):
 )
 def test_a_pretrained_teacher_of_a_random_student_is_said(norm, init, said):
     assert bool(describe.other_start(norm, init)) == said
+
+
+@pytest.mark.parametrize(("init", "hinted"), [("", True), ("random", False)])
+def test_a_run_says_so_among_its_findings(init, hinted):
+    """But not of a teacher that is random itself."""
+    norm = SimpleNamespace(backbone=SimpleNamespace(norm="folded"))
+    run = SimpleNamespace(
+        train_source=open_source("shapes:4:1"),
+        val_source=open_source("shapes:4:2"),
+        pipeline=PipelineConfig(
+            canvases=((128, 128),), batch_size=1, max_boxes=50, shorter=128, longer=128
+        ),
+        eval=SimpleNamespace(max_detections=100),
+        warnings=(),
+        categories=(),
+        teacher=SimpleNamespace(detector=SimpleNamespace(settings=norm), categories=()),
+        config={"teacher": {"init": init}, "student": {"init": ""}},
+    )
+    lines = []
+    describe.findings(run, lines.append)
+    said = [line for line in lines if line.startswith("teacher    has batch norms")]
+    assert len(said) == hinted
 
 
 def test_one_set_for_both_is_said_and_no_fault():
