@@ -35,8 +35,8 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
-    "One of several processes of one run. On Slurm, Kubernetes and Open MPI 4 nothing more is "
-    "needed; elsewhere --coordinator, --num-processes and --process-id say the rest.",
+    "One of several processes of one run. With srun, Open MPI 4 and on Kubernetes it is enough; "
+    "other MPIs need --coordinator too; elsewhere --num-processes and --process-id say the rest.",
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num-processes", None, "All processes of the run.")

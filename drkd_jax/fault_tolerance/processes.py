@@ -1,7 +1,6 @@
 """The processes of one run: how they connect, exchange values, and stop together.
 
-On Slurm, Kubernetes and Open MPI JAX finds its peers by itself; elsewhere each process must be
-given the address of the first one, the number of processes, and its own number.
+`launcher.py` says what each process has to be told; the rest comes from its environment.
 """
 
 from __future__ import annotations
@@ -25,12 +24,15 @@ from jax.sharding import Mesh
 
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.fault_tolerance.interrupt import InterruptedRunError
+from drkd_jax.fault_tolerance.launcher import find_peers, reached
 from drkd_jax.step.sharding import replicated, split
 
 _HOW = (
-    "on Slurm, Kubernetes (pip install kubernetes) and Open MPI 4 --distributed is enough; "
-    "elsewhere every process needs --coordinator=HOST:PORT --num-processes=N --process-id=I"
+    "with srun, on Kubernetes (pip install kubernetes) and with Open MPI 4 --distributed is "
+    "enough; other MPIs need --coordinator=HOST:PORT; elsewhere every process needs "
+    "--coordinator=HOST:PORT --num-processes=N --process-id=I"
 )
+_SOON = 20.0  # seconds until a process says that it waits for the others
 
 _FAILED = "drkd/failed"  # key under which a failing process leaves a note
 _LEAVING = "drkd/leaving"  # barrier at which all meet after reading it
@@ -50,8 +52,8 @@ def connect(
 
     Args:
         coordinator: "HOST:PORT" of process 0; None if the job queue provides it.
-        num_processes: the number of processes.
-        process_id: the number of this process, from 0.
+        num_processes: the number of processes; None if the launcher says it.
+        process_id: the number of this process, from 0; None likewise.
         timeout: seconds to wait for the others. Then the process ends with one line and exit code
             2, as after a `UserError`: queues that retry other codes do not retry this one.
 
@@ -59,37 +61,41 @@ def connect(
         UserError: the peers cannot be found, or have other numbers of devices; some of the three
             arguments are missing or wrong.
     """
-    given = (coordinator, num_processes, process_id)
-    if any(value is not None for value in given):
-        if any(value is None for value in given):
-            raise UserError(
-                "--coordinator, --num-processes and --process-id go together: give all three"
-            )
-        assert num_processes is not None
-        assert process_id is not None
-        if num_processes < 1 or not 0 <= process_id < num_processes:
-            raise UserError(
-                f"--process-id={process_id} is not one of the {num_processes} processes, which "
-                f"are numbered 0 to {num_processes - 1}"
-            )
-        host, _, port = str(coordinator).rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise UserError(f"--coordinator={coordinator}: HOST:PORT is wanted")
+    peers = find_peers(coordinator, num_processes, process_id, os.environ)
     # Only CPUs use this setting, and need it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX itself would abort the process, with a page of stack trace.
-    patience = threading.Timer(timeout, _give_up, (coordinator, timeout))
-    patience.daemon = True
-    patience.start()
+    timers = [
+        threading.Timer(_SOON, _say_that_it_waits, (peers.coordinator, timeout)),
+        threading.Timer(timeout, _give_up, (peers.coordinator, timeout)),
+    ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
-        jax.distributed.initialize(*given, initialization_timeout=timeout + 60)
-    except (ValueError, RuntimeError, KeyError) as error:
-        words = " ".join(str(error).split())
+        jax.distributed.initialize(
+            peers.coordinator,
+            peers.count,
+            peers.index,
+            local_device_ids=None if peers.device is None else [peers.device],
+            cluster_detection_method="deactivate" if peers.coordinator else None,
+            initialization_timeout=timeout + 60,
+        )
+    except Exception as error:  # the clusters' libraries have their own kinds
+        words = " ".join(str(error).split()) or type(error).__name__
+        if "Failed to start RPC server" in words:
+            address = str(distributed.global_state.coordinator_address)
+            raise UserError(
+                f"process 0 cannot listen at port {address.rpartition(':')[2]} of this machine, "
+                "where another program does: name another, the same for all processes, in "
+                "--coordinator or else in the variable JAX_COORDINATOR_PORT"
+            ) from error
         raise UserError(
             f"the processes of this run do not find each other ({words}); {_HOW}"
-        ) from (error)
+        ) from error
     finally:
-        patience.cancel()
+        for timer in timers:
+            timer.cancel()
     local, everywhere = jax.local_device_count(), jax.device_count()
     if local * jax.process_count() != everywhere:
         raise UserError(
@@ -98,11 +104,29 @@ def connect(
         )
 
 
-def _give_up(coordinator: str | None, timeout: int) -> None:
-    where = f"at {coordinator}" if coordinator else "by what the queue says"
+def _where(coordinator: str | None) -> tuple[str, str]:
+    """Where the processes meet, and who is missing there, as far as it is known."""
+    coordinator = coordinator or distributed.global_state.coordinator_address
+    if coordinator is None:
+        return "where the queue says", "it has not said where process 0 is."
+    return f"at {coordinator}", reached(coordinator)
+
+
+def _say_that_it_waits(coordinator: str | None, timeout: int) -> None:
+    where, missing = _where(coordinator)
+    number = distributed.global_state.process_id
     print(
-        f"error: the processes of this run do not all meet {where} within {timeout} s: are all of "
-        "them started, and does process 0 answer there? --connect-timeout=SECONDS waits longer",
+        f"process {number} waits for the others {where}, up to {timeout} s: {missing}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _give_up(coordinator: str | None, timeout: int) -> None:
+    where, missing = _where(coordinator)
+    print(
+        f"error: the processes of this run do not all meet {where} within {timeout} s: {missing} "
+        "--connect-timeout=SECONDS waits longer",
         file=sys.stderr,
         flush=True,
     )

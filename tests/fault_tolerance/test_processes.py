@@ -216,10 +216,28 @@ def test_who_waits_in_vain_says_so_in_one_line(started, monkeypatch, capsys):
         left.append(codes.get(timeout=10))
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    processes.connect("node1:1234", 2, 0, timeout=0)
+    processes.connect("node1.invalid:1234", 2, 0, timeout=0)
     assert left == [2]
     (line,) = capsys.readouterr().err.splitlines()
-    assert "do not all meet at node1:1234 within 0 s" in line
+    assert "do not all meet at node1.invalid:1234 within 0 s: this machine does not know" in line
+
+
+def test_who_waits_long_says_for_whom(monkeypatch, capsys):
+    monkeypatch.setattr(processes, "_SOON", 0.0)
+    monkeypatch.setattr(processes, "reached", lambda place: "others are missing")
+    said = []
+
+    def initialize(*_, **__):
+        until = time.monotonic() + 10
+        while not said and time.monotonic() < until:
+            said.extend(capsys.readouterr().err.splitlines())
+        raise RuntimeError("UNKNOWN: Failed to start RPC server")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(distributed.global_state, "coordinator_address", "node1:1234")
+    with pytest.raises(UserError, match=r"cannot listen at port 1234 of .* JAX_COORDINATOR_PORT"):
+        processes.connect("node1:1234", 2, 0)
+    assert said == ["process 0 waits for the others at node1:1234, up to 300 s: others are missing"]
 
 
 def test_what_each_has_is_known_to_all(monkeypatch):
