@@ -325,7 +325,7 @@ def _begin_worker(_: int, __: int) -> None:
     Ctrl-C reaches all processes of a terminal, and a queue's signal all those of a job. The run
     then ends with a checkpoint and needs batches until it has written it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_run, daemon=True).start()
 

@@ -19,6 +19,8 @@ class NonFiniteError(Exception):
     """A loss, gradient or parameter became non-finite; the run cannot continue."""
 
 
+# SIGUSR1, since mpirun hands only that one on and then waits for the checkpoint.
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
@@ -78,7 +80,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """While active, the first SIGTERM or SIGINT is only recorded; a second one acts as before.
+    """While active, the first signal of `STOPS` is only recorded; a second one acts as before.
 
     Outside the main thread, where Python does not allow signal handlers, nothing is recorded. A
     nested call returns the outer request.
@@ -104,10 +106,7 @@ def _noting(request: StopRequest) -> Iterator[None]:
         yield
         return
     # None: a handler that was not set from Python, such as JAX's own with several processes.
-    before = {
-        number: signal.getsignal(number) or signal.SIG_DFL
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPS}
 
     def note(number: int, _: FrameType | None) -> None:
         request.name = signal.Signals(number).name

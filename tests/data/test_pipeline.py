@@ -93,7 +93,7 @@ def test_threads_and_workers_change_nothing(source):
     loader.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_workers_leave_signals_to_the_run(source, number):
     """The run ends with a checkpoint, and may need batches until then."""
     config = dataclasses.replace(CONFIG, num_threads=1, prefetch=1, num_workers=1)
