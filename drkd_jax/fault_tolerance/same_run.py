@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jaxlib
 import numpy as np
 
+import drkd_jax
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.sources.classes import list_classes
 from drkd_jax.data.sources.records import Category, Source, changes, fingerprint, id_key
@@ -46,6 +50,9 @@ FREE_TO_CHANGE = (
     "teacher.evaluate",
 )
 _DEFAULTS = {"data": PipelineConfig, "train": TrainSettings, "eval": EvalSettings}
+# What hosts may set for themselves.
+_OF_A_HOST = ("data.num_threads", "data.num_workers", "data.prefetch")
+_WORDS = 1024  # bytes of a message that all processes exchange
 _CLASSES = 100  # most classes that a message lists
 _LONG = 40  # most characters of a value that a message shows
 _BEFORE = 10  # how many of them come before the first difference
@@ -162,6 +169,64 @@ def common_fingerprints(sources: Mapping[str, Source], teacher: Any = None) -> d
                 f"one {place}, or the same copy of it"
             )
     return own
+
+
+def require_same_program(config: Mapping[str, Any]) -> None:
+    """Refuses processes with different code or configs: they would wait for each other, or diverge.
+
+    All processes must call it.
+
+    Args:
+        config: the plain config, as this process was given it.
+
+    Raises:
+        UserError: some process differs from process 0; raised on all, with what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    own = {
+        "config": json.loads(json.dumps(config)),
+        "code": code_digest(),
+        "jax": f"{jax.__version__} with jaxlib {jaxlib.__version__}",
+    }
+    words = program_difference(broadcast(lambda: own), own).encode()[:_WORDS]
+    told = from_all(np.frombuffer(words.ljust(_WORDS, b"\0"), np.uint8)[None])
+    for index, row in enumerate(told):
+        if text := row.tobytes().rstrip(b"\0").decode(errors="replace"):
+            raise UserError(f"process {index} {text}")
+
+
+def program_difference(first: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """How what this process runs differs from what process 0 runs; empty if it does not.
+
+    Args:
+        first: `config`, `code` and `jax` of process 0.
+        own: the same of this process.
+    """
+    if first["jax"] != own["jax"]:
+        return f"has jax {own['jax']}, and process 0 has {first['jax']}: install one on all hosts"
+    if first["code"] != own["code"]:
+        return (
+            f"runs other code than process 0 (the files in {Path(drkd_jax.__file__).parent} "
+            "differ): give all hosts the same checkout"
+        )
+    old, new = first["config"], own["config"]
+    wrong = [key for key in differing_keys(old, new) if key not in _OF_A_HOST]
+    if not wrong:
+        return ""
+    listed = ", ".join(f"{key} ({_values(old, new, key)})" for key in wrong)
+    return (
+        "was started with another config than process 0; there is what process 0 has, here what "
+        f"it has: {listed}. Start all with the same command"
+    )
+
+
+def code_digest() -> str:
+    """A digest of the package's Python files."""
+    digest, package = hashlib.blake2b(digest_size=12), Path(drkd_jax.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def teacher_digest(teacher: Any) -> str:

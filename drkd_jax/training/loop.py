@@ -76,8 +76,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
         flags.FLAGS.mark_as_parsed()
     workdir = Path(expand_home(str(workdir)))
     read_steps(profile, 0)
-    with contextlib.ExitStack() as stack:
-        request = stack.enter_context(stop_request())
+    with stop_request() as request, contextlib.ExitStack() as stack:
+        same_run.require_same_program(config)
         run = build_run(config)
         stop_unbegun(request.name)
 

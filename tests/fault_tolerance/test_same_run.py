@@ -2,10 +2,19 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from drkd_jax.errors import UserError
-from drkd_jax.fault_tolerance.same_run import check_same_run, differing_keys
+from drkd_jax.fault_tolerance import same_run
+from drkd_jax.fault_tolerance.same_run import (
+    check_same_run,
+    code_digest,
+    differing_keys,
+    program_difference,
+    require_same_program,
+)
 
 CONFIG = {"seed": 1, "train": {"steps": 9, "momentum": 0.9}, "eval": {"batch_size": 2}}
 
@@ -62,3 +71,26 @@ def test_a_distiller_that_came_since_is_another_run_only_where_it_is_on(tmp_path
 def test_lists_and_tuples_are_the_same_config():
     assert differing_keys({"a": [1, [2]]}, {"a": (1, (2,))}) == []
     assert differing_keys({"a": None}, {"a": {"b": 1}}) == ["a"]
+
+
+def test_processes_of_one_run_have_one_program():
+    first = {"config": CONFIG | {"data": {"num_threads": 3}}, "code": code_digest(), "jax": "1"}
+    assert program_difference(first, first) == ""
+    assert code_digest() == first["code"]
+    own = first | {"config": {**CONFIG, "seed": 2, "data": {"num_threads": 8}}}
+    assert "another config than process 0;" in program_difference(first, own)
+    assert ": seed (1 there, 2 here). Start all" in program_difference(first, own)
+    assert "runs other code" in program_difference(first, own | {"code": "x"})
+    assert program_difference(first, own | {"jax": "2"}).startswith(
+        "has jax 2, and process 0 has 1"
+    )
+
+
+def test_the_process_that_differs_is_named_to_all(monkeypatch):
+    require_same_program(CONFIG)  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(same_run, "broadcast", lambda make: make())  # this is process 0
+    third = np.frombuffer(b"runs other code".ljust(same_run._WORDS, b"\0"), np.uint8)[None]
+    monkeypatch.setattr(same_run, "from_all", lambda own: np.concatenate([own, own, third]))
+    with pytest.raises(UserError, match=r"^process 2 runs other code$"):
+        require_same_program(CONFIG)
