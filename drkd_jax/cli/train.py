@@ -153,10 +153,11 @@ def _train() -> None:
 
 
 def _meet() -> None:
-    from drkd_jax.fault_tolerance.processes import connect, listen
+    from drkd_jax.fault_tolerance.processes import check_devices, connect, listen
 
     connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_TIMEOUT.value)
     listen()
+    check_devices()
 
 
 def _leave(code: int, words: str) -> None:

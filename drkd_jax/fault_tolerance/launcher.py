@@ -144,6 +144,14 @@ def first_host(hosts: str) -> str:
     return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", hosts).partition(",")[0]
 
 
+def known(name: str) -> bool:
+    """Whether this machine knows an address of that name."""
+    try:
+        return bool(socket.getaddrinfo(name, None))
+    except OSError:
+        return False
+
+
 def reached(coordinator: str) -> str:
     """Who is missing, as far as the coordinator's address shows.
 

@@ -9,8 +9,10 @@ import atexit
 import contextlib
 import json
 import os
+import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +26,7 @@ from jax.sharding import Mesh
 
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.fault_tolerance.interrupt import InterruptedRunError
-from drkd_jax.fault_tolerance.launcher import find_peers, reached
+from drkd_jax.fault_tolerance.launcher import Peers, find_peers, known, reached
 from drkd_jax.step.sharding import replicated, split
 
 _HOW = (
@@ -48,7 +50,7 @@ def connect(
     *,
     timeout: int = 300,
 ) -> None:
-    """Joins the processes of one run. Must come before anything that touches a device.
+    """Joins the processes of one run. Must come before anything that uses a device.
 
     Args:
         coordinator: "HOST:PORT" of process 0; None if the job queue provides it.
@@ -58,29 +60,21 @@ def connect(
             2, as after a `UserError`: queues that retry other codes do not retry this one.
 
     Raises:
-        UserError: the peers cannot be found, or have other numbers of devices; some of the three
-            arguments are missing or wrong.
+        UserError: the peers cannot be found, or some of the three arguments are missing or wrong.
     """
     peers = find_peers(coordinator, num_processes, process_id, os.environ)
     # Only CPUs use this setting, and need it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX itself would abort the process, with a page of stack trace.
     timers = [
-        threading.Timer(_SOON, _say_that_it_waits, (peers.coordinator, timeout)),
+        threading.Timer(_SOON, _say_that_it_waits, (peers, timeout)),
         threading.Timer(timeout, _give_up, (peers.coordinator, timeout)),
     ]
     for timer in timers:
         timer.daemon = True
         timer.start()
     try:
-        jax.distributed.initialize(
-            peers.coordinator,
-            peers.count,
-            peers.index,
-            local_device_ids=None if peers.device is None else [peers.device],
-            cluster_detection_method="deactivate" if peers.coordinator else None,
-            initialization_timeout=timeout + 60,
-        )
+        _initialize(peers, timeout)
     except Exception as error:  # the clusters' libraries have their own kinds
         words = " ".join(str(error).split()) or type(error).__name__
         if "Failed to start RPC server" in words:
@@ -96,7 +90,42 @@ def connect(
     finally:
         for timer in timers:
             timer.cancel()
-    local, everywhere = jax.local_device_count(), jax.device_count()
+
+
+def _initialize(peers: Peers, timeout: int) -> None:
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            return jax.distributed.initialize(
+                peers.coordinator,
+                peers.count,
+                peers.index,
+                local_device_ids=None if peers.device is None else [peers.device],
+                cluster_detection_method="deactivate" if peers.coordinator else None,
+                initialization_timeout=timeout + 60,
+            )
+        except RuntimeError as error:
+            # Half a minute is all that JAX gives the first pod to get a node, and so a name.
+            if "Retry failed" not in str(error) or time.monotonic() > until:
+                raise
+
+
+def check_devices() -> None:
+    """Opens this process's devices and meets those of the others, after `connect` and `listen`.
+
+    Raises:
+        UserError: they cannot be opened, or the processes have different numbers of them.
+    """
+    try:
+        local, everywhere = jax.local_device_count(), jax.device_count()
+    except RuntimeError as error:
+        words, name = " ".join(str(error).split()), socket.gethostname()
+        if "gloo" in words and not known(name):
+            words = (
+                f"it does not know its own name {name}, by which CPUs meet: add it to /etc/hosts, "
+                "with an address that the other machines reach"
+            )
+        raise UserError(f"the devices of this machine cannot be used: {words}") from error
     if local * jax.process_count() != everywhere:
         raise UserError(
             f"process {jax.process_index()} has {local} of {everywhere} devices: each of the "
@@ -108,15 +137,15 @@ def _where(coordinator: str | None) -> tuple[str, str]:
     """Where the processes meet, and who is missing there, as far as it is known."""
     coordinator = coordinator or distributed.global_state.coordinator_address
     if coordinator is None:
-        return "where the queue says", "it has not said where process 0 is."
+        return "where the queue says", "no name leads to process 0 yet: is it started?"
     return f"at {coordinator}", reached(coordinator)
 
 
-def _say_that_it_waits(coordinator: str | None, timeout: int) -> None:
-    where, missing = _where(coordinator)
-    number = distributed.global_state.process_id
+def _say_that_it_waits(peers: Peers, timeout: int) -> None:
+    where, missing = _where(peers.coordinator)
+    who = "this process" if peers.index is None else f"process {peers.index}"
     print(
-        f"process {number} waits for the others {where}, up to {timeout} s: {missing}",
+        f"{who} waits for the others {where}, up to {timeout} s: {missing}",
         file=sys.stderr,
         flush=True,
     )
@@ -187,6 +216,11 @@ def allgather(numbers: np.ndarray) -> np.ndarray:
     return found[found >= 0]
 
 
+def _count() -> int:
+    """The number of processes, also of one whose devices cannot be opened."""
+    return distributed.global_state.num_processes or 1
+
+
 def listen() -> None:
     """From now on this process ends when another one fails, with its message and exit code.
 
@@ -194,7 +228,7 @@ def listen() -> None:
     leaves a note, and in each of the others a thread polls for one, whatever the rest is doing.
     """
     client = distributed.global_state.client
-    if client is None or jax.process_count() == 1:
+    if client is None or _count() == 1:
         return
     over = threading.Event()
     thread = threading.Thread(target=_end_with_others, args=(client, over), daemon=True)
@@ -220,7 +254,7 @@ def _end_with_others(client: Any, over: threading.Event) -> None:
     note = json.loads(text)
     if over.wait(_A_MOMENT) or _Leaving.begun:
         return
-    words = f"error: process {note['process']} of {jax.process_count()}: {note['words']}"
+    words = f"error: process {note['process']} of {_count()}: {note['words']}"
     print(words, file=sys.stderr)
     _leave_together(client, note["code"])
 
@@ -235,10 +269,10 @@ def leave(code: int, words: str = "") -> None:
         words: the message that the others print.
     """
     client = distributed.global_state.client
-    if client is None or jax.process_count() == 1:
+    if client is None or _count() == 1:
         return
     _Leaving.begun = True
-    note = {"code": code, "process": jax.process_index(), "words": words}
+    note = {"code": code, "process": distributed.global_state.process_id, "words": words}
     with contextlib.suppress(RuntimeError):  # another process was first, or process 0 is gone
         client.key_value_set(_FAILED, json.dumps(note))
     _leave_together(client, code)

@@ -19,6 +19,7 @@ from jax._src.clusters import k8s_cluster
 
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance import processes
+from drkd_jax.fault_tolerance.launcher import Peers
 from drkd_jax.step.sharding import data_mesh
 
 
@@ -172,7 +173,7 @@ class Notes:
 def notes(monkeypatch):
     notes, codes = Notes(), queue.Queue()
     monkeypatch.setattr(distributed.global_state, "client", notes)
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(distributed.global_state, "num_processes", 3)
     monkeypatch.setattr(processes, "_A_MOMENT", 0.05)
     monkeypatch.setattr(processes, "_LOOK_EVERY", 0.01)
     ends = []
@@ -238,6 +239,40 @@ def test_who_waits_long_says_for_whom(monkeypatch, capsys):
     with pytest.raises(UserError, match=r"cannot listen at port 1234 of .* JAX_COORDINATOR_PORT"):
         processes.connect("node1:1234", 2, 0)
     assert said == ["process 0 waits for the others at node1:1234, up to 300 s: others are missing"]
+
+
+def test_a_pod_waits_until_the_first_one_has_a_name(monkeypatch):
+    answers = [RuntimeError("Retry failed with all attempts exhausted"), None]
+
+    def initialize(*_, **__):
+        if error := answers.pop(0):
+            raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    processes.connect()
+    assert not answers
+    answers = [RuntimeError("Retry failed")]
+    with pytest.raises(RuntimeError, match="Retry failed"):
+        processes._initialize(Peers(), -1)
+
+
+def test_devices_that_cannot_be_used_are_told(monkeypatch):
+    def count():
+        raise RuntimeError("Unable to initialize backend 'cpu': [enforce fail at gloo/device.cc]")
+
+    processes.check_devices()
+    monkeypatch.setattr(jax, "device_count", count)
+    monkeypatch.setattr(socket, "gethostname", lambda: "nobody.invalid")
+    with pytest.raises(
+        UserError, match=r"cannot be used: .* its own name nobody\.invalid, .*hosts"
+    ):
+        processes.check_devices()
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    with pytest.raises(UserError, match="cannot be used: Unable to initialize backend"):
+        processes.check_devices()
+    monkeypatch.setattr(jax, "device_count", lambda: 3 * jax.local_device_count())
+    with pytest.raises(UserError, match=r"process 0 has .* must have the same number"):
+        processes.check_devices()
 
 
 def test_what_each_has_is_known_to_all(monkeypatch):
