@@ -22,6 +22,10 @@ _LAUNCHERS = {
     "MPICH or Intel MPI": ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
     "Slurm": ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
 }
+_NUMBER_HERE = {
+    "Open MPI": "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPICH or Intel MPI": "MPI_LOCALNRANKS",
+}
 _REACH = 3.0  # seconds to try the coordinator's port
 
 
@@ -34,12 +38,14 @@ class Launched:
         count: the number of processes.
         index: the number of this process, from 0.
         local: its number among those of this machine.
+        alone: whether it is the only one of this machine, which then uses all its GPUs.
     """
 
     by: str
     count: int
     index: int
     local: int
+    alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +71,21 @@ def launched(environ: Mapping[str, str]) -> Launched | None:
     for by, names in _LAUNCHERS.items():
         found = [environ.get(name, "") for name in names]
         if all(value.isdecimal() for value in found):  # hydra inside Slurm: both, MPI's count
-            return Launched(by, *map(int, found))
+            count, index, local = map(int, found)
+            return Launched(by, count, index, local, _number_here(by, environ) == "1")
     return None
+
+
+def _number_here(by: str, environ: Mapping[str, str]) -> str:
+    """The number of processes on this machine; empty if the launcher does not say it."""
+    if by != "Slurm":
+        return environ.get(_NUMBER_HERE[by], "")
+    nodes: list[str] = []  # "2(x3),1": 2 on each of three machines, 1 on a fourth
+    for part in environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        tasks, _, times = part.rstrip(")").partition("(x")
+        nodes += [tasks] * (int(times) if times.isdecimal() else 1)
+    node = environ.get("SLURM_NODEID", "")
+    return nodes[int(node)] if node.isdecimal() and int(node) < len(nodes) else ""
 
 
 def find_peers(
@@ -121,7 +140,10 @@ def find_peers(
         raise UserError(f"--coordinator={coordinator}: HOST:PORT is wanted")
     device = None
     if mine is not None and (mine.count, mine.index) == (num_processes, process_id):
-        device = 0 if one_seen else mine.local
+        if one_seen:
+            device = 0
+        elif not mine.alone:
+            device = mine.local
     return Peers(coordinator, num_processes, process_id, device)
 
 

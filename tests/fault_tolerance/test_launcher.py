@@ -38,6 +38,32 @@ def test_the_launcher_numbers_the_processes(environ):
     assert find_peers(AT, 2, 1, environ) == Peers(AT, 2, 1, device=None)
 
 
+@pytest.mark.parametrize(
+    ("environ", "here"),
+    [
+        (OPEN_MPI_5, {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}),
+        (HYDRA, {"MPI_LOCALNRANKS": "1"}),
+        (SLURM, {"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_NODEID": "3"}),
+        (SLURM, {"SLURM_STEP_TASKS_PER_NODE": "2,1(x2)", "SLURM_NODEID": "2"}),
+    ],
+)
+def test_the_only_process_of_a_machine_uses_all_its_gpus(environ, here):
+    assert find_peers(AT, None, None, environ | here) == Peers(AT, 4, 3, device=None)
+    assert find_peers(AT, None, None, environ | here | {"CUDA_VISIBLE_DEVICES": "0"}).device == 0
+
+
+@pytest.mark.parametrize(
+    "here",
+    [
+        {"SLURM_STEP_TASKS_PER_NODE": "1,2(x2)", "SLURM_NODEID": "2"},
+        {"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "1"},  # not understood
+        {"SLURM_STEP_TASKS_PER_NODE": "", "SLURM_NODEID": "0"},
+    ],
+)
+def test_processes_that_share_a_machine_use_a_gpu_each(here):
+    assert find_peers(AT, None, None, SLURM | here) == Peers(AT, 4, 3, device=1)
+
+
 def test_mpi_inside_slurm_counts():
     proxies = SLURM | {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
     for environ in (OPEN_MPI_5, HYDRA):
