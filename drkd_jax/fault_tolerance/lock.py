@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from drkd_jax.errors import UserError
+from drkd_jax.fault_tolerance.launcher import launched
 from drkd_jax.fault_tolerance.processes import allgather
 from drkd_jax.fault_tolerance.writing import as_user_error, reason
 
@@ -48,7 +49,7 @@ def locked(workdir: Path) -> Iterator[str]:
         except BlockingIOError:
             raise UserError(
                 f"{workdir}: another run trains in this folder ({_holder(path)}). Wait for its "
-                "end, or use another --workdir"
+                f"end, or use another --workdir{_one_of_several()}"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -102,6 +103,14 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def _one_of_several() -> str:
+    """A hint for processes that a launcher started together, but not as one run."""
+    mine = launched(os.environ)
+    if mine is None or mine.count == 1 or jax.process_count() > 1:
+        return ""
+    return f" ({mine.by} started {mine.count} processes: --distributed makes them one run)"
 
 
 def _holder(path: Path) -> str:

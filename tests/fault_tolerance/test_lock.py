@@ -39,6 +39,18 @@ def test_a_run_in_the_folder_of_another_is_refused(tmp_path):
         loop.train(tiny.config(), tmp_path)
 
 
+def test_tasks_of_srun_without_the_flag_are_told_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    words = r"another --workdir \(Slurm started 2 processes: --distributed makes them one run\)$"
+    with locked(tmp_path), pytest.raises(UserError, match=words), locked(tmp_path):
+        pass
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    with locked(tmp_path), pytest.raises(UserError, match="another --workdir$"), locked(tmp_path):
+        pass
+
+
 def test_the_lock_of_a_killed_process_blocks_nobody(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
