@@ -47,7 +47,7 @@ def test_tasks_of_srun_without_the_flag_are_told_of_it(tmp_path, monkeypatch):
     with locked(tmp_path), pytest.raises(UserError, match=words), locked(tmp_path):
         pass
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    with locked(tmp_path), pytest.raises(UserError, match="another --workdir$"), locked(tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match=r"another --workdir$"), locked(tmp_path):
         pass
 
 
