@@ -18,6 +18,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.export.onnx_program import need_packages, to_onnx
 from drkd_jax.export.program import DTYPES, PLATFORMS, Form, about_program, check_form, to_stablehlo
 from drkd_jax.fault_tolerance.writing import make_place, reason, write_bytes, write_text
+from drkd_jax.weights.checksums import CHECKSUMS, checksums
 from drkd_jax.weights.fetch.by_name import is_name
 from drkd_jax.weights.ours import ABOUT_FILE, About, write_ours
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _write_orbax(folder: Path, arrays: Mapping[str, Any], about: About) -> None:
-    """Writes an orbax folder `student`, by flat name, and `about.json` beside it.
+    """Writes an orbax folder `student`, by flat name, and `about.json`, with checksums, beside it.
 
     Raises:
         UserError: it cannot be written.
@@ -71,7 +72,8 @@ def _write_orbax(folder: Path, arrays: Mapping[str, Any], about: About) -> None:
             checkpointer.save(folder / "student", dict(arrays))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be written ({reason(error)})") from error
-    text = json.dumps(dataclasses.asdict(about), indent=2, sort_keys=True)
+    said = {**dataclasses.asdict(about), CHECKSUMS: checksums({"student": arrays})}
+    text = json.dumps(said, indent=2, sort_keys=True)
     write_text(folder / ABOUT_FILE, text + "\n")
 
 

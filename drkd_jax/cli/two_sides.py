@@ -28,7 +28,7 @@ from drkd_jax.data.sources.coco import load_json
 from drkd_jax.data.sources.instances import parse_instances
 from drkd_jax.data.sources.records import id_key
 from drkd_jax.errors import UserError, faults_of
-from drkd_jax.fault_tolerance.checkpoint import load_distiller
+from drkd_jax.fault_tolerance.kept_distiller import load_distiller
 from drkd_jax.report.two_models import Model, Seen, Units
 from drkd_jax.training.teacher import teacher_spec
 

@@ -23,11 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
 
-from drkd_jax import distill
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.writing import (
     as_user_error,
@@ -36,8 +33,7 @@ from drkd_jax.fault_tolerance.writing import (
     reason,
 )
 from drkd_jax.models.arrays import flatten, unflatten
-from drkd_jax.step.state import Arrays, TrainState, num_parameters, split_module
-from drkd_jax.types import FeatureSpec
+from drkd_jax.step.state import Arrays, TrainState, num_parameters
 from drkd_jax.weights.checksums import CHECKSUMS, check_unchanged, checksums
 from drkd_jax.weights.ours import WHICH, stored
 
@@ -198,51 +194,6 @@ class Checkpoints:
                     f"{folder}: step {step} cannot be written ({reason(error)}); "
                     "the checkpoints before it are whole"
                 ) from error
-
-
-def load_distiller(
-    workdir: str | Path,
-    step: int,
-    config: Mapping[str, Any],
-    specs: tuple[FeatureSpec, FeatureSpec],
-) -> distill.Distiller | None:
-    """Loads the distiller of a run at one of its steps from `checkpoints`.
-
-    Args:
-        workdir: work folder of a distilled run.
-        step: the step whose checkpoint is read.
-        config: config of the run.
-        specs: the pyramids of its student and its teacher.
-
-    Returns:
-        The distiller, or None if `checkpoints` has no such step (the best step is often not kept
-        there), or one without a distiller.
-
-    Raises:
-        UserError: its arrays do not fit the config.
-    """
-    item = Path(workdir).absolute() / WHICH["last"] / str(step) / "training"
-    if config.get("distill") is None or not item.is_dir():
-        return None
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(item).item_metadata.tree
-    part = {name: leaf for name, leaf in dict(tree).items() if name == "distiller"}
-    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), part)
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    only = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-    found: dict[str, Any] = {"distiller": {}}  # for a distiller without arrays
-    if wanted:
-        with ocp.PyTreeCheckpointer() as reader:
-            found = reader.restore(item, args=only)
-    settings = distill.distill_config(config["distill"])
-    made = nnx.eval_shape(lambda: distill.Distiller(settings, *specs, rngs=nnx.Rngs(0)))
-    parts = split_module(made, made.is_trained)
-    pair = parts.params, parts.model_state
-    arrays = {name: jax.numpy.asarray(leaf) for name, leaf in found["distiller"].items()}
-    there = {name: leaf.shape for name, leaf in arrays.items()}
-    if there != {name: leaf.shape for name, leaf in flatten(pair).items()}:
-        raise UserError(f"{item}: the distiller's arrays are not those of its config")
-    return nnx.merge(parts.graph, *unflatten(arrays, pair))
 
 
 def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

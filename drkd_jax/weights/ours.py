@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from drkd_jax.errors import UserError
 from drkd_jax.models.arrays import flatten
 from drkd_jax.models.filling import as_tuples
-from drkd_jax.weights.checksums import check_unchanged
+from drkd_jax.weights.checksums import CHECKSUMS, check_unchanged
 
 KEY = "drkd_jax"
 PARTS = ("detector", "pyramid", "backbone")
@@ -33,7 +33,7 @@ WHICH = {"last": "checkpoints", "best": "best"}
 _HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 # What readers raise for corrupted values; AttributeError: a number type that NumPy lacks, or no
 # arrays at all.
-_DAMAGED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+DAMAGED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # The types of the fields of `About`, if present.
 _KINDS = {"settings": dict, "num_classes": int, "source": dict, "data": dict}
 #: The file beside the arrays in an exported folder.
@@ -115,7 +115,7 @@ def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
             text = stream.metadata()[KEY]
             arrays = {name: _single(stream.get_tensor(name)) for name in stream.keys()}  # noqa: SIM118
         about = about_from(json.loads(text))
-    except (SafetensorError, OSError, *_DAMAGED) as error:
+    except (SafetensorError, OSError, *DAMAGED) as error:
         raise UserError(f"{path}: not a whole file of ours ({error})") from error
     return arrays, about
 
@@ -182,10 +182,15 @@ def read_export(folder: Path) -> tuple[dict[str, np.ndarray], About]:
         UserError: it is damaged.
     """
     try:
-        about = about_from(json.loads((folder / ABOUT_FILE).read_text()))
+        said = dict(json.loads((folder / ABOUT_FILE).read_text()))
         arrays = _restore(folder.absolute() / "student")
-    except (OSError, *_DAMAGED) as error:
-        raise UserError(f"{folder}: not a whole export of ours ({error})") from error
+        check_unchanged("student", arrays, said)
+        said.pop(CHECKSUMS, None)  # folders of older versions have none
+        about = about_from(said)
+    except (OSError, *DAMAGED) as error:
+        raise UserError(
+            f"{folder}: not a whole export of ours ({str(error)[:200]}); copy or export it again"
+        ) from error
     return arrays, about
 
 
@@ -229,7 +234,7 @@ def read_checkpoint(workdir: str | Path, which: str = "best") -> tuple[dict[str,
             only = ocp.args.Composite(about=ocp.args.JsonRestore())
             about = manager.restore(step, args=only)["about"]
             check_unchanged("student", arrays, about)
-        except (OSError, *_DAMAGED) as error:
+        except (OSError, *DAMAGED) as error:
             raise UserError(
                 f"{folder / str(step)}: not a whole checkpoint ({str(error)[:200]}); copy the work "
                 "folder again, or try again where its run is going on"

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from drkd_jax import models
 from drkd_jax.__main__ import main
 from drkd_jax.cli.detector import read
+from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.checkpoint import Checkpoints
 from drkd_jax.models.arrays import flatten
 from drkd_jax.step.sharding import data_mesh, put_everywhere
@@ -189,6 +190,24 @@ def test_the_student_alone_as_orbax(workdir, tmp_path, capsys):
         np.testing.assert_array_equal(export.arrays[name], value)
     assert main(call) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_an_exported_folder_with_a_changed_byte_is_not_read(workdir, tmp_path):
+    folder, arrays = workdir
+    out = tmp_path / "student"
+    assert main(["export", f"--workdir={folder}", "--to=orbax", str(out)]) == 0
+    about = json.loads((out / "about.json").read_text())
+    assert about["checksums"]["student"].keys() == arrays.keys()
+    file = max((out / "student").rglob("*"), key=lambda path: path.stat().st_size)
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+    with pytest.raises(UserError, match=r"student: not a whole export .* by its checksum\); copy"):
+        load(out)
+    file.write_bytes(whole)
+    del about["checksums"]  # as older versions wrote it
+    (out / "about.json").write_text(json.dumps(about))
+    assert load(out).arrays.keys() == arrays.keys()
 
 
 def test_what_a_network_reads_is_kept_and_can_be_set(tmp_path, capsys):

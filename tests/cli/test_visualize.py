@@ -20,7 +20,8 @@ from drkd_jax.cli.two_sides import boxes_of
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
-from drkd_jax.fault_tolerance.checkpoint import Checkpoints, load_distiller
+from drkd_jax.fault_tolerance.checkpoint import Checkpoints
+from drkd_jax.fault_tolerance.kept_distiller import load_distiller
 from drkd_jax.report import figures
 from drkd_jax.report.relations import similarity
 from drkd_jax.report.two_models import row_entropies

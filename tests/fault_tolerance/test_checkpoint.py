@@ -12,13 +12,11 @@ import pytest
 from flax import nnx
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
-from drkd_jax import distill
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance import checkpoint
 from drkd_jax.models.arrays import fill, flatten, unflatten
 from drkd_jax.step.sharding import data_mesh, put_everywhere, replicated
 from drkd_jax.step.state import merge_module, new_state, num_parameters, split_module
-from drkd_jax.types import FeatureSpec
 from drkd_jax.weights.ours import read_checkpoint
 
 CONFIG = {"seed": 1, "train": {"steps": 9, "momentum": 0.9}, "eval": {"batch_size": 2}}
@@ -90,27 +88,6 @@ def test_a_state_comes_back_bit_for_bit(folder):
     for mine, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
         assert mine.dtype == theirs.dtype
         np.testing.assert_array_equal(mine, theirs)
-
-
-def test_a_distiller_without_arrays_comes_back(folder):
-    """PKD between maps of equal width, on the teacher's own scale, has no arrays."""
-    workdir, checkpoints = folder
-    specs = (FeatureSpec((4,), (8,), ("lateral",)),) * 2
-    off = {"weight": 0.0}
-    drkd = dict.fromkeys(("pixel_relation", "instance_relation", "instance_feature"), off)
-    config = {"distill": {**drkd, "pkd": {"weight": 6.0}, "standardize_teacher": False}}
-    settings = distill.distill_config(config["distill"])
-    made = distill.Distiller(settings, *specs, rngs=nnx.Rngs(0))
-    parts = parts_of() | {"distiller": split_module(made, made.is_trained)}
-    assert not jax.tree.leaves(parts["distiller"][1:])
-    state = put_everywhere(new_state(parts, TX), data_mesh())
-    checkpoints.save(state, about())
-    back = checkpoints.restore(state, replicated(data_mesh()))
-    assert jax.tree.structure(back) == jax.tree.structure(state)
-    again = checkpoint.load_distiller(workdir, 0, config, specs)
-    assert again is not None
-    assert again.weights == {"pkd": 6.0}
-    assert checkpoint.load_distiller(workdir, 1, config, specs) is None
 
 
 def test_old_checkpoints_go_and_the_best_one_stays(folder):
