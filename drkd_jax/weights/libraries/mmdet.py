@@ -154,7 +154,8 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
     if any(key.startswith("roi_head.semantic_head.") for key in shapes):
         unbuilt += ("roi_head.semantic_head (its features are added to those of the regions)",)
     return CheckpointSpec(
-        part, shown, assumed, num_classes, names, pixels, unbuilt, said.neck_eps, size
+        *(part, shown, assumed, num_classes, names, pixels, unbuilt, said.neck_eps, size),
+        notes=tuple(said.notes),
     )
 
 

@@ -1,4 +1,4 @@
-"""Reads the heads, and the way from outputs to detections, from a config of mmdetection.
+"""Reads the heads from a config of mmdetection.
 
 Source: open-mmlab/mmdetection v2.28 and v3.3.0, mmdet/models/dense_heads/{rpn_head,anchor_head,
 retina_head}.py, roi_heads/, task_modules/{prior_generators,coders}.
@@ -12,6 +12,11 @@ from typing import Any
 
 from drkd_jax.models.cascade_rcnn import STAGE_STDS
 from drkd_jax.models.norm import EPSILON
+from drkd_jax.weights.mmdet_config.limits import (
+    read_dense_limits,
+    read_proposal_limits,
+    read_region_limits,
+)
 from drkd_jax.weights.mmdet_config.values import FileConfig, Section
 
 BATCH_NORMS = ("BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN", "NaiveSyncBatchNorm")
@@ -28,8 +33,7 @@ _CASCADE = ("CascadeRoIHead", "HybridTaskCascadeRoIHead")
 _BOX_LAYERS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"Shared2FCBBoxHead": (0, 2), "Shared4Conv1FCBBoxHead": (4, 1), "ConvFCBBoxHead": (0, 0)}
 )
-# Far above any detector's; these values determine how many rows are allocated.
-_MOST_BOXES = 1_000_000
+# Far above any detector's; it determines how many points of a region are computed.
 _MOST_STEPS = 100
 
 
@@ -48,18 +52,16 @@ def read_heads(
     if detector == "retinanet":
         if "bbox_head" in model:
             _retina(model.sub("bbox_head"), said, strides)
-        _detections(test, said.settings)
-        if test.values:  # without the key 3.x keeps every score; 2.x has no default
-            said.settings.setdefault("test.score", 0.0)
+        read_dense_limits(test, said)
     else:
         if "rpn_head" in model:
             _rpn(model.sub("rpn_head"), said, strides)
         if "roi_head" in model:
             _roi(model.sub("roi_head"), said, detector, strides)
         if "rpn" in test:
-            _proposals(test.sub("rpn"), said.settings)
+            read_proposal_limits(test.sub("rpn"), said)
         if "rcnn" in test:
-            _detections(test.sub("rcnn"), said.settings)
+            read_region_limits(test.sub("rcnn"), said)
         test.close("rpn", "rcnn", "mask_thr_binary", "keep_all_stages")
 
 
@@ -286,53 +288,3 @@ def _folded_eps(norm: Section, said: FileConfig) -> None:
     eps = norm.number("eps", EPSILON)
     if eps != said.neck_eps:
         norm.refuse("eps", eps, f"{said.neck_eps:g}, that of the pyramid, can be built here")
-
-
-def _proposals(part: Section, settings: dict[str, Any]) -> None:
-    """Reads `test_cfg.rpn`, with the key names of all releases of mmdetection."""
-    _count(part, ("nms_pre",), "proposals.pre_nms_test", settings)
-    _count(part, ("max_per_img", "max_num"), "proposals.max_out_test", settings)
-    if "nms_post" in part:
-        most = settings.get("proposals.max_out_test", 1000)
-        if part.number("nms_post", 0) < most:
-            part.refuse("nms_post", part.get("nms_post"), f"{most} or more can be built here")
-    _overlap(part, "proposals.nms", settings)
-    part.only("nms_across_levels", False)
-    part.only("min_bbox_size", 0)
-    part.only("score_thr", 0.0)
-    part.close()
-
-
-def _detections(part: Section, settings: dict[str, Any]) -> None:
-    """Reads `test_cfg` of RetinaNet, or `test_cfg.rcnn` of two-stage detectors."""
-    if "score_thr" in part:
-        settings["test.score"] = float(part.number("score_thr", 0.05))
-    if "nms_pre" in part:
-        _count(part, ("nms_pre",), "test.pre_nms", settings)
-    _count(part, ("max_per_img",), "test.max_out", settings)
-    _overlap(part, "test.nms", settings)
-    part.only("min_bbox_size", 0)
-    part.close("mask_thr_binary", "keep_all_stages", "with_nms")
-
-
-def _count(part: Section, keys: Sequence[str], ours: str, settings: dict[str, Any]) -> None:
-    for key in keys:
-        if key in part:
-            settings[ours] = part.whole(key, 1000, least=1, most=_MOST_BOXES)
-            part.ignore(*keys)
-            return
-
-
-def _overlap(part: Section, ours: str, settings: dict[str, Any]) -> None:
-    if "nms_thr" in part:
-        settings[ours] = float(part.number("nms_thr", 0.5))
-    if "nms" not in part:
-        part.ignore("nms")
-        return
-    nms = part.sub("nms")
-    nms.kind("nms")
-    for key in ("iou_threshold", "iou_thr"):
-        if key in nms:
-            settings[ours] = float(nms.number(key, 0.5))
-    nms.only("class_agnostic", False)
-    nms.close("split_thr")

@@ -201,6 +201,7 @@ class FileConfig:
         claims: settings that the arrays show as well and must agree with.
         body: complaints about backbone and pyramid.
         heads: complaints about the heads.
+        notes: messages about what its head does in another way here.
         neck_eps: eps of the norms in the pyramid.
     """
 
@@ -208,6 +209,7 @@ class FileConfig:
     claims: dict[str, Any] = dataclasses.field(default_factory=dict)
     body: list[str] = dataclasses.field(default_factory=list)
     heads: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
     neck_eps: float = EPSILON
 
     def claim(self, ours: str, part: Section, theirs: str) -> None:
