@@ -30,6 +30,7 @@ from drkd_jax.fault_tolerance.writing import (
     as_user_error,
     collect_unraisable,
     is_refused_write,
+    make_folder,
     reason,
 )
 from drkd_jax.models.arrays import flatten, unflatten
@@ -44,19 +45,21 @@ class Checkpoints:
     Args:
         workdir: the run's folder.
         keep: how many of the last checkpoints to keep.
+        read_only: whether nothing is made or removed there, since a run may be writing. Without it
+            the caller holds the folder's lock.
 
     Raises:
         UserError: the folder cannot be written.
     """
 
-    def __init__(self, workdir: Path, keep: int):
+    def __init__(self, workdir: Path, keep: int, *, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every file it touches
         with as_user_error(workdir):
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and not read_only:
                 for name in WHICH.values():
-                    _remove_unfinished(workdir / name)
-            self._last = _manager(workdir / WHICH["last"], keep)
-            self._best = _manager(workdir / WHICH["best"], 1)
+                    _remove_unfinished(make_folder(workdir / name))
+            self._last = _manager(workdir / WHICH["last"], keep, read_only)
+            self._best = _manager(workdir / WHICH["best"], 1, read_only)
         self._under_way: dict[str, int] = {}  # steps that a thread may still be writing, by folder
 
     def latest_step(self) -> int | None:
@@ -230,13 +233,10 @@ def _whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
         )
 
 
-def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True
-        ),
-    )
+def _manager(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
+    writing = {"max_to_keep": keep, "create": True, "cleanup_tmp_directories": True}
+    options = ocp.CheckpointManagerOptions(**({"read_only": True} if read_only else writing))
+    return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
 def _remove_unfinished(folder: Path, quiet: float = 0.0) -> None:

@@ -117,5 +117,10 @@ def _holder(path: Path) -> str:
     try:
         about = json.loads(path.read_text())
         return f"process {about['process']} on {about['host']} since {about['since']}"
-    except (OSError, ValueError, KeyError):  # the holder has not yet written who it is
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ):  # the holder has not yet written who it is
         return "it has just started"

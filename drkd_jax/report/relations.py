@@ -77,7 +77,7 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
     """
     run = build_run(config)
     assert run.teacher is not None
-    checkpoints = Checkpoints(Path(workdir), run.train.keep)
+    checkpoints = Checkpoints(Path(workdir), run.train.keep, read_only=True)
     try:
         state = checkpoints.restore(run.state, replicated(run.mesh))
     finally:

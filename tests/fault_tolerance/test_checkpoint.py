@@ -163,6 +163,27 @@ def test_what_a_killed_write_left_is_removed(folder):
     again.close()
 
 
+def test_a_reader_leaves_what_a_run_is_writing(folder):
+    workdir, checkpoints = folder
+    checkpoints.save(state_of(step=3), about())
+    checkpoints.wait()
+    shutil.rmtree(workdir / "best")
+    under_way = workdir / "checkpoints" / f"6{TMP_DIR_SUFFIX}77"
+    under_way.mkdir()
+    before = sorted(workdir.rglob("*"))
+    reader = checkpoint.Checkpoints(workdir, keep=1, read_only=True)
+    with contextlib.closing(reader):
+        assert int(reader.restore(state_of(), replicated(data_mesh())).step) == 3
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "best"])
+def test_a_file_in_the_way_of_checkpoints_is_told_before_the_first_step(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=rf"{name}: cannot be written \(there is a file of that"):
+        checkpoint.Checkpoints(tmp_path, keep=1)
+
+
 def test_another_model_is_refused(folder):
     _, checkpoints = folder
     checkpoints.save(state_of(step=1), about())
