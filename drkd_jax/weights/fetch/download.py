@@ -15,9 +15,11 @@ import logging
 import os
 import re
 import ssl
+import string
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,12 +76,22 @@ def parse_address(name: str) -> Address:
 
 
 def cache_folder() -> Path:
-    """The folder for fetched files: `DRKD_JAX_CACHE`, else the user's cache."""
+    """The folder for fetched files: `DRKD_JAX_CACHE`, else the user's cache.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
     own = os.environ.get(CACHE)
-    if own:
-        return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
+    try:
+        if own:
+            return Path(own).expanduser()
+        root = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
+    except RuntimeError as error:  # such as in a container whose user has no entry
+        raise UserError(
+            f"{own or '~/.cache'}: there is no such home folder; set {CACHE} to a folder for "
+            "fetched files"
+        ) from error
     return root / "drkd_jax" / "weights"
 
 
@@ -186,7 +198,9 @@ def _append(url: str, part: Path) -> None:
     headers = {"User-Agent": "drkd_jax", "Accept-Encoding": "identity"}
     if there:
         headers["Range"] = f"bytes={there}-"
-    with _asked(urllib.request.Request(url, headers=headers), part) as response:
+    # As urllib does with the address that a server leads on to.
+    quoted = urllib.parse.quote(url, safe=string.punctuation)
+    with _asked(urllib.request.Request(quoted, headers=headers), part) as response:
         start, total = 0, _number(response.headers.get("Content-Length"))
         if response.status == http.client.PARTIAL_CONTENT:
             span = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))

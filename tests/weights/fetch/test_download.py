@@ -243,6 +243,19 @@ def test_the_cache_lies_where_the_system_wants_it(monkeypatch, tmp_path):
     assert parse_address("https://h.org/x.pth#sha256=0123ABCD").sum == "0123abcd"
 
 
+def test_a_cache_in_a_home_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv(download.CACHE, "~nobody-of-that-name/cache")
+    with pytest.raises(UserError, match=r"no such home folder; set DRKD_JAX_CACHE to a folder"):
+        fetch_address("https://h.org/x.pth#sha256=0123abcd")
+
+
+def test_letters_of_any_script_in_an_address_are_quoted(files):
+    files.content["/%E9%87%8D%20x.pth"] = CONTENT
+    for path in ("/重 x.pth", "/%E9%87%8D%20x.pth"):
+        assert fetch_address(f"{files.url}{path}#sha256={SUM}").read_bytes() == CONTENT
+    assert kept() == ["%E9%87%8D%20x.pth", "重 x.pth"]
+
+
 def test_commands_take_names_and_end_with_code_2(files, tmp_path, capsys):
     out = str(tmp_path / "out.safetensors")
     name = f"{files.url}/none.pth#sha256=0123abcd"
