@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -162,9 +163,16 @@ def test_difference_and_its_intervals():
     each = [b - a for a, b in zip(first, second, strict=True)]
     assert found.each == pytest.approx(each, abs=1e-15)
     assert found.mean == pytest.approx(sum(each) / 5, abs=1e-15)
+    assert found.sd == pytest.approx(statistics.stdev(each), rel=1e-12)
     wanted = stats.ttest_rel(second, first).confidence_interval(0.95)
     assert (found.t_low, found.t_high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
     assert (found.low, found.high) == pytest.approx(brute_force(*draws, seed=7), abs=1e-12)
+
+
+def test_two_seeds_have_an_interval_over_seeds():
+    found = paired_difference(np.zeros(2), np.array([0.1, 0.3]), *np.zeros((2, 2, 4)))
+    wanted = stats.ttest_1samp([0.1, 0.3], 0).confidence_interval(0.95)
+    assert (found.t_low, found.t_high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
 
 
 def test_seeds_spread_the_interval_as_their_mean_does():
@@ -191,6 +199,9 @@ def test_above_zero_wants_both_intervals():
     wide = paired_difference(none, np.array([0.001, 0.03, 0.001]), zeros, near)
     assert wide.low > 0
     assert not wide.above_zero
+    unsure = paired_difference(none, np.array([0.010, 0.011, 0.009]), zeros, near - 0.02)
+    assert unsure.t_low > 0
+    assert not unsure.above_zero
 
 
 def test_an_interval_is_of_the_draws_alone_and_leaves_out_nan():
