@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import types
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +15,9 @@ from drkd_jax import boxes as box_ops
 from drkd_jax import models
 from drkd_jax.errors import UserError
 from drkd_jax.models import cascade_rcnn, faster_rcnn
-from drkd_jax.models.cascade_rcnn import STAGE_STDS
+from drkd_jax.models.cascade_rcnn import STAGE_STDS, CascadeRCNN
 from drkd_jax.models.dense import level_anchors
-from drkd_jax.models.rpn import propose
+from drkd_jax.models.rpn import Proposals, propose
 from drkd_jax.types import Features
 from tests import margins
 from tests.models import small
@@ -73,6 +76,33 @@ def test_every_stage_refines_the_boxes_of_the_one_before():
             assert float(found.scores[b, n]) == pytest.approx(score, abs=2e-5)
             assert int(found.labels[b, n]) == label
             np.testing.assert_allclose(found.boxes[b, n], own[score, label], atol=1e-3)
+
+
+def test_large_moves_are_limited_and_classes_are_those_of_the_data(monkeypatch):
+    """Two regions whose sides the first stage makes as much larger and smaller as is possible."""
+    own = {"convention": "mmdet", "head_classes": 3, "class_ids": (2, 0)}
+    net = models.abstract_detector({**SETTINGS, **own}, 2)
+    regions = jnp.asarray([[[198.0, 198, 202, 202], [100, 100, 300, 300]]])
+    proposals = Proposals(regions, jnp.ones((1, 2)), jnp.ones((1, 2), bool))
+    monkeypatch.setattr(cascade_rcnn, "propose", lambda *_, **__: proposals)
+    monkeypatch.setattr(cascade_rcnn, "level_anchors", lambda *_: ())
+    logits = jnp.asarray([[[0.0, 1, 3, 0], [4.0, 1, 0, 0]]])  # the last one: background
+    moves = jnp.asarray([[[0.0, 0, 100, 100], [0, 0, -100, -100]]])[:, :, None]
+    given = {name: getattr(net, name) for name in ("settings", "convention", "spec")}
+    given |= {name: getattr(net, name) for name in ("from_head", "classes_from_head")}
+    heads = [lambda *_: (logits, moves), *[lambda *_: (logits, 0 * moves)] * 2]
+    fixed = types.SimpleNamespace(**given, rpn=lambda _: ((), ()), roi=heads)
+    fixed._stages = partial(CascadeRCNN._stages, fixed)
+    sizes = jnp.asarray([[400, 400]])
+    every = CascadeRCNN.unsuppressed(fixed, Features((), net.spec), sizes)
+    # The limit is a factor of 1000 / 16: 4 pixels become 250, and 200 become 3.2.
+    wanted = [[75.0, 75, 325, 325], [198.4, 198.4, 201.6, 201.6]]
+    np.testing.assert_allclose(every.boxes[0, :, 0], wanted, atol=1e-3)
+    probability = np.asarray(jax.nn.softmax(logits[0]))
+    np.testing.assert_allclose(every.scores[0], probability[:, [2, 0]], atol=1e-6)
+    found = CascadeRCNN.predict(fixed, Features((), net.spec), sizes)
+    assert found.labels[0, :2].tolist() == [1, 0]
+    np.testing.assert_allclose(found.boxes[0, :2], wanted[::-1], atol=1e-3)
 
 
 @pytest.mark.parametrize("module", [faster_rcnn, cascade_rcnn])
