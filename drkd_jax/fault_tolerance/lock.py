@@ -117,10 +117,5 @@ def _holder(path: Path) -> str:
     try:
         about = json.loads(path.read_text())
         return f"process {about['process']} on {about['host']} since {about['since']}"
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-    ):  # the holder has not yet written who it is
-        return "it has just started"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "it has just started"  # and has not yet written who it is
