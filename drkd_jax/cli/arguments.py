@@ -66,7 +66,7 @@ def refuse_same_file(source: str, out: str | Path, flag: str = "") -> None:
 
 
 def depth(text: str) -> int:
-    """Bits that the numbers of 16-bit pictures use, see `decode_picture`, for argparse."""
+    """Bits that the numbers of 16-bit images use, see `decode_image`, for argparse."""
     if not (text.isdecimal() and (int(text) == 0 or 8 <= int(text) <= 16)):
         raise argparse.ArgumentTypeError(f"'{text}' is not 8 to 16 bits, or 0 for all 16")
     return int(text)

@@ -90,7 +90,7 @@ def _parser() -> Parser:
         "--canvas", type=two_numbers, metavar="HxW", help="pixels; the first one of the training's"
     )
     program.add_argument(
-        "--batch", type=positive, help="pictures of a call; any number (ONNX: 1) by default"
+        "--batch", type=positive, help="images of a call; any number (ONNX: 1) by default"
     )
     program.add_argument("--pixels", choices=DTYPES, help="what they come as; uint8 by default")
     program.add_argument(
@@ -133,11 +133,9 @@ def _write_program(arguments: argparse.Namespace, out: Path) -> int:
     write_bytes(out, content)
     write_text(beside, json.dumps(_about(read, form, where(arguments)[0]), indent=2) + "\n")
     canvas = "x".join(map(str, form.canvas))
-    pictures = (
-        f"{form.batch} picture{'s' * (form.batch > 1)}" if form.batch else "any number of pictures"
-    )
+    images = f"{form.batch} image{'s' * (form.batch > 1)}" if form.batch else "any number of images"
     print(
-        f"{len(content) / 1e6:.1f} MB for {pictures} on {canvas} pixels, on "
+        f"{len(content) / 1e6:.1f} MB for {images} on {canvas} pixels, on "
         f"{', '.join(form.platforms)}, written to {out}; {beside.name} says what goes in and out"
     )
     return 0

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _relations(run: RunFiles) -> Relations:
-    """Runs the student, teacher and relation modules of a run's newest checkpoint on a picture.
+    """Runs the student, teacher and relation modules of a run's newest checkpoint on an image.
 
     Raises:
         UserError: The run has no distillation or no checkpoint, or its data cannot be read.
@@ -87,7 +87,7 @@ def _relations(run: RunFiles) -> Relations:
     truth, why = open_truth(run)
     if truth is None:
         raise UserError(f"--relations={run.name}: {why}")
-    # `evaluate --data` may have scored other pictures than those of the config.
+    # `evaluate --data` may have scored other images than those of the config.
     config = {**run.config, "data": {**run.config["data"], "val": run.data}}
     with faults_of(f"--relations={run.name}: {run.folder}"):  # its teacher may have been moved
         return see_relations(truth.source, config, run.folder)

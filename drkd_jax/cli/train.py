@@ -137,7 +137,7 @@ def _train() -> None:
         if _DISTRIBUTED.value:
             print(
                 "processes  this one alone: a dry run meets no other, and its step takes the "
-                "pictures of all of them on the devices here"
+                "images of all of them on the devices here"
             )
         dry_run(_CONFIG.value.to_dict())
         return

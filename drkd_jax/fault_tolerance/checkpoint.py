@@ -36,6 +36,7 @@ from drkd_jax.fault_tolerance.writing import (
     reason,
 )
 from drkd_jax.models.arrays import flatten, unflatten
+from drkd_jax.renamed import read_about
 from drkd_jax.step.state import Arrays, TrainState, num_parameters, split_module
 from drkd_jax.types import FeatureSpec
 from drkd_jax.weights.checksums import CHECKSUMS, check_unchanged, checksums
@@ -248,7 +249,7 @@ def load_distiller(
 def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     only = ocp.args.Composite(about=ocp.args.JsonRestore())
     with _whole(manager, step):
-        return manager.restore(step, args=only)["about"]
+        return read_about(manager.restore(step, args=only)["about"])
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from drkd_jax.errors import UserError
+from drkd_jax.renamed import renaming
 
 # What the user should have written, by the parser's message.
 _WANTED = (
@@ -36,6 +37,10 @@ def flag_fault(error: Exception, argv: Sequence[str]) -> Exception:
     if isinstance(error, flags.IllegalFlagValueError):
         return UserError(_wrong_value(str(error)))
     if isinstance(error, (AttributeError, KeyError)):
+        keys = re.findall(r"(?<!\S)--?config\.([\w.]+)", " ".join(argv))
+        renamed = next(filter(None, map(renaming, keys)), "")
+        if renamed:
+            return UserError(renamed)
         return UserError(f"the config knows no key {_unknown_key(error)}; given are {_given(argv)}")
     # ml_collections' message for a key in a section that the recipe leaves empty.
     part = re.match(r'Override (\S+) .* field "(\w+)" is None', str(error))

@@ -21,7 +21,7 @@ def check_parts(settings: TrainSettings, devices: int) -> None:
         above = -(-settings.batch_size // each) * each
         nearest = f"{above - each} or {above}" if above > each else f"{above}"
         raise UserError(
-            f"config.train.accumulate = {settings.accumulate}: {settings.batch_size} pictures on "
+            f"config.train.accumulate = {settings.accumulate}: {settings.batch_size} images on "
             f"{devices} device(s) do not divide into so many equal parts; take another number or "
             f"config.train.batch_size = {nearest}"
         )

@@ -160,7 +160,7 @@ def _check_pixels(init: str | Path, theirs: Mapping[str, Any], own: Mapping[str,
     ]
     if wrong:
         raise UserError(
-            f"config.student.init = {init}: its network reads its pictures another way; set "
+            f"config.student.init = {init}: its network reads its images another way; set "
             f"{', '.join(wrong)}"
         )
 

@@ -178,7 +178,7 @@ def test_train_tells_its_flags():
         (["evaluate"], "one of the arguments --workdir --weights is required"),
         (["evaluate", "--weights=x"], "--weights needs --data"),
         (["evaluate", "--workdir=train.py"], "--workdir=train.py is a file, which needs --data"),
-        (["prepare", "--check", "coco:nowhere:x.json"], "picture folder nowhere does not exist"),
+        (["prepare", "--check", "coco:nowhere:x.json"], "image folder nowhere does not exist"),
         (["evaluate", "--weights=x", "--data=shapes:2"], "x: cannot be read"),
         (["evaluate", "--workdir=nowhere"], "nowhere: no such folder"),
         (["evaluate", "--workdir=x", "--which=worst"], "invalid choice: 'worst'"),

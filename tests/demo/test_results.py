@@ -22,12 +22,12 @@ def said(teacher: Interval, gains: list[Interval], plain: list[float]) -> str:
 
 def test_one_seed_never_claims_a_gain():
     words = said(GOOD_TEACHER, [interval(0.05, 0.01)], [0.2])
-    assert "a gain larger than the choice of the 200 validation pictures moves" in words
+    assert "a gain larger than the choice of the 200 validation images moves" in words
     assert "no claim of a gain rests on this run" in words
     assert "it has something to teach" in words
 
 
-def test_one_seed_within_the_pictures():
+def test_one_seed_within_the_images():
     words = said(GOOD_TEACHER, [interval(0.005, 0.01)], [0.2])
     assert "neither a gain nor a loss" in words
     assert "+0.5" in words

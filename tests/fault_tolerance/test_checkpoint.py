@@ -207,7 +207,7 @@ def test_filling_a_module_of_other_shapes_names_the_array():
 
 
 def test_a_folder_without_a_checkpoint_is_told(tmp_path):
-    with pytest.raises(UserError, match="neither a work folder of a run"):  # pictures, say
+    with pytest.raises(UserError, match="neither a work folder of a run"):  # images, say
         read_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds no checkpoint yet"):

@@ -12,7 +12,7 @@ from tests.training import tiny
     ("change", "words"),
     [
         ({"train": {"early_stop": 2}}, "early_stop = 2 counts evaluations, and .*eval_every = 0"),
-        ({"train": {"accumulate": 3}}, "accumulate = 3: 4 pictures on 1 device"),
+        ({"train": {"accumulate": 3}}, "accumulate = 3: 4 images on 1 device"),
         ({"teacher": None}, "nobody teaches"),
         ({"student": None}, "config.student is missing"),
         ({"extra": {}}, "config.extra: no such part"),

@@ -34,12 +34,12 @@ def assert_same(found, wanted):
     ],
     ids=["floats", "grey", "alpha", "batch", "list", "path"],
 )
-def test_what_is_no_picture_in_bytes_is_refused(image):
+def test_what_is_no_image_in_bytes_is_refused(image):
     with pytest.raises(UserError, match=r"an RGB array \[H, W, 3\] of uint8, not \("):
         check_image(image)
 
 
-def test_a_picture_in_bytes_is_taken():
+def test_an_image_in_bytes_is_taken():
     check_image(np.ones((4, 6, 3), np.uint8))
 
 

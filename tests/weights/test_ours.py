@@ -79,7 +79,7 @@ def test_half_precision_of_ours_becomes_single(retina, tmp_path):
         assert_same(found, {name: array.astype(np.float32) for name, array in half.items()})
 
 
-def test_what_a_user_says_of_its_pictures_goes_before_what_the_file_says(retina, tmp_path):
+def test_what_a_user_says_of_its_images_goes_before_what_the_file_says(retina, tmp_path):
     weights = load(save(tmp_path, retina))
     data = {"mean": [1, 2, 3], "std": [4, 5, 6], "channels": "rgb"}
     write_ours(tmp_path / "o.st", weights.arrays, dataclasses.replace(weights.about, data=data))

@@ -113,10 +113,10 @@ def with_classes(
 
 
 class Relabelled(Source):
-    """A source with other labels; pictures and ids are unchanged.
+    """A source with other labels; images and ids are unchanged.
 
     Args:
-        source: the pictures.
+        source: the images.
         categories: by new label.
         labels: the new label of each old one.
     """

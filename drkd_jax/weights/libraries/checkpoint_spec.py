@@ -43,10 +43,10 @@ class Assumed(NamedTuple):
     why: str
 
 
-class PictureSize(NamedTuple):
-    """The size of test pictures in pixels: the shorter side, and a limit for the longer one.
+class ImageSize(NamedTuple):
+    """The size of test images in pixels: the shorter side, and a limit for the longer one.
 
-    If every picture is stretched to one shape: its height and width.
+    If every image is stretched to one shape: its height and width.
     """
 
     shorter: int
@@ -67,7 +67,7 @@ class CheckpointSpec:
         pixels: the network's input format, and where that is known from.
         unbuilt: settings of its head in the file's own config that cannot be built here.
         neck_eps: eps of the batch norms in the pyramid, which are folded.
-        size: size of the test pictures in the file's own config; None if it does not say.
+        size: size of the test images in the file's own config; None if it does not say.
     """
 
     part: str
@@ -78,7 +78,7 @@ class CheckpointSpec:
     pixels: tuple[Pixels, str] = (Pixels(), "the usual ones")
     unbuilt: tuple[str, ...] = ()
     neck_eps: float = 1e-5
-    size: PictureSize | None = None
+    size: ImageSize | None = None
 
     def without_head(self) -> CheckpointSpec:
         """Backbone and pyramid alone."""
@@ -156,7 +156,7 @@ class CheckpointSpec:
         if self.size:
             what = "high and wide" if self.size.stretch else "in a test"
             lines.append(
-                f"  pictures of {self.size.shorter} x {self.size.longer} {what}: "
+                f"  images of {self.size.shorter} x {self.size.longer} {what}: "
                 "the config in the file"
             )
         return lines

@@ -167,7 +167,7 @@ class Section:
             self.refuse(key, value, f"{wanted} can be built here")
 
     def ignore(self, *keys: str) -> None:
-        """Marks keys that do not affect what the network computes from a picture."""
+        """Marks keys that do not affect what the network computes from an image."""
         self._asked.update(keys)
 
     def sub(self, key: str) -> Section:

@@ -1,4 +1,4 @@
-"""A checkpoint's config with invalid or too many values; other settings for pictures."""
+"""A checkpoint's config with invalid or too many values; other settings for images."""
 
 import pytest
 
@@ -66,7 +66,7 @@ NORMALIZE = (
         ("img_norm_cfg = dict(mean=[1e999, 2, 3], std=[1, 1, 1])", "mean = (inf, 2, 3)"),
     ],
 )
-def test_what_is_done_to_pictures_before_the_network(text, pixels):
+def test_what_is_done_to_images_before_the_network(text, pixels):
     if isinstance(pixels, str):
         with pytest.raises(UserError) as raised:
             read_pixels(read_config_text(text))
