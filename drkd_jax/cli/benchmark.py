@@ -27,11 +27,11 @@ from drkd_jax.training.setup import Run, build_run, keep_programs
 _BOXES = 8  # random boxes per image; COCO's average is 7.3
 _HELP = """usage: python -m drkd_jax benchmark --config=RECIPE[:tiny] [--config.a.b=v]
   --config=RECIPE           a recipe's name, or a file as configs/NAME.py
-  --random                  random weights and noise for images, in the place of every file
+  --random                  random weights and noise for images, instead of every file
   --classes=80              classes of the noise
   --steps=10                timed steps, after two that warm up
-  --noparts                 the step as a whole only: one compilation in the place of many
-  --peak-tflops=X           the device's peak in the run's precision, 10^12 operations a second
+  --noparts                 the step as a whole only: one compilation instead of many
+  --peak-tflops=X           the device's peak in the run's precision, 10^12 operations per second
   --json=FILE               the same figures, for programs
   --compilation-cache=DIR   keeps compiled programs for the next start"""
 
@@ -78,7 +78,7 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     try:
         rest = own(["benchmark", *argv])
         if len(rest) > 1:
-            raise UserError(f"what is {' '.join(rest[1:])}? Every argument is --name=value")
+            raise UserError(f"unknown: {' '.join(rest[1:])}; every argument is --name=value")
         options: dict[str, Any] = {name: own[name].value for name in own}
         if not options["config"]:
             raise UserError("--config is missing (see python -m drkd_jax benchmark --help)")
@@ -213,12 +213,12 @@ def _lines(run: Run, cost: Cost, figures: dict[str, Any]) -> list[str]:
     peak = "" if share is None else f", {share:.1%} of the peak of {figures['peak_tflops']:g}"
     lines = [
         f"device      {figures['devices']} x {figures['device']}, jax {figures['jax']}",
-        f"run         {cost.batch_size} images a step on canvases of {height} x {width}, "
+        f"run         {cost.batch_size} images per step on canvases of {height} x {width}, "
         f"{figures['precision']}, {run.student_origin}",
         f"compile     {cost.compile_seconds:.1f} s, and {cost.trace_seconds:.1f} s of tracing",
         f"step        {cost.step_seconds * 1e3:.1f} ms ({shortest * 1e3:.1f} to "
         f"{longest * 1e3:.1f}), {cost.images_per_second:.2f} images/s",
-        f"operations  {cost.flops / 1e9:.2f} GFLOP a step and device as compiled "
+        f"operations  {cost.flops / 1e9:.2f} GFLOP per step and device as compiled "
         f"({cost.flops_written / 1e9:.2f} as written), "
         f"{figures['tflops_per_second']:.3g} TFLOP/s{peak}",
         "memory      "

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--train-teacher",
         action="store_true",
-        help="train the teacher first, in the place of the one that comes with the package",
+        help="train the teacher first, instead of the one that comes with the package",
     )
     parser.add_argument(
         "--teacher-steps", type=positive, help="with --train-teacher: steps of the teacher"

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         type=positive,
-        help="images a step; the run's own, 1 of a file, by default",
+        help="images per step; the run's own, 1 of a file, by default",
     )
 
 

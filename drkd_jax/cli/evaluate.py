@@ -186,7 +186,7 @@ def _by_name(trained: Trained, source: Source) -> tuple[Source, tuple[Any, ...] 
     if not names & {category.name for category in own}:
         raise UserError(
             f"{what} has the classes {list_classes(theirs)}, the detector was trained on "
-            f"{list_classes(own)}: no class is the same"
+            f"{list_classes(own)}: they have no class in common"
         )
     source, notes = with_classes(source, own, what, "the detector")
     ids = tuple(c.id if c.name in names else None for c in source.categories)

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if ending and out.suffix != ending:
         raise UserError(f"{out}: the name has to end in {ending}")
     if kind == "orbax" and out.exists():
-        raise UserError(f"{out}: is there already; name another folder")
+        raise UserError(f"{out}: already exists; name another folder")
     if kind in ("stablehlo", "onnx"):
         return _write_program(arguments, out)
     for name in _OF_PROGRAMS:

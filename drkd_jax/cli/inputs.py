@@ -192,7 +192,7 @@ def read_images(
             return ReadImage(index, None, f"{path}: cannot be read ({error.strerror or error})")
         except (UserError, MemoryError) as error:
             return ReadImage(
-                index, None, str(error) or f"{path}: there is too little memory for it"
+                index, None, str(error) or f"{path}: not enough memory for it"
             )
 
     if not threads:

@@ -79,7 +79,7 @@ def _relations(run: RunFiles) -> Relations:
     from drkd_jax.report.runs import open_truth
 
     if not run.config.get("distill") or not run.config.get("teacher"):
-        raise UserError(f"--relations={run.name}: {run.folder} is no run with a distillation")
+        raise UserError(f"--relations={run.name}: {run.folder} is not a distilled run")
     if not (run.folder / "checkpoints").is_dir():
         raise UserError(
             f"--relations={run.name}: {run.folder} has no checkpoints; leave --relations out"

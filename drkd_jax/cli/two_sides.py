@@ -97,7 +97,7 @@ def _units(place: str, read: Read, other: str, of_other: Read) -> tuple[Units | 
             return Units(found, "teacher"), (
                 "before (x) and after (φ(x)) the teacher's graph units of the run that it taught"
             )
-    return None, "features alone, it has no graph units"
+    return None, "features only: it has no graph units"
 
 
 def _is_distilled(read: Read) -> bool:

@@ -84,7 +84,7 @@ def decode_image(
             raise UserError(
                 f"{name}: the file is {image.shape[1]}x{image.shape[0]} pixels (width x height)"
                 + (f" with data.exif = {exif}" if exif != "auto" else "")
-                + f", its annotations say {width}x{height}; mend the one that is wrong"
+                + f", its annotations say {width}x{height}; correct the one that is wrong"
             )
         image = turned
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -125,12 +125,12 @@ def _what_is_wrong(data: bytes) -> str:
         return "is empty (0 bytes)"
     kind = what_is(data)
     if kind is not None:
-        return f"cannot be decoded: it is no image but {kind}"
+        return f"cannot be decoded: it is not an image but {kind}"
     riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     for beginning, kind in {**_BEGINNINGS, **({b"RIFF": "WebP"} if riff else {})}.items():
         if data.startswith(beginning):
             return f"cannot be decoded: it begins as a {kind}, but is truncated or damaged"
-    return "cannot be decoded: it is no image of a known kind"
+    return "cannot be decoded: it is not an image of a known kind"
 
 
 def _decode(data: bytes, depth: int) -> np.ndarray | None:

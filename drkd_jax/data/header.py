@@ -292,7 +292,7 @@ def _text(data: bytes) -> str | None:
     if b"<annotations" in start and start.startswith(b"<"):
         return "a file of CVAT (XML): export the set in COCO's form there"
     if b"<annotation" in start and start.startswith(b"<"):
-        return "a Pascal VOC file (XML, one an image): convert the set to COCO's JSON first"
+        return "a Pascal VOC file (XML, one per image): convert the set to COCO's JSON first"
     if start.startswith((b"<?xml", b"<error", b"<message")):
         return "an XML document" + (" about an error" if b"<error" in start else "")
     first = start.partition(b"\n")[0]
@@ -302,7 +302,7 @@ def _text(data: bytes) -> str | None:
         return "a YAML file, as YOLO's data.yaml: convert the set to COCO's JSON first"
     if _is_yolo(data):
         return (
-            "a YOLO label file (class and normalised box a line, one file an image): convert the "
+            "a YOLO label file (class and normalised box per line, one file per image): convert the "
             "set to COCO's JSON first"
         )
     return None

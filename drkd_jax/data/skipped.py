@@ -80,7 +80,7 @@ class SkipList:
             raise UserError(
                 f"{self._source.spec}: {len(self.reasons)} of {self._total} images cannot be "
                 f"read, more than {SHARE:.0%}, the last one because: "
-                f"{next(reversed(self.reasons.values()))}{where}. Mend them, or leave them out of "
+                f"{next(reversed(self.reasons.values()))}{where}. Fix them, or leave them out of "
                 "the instances file (`prepare --check SOURCE` lists all faults)"
             )
 

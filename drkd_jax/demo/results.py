@@ -172,7 +172,7 @@ def _teacher_words(gap: Interval, images: int) -> str:
     if not gap.settled:
         return (
             f"**The teacher is hardly better than the plain student**: {lead}, within what the "
-            f"choice of the {images} validation images moves. There is little to teach."
+            f"choice of the {images} validation images explains. There is little to teach."
         )
     return f"The teacher is better than the plain student by {lead}: it has something to teach."
 
@@ -184,18 +184,18 @@ def _gain_words(gains: Sequence[Interval], plain: Sequence[float], images: int) 
         if not gain.settled:
             first = (
                 f"{change}: **within what the choice of the {images} validation images "
-                "alone moves. This run shows neither a gain nor a loss.**"
+                "alone explains. This run shows neither a gain nor a loss.**"
             )
         else:
             word = "gain" if gain.value > 0 else "loss"
             first = (
                 f"{change}: a {word} larger than the choice of the {images} validation "
-                "images moves."
+                "images explains."
             )
         return [
             first,
             "The interval comes from drawing the validation images again; another training seed "
-            "moves AP too, and **one seed cannot tell how much, so no claim of a gain rests on "
+            "changes AP too, and **one seed cannot show how much, so no claim of a gain rests on "
             "this run**. `--seeds=3` trains more pairs of students and measures it.",
         ]
     values = np.array([gain.value for gain in gains])
@@ -207,9 +207,9 @@ def _gain_words(gains: Sequence[Interval], plain: Sequence[float], images: int) 
         f"{_signed(mean + half)}, Student's t)"
     )
     if abs(mean) <= half:
-        first = f"{head}: **within what a seed moves. No gain and no loss is shown.**"
+        first = f"{head}: **within what a seed changes. No gain and no loss is shown.**"
     else:
-        first = f"{head}: a {'gain' if mean > 0 else 'loss'} larger than what a seed moves."
+        first = f"{head}: a {'gain' if mean > 0 else 'loss'} larger than what a seed changes."
     return [
         first,
         f"From seed to seed the plain student's AP alone ranges over "
@@ -237,7 +237,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         "",
         scores_table(results["runs"]),
         "",
-        "COCO numbers in points (AR: 100 detections an image), of the last step's weights, on "
+        "COCO numbers in points (AR: 100 detections per image), of the last step's weights, on "
         f"`{data['val']}` ({data['val_images']} images, {data['val_boxes']} objects). "
         "Parameters are the detector's: distillation adds none to what is kept. *in all* has the "
         "start and the evaluations besides the training.",

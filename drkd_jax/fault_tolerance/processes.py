@@ -74,7 +74,7 @@ def connect(
             )
         host, _, port = str(coordinator).rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise UserError(f"--coordinator={coordinator}: HOST:PORT is wanted")
+            raise UserError(f"--coordinator={coordinator}: must be HOST:PORT")
     # Only CPUs use this setting, and need it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX itself would abort the process, with a page of stack trace.

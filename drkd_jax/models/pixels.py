@@ -74,7 +74,7 @@ def read_pixels(data: Mapping[str, Any], dtype: Any, where: str = "config.data")
 
 
 def _three(value: Any, where: str) -> tuple[float, float, float]:
-    error = UserError(f"{where} = {value!r}: three numbers, one a colour")
+    error = UserError(f"{where} = {value!r}: three numbers, one per colour")
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         raise error
     try:

@@ -260,6 +260,6 @@ class CascadeRCNNSettings(FasterRCNNSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.class_agnostic:
-            raise UserError("class_agnostic: cascade_rcnn has one box a region for all classes")
+            raise UserError("class_agnostic: cascade_rcnn has one box per region for all classes")
         if self.roi_stds:
             raise UserError("roi_stds: those of cascade_rcnn's three stages are fixed")

@@ -83,7 +83,7 @@ def page(
         ("curves", "Curves", charts({run.name: run.records for run in runs})),
         ("images", "Images", _images(done)),
         ("relations", "Relations", heat_maps(*relations) if relations else None),
-        ("settings", "What the configs differ in", tables.settings(runs)),
+        ("settings", "Settings in which the runs differ", tables.settings(runs)),
         ("reading", "How to read this", _reading(done, draws)),
     ]
     kept = [(key, heading, content) for key, heading, content in named if content is not None]
@@ -192,9 +192,9 @@ def _difference(done: _Compared, i: int) -> str:
     text = f"{part}{_have(run, own, base, others)}: {points(spread.value, signed=True)}"
     between = f"95 % interval {points(spread.low, True)} to {points(spread.high, True)}"
     verdict = (
-        "more than the choice of the validation images moves"
+        "more than the choice of the validation images explains"
         if spread.settled
-        else "within what the choice of the validation images alone moves"
+        else "within what the choice of the validation images alone explains"
     )
     return f"{text} ({between}), {verdict}."
 
@@ -235,7 +235,7 @@ def _reading(done: _Compared, draws: int) -> Html:
     if done.comparison is not None:
         words.append(
             f"Intervals come from drawing the validation images again {draws} times, with "
-            "replacement, the same draw for every run. They say what the choice of images moves. "
-            "Another training seed moves AP too, and one run of each kind cannot tell how much."
+            "replacement, the same draw for every run. They show how much depends on the choice of images. "
+            "Another training seed changes AP too; one run of each kind cannot show how much."
         )
     return join([tag("p", each) for each in words])

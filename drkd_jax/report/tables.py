@@ -20,7 +20,7 @@ _TITLES = {
     "AP_S": "small objects",
     "AP_M": "medium objects",
     "AP_L": "large objects",
-    "AR1": "recall of 1 box an image",
+    "AR1": "recall of 1 box per image",
     "AR10": "recall of 10 boxes",
     "AR_S": "recall, small objects",
     "AR_M": "recall, medium objects",

@@ -138,7 +138,7 @@ class PixelRelation(NamedTuple):
 
     row: int
     column: int
-    a: Maps  # similarities [h, w] in the place of channels
+    a: Maps  # similarities [h, w] instead of channels
     b: Maps
     agreement: float
 

@@ -180,7 +180,7 @@ def data_findings(
     if shared:
         of_val.append(Finding(shared, grave=True))
     elif _twice(train, val):  # may be intended, to overfit a few images
-        of_val.append(Finding("the images of config.data.train: its AP tells nothing of new ones"))
+        of_val.append(Finding("the images of config.data.train: its AP says nothing about new ones"))
     found = [("train", each) for each in of_train] + [("val", each) for each in of_val]
     return [(part, finding.text, finding.grave) for part, finding in found]
 

@@ -278,7 +278,7 @@ def _lines(cost: Cost, run: Run) -> list[str]:
     length = run.steps * cost.step_seconds
     return [
         f"a step     {cost.step_seconds:.3f} s ({low:.3f} to {high:.3f}) at "
-        f"{cost.canvas[0]}x{cost.canvas[1]}, {cost.images_per_second:.1f} images a second, "
+        f"{cost.canvas[0]}x{cost.canvas[1]}, {cost.images_per_second:.1f} images per second, "
         f"after {cost.trace_seconds + cost.compile_seconds:.0f} s of compiling",
         f"memory     {memory}",
         f"the run    about {_duration(length)} for {run.steps} steps, without evaluations and the "

@@ -203,7 +203,7 @@ def build_teaching(
     if config.get("distill") is None:
         return None
     if config.get("teacher") is None:
-        raise UserError("config.distill is set and config.teacher is not: nobody teaches")
+        raise UserError("config.distill is set and config.teacher is not: there is no teacher")
     crosskd = distill.distill_config(config["distill"]).terms.get("crosskd")
     if crosskd:
         check_head(crosskd, student, "student")

@@ -32,13 +32,13 @@ REFUSED = [
     ),
     (
         [RECIPE, "--config=folder:drkd", "--workdir={}", "--config.train.steps=3"],
-        f"error: one --config is wanted, and there are {RECIPE}, --config=folder:drkd",
+        f"error: give one --config, not several: {RECIPE}, --config=folder:drkd",
     ),
     (
         [RECIPE, "--config", "folder:drkd", "--workdir={}"],
-        f"error: one --config is wanted, and there are {RECIPE}, --config folder:drkd",
+        f"error: give one --config, not several: {RECIPE}, --config folder:drkd",
     ),
-    (["--workdir={}", "--config.data.train=coco:a:b"], "--config is missing; given are --config."),
+    (["--workdir={}", "--config.data.train=coco:a:b"], "--config is missing; given: --config."),
     (
         [RECIPE, "--workdir={}", "--config.train.steps=1e3"],
         "--config.train.steps=1e3: wanted is a whole number, written with digits alone",
@@ -49,7 +49,7 @@ REFUSED = [
     ),
     (
         ["--config=folder:drkd", "--workdir={}", "--config.teacher.evaluate=yes"],
-        "--config.teacher.evaluate=yes: wanted is True or False",
+        "--config.teacher.evaluate=yes: must be True or False",
     ),
     (
         ["--config=folder:drkd", "--workdir={}", "--config.teacher=W"],
@@ -184,7 +184,7 @@ def test_train_tells_its_flags():
         (["evaluate", "--workdir=x", "--which=worst"], "invalid choice: 'worst'"),
         (["evaluate", "--workdir=x", "--evaluator=mine"], "invalid choice: 'mine'"),
         (["evaluate", "--weights=x", "--size=800"], "'800' is not two whole numbers, as 800x1333"),
-        (["evaluate", "--workdir=x", "--batch-size=few"], "--batch-size: 'few' is no whole number"),
+        (["evaluate", "--workdir=x", "--batch-size=few"], "--batch-size: 'few' is not a whole number"),
         (["export", "--workdir=x", "--to=stablehlo", "--canvas=96", "y"], "--canvas: '96' is not"),
         (["evaluate", "--workdir=x", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["predict", "--workdir=x", "--out=y"], "required: IMAGE"),

@@ -115,15 +115,15 @@ def test_the_paper_s_teachers_need_no_file(name, groups, width, dcn):
         ([RECIPE, "--nonsense=1"], "nonsense"),
         (
             [RECIPE, "--config.train.batch=1"],
-            "error: the config knows no key 'batch'; given are --config.train.batch=1",
+            "error: the config has no key 'batch'; given: --config.train.batch=1",
         ),
         ([RECIPE, "--config.train.steps=1e3"], "steps=1e3: wanted is a whole number"),
         (
             ["--config=folder:student", "--config.teacher.checkpoint=x"],
             "error: --config.teacher.checkpoint: config.teacher is empty in this recipe",
         ),
-        ([RECIPE, RECIPE], f"error: one --config is wanted, and there are {RECIPE}, {RECIPE}"),
-        (["--config.train.steps=3"], "error: --config is missing; given are --config.train."),
+        ([RECIPE, RECIPE], f"error: give one --config, not several: {RECIPE}, {RECIPE}"),
+        (["--config.train.steps=3"], "error: --config is missing; given: --config.train."),
         ([RECIPE, "--config.train.parallel=pmap"], "measures config.train.parallel = 'jit'"),
     ],
 )

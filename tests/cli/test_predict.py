@@ -210,7 +210,7 @@ def test_a_score_that_no_detector_gives_is_refused(trained, tmp_path, capsys, fl
     call = ["predict", "--workdir=x", f"--out={out}", flag, str(tmp_path / "a.png")]
     assert command_line.main(call) == 2
     flag, value = flag.split("=")
-    assert f"argument {flag}: {value} is no score: they lie between 0 and 1" in (
+    assert f"argument {flag}: {value} is not a score: scores lie between 0 and 1" in (
         capsys.readouterr().err
     )
     assert not out.exists()

@@ -258,7 +258,7 @@ def test_boxes_of_a_json_are_of_the_pixels_that_the_run_s_data_say(tmp_path, exi
         (["--image={image_file}", "--boxes={image_file}"], "not valid json"),
         (["--image={image_file}", "--pixel=80"], "--pixel: '80' is not X,Y in pixels, as 320,240"),
         (["--image={image_file}", "--pixel=x,3"], "--pixel: 'x,3' is not X,Y in pixels"),
-        (["--image={image_file}", "--temperature=x"], "argument --temperature: 'x' is no number"),
+        (["--image={image_file}", "--temperature=x"], "argument --temperature: 'x' is not a number"),
         (["--image={image_file}", "--temperature=0"], "argument --temperature: 0 is not above 0"),
     ],
 )

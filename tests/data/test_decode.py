@@ -119,7 +119,7 @@ def test_as_an_image_and_as_annotations(tmp_path, kind):
     assert told in what_is(data)
     with pytest.raises(UserError) as raised:
         decode_image(data, "p.jpg")
-    assert f"p.jpg: cannot be decoded: it is no image but {what_is(data)}" in str(raised.value)
+    assert f"p.jpg: cannot be decoded: it is not an image but {what_is(data)}" in str(raised.value)
     path = tmp_path / "instances.json"
     path.write_bytes(data)
     with pytest.raises(UserError) as raised:

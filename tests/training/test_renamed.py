@@ -65,7 +65,9 @@ def test_it_is_evaluated(old, capsys):
 
 def test_it_is_reported(old, tmp_path):
     _, workdir = old
-    assert program.main(["report", f"a={workdir}", f"--out={tmp_path / 'a.html'}"]) == 0
+    out = tmp_path / "a.html"
+    assert program.main(["report", f"a={workdir}", f"--out={out}"]) == 0
+    assert "(4 images, " in out.read_text()
 
 
 def test_it_goes_on(old):

@@ -70,8 +70,8 @@ def cut(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
 
 
 _NORMALISED = "have values between 0 and 1 only: normalised? COCO's bbox is in pixels"
-_CORNERS = "corners in the place of width and height? COCO's bbox is x, y, width, height"
-_CENTRES = "centres in the place of top left corners? COCO's bbox starts at the top left corner"
+_CORNERS = "corners instead of width and height? COCO's bbox is x, y, width, height"
+_CENTRES = "centres instead of top left corners? COCO's bbox starts at the top left corner"
 _SWAPPED = "y before x? COCO's bbox is x, y, width, height"
 _CORNERS_Y = "corners, y before x (ymin, xmin, ymax, xmax)? COCO's bbox is x, y, width, height"
 _SPANS = "spans (xmin, xmax, ymin, ymax)? COCO's bbox is x, y, width, height"

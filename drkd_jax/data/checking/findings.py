@@ -286,7 +286,7 @@ def require_readable(source: Source, key: str, on_error: str, read: Int64[np.nda
         return
     named = some([str(source.path(i)) for i in broken])
     what = f"{key} = {source.spec}: {len(broken)} of {total} image files are missing, empty or "
-    mend = "Mend them, or leave them out of the instances file"
+    mend = "Fix them, or leave them out of the instances file"
     if len(broken) <= SHARE * total:
         mend += ", or set data.on_error = skip"
     first = ""

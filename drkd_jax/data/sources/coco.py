@@ -32,7 +32,7 @@ _DRIVE = re.compile(r"^[A-Za-z]:/")
 
 # Keys that identify other tools' files.
 _OTHERS = {
-    "imagePath": "a LabelMe file (one an image): convert the set to COCO's JSON first",
+    "imagePath": "a LabelMe file (one per image): convert the set to COCO's JSON first",
     "_via_img_metadata": "a project of VGG Image Annotator: export it as COCO",
     "features": "GeoJSON: convert it to COCO's JSON first",
     "info_list": "a file of another tool",
@@ -156,7 +156,7 @@ class CocoSource(Source):
         if not names:
             return self._elsewhere(path)
         others = " and ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
-        return f"; the folder holds {others}: mend 'file_name', or rename the file"
+        return f"; the folder holds {others}: correct 'file_name', or rename the file"
 
     def _elsewhere(self, path: Path) -> str:
         """Names the folder near the image folder that holds a missing image."""
@@ -207,7 +207,7 @@ def load_json(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         lines = _json_lines(data)
-        hint = "; it is JSON Lines, one object a line: COCO's file is one object" if lines else ""
+        hint = "; it is JSON Lines, one object per line: COCO's file is one object" if lines else ""
         raise UserError(f"annotations {path} are not valid json: {error}{hint}") from error
     if not isinstance(content, dict):
         raise UserError(
@@ -227,7 +227,7 @@ def _holds(path: Path) -> str:
     endings = {child.suffix.lower() for child in path.iterdir()}
     for ending, kind in {".txt": "YOLO label", ".xml": "Pascal VOC", ".json": "JSON"}.items():
         if ending in endings:
-            return f"; it holds {kind} files, and wanted is one instances file of COCO's form"
+            return f"; it holds {kind} files; name one instances file in COCO's form"
     return ""
 
 

@@ -245,7 +245,7 @@ def _image(row: dict[str, Any], paths: Mapping[str, str]) -> _Image:
     if height < 1 or width < 1:
         raise ValueError(f"its size {width}x{height} is not positive")
     if max(height, width) >= _LONGEST:
-        raise ValueError(f"its size {width}x{height} is no image's")
+        raise ValueError(f"its size {width}x{height} is not an image's")
     return _Image(*_id(row["id"], "id"), _file_name(row["file_name"], paths), height, width)
 
 

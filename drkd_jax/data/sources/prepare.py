@@ -52,7 +52,7 @@ def prepare_tfds(
             unknown split, or one that already exists.
     """
     if split not in SPLITS:
-        raise UserError(f"split '{split}': wanted one of {', '.join(SPLITS)}")
+        raise UserError(f"split '{split}': expected one of {', '.join(SPLITS)}")
     source = CocoSource(images_dir, instances_json)
     _check(source)
     data_dir = Path(data_dir).expanduser()
@@ -150,7 +150,7 @@ def _check_size(source: CocoSource, index: int) -> None:
     stored = stored_size(path.read_bytes(), str(path))
     if stored == (height, width):
         return
-    mend = "mend the one that is wrong"
+    mend = "correct the one that is wrong"
     if stored == (width, height):
         mend += (
             ", or, where the file's EXIF turns it, read such a set with "

@@ -89,7 +89,7 @@ def read_foreign(path: Path) -> ForeignFile:
         raise UserError(f"{path}: {what}")
     found = _of_torch(path, read_torch_file(path)) if not is_safetensors(path) else _safe(path)
     if not found.arrays:
-        raise UserError(f"{path}: holds no weights: not one array in it, however deep")
+        raise UserError(f"{path}: holds no weights: no array at any depth")
     return found
 
 
@@ -242,7 +242,7 @@ def what_it_is(path: Path) -> str:
     if head[:2] == b"PK":
         return _zip(path)
     if not head.strip(b"\x00"):
-        return "zeros only, as far as it was looked at; its download did not end"
+        return "only zeros in what was read of it; its download did not finish"
     return _text(path, head, size)
 
 

@@ -286,7 +286,7 @@ def count(shapes: Mapping[str, Any], pattern: str) -> int:
 
 def octaves(per_cell: int) -> Assumed:
     """Assumed sizes of anchors: arrays only show how many anchors a cell has, of all ratios."""
-    return Assumed(max(per_cell // 3, 1), f"{per_cell} anchors a cell, of three ratios as usual")
+    return Assumed(max(per_cell // 3, 1), f"{per_cell} anchors per cell, of three ratios as usual")
 
 
 def style_by_name(file_name: str, depth: int, otherwise: str) -> Assumed:

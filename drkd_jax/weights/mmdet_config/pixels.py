@@ -89,7 +89,7 @@ def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels 
             turned = bool(part.get("bgr_to_rgb", False) or part.get("rgb_to_bgr", False))
             return _pixels(part, turned), True
         if isinstance(value, Unread):
-            faults.append(f"{where} = {value.text} (no plain value)")
+            faults.append(f"{where} = {value.text} (not a plain value)")
     return None, any(isinstance(value, Mapping) and value for value, _ in found)
 
 
@@ -112,7 +112,7 @@ def _normalize(config: Mapping[str, Any], faults: list[str], whole: bool) -> Pix
         part = Section(own, "img_norm_cfg", faults)
         return _pixels(part, bool(part.get("to_rgb", True)))
     if isinstance(own, Unread):
-        faults.append(f"img_norm_cfg = {own.text} (no plain value)")
+        faults.append(f"img_norm_cfg = {own.text} (not a plain value)")
     return None
 
 
@@ -159,7 +159,7 @@ def _pixels(part: Section, turned: bool) -> Pixels:
     mean, std = part.numbers("mean", (0.0,) * 3), part.numbers("std", (1.0,) * 3)
     for key, row in (("mean", mean), ("std", std)):
         if len(row) != 3:
-            part.refuse(key, row, "three numbers, one a colour, can be built here")
+            part.refuse(key, row, "three numbers, one per colour, can be built here")
             return Pixels()
     if min(std) <= 0:
         part.refuse("std", std, "numbers above 0 can be built here")

@@ -97,7 +97,7 @@ class Section:
         if value is None:
             return default
         if _has_unread(value):
-            self.refuse(key, value, "no plain value")
+            self.refuse(key, value, "not a plain value")
             return default
         return _as_tuple(value)
 
@@ -116,7 +116,7 @@ class Section:
             self.refuse(key, value, "no number")
             return default
         if not abs(value) < _FARTHEST:  # also refuses NaN
-            self.refuse(key, value, "no finite number")
+            self.refuse(key, value, "not a finite number")
             return default
         if (least is not None and value < least) or (most is not None and value > most):
             self.refuse(key, value, "cannot be built here")
@@ -144,7 +144,7 @@ class Section:
             isinstance(item, (int, float)) and not isinstance(item, bool) and abs(item) < _FARTHEST
             for item in value
         ):
-            self.refuse(key, value, "no row of finite numbers")
+            self.refuse(key, value, "not a row of finite numbers")
             return default
         return value
 

@@ -118,7 +118,7 @@ def test_a_missing_image_hints_at_files_of_its_stem(coco_folder, name, there, na
         (coco_folder.images / more).write_bytes(b"another")
     with pytest.raises(UserError) as raised:
         open_source(coco_folder.spec).record(0)
-    wanted = f"No such file or directory; the folder holds {named}: mend 'file_name', or rename"
+    wanted = f"No such file or directory; the folder holds {named}: correct 'file_name', or rename"
     assert wanted in str(raised.value)
     assert str(coco_folder.images / name) in str(raised.value)
     assert str(raised.value) in check(coco_folder.spec).errors

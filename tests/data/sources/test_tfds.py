@@ -199,7 +199,7 @@ def test_a_size_that_would_stretch_boxes_is_refused(coco_folder, tmp_path, size,
     coco_folder.write()
     said = (
         rf"a\.jpg: the file is stored as 80x60 pixels \(width x height\), its annotations say "
-        rf"{size[1]}x{size[0]}; mend the one that is wrong{told}"
+        rf"{size[1]}x{size[0]}; correct the one that is wrong{told}"
     )
     with pytest.raises(UserError, match=said):
         prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")

@@ -15,7 +15,7 @@ from tests.weights.mmdet_config.test_model import changed, flat, read
 ODD = [
     ("mmdet retinanet", "strides=[8, 16, 32, 64, 128]", "strides=8", "strides = 8"),
     ("mmdet retinanet", "[8, 16, 32, 64, 128]", "[dict(a=1)] * 5", "anchor_generator.strides"),
-    ("mmdet retinanet", "octave_base_scale=4", "octave_base_scale=1e999", "no finite number"),
+    ("mmdet retinanet", "octave_base_scale=4", "octave_base_scale=1e999", "not a finite number"),
     ("mmdet retinanet", "[0.5, 1.0, 2.0]", "[float('nan'), 1, 2]", "ratios = (nan, 1, 2)"),
     ("mmdet retinanet", "scales_per_octave=3", "scales_per_octave=3.7", "no whole number"),
     ("mmdet retinanet", "start_level=1", "start_level=1.5", "start_level = 1.5 (no whole"),
