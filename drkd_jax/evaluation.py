@@ -24,6 +24,7 @@ from pycocotools.cocoeval import COCOeval
 from drkd_jax.data.sources.records import Id, Source, id_key
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
+from drkd_jax.words import counted
 
 _LARGEST = 1e10  # square pixels: COCO's rule ignores objects with a larger stated area
 COCO_MAX = 100  # detections per class and image that COCO counts
@@ -222,8 +223,8 @@ def why_nothing_to_find(
     if single:
         crowd = f"only annotations with an area under 0 or above {_LARGEST:g} ({len(single)})"
     return (
-        f"there is nothing to find: {crowd} in {len(scored)} images, so every number is -1; "
-        "score on images that have boxes"
+        f"there is nothing to find: {crowd} in {counted(len(scored), 'image')}, so every "
+        "number is -1; score on images that have boxes"
     )
 
 
@@ -308,8 +309,8 @@ def _numbers(rows: list[dict[str, Any]], kind: str) -> dict[Any, int]:
 
 
 def _mean(values: np.ndarray) -> float:
-    counted = values[values > -1]
-    return float(counted.mean()) if counted.size else -1.0
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else -1.0
 
 
 def _coco(annotations_class: Any, truth: dict[str, Any], annotations: list[dict[str, Any]]) -> Any:

@@ -86,8 +86,8 @@ class FeatureSpec:
                 continue
             if not isinstance(values, (tuple, list)) or len(values) != len(self.strides):
                 raise UserError(
-                    f"FeatureSpec.{name} = {values!r}: a tuple with one entry per level, as channels "
-                    "= (64, 64) beside strides = (8, 16)"
+                    f"FeatureSpec.{name} = {values!r}: a tuple with one entry per level, as "
+                    "channels = (64, 64) beside strides = (8, 16)"
                 )
             object.__setattr__(self, name, tuple(values))
 

@@ -255,7 +255,7 @@ def test_the_numbers_are_those_that_pycocotools_sums_up(seed, capsys):
 
 def test_why_there_is_nothing_to_find():
     assert why_nothing_to_find(truth_of([[0, 0, 9, 9]])) is None
-    assert "no annotation in 1 images" in why_nothing_to_find(truth_of([]))
+    assert "no annotation in 1 image" in why_nothing_to_find(truth_of([]))
     assert "only crowd regions (1)" in why_nothing_to_find(truth_of([[0, 0, 9, 9]], crowd=1))
     assert "in 0 images" in why_nothing_to_find(truth_of([[0, 0, 9, 9]]), [7])
 

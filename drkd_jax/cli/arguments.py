@@ -62,7 +62,7 @@ def refuse_same_file(source: str, out: str | Path, flag: str = "") -> None:
     out, read = Path(out), Path(source)
     if out.exists() and read.exists() and out.samefile(read):
         shown = f"{flag}={out}" if flag else str(out)
-        raise UserError(f"{shown}: is the file to read and would be overwritten; name another place")
+        raise UserError(f"{shown}: would overwrite the file that is read; name another place")
 
 
 def depth(text: str) -> int:

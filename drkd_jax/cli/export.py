@@ -20,6 +20,7 @@ from drkd_jax.export.program import DTYPES, PLATFORMS, Form, about_program, chec
 from drkd_jax.fault_tolerance.writing import make_place, reason, write_bytes, write_text
 from drkd_jax.weights.fetch.by_name import is_name
 from drkd_jax.weights.ours import ABOUT_FILE, About, write_ours
+from drkd_jax.words import counted
 
 # The extension of each kind of file.
 _ENDINGS = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
@@ -133,7 +134,7 @@ def _write_program(arguments: argparse.Namespace, out: Path) -> int:
     write_bytes(out, content)
     write_text(beside, json.dumps(_about(read, form, where(arguments)[0]), indent=2) + "\n")
     canvas = "x".join(map(str, form.canvas))
-    images = f"{form.batch} image{'s' * (form.batch > 1)}" if form.batch else "any number of images"
+    images = counted(form.batch, "image") if form.batch else "any number of images"
     print(
         f"{len(content) / 1e6:.1f} MB for {images} on {canvas} pixels, on "
         f"{', '.join(form.platforms)}, written to {out}; {beside.name} says what goes in and out"

@@ -21,6 +21,7 @@ from drkd_jax.data.batch import image_batch, placed
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
+from drkd_jax.words import counted
 
 _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif"),
@@ -81,13 +82,13 @@ def find_images(named: Sequence[str | Path], out: Path | None = None) -> Inputs:
             if not files:
                 notes.append(f"{each}: holds no image")
         if aside:
-            notes.append(f"{each}: {aside} files that are no images are left aside")
+            notes.append(f"{each}: {counted(aside, 'file', 'are left out (no image)')}")
         if drawings:
-            notes.append(f"{each}: {drawings} drawings of earlier calls are left aside")
+            notes.append(f"{each}: {counted(drawings, 'earlier drawing', 'are left out')}")
         for path in files:
             twice += paths.setdefault(os.path.abspath(path), path) is not path
     if twice:
-        notes.append(f"{twice} files were named more than once, and are taken once")
+        notes.append(f"{counted(twice, 'file', 'are named more than once, and used once')}")
     if not paths:
         raise UserError("; ".join(notes) or "no image is named")
     return Inputs(tuple(paths.values()), tuple(notes))
@@ -191,9 +192,7 @@ def read_images(
         except OSError as error:
             return ReadImage(index, None, f"{path}: cannot be read ({error.strerror or error})")
         except (UserError, MemoryError) as error:
-            return ReadImage(
-                index, None, str(error) or f"{path}: not enough memory for it"
-            )
+            return ReadImage(index, None, str(error) or f"{path}: not enough memory for it")
 
     if not threads:
         yield from map(read, range(len(paths)))

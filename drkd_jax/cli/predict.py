@@ -43,6 +43,7 @@ from drkd_jax.evaluation import found_in
 from drkd_jax.fault_tolerance.writing import as_user_error, make_folder
 from drkd_jax.step.sharding import put_batch
 from drkd_jax.types import Batch, Detections
+from drkd_jax.words import counted
 
 
 class Found(NamedTuple):
@@ -266,7 +267,7 @@ class _Writer:
         self.done += 1
         above = int((found.scores >= self._lowest).sum())
         where = f", {drawing}" if self._draws else ""
-        return f"{path}: {above} objects above {self._lowest:g}{where}"
+        return f"{path}: {counted(above, 'object')} above {self._lowest:g}{where}"
 
     def _draw(self, found: Found, image: UInt8[np.ndarray, "H W 3"], drawing: Path) -> None:
         shown = found.scores >= self._lowest

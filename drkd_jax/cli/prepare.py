@@ -17,6 +17,7 @@ from drkd_jax.cli.arguments import Parser, depth
 from drkd_jax.data.decode import EXIF
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, make_place, write_text
+from drkd_jax.words import counted
 
 _LONGEST = 1600  # pixels of the longer side of a sample drawing
 _TOLD = 20  # most errors on the terminal
@@ -95,11 +96,13 @@ def _check(arguments: argparse.Namespace) -> int:
             where = f"; all of them are in {json_file}" if json_file else "; --json=FILE lists all"
             print(f"{kind}: and {len(texts) - _TOLD} more{where}")
     # Everything is printed before anything is written, so that a full disk does not lose it.
-    print(f"{len(report.errors)} errors, {len(report.warnings)} warnings", flush=True)
+    counts = (len(report.errors), "error"), (len(report.warnings), "warning")
+    print(", ".join(counted(*each) for each in counts), flush=True)
     if json_file:
         write_text(Path(json_file), json.dumps(found, indent=1) + "\n")
     if out:
-        print(f"{_draw(spec, reading, report.samples, Path(out))} sample drawings in {out}")
+        drawn = _draw(spec, reading, report.samples, Path(out))
+        print(f"{counted(drawn, 'sample drawing')} in {out}")
     return EXIT_USER if report.errors else 0
 
 
@@ -114,11 +117,11 @@ def _lines(report: dict[str, Any]) -> list[str]:
     low, middle, high = zip(report["shorter"], report["longer"], strict=True)
     return [
         f"{report['source']}: {report['readable']} of {report['images']} images can be read, "
-        f"{report['empty']} have no box to train on",
+        f"{report['empty']} without a box to train on",
         *lines,
         f"sides (shorter x longer): smallest {low[0]} x {low[1]}, median {middle[0]} x "
-        f"{middle[1]}, largest {high[0]} x {high[1]} pixels; at most {report['most_boxes']} boxes "
-        "in an image",
+        f"{middle[1]}, largest {high[0]} x {high[1]} pixels; at most "
+        f"{counted(report['most_boxes'], 'box')} in an image",
     ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError, faults_of
 from drkd_jax.fault_tolerance.writing import make_place, write_text
+from drkd_jax.words import counted
 
 if TYPE_CHECKING:
     from drkd_jax.report.relations import Relations
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         tell=lambda note: print(f"warning: {note}", file=sys.stderr, flush=True),
     )
     write_text(out, text)
-    print(f"{out}: {len(names)} runs, {len(text.encode()) / 1e6:.1f} MB")
+    print(f"{out}: {counted(len(names), 'run')}, {len(text.encode()) / 1e6:.1f} MB")
     return 0
 
 

@@ -49,6 +49,7 @@ from drkd_jax.report.two_models import (
     relate_pixels,
 )
 from drkd_jax.types import Batch
+from drkd_jax.words import counted
 
 
 class Item(NamedTuple):
@@ -247,7 +248,7 @@ def _image(
         entry: dict[str, Any] = {"drawing": drawing.name, "stride": stride}
         entry["pixels"] = [_pixel_entry(each, stride, scale) for each in pixels]
         mean = float(np.mean([each.agreement for each in pixels]))
-        line = f"{item.path}: {name}, {len(pixels)} pixels, correlation {mean:.2f}"
+        line = f"{item.path}: {name}, {counted(len(pixels), 'pixel')}, correlation {mean:.2f}"
         if enough:
             psi = relation(a, b, boxes.boxes, stride)
             drawing = out / f"{item.stem}_boxes_{name}.png"
@@ -304,8 +305,7 @@ def _draw_boxes(
 
 
 def _too_few(arguments: argparse.Namespace, item: Item, boxes: Boxes) -> str:
-    number = len(boxes.boxes)
-    count = f"{number or 'no'} box{'' if number == 1 else 'es'}"
+    count = counted(len(boxes.boxes), "box") if len(boxes.boxes) else "no boxes"
     where = f"in {arguments.boxes}" if item.truth else f"of a score of {arguments.score:g} or more"
     cure = "name other images" if item.truth else "a lower --score, or --boxes=JSON, may help"
     return (

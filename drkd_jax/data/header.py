@@ -302,8 +302,8 @@ def _text(data: bytes) -> str | None:
         return "a YAML file, as YOLO's data.yaml: convert the set to COCO's JSON first"
     if _is_yolo(data):
         return (
-            "a YOLO label file (class and normalised box per line, one file per image): convert the "
-            "set to COCO's JSON first"
+            "a YOLO label file (class and normalised box per line, one file per image): convert "
+            "the set to COCO's JSON first"
         )
     return None
 

@@ -19,6 +19,7 @@ from jaxtyping import Int
 
 from drkd_jax.data.sources.records import Source
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 SKIPPED_FILE = "skipped.jsonl"
 SHARE = 0.01  # largest share of the images that may be left out
@@ -51,8 +52,8 @@ class SkipList:
         for fault in faults:
             self._write({"source": source.spec, "entry": fault})
         if faults:
-            words = "%s: %d entries of its file are left out"
-            _log.log(self._level, words, source.spec, len(faults))
+            words = "%s: %s of its file left out"
+            _log.log(self._level, words, source.spec, counted(len(faults), "entry"))
 
     def add(self, indices: Int[np.ndarray, "n"]) -> None:
         """Records images that are missing from a batch.

@@ -26,6 +26,7 @@ from tensorboardX.summary import scalar
 from drkd_jax.data.sources import Source
 from drkd_jax.draw import draw_detections, side_by_side
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 _LONGEST = 640  # pixels of an image's longer side in a drawing
 
@@ -118,7 +119,7 @@ def draw_scenes(
             np.array([row["score"] for row in mine], np.float32),
             names,
         )
-        titles = f"ground truth, {len(boxes)} objects", f"the best {len(mine)} found"
+        titles = f"ground truth, {counted(len(boxes), 'object')}", f"the best {len(mine)} found"
         drawn[f"{index:05d}"] = side_by_side([truth, seen], titles)
     return drawn
 

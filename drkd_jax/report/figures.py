@@ -24,6 +24,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from drkd_jax.draw import class_colour, draw_detections
 from drkd_jax.report.found import Found, count
+from drkd_jax.words import counted
 
 DPI = 120
 PANEL = 3.7  # inches, of an image's longer side
@@ -79,7 +80,9 @@ def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) 
                 texts = [f"{v:.2f}".lstrip("0") for v in found.scores]
             _show(ax, _drawn(scene.image, found, names, texts))
             if column == "ground truth":
-                caption = f"{scene.title}{', ' if scene.title else ''}{len(texts)} objects"
+                caption = (
+                    f"{scene.title}{', ' if scene.title else ''}{counted(len(texts), 'object')}"
+                )
             else:
                 right, _ = count(scene.truth, found)
                 caption = f"{right} of {len(scene.truth.boxes)} found"

@@ -23,6 +23,7 @@ from drkd_jax.report.found import Found, Looked, matched, most_changed
 from drkd_jax.report.markup import Html, join, tag
 from drkd_jax.report.relations import Relations, similarity
 from drkd_jax.report.runs import Truth
+from drkd_jax.words import counted
 
 _MOST = 6  # most images of each kind
 _LONGER = 640  # most pixels of an embedded image's longer side
@@ -56,16 +57,17 @@ def gallery(
     objects = sum(len(p.truth.boxes) for p in images)
     words = (
         f"Each run shows its best boxes, as many as the image has objects; a box is right where "
-        f"it overlaps a free object of its class by at least half. Over the {len(images)} "
-        f"images with objects {names[reference]} finds {total[0]} of {objects} so"
+        f"it overlaps a free object of its class by at least half. Over "
+        f"{counted(len(images), 'image')} with objects, {names[reference]} finds {total[0]} of "
+        f"{objects} so"
     )
     if reference == other:
         words += "."
     else:
         words += (
             f", {names[other]} {total[1]}. {names[other]} finds more in "
-            f"{int((changes > 0).sum())} images, fewer in {int((changes < 0).sum())}, as many in "
-            f"{int((changes == 0).sum())}. Images are sorted by that change."
+            f"{counted(int((changes > 0).sum()), 'image')}, fewer in {int((changes < 0).sum())}, "
+            f"as many in {int((changes == 0).sum())}. Images are sorted by that change."
         )
     key = tag(
         "ul",
@@ -90,7 +92,7 @@ def gallery(
     for title, chosen, group in groups:
         parts.append(tag("h3", title))
         if not chosen:
-            parts.append(tag("p", "There is no such image."))
+            parts.append(tag("p", "No image."))
             continue
         scenes = [
             _scene(p, f"{group}{i}", names, classes, truth, reference, other)
@@ -146,7 +148,7 @@ def _scene(
         src=_embedded(np.asarray(record.image)),
         width=width,
         height=height,
-        alt=f"{Path(record.name).name}: {number} objects, {', '.join(texts[1:])}",
+        alt=f"{Path(record.name).name}: {counted(number, 'object')}, {', '.join(texts[1:])}",
     )
     change = looked.right[other] - looked.right[reference]
     name = Path(record.name).name

@@ -26,6 +26,7 @@ from drkd_jax.report.runs import (
     shared_images,
 )
 from drkd_jax.report.tables import points
+from drkd_jax.words import counted
 
 
 class _Compared(NamedTuple):
@@ -158,7 +159,7 @@ def _about(done: _Compared) -> str:
         counts = f" ({own} images)"
     elif done.truth is not None:
         number = len(done.truth.coco["images"])
-        counts = f" ({number} images, {len(done.truth.objects)} objects)"
+        counts = f" ({counted(number, 'image')}, {counted(len(done.truth.objects), 'object')})"
     return f"{names}, measured on {done.runs[0].data or 'images that are not named'}{counts}."
 
 
@@ -235,7 +236,7 @@ def _reading(done: _Compared, draws: int) -> Html:
     if done.comparison is not None:
         words.append(
             f"Intervals come from drawing the validation images again {draws} times, with "
-            "replacement, the same draw for every run. They show how much depends on the choice of images. "
-            "Another training seed changes AP too; one run of each kind cannot show how much."
+            "replacement, the same draw for every run. They show what depends on the choice of "
+            "images. Another training seed changes AP too; one run of each kind cannot show that."
         )
     return join([tag("p", each) for each in words])

@@ -19,6 +19,7 @@ from drkd_jax.step.settings import TrainSettings
 from drkd_jax.step.state import num_parameters
 from drkd_jax.training.setup import Run
 from drkd_jax.training.teacher import compare_classes
+from drkd_jax.words import counted
 
 WEAK_AP = 0.01  # a teacher with a lower AP is reported
 
@@ -35,7 +36,7 @@ def describe(run: Run, start: int) -> list[str]:
     name = f"{student['detector']} on "
     lines = [
         f"devices    {run.mesh.size} x {device.device_kind} ({device.platform}), "
-        f"{jax.process_count()} process(es), computing in {settings.precision}"
+        f"{counted(jax.process_count(), 'process')}, computing in {settings.precision}"
         + (" by pmap" if settings.parallel == "pmap" else ""),
         f"train      {run.train_source.spec}: {_counts(run.train_source)}",
         f"val        {run.val_source.spec}: {_counts(run.val_source)}",
@@ -180,7 +181,7 @@ def data_findings(
     if shared:
         of_val.append(Finding(shared, grave=True))
     elif _twice(train, val):  # may be intended, to overfit a few images
-        of_val.append(Finding("the images of config.data.train: its AP says nothing about new ones"))
+        of_val.append(Finding("the images of config.data.train: its AP says nothing of new ones"))
     found = [("train", each) for each in of_train] + [("val", each) for each in of_val]
     return [(part, finding.text, finding.grave) for part, finding in found]
 
@@ -247,9 +248,10 @@ def _rate(settings: TrainSettings) -> str:
 
 def _counts(source: Source) -> str:
     counts = source.describe()
-    left_out = {"crowd": "crowd regions", "dropped": "unusable boxes"}
-    words = [f"{counts[key]} {what}" for key, what in left_out.items() if counts.get(key)]
-    return f"{counts['images']} images, {counts['boxes']} boxes, {counts['classes']} classes" + (
+    left_out = {"crowd": "crowd region", "dropped": "unusable box"}
+    words = [counted(counts[key], what) for key, what in left_out.items() if counts.get(key)]
+    nouns = {"images": "image", "boxes": "box", "classes": "class"}
+    return ", ".join(counted(counts[key], noun) for key, noun in nouns.items()) + (
         f" (left out of training: {', '.join(words)})" if words else ""
     )
 

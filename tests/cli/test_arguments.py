@@ -184,7 +184,10 @@ def test_train_tells_its_flags():
         (["evaluate", "--workdir=x", "--which=worst"], "invalid choice: 'worst'"),
         (["evaluate", "--workdir=x", "--evaluator=mine"], "invalid choice: 'mine'"),
         (["evaluate", "--weights=x", "--size=800"], "'800' is not two whole numbers, as 800x1333"),
-        (["evaluate", "--workdir=x", "--batch-size=few"], "--batch-size: 'few' is not a whole number"),
+        (
+            ["evaluate", "--workdir=x", "--batch-size=few"],
+            "--batch-size: 'few' is not a whole number",
+        ),
         (["export", "--workdir=x", "--to=stablehlo", "--canvas=96", "y"], "--canvas: '96' is not"),
         (["evaluate", "--workdir=x", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["predict", "--workdir=x", "--out=y"], "required: IMAGE"),

@@ -182,11 +182,11 @@ def test_what_a_run_says_of_its_data_is_said_here_too(workdir, loaded, capsys, t
     box = {"category_id": 7, "bbox": [0.1, 0.2, 0.3, 0.4], "area": 0.12}
     data = small_set(tmp_path, [{"id": 7, "name": "disc"}], [box])
     assert command_line.main([*call, f"--data={data}"]) == 2
-    assert "1 boxes have values between 0 and 1 only: normalised?" in capsys.readouterr().err
+    assert "1 box has values between 0 and 1 only: normalised?" in capsys.readouterr().err
     data = small_set(tmp_path, [{"id": 7, "name": "disc"}], [{"category_id": 7}] * 101)
     assert command_line.main([*call, f"--data={data}"]) == 0
     said = capsys.readouterr().err
-    assert "warning: 1 images have more than 100 boxes of a class (at most 101)" in said
+    assert "warning: 1 image has more than 100 boxes of a class (at most 101)" in said
 
 
 def test_more_detections_are_let_through_and_counted(workdir, capsys, tmp_path):

@@ -86,7 +86,7 @@ def test_folders_are_walked_and_the_rest_is_left_aside(tmp_path):
     found = find_images([tmp_path])
     names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
     assert sorted(names) == ["a/c.PNG", "b.jpg", "without_suffix"]
-    assert found.notes == (f"{tmp_path}: 2 files that are no images are left aside",)
+    assert found.notes == (f"{tmp_path}: 2 files are left out (no image)",)
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
@@ -113,7 +113,7 @@ def test_drawings_of_earlier_calls_are_no_input(tmp_path):
     assert (cv2.imread(str(tmp_path / "a.png")) == 7).all()
     found = find_images([tmp_path], tmp_path)
     assert [path.name for path in found.paths] == ["a.jpg", "own.png"]
-    assert found.notes == (f"{tmp_path}: 2 drawings of earlier calls are left aside",)
+    assert found.notes == (f"{tmp_path}: 2 earlier drawings are left out",)
     assert drawing_names(found.paths, tmp_path) == ["a.png", "own_2.png"]
     assert len(find_images([tmp_path / "a.png"]).paths) == 1  # if named, it is used
 
@@ -123,7 +123,7 @@ def test_a_file_is_taken_whatever_it_is_and_once(tmp_path):
     named = [tmp_path / "clip.mp4", tmp_path / "none.jpg", tmp_path / "a.jpg", tmp_path]
     found = find_images(named)
     assert [path.name for path in found.paths] == ["clip.mp4", "none.jpg", "a.jpg"]
-    assert "1 files were named more than once, and are taken once" in found.notes
+    assert "1 file is named more than once, and used once" in found.notes
 
 
 def test_an_empty_folder_is_named(tmp_path):

@@ -103,7 +103,7 @@ def test_a_folder_of_all_kinds(trained, tmp_path, capsys):
     code, result = call(out, folder)
     assert code == 0
     printed = capsys.readouterr()
-    assert "1 files that are no images are left aside" in printed.err
+    assert "1 file is left out (no image)" in printed.err
     assert len(printed.out.splitlines()) == 10
     assert result["skipped"] == []
     assert len(result["images"]) == 10
@@ -191,10 +191,10 @@ def test_the_best_boxes_of_an_image(trained, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ({}, "1 objects above 0.3"),
+        ({}, "1 object above 0.3"),
         ({"score": 0.1}, "2 objects above 0.1"),
-        ({"keep": 0.5}, "1 objects above 0.5"),  # what lies between 0.3 and 0.5 is nowhere
-        ({"keep": 0.1}, "1 objects above 0.3"),
+        ({"keep": 0.5}, "1 object above 0.5"),  # what lies between 0.3 and 0.5 is nowhere
+        ({"keep": 0.1}, "1 object above 0.3"),
     ],
 )
 def test_the_score_that_is_told_is_the_one_that_counts(trained, tmp_path, capsys, flags, line):

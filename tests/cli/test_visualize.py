@@ -145,7 +145,7 @@ def test_every_level_has_two_drawings_and_the_rest_is_in_the_json(result):
 
 
 def test_its_drawings_are_no_images_to_the_next_call(result):
-    with pytest.raises(UserError, match="2 drawings of earlier calls are left aside"):
+    with pytest.raises(UserError, match="2 earlier drawings are left out"):
         find_images([result[0]])
     assert cv2.imread(str(result[0] / "a_boxes_P3.png")) is not None
 
@@ -258,7 +258,10 @@ def test_boxes_of_a_json_are_of_the_pixels_that_the_run_s_data_say(tmp_path, exi
         (["--image={image_file}", "--boxes={image_file}"], "not valid json"),
         (["--image={image_file}", "--pixel=80"], "--pixel: '80' is not X,Y in pixels, as 320,240"),
         (["--image={image_file}", "--pixel=x,3"], "--pixel: 'x,3' is not X,Y in pixels"),
-        (["--image={image_file}", "--temperature=x"], "argument --temperature: 'x' is not a number"),
+        (
+            ["--image={image_file}", "--temperature=x"],
+            "argument --temperature: 'x' is not a number",
+        ),
         (["--image={image_file}", "--temperature=0"], "argument --temperature: 0 is not above 0"),
     ],
 )

@@ -31,7 +31,7 @@ def test_dark_images_are_said_and_mended(coco_folder, bits, kind):
     brightest = (1 << bits) - 1
     told = (
         f"2 images hold 16-bit numbers; the brightest of 2 looked at is {brightest} of 65535, "
-        "they are read as 16 bits: a.jpg, b.jpg. They come out dark: "
+        "read as 16 bits: a.jpg, b.jpg. They come out dark: "
         f"data.depth = {bits} makes {brightest} white"
     )
     source = open_source(coco_folder.spec)

@@ -212,7 +212,7 @@ def test_boxes_past_the_rows_are_counted_and_told(coco_folder):
     source = open_source(coco_folder.spec)
     assert train_fits(source, config).left_out.sum() == 2
     assert train_fits(source, CONFIG).left_out.sum() == 0
-    told = "2 images have more than data.max_boxes = 1 boxes, and training leaves 2 boxes an epoch"
+    told = "2 images have more than data.max_boxes = 1 boxes: training leaves 2 boxes per epoch"
     assert any(told in finding.text for finding in find(source, max_boxes=config.max_boxes))
     loader = train_loader(source, config)
     for batch in take(loader, 2):

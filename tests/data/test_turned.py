@@ -61,8 +61,8 @@ def test_auto_takes_what_fits_stored_and_says_so(coco_folder, orientation):
     source = open_source(coco_folder.spec)
     np.testing.assert_array_equal(source.record(0).image, PIXELS)
     told = (
-        "1 images are to be shown turned or mirrored (EXIF): a.jpg. 1 are taken as stored, "
-        "which their stated size allows; if boxes lie beside their objects, set data.exif = turned"
+        "1 image is marked as turned or mirrored (EXIF): a.jpg. 1 taken as stored, "
+        "which the stated size allows; if boxes lie beside their objects, set data.exif = turned"
     )
     assert told in check(coco_folder.spec).warnings
 
@@ -80,7 +80,7 @@ def test_auto_turns_where_only_that_has_the_stated_size(coco_folder):
     image = open_source(coco_folder.spec).record(0).image
     np.testing.assert_array_equal(image, np.rot90(PIXELS, -1))
     (told,) = (text for text in check(coco_folder.spec).warnings if "EXIF" in text)
-    assert told.endswith("a.jpg. 1 are turned, since only that has their stated size")
+    assert told.endswith("a.jpg. 1 turned, since only that has the stated size")
 
 
 @pytest.mark.parametrize("as_shown", [False, True])
@@ -150,7 +150,7 @@ def test_an_orientation_far_from_the_beginning_counts(coco_folder, kind, orienta
     coco_folder.content["images"][0] |= {"height": HEIGHT * 4, "width": WIDTH * 4}
     coco_folder.write()
     (told,) = (f.text for f in find(open_source(coco_folder.spec)) if "EXIF" in f.text)
-    assert "1 are taken as stored" in told
+    assert "1 taken as stored" in told
     source = open_source(coco_folder.spec, exif="turned")
     shape = (WIDTH * 4, HEIGHT * 4) if orientation == 6 else (HEIGHT * 4, WIDTH * 4)
     assert source.record(0).image.shape[:2] == shape == tuple(source.meta(0)[1:3])
@@ -181,7 +181,7 @@ def test_joined_sets_say_how_theirs_are_taken(coco_folder):
     for spec in (f"{coco_folder.spec} + shapes:1", f"shapes:1 + {coco_folder.spec}"):
         source = open_source(spec, exif="turned", depth=12)
         (told,) = (f.text for f in find(source) if "EXIF" in f.text)
-        assert told.endswith("They are turned, as data.exif = turned says")
+        assert told.endswith("Turned, as data.exif = turned says")
         assert source.depth == 12
 
 

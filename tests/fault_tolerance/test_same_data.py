@@ -196,13 +196,13 @@ def test_the_start_says_what_the_check_says(tmp_path):
     trained, valued, _ = opened(train, val)
     found = data_findings(trained, valued, max_boxes=5, max_detections=10)
     texts = {part: [text for p, text, _ in found if p == part] for part in ("train", "val")}
-    past = "1 images have more than data.max_boxes = 5 boxes, and training leaves 9 boxes an"
+    past = "1 image has more than data.max_boxes = 5 boxes: training leaves 9 boxes per"
     assert any(text.startswith(past) for text in texts["train"])
-    past = "1 images have more than 10 boxes of a class (at most 12), and of each class only the"
+    past = "1 image has more than 10 boxes of a class (at most 12), and of each class only the"
     assert any(text.startswith(past) for text in texts["val"])
     for part, folder in (("train", train), ("val", val)):
-        assert "1 times images are the same file: a.jpg" in texts[part]
-        assert "1 annotations have 'iscrowd' null; 0 is taken" in texts[part]
+        assert "1 file is listed as several images: a.jpg" in texts[part]
+        assert "1 annotation has 'iscrowd' null; 0 is used" in texts[part]
         said = check(folder.spec).warnings
         assert [text for text in texts[part] if "more than" not in text and text not in said] == []
 
@@ -216,7 +216,7 @@ def test_more_boxes_than_a_detector_gives(folder):
     folder.write()
     source = open_source(folder.spec)
     found = [text for part, text, _ in data_findings(source, source, 100, 10) if part == "val"]
-    told = "1 images have more than 10 boxes of all classes (at most 12), and a detector gives 10"
+    told = "1 image has more than 10 boxes of all classes (at most 12), and a detector gives 10"
     assert any(text.startswith(told) for text in found)
     assert not any("boxes of" in text for _, text, _ in data_findings(source, source, 100, 12))
 
@@ -245,4 +245,4 @@ def test_images_of_both_sets_are_found_however_their_folder_is_reached(folder, m
     (told,) = (text for _, text, _ in data_findings(trained, valued, 100) if "as well" in text)
     assert told.startswith("2 of its 2 images are in config.data.train as well: ")
     joined = open_source(f"{folder.spec} + {valued.spec}")
-    assert any("2 times images are the same file" in finding.text for finding in find(joined))
+    assert any("2 files are listed as several images" in finding.text for finding in find(joined))

@@ -34,7 +34,9 @@ def test_it_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch):
     assert asked == [(8, {"steps": 3, "parts": False})]
     text = "\n".join(lines)
     assert "random weights, as config.teacher.init asks for" in text
-    assert "a step     30.000 s (29.000 to 31.000) at 64x96, 0.1 images a second, after 7 s" in text
+    assert (
+        "a step     30.000 s (29.000 to 31.000) at 64x96, 0.1 images per second, after 7 s" in text
+    )
     assert "memory     arguments 3 MiB, temporary 2,048 MiB" in text
     assert "the run    about 4 min for 8 steps" in text
     assert any(line.startswith("warning: ") for line in lines)

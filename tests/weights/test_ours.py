@@ -26,7 +26,7 @@ def test_a_damaged_file_of_ours_is_told(retina, tmp_path):
     first = sorted(whole)[0]
     path = tmp_path / "ours.safetensors"
     write_ours(path, {k: v for k, v in whole.items() if k != first}, weights.about)
-    with pytest.raises(UserError, match=f"1 arrays are not those of its settings.*{first}"):
+    with pytest.raises(UserError, match=f"1 array is not of its settings.*{first}"):
         load(path)
     write_ours(path, whole, weights.about)
     path.write_bytes(path.read_bytes()[:-10])

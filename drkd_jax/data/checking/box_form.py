@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from drkd_jax.data.sources.records import AnnotationTable
+from drkd_jax.words import counted
 
 LARGE = 0.05  # share of odd boxes from which a cause is searched for
 _FITS = 0.8  # share of the odd boxes that a cause must explain
@@ -50,7 +51,7 @@ def box_form(table: AnnotationTable) -> BoxForm:
     unit, corners = _within_unit(table), _area_of_corners(table)
     none_usable = not (table.usable & ~unit).any() and bool(unit.any() or not table.usable.any())
     if unit.mean() >= LARGE or unit.sum() >= _SEVERAL:
-        cause, some = f"{unit.sum()} boxes {_NORMALISED}", float(unit.mean())
+        cause, some = counted(int(unit.sum()), "box", _NORMALISED), float(unit.mean())
         return BoxForm(max(share, some), cause, none_usable, some >= _MOST)
     if corners.mean() >= LARGE:
         some = float(corners.mean())

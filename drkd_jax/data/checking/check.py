@@ -20,6 +20,7 @@ from drkd_jax.data.sources import open_source
 from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.data.sources.records import AnnotationTable
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 _THREADS = 4  # threads that read images
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits, compared with the stated area
@@ -166,7 +167,7 @@ def _same_pixels(table: AnnotationTable, digests: dict[int, bytes]) -> list[str]
     if not groups:
         return []
     named = some(["=".join(table.names[i] for i in group) for group in groups])
-    return [f"{len(groups)} times images have the same pixels: {named}"]
+    return [f"{counted(len(groups), 'group')} of images with the same pixels: {named}"]
 
 
 def _strangers(source: CocoSource) -> list[str]:
@@ -180,7 +181,8 @@ def _strangers(source: CocoSource) -> list[str]:
     )
     if not strange:
         return []
-    return [f"{len(strange)} files of {folder} are not in the instances file: {some(strange)}"]
+    text = counted(len(strange), "file", "are not in the instances file")
+    return [f"{folder}: {text}: {some(strange)}"]
 
 
 def _samples(table: AnnotationTable, readable: np.ndarray, count: int) -> list[int]:

@@ -18,6 +18,7 @@ from drkd_jax.data.decode import Scan, brightest
 from drkd_jax.data.skipped import SHARE
 from drkd_jax.data.sources.records import AnnotationTable, Source
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 SMALLEST_SIDE = 32  # pixels; training leaves smaller images out
 MAX_BOXES = 100  # `data.max_boxes` by default
@@ -107,11 +108,11 @@ def _boxes(table: AnnotationTable, why_none: str) -> list[Finding]:
     if form.share >= LARGE or form.cause:
         found.append(Finding(_odd_form(form, count), grave=True, fatal=form.wrong))
     odd = {f"are left out of training, {reason}": rows for reason, rows in left_out(table).items()}
-    odd["reach out of their image and are cut"] = cut(table)
+    odd["are cut at the image's edge"] = cut(table)
     for what, rows in odd.items():
         if rows.any():
             ids = some(table.ids[rows].tolist())
-            found.append(Finding(f"{rows.sum()} annotations {what}: {ids}"))
+            found.append(Finding(f"{counted(int(rows.sum()), 'annotation', what)}: {ids}"))
     return found
 
 
@@ -135,8 +136,8 @@ def _images(
     if max_boxes is not None:
         past = int(np.maximum(table.num_boxes - max_boxes, 0).sum())
         what = (
-            f"have more than data.max_boxes = {max_boxes} boxes, and training leaves {past} boxes "
-            "an epoch out"
+            f"have more than data.max_boxes = {max_boxes} boxes: training leaves {past} boxes "
+            "per epoch out"
         )
         rows[what] = table.num_boxes > max_boxes, True
     if max_detections is not None:
@@ -150,7 +151,7 @@ def _images(
         in_all = np.bincount(table.image_of[~table.crowd], minlength=len(table))
         what = (
             f"have more than {max_detections} boxes of all classes (at most "
-            f"{in_all.max(initial=0)}), and a detector gives {max_detections} detections an "
+            f"{in_all.max(initial=0)}), and a detector gives {max_detections} detections per "
             "image unless test.max_out or eval.max_detections says more"
         )
         rows[what] = (in_all > max_detections) & (crowded <= max_detections), True
@@ -158,11 +159,11 @@ def _images(
     for what, (which, grave) in rows.items():
         if which.any():
             named = some([table.names[i] for i in np.flatnonzero(which)])
-            found.append(Finding(f"{which.sum()} images {what}: {named}", grave))
+            found.append(Finding(f"{counted(int(which.sum()), 'image', what)}: {named}", grave))
     seen = np.bincount(table.labels[table.usable & ~table.crowd], minlength=len(table.categories))
     unseen = [category.name for category, n in zip(table.categories, seen, strict=True) if not n]
     if unseen:
-        found.append(Finding(f"{len(unseen)} classes have no box: {some(unseen)}"))
+        found.append(Finding(f"{counted(len(unseen), 'class', 'have no box')}: {some(unseen)}"))
     return found
 
 
@@ -181,12 +182,14 @@ def _names(table: AnnotationTable, places: Sequence[str]) -> list[Finding]:
     names = [category.name for category in table.categories]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        found.append(Finding(f"{len(twice)} times classes have the same name: {some(twice)}", True))
+        text = counted(len(twice), "class name", "occur more than once")
+        found.append(Finding(f"{text}: {some(twice)}", True))
     counts = Counter(places)
     shown = dict(zip(places, table.names, strict=True))
     same = [shown[place] for place, count in counts.items() if count > 1]
     if same:
-        found.append(Finding(f"{len(same)} times images are the same file: {some(same)}", True))
+        text = counted(len(same), "file", "are listed as several images")
+        found.append(Finding(f"{text}: {some(same)}", True))
     return found
 
 
@@ -214,8 +217,8 @@ def _files(source: Source) -> list[Finding]:
     broken = _broken(source)
     if broken:
         named = some([table.names[i] for i in broken])
-        text = f"{len(broken)} image files are missing, empty or no images: {named}"
-        found.append(Finding(text, grave=True))
+        text = counted(len(broken), "image file", "are missing, empty or not an image")
+        found.append(Finding(f"{text}: {named}", grave=True))
     if (scanned.orientation > 1).any():
         found.append(_turned(table, scanned, source.exif))
     deep = np.flatnonzero(scanned.bits > 8)
@@ -224,8 +227,8 @@ def _files(source: Source) -> list[Finding]:
         used = max(8, int(value).bit_length())
         taken = source.depth or int(scanned.bits[deep].max())
         text = (
-            f"{len(deep)} images hold 16-bit numbers; the brightest of {looked} looked at is "
-            f"{value} of {(1 << 16) - 1}, they are read as {taken} bits: "
+            f"{counted(len(deep), 'image', 'hold')} 16-bit numbers; the brightest of {looked} "
+            f"looked at is {value} of {(1 << 16) - 1}, read as {taken} bits: "
             f"{some([table.names[i] for i in deep])}"
         )
         if value and used < taken:
@@ -240,21 +243,22 @@ def _turned(table: AnnotationTable, scanned: Scan, exif: str) -> Finding:
     turned = scanned.orientation > 1
     stored = turned & ((scanned.orientation < 5) | (scanned.sizes == table.sizes).all(axis=1))
     named = [table.names[i] for i in np.argsort(~stored, kind="stable") if turned[i]]
-    text = f"{turned.sum()} images are to be shown turned or mirrored (EXIF): {some(named)}. "
+    text = counted(int(turned.sum()), "image", "are marked as turned or mirrored (EXIF)")
+    text += f": {some(named)}. "
     if exif != "auto":
-        how = {"stored": "taken as stored", "turned": "turned"}[exif]
-        return Finding(f"{text}They are {how}, as data.exif = {exif} says")
+        how = {"stored": "Taken as stored", "turned": "Turned"}[exif]
+        return Finding(f"{text}{how}, as data.exif = {exif} says")
     rest = turned & ~stored
     ways = []
     if stored.any():
-        ways.append(f"{stored.sum()} are taken as stored, which their stated size allows")
+        ways.append(f"{stored.sum()} taken as stored, which the stated size allows")
     if rest.any():
-        ways.append(f"{rest.sum()} are turned, since only that has their stated size")
+        ways.append(f"{rest.sum()} turned, since only that has the stated size")
     text += ", ".join(ways)
     if stored.any():
         beside = _only_inside_turned(table, stored & (scanned.orientation >= 5))
         if beside:
-            text += f"; {beside} of their boxes fit into the turned image only"
+            text += f"; {counted(beside, 'box', 'fit into the turned image only')}"
         text += "; if boxes lie beside their objects, set data.exif = turned"
     return Finding(text, grave=bool(stored.any()))
 
@@ -294,7 +298,7 @@ def require_readable(source: Source, key: str, on_error: str, read: Int64[np.nda
         source.record(broken[0])
     except UserError as error:
         first = f". The first: {error}"
-    raise UserError(f"{what}no images, and the run would stop there: {named}. {mend}{first}")
+    raise UserError(f"{what}not images, and the run would stop there: {named}. {mend}{first}")
 
 
 def _broken(source: Source) -> list[int]:
@@ -338,6 +342,6 @@ def no_box(source: Source) -> str:
         return f"no box to train on: {unread(source) or 'it has no annotation'}"
     why = [f"{rows.sum()} {reason}" for reason, rows in left_out(table).items() if rows.any()]
     crowd = int((table.usable & table.crowd).sum())
-    why += [f"{crowd} crowd regions"] if crowd else []
+    why += [counted(crowd, "crowd region")] if crowd else []
     why += [form.cause] if form.cause else []
     return f"no box to train on among its {count} annotations: {'; '.join(why)}"

@@ -25,6 +25,7 @@ from drkd_jax.data.header import what_is
 from drkd_jax.data.sources.instances import Fault, parse_instances
 from drkd_jax.data.sources.records import Record, Source
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 _SHARE = 0.01  # largest share of faulty entries that may be left out
 _NAMED = 3  # most files in a hint
@@ -279,7 +280,7 @@ def find_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, str], list
     for name, (_, way) in found.items():
         ways.setdefault(way, []).append(name)
     lines = [
-        f"{len(those)} file names are not there as they stand and are read {way}: "
+        f"{counted(len(those), 'file name', 'are')} not there as written and read {way}: "
         f"{those[0]} as {found[those[0]][0]}"
         for way, those in ways.items()
     ]

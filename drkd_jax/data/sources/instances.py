@@ -18,6 +18,7 @@ import numpy as np
 
 from drkd_jax.data.sources.records import AnnotationTable, Category, Id, id_array, id_key
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 _LONGEST = 2**31  # pixels of a side
 _SHOWN = 5  # class ids shown in a message about an unknown one
@@ -149,22 +150,21 @@ def _mended(content: dict[str, Any], images: list[_Image], classes: list[Any]) -
     untidy = [name for name in names if isinstance(name, str) and name != _tidy(name)]
     if untidy:
         lines.append(
-            f"{len(untidy)} class names are read without blanks around them and with letters in "
-            f"one part: {', '.join(map(repr, untidy[:3]))}"
+            f"{counted(len(untidy), 'class name', 'are')} read without blanks at the ends and with "
+            f"composed letters: {', '.join(map(repr, untidy[:3]))}"
         )
     if texts:
         lines.append(
-            f"{texts} ids are texts; those that are whole numbers count as these, and images "
-            "and classes keep them as they stand"
+            f"{counted(texts, 'id')} given as text; whole numbers among them count as such, and "
+            "images and classes keep them as they stand"
         )
-    for key, instead in (("area", "width x height is taken"), ("iscrowd", "0 is taken")):
+    for key, instead in (("area", "width x height is used"), ("iscrowd", "0 is used")):
         if nulls[key]:
-            lines.append(f"{nulls[key]} annotations have '{key}' null; {instead}")
+            lines.append(f"{counted(nulls[key], 'annotation', 'have')} '{key}' null; {instead}")
     if ignored:
         lines.append(
-            f"{ignored} annotations have 'ignore', which COCO's score does not look at and this "
-            "program neither: their boxes are trained on and scored; 'iscrowd': 1 takes them out "
-            "of both"
+            f"{counted(ignored, 'annotation', 'have')} 'ignore', which neither COCO's score nor "
+            "this program uses: such boxes are trained on and scored; 'iscrowd': 1 excludes them"
         )
     return lines
 

@@ -134,7 +134,7 @@ class Section:
         value = self.number(key, default, least, most)
         if value is None or value == int(value):
             return value if value is None else int(value)
-        self.refuse(key, value, "no whole number")
+        self.refuse(key, value, "not a whole number")
         return default
 
     def numbers(self, key: str, default: tuple[Any, ...] = ()) -> tuple[Any, ...]:

@@ -54,8 +54,8 @@ def test_the_command_reports_and_draws(coco_folder, tmp_path, capsys, monkeypatc
     arguments = ["prepare", coco_folder.spec, "--check", f"--out={out}", f"--json={file}"]
     assert command_line.main(arguments) == 0
     printed = capsys.readouterr()
-    assert "4 of 4 images can be read, 2 have no box to train on" in printed.out
-    assert "0 errors, 1 warnings" in printed.out
+    assert "4 of 4 images can be read, 2 without a box to train on" in printed.out
+    assert "0 errors, 1 warning" in printed.out
     assert "4/4" in printed.err  # the progress bar, only on a terminal
     drawings = sorted(path.name for path in out.iterdir())
     assert len(drawings) == 4
@@ -76,7 +76,7 @@ def test_what_is_found_is_said_before_anything_is_written(
     monkeypatch.setattr(prepare, "write_text", full)
     with pytest.raises(UserError):
         prepare.main([coco_folder.spec, "--check", f"--json={tmp_path / 'report.json'}"])
-    assert "0 errors, 1 warnings" in capsys.readouterr().out
+    assert "0 errors, 1 warning" in capsys.readouterr().out
 
 
 def test_a_long_name_makes_a_drawing(coco_folder, tmp_path):
@@ -127,7 +127,7 @@ def test_files_that_are_no_images_are_said_at_the_start(coco_folder, content):
     if content is not None:
         path.write_bytes(content)
     (told,) = (finding for finding in find(open_source(coco_folder.spec)) if finding.grave)
-    assert told.text == "1 image files are missing, empty or no images: d.jpg"
+    assert told.text == "1 image file is missing, empty or not an image: d.jpg"
     report = check(coco_folder.spec)
     assert told.text in report.warnings
     assert len(report.errors) == 1

@@ -206,7 +206,7 @@ def test_boxes_that_are_left_out_of_training_and_reported(coco_folder, bad, more
     report = check(coco_folder.spec)
     assert report.left_out == {told: 1}
     assert not report.errors
-    assert f"1 annotations are left out of training, {told}: 1" in report.warnings
+    assert f"1 annotation is left out of training, {told}: 1" in report.warnings
     # The evaluation is pycocotools', which counts all of them.
     assert len(source.coco_ground_truth()["annotations"]) == 2
 
@@ -215,7 +215,7 @@ def test_boxes_that_reach_out_are_cut_and_reported(coco_folder):
     boxes_of(coco_folder, [-5, -5, 20, 20], [70, 50, 1e9, 1e9])
     source = open_source(coco_folder.spec)
     np.testing.assert_array_equal(source.record(0).boxes, [[0, 0, 15, 15], [70, 50, 80, 60]])
-    told = "2 annotations reach out of their image and are cut: 0, 1"
+    told = "2 annotations are cut at the image's edge: 0, 1"
     assert told in check(coco_folder.spec).warnings
 
 
@@ -230,7 +230,7 @@ def test_ten_thousand_boxes_in_one_image(coco_folder):
     report = check(coco_folder.spec)
     assert report.most_boxes == 10_000
     assert (
-        "1 images have more than data.max_boxes = 100 boxes, and training leaves 9900 boxes an "
+        "1 image has more than data.max_boxes = 100 boxes: training leaves 9900 boxes per "
         "epoch out: a.jpg" in report.warnings
     )
 
@@ -281,11 +281,11 @@ def test_what_is_odd_is_told(coco_folder):
     (coco_folder.images / "stray.txt").write_text("x")
     report = check(coco_folder.spec)
     for told in (
-        "1 classes have no box: cat",
-        "1 times classes have the same name: cat",
-        "1 times images are the same file: a.jpg",
-        "1 times images have the same pixels: a.jpg=b.jpg=a.jpg",
-        f"1 files of {coco_folder.images} are not in the instances file: stray.txt",
+        "1 class has no box: cat",
+        "1 class name occurs more than once: cat",
+        "1 file is listed as several images: a.jpg",
+        "1 group of images with the same pixels: a.jpg=b.jpg=a.jpg",
+        f"{coco_folder.images}: 1 file is not in the instances file: stray.txt",
     ):
         assert told in report.warnings
     assert not report.errors

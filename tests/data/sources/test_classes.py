@@ -204,7 +204,7 @@ def test_joined_sets_keep_ids_that_do_not_clash(tmp_path):
 def test_the_same_set_twice_is_the_same_files(tmp_path):
     spec = make(tmp_path, {1: "nut"})
     texts = [finding.text for finding in find(open_source(f"{spec} + {spec}"))]
-    assert "2 times images are the same file: 0.png, 1.png" in texts
+    assert "2 files are listed as several images: 0.png, 1.png" in texts
 
 
 def test_drawn_images_can_be_joined_with_files(tmp_path):

@@ -133,7 +133,7 @@ def test_ids_may_be_texts_and_come_back_as_they_stand(coco_folder, kind):
         assert [source.categories[i].name for i in ours.labels] == [
             expected.categories[i].name for i in theirs.labels
         ]
-    assert "ids are texts" in source.mended[0]
+    assert "given as text" in source.mended[0]
 
 
 def test_labels_go_by_the_numbers_of_the_classes_and_boxes_by_the_file(coco_folder):
@@ -175,8 +175,8 @@ def test_area_and_iscrowd_may_be_null_and_it_is_said(coco_folder):
     assert source.coco_ground_truth()["annotations"][0]["area"] == 600
     assert source.describe()["crowd"] == 0
     assert source.mended == [
-        "6 annotations have 'area' null; width x height is taken",
-        "6 annotations have 'iscrowd' null; 0 is taken",
+        "6 annotations have 'area' null; width x height is used",
+        "6 annotations have 'iscrowd' null; 0 is used",
     ]
 
 

@@ -57,7 +57,7 @@ def test_read_another_way_and_said_once(coco_folder, kind):
     source = open_source(coco_folder.spec)
     assert source.record(0).image.shape == (60, 80, 3)
     assert source.coco_ground_truth()["images"][0]["file_name"] == name
-    told = f"1 file names are not there as they stand and are read {way}: {name} as {path}"
+    told = f"1 file name is not there as written and read {way}: {name} as {path}"
     assert [finding.text for finding in find(source)].count(told) == 1
     report = check(coco_folder.spec)
     assert told in report.warnings
@@ -98,7 +98,7 @@ def test_one_file_under_two_entries_is_said(coco_folder, same):
     coco_folder.write()
     (told,) = [f for f in find(open_source(coco_folder.spec)) if "same file" in f.text]
     assert told.grave
-    assert told.text.startswith("1 times images are the same file: ")
+    assert told.text.startswith("1 file is listed as several images: ")
     assert told.text in check(coco_folder.spec).warnings
 
 
