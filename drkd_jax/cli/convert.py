@@ -194,7 +194,7 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
     if outputs:
         lines.append(f"its num_classes is {outputs + _counts_background(settings)} there")
     if backbone.get("eps", 1e-5) != 1e-5:
-        lines.append(f"its batch norms want an eps of {backbone['eps']}")
+        lines.append(f"its batch norms need an eps of {backbone['eps']}")
     if backbone.get("width", 64) != 64:
         lines.append(f"its backbone is {backbone['width']} wide, not 64")
     if backbone.get("norm") == "gn":

@@ -1,4 +1,4 @@
-"""``python -m drkd_jax demo``: the main task on drawn images, with tables and images."""
+"""``python -m drkd_jax demo``: the main task on drawn images, with tables and figures."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class PipelineConfig:
             pairs = ()
         if not pairs or min(map(min, pairs)) < 1:
             raise UserError(
-                f"canvases = {self.canvases}: wanted (height, width) pairs in pixels, as "
+                f"canvases = {self.canvases}: expected (height, width) pairs in pixels, as "
                 "((800, 1344), (1344, 800))"
             )
         # Always tuples of tuples, since the config is hashed and pickled.

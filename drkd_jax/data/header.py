@@ -235,7 +235,7 @@ _BEGINNINGS = {
     b"OggS": _VIDEO.format("Ogg"),
 }
 _PHOTO = "a {} photograph: convert it to a JPEG or PNG first"
-_HTML = "an HTML page, not the file: a download that failed or wants a login"
+_HTML = "an HTML page, not the file: a download that failed or needs a login"
 
 _BRANDS = {
     b"heic": "HEIC",

@@ -24,10 +24,10 @@ from drkd_jax.report.runs import RunFiles, read_run
 _SIDES = {"teacher": TEACHER, "student": DISTILLED}
 
 
-def draw_images(
+def draw_figures(
     workdir: Path, val: Source, folders: Mapping[str, Path], shown: Relations
 ) -> dict[str, str]:
-    """Draws all images of a demo.
+    """Draws all figures of a demo.
 
     Args:
         workdir: The folder for the PNGs.

@@ -39,7 +39,7 @@ def compare(
     command: str,
     resamples: int,
 ) -> dict[str, Any]:
-    """Everything in ``results.json`` except the images and the total time.
+    """Everything in ``results.json`` except the figures and the total time.
 
     Args:
         recipes: The three configs.
@@ -157,7 +157,7 @@ def verdict(
         words.insert(
             0,
             f"**No run got beyond {points(best)} AP: they have hardly learned to detect, and the "
-            "comparison says nothing of either method.**",
+            "comparison says nothing about either method.**",
         )
     return words
 
@@ -253,10 +253,10 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         "",
         results["last_word"]["text"],
         "",
-        "## Images",
+        "## Figures",
         "",
     ]
-    for name, caption in results["images"].items():
+    for name, caption in results["figures"].items():
         lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines += [

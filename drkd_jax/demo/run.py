@@ -18,7 +18,7 @@ from typing import Any
 
 from drkd_jax.data.sources import open_source
 from drkd_jax.demo import DISTILLED, KINDS, PLAIN, TEACHER, Job, Recipes, teacher_file
-from drkd_jax.demo.figures import demo_page, draw_images
+from drkd_jax.demo.figures import demo_page, draw_figures
 from drkd_jax.demo.progress import Progress, RunLog
 from drkd_jax.demo.results import MAX_SEEDS, compare, results_markdown
 from drkd_jax.errors import UserError
@@ -85,7 +85,7 @@ def demo(
         folders = {kind: job.folder for kind, job in first.items()}
         val = open_source(recipes.student["data"]["val"])
         shown = see_relations(val, first[DISTILLED].config, folders[DISTILLED])
-        results["images"] = draw_images(workdir, val, folders, shown)
+        results["figures"] = draw_figures(workdir, val, folders, shown)
         here = time.perf_counter() - began
         all_runs = sum(run["seconds"] for run in results["runs"])
         now = sum(summary["seconds_now"] for summary in summaries)

@@ -121,7 +121,7 @@ class PixelRelationConfig:
         numbers_given = isinstance(nodes, list | tuple) and bool(nodes)
         if not (numbers_given and all(is_number(m) and m >= 1 and m == int(m) for m in nodes)):
             raise UserError(
-                "distill.pixel_relation.nodes wants at least one number, all whole and above 0."
+                "distill.pixel_relation.nodes needs at least one number, all whole and above 0."
             )
         object.__setattr__(self, "nodes", tuple(int(m) for m in nodes))
         for name in ("teacher_scale", "student_scale", "gram_from_pixels", "gram_guard"):
@@ -269,7 +269,7 @@ class DistillConfig:
             settings: Any = getattr(self, name)
             if not isinstance(settings, kind | None):
                 raise UserError(
-                    f"distill.{name} = {settings!r}: wants settings of {kind.__name__}, or None."
+                    f"distill.{name} = {settings!r}: must be settings of {kind.__name__} or None."
                 )
             if settings is None:
                 continue
@@ -337,5 +337,5 @@ def distill_config(settings: Mapping[str, Any]) -> DistillConfig:
         if isinstance(value, Mapping):
             values[name] = _build(kind, value, f"distill.{name}")
         elif value is not None and not isinstance(value, kind):
-            raise UserError(f"distill.{name} = {value!r}: wants a table of settings, or None.")
+            raise UserError(f"distill.{name} = {value!r}: must be a table of settings or None.")
     return _build(DistillConfig, values, "distill")

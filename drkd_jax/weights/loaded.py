@@ -87,7 +87,7 @@ class Weights:
         if self.about.source.get("library") != "torchvision" or self.about.part == "backbone":
             return ""
         eps = self.about.settings["backbone"]["eps"]
-        other = " (what was trained on from a COCO_V1 file wants backbone.eps=0)" if eps else ""
+        other = " (what was trained on from a COCO_V1 file needs backbone.eps=0)" if eps else ""
         return f"; its batch norms compute with an eps of {eps:g}{other}"
 
     @property

@@ -41,11 +41,11 @@ REFUSED = [
     (["--workdir={}", "--config.data.train=coco:a:b"], "--config is missing; given: --config."),
     (
         [RECIPE, "--workdir={}", "--config.train.steps=1e3"],
-        "--config.train.steps=1e3: wanted is a whole number, written with digits alone",
+        "--config.train.steps=1e3: must be a whole number in digits alone",
     ),
     (
         [RECIPE, "--workdir={}", "--config.train.learning_rate=fast"],
-        "--config.train.learning_rate=fast: wanted is a number",
+        "--config.train.learning_rate=fast: must be a number",
     ),
     (
         ["--config=folder:drkd", "--workdir={}", "--config.teacher.evaluate=yes"],
@@ -59,8 +59,8 @@ REFUSED = [
     ([RECIPE, "--workdir={}", "--steps=3"], "Unknown command line flag 'steps'"),
     ([RECIPE, "--workdir={}", "more"], "what is more?"),
     ([RECIPE, "--workdir={}", "--config.data.train=folder:x"], "unknown data source"),
-    ([RECIPE, "--workdir={}", "--config.data.canvases=96"], "canvases = (96,): wanted (height,"),
-    ([RECIPE, "--workdir={}", "--config.data.canvases=((96,),)"], "wanted (height, width) pairs"),
+    ([RECIPE, "--workdir={}", "--config.data.canvases=96"], "canvases = (96,): expected (height,"),
+    ([RECIPE, "--workdir={}", "--config.data.canvases=((96,),)"], "expected (height, width) pairs"),
     (
         ["--config=folder:student", "--workdir={}", "--config.data.scale_jitter=(1,'a')"],
         "scale_jitter = (1, 'a'): two factors above 0",
@@ -68,7 +68,7 @@ REFUSED = [
     ([RECIPE, "--workdir={}", "--config.train.decay_at=('a',)"], "config.train.decay_at = ('a',)"),
     (
         ["--config=demo:tiny", "--workdir={}", "--config.distill.pixel_relation.nodes=('a',)"],
-        "distill.pixel_relation.nodes wants at least one number",
+        "distill.pixel_relation.nodes needs at least one number",
     ),
     ([RECIPE, "--workdir={}", "--process-id=1"], "--process-id belongs to --distributed"),
     ([RECIPE, "--workdir={}", "--coordinator=a:1"], "--coordinator belongs to --distributed"),

@@ -117,7 +117,7 @@ def test_the_paper_s_teachers_need_no_file(name, groups, width, dcn):
             [RECIPE, "--config.train.batch=1"],
             "error: the config has no key 'batch'; given: --config.train.batch=1",
         ),
-        ([RECIPE, "--config.train.steps=1e3"], "steps=1e3: wanted is a whole number"),
+        ([RECIPE, "--config.train.steps=1e3"], "steps=1e3: must be a whole number"),
         (
             ["--config=folder:student", "--config.teacher.checkpoint=x"],
             "error: --config.teacher.checkpoint: config.teacher is empty in this recipe",

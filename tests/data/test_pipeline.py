@@ -320,7 +320,7 @@ def test_settings_are_checked(changes, told):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("canvases", (800, 1344), r"canvases = \(800, 1344\): wanted .* pairs"),
+        ("canvases", (800, 1344), r"canvases = \(800, 1344\): expected .* pairs"),
         ("canvases", ((64, 96, 3),), "wanted .* pairs"),
         ("canvases", 64, "wanted .* pairs"),
         ("scale_jitter", 0.5, "scale_jitter = 0.5: two factors"),

@@ -122,7 +122,7 @@ def fake_relations(config, workdir, index) -> Relations:
 def training(monkeypatch) -> Training:
     stand_in = Training()
     monkeypatch.setattr(room, "train", stand_in)
-    monkeypatch.setattr(room, "draw_images", lambda *_: {})
+    monkeypatch.setattr(room, "draw_figures", lambda *_: {})
     monkeypatch.setattr(room, "see_relations", lambda *_: None)
     monkeypatch.setattr(room, "demo_page", lambda *_: "")
     monkeypatch.setattr(room, "_RESAMPLES", 20)
@@ -165,7 +165,7 @@ def test_another_teacher_in_the_same_folder_is_refused(training, tmp_path, made_
 
 
 def test_everything_is_left_behind(training, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "draw_images", figures.draw_images)
+    monkeypatch.setattr(room, "draw_figures", figures.draw_figures)
     monkeypatch.setattr(room, "see_relations", relations.see_relations)
     monkeypatch.setattr(room, "demo_page", figures.demo_page)
     monkeypatch.setattr(relations, "relations", fake_relations)
@@ -175,10 +175,10 @@ def test_everything_is_left_behind(training, tmp_path, monkeypatch):
     assert [run["steps"] for run in results["runs"]] == [30, 20, 20]
     assert results["teacher_minus_plain"]["difference"] > 0
     text = (tmp_path / "results.md").read_text()
-    for name in results["images"]:
+    for name in results["figures"]:
         assert (tmp_path / name).stat().st_size > 5000
         assert f"({name})" in text
-    assert set(results["images"]) == {
+    assert set(results["figures"]) == {
         "detections.png",
         "pixel_relation.png",
         "instance_relation.png",

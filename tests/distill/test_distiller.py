@@ -263,7 +263,7 @@ def test_unknown_keys_and_choices_are_named():
 def test_a_weight_in_the_place_of_a_terms_settings_is_refused():
     config = DistillConfig()
     object.__setattr__(config, "pixel_relation", 3.0)  # past the types that the tests check
-    with pytest.raises(UserError, match=r"pixel_relation = 3\.0: wants settings of PixelRel"):
+    with pytest.raises(UserError, match=r"pixel_relation = 3\.0: must be settings of PixelRel"):
         config.__post_init__()
 
 

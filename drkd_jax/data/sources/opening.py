@@ -70,7 +70,7 @@ def _open(spec: str, on_error: str, exif: str, depth: int) -> Source:
         name, _, where = rest.partition(":")
         split, _, data_dir = where.partition("@")
         if not name or not split:
-            raise UserError(f"data source '{spec}': wanted tfds:coco/2017:SPLIT[@DATA_DIR]")
+            raise UserError(f"data source '{spec}': expected tfds:coco/2017:SPLIT[@DATA_DIR]")
         if exif == "turned":
             raise UserError(
                 f"data source '{spec}': COCO's boxes refer to the pixels as stored; "
@@ -80,7 +80,7 @@ def _open(spec: str, on_error: str, exif: str, depth: int) -> Source:
         from drkd_jax.data.sources.tfds import TfdsSource
 
         return TfdsSource(name, split, data_dir or None)
-    raise UserError(f"unknown data source '{spec}': wanted {_FORMS}, or several joined by ' + '")
+    raise UserError(f"unknown data source '{spec}': expected {_FORMS}, or several joined by ' + '")
 
 
 def _open_shapes(spec: str, rest: str) -> ShapesSource:
@@ -90,7 +90,7 @@ def _open_shapes(spec: str, rest: str) -> ShapesSource:
         parts.pop()
     if len(parts) > 2 or not all(part.isdecimal() for part in parts) or int(parts[0]) < 1:
         raise UserError(
-            f"data source '{spec}': wanted shapes:N[:SEED[:easy]] with whole numbers, N at least 1"
+            f"data source '{spec}': expected shapes:N[:SEED[:easy]] in whole numbers, N at least 1"
         )
     return ShapesSource(*(int(part) for part in parts), easy=easy)
 
@@ -99,7 +99,7 @@ def _split_paths(spec: str, rest: str) -> tuple[str, str]:
     """Splits ``IMAGES_DIR:INSTANCES_JSON``; if paths contain colons, by which paths exist."""
     cuts = [i for i, letter in enumerate(rest) if letter == ":" and 0 < i < len(rest) - 1]
     if not cuts:
-        raise UserError(f"data source '{spec}': wanted coco:IMAGES_DIR:INSTANCES_JSON")
+        raise UserError(f"data source '{spec}': expected coco:IMAGES_DIR:INSTANCES_JSON")
     pairs = [(rest[:cut], rest[cut + 1 :]) for cut in cuts]
     for images_dir, instances in pairs:
         if Path(images_dir).is_dir() and Path(instances).is_file():

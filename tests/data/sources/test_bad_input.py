@@ -162,7 +162,7 @@ def test_files_that_are_refused(coco_folder, kind, capsys):
         ("coco:{root}/nowhere:{json}", "nowhere does not exist"),
         ("coco:{json}:{json}", "instances.json is a file; the form is coco:IMAGES_DIR"),
         ("coco:{json}:{images}", "instances.json is a file; the form is coco:IMAGES_DIR"),
-        ("coco:{images}", "wanted coco:IMAGES_DIR:INSTANCES_JSON"),
+        ("coco:{images}", "expected coco:IMAGES_DIR:INSTANCES_JSON"),
         ("voc:{images}", "unknown data source"),
         ("shapes:none", "with whole numbers"),
     ],
