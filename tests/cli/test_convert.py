@@ -188,7 +188,7 @@ def test_the_student_alone_as_orbax(workdir, tmp_path, capsys):
     for name, value in run.arrays.items():
         np.testing.assert_array_equal(export.arrays[name], value)
     assert main(call) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_what_a_network_reads_is_kept_and_can_be_set(tmp_path, capsys):
@@ -237,13 +237,15 @@ def test_the_file_that_is_read_is_not_written_over(tmp_path, capsys):
     save_file(theirs, file)
     link.symlink_to(file)
     before = file.read_bytes()
-    assert f"{file}: is the file that is read" in refused(capsys, "--from=mmdet", file, file)
-    assert "is the file that is read" in refused(capsys, "--to=mmdet", file, link)
+    assert f"{file}: would overwrite the file that is read" in refused(
+        capsys, "--from=mmdet", file, file
+    )
+    assert "would overwrite the file that is read" in refused(capsys, "--to=mmdet", file, link)
     out = tmp_path / "out.safetensors"
     said = refused(capsys, "--from=mmdet", f"--json={file}", file, out)
-    assert f"--json={file}: is the file that is read" in said
+    assert f"--json={file}: would overwrite the file that is read" in said
     assert main(["export", f"--weights={file}", "--to=safetensors", str(file)]) == 2
-    assert "is the file that is read" in capsys.readouterr().err
+    assert "would overwrite the file that is read" in capsys.readouterr().err
     assert file.read_bytes() == before
     assert main(["export", f"--weights={file}", "--to=safetensors", str(out)]) == 0
     printed = capsys.readouterr().out

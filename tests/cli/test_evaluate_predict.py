@@ -147,7 +147,7 @@ def test_classes_are_brought_together_by_name(workdir, loaded, capsys, tmp_path)
     assert command_line.main(call) == 0
     printed = capsys.readouterr().out
     assert "classes of --data=" in printed
-    assert "brought to those of the detector by name" in printed
+    assert "mapped to those of the detector by name" in printed
     found = json.loads((tmp_path / "detections.json").read_text())
     assert {row["category_id"] for row in found} <= {2**54, -3}
     assert {row["image_id"] for row in found} <= {2**53, 2**53 + 1}

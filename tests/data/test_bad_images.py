@@ -166,7 +166,7 @@ UNREADABLE: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     "0 bytes": (lambda f: (f.images / "a.jpg").write_bytes(b""), "is empty (0 bytes)"),
     "size in the json unlike the file": (
         lambda f: (f.images / "a.jpg").write_bytes(opencv(".png", IMAGE[:50])),
-        "the file is 80x50 pixels (width x height), its annotations say 80x60; mend",
+        "the file is 80x50 pixels (width x height), its annotations say 80x60; correct",
     ),
 }
 for name, (make, told) in OTHER_KINDS.items():
@@ -174,7 +174,7 @@ for name, (make, told) in OTHER_KINDS.items():
         lambda f, make=make: (f.images / "a.jpg").write_bytes(make()),
         told,
     )
-for kinds, told in ((TRUNCATED, "but is truncated or damaged"), (NO_IMAGE, "is no image of")):
+for kinds, told in ((TRUNCATED, "but is truncated or damaged"), (NO_IMAGE, "is not an image of")):
     for name, make in kinds.items():
         UNREADABLE[name] = (
             lambda f, make=make: (f.images / "a.jpg").write_bytes(make()),

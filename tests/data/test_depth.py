@@ -107,7 +107,7 @@ def test_a_jpeg_2000_says_its_bits(coco_folder):
     np.testing.assert_allclose(source.record(0).image[..., 0], values / 4095 * 255, atol=1)
     (finding,) = (each for each in find(source) if "16-bit" in each.text)
     assert not finding.grave
-    assert "is 4095 of 65535, they are read as 12 bits" in finding.text
+    assert "is 4095 of 65535, read as 12 bits" in finding.text
     (finding,) = (f for f in find(open_source(coco_folder.spec, depth=14)) if "16-bit" in f.text)
     assert "They come out dark: data.depth = 12" in finding.text
 

@@ -72,7 +72,7 @@ def test_boxes_that_fit_only_the_turned_image_are_counted(coco_folder):
     coco_folder.content["annotations"][0]["bbox"] = [5, 60, 20, 19]
     give(coco_folder, 6)
     (told,) = (text for text in check(coco_folder.spec).warnings if "EXIF" in text)
-    assert "; 1 of their boxes fit into the turned image only; if boxes lie beside" in told
+    assert "; 1 box fits into the turned image only; if boxes lie beside" in told
 
 
 def test_auto_turns_where_only_that_has_the_stated_size(coco_folder):

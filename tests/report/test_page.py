@@ -258,7 +258,7 @@ def test_the_command_writes_the_page(tmp_path, folders, capsys):
     ("arguments", "words"),
     [
         (["{}/plain", "--reference=best"], "--reference=best"),
-        (["{}/plain", "--relations=plain"], "no run with a distillation"),
+        (["{}/plain", "--relations=plain"], "is not a distilled run"),
         (["{}/drkd", "--relations=drkd"], "has no checkpoints"),
         (["{}/nowhere"], "nowhere: there is no such folder"),
         (["{}"], "is no work folder of train.py, name one that is; runs in it: drkd, plain"),

@@ -94,7 +94,7 @@ ENTRY_FAULTS: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     "height text": (image("height", "60"), "image id 7: height '60' is not a whole number"),
     "height fractional": (image("height", 60.5), "height 60.5 is not a whole number"),
     "width null": (image("width", None), "width None is not a whole number"),
-    "width of no image": (image("width", 2**63), "its size 9223372036854775808x60 is no image"),
+    "width of no image": (image("width", 2**63), "its size 9223372036854775808x60 is not an image"),
     "file name of half a letter": (image("file_name", "a\ud83d.jpg"), "is not the name of a file"),
     "category name of half a letter": (category("name", "\ud83d"), "name '\\ud83d' is not a text"),
     "file name empty": (image("file_name", " "), "file_name ' ' is not the name of a file"),
@@ -164,7 +164,7 @@ def test_files_that_are_refused(coco_folder, kind, capsys):
         ("coco:{json}:{images}", "instances.json is a file; the form is coco:IMAGES_DIR"),
         ("coco:{images}", "expected coco:IMAGES_DIR:INSTANCES_JSON"),
         ("voc:{images}", "unknown data source"),
-        ("shapes:none", "with whole numbers"),
+        ("shapes:none", "in whole numbers"),
     ],
 )
 def test_names_that_lead_nowhere(coco_folder, spec, told):

@@ -96,7 +96,7 @@ def test_two_files_for_one_name_are_no_guess(coco_folder):
 def test_one_file_under_two_entries_is_said(coco_folder, same):
     coco_folder.content["images"][3] |= {"file_name": same, "height": 60, "width": 80}
     coco_folder.write()
-    (told,) = [f for f in find(open_source(coco_folder.spec)) if "same file" in f.text]
+    (told,) = [f for f in find(open_source(coco_folder.spec)) if "listed as several" in f.text]
     assert told.grave
     assert told.text.startswith("1 file is listed as several images: ")
     assert told.text in check(coco_folder.spec).warnings

@@ -160,7 +160,7 @@ KINDS = [
     (b"%PDF-1.7 and so on", "a PDF"),
     (b"\x93NUMPY\x01\x00", "a single NumPy array"),
     (b"a" * 257 + b"ustar" + b"0" * 300, "a tar file"),
-    (b"\x00" * 300, "zeros only"),
+    (b"\x00" * 300, "only zeros"),
     (b"PK\x03\x04 and no more", "cut short or damaged"),
     (npz(), r"an archive of NumPy arrays \(.npz\)"),
     (zipped(), "an empty zip file"),
