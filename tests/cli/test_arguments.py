@@ -57,7 +57,7 @@ REFUSED = [
     ),
     ([RECIPE, "--workdir={}", "--config.data.val="], "config.data.val is empty: name a set"),
     ([RECIPE, "--workdir={}", "--steps=3"], "Unknown command line flag 'steps'"),
-    ([RECIPE, "--workdir={}", "more"], "what is more?"),
+    ([RECIPE, "--workdir={}", "more"], "unknown: more; every argument is"),
     ([RECIPE, "--workdir={}", "--config.data.train=folder:x"], "unknown data source"),
     ([RECIPE, "--workdir={}", "--config.data.canvases=96"], "canvases = (96,): expected (height,"),
     ([RECIPE, "--workdir={}", "--config.data.canvases=((96,),)"], "expected (height, width) pairs"),
@@ -143,7 +143,7 @@ def test_train_refuses_with_one_line_and_exit_code_2(refused, number):
         ([], "--config is missing; see drkd train --help"),
         (["--config=foldr", "--workdir={}"], "no recipe 'foldr'; there are demo, "),
         (["--config", "folder:tiny", "--workdir={}", "--config.train.momentun=1"], "momentun"),
-        (["--config=folder:tiny", "--workdir={}", "more"], "what is more?"),
+        (["--config=folder:tiny", "--workdir={}", "more"], "unknown: more; every argument is"),
     ],
 )
 def test_train_as_a_command_refuses_the_same_way(arguments, words, tmp_path):
@@ -160,7 +160,9 @@ def test_train_as_a_command_refuses_the_same_way(arguments, words, tmp_path):
 
 
 def test_so_does_a_process_from_its_start_on(tmp_path):
-    check_refusal(*run(RECIPE, f"--workdir={tmp_path / 'run'}", "more"), "what is more?")
+    check_refusal(
+        *run(RECIPE, f"--workdir={tmp_path / 'run'}", "more"), "unknown: more; every argument is"
+    )
     assert not (tmp_path / "run").exists()
 
 

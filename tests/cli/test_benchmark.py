@@ -110,7 +110,7 @@ def test_the_paper_s_teachers_need_no_file(name, groups, width, dcn):
     ("arguments", "words"),
     [
         ([], "--config is missing"),
-        ([RECIPE, "more"], "what is more?"),
+        ([RECIPE, "more"], "unknown: more; every argument is"),
         ([RECIPE, "--steps=0"], "steps"),
         ([RECIPE, "--nonsense=1"], "nonsense"),
         (
