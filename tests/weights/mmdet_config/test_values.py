@@ -18,7 +18,7 @@ ODD = [
     ("mmdet retinanet", "octave_base_scale=4", "octave_base_scale=1e999", "not a finite number"),
     ("mmdet retinanet", "[0.5, 1.0, 2.0]", "[float('nan'), 1, 2]", "ratios = (nan, 1, 2)"),
     ("mmdet retinanet", "scales_per_octave=3", "scales_per_octave=3.7", "not a whole number"),
-    ("mmdet retinanet", "start_level=1", "start_level=1.5", "start_level = 1.5 (no whole"),
+    ("mmdet retinanet", "start_level=1", "start_level=1.5", "start_level = 1.5 (not a whole"),
     ("mmdet retinanet", "num_classes=3", "num_classes='3'", "num_classes = '3' (no number)"),
     ("mmdet retinanet", "max_per_img=100", "max_per_img=99.5", "max_per_img = 99.5"),
     ("mmdet retinanet", "score_thr=0.05", "score_thr=float('nan')", "score_thr = nan"),
