@@ -14,7 +14,7 @@ The parts of a training in the order in which they run, to find the place for a 
     drkd_jax/training/setup.py    build_run: data, student, schedule and optimiser, then
                                   build_teaching: teacher and distiller, then the compiled step
     drkd_jax/training/loop.py     train: a batch, a step, a log line, a checkpoint, an evaluation
-    drkd_jax/step/train_step.py   loss_terms: where pictures become a loss: the student's features
+    drkd_jax/step/train_step.py   loss_terms: where images become a loss: the student's features
                                   and losses, the teacher's features, the distiller; then _update
     drkd_jax/distill/distiller.py both sides' maps and boxes become the terms, one file each
     drkd_jax/evaluation.py        detections become COCO's numbers

@@ -30,7 +30,7 @@ SPEC = FeatureSpec((CHANNELS,) * 2, STRIDES, ("lateral",) * 2)
 
 
 def draw(key: jax.Array, related: bool, boxes: int) -> tuple[Features, Features, Targets]:
-    """A batch of two pictures: noise maps and random boxes."""
+    """A batch of two images: noise maps and random boxes."""
     maps: tuple[list[jax.Array], list[jax.Array]] = ([], [])
     mixing = jax.random.normal(jax.random.key(99), (CHANNELS, CHANNELS)) / CHANNELS**0.5
     for i, stride in enumerate(STRIDES):

@@ -66,7 +66,7 @@ def make_batch(arguments: argparse.Namespace) -> Batch:
         boxes=np.concatenate([low, high], axis=-1).astype(np.float32),
         labels=np.zeros((B, G), np.int32),
         valid=np.ones((B, G), bool),
-        picture_valid=np.ones(B, bool),
+        image_valid=np.ones(B, bool),
         index=np.arange(B, dtype=np.int32),
         scale=np.ones((B, 2), np.float32),
     )

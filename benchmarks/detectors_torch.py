@@ -34,7 +34,7 @@ def build(name: str, canvas: tuple[int, int]) -> torch.nn.Module:
         if hasattr(module, "bn3"):
             module.bn3.weight.zero_()  # as in a new network of the other side
     make = {"faster_rcnn": FasterRCNN, "retinanet": RetinaNet}[name]
-    # With pictures as large as the canvas, its transform only normalises.
+    # With images as large as the canvas, its transform only normalises.
     return make(backbone, num_classes=91, min_size=min(canvas), max_size=max(canvas))
 
 
@@ -46,8 +46,8 @@ def main(source: str, sink: str) -> None:
     torch.backends.cudnn.benchmark = True
     height, width = settings["canvas"]
     random = np.random.default_rng(0)
-    pictures = random.uniform(0, 1, (settings["batch"], 3, height, width)).astype(np.float32)
-    images = torch.from_numpy(pictures).to(device)
+    noise = random.uniform(0, 1, (settings["batch"], 3, height, width)).astype(np.float32)
+    images = torch.from_numpy(noise).to(device)
     boxes = torch.tensor(settings["boxes"], device=device)
     labels = torch.ones(boxes.shape[:2], dtype=torch.int64, device=device)
     targets = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]

@@ -4,7 +4,7 @@
 
 Both include the student's forward, losses and gradient and the teacher's forward. Each term alone,
 all three, and all three in the official form are added in turn. The programs alternate in each
-round, so that a busy machine slows all of them. Batches have 2 pictures with 20 boxes each.
+round, so that a busy machine slows all of them. Batches have 2 images with 20 boxes each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from drkd_jax.types import Targets
 TERMS = ("pixel_relation", "instance_relation", "instance_feature")
 EXTRA = {"retinanet": "conv_c5", "faster_rcnn": "pool"}  # the possible students' extra level
 BOXES = 20
-PICTURES = 2
+IMAGES = 2
 
 
 def wanted(*terms: str, **more: Any) -> dict[str, Any]:
@@ -47,17 +47,17 @@ CASES: dict[str, dict[str, Any] | None] = {
 
 def draw(canvas: tuple[int, int]) -> tuple[jax.Array, Targets]:
     random = np.random.default_rng(0)
-    low = random.uniform(0, 0.6, (PICTURES, BOXES, 2))
+    low = random.uniform(0, 0.6, (IMAGES, BOXES, 2))
     high = low + random.uniform(0.05, 0.4, low.shape)
     boxes = np.concatenate([low, high], -1) * (canvas[1], canvas[0], canvas[1], canvas[0])
-    images = random.standard_normal((PICTURES, *canvas, 3)).astype(np.float32)
-    shape = PICTURES, BOXES
+    images = random.standard_normal((IMAGES, *canvas, 3)).astype(np.float32)
+    shape = IMAGES, BOXES
     return jnp.asarray(images), Targets(
-        jnp.tile(jnp.asarray([canvas], jnp.int32), (PICTURES, 1)),
+        jnp.tile(jnp.asarray([canvas], jnp.int32), (IMAGES, 1)),
         jnp.asarray(boxes, jnp.float32),
         jnp.asarray(random.integers(0, 80, shape), jnp.int32),
         jnp.ones(shape, bool),
-        jnp.ones(PICTURES, bool),
+        jnp.ones(IMAGES, bool),
     )
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     student, teacher = detector(arguments.student_depth, 0), detector(arguments.teacher_depth, 1)
     graph, params, rest = nnx.split(student, student.is_trained, ...)
     teacher_graph, teacher_state = nnx.split(teacher)
-    keys = jax.random.split(jax.random.key(0), PICTURES)
+    keys = jax.random.split(jax.random.key(0), IMAGES)
 
     def program(settings: dict[str, Any] | None) -> tuple[Any, tuple[Any, ...]]:
         held: tuple[Any, ...] = (None, {}, {})

@@ -1,8 +1,8 @@
 """COCO's 12 numbers by both evaluators, alternating: seconds, their ratio, and differences.
 
-    python benchmarks/evaluation.py [--pictures 5000] [--detections 45] [--repeat 2]
+    python benchmarks/evaluation.py [--images 5000] [--detections 45] [--repeat 2]
 
-Pictures have 7.3 boxes of 80 classes on average, as in COCO's validation set; 1 % are crowds. Seven
+Images have 7.3 boxes of 80 classes on average, as in COCO's validation set; 1 % are crowds. Seven
 tenths of the detections are near a box.
 """
 
@@ -23,11 +23,11 @@ CLASSES = 80
 BOXES = 7.3
 
 
-def make(pictures: int, detections: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def make(number: int, detections: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     rng = np.random.default_rng(0)
     annotations: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
-    for image_id in range(1, pictures + 1):
+    for image_id in range(1, number + 1):
         count = rng.poisson(BOXES)
         corners, sides = rng.uniform(0, 400, (count, 2)), np.exp(rng.uniform(0.7, 5.7, (count, 2)))
         boxes, labels = np.concatenate([corners, sides], axis=1), rng.integers(1, 81, count)
@@ -51,7 +51,7 @@ def make(pictures: int, detections: int) -> tuple[dict[str, Any], list[dict[str,
             entry = {"image_id": image_id, "category_id": label, "score": float(rng.random())}
             found.append({**entry, "bbox": box.tolist()})
     images = [
-        {"id": i + 1, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(pictures)
+        {"id": i + 1, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(number)
     ]
     categories = [{"id": i + 1, "name": f"class {i}"} for i in range(CLASSES)]
     return {"images": images, "annotations": annotations, "categories": categories}, found
@@ -59,15 +59,15 @@ def make(pictures: int, detections: int) -> tuple[dict[str, Any], list[dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--pictures", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=45, help="a picture")
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--detections", type=int, default=45, help="an image")
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--json", help="write the figures to this file as well")
     arguments = parser.parse_args()
-    truth, found = make(arguments.pictures, arguments.detections)
+    truth, found = make(arguments.images, arguments.detections)
     print(
         f"{platform.processor() or platform.machine()} ({os.cpu_count()} cores): "
-        f"{arguments.pictures} pictures, {len(truth['annotations'])} boxes, {len(found)} detections"
+        f"{arguments.images} images, {len(truth['annotations'])} boxes, {len(found)} detections"
     )
     seconds: dict[str, list[float]] = {name: [] for name in EVALUATORS}
     numbers = {}

@@ -1,8 +1,8 @@
-"""Milliseconds per picture on this CPU: our predictor, the StableHLO file, the ONNX file.
+"""Milliseconds per image on this CPU: our predictor, the StableHLO file, the ONNX file.
 
     python benchmarks/export.py [--detector faster_rcnn] [--canvas 320x480] [--rounds 10]
 
-A detector with random weights (ResNet-18, FPN of 64 channels, 80 classes), one picture per call.
+A detector with random weights (ResNet-18, FPN of 64 channels, 80 classes), one image per call.
 The three alternate, so that a busy machine slows all alike; prints medians and their ratios to
 ours. ONNX is left out if the extra `onnx` is not installed.
 """
@@ -87,7 +87,7 @@ def main() -> None:
     ours = statistics.median(times["ours"])
     for name, each in times.items():
         median = statistics.median(each)
-        print(f"{name:12s} {median:8.1f} ms a picture, {median / ours:.2f} of ours")
+        print(f"{name:12s} {median:8.1f} ms an image, {median / ours:.2f} of ours")
 
 
 if __name__ == "__main__":

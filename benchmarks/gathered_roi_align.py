@@ -1,6 +1,6 @@
 """RoIAlign by gathering single cells, the alternative to `ops.roi_align`.
 
-Letters: B pictures, P cells of all maps, R regions, S bins, C channels.
+Letters: B images, P cells of all maps, R regions, S bins, C channels.
 
 Fixed samples only. Every corner of every sample is one gather as large as the output. There are
 three backward passes: "autodiff" is JAX's own, one scatter-add per gather; "in place" adds all of

@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --out=FOLDER [--torch-python=PYTHON] [--recipe=NAME,...] [--tiny]
 
 Runs both of the paper's recipes, each plain and distilled, with random weights and noise for
-pictures, so nothing has to be downloaded. First the PyTorch side runs (channels last, bfloat16 by
+images, so nothing has to be downloaded. First the PyTorch side runs (channels last, bfloat16 by
 autocast, cuDNN's search) while ours builds; then our cases one after the other, each in its own
 process with exclusive use of the GPU: median step, consecutive steps, memory, and a profile with
 the kernels summed by part of the program, next to the counts of `h100_count.py`. FOLDER contains
@@ -136,12 +136,12 @@ def _torch(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     return json.loads(sink.read_text()) if sink.is_file() else {}
 
 
-def _boxes(pictures: int, canvas: tuple[int, int]) -> list[list[list[float]]]:
-    """Eight boxes per picture, as many as on our side."""
+def _boxes(images: int, canvas: tuple[int, int]) -> list[list[list[float]]]:
+    """Eight boxes per image, as many as on our side."""
     import numpy as np
 
     random, (height, width) = np.random.default_rng(0), canvas
-    low = random.uniform(0, 0.5, (pictures, 8, 2))
+    low = random.uniform(0, 0.5, (images, 8, 2))
     high = low + random.uniform(0.05, 0.5, low.shape)
     boxes: list[list[list[float]]] = (
         np.concatenate([low, high], -1) * (width, height, width, height)

@@ -6,7 +6,7 @@ XLA compiles the product's own jitted step for an H100 that is only described. T
 the optimised program: kernels, TFLOP of products, GB read and written, ms by part of the program,
 buffers, and traffic between GPUs. They are counts, not measurements: bytes, kernels, buffers and
 collectives are XLA's own; milliseconds are a lower bound by assumed rates, which are shown. No
-pictures are read and no weights are made. Needs JAX's CUDA 13 plugin (no GPU, no driver); a message
+images are read and no weights are made. Needs JAX's CUDA 13 plugin (no GPU, no driver); a message
 says if it is missing. A compilation takes minutes on one CPU core. ``--read FILE...`` counts
 programs that ``--hlo`` wrote before, and needs only this checkout. Exit code 0: all were counted;
 1: some did not compile; 2: a fault in the flags.
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--devices", type=_numbers, default=(1, 8), metavar="1,8", help="GPUs of a host"
     )
-    parser.add_argument("--batch", type=int, default=8, help="pictures a GPU (default: 8)")
+    parser.add_argument("--batch", type=int, default=8, help="images a GPU (default: 8)")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="keep the programs there")

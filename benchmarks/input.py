@@ -1,4 +1,4 @@
-"""Speed of the input path: pictures per second and core by stage, and a PyTorch DataLoader's.
+"""Speed of the input path: images per second and core by stage, and a PyTorch DataLoader's.
 
     python benchmarks/input.py --coco IMAGES_DIR:INSTANCES_JSON [--torch-python PYTHON]
 
@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from drkd_jax.data.decode import decode_picture
+from drkd_jax.data.decode import decode_image
 from drkd_jax.data.pipeline import PipelineConfig, train_loader
 from drkd_jax.data.plan import padding_share, steps_per_epoch
 from drkd_jax.data.sources import open_source
@@ -33,13 +33,13 @@ from drkd_jax.data.transforms import fit
 
 
 def stages(source: CocoSource, config: PipelineConfig, count: int, repeat: int) -> dict[str, float]:
-    """Pictures per second of one thread: each stage alone, and whole batches of these pictures."""
+    """Images per second of one thread: each stage alone, and whole batches of these images."""
     loader = train_loader(source, dataclasses.replace(config, num_threads=0))
     found = [next(loader).index for _ in range(count)]
     indices = [int(i) for i in np.concatenate(found) if i >= 0]
     paths = [source.images_dir / source.table.names[i] for i in indices]
     files = [path.read_bytes() for path in paths]
-    images = [decode_picture(data, "") for data in files]
+    images = [decode_image(data, "") for data in files]
     places = [
         fit(*image.shape[:2], config.shorter, config.longer, config.canvases) for image in images
     ]
@@ -69,7 +69,7 @@ def stages(source: CocoSource, config: PipelineConfig, count: int, repeat: int) 
     sizes = [size[::-1] for _, size in places]
     work: dict[str, Callable[[], None]] = {
         "read": each(Path.read_bytes, paths),
-        "decode": each(lambda data: decode_picture(data, ""), files),
+        "decode": each(lambda data: decode_image(data, ""), files),
         "resize": each(
             lambda image, size: cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
             images,
@@ -95,10 +95,10 @@ def stages(source: CocoSource, config: PipelineConfig, count: int, repeat: int) 
 def rate(loader: Any, count: int, skip: int = 0) -> float:
     for _ in range(skip):
         next(loader)
-    before, pictures = time.perf_counter(), 0
+    before, images = time.perf_counter(), 0
     for _ in range(count):
-        pictures += int(next(loader).picture_valid.sum())
-    return pictures / (time.perf_counter() - before)
+        images += int(next(loader).image_valid.sum())
+    return images / (time.perf_counter() - before)
 
 
 def plan(source: CocoSource, config: PipelineConfig) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def plan(source: CocoSource, config: PipelineConfig) -> dict[str, Any]:
     for _ in range(steps_per_epoch(source, config)):
         batch = next(loader)
         batches.append([])
-        for row in np.flatnonzero(batch.picture_valid):
+        for row in np.flatnonzero(batch.image_valid):
             index = int(batch.index[row])
             boxes, labels, crowd = source.table.boxes(index)
             entry = {
@@ -181,7 +181,7 @@ def compare(source: CocoSource, config: PipelineConfig, torch: Torch, full: int,
         for _ in range(repeat):
             ours.append(rate(loader, count, skip))
             answer = torch.ask(count=full, skip=skip)
-            theirs.append(answer["pictures"] / answer["seconds"])
+            theirs.append(answer["images"] / answer["seconds"])
         loader.close()
         yield name, cores if workers else 1, max(ours), max(theirs)
 
@@ -212,12 +212,12 @@ def main() -> None:
     assert isinstance(source, CocoSource)
     print(
         f"{platform.processor() or platform.machine()} ({len(os.sched_getaffinity(0))} cores), "
-        f"OpenCV {cv2.__version__}: {len(source)} pictures, canvases {arguments.canvases}, "
+        f"OpenCV {cv2.__version__}: {len(source)} images, canvases {arguments.canvases}, "
         f"{padding_share(source, config):.1%} padding, batches of {config.batch_size}"
     )
     count = min(arguments.count, steps_per_epoch(source, config))
     result: dict[str, Any] = {"stages": stages(source, config, count, arguments.repeat)}
-    print("stage    pictures a second a core")
+    print("stage    images a second a core")
     for name, value in result["stages"].items():
         print(f"{name:8s} {value:10.1f}")
     if arguments.torch_python:
@@ -229,7 +229,7 @@ def main() -> None:
             torch = Torch(arguments.torch_python, file.name)
             same_work(source, config, torch, planned, full)
             print(
-                f"loader, pictures a second a core (ours | torch {torch.versions['torch']})\n"
+                f"loader, images a second a core (ours | torch {torch.versions['torch']})\n"
                 f"{'':26s} {'ours':>8s} {'torch':>8s} {'ratio':>6s}"
             )
             result["loaders"] = []

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 cv2.setNumThreads(1)
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Reads, decodes, resizes and pads, like drkd_jax.data.pipeline for a row of a batch."""
 
     def __init__(self, plan):
@@ -67,7 +67,7 @@ class Endless:
 def stream(plan, workers, prefetch):
     more = {"prefetch_factor": prefetch} if workers else {}
     loader = DataLoader(
-        Pictures(plan), batch_sampler=Endless(plan["batches"]), num_workers=workers, **more
+        Images(plan), batch_sampler=Endless(plan["batches"]), num_workers=workers, **more
     )
     return iter(loader)
 
@@ -83,15 +83,15 @@ def main():
             batches = stream(plan, command["workers"], command["prefetch"])
         for _ in range(command["skip"]):
             next(batches)
-        pictures = total = 0
+        images = total = 0
         before = time.perf_counter()
         for _ in range(command["count"]):
             batch = next(batches)
-            pictures += len(batch["images"])
+            images += len(batch["images"])
             if command["sum"]:
                 total += int(batch["images"].sum(dtype=torch.int64))
         seconds = time.perf_counter() - before
-        print(json.dumps({"seconds": seconds, "pictures": pictures, "sum": total}), flush=True)
+        print(json.dumps({"seconds": seconds, "images": images, "sum": total}), flush=True)
 
 
 if __name__ == "__main__":

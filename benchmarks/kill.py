@@ -269,7 +269,7 @@ def compare(folder: Path, whole: Path) -> list[str]:
     mine, theirs = (json.loads((place / DIGESTS).read_text()) for place in (folder, whole))
     wrong = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
     lines, others = (read_metrics(place / METRICS_FILE) for place in (folder, whole))
-    timed = ("pictures_per_second", "data_wait", "loader_rate")
+    timed = ("images_per_second", "data_wait", "loader_rate")
     for line in (*lines, *others):
         for name in timed:
             line.pop(name, None)

@@ -49,7 +49,7 @@ def main(inputs: str, outputs: str) -> None:
         groups = tensor(f"{case}_groups").long()
 
         def suppress(boxes=boxes, scores=scores, groups=groups, threshold=threshold):
-            # One picture after the other, as in its detectors.
+            # One image after the other, as in its detectors.
             return [batched_nms(*one, threshold) for one in zip(boxes, scores, groups, strict=True)]
 
         kept = measure(case, suppress)

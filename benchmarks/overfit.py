@@ -1,10 +1,10 @@
-"""Overfits eight real pictures from scratch, and reports whether AP50 reached 0.95.
+"""Overfits eight real images from scratch, and reports whether AP50 reached 0.95.
 
 python benchmarks/overfit.py --coco=DIR --detector=retinanet --workdir=runs/overfit
 
-DIR contains ``images/`` and ``instances_train.json`` of COCO pictures with the ids below, all
+DIR contains ``images/`` and ``instances_train.json`` of COCO images with the ids below, all
 landscape, with box sides of at least 9 pixels after the resize to 192 x 256. Without --coco, eight
-drawn pictures are used instead.
+drawn images are used instead.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def only(ids: tuple[int, ...], instances: Path) -> dict:
-    """The content of an instances file, only for some pictures."""
+    """The content of an instances file, only for some images."""
     full = json.loads(instances.read_text())
     return {
         "images": [image for image in full["images"] if image["id"] in ids],

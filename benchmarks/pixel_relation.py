@@ -94,7 +94,7 @@ def measure(level: str, arguments: argparse.Namespace) -> dict[str, Any]:
     random = np.random.default_rng(0)
     s, t = (random.standard_normal(shape, np.float32) for _ in range(2))
     mask = np.ones(shape[:3], bool)
-    mask[:, :, int(0.9 * shape[2]) :] = False  # a picture seldom fills its canvas
+    mask[:, :, int(0.9 * shape[2]) :] = False  # an image seldom fills its canvas
     s, t = (jnp.asarray(x).astype(arguments.dtype) for x in (s, t))
     row: dict[str, Any] = {"level": level, "pixels": shape[1] * shape[2]}
     answers: dict[str, Any] = {}

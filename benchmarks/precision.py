@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py --workdir=runs/precision --out=docs/precision.png --seeds=5
 
-A small distilled RetinaNet overfits a dozen drawn pictures; with the same seed, both start from the
-same weights and see the pictures in the same order. Master weights, losses and sums are float32 in
+A small distilled RetinaNet overfits a dozen drawn images; with the same seed, both start from the
+same weights and see the images in the same order. Master weights, losses and sums are float32 in
 both. A third arm measures how much runs of one seed differ by chance: float32 again, with a
 learning rate larger by a millionth. Existing runs are not repeated.
 """
@@ -67,7 +67,7 @@ def recipe(arm: str, steps: int, seed: int) -> dict:
     config.seed = seed
     config.data.update(
         train="shapes:12",
-        val="shapes:12",  # the same pictures: 200 steps are too few for unseen ones
+        val="shapes:12",  # the same images: 200 steps are too few for unseen ones
         canvases=((128, 128),),
         shorter=128,
         longer=128,

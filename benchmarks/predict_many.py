@@ -1,9 +1,9 @@
-"""`predict` on many small pictures: CPU seconds per thousand pictures, from first to last.
+"""`predict` on many small images: CPU seconds per thousand images, from first to last.
 
-    python benchmarks/predict_many.py [--pictures 20000] [--boxes 20] [--bookkeeping]
+    python benchmarks/predict_many.py [--images 20000] [--boxes 20] [--bookkeeping]
 
-A detector with random weights finds the same number of boxes on each picture, all written to
-`detections.json`. Bookkeeping that grew with the earlier pictures would show in the last thousands.
+A detector with random weights finds the same number of boxes on each image, all written to
+`detections.json`. Bookkeeping that grew with the earlier images would show in the last thousands.
 With --bookkeeping, fixed boxes and one-pixel drawings replace the detector and the drawing.
 """
 
@@ -31,7 +31,7 @@ from drkd_jax.types import Batch, Detections
 from drkd_jax.weights.ours import About, write_ours
 
 SIDE = 64  # pixels
-STEP = 1000  # pictures between two time readings
+STEP = 1000  # images between two time readings
 
 
 class Clock(io.TextIOBase):
@@ -94,8 +94,8 @@ def leave_out_the_rest(boxes: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--pictures", type=int, default=20000)
-    parser.add_argument("--boxes", type=int, default=20, help="a picture")
+    parser.add_argument("--images", type=int, default=20000)
+    parser.add_argument("--boxes", type=int, default=20, help="an image")
     parser.add_argument("--bookkeeping", action="store_true", help="neither detect nor draw")
     arguments = parser.parse_args()
     if arguments.bookkeeping:
@@ -105,7 +105,7 @@ def main() -> None:
         images, out = Path(folder, "images"), Path(folder, "out")
         images.mkdir()
         write_detector(Path(folder, "detector.safetensors"), arguments.boxes)
-        for i in range(arguments.pictures):
+        for i in range(arguments.images):
             noise = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
             image = cv2.resize(noise, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
             cv2.imwrite(str(images / f"{i:06d}.jpg"), image)
@@ -117,11 +117,9 @@ def main() -> None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         found = json.loads((out / "detections.json").read_text())
     for number, (before, after) in enumerate(zip(clock.seconds, clock.seconds[1:], strict=False)):
-        print(
-            f"pictures {number * STEP + 1:6d} to {(number + 1) * STEP:6d}: {after - before:6.2f} s"
-        )
+        print(f"images {number * STEP + 1:6d} to {(number + 1) * STEP:6d}: {after - before:6.2f} s")
     print(
-        f"{len(found['images'])} pictures, {len(found['annotations'])} boxes: "
+        f"{len(found['images'])} images, {len(found['annotations'])} boxes: "
         f"{clock.seconds[-1] - clock.seconds[0]:.0f} s of CPU time with building and compiling, "
         f"{clock.wall[-1] - clock.wall[0]:.0f} s on the clock, at most {memory:.0f} MiB"
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/small_step.py [--against OTHER_TREE] [--cores 1] [--json FILE]
 
-The models, sizes and batch of configs/folder.py on drawn pictures: both detectors, plain and
+The models, sizes and batch of configs/folder.py on drawn images: both detectors, plain and
 distilled by a teacher with random weights. Seconds are CPU time of the whole process, which other
 work on the machine changes little; each tree runs in its own interpreter, and both alternate. A
 ratio is the other tree's time over this one's: above 1, this one is faster. The first step's loss

@@ -1,10 +1,10 @@
-"""Lets a teacher label the pictures of a set that a student has no labels for.
+"""Lets a teacher label the images of a set that a student has no labels for.
 
     python benchmarks/teacher_labels.py --teacher=runs/gain/teachers/deeppcb/faster_rcnn \
         --labelled=runs/gain/deeppcb_few_labels/labels/deeppcb-84.json \
         --all=DIR/deeppcb/instances_train.json --images=DIR/deeppcb/images --out=runs/teacher_labels
 
-calls `predict --keep=SCORE --root=IMAGES --no-drawings` on every picture of ``--all`` that is not
+calls `predict --keep=SCORE --root=IMAGES --no-drawings` on every image of ``--all`` that is not
 in ``--labelled``, and prints how many of its boxes are right: of the true class and with an overlap
 of at least a half, each true box once. `benchmarks/gain/deeppcb_teacher_labels.toml` trains
 students on both files.
@@ -42,17 +42,17 @@ def main() -> None:
     counts = compare(truth, _read(given.out / "detections.json"))
     (given.out / "counts.json").write_text(json.dumps(counts, indent=2) + "\n")
     print(
-        f"{counts['pictures']} pictures: {counts['labels']} boxes of the teacher, "
+        f"{counts['images']} images: {counts['labels']} boxes of the teacher, "
         f"{counts['right']} of them right; {counts['truths']} true boxes"
     )
 
 
 def compare(truth: dict[str, Any], found: dict[str, Any]) -> dict[str, int]:
-    """Counts of pictures and of found, true and correctly found boxes.
+    """Counts of images and of found, true and correctly found boxes.
 
     Args:
-        truth: COCO's instances dict of these pictures, and possibly others.
-        found: the instances dict of `predict`, with the same picture names.
+        truth: COCO's instances dict of these images, and possibly others.
+        found: the instances dict of `predict`, with the same image names.
     """
     true_boxes, class_of = (
         defaultdict(list),
@@ -76,7 +76,7 @@ def compare(truth: dict[str, Any], found: dict[str, Any]) -> dict[str, int]:
     seen = set(files.values())
     truths = sum(len(boxes) for (name, _), boxes in true_boxes.items() if name in seen)
     return {
-        "pictures": len(files),
+        "images": len(files),
         "labels": len(found["annotations"]),
         "truths": truths,
         "right": right,

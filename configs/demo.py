@@ -1,7 +1,7 @@
-"""The demo's three runs on drawn pictures: ``teacher:DETECTOR``, ``student:...``, ``drkd:...``.
+"""The demo's three runs on drawn images: ``teacher:DETECTOR``, ``student:...``, ``drkd:...``.
 
 Small enough for a laptop: see ``python -m drkd_jax demo``. ``student`` and ``drkd`` train the same
-student with the same seed, the same number of steps and the same few labelled pictures; the teacher
+student with the same seed, the same number of steps and the same few labelled images; the teacher
 is trained on many.
 """
 
@@ -14,7 +14,7 @@ from drkd_jax.recipes import common
 SIDE = 128  # pixels
 VAL = "shapes:400:1:easy"
 TEACHER_TRAIN = "shapes:3000:0:easy"
-STUDENT_TRAIN = "shapes:256:0:easy"  # few labels; the first of the teacher's pictures
+STUDENT_TRAIN = "shapes:256:0:easy"  # few labels; the first of the teacher's images
 TEACHER_STEPS = 1600
 STUDENT_STEPS = {"retinanet": 900, "faster_rcnn": 720}
 # name: width of the backbone, channels of the pyramid

@@ -7,7 +7,7 @@ Needs: torchvision's ImageNet weights ``weights/resnet50-0676ba61.pth``, or
 ``--config.student.init=torchvision:resnet50``, which fetches them; COCO 2017 prepared for TFDS
 (docs/data.md).
 Command: python train.py --config=configs/faster_rcnn_r50_fpn_2x_coco.py --workdir=runs/faster_rcnn
-Cost: 24 epochs of 117 k pictures at 800 x 1333, 176 k steps of 16 pictures.
+Cost: 24 epochs of 117 k images at 800 x 1333, 176 k steps of 16 images.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Your own data in COCO form, trained from scratch: ``teacher``, ``student`` or ``drkd``.
 
-Pictures and models are small, so that it also trains on a CPU; raise ``shorter``, ``longer``,
+Images and models are small, so that it also trains on a CPU; raise ``shorter``, ``longer``,
 ``canvases``, the widths and ``steps`` for more. ``drkd`` is ``student`` with a teacher: give its
 work folder in ``teacher.checkpoint``. A second colon selects the detector: ``drkd:faster_rcnn``;
 the default is RetinaNet.

@@ -1,7 +1,7 @@
-"""Overfits eight pictures from scratch, to check that a detector learns at all.
+"""Overfits eight images from scratch, to check that a detector learns at all.
 
 ``--config=configs/overfit.py:retinanet`` or ``:faster_rcnn``; ``benchmarks/overfit.py`` runs it on
-eight real pictures and draws the curve.
+eight real images and draws the curve.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def get_config(name: str | None = None) -> ConfigDict:
     config = common.base()
     config.data.update(
         train="shapes:8",
-        val="shapes:8",  # the same pictures: generalisation does not matter here
+        val="shapes:8",  # the same images: generalisation does not matter here
         canvases=((192, 256), (256, 192)),
         shorter=192,
         longer=256,

@@ -9,7 +9,7 @@ Needs: torchvision's ``weights/resnet50-0676ba61.pth``, mmdetection's
 --config.teacher.checkpoint=mmdet:retinanet_x101_64x4d_fpn_1x_coco``, which fetch them; COCO 2017
 prepared for TFDS (docs/data.md).
 Command: python train.py --config=configs/retinanet_r50_fpn_2x_coco_drkd.py --workdir=runs/drkd
-Cost: 24 epochs of 117 k pictures at 800 x 1333, 176 k steps of 16 pictures, each with an additional
+Cost: 24 epochs of 117 k images at 800 x 1333, 176 k steps of 16 images, each with an additional
 forward pass of the teacher.
 """
 

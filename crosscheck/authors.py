@@ -1,6 +1,6 @@
 """The baseline distillers against their authors' own code: cases of `crosscheck --official`.
 
-The other side is crosscheck/reference/authors.py. Pictures fill their canvas and the teacher's maps
+The other side is crosscheck/reference/authors.py. Images fill their canvas and the teacher's maps
 are not standardised, since only our code handles padding and the teacher's scale.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from crosscheck import ours
 from crosscheck.case import Case, Maker, maps
 from crosscheck.crosskd import crosskd, crosskd_case
-from crosscheck.map_terms import CONFIGS, make_distiller, map_term, picture_keys
+from crosscheck.map_terms import CONFIGS, image_keys, make_distiller, map_term
 from drkd_jax.distill.baselines.mgd import kept_pixels
 
 CROSSKD = "jbwang1997/CrossKD"
@@ -28,23 +28,23 @@ MAP_TERMS: dict[str, tuple[str, ...]] = {
     CROSSKD: ("pkd",),
 }
 # Powers of two, since the authors of FGD divide boxes by the canvas and we by the stride.
-CANVAS, STRIDES, PICTURES = (64, 128), (8, 16), 3
+CANVAS, STRIDES, IMAGES = (64, 128), (8, 16), 3
 # Within a cell, from cell border to cell border, up to the canvas' last corner, the whole canvas.
 BOXES = ((3.5, 6.1, 5.9, 7.7), (16, 8, 48, 32), (90.3, 20.7, 128, 64), (0, 0, 128, 64))
 
 
 def _targets(make: Maker) -> dict[str, Any]:
-    """A picture with random boxes, one with `BOXES`, and one without boxes."""
-    boxes = make.boxes(CANVAS, PICTURES, len(BOXES))
+    """An image with random boxes, one with `BOXES`, and one without boxes."""
+    boxes = make.boxes(CANVAS, IMAGES, len(BOXES))
     boxes[1] = BOXES
-    valid = np.ones((PICTURES, len(BOXES)), bool)
+    valid = np.ones((IMAGES, len(BOXES)), bool)
     valid[0, 1] = False
     valid[2] = False
     return {
-        "sizes": np.tile(np.asarray(CANVAS, np.int32), (PICTURES, 1)),
+        "sizes": np.tile(np.asarray(CANVAS, np.int32), (IMAGES, 1)),
         "boxes": boxes,
         "valid": valid,
-        "picture_valid": np.ones(PICTURES, bool),
+        "image_valid": np.ones(IMAGES, bool),
     }
 
 
@@ -58,13 +58,13 @@ def _map_term(make: Maker, repository: str, term: str, channels: tuple[int, int]
         "config": CONFIGS[term],
     }
     c = _targets(make)
-    c["positions"] = np.arange(PICTURES, dtype=np.int32)
-    x = maps(make, CANVAS, STRIDES, PICTURES, *channels)
+    c["positions"] = np.arange(IMAGES, dtype=np.int32)
+    x = maps(make, CANVAS, STRIDES, IMAGES, *channels)
     for i in range(len(STRIDES)):
         c[f"bias{i}"] = make.normal(channels[1])  # for biases that cancel out
         if term == "mgd":
             shape, masked = x[f"t{i}"].shape[1:3], CONFIGS[term]["masked"]
-            c[f"kept{i}"] = np.asarray(kept_pixels(picture_keys(c["positions"]), i, shape, masked))
+            c[f"kept{i}"] = np.asarray(kept_pixels(image_keys(c["positions"]), i, shape, masked))
     p = make.parameters(partial(make_distiller, settings, channels, make.dtype))
     w = {term: np.ones((), make.dtype)}
     name = f"{term} of {repository}, {channels[0]} to {channels[1]} channels"

@@ -1,6 +1,6 @@
 """A case of the cross-check, and the random numbers it consists of.
 
-Letters: B pictures, h w a map, C channels, G boxes of a picture.
+Letters: B images, h w a map, C channels, G boxes of an image.
 """
 
 from __future__ import annotations
@@ -78,27 +78,27 @@ class Maker:
         return Case(f"{name} {self.dtype}", component, settings, arrays, *tolerances)
 
 
-def targets(make: Maker, canvas: tuple[int, int], pictures: int, boxes: int) -> dict[str, Any]:
-    """Sizes and boxes of a batch; its very first box and a few of the last picture are invalid."""
-    valid = np.ones((pictures, boxes), bool)
+def targets(make: Maker, canvas: tuple[int, int], images: int, boxes: int) -> dict[str, Any]:
+    """Sizes and boxes of a batch; its very first box and a few of the last image are invalid."""
+    valid = np.ones((images, boxes), bool)
     valid[-1, 2:] = False
     valid[0, 0] = False
-    sizes = np.tile(np.asarray(canvas, np.int32), (pictures, 1))
+    sizes = np.tile(np.asarray(canvas, np.int32), (images, 1))
     sizes[-1] = canvas[0] * 3 // 4, canvas[1] - 13
     return {
         "sizes": sizes,
-        "boxes": make.boxes(canvas, pictures, boxes),
+        "boxes": make.boxes(canvas, images, boxes),
         "valid": valid,
-        "picture_valid": np.ones(pictures, bool),
+        "image_valid": np.ones(images, bool),
     }
 
 
 def maps(
-    make: Maker, canvas: tuple[int, int], strides: tuple[int, ...], pictures: int, s: int, t: int
+    make: Maker, canvas: tuple[int, int], strides: tuple[int, ...], images: int, s: int, t: int
 ) -> dict[str, np.ndarray]:
     """Maps "s0", "t0" and so on of both sides, with s and t channels."""
     return {
-        f"{side}{i}": make.normal(pictures, -(-canvas[0] // k), -(-canvas[1] // k), channels)
+        f"{side}{i}": make.normal(images, -(-canvas[0] // k), -(-canvas[1] // k), channels)
         for i, k in enumerate(strides)
         for side, channels in (("s", s), ("t", t))
     }

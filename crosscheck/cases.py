@@ -1,6 +1,6 @@
 """The cases that `crosscheck` compares: their settings and numbers.
 
-Letters: B pictures, h w a map, C channels, G boxes of a picture, D numbers of a region.
+Letters: B images, h w a map, C channels, G boxes of an image, D numbers of a region.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _instances(form: str) -> dict[str, Any]:
 
 
 def _term_cases(make: Maker) -> Iterator[Case]:
-    canvas, pictures = (128, 192), 4
+    canvas, images = (128, 192), 4
     for form in ("paper", "official"):
         for names, arithmetic, compare in (
             (("pixel_relation",), "plain", "values"),
@@ -134,7 +134,7 @@ def _term_cases(make: Maker) -> Iterator[Case]:
                 "normalize": form == "paper",
                 "arithmetic": arithmetic,
                 **_instances(form),
-                "groups": 1 if form == "paper" else pictures // 2,
+                "groups": 1 if form == "paper" else images // 2,
             }
             build = partial(ours.make_distiller, settings, (8, 12), make.dtype)
             how = f", {compare}, {arithmetic} arithmetic" if "pixel_relation" in names else ""
@@ -143,9 +143,9 @@ def _term_cases(make: Maker) -> Iterator[Case]:
                 "terms",
                 settings,
                 {
-                    "x": maps(make, canvas, strides, pictures, 8, 12),
+                    "x": maps(make, canvas, strides, images, 8, 12),
                     "p": make.parameters(build),
-                    "c": targets(make, canvas, pictures, 4),
+                    "c": targets(make, canvas, images, 4),
                     "w": {name: np.ones((), make.dtype) for name in names},
                 },
             )
@@ -155,7 +155,7 @@ def _large_cases(make: Maker) -> Iterator[Case]:
     """A map of full size; PyTorch answers in float64, as its float32 sums are inexact there."""
     if make.dtype == "float64":
         return
-    canvas, pictures, strides = (800, 1344), 1, (4,)
+    canvas, images, strides = (800, 1344), 1, (4,)
     for form, compare, arithmetic in (
         ("paper", "values", "gram"),
         ("paper", "correlation", "gram"),
@@ -174,14 +174,14 @@ def _large_cases(make: Maker) -> Iterator[Case]:
             "reference": "float64",
         }
         build = partial(ours.make_distiller, settings, (8, 12), make.dtype)
-        c = targets(make, canvas, pictures, 3)
+        c = targets(make, canvas, images, 3)
         c["sizes"] = np.asarray([[750, 1333]], np.int32)
         yield make.case(
             f"pixel relation, {form} form, {compare}, 200x336 map,",
             "terms",
             settings,
             {
-                "x": maps(make, canvas, strides, pictures, 8, 12),
+                "x": maps(make, canvas, strides, images, 8, 12),
                 "p": make.parameters(build),
                 "c": c,
                 "w": {"pixel_relation": np.ones((), make.dtype)},
@@ -233,7 +233,7 @@ def _detection_cases(make: Maker) -> Iterator[Case]:
 
 
 def _step_cases(make: Maker) -> Iterator[Case]:
-    canvas, pictures, steps = (32, 48), 2, 5
+    canvas, images, steps = (32, 48), 2, 5
     for form in ("paper", "official"):
         settings = {
             "form": form,
@@ -264,12 +264,12 @@ def _step_cases(make: Maker) -> Iterator[Case]:
             p[f"student.conv{i}.kernel"] = make.normal(3, 3, inputs, 4, scale=scale)
             p[f"student.conv{i}.bias"] = make.normal(4, scale=0.1)
         p["student.head"] = make.normal(4, 5, scale=0.3)
-        drawn = maps(make, canvas, (4, 8), steps * pictures, *channels)
-        c = targets(make, canvas, pictures, 6)  # enough for a choice in a row without i = j
+        drawn = maps(make, canvas, (4, 8), steps * images, *channels)
+        c = targets(make, canvas, images, 6)  # enough for a choice in a row without i = j
         for name in ("t0", "t1"):
-            c[name] = drawn[name].reshape(steps, pictures, *drawn[name].shape[1:])
-        c["images"] = make.normal(steps, pictures, *canvas, 3)
-        c["positive"] = make.random.uniform(size=(pictures, 8, 12, 5)) < 0.1
+            c[name] = drawn[name].reshape(steps, images, *drawn[name].shape[1:])
+        c["images"] = make.normal(steps, images, *canvas, 3)
+        c["positive"] = make.random.uniform(size=(images, 8, 12, 5)) < 0.1
         yield make.case(
             f"{steps} optimiser steps, {form} form",
             "optimiser_steps",

@@ -1,6 +1,6 @@
 """CrossKD (drkd_jax/distill/baselines/crosskd.py): its cases, and our answers.
 
-Letters: B pictures, h w a map, C channels, A anchors per pixel, K classes.
+Letters: B images, h w a map, C channels, A anchors per pixel, K classes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def crosskd(
     channels = student[0][0].shape[-1], teacher[0][0].shape[-1]
     dtype = student[0][0].dtype
     module = ours.build(partial(make_distiller, settings, channels, dtype), p)
-    given = (c[name] for name in ("boxes", "valid", "sizes", "picture_valid"))
+    given = (c[name] for name in ("boxes", "valid", "sizes", "image_valid"))
     pyramids = [tuple(pair[0] for pair in side) for side in (student, teacher)]
     head = partial(rest_of_head, c)
     return module(*pyramids, *given, responses=Responses(student, teacher, head)).losses
@@ -76,7 +76,7 @@ def crosskd_case(
         channels: channels of the student's and the teacher's head.
         c: the targets; the head's layers are added to it.
     """
-    pictures, strides = len(c["sizes"]), (8, 16)
+    images, strides = len(c["sizes"]), (8, 16)
     settings: dict[str, Any] = {
         "term": "crosskd",
         "strides": strides,
@@ -85,7 +85,7 @@ def crosskd_case(
     }
     x: dict[str, np.ndarray] = {}
     for branch, outputs, bias in zip(BRANCHES, (CLASSES, 4), (-2.0, 0.0), strict=True):
-        drawn = maps(make, canvas, strides, pictures, *channels)
+        drawn = maps(make, canvas, strides, images, *channels)
         x |= {f"{name[0]}_{branch}{name[1:]}": value for name, value in drawn.items()}
         wide = channels[1]
         for layer, width in (("last", wide), ("output", ANCHORS * outputs)):
@@ -109,7 +109,7 @@ def crosskd_cases(dtype: str) -> Iterator[Case]:
     canvas = 96, 128
     for channels in ((8, 12), (6, 6)):
         c = targets(make, canvas, 4, 4)
-        c["picture_valid"][1] = False  # one that only fills up the batch
+        c["image_valid"][1] = False  # one that only fills up the batch
         name = f"crosskd, {channels[0]} to {channels[1]} channels"
         yield crosskd_case(make, name, "crosskd", canvas, channels, c)
 

@@ -44,8 +44,8 @@ def make_distiller(settings: ours.Settings, channels: tuple[int, int], dtype: An
     return Distiller(distill_config(values), *both, rngs=nnx.Rngs(0), dtype=dtype)
 
 
-def picture_keys(positions: jax.Array | np.ndarray) -> jax.Array:
-    """One random key per picture."""
+def image_keys(positions: jax.Array | np.ndarray) -> jax.Array:
+    """One random key per image."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), positions)
 
 
@@ -56,12 +56,12 @@ def map_term(
     channels = x["s0"].shape[-1], x["t0"].shape[-1]
     module = ours.build(partial(make_distiller, settings, channels, x["s0"].dtype), p)
     sides = [tuple(x[f"{side}{i}"] for i in range(len(settings["strides"]))) for side in "st"]
-    given = (c[name] for name in ("boxes", "valid", "sizes", "picture_valid"))
-    return module(*sides, *given, keys=picture_keys(c["positions"])).losses
+    given = (c[name] for name in ("boxes", "valid", "sizes", "image_valid"))
+    return module(*sides, *given, keys=image_keys(c["positions"])).losses
 
 
 def _case(make: Maker, term: str, name: str, channels: tuple[int, int], **more: Any) -> Case:
-    canvas, pictures, strides = (96, 128), 4, (8, 16)
+    canvas, images, strides = (96, 128), 4, (8, 16)
     settings: dict[str, Any] = {
         "term": term,
         "strides": strides,
@@ -69,17 +69,17 @@ def _case(make: Maker, term: str, name: str, channels: tuple[int, int], **more: 
         "config": CONFIGS[term],
     }
     settings |= more
-    c = targets(make, canvas, pictures, 4)
-    c["picture_valid"][1] = False  # one that only fills up the batch
+    c = targets(make, canvas, images, 4)
+    c["image_valid"][1] = False  # one that only fills up the batch
     c["valid"][2] = False  # one without boxes
-    x = maps(make, canvas, strides, pictures, *channels)
+    x = maps(make, canvas, strides, images, *channels)
     if term == "mgd":
-        c["positions"] = np.arange(3, 3 + pictures, dtype=np.int32)
+        c["positions"] = np.arange(3, 3 + images, dtype=np.int32)
         for i in range(len(strides)):
             shape, masked = x[f"t{i}"].shape[1:3], settings["config"]["masked"]
-            c[f"kept{i}"] = np.asarray(kept_pixels(picture_keys(c["positions"]), i, shape, masked))
+            c[f"kept{i}"] = np.asarray(kept_pixels(image_keys(c["positions"]), i, shape, masked))
     else:
-        c["positions"] = np.zeros(pictures, np.int32)
+        c["positions"] = np.zeros(images, np.int32)
     build = partial(make_distiller, settings, channels, make.dtype)
     w = {term: np.ones((), make.dtype)}
     return make.case(

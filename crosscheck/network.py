@@ -1,6 +1,6 @@
 """Our detector with torchvision's weights, compiled for `crosscheck --torchvision`.
 
-Letters: B pictures.
+Letters: B images.
 """
 
 from __future__ import annotations

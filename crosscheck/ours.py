@@ -90,7 +90,7 @@ def make_filter(settings: Settings, inputs: int) -> LearnedFilter | RandomFilter
 
 
 def filter_(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """The relation filter of one picture's boxes."""
+    """The relation filter of one image's boxes."""
     boxes = x["x"]
     module = build(partial(make_filter, settings, boxes.shape[1]), p)
     return {"w": module(boxes[None], jnp.ones((1, len(boxes)), bool))[0]}
@@ -112,7 +112,7 @@ def make_relation(settings: Settings, inputs: int) -> RelationUnit:
 
 
 def matrix(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dict[str, jax.Array]:
-    """The relation matrix of one picture's boxes."""
+    """The relation matrix of one image's boxes."""
     boxes = x["x"]
     module = build(partial(make_relation, settings, boxes.shape[1]), p)
     return {"psi": module.relation(boxes[None], jnp.ones((1, len(boxes)), bool))[0]}
@@ -171,7 +171,7 @@ def compare_maps(distiller: Distiller, settings: Settings, x: Arrays, c: Arrays)
     """The losses of a distiller on the maps "s0", "t0" and so on of a case."""
     count = len(settings["strides"])
     maps = [tuple(x[f"{side}{i}"] for i in range(count)) for side in "st"]
-    targets = (c[name] for name in ("boxes", "valid", "sizes", "picture_valid"))
+    targets = (c[name] for name in ("boxes", "valid", "sizes", "image_valid"))
     return distiller(*maps, *targets).losses
 
 

@@ -1,6 +1,6 @@
 """Compares one batch stage by stage with torchvision's.
 
-Letters: B pictures, P proposals, G padded ground truths, A anchors.
+Letters: B images, P proposals, G padded ground truths, A anchors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from crosscheck.network import Answers, Network, flat_name
-from crosscheck.reference.seeded import FOLDED, Drawn, pictures, thin
+from crosscheck.reference.seeded import FOLDED, Drawn, draw_batch, thin
 from drkd_jax.models.dense import Assigned, assign
 from drkd_jax.models.roi_head import Regions
 from drkd_jax.ops.sampling import Sampled
@@ -27,7 +27,7 @@ GRADIENTS = 4e-6  # both sides in float64; measured 6.3e-7
 # For folded norms: their kernels were rounded to float32 first; measured 1.2e-5.
 FOLDED_GRADIENTS = 4e-5
 SCORES, PIXELS = 1e-4, 0.01
-TRUTHS, PROPOSALS, ANCHORS, REGIONS = 8, 1000, 256, 512  # maximum rows per picture
+TRUTHS, PROPOSALS, ANCHORS, REGIONS = 8, 1000, 256, 512  # maximum rows per image
 LOSS_NAMES = {
     "loss_objectness": "rpn_cls_loss",
     "loss_rpn_box_reg": "rpn_box_loss",
@@ -46,7 +46,7 @@ def batch(network: Network, answers: Answers, number: int) -> Batch:
     canvas, sizes = model.batches[number]
     start = f"{number}|"
     theirs = {name.removeprefix(start): answers[name] for name in answers if name.startswith(start)}
-    drawn = pictures(int(theirs["seed"]), canvas, sizes, model.num_classes)
+    drawn = draw_batch(int(theirs["seed"]), canvas, sizes, model.num_classes)
     return Batch(network, drawn, np.asarray(sizes, np.int32), theirs)
 
 

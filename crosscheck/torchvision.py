@@ -23,7 +23,7 @@ from crosscheck.reference.seeded import Model
 from crosscheck.stages import batch
 from drkd_jax.errors import UserError
 
-# Few classes: with many, scores lie so close that few pictures have 20 well-separated ones.
+# Few classes: with many, scores lie so close that few images have 20 well-separated ones.
 # `first` is the seed of a batch found by search; other versions of torch may search on from there.
 _BATCH = ((256, 320), [(250, 320), (256, 290)])
 FULL = (

@@ -26,12 +26,13 @@ from drkd_jax.fault_tolerance.interrupt import (
 )
 from drkd_jax.fault_tolerance.writing import no_place, refusal
 from drkd_jax.paths import expand_arguments
+from drkd_jax.renamed import refuse_old_flags
 
 COMMANDS = {
     "train": ("drkd_jax.cli.train", "a detector, with or without distillation"),
     "recipes": ("drkd_jax.cli.recipes", "what there is to train, and every key of a recipe"),
     "evaluate": ("drkd_jax.cli.evaluate", "COCO's 12 numbers of a trained detector"),
-    "predict": ("drkd_jax.cli.predict", "a trained detector on your own pictures"),
+    "predict": ("drkd_jax.cli.predict", "a trained detector on your own images"),
     "visualize": ("drkd_jax.cli.visualize", "how two detectors relate pixels and boxes"),
     "convert": ("drkd_jax.cli.convert", "weights of torchvision and mmdetection, and back"),
     "export": ("drkd_jax.cli.export", "a detector alone: arrays, or a program without our code"),
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
     try:
+        refuse_old_flags(name, rest)
         command = import_module(known[name][0]).main
         with catch_interrupts():
             return command(rest)

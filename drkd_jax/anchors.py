@@ -1,6 +1,6 @@
-"""Anchors: the boxes of one cell, their grid over a map, and which of them lie in the picture.
+"""Anchors: the boxes of one cell, their grid over a map, and which of them lie in the image.
 
-Letters: A anchors, B pictures, h w one feature map. Grids are NumPy constants: they depend only on
+Letters: A anchors, B images, h w one feature map. Grids are NumPy constants: they depend only on
 static shapes and become literals of the compiled program.
 """
 
@@ -75,18 +75,18 @@ def inside(
     anchors: Float[Array, "A 4"],
     sizes: Int[Array, "B 2"],
 ) -> Bool[Array, "B A"]:
-    """Marks the anchors whose centre lies in the picture and not in the rest of the canvas.
+    """Marks the anchors whose centre lies in the image and not in the rest of the canvas.
 
     Args:
         anchors: ``[A, 4]`` xyxy, pixels.
-        sizes: ``[B, 2]`` height and width, pixels: to include a picture's own padding, the caller
+        sizes: ``[B, 2]`` height and width, pixels: to include an image's own padding, the caller
             rounds its size up.
 
     Returns:
-        ``[B, A]`` bool; all False for a picture of size (0, 0).
+        ``[B, A]`` bool; all False for an image of size (0, 0).
 
     Source: mmdetection ``models/task_modules/prior_generators/utils.py``; its detectors with FPN
-        set ``allowed_border=-1``, so anchors may extend beyond the picture.
+        set ``allowed_border=-1``, so anchors may extend beyond the image.
     """
     limits = jnp.asarray(sizes)[:, None, ::-1].astype(anchors.dtype)
     # Centres are multiples of a stride up to rounding, which half a pixel absorbs.

@@ -1,6 +1,6 @@
 """Boxes: areas, overlaps, regression coding, clipping, mirroring.
 
-Letters: B pictures, N M boxes. Boxes are ``xyxy``, absolute pixels, float32: left, top, right,
+Letters: B images, N M boxes. Boxes are ``xyxy``, absolute pixels, float32: left, top, right,
 bottom, with no added pixel (a box from 0 to 1 has side 1).
 """
 
@@ -193,7 +193,7 @@ def decode(
         clamp_below: Whether ``-max_log`` is a limit too (mmdetection) or not (torchvision).
 
     Returns:
-        ``[..., 4]`` xyxy, pixels, not clipped to any picture.
+        ``[..., 4]`` xyxy, pixels, not clipped to any image.
 
     Source: mmdetection ``models/task_modules/coders/delta_xywh_bbox_coder.py``; torchvision
         ``models/detection/_utils.py``.
@@ -209,11 +209,11 @@ def decode(
 
 
 def clip(boxes: Float[Array, "B N 4"], sizes: Int[Array, "B 2"]) -> Float[Array, "B N 4"]:
-    """Clips boxes to their picture (not to the canvas).
+    """Clips boxes to their image (not to the canvas).
 
     Args:
         boxes: ``[B, N, 4]`` xyxy, pixels.
-        sizes: ``[B, 2]`` height and width of each picture, pixels.
+        sizes: ``[B, 2]`` height and width of each image, pixels.
 
     Returns:
         ``[B, N, 4]`` with x in 0..width and y in 0..height.
@@ -225,11 +225,11 @@ def clip(boxes: Float[Array, "B N 4"], sizes: Int[Array, "B 2"]) -> Float[Array,
 def flip(
     boxes: Float[Array, "*N 4"], width: int | float | Float[Array, "..."] | Int[Array, "..."]
 ) -> Float[Array, "*N 4"]:
-    """Mirrors boxes left to right inside a picture.
+    """Mirrors boxes left to right inside an image.
 
     Args:
         boxes: ``[..., 4]`` xyxy, pixels.
-        width: Width of the picture, pixels; a number, or an array that broadcasts to ``[...]``.
+        width: Width of the image, pixels; a number, or an array that broadcasts to ``[...]``.
 
     Returns:
         ``[..., 4]`` xyxy, pixels. Every row is mirrored, padding rows too.

@@ -1,10 +1,10 @@
-"""Draws boxes with class and score on a picture, large enough to read.
+"""Draws boxes with class and score on an image, large enough to read.
 
-Letters: H W pixels of the picture, n boxes, K classes.
+Letters: H W pixels of the image, n boxes, K classes.
 
-Detectors of small objects are inspected on small pictures, where a one-pixel line hides the object
-and a label covers three neighbours. Small pictures are therefore enlarged before drawing, lines and
-letters are sized for the *enlarged* picture, and labels are placed so that they do not cover each
+Detectors of small objects are inspected on small images, where a one-pixel line hides the object
+and a label covers three neighbours. Small images are therefore enlarged before drawing, lines and
+letters are sized for the *enlarged* image, and labels are placed so that they do not cover each
 other.
 """
 
@@ -20,8 +20,8 @@ Colour = tuple[int, int, int]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SHORTER = 480  # pixels: least length of a drawing's shorter side
-LONGEST = 16384  # pixels: a picture's longer side is not enlarged beyond this
-_GAP = 8  # white pixels between and around pictures side by side
+LONGEST = 16384  # pixels: an image's longer side is not enlarged beyond this
+_GAP = 8  # white pixels between and around images side by side
 
 # Twelve colours that are easy to tell apart on grey, dark and textured backgrounds; RGB.
 _PALETTE: tuple[Colour, ...] = (
@@ -41,7 +41,7 @@ _PALETTE: tuple[Colour, ...] = (
 
 
 def class_colour(label: int) -> Colour:
-    """The colour of a class, the same in every picture, figure and run.
+    """The colour of a class, the same in every image, figure and run.
 
     After the twelve hand-picked colours the hue advances by the golden angle, so that neighbouring
     classes never look alike.
@@ -63,14 +63,14 @@ def class_colour(label: int) -> Colour:
 def enlarge(
     image: UInt8[np.ndarray, "H W 3"], shorter: int = SHORTER
 ) -> tuple[UInt8[np.ndarray, "H2 W2 3"], float]:
-    """Enlarge a picture until its shorter side has ``shorter`` pixels, or the longer `LONGEST`.
+    """Enlarge an image until its shorter side has ``shorter`` pixels, or the longer `LONGEST`.
 
     Args:
         image: RGB.
-        shorter: Pixels; a picture that is already larger stays as it is.
+        shorter: Pixels; an image that is already larger stays as it is.
 
     Returns:
-        The picture (always a copy) and the factor its coordinates are multiplied by, >= 1.
+        The image (always a copy) and the factor its coordinates are multiplied by, >= 1.
     """
     height, width = image.shape[:2]
     factor = min(shorter / max(1, min(height, width)), LONGEST / max(1, height, width))
@@ -131,30 +131,30 @@ def draw_detections(
 
 
 def side_by_side(
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence[str]
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence[str]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Pictures in one row, each under its title, scaled to the height of the tallest.
+    """Images in one row, each under its title, scaled to the height of the tallest.
 
     Args:
-        pictures: RGB, any sizes, at least one.
-        titles: One per picture; longer ones are written smaller.
+        images: RGB, any sizes, at least one.
+        titles: One per image; longer ones are written smaller.
 
     Returns:
         RGB.
 
     Raises:
-        ValueError: There is no picture, or not one title for each picture.
+        ValueError: There is no image, or not one title for each image.
     """
-    if not pictures or len(pictures) != len(titles):
-        raise ValueError(f"{len(pictures)} pictures and {len(titles)} titles")
-    tall = max(p.shape[0] for p in pictures)
+    if not images or len(images) != len(titles):
+        raise ValueError(f"{len(images)} images and {len(titles)} titles")
+    tall = max(p.shape[0] for p in images)
     strip = max(24, round(tall / 14))
     columns = []
-    for picture, title in zip(pictures, titles, strict=True):
-        height, width = picture.shape[:2]
+    for image, title in zip(images, titles, strict=True):
+        height, width = image.shape[:2]
         if height != tall:
             width = max(1, round(width * tall / height))
-            picture = cv2.resize(picture, (width, tall), interpolation=cv2.INTER_CUBIC)
+            image = cv2.resize(image, (width, tall), interpolation=cv2.INTER_CUBIC)
         head = np.full((strip, width, 3), 255, np.uint8)
         size = strip / 40
         (wide, _), _ = cv2.getTextSize(title, FONT, size, 1)
@@ -163,7 +163,7 @@ def side_by_side(
         (wide, high), _ = cv2.getTextSize(title, FONT, size, 1)
         where = (max(0, (width - wide) // 2), (strip + high) // 2)
         cv2.putText(head, title, where, FONT, size, (25, 25, 25), 1, cv2.LINE_AA)
-        columns.append(np.concatenate([head, picture]))
+        columns.append(np.concatenate([head, image]))
     white = np.full((strip + tall, _GAP, 3), 255, np.uint8)
     row = [white]
     for column in columns:

@@ -14,7 +14,7 @@ EXIT_TRY_AGAIN = 75
 class UserError(Exception):
     """A fault in the input, the config or the machine that the user can correct.
 
-    The message names the file, the picture or the key, and says what to do. The command line
+    The message names the file, the image or the key, and says what to do. The command line
     prints it as one line and exits with code 2.
     """
 

@@ -4,7 +4,7 @@ pycocotools is the reference. faster-coco-eval computes the same in C++, with eq
 rounding (tests/test_evaluation.py compares them, benchmarks/evaluation.py times them), and is the
 default.
 
-Letters: B pictures, N detections.
+Letters: B images, N detections.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from pycocotools.cocoeval import COCOeval
 from drkd_jax.data.sources.records import Id, Source, id_key
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch, Detections
+from drkd_jax.words import counted
 
 _LARGEST = 1e10  # square pixels: COCO's rule ignores objects with a larger stated area
-COCO_MAX = 100  # detections per class and picture that COCO counts
+COCO_MAX = 100  # detections per class and image that COCO counts
 
 
 def number_names(max_detections: int = COCO_MAX) -> tuple[str, ...]:
@@ -71,9 +72,9 @@ def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]
     """Numbers images, categories, annotations and detections from 1.
 
     Evaluators store ids as doubles or 64-bit integers and treat a match with annotation 0 as no
-    match, but a file's ids may be hashes, negative, or strings. Pictures are numbered in the order
+    match, but a file's ids may be hashes, negative, or strings. Images are numbered in the order
     of their ids, numbers before strings, which is the order of pycocotools: detections of earlier
-    pictures rank higher if scores are equal.
+    images rank higher if scores are equal.
 
     Args:
         ground_truth: COCO's instances dict; it is not changed.
@@ -82,8 +83,8 @@ def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]
     Raises:
         UserError: an id occurs twice, or is not in the ground truth.
     """
-    pictures = sorted(ground_truth["images"], key=_by_id)
-    images = _numbers(pictures, "picture")
+    in_order = sorted(ground_truth["images"], key=_by_id)
+    images = _numbers(in_order, "image")
     categories = _numbers(ground_truth["categories"], "category")
 
     def renumber(rows: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -100,7 +101,7 @@ def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]
             else:
                 copy = {**row, "id": number, "image_id": image, "category_id": category}
                 numbered.append(copy)
-        for strange, what in ((strange_images, "pictures"), (strange_categories, "categories")):
+        for strange, what in ((strange_images, "images"), (strange_categories, "categories")):
             if strange:
                 raise UserError(
                     f"{len(strange)} {what} of the {kind} are not in the ground truth, among them "
@@ -109,7 +110,7 @@ def number_ids(ground_truth: dict[str, Any], detections: Iterable[dict[str, Any]
         return numbered
 
     truth = {
-        "images": _renumbered(pictures),
+        "images": _renumbered(in_order),
         "categories": _renumbered(ground_truth["categories"]),
         "annotations": renumber(ground_truth["annotations"], "annotations"),
     }
@@ -128,9 +129,9 @@ def coco_numbers(
     Args:
         ground_truth: COCO's instances dict (``Source.coco_ground_truth()``).
         detections: ``image_id``, ``category_id``, ``bbox`` (xywh) and ``score`` each.
-        image_ids: score only these pictures; all of the ground truth by default.
+        image_ids: score only these images; all of the ground truth by default.
         evaluator: "faster" (faster-coco-eval) or "pycocotools"; the same numbers.
-        max_detections: how many detections count per class and picture, best first; more than 10.
+        max_detections: how many detections count per class and image, best first; more than 10.
             It holds for every number except AR1 and AR10.
 
     Returns:
@@ -138,7 +139,7 @@ def coco_numbers(
         the third recall is named after it.
 
     Raises:
-        UserError: a detection is of a picture or class that the ground truth does not know.
+        UserError: a detection is of an image or class that the ground truth does not know.
     """
     return coco_scores(ground_truth, detections, image_ids, evaluator, max_detections).numbers
 
@@ -153,7 +154,7 @@ def coco_scores(
     """As ``coco_numbers``, with AP for each class.
 
     Raises:
-        UserError: a detection is of a picture or class that the ground truth does not know.
+        UserError: a detection is of an image or class that the ground truth does not know.
 
     Source: cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py (``summarize``, which always
     assumes 100 detections; therefore the means are computed here).
@@ -210,7 +211,7 @@ def why_nothing_to_find(
 
     Args:
         ground_truth: COCO's instances dict.
-        image_ids: the pictures that are scored; all by default.
+        image_ids: the images that are scored; all by default.
     """
     known = {image["id"] for image in ground_truth["images"]}
     scored = known if image_ids is None else known & set(image_ids)
@@ -222,8 +223,8 @@ def why_nothing_to_find(
     if single:
         crowd = f"only annotations with an area under 0 or above {_LARGEST:g} ({len(single)})"
     return (
-        f"there is nothing to find: {crowd} in {len(scored)} pictures, so every number is -1; "
-        "score on pictures that have boxes"
+        f"there is nothing to find: {crowd} in {counted(len(scored), 'image')}, so every "
+        "number is -1; score on images that have boxes"
     )
 
 
@@ -234,15 +235,15 @@ def to_coco(
     category_ids: Sequence[Any] | None = None,
     max_detections: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Detections of a batch in COCO's form: source pixels, original picture and category ids.
+    """Detections of a batch in COCO's form: source pixels, original image and category ids.
 
     Args:
-        detections: boxes on the canvas; on the mirrored picture if ``batch.flip`` is set.
-        batch: the batch they were found in (padding pictures are skipped).
+        detections: boxes on the canvas; on the mirrored image if ``batch.flip`` is set.
+        batch: the batch they were found in (padding images are skipped).
         source: where the batch came from.
         category_ids: the id of each of the detector's classes, None for classes to leave out;
             those of the source by default.
-        max_detections: keep only this many best per picture; None: all.
+        max_detections: keep only this many best per image; None: all.
 
     Returns:
         Dicts of ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
@@ -250,7 +251,7 @@ def to_coco(
     ids = [c.id for c in source.categories] if category_ids is None else list(category_ids)
     known = np.array([category_id is not None for category_id in ids], bool)
     results = []
-    for row in np.flatnonzero(np.asarray(batch.picture_valid)):
+    for row in np.flatnonzero(np.asarray(batch.image_valid)):
         image_id = source.meta(int(np.asarray(batch.index)[row])).image_id
         boxes, scores, labels = found_in(detections, batch, int(row), known, max_detections)
         boxes[:, 2:] -= boxes[:, :2]
@@ -268,12 +269,12 @@ def found_in(
     known: Bool[np.ndarray, "K"] | None = None,
     most: int | None = None,
 ) -> tuple[Float64[np.ndarray, "n 4"], Float64[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """The detections on one picture of a batch, best first.
+    """The detections on one image of a batch, best first.
 
     Args:
         detections: of the batch, on the host.
         batch: where they were found.
-        row: the picture's row in the batch.
+        row: the image's row in the batch.
         known: the classes to keep; None: all.
         most: keep only this many best; None: all.
 
@@ -308,8 +309,8 @@ def _numbers(rows: list[dict[str, Any]], kind: str) -> dict[Any, int]:
 
 
 def _mean(values: np.ndarray) -> float:
-    counted = values[values > -1]
-    return float(counted.mean()) if counted.size else -1.0
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else -1.0
 
 
 def _coco(annotations_class: Any, truth: dict[str, Any], annotations: list[dict[str, Any]]) -> Any:

@@ -1,6 +1,6 @@
 """The data passed between the packages: a batch, its targets, feature maps, detections.
 
-Letters: B pictures, H W pixels of the canvas, G padded ground truths, N detections,
+Letters: B images, H W pixels of the canvas, G padded ground truths, N detections,
 L pyramid levels, h w C one feature map.
 
 Boxes are always ``xyxy``, absolute pixels of the padded canvas, float32. Rows that exist only
@@ -28,22 +28,22 @@ else:
 
 
 class Batch(NamedTuple):
-    """Pictures as the loader returns them: resized, padded, not yet mirrored.
+    """Images as the loader returns them: resized, padded, not yet mirrored.
 
-    A padding picture, which only fills up the last batch, has ``picture_valid`` False, ``sizes``
-    (0, 0) and no valid box. ``index`` is the picture's position in its source, from which its id
-    and its random numbers are found; it is -1 for a padding picture.
+    A padding image, which only fills up the last batch, has ``image_valid`` False, ``sizes``
+    (0, 0) and no valid box. ``index`` is the image's position in its source, from which its id
+    and its random numbers are found; it is -1 for a padding image.
     """
 
-    # RGB, 0..255; the picture is in the top left corner, zeros elsewhere. float32 if the resize
+    # RGB, 0..255; the image is in the top left corner, zeros elsewhere. float32 if the resize
     # rule does not round interpolated values.
     images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"]
-    sizes: Int[Array, "B 2"]  # height, width of the picture on the canvas, pixels
+    sizes: Int[Array, "B 2"]  # height, width of the image on the canvas, pixels
     flip: Bool[Array, "B"]  # to be mirrored left to right on the device
     boxes: Float[Array, "B G 4"]  # before mirroring
     labels: Int[Array, "B G"]  # 0..K-1
     valid: Bool[Array, "B G"]
-    picture_valid: Bool[Array, "B"]
+    image_valid: Bool[Array, "B"]
     index: Int[Array, "B"]  # type: ignore[assignment]
     scale: Float[Array, "B 2"]  # canvas pixels per source pixel, along x and y
 
@@ -55,7 +55,7 @@ class Targets(NamedTuple):
     boxes: Float[Array, "B G 4"]
     labels: Int[Array, "B G"]
     valid: Bool[Array, "B G"]
-    picture_valid: Bool[Array, "B"]
+    image_valid: Bool[Array, "B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,8 @@ class FeatureSpec:
                 continue
             if not isinstance(values, (tuple, list)) or len(values) != len(self.strides):
                 raise UserError(
-                    f"FeatureSpec.{name} = {values!r}: a tuple with one entry a level, as channels "
-                    "= (64, 64) beside strides = (8, 16)"
+                    f"FeatureSpec.{name} = {values!r}: a tuple with one entry per level, as "
+                    "channels = (64, 64) beside strides = (8, 16)"
                 )
             object.__setattr__(self, name, tuple(values))
 
@@ -125,7 +125,7 @@ class Responses(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The best N boxes of each picture, by descending score; further rows are not ``valid``."""
+    """The best N boxes of each image, by descending score; further rows are not ``valid``."""
 
     boxes: Float[Array, "B N 4"]
     scores: Float[Array, "B N"]
@@ -134,11 +134,11 @@ class Detections(NamedTuple):
 
 
 class Unsuppressed(NamedTuple):
-    """All boxes of each picture with the scores of all classes, before any filtering.
+    """All boxes of each image with the scores of all classes, before any filtering.
 
     K classes of the data, N anchors or regions, D boxes of each: K (one per class) or 1 for all.
     """
 
-    boxes: Float[Array, "B N D 4"]  # clipped to their pictures
+    boxes: Float[Array, "B N D 4"]  # clipped to their images
     scores: Float[Array, "B N K"]
     valid: Bool[Array, "B N"]

@@ -159,7 +159,7 @@ def clear(floor: float = 0.0) -> Iterator[Margins]:
     }
 
     def seen(note, *arrays):
-        # A callback, as most choices are under vmap: it runs once per picture.
+        # A callback, as most choices are under vmap: it runs once per image.
         jax.debug.callback(lambda *values: note(*map(np.asarray, values)), *arrays)
 
     def nms(boxes, scores, valid, groups, threshold):

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def random_boxes(rng, shape, side=64.0, smallest=1.0, whole=False):
-    """Boxes in a square picture; whole corners make overlaps exact and ties common."""
+    """Boxes in a square image; whole corners make overlaps exact and ties common."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     low = rng.uniform(0, side - smallest, (*shape, 2))
     high = np.minimum(low + smallest + rng.uniform(0, side / 2, (*shape, 2)), side)
@@ -83,9 +83,9 @@ def roi_align(maps, boxes, levels, strides, size, samples, aligned, sizes=None):
     """RoIAlign of a batch, sample by sample; 0 samples: as many as a bin has pixels."""
     maps = [np.asarray(m, np.float64) for m in maps]
     boxes = np.asarray(boxes, np.float64)
-    num_pictures, num_regions = boxes.shape[:2]
-    out = np.zeros((num_pictures, num_regions, size, size, maps[0].shape[-1]))
-    for b, r in np.ndindex(num_pictures, num_regions):
+    num_images, num_regions = boxes.shape[:2]
+    out = np.zeros((num_images, num_regions, size, size, maps[0].shape[-1]))
+    for b, r in np.ndindex(num_images, num_regions):
         level = levels[b, r]
         plane, stride = maps[level][b], strides[level]
         ends = None if sizes is None else tuple(-(-int(side) // stride) for side in sizes[b])
@@ -146,7 +146,7 @@ def match(iou, valid, positive, negative, low_quality, eligible, overwrite):
 
 
 def prepare(image, size, flip, mean, std):
-    """One picture: normalised and mirrored, 0 in the padding."""
+    """One image: normalised and mirrored, 0 in the padding."""
     height, width = size
     out = np.zeros(image.shape, np.float64)
     for y in range(height):

@@ -8,16 +8,16 @@ import math
 import numpy as np
 
 
-def read(picture, y, x):
+def read(image, y, x):
     """One bilinear sample of ``[h, w, C]``, with zeros around."""
-    h, w, C = picture.shape
+    h, w, C = image.shape
     total = np.zeros(C)
     if not (-1 < y < h and -1 < x < w):
         return total
     for row, column in itertools.product((0, 1), (0, 1)):
         i, j = math.floor(y) + row, math.floor(x) + column
         if 0 <= i < h and 0 <= j < w:
-            total += (1 - abs(y - i)) * (1 - abs(x - j)) * picture[i, j]
+            total += (1 - abs(y - i)) * (1 - abs(x - j)) * image[i, j]
     return total
 
 

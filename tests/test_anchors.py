@@ -46,12 +46,12 @@ def test_grid_runs_over_y_then_x_then_the_anchors_of_a_cell():
 
 
 @pytest.mark.parametrize("stride", [4, 64])
-def test_inside_by_centre_counts_the_cells_of_the_picture(stride):
+def test_inside_by_centre_counts_the_cells_of_the_image(stride):
     map_hw = (256 // stride, 320 // stride)
     rows = anchors.grid(anchors.base_anchors(stride, (0.5, 1.0, 2.0), (8,)), map_hw, stride)
     sizes = np.asarray([[256, 320], [96, 160], [0, 0]], np.int32)
     got = np.asarray(anchors.inside(rows, sizes)).reshape(3, *map_hw, 3)
-    for picture, (height, width) in enumerate(sizes):
+    for image, (height, width) in enumerate(sizes):
         cells = np.zeros(map_hw, bool)
         cells[: -(-height // stride), : -(-width // stride)] = True
-        np.testing.assert_array_equal(got[picture], np.repeat(cells[..., None], 3, axis=-1))
+        np.testing.assert_array_equal(got[image], np.repeat(cells[..., None], 3, axis=-1))

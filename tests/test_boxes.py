@@ -134,7 +134,7 @@ def test_decode_of_huge_deltas_is_finite_with_finite_gradients():
         assert np.isfinite(slope).all()
 
 
-def test_clip_cuts_at_the_picture_not_at_the_canvas():
+def test_clip_cuts_at_the_image_not_at_the_canvas():
     rows = np.asarray([[[-5, -6, 70, 80], [1, 2, 3, 4]]] * 2, np.float32)
     sizes = np.asarray([[40, 50], [0, 0]], np.int32)
     expected = [[[0, 0, 50, 40], [1, 2, 3, 4]], np.zeros((2, 4))]

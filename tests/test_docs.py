@@ -109,7 +109,7 @@ def test_a_term_is_added_as_the_document_says(monkeypatch):
     out = call(distiller, student, teacher, targets())
     wanted = 0.0
     for s, t, (height, width) in zip(student.maps, teacher.maps, ((4, 6), (2, 3)), strict=True):
-        seen = np.s_[:, :height, :width]  # cells that begin on the pictures, of 32 x 44
+        seen = np.s_[:, :height, :width]  # cells that begin on the images, of 32 x 44
         wanted += 0.25 * np.abs(np.float64(t)[seen] - np.float64(s)[seen]).mean()
     np.testing.assert_allclose(out.losses["half_l1"], wanted, rtol=1e-6)
     np.testing.assert_allclose(out.total, 3 * wanted, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Boxes are drawn in the right place, in the class's colour, on large enough pictures."""
+"""Boxes are drawn in the right place, in the class's colour, on large enough images."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def near(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return np.abs(image.astype(int) - colour).max(-1) < 12
 
 
-def test_small_picture_is_enlarged_large_one_is_not():
+def test_small_image_is_enlarged_large_one_is_not():
     none = (box(), np.zeros(0, np.int64), None, NAMES)
     assert draw.draw_detections(grey(96, 128), *none).shape == (480, 640, 3)
     assert draw.draw_detections(grey(600, 800), *none).shape == (600, 800, 3)
 
 
 @pytest.mark.parametrize("shape", [(20, 3000), (3000, 20)])
-def test_a_very_flat_picture_stays_within_bounds(shape):
-    picture, factor = draw.enlarge(grey(*shape))
-    assert max(picture.shape) == draw.LONGEST
+def test_a_very_flat_image_stays_within_bounds(shape):
+    image, factor = draw.enlarge(grey(*shape))
+    assert max(image.shape) == draw.LONGEST
     assert factor == pytest.approx(draw.LONGEST / 3000)
     assert draw.draw_detections(grey(*shape), box(1, 1, 9, 9), np.zeros(1, int), None, NAMES).any()
     assert draw.enlarge(grey(1, draw.LONGEST + 1))[1] == 1.0
@@ -44,16 +44,16 @@ def test_input_is_not_written_to():
 
 
 def test_line_lies_on_the_enlarged_box():
-    picture = draw.draw_detections(
+    image = draw.draw_detections(
         grey(96, 96), box(20, 30, 60, 70), np.array([1]), None, NAMES, texts=[""]
     )
-    rows, columns = np.nonzero(near(picture, draw.class_colour(1)))
+    rows, columns = np.nonzero(near(image, draw.class_colour(1)))
     # factor 5; half a line of width 2 and rounding
     assert abs(columns.min() - 100) <= 2
     assert abs(columns.max() - 300) <= 2
     assert abs(rows.min() - 150) <= 2
     assert abs(rows.max() - 350) <= 2
-    assert not near(picture[170:330, 120:280], draw.class_colour(1)).any()
+    assert not near(image[170:330, 120:280], draw.class_colour(1)).any()
 
 
 def test_label_has_a_plate_of_its_class_and_stays_inside():
@@ -92,7 +92,7 @@ def test_colours_are_stable_and_apart():
     assert all(0 <= v <= 255 for c in colours for v in c)
 
 
-def test_side_by_side_keeps_every_picture_and_names_a_missing_title():
+def test_side_by_side_keeps_every_image_and_names_a_missing_title():
     row = draw.side_by_side([grey(100, 80), np.zeros((50, 60, 3), np.uint8)], ["a", "a long title"])
     assert row.shape == (24 + 100 + 8, 8 + 80 + 8 + 120 + 8, 3)
     assert (row[24:124, 8:88] == 128).all()

@@ -64,10 +64,10 @@ def test_boxes_come_back_in_source_pixels(source):
 
 def test_original_ids(coco_sample):
     source = open_source(f"coco:{coco_sample / 'images'}:{coco_sample / 'instances_val.json'}")
-    batch = next(iter(eval_batches(source, CONFIG, max_pictures=4)))
+    batch = next(iter(eval_batches(source, CONFIG, max_images=4)))
     ids = {d["category_id"] for d in to_coco(perfect(batch), batch, source)}
     truth = source.coco_ground_truth()
-    wanted = {source.meta(int(i)).image_id for i in batch.index[batch.picture_valid]}
+    wanted = {source.meta(int(i)).image_id for i in batch.index[batch.image_valid]}
     assert ids == {
         a["category_id"]
         for a in truth["annotations"]
@@ -120,7 +120,7 @@ def test_nothing_to_find(detections):
     assert set(numbers.values()) == {-1.0}
 
 
-def test_no_picture():
+def test_no_image():
     empty = {"images": [], "categories": [], "annotations": []}
     assert set(coco_numbers(empty, []).values()) == {-1.0}
 
@@ -134,7 +134,7 @@ def test_crowd_regions_forgive():
     assert numbers["AP"] == pytest.approx(1)
 
 
-def test_only_some_pictures(source):
+def test_only_some_images(source):
     truth, detections = source.coco_ground_truth(), found(source)
     seen = [d for d in detections if d["image_id"] < 10]
     assert coco_numbers(truth, seen, range(10))["AP"] == pytest.approx(1)
@@ -156,12 +156,12 @@ def test_silent_and_leaves_its_input_alone(capsys):
 
 
 def random_set(seed: int) -> tuple[dict, list[dict]]:
-    """Crowds, empty pictures, tied scores, exact copies, few or many classes and detections."""
+    """Crowds, empty images, tied scores, exact copies, few or many classes and detections."""
     rng = np.random.default_rng(seed)
-    num_pictures, num_classes = [4, 20, 40][seed % 3], [1, 5, 80, 300][seed % 4]
+    num_images, num_classes = [4, 20, 40][seed % 3], [1, 5, 80, 300][seed % 4]
     images = [
         {"id": 3 * i, "file_name": f"{i}.jpg", "height": 480, "width": 640}
-        for i in range(num_pictures)
+        for i in range(num_images)
     ]
     annotations, detections = [], []
     for image in images:
@@ -212,7 +212,7 @@ def test_both_evaluators_give_the_same_numbers(seed):
 
 
 def crowded(count: int) -> tuple[dict, list[dict]]:
-    """One picture with this many objects in rows of 20, all found, with falling scores."""
+    """One image with this many objects in rows of 20, all found, with falling scores."""
     boxes = [[12.0 * (i % 20), 12.0 * (i // 20), 10.0, 10.0] for i in range(count)]
     return truth_of(boxes), [detection_of(box, 1 - i / 1000) for i, box in enumerate(boxes)]
 
@@ -255,9 +255,9 @@ def test_the_numbers_are_those_that_pycocotools_sums_up(seed, capsys):
 
 def test_why_there_is_nothing_to_find():
     assert why_nothing_to_find(truth_of([[0, 0, 9, 9]])) is None
-    assert "no annotation in 1 pictures" in why_nothing_to_find(truth_of([]))
+    assert "no annotation in 1 image" in why_nothing_to_find(truth_of([]))
     assert "only crowd regions (1)" in why_nothing_to_find(truth_of([[0, 0, 9, 9]], crowd=1))
-    assert "in 0 pictures" in why_nothing_to_find(truth_of([[0, 0, 9, 9]]), [7])
+    assert "in 0 images" in why_nothing_to_find(truth_of([[0, 0, 9, 9]]), [7])
 
     for area in (-20, 1e11):  # which no evaluator counts
         truth = truth_of([[0, 0, 9, 9]])
@@ -291,7 +291,7 @@ def test_detections_by_other_ids_and_the_best_of_them(source):
     scores = np.linspace(0.1, 0.9, batch.boxes.shape[1], dtype=np.float32)
     rising = perfect(batch)._replace(scores=np.tile(scores, (len(batch.boxes), 1)))
     best = to_coco(rising, batch, source, max_detections=1)
-    counts = [int(v.sum()) for v in batch.valid[batch.picture_valid]]
+    counts = [int(v.sum()) for v in batch.valid[batch.image_valid]]
     wanted = [scores[count - 1] for count in counts if count]
     assert [row["score"] for row in best] == pytest.approx(wanted)
     equal = rising._replace(scores=np.full_like(rising.scores, 0.5))

@@ -1,4 +1,4 @@
-"""Ids of pictures, classes and annotations, of any type in a file."""
+"""Ids of images, classes and annotations, of any type in a file."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def test_an_annotation_of_id_0_can_be_found(evaluator):
 
 def test_strange_ids():
     truth = truth_of([[0, 0, 50, 50]])
-    with pytest.raises(UserError, match=r"pictures of the detections .* id 6"):
+    with pytest.raises(UserError, match=r"images of the detections .* id 6"):
         coco_numbers(truth, [detection_of([0, 0, 9, 9], image_id=6)])
-    with pytest.raises(UserError, match=r"pictures of the detections .* id 'x5'"):
+    with pytest.raises(UserError, match=r"images of the detections .* id 'x5'"):
         coco_numbers(truth, [detection_of([0, 0, 9, 9], image_id="x5")])
     as_text = [detection_of([0, 0, 50, 50], image_id="5")]
     assert coco_numbers(truth, as_text)["AP"] == pytest.approx(1)
     with pytest.raises(UserError, match=r"categories of the detections .* id 9"):
         coco_numbers(truth, [detection_of([0, 0, 9, 9]) | {"category_id": 9}])
-    with pytest.raises(UserError, match="picture id 5 occurs 2 times"):
+    with pytest.raises(UserError, match="image id 5 occurs 2 times"):
         coco_numbers(truth | {"images": truth["images"] * 2}, [])
 
 
@@ -48,7 +48,7 @@ IDS = {
     "past 64 bits": lambda n: 2**64 + n,
     "negative": lambda n: -n,
     "from 0": lambda n: n - 1,
-    "texts": lambda n: f"picture {n:03d}",
+    "texts": lambda n: f"image {n:03d}",
     "hashes as texts": lambda n: f"{n * 2**61:032x}",
 }
 
@@ -92,7 +92,7 @@ def test_ids_of_any_kind_score_as_numbers_do(kind, evaluator):
 
 @pytest.mark.parametrize("evaluator", list(EVALUATORS))
 @pytest.mark.parametrize("seed", [4, 6, 13])
-def test_equal_scores_rank_by_the_ids_of_pictures_whatever_their_order(seed, evaluator):
+def test_equal_scores_rank_by_the_ids_of_images_whatever_their_order(seed, evaluator):
     truth, detections = random_set(seed)  # scores of one digit
     wanted = pycocotools_numbers(truth, detections)
     order = np.random.default_rng(seed).permutation(len(truth["images"]))

@@ -95,9 +95,9 @@ def test_drkd_trains_scores_predicts_and_exports(place):
     assert "AP50" in drkd(place, "evaluate", "--workdir=run")
 
     cv2 = pytest.importorskip("cv2")
-    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
-    cv2.imwrite(str(place / "picture.png"), picture)
-    drkd(place, "predict", "--workdir=run", "--out=drawn", "picture.png")
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    cv2.imwrite(str(place / "image.png"), image)
+    drkd(place, "predict", "--workdir=run", "--out=drawn", "image.png")
     assert list((place / "drawn").iterdir())
     drkd(place, "export", "--workdir=run", "--format=safetensors", "student.safetensors")
     assert (place / "student.safetensors").stat().st_size > 1000

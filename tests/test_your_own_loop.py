@@ -133,7 +133,7 @@ def test_maps_that_the_pyramid_does_not_promise_are_named(known):
         call(maps, (known[0], maps[1]))
     with pytest.raises(UserError, match=r"at stride 4 the student's .* \(2, 7, 8, 4\)"):
         call(tuple(x[:, :-1] for x in maps), known)
-    with pytest.raises(UserError, match="both have to be of the same pictures"):
+    with pytest.raises(UserError, match="both have to be of the same images"):
         call(maps, tuple(x[:1] for x in known))
 
 

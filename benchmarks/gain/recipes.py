@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, faults_of
 from drkd_jax.recipes.finding import load_recipe
+from drkd_jax.renamed import refuse_old_key
 from drkd_jax.step.settings import set_keys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +34,8 @@ def resolve(recipe: str, overrides: Mapping[str, Any], where: str) -> dict[str, 
         for name in parents:
             part = part.get(name) if isinstance(part, ConfigDict) else None
         if not isinstance(part, ConfigDict) or last not in part:
+            with faults_of(where):
+                refuse_old_key(key)
             known = f"; {'.'.join(parents)} has {', '.join(sorted(part))}" if part else ""
             raise UserError(f"{where}: {key} is no key of {recipe}{known}")
         try:

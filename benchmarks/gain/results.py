@@ -23,14 +23,15 @@ from benchmarks.gain.runner import ABOUT_FILE
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.same_run import FREE_TO_CHANGE, differing_keys, is_default
 from drkd_jax.fault_tolerance.writing import write_bytes
+from drkd_jax.renamed import read_content
 from drkd_jax.report.paired import (
     METRICS,
+    image_draws,
     interval,
     paired_difference,
-    picture_draws,
     resampled_scores,
 )
-from drkd_jax.report.runs import scored_pictures
+from drkd_jax.report.runs import scored_images
 
 DRAWS = 1000
 _TOLERANCE = 1e-6  # between the scores of a run's summary and those of its detections
@@ -130,7 +131,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
             raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: its {name} cannot be read: {error}") from error
-    return found
+    return read_content(found, name)
 
 
 def _is_newer(key: str, found: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -233,7 +234,7 @@ def _teacher(plan: Plan, name: str, detector: str) -> tuple[dict[str, Any], _Sco
     }
     if isinstance(job, Job) and summary["best_step"] == summary["steps"]:
         return row, _score(plan, job, summary["best"])
-    most = job.config["eval"]["max_pictures"] if isinstance(job, Job) else None
+    most = job.config["eval"]["max_images"] if isinstance(job, Job) else None
     return row, _Scored(summary["best"], None, most)  # the detections are from another step
 
 
@@ -245,7 +246,7 @@ def _score(plan: Plan, job: Job, scores: Mapping[str, float]) -> _Scored:
     """
     text = (job.folder / "detections.json").read_text()
     spec, data, counted = plan.val[job.place["set"]], job.config["data"], job.config["eval"]
-    images, most = counted["max_pictures"], counted["max_detections"]
+    images, most = counted["max_images"], counted["max_detections"]
     asked = f"{spec} {DRAWS} {images} {most}"
     key = hashlib.sha256(f"{asked} {text}".encode()).hexdigest()
     path = plan.folder / "draws" / f"{job.name.replace('/', '-')}.npz"
@@ -255,7 +256,7 @@ def _score(plan: Plan, job: Job, scores: Mapping[str, float]) -> _Scored:
             if str(kept["key"]) == key:
                 return _Scored(numbers, {name: kept[name] for name in METRICS}, images)
     truth = _truth(spec, data["on_error"], data["exif"], data["depth"], images).coco
-    draws = picture_draws(len(truth["images"]), DRAWS)
+    draws = image_draws(len(truth["images"]), DRAWS)
     every = np.concatenate([np.ones_like(draws[:1]), draws])
     found = resampled_scores(truth, json.loads(text), every, most)
     for name in METRICS:
@@ -274,7 +275,7 @@ def _score(plan: Plan, job: Job, scores: Mapping[str, float]) -> _Scored:
     return _Scored(numbers, kept_draws, images)
 
 
-_truth = functools.lru_cache(maxsize=8)(scored_pictures)
+_truth = functools.lru_cache(maxsize=8)(scored_images)
 
 
 def _compare(

@@ -1,8 +1,8 @@
 """DRKD's official form as one would write it in PyTorch for speed, for the comparison of times.
 
-`crosscheck/reference` is the plain form, picture by picture and sample by sample, too slow for
+`crosscheck/reference` is the plain form, image by image and sample by sample, too slow for
 training; this one uses convolutions and torchvision's RoIAlign. Norms and statistics are over all
-pictures of the device.
+images of the device.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class GraphUnit(nn.Module):
 
 
 class RelationUnit(nn.Module):
-    """z = x + W(psi g(x)) for the boxes x [n, D] of one picture."""
+    """z = x + W(psi g(x)) for the boxes x [n, D] of one image."""
 
     def __init__(self, numbers: int):
         super().__init__()
@@ -78,7 +78,7 @@ class DRKD(nn.Module):
     def forward(
         self, student: list[Tensor], teacher: list[Tensor], boxes: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Weighted losses of maps [B, C, h, w] and boxes [n, 4] per picture, in canvas pixels."""
+        """Weighted losses of maps [B, C, h, w] and boxes [n, 4] per image, in canvas pixels."""
         pixel = instance = feature = student[0].new_zeros((), dtype=torch.float32)
         for i in range(len(self.strides)):
             phi_s = self.pixel_adaptation[i](self.student_units[i](student[i]))

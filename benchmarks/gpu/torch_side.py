@@ -69,7 +69,7 @@ def student(name: str, canvas: tuple[int, int], depth: int) -> nn.Module:
         if hasattr(module, "bn3"):
             module.bn3.weight.zero_()  # as in a new network of the other side
     make = {"faster_rcnn": FasterRCNN, "retinanet": RetinaNet}[name]
-    # With pictures as large as the canvas, its transform only normalises.
+    # With images as large as the canvas, its transform only normalises.
     return make(backbone, num_classes=91, min_size=min(canvas), max_size=max(canvas))
 
 

@@ -12,7 +12,7 @@ from benchmarks.h100.hlo import Frame
 
 #: The parts in the order of a table.
 PARTS = (
-    "pictures",
+    "images",
     "student backbone",
     "student pyramid",
     "teacher",
@@ -47,7 +47,7 @@ _TERMS = {
 _RULES = (
     ("step/train_step", "_update|norm|moved_average", "optimiser"),
     ("step/schedule", "", "optimiser"),
-    ("models/pixels|ops/images", "", "pictures"),
+    ("models/pixels|ops/images", "", "images"),
     ("ops/nms", "", "NMS"),
     ("ops/matching|anchors", "", "matching"),
     ("models/dense", "assign|level_anchors", "matching"),

@@ -1,4 +1,4 @@
-"""A recipe's training step with abstract arrays: no pictures are read, no weights are made.
+"""A recipe's training step with abstract arrays: no images are read, no weights are made.
 
 It is what `training.setup.build_run` builds from a recipe, without data and values; the tests
 compare the two.
@@ -35,7 +35,7 @@ from drkd_jax.training.teacher import Teacher
 from drkd_jax.types import Batch
 
 CLASSES = 80  # in COCO
-PICTURES = 117266  # pictures with a box in COCO 2017: the schedule's epoch
+IMAGES = 117266  # images with a box in COCO 2017: the schedule's epoch
 
 # The models of the files that recipes name as teachers, as they would be read from the files.
 TEACHERS: dict[str, dict[str, Any]] = {
@@ -80,7 +80,7 @@ def read_config(recipe: str, *, plain: bool, precision: str, batch_size: int) ->
         recipe: name or file, as for ``--config``.
         plain: leave teacher and distillation out.
         precision: "bfloat16" or "float32", of student and teacher.
-        batch_size: pictures per step, over all devices.
+        batch_size: images per step, over all devices.
 
     Raises:
         UserError: there is no such recipe.
@@ -95,14 +95,14 @@ def read_config(recipe: str, *, plain: bool, precision: str, batch_size: int) ->
 
 
 def abstract_step(
-    config: Mapping[str, Any], *, classes: int = CLASSES, pictures: int = PICTURES, devices: int = 1
+    config: Mapping[str, Any], *, classes: int = CLASSES, images: int = IMAGES, devices: int = 1
 ) -> Step:
     """The step of a config without data and values.
 
     Args:
         config: plain values, as from `read_config`.
         classes: number of classes in the data.
-        pictures: number of pictures per epoch.
+        images: number of images per epoch.
         devices: number of devices that share the batch.
 
     Raises:
@@ -114,7 +114,7 @@ def abstract_step(
     check_batch_size(settings.batch_size, devices)
     check_parts(settings, devices)
     pixels = read_pixels(config["data"], settings.precision)
-    per_epoch = -(-pictures // settings.batch_size)
+    per_epoch = -(-images // settings.batch_size)
     steps = schedule.run_steps(settings, per_epoch)
     rate = schedule.learning_rate(settings, schedule.decay_steps(settings, per_epoch), steps)
     tx = schedule.optimiser(settings, rate)
@@ -193,7 +193,7 @@ def abstract_teacher(settings: Mapping[str, Any]) -> Teacher:
 def least_trips(step: Step) -> dict[str, int]:
     """The least trips of loops by part of the program, as far as the settings determine them.
 
-    RoIAlign reads every sampled region by at least one tile, a fixed number per picture and round.
+    RoIAlign reads every sampled region by at least one tile, a fixed number per image and round.
     """
     sampler = getattr(step.student.settings, "sampler", None)
     if sampler is None:
@@ -241,7 +241,7 @@ def _abstract_batch(config: Mapping[str, Any], settings: TrainSettings) -> Batch
         boxes=S((B, G, 4), jnp.float32),
         labels=S((B, G), jnp.int32),
         valid=S((B, G), jnp.bool_),
-        picture_valid=S((B,), jnp.bool_),
+        image_valid=S((B,), jnp.bool_),
         index=S((B,), jnp.int32),
         scale=S((B, 2), jnp.float32),
     )

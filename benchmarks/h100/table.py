@@ -48,7 +48,7 @@ def name(case: Mapping[str, Any]) -> str:
         return str(case["file"])
     plain = ", without distillation" if case["plain"] else ""
     gpus = f"{case['devices']} GPU" + ("s" if case["devices"] > 1 else "")
-    return f"{case['recipe']}{plain}, {gpus}, {case['batch']} pictures each, {case['precision']}"
+    return f"{case['recipe']}{plain}, {gpus}, {case['batch']} images each, {case['precision']}"
 
 
 def _key(case: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ class Level(NamedTuple):
     t: Tensor
     p: Parameters  # our parameters of the level, by name: adaptation.kernel and so on
     c: Tensors  # constants of the level
-    boxes: list[Tensor]  # per picture, pixels of the canvas
+    boxes: list[Tensor]  # per image, pixels of the canvas
     canvas: tuple[int, int]
 
 

@@ -45,12 +45,12 @@ def unit(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensor
 
 
 def filter_(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
-    """The relation filter of one picture's boxes."""
+    """The relation filter of one image's boxes."""
     return {"w": relation_filter(p, x["x"], settings["filter"])}
 
 
 def matrix(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Tensors:
-    """The relation matrix of one picture's boxes."""
+    """The relation matrix of one image's boxes."""
     return {"psi": relation(p, x["x"], settings)}
 
 
@@ -58,14 +58,14 @@ def regions(settings: dict[str, Any], x: Tensors, p: Tensors, c: Tensors) -> Ten
     """The regions of boxes, cut out of a map."""
     cut = [
         roi_align(
-            picture,
+            image,
             boxes,
             1 / settings["stride"],
             settings["bins"],
             samples=settings["samples"],
             aligned=settings["aligned"],
         )
-        for picture, boxes in zip(x["x"], c["boxes"], strict=True)
+        for image, boxes in zip(x["x"], c["boxes"], strict=True)
     ]
     return {"regions": torch.stack(cut)}
 

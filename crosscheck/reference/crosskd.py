@@ -14,7 +14,7 @@ from crosscheck.reference.layers import Parameters, linear, pixel_mask, sub
 
 
 def _aligned(s: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-    """A map with the channel statistics of another, 0 outside the pictures."""
+    """A map with the channel statistics of another, 0 outside the images."""
     inside, like = s[mask], t[mask]
     out = torch.zeros_like(t)
     out[mask] = (inside - inside.mean(0)) / (inside.std(0) + 1e-6) * like.std(0) + like.mean(0)
@@ -53,7 +53,7 @@ def crosskd(
         answers = []
         for j, branch in enumerate(("classes", "boxes")):
             s, t = x[f"s_{branch}{i}"], x[f"t_{branch}{i}"].detach()
-            mask = pixel_mask(c["sizes"], c["picture_valid"], stride, tuple(t.shape[1:3]))
+            mask = pixel_mask(c["sizes"], c["image_valid"], stride, tuple(t.shape[1:3]))
             f = sub(p, f"adaptation.{j}")
             crossed = _aligned(linear(f, s) if f else s, t, mask)
             outputs = 5 if branch == "classes" else 4

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def cwd(pictures: list[Any], config: dict[str, Any], p: Any, level: int) -> Tensor:
-    """KL divergence of each channel's distribution over pixels; mean over channels and pictures."""
+def cwd(images: list[Any], config: dict[str, Any], p: Any, level: int) -> Tensor:
+    """KL divergence of each channel's distribution over pixels; mean over channels and images."""
     tau = config["temperature"]
     parts = []
-    for one in pictures:
+    for one in images:
         s, t = (functional.log_softmax(x.flatten(0, 1).T / tau, 1) for x in (one.s, one.t))
         divergence = functional.kl_div(s, t, reduction="sum", log_target=True)
         parts.append(tau**2 * divergence / len(s))

@@ -17,11 +17,11 @@ from crosscheck.reference.roi_align_adaptive import roi_align
 def _regions(x: Tensor, boxes: Tensor, valid: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
     """Regions [B, G, 3, 3, C]; 0 for invalid boxes. With sizes, padding is cut off first."""
     out = x.new_zeros(*boxes.shape[:2], 3, 3, x.shape[-1])
-    for i, (picture, rows, there) in enumerate(zip(x, boxes, valid, strict=True)):
+    for i, (image, rows, there) in enumerate(zip(x, boxes, valid, strict=True)):
         if sizes is not None:
             height, width = (-(-int(side) // stride) for side in sizes[i])
-            picture = picture[:height, :width]
-        out[i, there] = roi_align(picture, rows[there], 1 / stride, 3)
+            image = image[:height, :width]
+        out[i, there] = roi_align(image, rows[there], 1 / stride, 3)
     return out
 
 
@@ -45,7 +45,7 @@ def distill(
             already paired and in order.
         x: maps "s0", "s1" and so on of the student, "t0", "t1" and so on of the teacher.
         p: parameters by flat name.
-        c: "sizes", "boxes", "valid", "picture_valid".
+        c: "sizes", "boxes", "valid", "image_valid".
     """
     strides, form, groups = settings["strides"], settings["form"], settings["groups"]
     levels = range(len(strides))
@@ -53,7 +53,7 @@ def distill(
     teachers = [x[f"t{i}"].detach() for i in levels]  # no gradient passes to its maps
     if settings["standardize"]:
         teachers = [
-            standardized(t, pixel_mask(c["sizes"], c["picture_valid"], stride, tuple(t.shape[1:3])))
+            standardized(t, pixel_mask(c["sizes"], c["image_valid"], stride, tuple(t.shape[1:3])))
             for stride, t in zip(strides, teachers, strict=True)
         ]
     losses = {}
@@ -61,7 +61,7 @@ def distill(
         masks = []
         for stride, s in zip(strides, students, strict=True):
             sizes = c["sizes"] if form == "paper" else torch.full_like(c["sizes"], 10**6)
-            masks.append(pixel_mask(sizes, c["picture_valid"], stride, tuple(s.shape[1:3])))
+            masks.append(pixel_mask(sizes, c["image_valid"], stride, tuple(s.shape[1:3])))
         losses["pixel_relation"] = pixel_relation(
             sub(p, "pixel_relation"),
             students,
@@ -74,7 +74,7 @@ def distill(
         )
     if not {"instance_relation", "instance_feature"} & set(settings["terms"]):
         return losses
-    valid = c["valid"] & c["picture_valid"][:, None]
+    valid = c["valid"] & c["image_valid"][:, None]
     sizes = c["sizes"] if form == "paper" else None
     cut_s, cut_t = (
         [

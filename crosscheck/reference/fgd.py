@@ -41,10 +41,10 @@ def _with_context(x: Tensor, p: Parameters) -> Tensor:
     return x + torch.relu(hidden) @ p["last"] + p["bias"]
 
 
-def fgd(pictures: list[Any], config: dict[str, Any], p: Parameters, level: int) -> Tensor:
-    """Sum of the object, background, attention and relation losses; mean over pictures."""
+def fgd(images: list[Any], config: dict[str, Any], p: Parameters, level: int) -> Tensor:
+    """Sum of the object, background, attention and relation losses; mean over images."""
     parts = []
-    for one in pictures:
+    for one in images:
         pixels_s, channels_s = _attention(one.s, config["temperature"])
         pixels_t, channels_t = _attention(one.t, config["temperature"])
         objects, background = _focal_masks(one.boxes, pixels_t)

@@ -1,4 +1,4 @@
-"""The counterpart of distill/graph_unit.py, picture by picture, one formula per line."""
+"""The counterpart of distill/graph_unit.py, image by image, one formula per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counterpart of distill/instance_relation.py, picture by picture without padding."""
+"""The counterpart of distill/instance_relation.py, image by image without padding."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def instance_relation(
     choice = 2 if _has_diagonal(settings) else 3
     total = torch.zeros((), dtype=student[0].dtype)
     for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
-        pictures = []
+        images = []
         for x_s, x_t, there in zip(s, t, valid, strict=True):
             x_s, x_t = x_s[there], x_t[there]
             if not len(x_s):
@@ -72,14 +72,14 @@ def instance_relation(
             psi_t = relation(of_t, x_t.flatten(1), settings)
             if form == "paper":
                 if len(x_s) >= choice:
-                    pictures.append(((psi_t - psi_s) ** 2).sum(1).mean())
+                    images.append(((psi_t - psi_s) ** 2).sum(1).mean())
             else:
                 z_s = enhance(of_s, x_s.flatten(1), psi_s).reshape(x_s.shape)
                 z_t = enhance(of_t, x_t.flatten(1), psi_t).reshape(x_t.shape)
                 mapped = linear(sub(parameters, f"adaptation.{level}"), z_s)
-                pictures.append(torch.linalg.norm(z_t - mapped))
-        if pictures:
-            summed = torch.stack(pictures).sum()
-            divisor = groups if form == "official" else len(pictures) * len(student)
+                images.append(torch.linalg.norm(z_t - mapped))
+        if images:
+            summed = torch.stack(images).sum()
+            divisor = groups if form == "official" else len(images) * len(student)
             total = total + summed / divisor
     return total

@@ -25,7 +25,7 @@ def linear(parameters: Parameters, x: Tensor) -> Tensor:
 
 
 def pixel_mask(sizes: Tensor, valid: Tensor, stride: int, shape: tuple[int, int]) -> Tensor:
-    """Mask [B, h, w] of the map pixels whose first canvas pixel lies in the picture."""
+    """Mask [B, h, w] of the map pixels whose first canvas pixel lies in the image."""
     rows = torch.arange(shape[0])[None] * stride < sizes[:, :1]
     columns = torch.arange(shape[1])[None] * stride < sizes[:, 1:]
     return rows[:, :, None] & columns[:, None, :] & valid[:, None, None]

@@ -1,4 +1,4 @@
-"""The counterpart of distill/baselines/map_term.py, with the padding cut off each picture."""
+"""The counterpart of distill/baselines/map_term.py, with the padding cut off each image."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ TERMS: dict[str, Level] = {
 }
 
 
-class Picture(NamedTuple):
-    """One picture's part of a level: maps [h, w, C] without padding."""
+class ImageMaps(NamedTuple):
+    """One image's part of a level: maps [h, w, C] without padding."""
 
     s: Tensor
     t: Tensor
@@ -49,15 +49,15 @@ def map_term(
     for i, stride in enumerate(settings["strides"]):
         s, t = x[f"s{i}"], x[f"t{i}"].detach()
         if settings["standardize"]:
-            mask = pixel_mask(c["sizes"], c["picture_valid"], stride, tuple(t.shape[1:3]))
+            mask = pixel_mask(c["sizes"], c["image_valid"], stride, tuple(t.shape[1:3]))
             t = standardized(t, mask)
         adaptation = sub(p, f"adaptation.{i}")
         s = linear(adaptation, s) if adaptation else s
-        pictures = []
-        for j in torch.nonzero(c["picture_valid"]).flatten().tolist():
+        images = []
+        for j in torch.nonzero(c["image_valid"]).flatten().tolist():
             high, wide = (-(-int(side) // stride) for side in c["sizes"][j])
             kept = c[f"kept{i}"][j, :high, :wide] if f"kept{i}" in c else None
             boxes = c["boxes"][j][c["valid"][j]].to(s.dtype) / stride
-            pictures.append(Picture(s[j, :high, :wide], t[j, :high, :wide], boxes, kept))
-        total = total + TERMS[term](pictures, settings["config"], p, i)
+            images.append(ImageMaps(s[j, :high, :wide], t[j, :high, :wide], boxes, kept))
+        total = total + TERMS[term](images, settings["config"], p, i)
     return {term: total}

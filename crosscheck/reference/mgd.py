@@ -20,9 +20,9 @@ def _generated(x: Tensor, p: Parameters) -> Tensor:
     return y[0].permute(1, 2, 0)
 
 
-def mgd(pictures: list[Any], config: dict[str, Any], p: Parameters, level: int) -> Tensor:
-    """Squared distance of the map generated from the masked one to the teacher's, per picture."""
+def mgd(images: list[Any], config: dict[str, Any], p: Parameters, level: int) -> Tensor:
+    """Squared distance of the map generated from the masked one to the teacher's, per image."""
     p = sub(p, f"generation.{level}")
-    made = [_generated(one.s * one.kept[..., None], p) for one in pictures]
-    sums = [((y - one.t) ** 2).sum() for y, one in zip(made, pictures, strict=True)]
+    made = [_generated(one.s * one.kept[..., None], p) for one in images]
+    sums = [((y - one.t) ** 2).sum() for y, one in zip(made, images, strict=True)]
     return torch.stack(sums).mean()

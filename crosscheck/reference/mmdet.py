@@ -4,7 +4,7 @@
 
 reads FOLDER/request.json (a list of `Model` as plain values) and writes FOLDER/MODEL.npz. Needs
 mmdetection 3.x with mmcv's operators, torch and NumPy, and nothing else. Models are built from
-the library's shipped configs with random weights. Both sides draw weights, pictures and ground
+the library's shipped configs with random weights. Both sides draw weights, images and ground
 truths by `seeded.py`. Only the last layers are scaled until there are detections to compare; the
 answer contains their scales.
 
@@ -40,7 +40,7 @@ from crosscheck.reference.probes import (
     serve,
     widened,
 )
-from crosscheck.reference.seeded import pictures, thin
+from crosscheck.reference.seeded import draw_batch, thin
 
 SEEDS = 400  # batches to try
 RPN_GAP = 2e-5  # the same for proposals, which have many more pairs
@@ -49,7 +49,7 @@ RPN_GAP = 2e-5  # the same for proposals, which have many more pairs
 def predicted(
     net: nn.Module, model: Model, images: Tensor, given: list[DetDataSample]
 ) -> list[InstanceData]:
-    """Detections of all pictures, in pixels of the canvas."""
+    """Detections of all images, in pixels of the canvas."""
     maps = net.extract_feat(images)
     if model.detector == "retinanet":
         return net.bbox_head.predict(maps, given, rescale=False)
@@ -111,8 +111,8 @@ def inference(
     return kept, fault or _scores_fault([found.scores for found in detections])
 
 
-def _scores_fault(pictures_scores: list[Tensor]) -> str:
-    for scores in pictures_scores:
+def _scores_fault(images_scores: list[Tensor]) -> str:
+    for scores in images_scores:
         if len(scores) < 20:
             return f"{len(scores)} detections"
         if (scores[:-1] - scores[1:]).min() <= GAP or (scores[-1] - 0.05) <= GAP:
@@ -198,7 +198,7 @@ def sums(losses: dict[str, Any]) -> dict[str, Any]:
 def answer(model: Model) -> dict[str, Any]:
     """All tensors of a model: "weights|...", and "BATCH|TENSOR" for each batch.
 
-    Draws pictures until each one of a batch has 20 detections that rounding alone cannot change.
+    Draws images until each one of a batch has 20 detections that rounding alone cannot change.
     """
     net = build(model)
     names = [(k, list(v.shape)) for k, v in net.state_dict().items() if v.is_floating_point()]
@@ -208,7 +208,7 @@ def answer(model: Model) -> dict[str, Any]:
     for i, (canvas, sizes) in enumerate(model.batches):
         faults: Counter[str] = Counter()
         for seed in range(SEEDS * i, SEEDS * (i + 1)):
-            drawn = pictures(seed, canvas, sizes, model.num_classes)
+            drawn = draw_batch(seed, canvas, sizes, model.num_classes)
             images, given = torch.from_numpy(drawn.images), samples(drawn, canvas, sizes)
             with torch.no_grad():
                 if seed == 0 and model.detector != "pyramid":

@@ -19,7 +19,7 @@ from torch import nn
 from crosscheck.reference.probes import bisect, outputs_of, spread
 from crosscheck.reference.seeded import Drawn, weight
 
-WANTED = 40  # target number of detections per picture
+WANTED = 40  # target number of detections per image
 
 
 @dataclasses.dataclass
@@ -31,7 +31,7 @@ class Model:
         config: file in the library's own ``configs``.
         detector: "faster_rcnn", "cascade_rcnn", "retinanet", or "pyramid" for backbone and neck.
         num_classes: K, without the background.
-        batches: (height, width) of the canvas and of each picture, per batch.
+        batches: (height, width) of the canvas and of each image, per batch.
         changes: dotted config keys and their new values.
         seed: seed of the weights.
         keep: how many numbers are kept of each feature tensor; of each gradient an eighth of this.
@@ -63,7 +63,7 @@ def build(model: Model) -> nn.Module:
 def samples(
     drawn: Drawn, canvas: tuple[int, int], sizes: list[tuple[int, int]]
 ) -> list[DetDataSample]:
-    """The library's description of each picture."""
+    """The library's description of each image."""
     found = []
     for b, (h, w) in enumerate(sizes):
         sample = DetDataSample()
@@ -86,7 +86,7 @@ def samples(
 
 
 def liven(net: nn.Module, model: Model, run: Callable[[], list[Any]]) -> list[str]:
-    """Scales the last layers until there are about `WANTED` detections per picture.
+    """Scales the last layers until there are about `WANTED` detections per image.
 
     Returns:
         The scaled layers' names.
@@ -120,7 +120,7 @@ def liven(net: nn.Module, model: Model, run: Callable[[], list[Any]]) -> list[st
             bias.copy_(values)
         return sum(len(found.scores) for found in run())
 
-    pictures_of_run = len(run())
-    bisect(count, joint, WANTED * pictures_of_run, sign)
+    images_of_run = len(run())
+    bisect(count, joint, WANTED * images_of_run, sign)
     count()
     return names

@@ -87,10 +87,10 @@ def components_of(folder: Path) -> dict[str, Any]:
                 for side in ("student", "teacher")
             ]
             scale = s[i].shape[-1] / (s[0].shape[-1] * settings["strides"][0])
-            for picture, boxes in enumerate(c["boxes"]):
-                rows = boxes[c["valid"][picture]]
+            for image, boxes in enumerate(c["boxes"]):
+                rows = boxes[c["valid"][image]]
                 regions = [
-                    roi_align(maps[i][picture].permute(1, 2, 0), rows, scale, 3)
+                    roi_align(maps[i][image].permute(1, 2, 0), rows, scale, 3)
                     .permute(0, 3, 1, 2)
                     .contiguous()
                     for maps in (s, t)

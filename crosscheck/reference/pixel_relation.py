@@ -12,7 +12,7 @@ from crosscheck.reference.layers import Parameters, linear, sub
 
 
 def standardized(x: Tensor, mask: Tensor) -> Tensor:
-    """[B, P, C]: per picture and channel, minus the mean, over the root of variance + 1e-4."""
+    """[B, P, C]: per image and channel, minus the mean, over the root of variance + 1e-4."""
     out = torch.zeros_like(x)
     for i, inside in enumerate(mask):
         if inside.any():

@@ -12,7 +12,7 @@ def _measure(x: Tensor) -> Tensor:
     return (x - x.mean(0)) / (x.std(0) + 1e-6)
 
 
-def pkd(pictures: list[Any], config: Any, p: Any, level: int) -> Tensor:
+def pkd(images: list[Any], config: Any, p: Any, level: int) -> Tensor:
     """Half the mean squared difference of the channels, standardised over all pixels."""
-    s, t = (torch.cat([getattr(one, side).flatten(0, 1) for one in pictures]) for side in "st")
+    s, t = (torch.cat([getattr(one, side).flatten(0, 1) for one in images]) for side in "st")
     return torch.nn.functional.mse_loss(_measure(s), _measure(t)) / 2

@@ -1,4 +1,4 @@
-"""The counterpart of the filters in distill/instance_relation.py, for the n boxes of a picture."""
+"""The counterpart of the filters in distill/instance_relation.py, for the n boxes of an image."""
 
 from __future__ import annotations
 

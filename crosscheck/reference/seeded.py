@@ -1,4 +1,4 @@
-"""Random numbers that both sides of a comparison draw: weights, pictures, ground truths.
+"""Random numbers that both sides of a comparison draw: weights, images, ground truths.
 
 NumPy's `RandomState` gives the same stream in all versions, so fixtures need not store weights.
 Names and layouts are torch's.
@@ -27,13 +27,13 @@ class Model:
         name: name of the answer file.
         detector: "faster_rcnn" or "retinanet".
         num_classes: K, without the background.
-        batches: (height, width) of the canvas and of each picture, per batch.
+        batches: (height, width) of the canvas and of each image, per batch.
         depth: depth of the ResNet.
         width: channels of its stem; 0 for the library's full-size model.
         channels: channels of the pyramid, if a width is given.
         fc: width of the second stage, if a width is given.
         seed: seed of the weights.
-        first: the first seed of pictures to try, per batch.
+        first: the first seed of images to try, per batch.
         keep: how many numbers are kept of each feature tensor and each gradient.
         version: 2 for torchvision's "v2" networks.
     """
@@ -53,7 +53,7 @@ class Model:
 
 
 class Drawn(NamedTuple):
-    """Input pictures of a network, padded with zeros, and their ground truths."""
+    """Input images of a network, padded with zeros, and their ground truths."""
 
     images: np.ndarray  # B 3 H W
     boxes: list[np.ndarray]  # n 4, xyxy, pixels
@@ -85,15 +85,15 @@ def weight(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     return drawn.astype(np.float32)
 
 
-def pictures(
+def draw_batch(
     seed: int, canvas: Sequence[int], sizes: Sequence[Sequence[int]], num_classes: int
 ) -> Drawn:
-    """Noise in blocks of three sizes, and per picture two to five boxes of at least 24 pixels.
+    """Noise in blocks of three sizes, and per image two to five boxes of at least 24 pixels.
 
     Args:
         seed: seed of the batch.
         canvas: height and width of the batch.
-        sizes: height and width of each picture.
+        sizes: height and width of each image.
         num_classes: K.
     """
     random = np.random.RandomState(seed)

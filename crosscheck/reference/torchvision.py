@@ -3,7 +3,7 @@
     python -m crosscheck.reference.torchvision FOLDER [THREADS]
 
 reads FOLDER/request.json (a list of `Model` as plain values) and writes FOLDER/MODEL.npz. Needs
-torch and torchvision (0.14 was used), NumPy, and nothing else. Both sides draw weights, pictures
+torch and torchvision (0.14 was used), NumPy, and nothing else. Both sides draw weights, images
 and ground truths by `seeded.py`. Only the last layers are scaled until there are detections to
 compare; the answer contains their scales.
 
@@ -35,7 +35,7 @@ from crosscheck.reference.probes import (
     serve,
     widened,
 )
-from crosscheck.reference.seeded import FOLDED, Drawn, Model, pictures, thin
+from crosscheck.reference.seeded import FOLDED, Drawn, Model, draw_batch, thin
 from crosscheck.reference.torchvision_build import build, draw_weights, liven
 
 SEEDS = 400  # batches to try
@@ -47,9 +47,9 @@ def faults(
     """Why rounding alone could change the detections, and the nearest overlap.
 
     Args:
-        calls: boxes, scores, classes and threshold of the last NMS of each picture.
-        detections: the detections of each picture.
-        probabilities: all scores of all pictures, before the score limit.
+        calls: boxes, scores, classes and threshold of the last NMS of each image.
+        detections: the detections of each image.
+        probabilities: all scores of all images, before the score limit.
 
     Returns:
         The reason, or "", and the least distance from the threshold of the overlap of two
@@ -95,7 +95,7 @@ def suppressions() -> Iterator[list[Any]]:
 def answer(model: Model) -> dict[str, Any]:
     """All tensors of a model: "weights|...", and "BATCH|TENSOR" for each batch.
 
-    Draws pictures until each one of a batch has 20 detections that rounding alone cannot change.
+    Draws images until each one of a batch has 20 detections that rounding alone cannot change.
     """
     net = build(model)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def answer(model: Model) -> dict[str, Any]:
     for i, (canvas, sizes) in enumerate(model.batches):
         # First the seed that served before; the last layers are scaled on seed 0 of batch 0.
         for seed in (*([0] if i == 0 else []), *model.first[i : i + 1], *range(1, SEEDS)):
-            drawn = pictures(seed, canvas, sizes, model.num_classes)
+            drawn = draw_batch(seed, canvas, sizes, model.num_classes)
             net.transform.tensor = torch.from_numpy(drawn.images)
             net.transform.sizes = [tuple(size) for size in sizes]
             singles = [net.transform.tensor[b, :, :h, :w] for b, (h, w) in enumerate(sizes)]

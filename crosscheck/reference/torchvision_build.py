@@ -32,7 +32,7 @@ from crosscheck.reference.probes import outputs_of, spread
 from crosscheck.reference.seeded import Drawn, Model, weight
 
 DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
-WANTED = 30  # target number of detections per picture
+WANTED = 30  # target number of detections per image
 
 
 class NarrowResNet(ResNet):
@@ -54,7 +54,7 @@ class Given(nn.Module):
     """Replaces the library's transform: returns a given padded tensor."""
 
     def forward(self, images: Any, targets: Any = None) -> tuple[ImageList, Any]:
-        """The tensor, the sizes of its pictures, and the unchanged targets."""
+        """The tensor, the sizes of its images, and the unchanged targets."""
         return ImageList(self.tensor, self.sizes), targets
 
     def postprocess(self, result: Any, *_: Any) -> Any:
@@ -111,7 +111,7 @@ def draw_weights(net: nn.Module, seed: int) -> None:
 
 
 def liven(net: nn.Module, model: Model, drawn: Drawn, run: Callable[[], Any]) -> list[str]:
-    """Scales the last layers until there are about `WANTED` detections per picture.
+    """Scales the last layers until there are about `WANTED` detections per image.
 
     Returns:
         The scaled layers' names.

@@ -31,7 +31,7 @@ def positive(text: str) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number") from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
@@ -42,9 +42,9 @@ def score_limit(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
     if not 0 <= value <= 1:  # NaN neither
-        raise argparse.ArgumentTypeError(f"{text} is no score: they lie between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a score: scores lie between 0 and 1")
     return value
 
 
@@ -62,11 +62,11 @@ def refuse_same_file(source: str, out: str | Path, flag: str = "") -> None:
     out, read = Path(out), Path(source)
     if out.exists() and read.exists() and out.samefile(read):
         shown = f"{flag}={out}" if flag else str(out)
-        raise UserError(f"{shown}: is the file that is read, and would be lost; name another place")
+        raise UserError(f"{shown}: would overwrite the file that is read; name another place")
 
 
 def depth(text: str) -> int:
-    """Bits that the numbers of 16-bit pictures use, see `decode_picture`, for argparse."""
+    """Bits that the numbers of 16-bit images use, see `decode_image`, for argparse."""
     if not (text.isdecimal() and (int(text) == 0 or 8 <= int(text) <= 16)):
         raise argparse.ArgumentTypeError(f"'{text}' is not 8 to 16 bits, or 0 for all 16")
     return int(text)

@@ -24,20 +24,20 @@ from drkd_jax.recipes.flag_faults import flag_fault
 from drkd_jax.training.measure import Cost, measure
 from drkd_jax.training.setup import Run, build_run, keep_programs
 
-_BOXES = 8  # random boxes per picture; COCO's average is 7.3
+_BOXES = 8  # random boxes per image; COCO's average is 7.3
 _HELP = """usage: python -m drkd_jax benchmark --config=RECIPE[:tiny] [--config.a.b=v]
   --config=RECIPE           a recipe's name, or a file as configs/NAME.py
-  --random                  random weights and noise for pictures, in the place of every file
+  --random                  random weights and noise for images, instead of every file
   --classes=80              classes of the noise
   --steps=10                timed steps, after two that warm up
-  --noparts                 the step as a whole only: one compilation in the place of many
-  --peak-tflops=X           the device's peak in the run's precision, 10^12 operations a second
+  --noparts                 the step as a whole only: one compilation instead of many
+  --peak-tflops=X           the device's peak in the run's precision, 10^12 operations per second
   --json=FILE               the same figures, for programs
   --compilation-cache=DIR   keeps compiled programs for the next start"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints compile time, pictures per second, operations, memory, and the time of each part.
+    """Prints compile time, images per second, operations, memory, and the time of each part.
 
     Raises:
         UserError: wrong arguments, or a recipe that cannot be built.
@@ -78,7 +78,7 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     try:
         rest = own(["benchmark", *argv])
         if len(rest) > 1:
-            raise UserError(f"what is {' '.join(rest[1:])}? Every argument is --name=value")
+            raise UserError(f"unknown: {' '.join(rest[1:])}; every argument is --name=value")
         options: dict[str, Any] = {name: own[name].value for name in own}
         if not options["config"]:
             raise UserError("--config is missing (see python -m drkd_jax benchmark --help)")
@@ -97,7 +97,7 @@ def _words(fault: Exception) -> str:
 
 @contextlib.contextmanager
 def without_files(config: dict[str, Any], classes: int) -> Iterator[dict[str, Any]]:
-    """The config without files: random weights, and noise pictures of the first canvas's shape."""
+    """The config without files: random weights, and noise images of the first canvas's shape."""
     config = {**config, "data": {**config["data"]}, "student": {**config["student"]}}
     config["student"]["init"] = ""
     if config.get("teacher") is not None:
@@ -110,7 +110,7 @@ def without_files(config: dict[str, Any], classes: int) -> Iterator[dict[str, An
         height, width = config["data"]["canvases"][0]
         spec = _write_noise(
             Path(folder),
-            pictures=config["train"]["batch_size"],
+            count=config["train"]["batch_size"],
             classes=classes,
             # Fills the canvas as most photographs do, with 4:3 or 3:4.
             shape=(480, 640) if width >= height else (640, 480),
@@ -121,9 +121,9 @@ def without_files(config: dict[str, Any], classes: int) -> Iterator[dict[str, An
 
 
 def _write_noise(
-    folder: Path, *, pictures: int, classes: int, shape: tuple[int, int], seed: int = 0
+    folder: Path, *, count: int, classes: int, shape: tuple[int, int], seed: int = 0
 ) -> str:
-    """Writes a COCO set of noise into a folder: pictures (height, width) and boxes.
+    """Writes a COCO set of noise into a folder: images (height, width) and boxes.
 
     Returns:
         The source's spec.
@@ -132,7 +132,7 @@ def _write_noise(
     height, width = shape
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number in range(1, pictures + 1):
+    for number in range(1, count + 1):
         # Coarse noise, so that its JPEG has the size of a photograph's.
         coarse = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
         name = f"{number:06d}.jpg"
@@ -213,12 +213,12 @@ def _lines(run: Run, cost: Cost, figures: dict[str, Any]) -> list[str]:
     peak = "" if share is None else f", {share:.1%} of the peak of {figures['peak_tflops']:g}"
     lines = [
         f"device      {figures['devices']} x {figures['device']}, jax {figures['jax']}",
-        f"run         {cost.batch_size} pictures a step on canvases of {height} x {width}, "
+        f"run         {cost.batch_size} images per step on canvases of {height} x {width}, "
         f"{figures['precision']}, {run.student_origin}",
         f"compile     {cost.compile_seconds:.1f} s, and {cost.trace_seconds:.1f} s of tracing",
         f"step        {cost.step_seconds * 1e3:.1f} ms ({shortest * 1e3:.1f} to "
-        f"{longest * 1e3:.1f}), {cost.pictures_per_second:.2f} pictures/s",
-        f"operations  {cost.flops / 1e9:.2f} GFLOP a step and device as compiled "
+        f"{longest * 1e3:.1f}), {cost.images_per_second:.2f} images/s",
+        f"operations  {cost.flops / 1e9:.2f} GFLOP per step and device as compiled "
         f"({cost.flops_written / 1e9:.2f} as written), "
         f"{figures['tflops_per_second']:.3g} TFLOP/s{peak}",
         "memory      "

@@ -29,7 +29,7 @@ _TOLD = (
 )
 _OF_REGIONS = ("roi_sampling", "roi_aligned", "roi_max_level")  # None or 0: the convention's
 _SHOWN = 12  # classes in a line
-_SIZE = (800, 1333)  # pixels of a picture's shorter side, and of the longer one at most, in both
+_SIZE = (800, 1333)  # pixels of an image's shorter side, and of the longer one at most, in both
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,7 +122,7 @@ def _to_theirs(file: str, library: str, out: Path) -> int:
     if convention.split("-")[0] == library != convention:
         print(f"  it computes by the conventions of {convention}, not by those of {library}")
     told = [*_not_in_file(about.settings, about.num_classes), *_labels(about)]
-    for line in [*told, *_pictures(about.data, library)]:
+    for line in [*told, *_images(about.data, library)]:
         print(f"  {line}")
     return 0
 
@@ -163,26 +163,24 @@ def _counts_background(settings: Mapping[str, Any]) -> bool:
     return (settings.get("convention"), settings.get("detector")) == ("torchvision", "faster_rcnn")
 
 
-def _pictures(data: Mapping[str, Any], library: str) -> list[str]:
-    """The picture settings that the other library needs, if they are known."""
+def _images(data: Mapping[str, Any], library: str) -> list[str]:
+    """The image settings that the other library needs, if they are known."""
     lines = []
     usual = conventions(library).pixels
     for key in ("mean", "std", "channels"):
         value, theirs = (as_tuples(v) for v in (data.get(key), getattr(usual, key)))
         if value not in (None, theirs):
             unit = "" if key == "channels" else " (of colours from 0 to 255)"
-            lines.append(f"its pictures' {key} is {value}, not {theirs}{unit}")
+            lines.append(f"its images' {key} is {value}, not {theirs}{unit}")
     rule = data.get("resize", usual.resize)
     if rule not in (usual.resize, "stretch"):
-        lines.append(f"its pictures are resized by the rule of {rule}, not of {usual.resize}")
+        lines.append(f"its images are resized by the rule of {rule}, not of {usual.resize}")
     size = data.get("shorter", _SIZE[0]), data.get("longer", _SIZE[1])
     if rule == "stretch":
-        lines.append(
-            f"its pictures are stretched to {size[0]} pixels of height, {size[1]} of width"
-        )
+        lines.append(f"its images are stretched to {size[0]} pixels of height, {size[1]} of width")
     elif size != _SIZE:
         lines.append(
-            f"its pictures' shorter side is {size[0]} pixels, the longer one {size[1]} at most, "
+            f"its images' shorter side is {size[0]} pixels, the longer one {size[1]} at most, "
             f"not {_SIZE[0]} and {_SIZE[1]}"
         )
     return lines
@@ -196,7 +194,7 @@ def _not_in_file(settings: Mapping[str, Any], num_classes: int) -> list[str]:
     if outputs:
         lines.append(f"its num_classes is {outputs + _counts_background(settings)} there")
     if backbone.get("eps", 1e-5) != 1e-5:
-        lines.append(f"its batch norms want an eps of {backbone['eps']}")
+        lines.append(f"its batch norms need an eps of {backbone['eps']}")
     if backbone.get("width", 64) != 64:
         lines.append(f"its backbone is {backbone['width']} wide, not 64")
     if backbone.get("norm") == "gn":

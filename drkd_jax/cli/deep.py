@@ -1,4 +1,4 @@
-"""16-bit pictures whose numbers use fewer bits: ``--depth``, and a hint at the first dark one."""
+"""16-bit images whose numbers use fewer bits: ``--depth``, and a hint at the first dark one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from drkd_jax.data.decode import brightest
 from drkd_jax.data.header import read_head, read_header
 
 _DARK = 64  # of 255: at least two bits are not used
-_LOOKED_AT = 15  # other pictures to check, since a single one may simply be dark
+_LOOKED_AT = 15  # other images to check, since a single one may simply be dark
 
 
 def add_depth(parser: argparse.ArgumentParser) -> None:
@@ -24,13 +24,13 @@ def add_depth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depth",
         type=depth,
-        help="bits that the numbers of 16-bit pictures use, 8 to 16, or 0 for all; the run's "
+        help="bits that the numbers of 16-bit images use, 8 to 16, or 0 for all; the run's "
         "data.depth by default, and 0 of a file of weights",
     )
 
 
 def with_depth(trained: Trained, arguments: argparse.Namespace) -> Trained:
-    """The detector, set to read pictures with the requested depth."""
+    """The detector, set to read images with the requested depth."""
     if arguments.depth is None:
         return trained
     pipeline = dataclasses.replace(trained.pipeline, depth=arguments.depth)
@@ -38,11 +38,11 @@ def with_depth(trained: Trained, arguments: argparse.Namespace) -> Trained:
 
 
 class DeepWatch:
-    """Checks pictures as they are read, until one is found that the depth does not fit.
+    """Checks images as they are read, until one is found that the depth does not fit.
 
     Args:
-        paths: paths of all pictures.
-        depth: the depth that they are read with, see `decode_picture`.
+        paths: paths of all images.
+        depth: the depth that they are read with, see `decode_image`.
     """
 
     def __init__(self, paths: Sequence[Path], depth: int):
@@ -51,7 +51,7 @@ class DeepWatch:
         self._others: list[int] | None = None  # checked once: a whole set may be black
 
     def look(self, position: int, image: UInt8[np.ndarray, "H W 3"]) -> str:
-        """A hint about this picture; "" for nearly all.
+        """A hint about this image; "" for nearly all.
 
         Args:
             position: index of its path.
@@ -70,10 +70,10 @@ class DeepWatch:
         if not self._done or used >= self._taken:
             return ""
         return (
-            f"{path} holds 16-bit numbers, and the brightest of {len(values)} such pictures looked "
+            f"{path} holds 16-bit numbers, and the brightest of {len(values)} such images looked "
             f"at is {max(values)} of {(1 << 16) - 1}: read as {self._taken} bits it comes out "
             f"nearly black. --depth={used} makes {(1 << used) - 1} white, which is right unless "
-            "the detector was trained on pictures as dark (data.depth)"
+            "the detector was trained on images as dark (data.depth)"
         )
 
 
@@ -81,5 +81,5 @@ def _is_deep(path: Path) -> bool:
     """Whether a file has 16-bit numbers; False for what cannot be read twice, such as a pipe."""
     try:
         return path.is_file() and read_header(read_head(path)).bits > 8
-    except OSError:  # it is reported when the picture is read
+    except OSError:  # it is reported when the image is read
         return False

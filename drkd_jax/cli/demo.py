@@ -1,4 +1,4 @@
-"""``python -m drkd_jax demo``: the main task on drawn pictures, with tables and pictures."""
+"""``python -m drkd_jax demo``: the main task on drawn images, with tables and figures."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "demo",
-        "Trains a plain student and a DRKD student on few drawn pictures, compares them with the "
+        "Trains a plain student and a DRKD student on few drawn images, compares them with the "
         "teacher and draws what they see. Run again, it goes on where it stopped.",
     )
     parser.add_argument("--workdir", default="demo", help="folder for everything (default: demo)")
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--train-teacher",
         action="store_true",
-        help="train the teacher first, in the place of the one that comes with the package",
+        help="train the teacher first, instead of the one that comes with the package",
     )
     parser.add_argument(
         "--teacher-steps", type=positive, help="with --train-teacher: steps of the teacher"

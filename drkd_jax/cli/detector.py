@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         type=positive,
-        help="pictures a step; the run's own, 1 of a file, by default",
+        help="images per step; the run's own, 1 of a file, by default",
     )
 
 
@@ -97,7 +97,7 @@ def load_named(arguments: argparse.Namespace, least_limit: int | None = None) ->
 
     Args:
         arguments: the parsed arguments.
-        least_limit: detections per picture that the detector's own limits must allow; None: as in
+        least_limit: detections per image that the detector's own limits must allow; None: as in
             its evaluation.
 
     Raises:
@@ -123,7 +123,7 @@ def size_of_a_run(place: str) -> str:
     """The message why a work folder accepts no --size."""
     return (
         f"--size belongs to files of weights; {place} is a work folder, whose config says the size "
-        "of pictures: leave it out, or export the run and name the file"
+        "of images: leave it out, or export the run and name the file"
     )
 
 
@@ -151,7 +151,7 @@ def read(
         found: from `weights.load`.
         size: for a file: pixels of the shorter side after resizing, and at most of the longer one;
             None: as the file says, or 800 and 1333.
-        batch_size: pictures per step; None: as in the run's evaluation, and 1 for a file.
+        batch_size: images per step; None: as in the run's evaluation, and 1 for a file.
         dtype: dtype of the computation; None: that of the run, float32 for a file.
 
     Raises:

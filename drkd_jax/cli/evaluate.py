@@ -19,6 +19,7 @@ from drkd_jax.data.sources.classes import list_classes, with_classes
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import EVALUATORS, why_nothing_to_find
 from drkd_jax.fault_tolerance.writing import make_folder
+from drkd_jax.renamed import read_content
 from drkd_jax.step.settings import EvalSettings
 from drkd_jax.training.evaluate import evaluate, write_evaluation
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the 12 numbers; writes `eval.json` and `detections.json`.
 
     For a run they go into its work folder, for a file of weights into `--out`, if it is given. If
-    they replace those of other pictures or of another step, a message says so beforehand. The
+    they replace those of other images or of another step, a message says so beforehand. The
     numbers are printed first, so that a full disk does not lose them.
 
     Raises:
@@ -54,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = Parser("evaluate", "Scores a trained detector by COCO's 12 numbers.")
     add_arguments(parser)
-    parser.add_argument("--data", help="source of pictures; the run's validation set by default")
-    parser.add_argument("--max-pictures", type=int, default=0, help="only the first so many")
+    parser.add_argument("--data", help="source of images; the run's validation set by default")
+    parser.add_argument("--max-images", type=int, default=0, help="only the first so many")
     parser.add_argument(
         "--max-detections",
         type=positive,
-        help="of a class and picture that count: the run's own, else COCO's 100, by default",
+        help="of a class and image that count: the run's own, else COCO's 100, by default",
     )
     parser.add_argument(
         "--evaluator", choices=tuple(EVALUATORS), help="who scores; the run's own by default"
@@ -70,9 +71,9 @@ def main(argv: Sequence[str]) -> int:
     place, is_file = where(arguments)
     if is_file and not arguments.data:
         given = f"--workdir={place} is a file, which" if arguments.workdir else "--weights"
-        raise UserError(f"{given} needs --data: a file does not say which pictures to score")
+        raise UserError(f"{given} needs --data: a file does not say which images to score")
     asked = {
-        "max_pictures": arguments.max_pictures,
+        "max_images": arguments.max_images,
         "evaluator": arguments.evaluator,
         "max_detections": arguments.max_detections,
     }
@@ -101,8 +102,8 @@ def main(argv: Sequence[str]) -> int:
     for finding in find(source, max_boxes=None, max_detections=settings.max_detections):
         if finding.grave:
             print(f"warning: {finding.text}", file=sys.stderr, flush=True)
-    count = min(settings.max_pictures or len(source), len(source))
-    about = {"step": trained.step, "data": source.spec, "pictures": count}
+    count = min(settings.max_images or len(source), len(source))
+    about = {"step": trained.step, "data": source.spec, "images": count}
     replaced = _replaced(Path(out) / "eval.json", about, settings) if out else ""
     if replaced:
         print(f"warning: {replaced}", file=sys.stderr, flush=True)
@@ -125,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         print(line)
     if out:
         sys.stdout.flush()
-        most = settings.max_pictures
+        most = settings.max_images
         write_evaluation(Path(out), trained.step, source, numbers, found, most)
     return 0
 
@@ -135,12 +136,12 @@ def _replaced(file: Path, about: dict[str, Any], settings: EvalSettings) -> str:
 
     Args:
         file: the `eval.json` to be written.
-        about: `step`, `data` and `pictures` of this evaluation.
+        about: `step`, `data` and `images` of this evaluation.
         settings: settings of this evaluation.
     """
     left: Any = None
     with contextlib.suppress(OSError, ValueError):  # nothing exists, or nothing worth keeping
-        left = json.loads(file.read_text())
+        left = read_content(json.loads(file.read_text()), file.name)
     if not isinstance(left, dict) or "AP" not in left:
         return ""
     same_limit = f"AR{settings.max_detections}" in left
@@ -148,7 +149,7 @@ def _replaced(file: Path, about: dict[str, Any], settings: EvalSettings) -> str:
         return ""
 
     def words(of: dict[str, Any], limit: str) -> str:
-        return f"{of.get('data')} ({of.get('pictures')} pictures, step {of.get('step')}{limit})"
+        return f"{of.get('data')} ({of.get('images')} images, step {of.get('step')}{limit})"
 
     limits = ("", "") if same_limit else (", another limit", f", {settings.max_detections} counted")
     return (
@@ -185,7 +186,7 @@ def _by_name(trained: Trained, source: Source) -> tuple[Source, tuple[Any, ...] 
     if not names & {category.name for category in own}:
         raise UserError(
             f"{what} has the classes {list_classes(theirs)}, the detector was trained on "
-            f"{list_classes(own)}: no class is the same"
+            f"{list_classes(own)}: they have no class in common"
         )
     source, notes = with_classes(source, own, what, "the detector")
     ids = tuple(c.id if c.name in names else None for c in source.categories)

@@ -21,6 +21,7 @@ from drkd_jax.fault_tolerance.writing import make_place, reason, write_bytes, wr
 from drkd_jax.weights.checksums import CHECKSUMS, checksums
 from drkd_jax.weights.fetch.by_name import is_name
 from drkd_jax.weights.ours import ABOUT_FILE, About, write_ours
+from drkd_jax.words import counted
 
 # The extension of each kind of file.
 _ENDINGS = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if ending and out.suffix != ending:
         raise UserError(f"{out}: the name has to end in {ending}")
     if kind == "orbax" and out.exists():
-        raise UserError(f"{out}: is there already; name another folder")
+        raise UserError(f"{out}: already exists; name another folder")
     if kind in ("stablehlo", "onnx"):
         return _write_program(arguments, out)
     for name in _OF_PROGRAMS:
@@ -92,7 +93,7 @@ def _parser() -> Parser:
         "--canvas", type=two_numbers, metavar="HxW", help="pixels; the first one of the training's"
     )
     program.add_argument(
-        "--batch", type=positive, help="pictures of a call; any number (ONNX: 1) by default"
+        "--batch", type=positive, help="images of a call; any number (ONNX: 1) by default"
     )
     program.add_argument("--pixels", choices=DTYPES, help="what they come as; uint8 by default")
     program.add_argument(
@@ -135,11 +136,9 @@ def _write_program(arguments: argparse.Namespace, out: Path) -> int:
     write_bytes(out, content)
     write_text(beside, json.dumps(_about(read, form, where(arguments)[0]), indent=2) + "\n")
     canvas = "x".join(map(str, form.canvas))
-    pictures = (
-        f"{form.batch} picture{'s' * (form.batch > 1)}" if form.batch else "any number of pictures"
-    )
+    images = counted(form.batch, "image") if form.batch else "any number of images"
     print(
-        f"{len(content) / 1e6:.1f} MB for {pictures} on {canvas} pixels, on "
+        f"{len(content) / 1e6:.1f} MB for {images} on {canvas} pixels, on "
         f"{', '.join(form.platforms)}, written to {out}; {beside.name} says what goes in and out"
     )
     return 0

@@ -13,7 +13,7 @@ from drkd_jax.fault_tolerance.writing import as_user_error, replacing
 
 
 class FoundFile:
-    """`detections.json` in COCO's form; pictures and their boxes are added one by one."""
+    """`detections.json` in COCO's form; images and their boxes are added one by one."""
 
     def __init__(self, path: Path, file: BinaryIO, categories: Sequence[tuple[Any, str]]):
         self._path, self._file = path, file
@@ -24,11 +24,11 @@ class FoundFile:
         file.write(f'{{"categories": {json.dumps(classes)}, "annotations": ['.encode())
 
     def add(self, image: dict[str, Any], boxes: Sequence[dict[str, Any]]) -> None:
-        """Adds a picture and its detections.
+        """Adds an image and its detections.
 
         Args:
             image: with "id".
-            boxes: `category_id`, `bbox` (x, y, width, height in the picture's pixels) and `score`
+            boxes: `category_id`, `bbox` (x, y, width, height in the image's pixels) and `score`
                 each.
 
         Raises:
@@ -46,11 +46,11 @@ class FoundFile:
             self._file.flush()
 
     def skip(self, path: str, reason: str) -> None:
-        """Adds a picture that could not be read."""
+        """Adds an image that could not be read."""
         self._skipped.append({"file_name": path, "reason": reason})
 
     def end(self) -> None:
-        """Writes the pictures, by their id, after the boxes."""
+        """Writes the images, by their id, after the boxes."""
         images = sorted(self._images, key=lambda image: image["id"])
         rest = f'], "images": {json.dumps(images)}, "skipped": {json.dumps(self._skipped)}}}\n'
         self._file.write(rest.encode())

@@ -1,6 +1,6 @@
-"""The pictures that a user names: found in folders, read ahead by threads, grouped by canvas.
+"""The images that a user names: found in folders, read ahead by threads, grouped by canvas.
 
-Letters: B pictures of a batch, H W pixels of a picture.
+Letters: B images of a batch, H W pixels of an image.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from drkd_jax.data.batch import image_batch, placed
 from drkd_jax.data.pipeline import PipelineConfig
 from drkd_jax.errors import UserError
 from drkd_jax.types import Batch
+from drkd_jax.words import counted
 
 _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif"),
     *(".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 _LONGEST = 255  # bytes of a name, by most file systems
-# How pictures begin, to recognise those without a usual extension.
+# How images begin, to recognise those without a usual extension.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 
 
-# Marks a drawing as such, so that the next call does not use it as a picture.
+# Marks a drawing as such, so that the next call does not use it as an image.
 _MARK = b"tEXtSoftware\0drkd_jax predict"
 _MARK_AT = 33  # after a PNG's first chunk
 
 
 class Inputs(NamedTuple):
-    """The pictures to process.
+    """The images to process.
 
     Attributes:
-        paths: the pictures, each file once.
+        paths: the images, each file once.
         notes: messages about files that were left out.
     """
 
@@ -48,10 +49,10 @@ class Inputs(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Inputs:
-    """The named files, and all pictures in the named folders.
+def find_images(named: Sequence[str | Path], out: Path | None = None) -> Inputs:
+    """The named files, and all images in the named folders.
 
-    A named file is always used; in a folder and its subfolders only files that look like pictures,
+    A named file is always used; in a folder and its subfolders only files that look like images,
     in the order of their paths. Hidden files and folders, and drawings of earlier calls, are left
     out; links to folders are followed, each folder once. The notes name unreadable folders.
 
@@ -60,7 +61,7 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
         out: the folder of the results; if it is inside one of them, its drawings are left out.
 
     Raises:
-        UserError: there are no pictures.
+        UserError: there are no images.
     """
     own = out.resolve() if out is not None else None
     paths: dict[str, Path] = {}
@@ -74,30 +75,30 @@ def find_pictures(named: Sequence[str | Path], out: Path | None = None) -> Input
             for path in _walk(each, skip, notes):
                 if _is_drawing(path):
                     drawings += 1
-                elif _looks_like_picture(path):
+                elif _looks_like_image(path):
                     files.append(path)
                 else:
                     aside += 1
             if not files:
-                notes.append(f"{each}: holds no picture")
+                notes.append(f"{each}: holds no image")
         if aside:
-            notes.append(f"{each}: {aside} files that are no pictures are left aside")
+            notes.append(f"{each}: {counted(aside, 'file', 'are left out (no image)')}")
         if drawings:
-            notes.append(f"{each}: {drawings} drawings of earlier calls are left aside")
+            notes.append(f"{each}: {counted(drawings, 'earlier drawing', 'are left out')}")
         for path in files:
             twice += paths.setdefault(os.path.abspath(path), path) is not path
     if twice:
-        notes.append(f"{twice} files were named more than once, and are taken once")
+        notes.append(f"{counted(twice, 'file', 'are named more than once, and used once')}")
     if not paths:
-        raise UserError("; ".join(notes) or "no picture is named")
+        raise UserError("; ".join(notes) or "no image is named")
     return Inputs(tuple(paths.values()), tuple(notes))
 
 
 def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
-    """A file name in `out` for the drawing of each picture: STEM.png, or STEM_2.png and so on.
+    """A file name in `out` for the drawing of each image: STEM.png, or STEM_2.png and so on.
 
     All are different, even on a file system that ignores case or composes letters differently, and
-    none is the name of a picture to be read or of another file in `out`, except drawings of an
+    none is the name of an image to be read or of another file in `out`, except drawings of an
     earlier call. Stems that are too long are shortened.
     """
     room = _LONGEST - len(f"_{len(paths) + 1}.png")
@@ -113,7 +114,7 @@ def drawing_names(paths: Sequence[Path], out: Path) -> list[str]:
     def is_taken(name: str) -> bool:
         return _key(name) in taken or _would_be_lost(out / name)
 
-    # A stem that only one picture has is kept, whatever the other names.
+    # A stem that only one image has is kept, whatever the other names.
     single = [(stem, key) for stem, key in zip(stems, keys, strict=True) if count[key] == 1]
     free = {key for stem, key in single if not is_taken(f"{stem}.png")}
     taken |= {f"{key}.png" for key in free}
@@ -155,11 +156,11 @@ def mark(drawing: Path) -> None:
     drawing.write_bytes(marked(drawing.read_bytes()))
 
 
-class Picture(NamedTuple):
-    """A picture that was read, or why it could not be.
+class ReadImage(NamedTuple):
+    """An image that was read, or why it could not be.
 
     Attributes:
-        position: its index among all pictures.
+        position: its index among all images.
         image: RGB; None if there is a fault.
         fault: a message, or "".
     """
@@ -169,34 +170,34 @@ class Picture(NamedTuple):
     fault: str = ""
 
 
-def read_pictures(
+def read_images(
     paths: Sequence[Path],
     decode: Callable[[bytes, str], np.ndarray],
     threads: int = 4,
     ahead: int = 16,
-) -> Iterator[Picture]:
-    """Reads pictures in their order, some of them ahead; a broken one does not stop it.
+) -> Iterator[ReadImage]:
+    """Reads images in their order, some of them ahead; a broken one does not stop it.
 
     Args:
         paths: paths of the files.
         decode: converts a file's bytes and its name to RGB.
         threads: number of reading threads; 0 reads in the caller's.
-        ahead: the most pictures held in memory.
+        ahead: the most images held in memory.
     """
 
-    def read(index: int) -> Picture:
+    def read(index: int) -> ReadImage:
         path = paths[index]
         try:
-            return Picture(index, decode(path.read_bytes(), str(path)))
+            return ReadImage(index, decode(path.read_bytes(), str(path)))
         except OSError as error:
-            return Picture(index, None, f"{path}: cannot be read ({error.strerror or error})")
+            return ReadImage(index, None, f"{path}: cannot be read ({error.strerror or error})")
         except (UserError, MemoryError) as error:
-            return Picture(index, None, str(error) or f"{path}: there is too little memory for it")
+            return ReadImage(index, None, str(error) or f"{path}: not enough memory for it")
 
     if not threads:
         yield from map(read, range(len(paths)))
         return
-    waiting: deque[Future[Picture]] = deque()
+    waiting: deque[Future[ReadImage]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for index in range(len(paths)):
@@ -211,30 +212,30 @@ def read_pictures(
 
 
 def batched(
-    pictures: Iterable[Picture], config: PipelineConfig
-) -> Iterator[tuple[Batch, list[Picture]]]:
+    read: Iterable[ReadImage], config: PipelineConfig
+) -> Iterator[tuple[Batch, list[ReadImage]]]:
     """Batches of one canvas each, as soon as one is full; the last ones may not be.
 
     Args:
-        pictures: without a fault.
-        config: canvases, sizes and the pictures of a batch.
+        read: images without a fault.
+        config: canvases, sizes and the images of a batch.
 
     Yields:
-        (batch, its pictures by row). `index` of the batch is the picture's position.
+        (batch, its images by row). `index` of the batch is the image's position.
     """
-    waiting: dict[int, list[Picture]] = {}
+    waiting: dict[int, list[ReadImage]] = {}
 
-    def batch_of(group: list[Picture]) -> tuple[Batch, list[Picture]]:
+    def batch_of(group: list[ReadImage]) -> tuple[Batch, list[ReadImage]]:
         images = [each.image for each in group if each.image is not None]
         batch = image_batch(images, config, config.batch_size)
         batch.index[: len(group)] = [each.position for each in group]
         return batch, group
 
-    for picture in pictures:
-        assert picture.image is not None
-        canvas, _ = placed(picture.image, config)
+    for one in read:
+        assert one.image is not None
+        canvas, _ = placed(one.image, config)
         group = waiting.setdefault(canvas, [])
-        group.append(picture)
+        group.append(one)
         if len(group) == config.batch_size:
             yield batch_of(waiting.pop(canvas))
     for _, group in sorted(waiting.items()):
@@ -279,7 +280,7 @@ def _walk(folder: Path, skip: Path | None, notes: list[str]) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def _looks_like_picture(path: Path) -> bool:
+def _looks_like_image(path: Path) -> bool:
     if path.suffix.lower() in _SUFFIXES:
         return True
     if not path.is_file():  # reading a pipe would block

@@ -1,9 +1,9 @@
-"""``python -m drkd_jax predict``: runs a trained detector on the user's own pictures.
+"""``python -m drkd_jax predict``: runs a trained detector on the user's own images.
 
 Boxes are written to `detections.json` as they are found, so that neither memory nor time per
-picture grows; the file gets its name when it is complete.
+image grows; the file gets its name when it is complete.
 
-Letters: H W pixels of a picture, n its boxes.
+Letters: H W pixels of an image, n its boxes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from drkd_jax.cli.deep import DeepWatch, add_depth, with_depth
 from drkd_jax.cli.detector import Trained, add_arguments, load_named
 from drkd_jax.cli.found_file import FoundFile, found_file
 from drkd_jax.cli.inputs import (
-    Picture,
+    ReadImage,
     batched,
     drawing_names,
-    find_pictures,
+    find_images,
     marked,
-    read_pictures,
+    read_images,
 )
-from drkd_jax.data.decode import decode_picture
+from drkd_jax.data.decode import decode_image
 from drkd_jax.data.sources.records import Category
 from drkd_jax.draw import draw_detections
 from drkd_jax.errors import EXIT_USER, UserError
@@ -43,35 +43,36 @@ from drkd_jax.evaluation import found_in
 from drkd_jax.fault_tolerance.writing import as_user_error, make_folder
 from drkd_jax.step.sharding import put_batch
 from drkd_jax.types import Batch, Detections
+from drkd_jax.words import counted
 
 
 class Found(NamedTuple):
-    """A picture and its detections, best first."""
+    """An image and its detections, best first."""
 
-    picture: Picture
-    boxes: Float64[np.ndarray, "n 4"]  # xyxy, pixels of the picture
+    read: ReadImage
+    boxes: Float64[np.ndarray, "n 4"]  # xyxy, pixels of the image
     scores: Float64[np.ndarray, "n"]
     labels: Int[np.ndarray, "n"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draws the detections on each picture and writes `detections.json`.
+    """Draws the detections on each image and writes `detections.json`.
 
     `detections.json` has COCO's form: `images`, `categories`, and `annotations` with `bbox`
-    (x, y, width, height in the picture's own pixels), `category_id`, `area` and `score`. A
+    (x, y, width, height in the image's own pixels), `category_id`, `area` and `score`. A
     photograph is rotated according to its EXIF orientation, also in the drawing. `drawing` of an
     image is the name of its drawing; `skipped` lists what could not be read.
 
-    Drawings and lines come as pictures are done. After Ctrl-C or where the disk is full,
+    Drawings and lines come as images are done. After Ctrl-C or where the disk is full,
     `detections.json` holds what was found until then.
 
     Returns:
-        0, or 2 if a picture could not be read.
+        0, or 2 if an image could not be read.
 
     Raises:
-        UserError: wrong arguments, no checkpoint, no picture, or a place that cannot be written.
+        UserError: wrong arguments, no checkpoint, no image, or a place that cannot be written.
     """
-    parser = Parser("predict", "Detects objects on pictures: drawn PNGs and COCO-style JSON.")
+    parser = Parser("predict", "Detects objects on images: drawn PNGs and COCO-style JSON.")
     add_arguments(parser)
     parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--score", type=score_limit, default=0.3, help="lowest score that is drawn")
@@ -85,20 +86,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--root",
         metavar="DIR",
-        help="folder of all pictures, from which detections.json names them: with it "
+        help="folder of all images, from which detections.json names them: with it "
         "coco:DIR:OUT/detections.json is a set to train on",
     )
     parser.add_argument("--no-drawings", action="store_true", help="write detections.json alone")
     parser.add_argument(
-        "--max", type=positive, help="boxes of a picture; what the detector gives by default"
+        "--max", type=positive, help="boxes of an image; what the detector gives by default"
     )
     add_depth(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files and folders")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders")
     arguments = parser.parse_args(list(argv))
 
     _not_a_work_folder(Path(arguments.out))
     out = make_folder(arguments.out, "--out")
-    paths, notes = find_pictures(arguments.images, out)
+    paths, notes = find_images(arguments.images, out)
     for note in notes:
         print(note, file=sys.stderr)
     names = _names(paths, arguments.root)
@@ -110,8 +111,8 @@ def main(argv: Sequence[str]) -> int:
     broken = 0
     with (
         found_file(out / "detections.json", categories) as file,
-        # None: shown on a terminal only, where the lines of the pictures are written above it
-        tqdm(total=len(paths), unit="picture", disable=None) as bar,
+        # None: shown on a terminal only, where the lines of the images are written above it
+        tqdm(total=len(paths), unit="image", disable=None) as bar,
     ):
         try:
             for item in detect(trained, paths, arguments.max, _warn):
@@ -125,10 +126,10 @@ def main(argv: Sequence[str]) -> int:
                 bar.update()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"{writer.done} of {len(paths)} pictures are done; what was found is in {out}"
+                f"{writer.done} of {len(paths)} images are done; what was found is in {out}"
             ) from None
     if broken:
-        print(f"{broken} of {len(paths)} pictures could not be read", file=sys.stderr)
+        print(f"{broken} of {len(paths)} images could not be read", file=sys.stderr)
     return EXIT_USER if broken else 0
 
 
@@ -137,47 +138,47 @@ def detect(
     paths: Sequence[Path],
     most: int | None = None,
     warn: Callable[[str], None] = lambda text: None,
-) -> Iterator[Found | Picture]:
-    """Reads pictures, and finds objects on them; in batches, so not quite in their order.
+) -> Iterator[Found | ReadImage]:
+    """Reads images, and finds objects on them; in batches, so not quite in their order.
 
     Args:
         trained: the detector.
-        paths: paths of the pictures.
-        most: keep only this many best boxes per picture; None: all that the detector gives.
-        warn: called once if 16-bit pictures are dark.
+        paths: paths of the images.
+        most: keep only this many best boxes per image; None: all that the detector gives.
+        warn: called once if 16-bit images are dark.
 
     Yields:
-        The detections on each picture, or the picture with its fault.
+        The detections on each image, or the image with its fault.
     """
     batch_size = max(1, min(trained.pipeline.batch_size, len(paths)))
     devices = trained.mesh.size
     config = dataclasses.replace(trained.pipeline, batch_size=-(-batch_size // devices) * devices)
-    decode = functools.partial(decode_picture, exif="turned", depth=config.depth)
-    broken: list[Picture] = []
+    decode = functools.partial(decode_image, exif="turned", depth=config.depth)
+    broken: list[ReadImage] = []
     watch = DeepWatch(paths, config.depth)
 
-    def whole() -> Iterator[Picture]:
+    def whole() -> Iterator[ReadImage]:
         ahead = 2 * config.batch_size
-        for picture in read_pictures(paths, decode, config.num_threads, ahead):
-            if picture.image is None:
-                broken.append(picture)
+        for one in read_images(paths, decode, config.num_threads, ahead):
+            if one.image is None:
+                broken.append(one)
                 continue
-            if told := watch.look(picture.position, picture.image):
+            if told := watch.look(one.position, one.image):
                 warn(told)
-            yield picture
+            yield one
 
-    def read(batch: Batch, pictures: list[Picture], detections: Detections) -> Iterator[Found]:
+    def read(batch: Batch, group: list[ReadImage], detections: Detections) -> Iterator[Found]:
         detections = Detections(*jax.device_get(tuple(detections)))
-        for row, picture in enumerate(pictures):
-            yield Found(picture, *found_in(detections, batch, row, most=most))
+        for row, one in enumerate(group):
+            yield Found(one, *found_in(detections, batch, row, most=most))
 
-    waiting: tuple[Batch, list[Picture], Detections] | None = None
-    for batch, pictures in batched(whole(), config):
+    waiting: tuple[Batch, list[ReadImage], Detections] | None = None
+    for batch, group in batched(whole(), config):
         detections = trained.predict(trained.arrays, put_batch(batch, trained.mesh))
         yield from _taken(broken)
         if waiting is not None:  # read one batch late, to keep the device busy
             yield from read(*waiting)
-        waiting = batch, pictures, detections
+        waiting = batch, group, detections
     yield from _taken(broken)
     if waiting is not None:
         yield from read(*waiting)
@@ -187,13 +188,13 @@ def _warn(text: str) -> None:
     tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
-def _taken(broken: list[Picture]) -> Iterator[Picture]:
+def _taken(broken: list[ReadImage]) -> Iterator[ReadImage]:
     while broken:
         yield broken.pop(0)
 
 
 def _names(paths: Sequence[Path], root: str | None) -> list[str]:
-    """The names of the pictures in `detections.json`.
+    """The names of the images in `detections.json`.
 
     Raises:
         UserError: one is outside the folder that the names are relative to.
@@ -217,7 +218,7 @@ def _not_a_work_folder(out: Path) -> None:
 
 
 class _Writer:
-    """Draws a picture, and records its detections."""
+    """Draws an image, and records its detections."""
 
     def __init__(
         self,
@@ -241,11 +242,11 @@ class _Writer:
         Raises:
             UserError: the drawing cannot be written.
         """
-        index, image = found.picture.position, found.picture.image
+        index, image = found.read.position, found.read.image
         assert image is not None
         path, drawing = self._paths[index], self._out / self._drawings[index]
         kept = found.scores >= self._least
-        found = Found(found.picture, found.boxes[kept], found.scores[kept], found.labels[kept])
+        found = Found(found.read, found.boxes[kept], found.scores[kept], found.labels[kept])
         height, width = image.shape[:2]
         name = self._file_names[index]
         about = {"id": index + 1, "file_name": name, "height": height, "width": width}
@@ -266,7 +267,7 @@ class _Writer:
         self.done += 1
         above = int((found.scores >= self._lowest).sum())
         where = f", {drawing}" if self._draws else ""
-        return f"{path}: {above} objects above {self._lowest:g}{where}"
+        return f"{path}: {counted(above, 'object')} above {self._lowest:g}{where}"
 
     def _draw(self, found: Found, image: UInt8[np.ndarray, "H W 3"], drawing: Path) -> None:
         shown = found.scores >= self._lowest

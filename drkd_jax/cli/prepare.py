@@ -17,10 +17,11 @@ from drkd_jax.cli.arguments import Parser, depth
 from drkd_jax.data.decode import EXIF
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, make_place, write_text
+from drkd_jax.words import counted
 
 _LONGEST = 1600  # pixels of the longer side of a sample drawing
 _TOLD = 20  # most errors on the terminal
-_FLATTEST = 8.0  # longer divided by shorter side; flatter pictures are not drawn
+_FLATTEST = 8.0  # longer divided by shorter side; flatter images are not drawn
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,14 +35,14 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = Parser(
         "prepare",
-        "Makes tfds:coco/2017 from unzipped COCO pictures and their instances file, without "
+        "Makes tfds:coco/2017 from unzipped COCO images and their instances file, without "
         "TensorFlow. With --check: reads a whole source, says what is wrong and what is in it.",
     )
-    parser.add_argument("source", help="tfds:coco/2017; with --check any source of pictures")
+    parser.add_argument("source", help="tfds:coco/2017; with --check any source of images")
     parser.add_argument("--check", action="store_true", help="read and report, write no data set")
     parser.add_argument("--out", help="--check: folder for sample drawings")
     parser.add_argument("--json", help="--check: file for the whole report")
-    parser.add_argument("--images", help="folder of pictures, as train2017")
+    parser.add_argument("--images", help="folder of images, as train2017")
     parser.add_argument("--instances", help="instances_train2017.json")
     parser.add_argument("--split", help="train, validation or test")
     parser.add_argument("--data-dir", default="~/tensorflow_datasets", help="TFDS's data folder")
@@ -78,7 +79,7 @@ def _check(arguments: argparse.Namespace) -> int:
     spec, out, json_file = arguments.source, arguments.out, arguments.json
     reading: dict[str, Any] = {"exif": arguments.exif, "depth": arguments.depth}
 
-    with tqdm(unit="picture", dynamic_ncols=True, disable=None) as bar:  # on terminals only
+    with tqdm(unit="image", dynamic_ncols=True, disable=None) as bar:  # on terminals only
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -95,35 +96,37 @@ def _check(arguments: argparse.Namespace) -> int:
             where = f"; all of them are in {json_file}" if json_file else "; --json=FILE lists all"
             print(f"{kind}: and {len(texts) - _TOLD} more{where}")
     # Everything is printed before anything is written, so that a full disk does not lose it.
-    print(f"{len(report.errors)} errors, {len(report.warnings)} warnings", flush=True)
+    counts = (len(report.errors), "error"), (len(report.warnings), "warning")
+    print(", ".join(counted(*each) for each in counts), flush=True)
     if json_file:
         write_text(Path(json_file), json.dumps(found, indent=1) + "\n")
     if out:
-        print(f"{_draw(spec, reading, report.samples, Path(out))} sample drawings in {out}")
+        drawn = _draw(spec, reading, report.samples, Path(out))
+        print(f"{counted(drawn, 'sample drawing')} in {out}")
     return EXIT_USER if report.errors else 0
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    columns = ("pictures", "boxes", "small", "medium", "large", "crowd")
+    columns = ("images", "boxes", "small", "medium", "large", "crowd")
     total: dict[str, Any] = {c: sum(row[c] for row in report["classes"]) for c in columns}
-    total |= {"name": "all", "pictures": report["pictures"] - report["empty"]}
+    total |= {"name": "all", "images": report["images"] - report["empty"]}
     width = max(len(row["name"]) for row in [*report["classes"], total])
     lines = [f"{'class':{width}s} " + " ".join(f"{c:>8s}" for c in columns)]
     for row in [*report["classes"], total]:
         lines.append(f"{row['name']:{width}s} " + " ".join(f"{row[c]:8d}" for c in columns))
     low, middle, high = zip(report["shorter"], report["longer"], strict=True)
     return [
-        f"{report['source']}: {report['readable']} of {report['pictures']} pictures can be read, "
-        f"{report['empty']} have no box to train on",
+        f"{report['source']}: {report['readable']} of {report['images']} images can be read, "
+        f"{report['empty']} without a box to train on",
         *lines,
         f"sides (shorter x longer): smallest {low[0]} x {low[1]}, median {middle[0]} x "
-        f"{middle[1]}, largest {high[0]} x {high[1]} pixels; at most {report['most_boxes']} boxes "
-        "in a picture",
+        f"{middle[1]}, largest {high[0]} x {high[1]} pixels; at most "
+        f"{counted(report['most_boxes'], 'box')} in an image",
     ]
 
 
 def _draw(spec: str, reading: dict[str, Any], samples: Sequence[int], folder: Path) -> int:
-    """Draws the boxes of some pictures; crowd regions are named as such."""
+    """Draws the boxes of some images; crowd regions are named as such."""
     from drkd_jax.cli.inputs import shortened
     from drkd_jax.data.sources import open_source
     from drkd_jax.draw import draw_detections

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError, faults_of
 from drkd_jax.fault_tolerance.writing import make_place, write_text
+from drkd_jax.words import counted
 
 if TYPE_CHECKING:
     from drkd_jax.report.relations import Relations
@@ -65,12 +66,12 @@ def main(argv: Sequence[str]) -> int:
         tell=lambda note: print(f"warning: {note}", file=sys.stderr, flush=True),
     )
     write_text(out, text)
-    print(f"{out}: {len(names)} runs, {len(text.encode()) / 1e6:.1f} MB")
+    print(f"{out}: {counted(len(names), 'run')}, {len(text.encode()) / 1e6:.1f} MB")
     return 0
 
 
 def _relations(run: RunFiles) -> Relations:
-    """Runs the student, teacher and relation modules of a run's newest checkpoint on a picture.
+    """Runs the student, teacher and relation modules of a run's newest checkpoint on an image.
 
     Raises:
         UserError: The run has no distillation or no checkpoint, or its data cannot be read.
@@ -79,7 +80,7 @@ def _relations(run: RunFiles) -> Relations:
     from drkd_jax.report.runs import open_truth
 
     if not run.config.get("distill") or not run.config.get("teacher"):
-        raise UserError(f"--relations={run.name}: {run.folder} is no run with a distillation")
+        raise UserError(f"--relations={run.name}: {run.folder} is not a distilled run")
     if not (run.folder / "checkpoints").is_dir():
         raise UserError(
             f"--relations={run.name}: {run.folder} has no checkpoints; leave --relations out"
@@ -87,7 +88,7 @@ def _relations(run: RunFiles) -> Relations:
     truth, why = open_truth(run)
     if truth is None:
         raise UserError(f"--relations={run.name}: {why}")
-    # `evaluate --data` may have scored other pictures than those of the config.
+    # `evaluate --data` may have scored other images than those of the config.
     config = {**run.config, "data": {**run.config["data"], "val": run.data}}
     with faults_of(f"--relations={run.name}: {run.folder}"):  # its teacher may have been moved
         return see_relations(truth.source, config, run.folder)

@@ -98,7 +98,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
             if flag.value is not None and not _DISTRIBUTED.value:
                 raise UserError(f"--{flag.name} belongs to --distributed, which is missing")
         if len(rest) > 1:
-            raise UserError(f"what is {' '.join(rest[1:])}? Every argument is --name=value")
+            raise UserError(f"unknown: {' '.join(rest[1:])}; every argument is --name=value")
     except Exception as error:
         _fail(flag_fault(error, argv))
     return rest
@@ -137,7 +137,7 @@ def _train() -> None:
         if _DISTRIBUTED.value:
             print(
                 "processes  this one alone: a dry run meets no other, and its step takes the "
-                "pictures of all of them on the devices here"
+                "images of all of them on the devices here"
             )
         dry_run(_CONFIG.value.to_dict())
         return

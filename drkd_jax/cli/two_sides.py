@@ -1,6 +1,6 @@
-"""The input of `visualize`: the two models with their graph units, and the boxes of a picture.
+"""The input of `visualize`: the two models with their graph units, and the boxes of an image.
 
-Boxes are those of a COCO json, wherever its pictures are, or the first model's detections.
+Boxes are those of a COCO json, wherever its images are, or the first model's detections.
 
 Letters: N detections, n boxes, K classes.
 """
@@ -97,7 +97,7 @@ def _units(place: str, read: Read, other: str, of_other: Read) -> tuple[Units | 
             return Units(found, "teacher"), (
                 "before (x) and after (φ(x)) the teacher's graph units of the run that it taught"
             )
-    return None, "features alone, it has no graph units"
+    return None, "features only: it has no graph units"
 
 
 def _is_distilled(read: Read) -> bool:
@@ -119,27 +119,27 @@ def joint_pipeline(own: Read, other: Read) -> PipelineConfig:
     keys = "shorter", "longer", "resize"
     of = [", ".join(str(getattr(each.pipeline, key)) for key in keys) for each in (own, other)]
     if of[0] != of[1]:
-        print(f"both see pictures resized as A does ({of[0]}); B was made for {of[1]}")
+        print(f"both see images resized as A does ({of[0]}); B was made for {of[1]}")
     return dataclasses.replace(own.pipeline, batch_size=1, canvases=canvases)
 
 
-class PictureBoxes(NamedTuple):
-    """The boxes of one picture in a file, without crowd regions and unusable boxes."""
+class ImageBoxes(NamedTuple):
+    """The boxes of one image in a file, without crowd regions and unusable boxes."""
 
-    boxes: Float[np.ndarray, "n 4"]  # xyxy, pixels of the picture
+    boxes: Float[np.ndarray, "n 4"]  # xyxy, pixels of the image
     labels: Int[np.ndarray, "n"]  # 0..K-1
     names: tuple[str, ...]  # of the K classes
     height: int
     width: int
 
 
-def boxes_of(file: Path, pictures: Sequence[Path]) -> list[PictureBoxes]:
-    """The boxes of each picture, found by its file name.
+def boxes_of(file: Path, paths: Sequence[Path]) -> list[ImageBoxes]:
+    """The boxes of each image, found by its file name.
 
     Of several entries with that name, the one that shares most folders with the path is used.
 
     Raises:
-        UserError: it is not an instances file, or a picture has no entry, several, or no box.
+        UserError: it is not an instances file, or an image has no entry, several, or no box.
     """
     content = load_json(file)
     images = content.get("images")
@@ -150,22 +150,22 @@ def boxes_of(file: Path, pictures: Sequence[Path]) -> list[PictureBoxes]:
     annotations = content.get("annotations")
     rows = annotations if isinstance(annotations, list) else []
     found = []
-    for picture in pictures:
-        image = _entry(file, picture, by_name.get(_parts(str(picture))[-1], []))
+    for path in paths:
+        image = _entry(file, path, by_name.get(_parts(str(path))[-1], []))
         key = id_key(image.get("id"))
         own = [r for r in rows if isinstance(r, dict) and id_key(r.get("image_id")) == key]
         table = parse_instances({**content, "images": [image], "annotations": own}, str(file))
         boxes, labels, crowd = table.boxes(0)
         if crowd.all():
-            raise UserError(f"{picture}: --boxes={file} has no usable box of it")
+            raise UserError(f"{path}: --boxes={file} has no usable box of it")
         names = tuple(category.name for category in table.categories)
         size = table.meta(0)
-        found.append(PictureBoxes(boxes[~crowd], labels[~crowd], names, size.height, size.width))
+        found.append(ImageBoxes(boxes[~crowd], labels[~crowd], names, size.height, size.width))
     return found
 
 
 class Boxes(NamedTuple):
-    """The boxes of one picture, on its canvas; `scores` None: ground truth."""
+    """The boxes of one image, on its canvas; `scores` None: ground truth."""
 
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, "n"]
@@ -174,7 +174,7 @@ class Boxes(NamedTuple):
     left_out: int  # by --max
 
     def entries(self, scale: Float[np.ndarray, "2"]) -> list[dict[str, Any]]:
-        """The boxes in COCO's form (x, y, width, height), pixels of the picture, by row."""
+        """The boxes in COCO's form (x, y, width, height), pixels of the image, by row."""
         corners = self.boxes.astype(np.float64) / np.tile(scale, 2)
         corners[:, 2:] -= corners[:, :2]
         rows = []
@@ -186,8 +186,8 @@ class Boxes(NamedTuple):
         return rows
 
 
-def given(truth: PictureBoxes, scale: Float[np.ndarray, "2"], most: int) -> Boxes:
-    """The first boxes of a json, on the canvas; `scale` is canvas over picture pixels (x, y)."""
+def given(truth: ImageBoxes, scale: Float[np.ndarray, "2"], most: int) -> Boxes:
+    """The first boxes of a json, on the canvas; `scale` is canvas over image pixels (x, y)."""
     on_canvas = (truth.boxes * np.tile(scale, 2)).astype(np.float32)
     left_out = max(0, len(on_canvas) - most)
     return Boxes(on_canvas[:most], truth.labels[:most], None, truth.names, left_out)
@@ -230,14 +230,14 @@ def middles(boxes: Boxes, height: int, width: int) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (best[:, :2] + best[:, 2:]) / 2]
 
 
-def _entry(file: Path, picture: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _entry(file: Path, path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     if not rows:
-        raise UserError(f"{picture}: --boxes={file} has no picture of that name")
-    own = _parts(os.path.abspath(picture))
+        raise UserError(f"{path}: --boxes={file} has no image of that name")
+    own = _parts(os.path.abspath(path))
     shared = [_shared(own, _parts(row["file_name"])) for row in rows]
     best = max(shared)
     if shared.count(best) > 1:
-        raise UserError(f"{picture}: --boxes={file} has {shared.count(best)} pictures of that name")
+        raise UserError(f"{path}: --boxes={file} has {shared.count(best)} images of that name")
     return rows[shared.index(best)]
 
 

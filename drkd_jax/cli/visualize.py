@@ -1,6 +1,6 @@
 """``python -m drkd_jax visualize``: shows how two checkpoints relate pixels and boxes.
 
-Letters: H W pixels of a picture, n its boxes.
+Letters: H W pixels of an image, n its boxes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jaxtyping import Float, UInt8
 from drkd_jax import distill
 from drkd_jax.cli.arguments import Parser, positive, score_limit, two_numbers
 from drkd_jax.cli.deep import add_depth
-from drkd_jax.cli.inputs import Picture, batched, drawing_names, find_pictures, mark
+from drkd_jax.cli.inputs import ReadImage, batched, drawing_names, find_images, mark
 from drkd_jax.cli.two_sides import (
     MOST_PIXELS,
     SIDES,
     Boxes,
-    PictureBoxes,
+    ImageBoxes,
     Side,
     boxes_of,
     detected,
@@ -34,7 +34,7 @@ from drkd_jax.cli.two_sides import (
     read_sides,
 )
 from drkd_jax.data.config import PipelineConfig
-from drkd_jax.data.decode import decode_picture
+from drkd_jax.data.decode import decode_image
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, write_text
 from drkd_jax.report.figures import draw_boxes, draw_pixels
@@ -49,33 +49,34 @@ from drkd_jax.report.two_models import (
     relate_pixels,
 )
 from drkd_jax.types import Batch
+from drkd_jax.words import counted
 
 
 class Item(NamedTuple):
-    """A picture before anything is computed."""
+    """An image before anything is computed."""
 
     path: Path
     stem: str  # of its drawings
     image: UInt8[np.ndarray, "H W 3"]
-    truth: PictureBoxes | None
+    truth: ImageBoxes | None
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes drawings and `relations.json` about two checkpoints on some pictures.
+    """Writes drawings and `relations.json` about two checkpoints on some images.
 
-    For each picture and level: STEM_pixels_LEVEL.png, the similarity of every pixel to some marked
+    For each image and level: STEM_pixels_LEVEL.png, the similarity of every pixel to some marked
     ones, and STEM_boxes_LEVEL.png, the relation matrix of its boxes.
 
     Returns:
-        0, or 2 if a picture has too few boxes; its pixels, and the other pictures, are still drawn.
+        0, or 2 if an image has too few boxes; its pixels, and the other images, are still drawn.
 
     Raises:
-        UserError: wrong arguments, a picture that cannot be read or is not in the json, a pixel
+        UserError: wrong arguments, an image that cannot be read or is not in the json, a pixel
             outside, a level that is not there, no checkpoint, a place that cannot be written.
     """
     arguments = _arguments(argv)
     out = make_folder(arguments.out, "--out")
-    paths, notes = find_pictures(arguments.picture, out)
+    paths, notes = find_images(arguments.image, out)
     for note in notes:
         print(note, file=sys.stderr)
     models = read_sides(arguments)
@@ -92,13 +93,13 @@ def main(argv: Sequence[str]) -> int:
         "boxes": arguments.boxes,
         "temperature": arguments.temperature,
         "levels": levels,
-        "pictures": [],
+        "images": [],
     }
     faults = []
     for number, item in enumerate(items):
-        batch = next(iter(batched([Picture(number, item.image)], pipeline)))[0]
-        about, fault = _picture(arguments, item, batch, models, levels, relation, out)
-        content["pictures"].append(about)
+        batch = next(iter(batched([ReadImage(number, item.image)], pipeline)))[0]
+        about, fault = _image(arguments, item, batch, models, levels, relation, out)
+        content["images"].append(about)
         write_text(out / "relations.json", json.dumps(content, separators=(",", ":")) + "\n")
         if fault:
             faults.append(fault)
@@ -108,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("visualize", "Draws how two detectors relate the pixels and boxes of pictures.")
+    parser = Parser("visualize", "Draws how two detectors relate the pixels and boxes of images.")
     parser.add_argument("--weights", required=True, help="a work folder or a file of weights")
     parser.add_argument("--against", required=True, help="the other one")
     parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
@@ -116,20 +117,20 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--size", type=two_numbers, metavar="SxL", help="files of weights: 800x1333 by default"
     )
     parser.add_argument(
-        "--picture", action="append", required=True, help="a file or folder; several times"
+        "--image", action="append", required=True, help="a file or folder; several times"
     )
     parser.add_argument(
         "--boxes", default="detections", help="a COCO json; by default what --weights detects"
     )
     parser.add_argument("--score", type=score_limit, default=0.3, help="lowest score that counts")
-    parser.add_argument("--max", type=positive, default=20, help="boxes of a picture")
+    parser.add_argument("--max", type=positive, default=20, help="boxes of an image")
     parser.add_argument(
         "--pixel",
         action="append",
         type=_point,
         metavar="X,Y",
-        help=f"of the picture, to compare all others with; by default the centres of {MOST_PIXELS} "
-        "boxes, of a picture without boxes a grid",
+        help=f"of the image, to compare all others with; by default the centres of {MOST_PIXELS} "
+        "boxes, of an image without boxes a grid",
     )
     parser.add_argument(
         "--level", action="append", help="P2, P3, ... or all; the finest that both have by default"
@@ -157,7 +158,7 @@ def _above_0(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
@@ -166,9 +167,9 @@ def _above_0(text: str) -> float:
 def _items(
     arguments: argparse.Namespace, paths: Sequence[Path], out: Path, read: PipelineConfig
 ) -> list[Item]:
-    """Reads all pictures as `read` says, so that a fault of one is said before the work."""
+    """Reads all images as `read` says, so that a fault of one is said before the work."""
     depth = read.depth if arguments.depth is None else arguments.depth
-    truths: list[PictureBoxes | None] = [None] * len(paths)
+    truths: list[ImageBoxes | None] = [None] * len(paths)
     if arguments.boxes != "detections":
         truths = list(boxes_of(Path(arguments.boxes), paths))
     items = []
@@ -179,10 +180,10 @@ def _items(
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         if truth is None:
-            image = decode_picture(data, str(path), exif="turned", depth=depth)
+            image = decode_image(data, str(path), exif="turned", depth=depth)
         else:  # the boxes may be those of the pixels as stored
             size = truth.height, truth.width
-            image = decode_picture(data, str(path), *size, exif=read.exif, depth=depth)
+            image = decode_image(data, str(path), *size, exif=read.exif, depth=depth)
         height, width = image.shape[:2]
         for x, y in arguments.pixel or ():
             if not (0 <= x < width and 0 <= y < height):
@@ -205,7 +206,7 @@ def _levels(asked: list[str] | None, common: dict[str, int]) -> dict[str, int]:
     return {name: stride for name, stride in common.items() if name in asked}
 
 
-def _picture(
+def _image(
     arguments: argparse.Namespace,
     item: Item,
     batch: Batch,
@@ -214,7 +215,7 @@ def _picture(
     relation: BoxRelations,
     out: Path,
 ) -> tuple[dict[str, Any], str]:
-    """Draws one picture.
+    """Draws one image.
 
     Returns:
         Its entry of the json, and what is wrong with its boxes, or "".
@@ -247,7 +248,7 @@ def _picture(
         entry: dict[str, Any] = {"drawing": drawing.name, "stride": stride}
         entry["pixels"] = [_pixel_entry(each, stride, scale) for each in pixels]
         mean = float(np.mean([each.agreement for each in pixels]))
-        line = f"{item.path}: {name}, {len(pixels)} pixels, correlation {mean:.2f}"
+        line = f"{item.path}: {name}, {counted(len(pixels), 'pixel')}, correlation {mean:.2f}"
         if enough:
             psi = relation(a, b, boxes.boxes, stride)
             drawing = out / f"{item.stem}_boxes_{name}.png"
@@ -304,10 +305,9 @@ def _draw_boxes(
 
 
 def _too_few(arguments: argparse.Namespace, item: Item, boxes: Boxes) -> str:
-    number = len(boxes.boxes)
-    count = f"{number or 'no'} box{'' if number == 1 else 'es'}"
+    count = counted(len(boxes.boxes), "box") if len(boxes.boxes) else "no boxes"
     where = f"in {arguments.boxes}" if item.truth else f"of a score of {arguments.score:g} or more"
-    cure = "name other pictures" if item.truth else "a lower --score, or --boxes=JSON, may help"
+    cure = "name other images" if item.truth else "a lower --score, or --boxes=JSON, may help"
     return (
         f"{item.path}: {count} {where}, and a relation matrix needs {LEAST_BOXES}: only its "
         f"pixels are drawn; {cure}"
@@ -317,7 +317,7 @@ def _too_few(arguments: argparse.Namespace, item: Item, boxes: Boxes) -> str:
 def _pixel_entry(
     pixel: PixelRelation, stride: int, scale: Float[np.ndarray, "2"]
 ) -> dict[str, Any]:
-    """One pixel's similarities to all others, and its centre in pixels of the picture."""
+    """One pixel's similarities to all others, and its centre in pixels of the image."""
     middle = np.array([pixel.column + 0.5, pixel.row + 0.5]) * stride / scale
     maps = {
         side: {"x": _rounded(own.x), "phi": _rounded(own.phi)}

@@ -1,1 +1,1 @@
-"""Reads pictures and boxes: three kinds of sources, one record type, deterministic batches."""
+"""Reads images and boxes: three kinds of sources, one record type, deterministic batches."""

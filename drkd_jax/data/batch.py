@@ -1,6 +1,6 @@
-"""Creates the arrays of a batch on the host: an empty batch, or pictures without boxes.
+"""Creates the arrays of a batch on the host: an empty batch, or images without boxes.
 
-Letters: h w pixels of a picture.
+Letters: h w pixels of an image.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from drkd_jax.types import Batch
 
 
 def empty_batch(config: PipelineConfig, canvas: int, rows: int) -> Batch:
-    """A batch of padding pictures only; its pixels are bytes, or floats of 0 to 255.
+    """A batch of padding images only; its pixels are bytes, or floats of 0 to 255.
 
     Args:
         config: canvases, rows for boxes and the kind of the pixels.
         canvas: index of the batch's canvas.
-        rows: number of pictures.
+        rows: number of images.
     """
     most, kind = config.max_boxes, np.float32 if config.resize == "torchvision" else np.uint8
     return Batch(
@@ -31,7 +31,7 @@ def empty_batch(config: PipelineConfig, canvas: int, rows: int) -> Batch:
         boxes=np.zeros((rows, most, 4), np.float32),
         labels=np.zeros((rows, most), np.int32),
         valid=np.zeros((rows, most), bool),
-        picture_valid=np.zeros(rows, bool),
+        image_valid=np.zeros(rows, bool),
         index=np.full(rows, -1, np.int32),
         scale=np.ones((rows, 2), np.float32),
     )
@@ -40,7 +40,7 @@ def empty_batch(config: PipelineConfig, canvas: int, rows: int) -> Batch:
 def placed(
     image: UInt8[np.ndarray, "h w 3"], config: PipelineConfig
 ) -> tuple[int, tuple[int, int]]:
-    """The index of a picture's canvas, and its (height, width) there."""
+    """The index of an image's canvas, and its (height, width) there."""
     height, width = image.shape[:2]
     return fit(height, width, config.shorter, config.longer, config.canvases, config.resize)
 
@@ -48,18 +48,18 @@ def placed(
 def image_batch(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]], config: PipelineConfig, rows: int
 ) -> Batch:
-    """A batch of pictures of one canvas, without boxes; `index` numbers them.
+    """A batch of images of one canvas, without boxes; `index` numbers them.
 
     Args:
         images: RGB, at most ``rows``.
         config: canvases and sizes.
-        rows: rows of the batch; those past the pictures are padding.
+        rows: rows of the batch; those past the images are padding.
     """
     places = [placed(image, config) for image in images]
     batch = empty_batch(config, places[0][0], rows)
     canvas = np.asarray(batch.images)
     for row, (image, (_, (height, width))) in enumerate(zip(images, places, strict=True)):
         canvas[row, :height, :width] = resize(image, (height, width), canvas.dtype)
-        batch.sizes[row], batch.index[row], batch.picture_valid[row] = (height, width), row, True
+        batch.sizes[row], batch.index[row], batch.image_valid[row] = (height, width), row, True
         batch.scale[row] = width / image.shape[1], height / image.shape[0]
     return batch

@@ -28,17 +28,17 @@ def reading_threads() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """How pictures become batches.
+    """How images become batches.
 
     Attributes:
-        batch_size: pictures per batch over all hosts.
+        batch_size: images per batch over all hosts.
         canvases: (height, width) in pixels; each batch has one of them.
         shorter: pixels of the shorter side after resizing...
         longer: ...unless the longer side would exceed this. With ``resize = "stretch"`` these are
             the height and the width.
         max_boxes: rows G for ground truth; further boxes are left out, counted, and reported.
-        flip: probability that a training picture is mirrored.
-        scale_jitter: least and largest factor of a training picture's sides after resizing; what
+        flip: probability that a training image is mirrored.
+        scale_jitter: least and largest factor of a training image's sides after resizing; what
             exceeds its canvas is cropped at random, see ``transforms.window``.
         colour_jitter: strength of random brightness, contrast and saturation, 0 to 1.
         seed: seed of everything random.
@@ -47,13 +47,13 @@ class PipelineConfig:
         num_workers: reading processes; 0 reads in this one.
         prefetch: batches read ahead; more threads than this would be idle. By default
             ``reading_threads``; `read_pipeline` uses ``num_threads`` if a config sets more.
-        drop_empty: leave out training pictures without a box, or with a side under 32 pixels.
+        drop_empty: leave out training images without a box, or with a side under 32 pixels.
         resize: the library whose rule is used for resizing, or "stretch", see
             ``transforms.RULES``. With "torchvision" batches are floats, four times the bytes.
-        on_error: "stop" at a picture that cannot be read, or "skip" it; see ``skipped.py``.
+        on_error: "stop" at an image that cannot be read, or "skip" it; see ``skipped.py``.
         exif: "auto", "stored" or "turned": the pixels that the boxes of a rotated photo refer to;
-            see ``decode_picture``.
-        depth: bits that the numbers of 16-bit pictures use, 8 to 16; 0: all 16.
+            see ``decode_image``.
+        depth: bits that the numbers of 16-bit images use, 8 to 16; 0: all 16.
     """
 
     batch_size: int
@@ -87,7 +87,7 @@ class PipelineConfig:
                 raise UserError(f'{field} = "{getattr(self, field)}": one of {", ".join(known)}')
         if self.depth and not 8 <= self.depth <= 16:
             raise UserError(
-                f"depth = {self.depth}: bits that 16-bit pictures use, 8 to 16, or 0 for all 16"
+                f"depth = {self.depth}: bits that 16-bit images use, 8 to 16, or 0 for all 16"
             )
 
         if not 0 <= self.flip <= 1:
@@ -112,7 +112,7 @@ class PipelineConfig:
             pairs = ()
         if not pairs or min(map(min, pairs)) < 1:
             raise UserError(
-                f"canvases = {self.canvases}: wanted (height, width) pairs in pixels, as "
+                f"canvases = {self.canvases}: expected (height, width) pairs in pixels, as "
                 "((800, 1344), (1344, 800))"
             )
         # Always tuples of tuples, since the config is hashed and pickled.
@@ -120,7 +120,7 @@ class PipelineConfig:
 
     @property
     def jitters(self) -> bool:
-        """Whether training pictures get a random scale or random colours."""
+        """Whether training images get a random scale or random colours."""
         return self.scale_jitter != (1.0, 1.0) or self.colour_jitter > 0
 
 

@@ -1,6 +1,6 @@
-"""Decodes pictures, and scans the headers of picture files.
+"""Decodes images, and scans the headers of image files.
 
-Letters: H W pixels of a picture, P pictures.
+Letters: H W pixels of an image, P images.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ cv2.setNumThreads(1)
 EXIF = ("auto", "stored", "turned")  # the pixels of a rotated photo that boxes refer to
 _THREADS = 16  # a request over a network takes a millisecond, mostly of waiting
 _FRAME = 1 << 18  # bytes; a JPEG's size comes after its EXIF and other metadata
-_LOOKED_AT = 16  # 16-bit pictures that are searched for their brightest value
+_LOOKED_AT = 16  # 16-bit images that are searched for their brightest value
 _STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
-# How decodable files begin, to tell a damaged picture from other files.
+# How decodable files begin, to tell a damaged image from other files.
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n": "PNG",
@@ -44,7 +44,7 @@ _BEGINNINGS = {
 }
 
 
-def decode_picture(
+def decode_image(
     data: bytes,
     name: str,
     height: int | None = None,
@@ -53,24 +53,24 @@ def decode_picture(
     exif: str = "auto",
     depth: int = 0,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes a picture to RGB.
+    """Decodes an image to RGB.
 
-    Grey, palette, 16-bit, CMYK and RGBA pictures become 8-bit RGB; the alpha channel is dropped.
+    Grey, palette, 16-bit, CMYK and RGBA images become 8-bit RGB; the alpha channel is dropped.
     For an animation the first frame is used.
 
     Args:
         data: the file's bytes.
-        name: the picture's name in messages.
+        name: the image's name in messages.
         height: stated height in pixels; unchecked if None.
         width: stated width in pixels.
         exif: "stored" uses the pixels as they are in the file, "turned" rotates them as the EXIF
             orientation says. "auto" uses the stored pixels, to which the boxes of COCO's files
-            refer, unless only the rotated picture has the stated size.
-        depth: bits that the numbers of a 16-bit picture use, 8 to 16; 0 stands for 16, or for the
+            refer, unless only the rotated image has the stated size.
+        depth: bits that the numbers of a 16-bit image use, 8 to 16; 0 stands for 16, or for the
             number that a JPEG 2000 states. Brighter values become white.
 
     Raises:
-        UserError: there are no bytes, they are not a picture, the picture is truncated or damaged,
+        UserError: there are no bytes, they are not an image, the image is truncated or damaged,
             or its size differs from the stated one.
     """
     image = _decode(data, depth)
@@ -84,7 +84,7 @@ def decode_picture(
             raise UserError(
                 f"{name}: the file is {image.shape[1]}x{image.shape[0]} pixels (width x height)"
                 + (f" with data.exif = {exif}" if exif != "auto" else "")
-                + f", its annotations say {width}x{height}; mend the one that is wrong"
+                + f", its annotations say {width}x{height}; correct the one that is wrong"
             )
         image = turned
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -105,18 +105,18 @@ def turn(image: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarra
 
 
 def stored_size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width of an encoded picture; for a JPEG from its header alone.
+    """Height and width of an encoded image; for a JPEG from its header alone.
 
     Args:
         data: the file's bytes.
-        name: the picture's name in messages.
+        name: the image's name in messages.
 
     Raises:
-        UserError: the bytes are not a picture.
+        UserError: the bytes are not an image.
     """
     if (size := _jpeg_size(data)) is not None:
         return size
-    height, width = decode_picture(data, name, exif="stored").shape[:2]
+    height, width = decode_image(data, name, exif="stored").shape[:2]
     return height, width
 
 
@@ -125,12 +125,12 @@ def _what_is_wrong(data: bytes) -> str:
         return "is empty (0 bytes)"
     kind = what_is(data)
     if kind is not None:
-        return f"cannot be decoded: it is no picture but {kind}"
+        return f"cannot be decoded: it is not an image but {kind}"
     riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     for beginning, kind in {**_BEGINNINGS, **({b"RIFF": "WebP"} if riff else {})}.items():
         if data.startswith(beginning):
             return f"cannot be decoded: it begins as a {kind}, but is truncated or damaged"
-    return "cannot be decoded: it is no picture of a known kind"
+    return "cannot be decoded: it is not an image of a known kind"
 
 
 def _decode(data: bytes, depth: int) -> np.ndarray | None:
@@ -151,7 +151,7 @@ def _decode(data: bytes, depth: int) -> np.ndarray | None:
 
 
 def _deep(data: bytes, header: Header) -> UInt16[np.ndarray, "H W 3"] | None:
-    """BGR as stored, 16 bits; None if the picture has fewer. Signed numbers are clipped at 0."""
+    """BGR as stored, 16 bits; None if the image has fewer. Signed numbers are clipped at 0."""
     image = _decoded(data, header, _STORED | cv2.IMREAD_ANYDEPTH)
     if image is not None and image.dtype == np.int16:
         image = np.maximum(image, 0).astype(np.uint16)
@@ -182,15 +182,15 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """The header data of P picture files; defaults for files that cannot be read.
+    """The header data of P image files; defaults for files that cannot be read.
 
     Attributes:
         orientation: EXIF orientation, 1 if there is none.
         bits: bits per sample, 8 to 16, see `Header`.
         content: hash of the length and the first bytes; -1 for a file that cannot be read.
-        sizes: stored height and width, in pixels, of pictures rotated by 90 degrees; 0 for others.
-        broken: whether a file cannot be read, is empty, or begins like something other than a
-            picture.
+        sizes: stored height and width, in pixels, of images rotated by 90 degrees; 0 for others.
+        broken: whether a file cannot be read, is empty, or begins like something other than an
+            image.
     """
 
     orientation: Int64[np.ndarray, "P"]
@@ -230,15 +230,15 @@ def _size(path: Path) -> tuple[int, int]:
         pass
     try:
         return stored_size(path.read_bytes(), str(path))
-    except UserError:  # it is reported when the picture is read
+    except UserError:  # it is reported when the image is read
         return 0, 0
 
 
 def brightest(paths: Sequence[Path]) -> tuple[int, int]:
-    """The brightest value of a sample of 16-bit pictures, spread evenly over all of them.
+    """The brightest value of a sample of 16-bit images, spread evenly over all of them.
 
     Returns:
-        (the value, the number of pictures in the sample); 0 and 0 if none could be read.
+        (the value, the number of images in the sample); 0 and 0 if none could be read.
     """
     value = looked = 0
     for index in sorted({round(at) for at in np.linspace(0, len(paths) - 1, _LOOKED_AT)}):

@@ -1,4 +1,4 @@
-"""Reads from a file's first bytes its type, and a picture's orientation and bits per sample.
+"""Reads from a file's first bytes its type, and an image's orientation and bits per sample.
 
 Source: ITU T.81 annex B (JPEG segments), EXIF 2.32 section 4.6 (the orientation tag), TIFF 6.0,
 the PNG and WebP container specifications, ITU T.800 annex A (JPEG 2000's SIZ).
@@ -23,7 +23,7 @@ _PNG_START = 33  # bytes up to the end of a PNG's first chunk
 
 
 class Header(NamedTuple):
-    """The header data of one picture file.
+    """The header data of one image file.
 
     Attributes:
         orientation: EXIF's 1 to 8; 1 is upright, and the default if the file has none.
@@ -220,9 +220,9 @@ _BEGINNINGS = {
     b"BZh": "a bzip2 file: unpack it first (bunzip2)",
     b"\xfd7zXZ": "an xz file: unpack it first (unxz)",
     b"\x28\xb5\x2f\xfd": "a zstd file: unpack it first (unzstd)",
-    b"%PDF": "a PDF document: export its pages as pictures",
+    b"%PDF": "a PDF document: export its pages as images",
     b"\x93NUMPY": "a NumPy array: save it as a PNG",
-    b"\x89HDF": "an HDF5 file: export its pictures one by one",
+    b"\x89HDF": "an HDF5 file: export its images one by one",
     b"SQLite format 3": "an SQLite database",
     b"8BPS": "a Photoshop document: export it as a PNG",
     b"version https://git-lfs": _LFS,
@@ -235,7 +235,7 @@ _BEGINNINGS = {
     b"OggS": _VIDEO.format("Ogg"),
 }
 _PHOTO = "a {} photograph: convert it to a JPEG or PNG first"
-_HTML = "an HTML page, not the file: a download that failed or wants a login"
+_HTML = "an HTML page, not the file: a download that failed or needs a login"
 
 _BRANDS = {
     b"heic": "HEIC",
@@ -249,7 +249,7 @@ _BRANDS = {
 
 
 def what_is(data: bytes) -> str | None:
-    """Names the type of a file that is neither a picture nor JSON nor weights.
+    """Names the type of a file that is neither an image nor JSON nor weights.
 
     Args:
         data: at least the first kilobyte, or the whole file.
@@ -292,7 +292,7 @@ def _text(data: bytes) -> str | None:
     if b"<annotations" in start and start.startswith(b"<"):
         return "a file of CVAT (XML): export the set in COCO's form there"
     if b"<annotation" in start and start.startswith(b"<"):
-        return "a Pascal VOC file (XML, one a picture): convert the set to COCO's JSON first"
+        return "a Pascal VOC file (XML, one per image): convert the set to COCO's JSON first"
     if start.startswith((b"<?xml", b"<error", b"<message")):
         return "an XML document" + (" about an error" if b"<error" in start else "")
     first = start.partition(b"\n")[0]
@@ -302,8 +302,8 @@ def _text(data: bytes) -> str | None:
         return "a YAML file, as YOLO's data.yaml: convert the set to COCO's JSON first"
     if _is_yolo(data):
         return (
-            "a YOLO label file (class and normalised box a line, one file a picture): convert the "
-            "set to COCO's JSON first"
+            "a YOLO label file (class and normalised box per line, one file per image): convert "
+            "the set to COCO's JSON first"
         )
     return None
 

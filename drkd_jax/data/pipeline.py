@@ -1,6 +1,6 @@
 """Turns a source into batches: planned by number, read by Grain's threads or processes.
 
-Letters: B pictures of a batch, H W canvas pixels, G padded ground truths.
+Letters: B images of a batch, H W canvas pixels, G padded ground truths.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class BatchReader:
     """Maps a batch number to a ``Batch``: a pure function, picklable for worker processes.
 
     Args:
-        source: the source of the pictures.
-        config: sizes, and what to do with a picture that cannot be read.
-        plan: which pictures make up a batch.
+        source: the source of the images.
+        config: sizes, and what to do with an image that cannot be read.
+        plan: which images make up a batch.
         rows: this host's rows of the batch.
     """
 
@@ -59,19 +59,19 @@ class BatchReader:
         return batch, time.perf_counter() - before
 
     def read(self, number: int) -> Batch:
-        """Reads, resizes and pads this host's pictures of a batch.
+        """Reads, resizes and pads this host's images of a batch.
 
         Raises:
-            UserError: a picture cannot be read. With ``on_error = "skip"`` its row becomes a
-                padding picture instead.
+            UserError: an image cannot be read. With ``on_error = "skip"`` its row becomes a
+                padding image instead.
         """
         config, planned = self.config, self.plan.batch(number)
         indices, flip = planned.indices[self.rows], planned.flip[self.rows]
         chances = None if planned.chances is None else planned.chances[self.rows]
         batch = empty_batch(config, planned.canvas, len(indices))._replace(
-            flip=flip.copy(), picture_valid=indices >= 0, index=indices.astype(np.int32)
+            flip=flip.copy(), image_valid=indices >= 0, index=indices.astype(np.int32)
         )
-        for row in np.flatnonzero(batch.picture_valid):
+        for row in np.flatnonzero(batch.image_valid):
             try:
                 own = None if chances is None else chances[row]
                 self._fill(batch, int(row), int(indices[row]), own)
@@ -79,13 +79,13 @@ class BatchReader:
                 if config.on_error == "stop":
                     raise
                 # The caller sees what is missing and records it (`SkipList`).
-                batch.picture_valid[row], batch.index[row], batch.flip[row] = False, -1, False
+                batch.image_valid[row], batch.index[row], batch.flip[row] = False, -1, False
         return batch
 
     def missing(self, number: int, batch: Batch) -> np.ndarray:
-        """Positions in the source of the pictures that are missing from batch ``number``."""
+        """Positions in the source of the images that are missing from batch ``number``."""
         indices = self.plan.batch(number).indices[self.rows]
-        return indices[(indices >= 0) & ~np.asarray(batch.picture_valid)]
+        return indices[(indices >= 0) & ~np.asarray(batch.image_valid)]
 
     def _fill(self, batch: Batch, row: int, index: int, chances: Chances | None) -> None:
         config, record = self.config, self.source.record(index)
@@ -124,19 +124,19 @@ def train_loader(
     that the iterator was set to. Every host gets its rows of the same global batch.
 
     Args:
-        source: the source of the pictures.
+        source: the source of the images.
         config: sizes, seed and reading; ``batch_size`` is global.
         process_index: the index of this host.
         process_count: the number of hosts.
-        skipped: file for the list of skipped pictures; only one host should have it.
+        skipped: file for the list of skipped images; only one host should have it.
 
     Returns:
         A Grain iterator of ``Batch`` (NumPy arrays, ``batch_size / process_count`` rows) with
         ``get_state()`` and ``set_state()``.
 
     Raises:
-        UserError: no picture is left, or the hosts cannot share the batch evenly. While iterating:
-            a picture cannot be read, or, if pictures are skipped, more than 1 % cannot.
+        UserError: no image is left, or the hosts cannot share the batch evenly. While iterating:
+            an image cannot be read, or, if images are skipped, more than 1 % cannot.
     """
     fits = train_fits(source, config)
     plan = plan_batches(fits, config, shuffle=True)
@@ -146,7 +146,7 @@ def train_loader(
 
 
 class _Skipping:
-    """Batches whose reader may skip pictures; ``_skips`` is None if it stops instead."""
+    """Batches whose reader may skip images; ``_skips`` is None if it stops instead."""
 
     _skips: SkipList | None
 
@@ -154,14 +154,14 @@ class _Skipping:
         """Tells every host what all of them skipped; see ``SkipList.share``.
 
         Raises:
-            UserError: more than 1 % of the pictures were skipped; raised on every host.
+            UserError: more than 1 % of the images were skipped; raised on every host.
         """
         if self._skips is not None:
             self._skips.share(allgather)
 
     @property
     def num_skipped(self) -> int:
-        """The number of pictures skipped so far."""
+        """The number of images skipped so far."""
         return len(self._skips.reasons) if self._skips is not None else 0
 
 
@@ -191,7 +191,7 @@ class TrainIterator(_Skipping, grain.DatasetIterator[Batch]):
     def counts(self) -> dict[str, float]:
         """``padding``, ``boxes_past_max`` and ``loader_rate`` of the batches since the last call.
 
-        See ``Counter.take``. If pictures are skipped, also ``skipped``, their number so far.
+        See ``Counter.take``. If images are skipped, also ``skipped``, their number so far.
         """
         counts = self._counter.take()
         return counts | ({} if self._skips is None else {"skipped": float(self.num_skipped)})
@@ -218,18 +218,18 @@ class TrainIterator(_Skipping, grain.DatasetIterator[Batch]):
 
 
 class EvalBatches(_Skipping):
-    """Each picture of a source once, in batches; can be iterated repeatedly.
+    """Each image of a source once, in batches; can be iterated repeatedly.
 
-    Pictures are neither shuffled, mirrored nor left out. Every host sees the same number of
-    batches with the same canvases; a canvas's last batch is filled up with invalid pictures.
+    Images are neither shuffled, mirrored nor left out. Every host sees the same number of
+    batches with the same canvases; a canvas's last batch is filled up with invalid images.
 
-    A skipped picture is invalid too, so nothing is found on it. It stays among ``image_ids``: its
-    boxes count as missed, so skipping pictures cannot raise a score.
+    A skipped image is invalid too, so nothing is found on it. It stays among ``image_ids``: its
+    boxes count as missed, so skipping images cannot raise a score.
     """
 
-    def __init__(self, reader: BatchReader, num_pictures: int, skips: SkipList | None):
-        self.num_pictures = num_pictures
-        self.image_ids = tuple(reader.source.meta(i).image_id for i in range(num_pictures))
+    def __init__(self, reader: BatchReader, num_images: int, skips: SkipList | None):
+        self.num_images = num_images
+        self.image_ids = tuple(reader.source.meta(i).image_id for i in range(num_images))
         self._reader, self._skips = reader, skips
 
     def __len__(self) -> int:
@@ -256,25 +256,25 @@ def eval_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
-    max_pictures: int = 0,
+    max_images: int = 0,
     skipped: Path | None = None,
 ) -> EvalBatches:
-    """Batches for evaluation: each picture exactly once over all hosts.
+    """Batches for evaluation: each image exactly once over all hosts.
 
     Args:
-        source: the source of the pictures.
+        source: the source of the images.
         config: sizes and reading; ``batch_size`` is global.
         process_index: the index of this host.
         process_count: the number of hosts.
-        max_pictures: use only this many first pictures; 0 for all. ``image_ids`` of the result
+        max_images: use only this many first images; 0 for all. ``image_ids`` of the result
             tells ``evaluation.coco_numbers`` which ones were used.
-        skipped: file for the list of skipped pictures; only one host should have it.
+        skipped: file for the list of skipped images; only one host should have it.
 
     Raises:
-        UserError: the hosts cannot share the batch evenly. While iterating: a picture cannot be
-            read, or, if pictures are skipped, more than 1 % cannot.
+        UserError: the hosts cannot share the batch evenly. While iterating: an image cannot be
+            read, or, if images are skipped, more than 1 % cannot.
     """
-    count = min(len(source), max_pictures) if max_pictures else len(source)
+    count = min(len(source), max_images) if max_images else len(source)
     plan = plan_batches(fit_all(source, config, np.arange(count)), config, shuffle=False)
     reader = BatchReader(source, config, plan, _host_rows(config, process_index, process_count))
     return EvalBatches(reader, count, _skip_list(reader, count, skipped, process_index))

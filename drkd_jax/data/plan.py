@@ -1,8 +1,8 @@
-"""Plans which pictures make up batch number i, as a pure function of (seed, i).
+"""Plans which images make up batch number i, as a pure function of (seed, i).
 
-All pictures of a batch have one canvas. In every epoch the pictures are permuted, assigned to their
+All images of a batch have one canvas. In every epoch the images are permuted, assigned to their
 canvases in that order and split into batches, and the batches are shuffled. The last batch of a
-canvas may not be full: its missing rows are -1. All counts follow from the plan and the picture
+canvas may not be full: its missing rows are -1. All counts follow from the plan and the image
 sizes, so every host knows those of the whole global batch without reading a pixel.
 """
 
@@ -24,7 +24,7 @@ from drkd_jax.errors import UserError
 
 
 class PlannedBatch(NamedTuple):
-    """The content of a batch; n rows, -1 for missing pictures."""
+    """The content of a batch; n rows, -1 for missing images."""
 
     canvas: int
     indices: Int64[np.ndarray, "n"]
@@ -43,19 +43,19 @@ class BatchPlan:
     """Batches of one canvas each, for every epoch, by number.
 
     Args:
-        indices: positions in the source of the pictures to use.
+        indices: positions in the source of the images to use.
         canvas_of: the canvas of each of them.
         batch_size: rows of a batch over all hosts.
         seed: seed of permutation, batch order and flips.
-        flip: probability that a picture is mirrored.
+        flip: probability that an image is mirrored.
         shuffle: False keeps the source's order, canvas after canvas.
-        jitter: whether every picture gets random numbers for its scale and colours.
+        jitter: whether every image gets random numbers for its scale and colours.
     """
 
     def __init__(
         self,
-        indices: Int64[np.ndarray, "pictures"],
-        canvas_of: Int64[np.ndarray, "pictures"],
+        indices: Int64[np.ndarray, "images"],
+        canvas_of: Int64[np.ndarray, "images"],
         batch_size: int,
         *,
         seed: int = 0,
@@ -92,7 +92,7 @@ class BatchPlan:
         if self._shuffle:
             order = rng.permutation(order)
         if self._flip:
-            # By picture, not by row, so that it does not depend on batch size or number of hosts.
+            # By image, not by row, so that it does not depend on batch size or number of hosts.
             flip = rng.random(len(order)) < self._flip
         chances = None
         if self._jitter:
@@ -121,10 +121,10 @@ class BatchPlan:
 
 
 def kept_indices(source: Source, config: PipelineConfig) -> Int64[np.ndarray, "n"]:
-    """Positions of the pictures that training uses.
+    """Positions of the images that training uses.
 
     Source: open-mmlab/mmdetection, mmdet/datasets/coco.py (``filter_data``: no ground truth, or
-    under 32 pixels). A picture with only crowd regions counts as empty here.
+    under 32 pixels). An image with only crowd regions counts as empty here.
     """
     if not config.drop_empty:
         return np.arange(len(source))
@@ -134,16 +134,16 @@ def kept_indices(source: Source, config: PipelineConfig) -> Int64[np.ndarray, "n
 
 @dataclasses.dataclass(frozen=True)
 class Fits:
-    """How n pictures of a source are placed on their canvases."""
+    """How n images of a source are placed on their canvases."""
 
     indices: Int64[np.ndarray, "n"]  # positions in the source
     canvas: Int64[np.ndarray, "n"]
-    pixels: Int64[np.ndarray, "n"]  # of the resized picture
+    pixels: Int64[np.ndarray, "n"]  # of the resized image
     left_out: Int64[np.ndarray, "n"]  # boxes past max_boxes
 
 
 def fit_all(source: Source, config: PipelineConfig, indices: np.ndarray) -> Fits:
-    """Fits every picture of a source from its stated size."""
+    """Fits every image of a source from its stated size."""
     table, indices = source.table, np.asarray(indices, np.int64)
     sizes, which = np.unique(table.sizes[indices], axis=0, return_inverse=True)
     fitted = [
@@ -157,23 +157,23 @@ def fit_all(source: Source, config: PipelineConfig, indices: np.ndarray) -> Fits
 
 
 def train_fits(source: Source, config: PipelineConfig) -> Fits:
-    """How the training pictures are placed on their canvases.
+    """How the training images are placed on their canvases.
 
     Raises:
-        UserError: there are no pictures, or no boxes, whatever ``drop_empty`` says.
+        UserError: there are no images, or no boxes, whatever ``drop_empty`` says.
     """
     require_boxes(source)
     kept = kept_indices(source, config)
     if not len(kept):
         raise UserError(
-            f"{source.spec}: no picture is left to train on; all {len(source)} are without a box "
+            f"{source.spec}: no image is left to train on; all {len(source)} are without a box "
             f"or under {SMALLEST_SIDE} pixels (drop_empty = {config.drop_empty})"
         )
     return fit_all(source, config, kept)
 
 
 def plan_batches(fits: Fits, config: PipelineConfig, shuffle: bool) -> BatchPlan:
-    """Assigns pictures to batches; only with ``shuffle`` are they mirrored or jittered."""
+    """Assigns images to batches; only with ``shuffle`` are they mirrored or jittered."""
     return BatchPlan(
         fits.indices,
         fits.canvas,
@@ -242,8 +242,8 @@ class Counter:
         """The counts since the last call.
 
         Returns:
-            ``padding``: share of the canvas pixels that no picture covers. ``boxes_past_max``:
-            boxes per batch in excess of ``max_boxes``. ``loader_rate``: pictures per second that
+            ``padding``: share of the canvas pixels that no image covers. ``boxes_past_max``:
+            boxes per batch in excess of ``max_boxes``. ``loader_rate``: images per second that
             this host's readers can deliver, judging by the time they took.
         """
         if not self._batches:

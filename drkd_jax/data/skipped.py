@@ -1,6 +1,6 @@
-"""``on_error = "skip"``: counts and lists the pictures left out, and stops if there are too many.
+"""``on_error = "skip"``: counts and lists the images left out, and stops if there are too many.
 
-A picture that cannot be read becomes a padding picture: its row of the batch stays, all zeros and
+An image that cannot be read becomes a padding image: its row of the batch stays, all zeros and
 invalid. So all other rows, the order and the number of batches are the same as without the fault,
 whatever the threads, the workers or the step from which a run continued.
 """
@@ -19,26 +19,27 @@ from jaxtyping import Int
 
 from drkd_jax.data.sources.records import Source
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 SKIPPED_FILE = "skipped.jsonl"
-SHARE = 0.01  # largest share of the pictures that may be left out
+SHARE = 0.01  # largest share of the images that may be left out
 
 _log = logging.getLogger(__name__)
 
 
 class SkipList:
-    """The pictures of a source that could not be read, each once.
+    """The images of a source that could not be read, each once.
 
     Args:
         source: their source. Entries of its instances file that were left out are listed too.
-        total: pictures in use over all hosts; it is an error if over 1 % of them are left out,
+        total: images in use over all hosts; it is an error if over 1 % of them are left out,
             including those of other hosts, after ``share``.
         path: file of the list, one json object per line, each fault once, even over several runs.
             None writes no file.
         silent: gives no warnings: for all hosts but the first, which gets theirs by ``share``.
 
     Attributes:
-        reasons: why each picture was left out since this object was created, by its position. The
+        reasons: why each image was left out since this object was created, by its position. The
             faults that an older run listed either occur again or have been corrected.
     """
 
@@ -51,14 +52,14 @@ class SkipList:
         for fault in faults:
             self._write({"source": source.spec, "entry": fault})
         if faults:
-            words = "%s: %d entries of its file are left out"
-            _log.log(self._level, words, source.spec, len(faults))
+            words = "%s: %s of its file left out"
+            _log.log(self._level, words, source.spec, counted(len(faults), "entry"))
 
     def add(self, indices: Int[np.ndarray, "n"]) -> None:
-        """Records pictures that are missing from a batch.
+        """Records images that are missing from a batch.
 
         Raises:
-            UserError: more than 1 % of the pictures could not be read.
+            UserError: more than 1 % of the images could not be read.
         """
         for index in map(int, indices):
             if index in self.reasons:
@@ -70,17 +71,17 @@ class SkipList:
             except UserError as error:
                 reason = str(error)
             self.reasons[index] = reason
-            words = "picture skipped (%d so far): %s"
+            words = "image skipped (%d so far): %s"
             _log.log(self._level, words, len(self.reasons), reason)
             image_id = self._source.meta(index).image_id
-            picture = {"source": self._source.spec, "index": index, "image_id": image_id}
-            self._write({**picture, "reason": reason})
+            image = {"source": self._source.spec, "index": index, "image_id": image_id}
+            self._write({**image, "reason": reason})
         if len(self.reasons) > SHARE * self._total:
             where = f"; they are listed in {self._path}" if self._path else ""
             raise UserError(
-                f"{self._source.spec}: {len(self.reasons)} of {self._total} pictures cannot be "
+                f"{self._source.spec}: {len(self.reasons)} of {self._total} images cannot be "
                 f"read, more than {SHARE:.0%}, the last one because: "
-                f"{next(reversed(self.reasons.values()))}{where}. Mend them, or leave them out of "
+                f"{next(reversed(self.reasons.values()))}{where}. Fix them, or leave them out of "
                 "the instances file (`prepare --check SOURCE` lists all faults)"
             )
 
@@ -91,7 +92,7 @@ class SkipList:
             allgather: takes integers of this host ``[n]`` and returns those of all hosts.
 
         Raises:
-            UserError: more than 1 % of the pictures could not be read, over all hosts.
+            UserError: more than 1 % of the images could not be read, over all hosts.
         """
         self.add(allgather(np.array(sorted(self.reasons), np.int64)))
 
@@ -118,4 +119,4 @@ def _read(path: Path) -> tuple[set[tuple[str, str]], bool]:
 
 
 def _key(line: dict[str, Any]) -> tuple[str, str]:
-    return line["source"], line["entry"] if "entry" in line else f"picture {line['index']}"
+    return line["source"], line["entry"] if "entry" in line else f"image {line['index']}"

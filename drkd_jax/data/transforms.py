@@ -1,8 +1,8 @@
-"""Resizes pictures by a library's rule, chooses canvases, and applies random scale and colours.
+"""Resizes images by a library's rule, chooses canvases, and applies random scale and colours.
 
-All random numbers come from the plan, so they depend only on (seed, epoch, picture). Boxes are
-transformed with their picture.
-Letters: h w picture pixels, n boxes.
+All random numbers come from the plan, so they depend only on (seed, epoch, image). Boxes are
+transformed with their image.
+Letters: h w image pixels, n boxes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
-#: Rules for the size of a resized picture and for the interpolation.
+#: Rules for the size of a resized image and for the interpolation.
 #:
 #: "mmdet": a side is rounded half up; bytes are interpolated and rounded to bytes again.
 #: "torchvision": a side is truncated to whole pixels, which may lose one if the scale is rounded
 #: (427 pixels become 799, not 800); floats are interpolated and stay floats.
-#: "stretch": every picture gets the same size, whatever its shape (mmdetection's ``Resize`` with
+#: "stretch": every image gets the same size, whatever its shape (mmdetection's ``Resize`` with
 #: ``keep_ratio=False``); bytes, as with "mmdet".
 RULES = ("mmdet", "torchvision", "stretch")
-#: Random numbers per picture: its scale, the position of a crop along y and x; brightness,
+#: Random numbers per image: its scale, the position of a crop along y and x; brightness,
 #: contrast, saturation. Each is uniform in 0..1.
 NUM_CHANCES = 6
 #: A box with less than this share of its area inside a crop is dropped.
@@ -63,12 +63,12 @@ def fit(
     canvases: Sequence[tuple[int, int]],
     rule: str = "mmdet",
 ) -> tuple[int, tuple[int, int]]:
-    """Chooses a canvas for a picture and its size on it.
+    """Chooses a canvas for an image and its size on it.
 
-    This is the smallest canvas that can hold the resized picture; of equally large ones, that of
-    its own orientation (square pictures count as landscape, as in mmdetection). If none can hold
-    it, it is the canvas of its orientation on which it stays largest, and the picture is scaled
-    down to fit. With "stretch" the configured size replaces that of the resized picture.
+    This is the smallest canvas that can hold the resized image; of equally large ones, that of
+    its own orientation (square images count as landscape, as in mmdetection). If none can hold
+    it, it is the canvas of its orientation on which it stays largest, and the image is scaled
+    down to fit. With "stretch" the configured size replaces that of the resized image.
 
     Args:
         height: source pixels.
@@ -79,7 +79,7 @@ def fit(
         rule: one of `RULES`.
 
     Returns:
-        The canvas's index, and (height, width) of the picture on it.
+        The canvas's index, and (height, width) of the image on it.
     """
     if rule == "stretch":
         height, width, scale = shorter, longer, 1.0
@@ -104,9 +104,9 @@ def fit(
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], dtype: Any) -> np.ndarray:
-    """Resizes a picture to (height, width), bilinear without antialiasing, in ``dtype``.
+    """Resizes an image to (height, width), bilinear without antialiasing, in ``dtype``.
 
-    Bytes are rounded, floats are not. A picture of the right size is returned unchanged.
+    Bytes are rounded, floats are not. An image of the right size is returned unchanged.
     """
     given = image.astype(dtype, copy=False)
     if image.shape[:2] == size:
@@ -117,12 +117,12 @@ def resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], dtype: Any)
 def scale_boxes(
     boxes: Float32[np.ndarray, "n 4"], scale: Float[np.ndarray, "2"], size: tuple[int, int]
 ) -> Float32[np.ndarray, "n 4"]:
-    """Converts boxes from source to canvas pixels, clipped to the resized picture.
+    """Converts boxes from source to canvas pixels, clipped to the resized image.
 
     Args:
         boxes: xyxy, source pixels.
         scale: canvas pixels per source pixel along x and y.
-        size: (height, width) of the picture on the canvas.
+        size: (height, width) of the image on the canvas.
     """
     height, width = size
     limit = np.array([width, height, width, height], np.float32)
@@ -130,9 +130,9 @@ def scale_boxes(
 
 
 class Window(NamedTuple):
-    """The part of a resized picture that is placed on the canvas."""
+    """The part of a resized image that is placed on the canvas."""
 
-    full: tuple[int, int]  # height and width of the resized picture
+    full: tuple[int, int]  # height and width of the resized image
     corner: tuple[int, int]  # y and x of the window in it
     size: tuple[int, int]  # height and width of the window
 
@@ -143,15 +143,15 @@ def window(
     limits: tuple[float | int, float | int],
     chances: Chances,
 ) -> Window:
-    """Chooses a random scale for a picture, and a random crop if it exceeds the canvas.
+    """Chooses a random scale for an image, and a random crop if it exceeds the canvas.
 
-    A picture that becomes smaller stays in the canvas's top left corner.
+    An image that becomes smaller stays in the canvas's top left corner.
 
     Args:
         size: height and width without jitter.
         canvas: height and width of the canvas.
         limits: least and largest factor of the sides.
-        chances: the picture's random numbers.
+        chances: the image's random numbers.
     """
     factor = limits[0] + (limits[1] - limits[0]) * chances[0]
     full = tuple(max(1, round(side * factor)) for side in size)
@@ -164,7 +164,7 @@ def window(
 
 
 def cut_out(image: Any, found: Window, dtype: Any) -> Any:
-    """The window of a picture (``uint8[h, w, 3]``), resized, in ``dtype``."""
+    """The window of an image (``uint8[h, w, 3]``), resized, in ``dtype``."""
     (y, x), (height, width) = found.corner, found.size
     return resize(image, found.full, dtype)[y : y + height, x : x + width]
 
@@ -172,10 +172,10 @@ def cut_out(image: Any, found: Window, dtype: Any) -> Any:
 def crop_boxes(
     boxes: Float32[np.ndarray, "n 4"], found: Window
 ) -> tuple[Float32[np.ndarray, "n 4"], Bool[np.ndarray, "n"]]:
-    """Converts boxes of the whole resized picture to those of the window.
+    """Converts boxes of the whole resized image to those of the window.
 
     Args:
-        boxes: xyxy, pixels of the resized picture.
+        boxes: xyxy, pixels of the resized image.
         found: the window.
 
     Returns:
@@ -194,7 +194,7 @@ def crop_boxes(
 def recolour(image: Any, strength: float | int, chances: Chances) -> Any:
     """Random brightness, contrast and saturation: one affine map of the colours, clipped once.
 
-    Brightness multiplies by b; contrast scales the distance of every colour from the picture's mean
+    Brightness multiplies by b; contrast scales the distance of every colour from the image's mean
     grey by c; saturation that from its own grey by s. Each factor is uniform in 1 - strength ...
     1 + strength. Unlike torchvision's `ColorJitter`, the order is fixed and there is no clipping in
     between.
@@ -202,10 +202,10 @@ def recolour(image: Any, strength: float | int, chances: Chances) -> Any:
     Args:
         image: ``[h, w, 3]``, RGB, bytes or floats of 0 to 255.
         strength: 0 to 1.
-        chances: the picture's random numbers.
+        chances: the image's random numbers.
 
     Returns:
-        The picture in the dtype it came in.
+        The image in the dtype it came in.
     """
     b, c, s = 1 + strength * (2 * chances[3:6] - 1)
     matrix = b * c * (s * np.eye(3) + (1 - s) * _GREY)

@@ -16,22 +16,22 @@ from drkd_jax.demo import DISTILLED, KINDS, PLAIN, TEACHER
 from drkd_jax.report import figures
 from drkd_jax.report.curves import curves, read_metrics
 from drkd_jax.report.figures import Scene
-from drkd_jax.report.found import NOTHING, Found, by_picture
+from drkd_jax.report.found import NOTHING, Found, by_image
 from drkd_jax.report.page import page
-from drkd_jax.report.relations import LEAST, Relations, choose_pictures, similarity
+from drkd_jax.report.relations import LEAST, Relations, choose_images, similarity
 from drkd_jax.report.runs import RunFiles, read_run
 
 _SIDES = {"teacher": TEACHER, "student": DISTILLED}
 
 
-def draw_pictures(
+def draw_figures(
     workdir: Path, val: Source, folders: Mapping[str, Path], shown: Relations
 ) -> dict[str, str]:
-    """Draws all pictures of a demo.
+    """Draws all figures of a demo.
 
     Args:
         workdir: The folder for the PNGs.
-        val: The pictures that the runs were evaluated on.
+        val: The images that the runs were evaluated on.
         folders: The run of each kind (``KINDS``), finished.
         shown: The result of `see_relations`.
 
@@ -42,7 +42,7 @@ def draw_pictures(
     figures.detections(workdir / "detections.png", _scenes(val, folders), names)
     captions = {
         "detections.png": "Ground truth, and of each detector its best boxes, as many as there are "
-        f"objects, on the first validation pictures with at least {LEAST} objects (the fullest "
+        f"objects, on the first validation images with at least {LEAST} objects (the fullest "
         "ones where there are too few of them)."
     }
     if shown.pixel and len(shown.boxes):
@@ -71,7 +71,7 @@ def draw_pictures(
         path = workdir / "instance_relation.png"
         figures.draw_boxes(path, shown.image, shown.boxes, shown.labels, names, matrices)
         captions["instance_relation.png"] = (
-            "The relation matrix ψ between the objects of one picture, on both sides."
+            "The relation matrix ψ between the objects of one image, on both sides."
         )
     records = {kind: read_metrics(folders[kind] / "metrics.jsonl") for kind in KINDS}
     scored = json.loads((folders[TEACHER] / "eval.json").read_text())
@@ -85,13 +85,13 @@ def draw_pictures(
 
 def _scenes(source: Source, folders: Mapping[str, Path]) -> list[Scene]:
     detections = {
-        kind: by_picture(
+        kind: by_image(
             json.loads((folders[kind] / "detections.json").read_text()), source.categories
         )
         for kind in KINDS
     }
     scenes = []
-    for record in map(source.record, choose_pictures(source)):
+    for record in map(source.record, choose_images(source)):
         key, kept = id_key(record.image_id), ~record.crowd
         found = {kind: rows.get(key, NOTHING) for kind, rows in detections.items()}
         truth = Found(record.boxes[kept], record.labels[kept])
@@ -112,8 +112,8 @@ def demo_page(
         folders: The run of each kind (``KINDS``), finished.
         configs: The config of each kind that was trained here.
         results: The content of ``results.json``.
-        shown: The distilled run's relations on one picture.
-        draws: Number of bootstrap draws of the validation pictures, for the intervals.
+        shown: The distilled run's relations on one image.
+        draws: Number of bootstrap draws of the validation images, for the intervals.
     """
     runs = [
         _run(kind, folders[kind], configs.get(kind, {}), results)
@@ -121,7 +121,7 @@ def demo_page(
     ]
     data, seeds = results["data"], len(results["drkd_minus_plain"])
     words = [
-        f"The students learn from {data['train_pictures']} labelled pictures ({data['train']}, "
+        f"The students learn from {data['train_images']} labelled images ({data['train']}, "
         f"{data['train_boxes']} objects), the teacher learnt from {results['teacher']['train']}.",
         *results["verdict"],
         results["last_word"]["text"],

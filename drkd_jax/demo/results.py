@@ -39,14 +39,14 @@ def compare(
     command: str,
     resamples: int,
 ) -> dict[str, Any]:
-    """Everything in ``results.json`` except the pictures and the total time.
+    """Everything in ``results.json`` except the figures and the total time.
 
     Args:
         recipes: The three configs.
         jobs: All runs, finished, the teacher first.
         summaries: The return value of each run's training.
         command: How the program was called.
-        resamples: Number of bootstrap draws of the validation pictures, for the intervals.
+        resamples: Number of bootstrap draws of the validation images, for the intervals.
     """
     data = recipes.student["data"]
     val = open_source(data["val"])
@@ -58,7 +58,7 @@ def compare(
         return ap_difference(truth, found[first], found[second], resamples=resamples)
 
     def entry(gap: Interval) -> dict[str, float]:
-        drawn = {"resamples": resamples, "pictures": len(truth["images"])}
+        drawn = {"resamples": resamples, "images": len(truth["images"])}
         return {"difference": gap.value, "low": gap.low, "high": gap.high, **drawn}
 
     plain = [i for i, job in enumerate(jobs) if job.kind == PLAIN]
@@ -93,16 +93,16 @@ def compare(
         "data": {
             "train": data["train"],
             "val": data["val"],
-            "train_pictures": trained["pictures"],
+            "train_images": trained["images"],
             "train_boxes": trained["boxes"],
-            "val_pictures": counts["pictures"],
+            "val_images": counts["images"],
             "val_boxes": counts["boxes"],
         },
         "teacher": summaries[0]["card"],
         "runs": runs,
         "teacher_minus_plain": entry(teacher_gap),
         "drkd_minus_plain": [entry(gain) for gain in gains],
-        "verdict": verdict(teacher_gap, gains, plain_ap, counts["pictures"]),
+        "verdict": verdict(teacher_gap, gains, plain_ap, counts["images"]),
         "last_word": {"text": word.text, "numbers": word.numbers},
         "machine": _machine(),
         "versions": _versions(),
@@ -123,7 +123,7 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
             compilation and evaluations).
 
     Returns:
-        A Markdown table, with "-" if the validation pictures have no object of that size.
+        A Markdown table, with "-" if the validation images have no object of that size.
     """
     head = ["", *COLUMNS, "parameters", "steps", "training", "in all"]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
@@ -137,7 +137,7 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def verdict(
-    teacher_gap: Interval, gains: Sequence[Interval], plain: Sequence[float], pictures: int
+    teacher_gap: Interval, gains: Sequence[Interval], plain: Sequence[float], images: int
 ) -> list[str]:
     """What can be concluded from the runs, and what cannot.
 
@@ -145,24 +145,24 @@ def verdict(
         teacher_gap: AP of the teacher minus that of the plain student of the first seed.
         gains: AP of the DRKD student minus that of the plain student, one per training seed.
         plain: AP of the plain student, one per training seed.
-        pictures: The number of pictures they were measured on.
+        images: The number of images they were measured on.
 
     Returns:
         Texts, one per paragraph.
     """
-    words = [_teacher_words(teacher_gap, pictures), *_gain_words(gains, plain, pictures)]
+    words = [_teacher_words(teacher_gap, images), *_gain_words(gains, plain, images)]
     distilled = [ap + gain.value for ap, gain in zip(plain, gains, strict=True)]
     best = max(plain[0] + teacher_gap.value, *plain, *distilled)
     if best < _LEAST_AP:
         words.insert(
             0,
             f"**No run got beyond {points(best)} AP: they have hardly learned to detect, and the "
-            "comparison says nothing of either method.**",
+            "comparison says nothing about either method.**",
         )
     return words
 
 
-def _teacher_words(gap: Interval, pictures: int) -> str:
+def _teacher_words(gap: Interval, images: int) -> str:
     lead = f"{_signed(gap.value)} AP ({_range(gap)})"
     if gap.value <= 0:
         return (
@@ -172,30 +172,30 @@ def _teacher_words(gap: Interval, pictures: int) -> str:
     if not gap.settled:
         return (
             f"**The teacher is hardly better than the plain student**: {lead}, within what the "
-            f"choice of the {pictures} validation pictures moves. There is little to teach."
+            f"choice of the {images} validation images explains. There is little to teach."
         )
     return f"The teacher is better than the plain student by {lead}: it has something to teach."
 
 
-def _gain_words(gains: Sequence[Interval], plain: Sequence[float], pictures: int) -> list[str]:
+def _gain_words(gains: Sequence[Interval], plain: Sequence[float], images: int) -> list[str]:
     if len(gains) == 1:
         gain = gains[0]
         change = f"DRKD changes the student's AP by {_signed(gain.value)} ({_range(gain)})"
         if not gain.settled:
             first = (
-                f"{change}: **within what the choice of the {pictures} validation pictures "
-                "alone moves. This run shows neither a gain nor a loss.**"
+                f"{change}: **within what the choice of the {images} validation images "
+                "alone explains. This run shows neither a gain nor a loss.**"
             )
         else:
             word = "gain" if gain.value > 0 else "loss"
             first = (
-                f"{change}: a {word} larger than the choice of the {pictures} validation "
-                "pictures moves."
+                f"{change}: a {word} larger than the choice of the {images} validation "
+                "images explains."
             )
         return [
             first,
-            "The interval comes from drawing the validation pictures again; another training seed "
-            "moves AP too, and **one seed cannot tell how much, so no claim of a gain rests on "
+            "The interval comes from drawing the validation images again; another training seed "
+            "changes AP too, and **one seed cannot show how much, so no claim of a gain rests on "
             "this run**. `--seeds=3` trains more pairs of students and measures it.",
         ]
     values = np.array([gain.value for gain in gains])
@@ -207,14 +207,14 @@ def _gain_words(gains: Sequence[Interval], plain: Sequence[float], pictures: int
         f"{_signed(mean + half)}, Student's t)"
     )
     if abs(mean) <= half:
-        first = f"{head}: **within what a seed moves. No gain and no loss is shown.**"
+        first = f"{head}: **within what a seed changes. No gain and no loss is shown.**"
     else:
-        first = f"{head}: a {'gain' if mean > 0 else 'loss'} larger than what a seed moves."
+        first = f"{head}: a {'gain' if mean > 0 else 'loss'} larger than what a seed changes."
     return [
         first,
         f"From seed to seed the plain student's AP alone ranges over "
         f"{100 * (max(plain) - min(plain)):.1f} points. The teacher is one and the same for every "
-        "seed, and so are the training and validation pictures.",
+        "seed, and so are the training and validation images.",
     ]
 
 
@@ -229,16 +229,16 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         f"# DRKD demo: {results['detector']} on {data['val'].partition(':')[0]}",
         "",
         "A teacher, a plain student and a student distilled from the teacher (DRKD): the two "
-        "students are the same network, from the same seed, over the same steps and pictures.",
+        "students are the same network, from the same seed, over the same steps and images.",
         "",
-        f"**Few labels**: the students learn from {data['train_pictures']} labelled pictures "
+        f"**Few labels**: the students learn from {data['train_images']} labelled images "
         f"(`{data['train']}`, {data['train_boxes']} objects); the teacher learnt from "
         f"`{teacher['train']}`.",
         "",
         scores_table(results["runs"]),
         "",
-        "COCO numbers in points (AR: 100 detections a picture), of the last step's weights, on "
-        f"`{data['val']}` ({data['val_pictures']} pictures, {data['val_boxes']} objects). "
+        "COCO numbers in points (AR: 100 detections per image), of the last step's weights, on "
+        f"`{data['val']}` ({data['val_images']} images, {data['val_boxes']} objects). "
         "Parameters are the detector's: distillation adds none to what is kept. *in all* has the "
         "start and the evaluations besides the training.",
         "",
@@ -253,10 +253,10 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         "",
         results["last_word"]["text"],
         "",
-        "## Pictures",
+        "## Figures",
         "",
     ]
-    for name, caption in results["pictures"].items():
+    for name, caption in results["figures"].items():
         lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines += [
@@ -277,7 +277,7 @@ def _signed(value: float) -> str:
 
 
 def _range(interval: Interval) -> str:
-    return f"95 % interval over the pictures {_signed(interval.low)} to {_signed(interval.high)}"
+    return f"95 % interval over the images {_signed(interval.low)} to {_signed(interval.high)}"
 
 
 def _machine() -> str:

@@ -18,12 +18,13 @@ from typing import Any
 
 from drkd_jax.data.sources import open_source
 from drkd_jax.demo import DISTILLED, KINDS, PLAIN, TEACHER, Job, Recipes, teacher_file
-from drkd_jax.demo.figures import demo_page, draw_pictures
+from drkd_jax.demo.figures import demo_page, draw_figures
 from drkd_jax.demo.progress import Progress, RunLog
 from drkd_jax.demo.results import MAX_SEEDS, compare, results_markdown
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.same_run import differing_keys
 from drkd_jax.fault_tolerance.writing import write_text
+from drkd_jax.renamed import read_about
 from drkd_jax.report.relations import see_relations
 from drkd_jax.report.tables import points
 from drkd_jax.training.evaluate import write_evaluation
@@ -40,11 +41,11 @@ def demo(
     seeds: int = 1,
     command: str = "",
 ) -> dict[str, Any]:
-    """Trains the runs that are not finished, and writes tables and pictures.
+    """Trains the runs that are not finished, and writes tables and images.
 
     Args:
         workdir: Contains, afterwards, ``report.html``, ``results.json``, ``results.md``, the
-            pictures, and a folder for each run. If parts of it exist, it continues from there.
+            images, and a folder for each run. If parts of it exist, it continues from there.
         recipes: The three configs.
         teacher: The teacher's file of weights; None trains a teacher first, and leaves
             ``teacher.safetensors`` in ``workdir``.
@@ -84,7 +85,7 @@ def demo(
         folders = {kind: job.folder for kind, job in first.items()}
         val = open_source(recipes.student["data"]["val"])
         shown = see_relations(val, first[DISTILLED].config, folders[DISTILLED])
-        results["pictures"] = draw_pictures(workdir, val, folders, shown)
+        results["figures"] = draw_figures(workdir, val, folders, shown)
         here = time.perf_counter() - began
         all_runs = sum(run["seconds"] for run in results["runs"])
         now = sum(summary["seconds_now"] for summary in summaries)
@@ -141,6 +142,7 @@ def _check_folder(job: Job) -> None:
     begun = _read_json(job.folder / "stage.json")
     if begun is None:
         return
+    begun = read_about(begun)
     differing = [
         key for key in differing_keys(begun["config"], job.config) if key != "teacher.checkpoint"
     ]
@@ -158,7 +160,7 @@ def _score_teacher(
     trained: Mapping[str, Any] | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Scores the teacher's file on the students' validation pictures; returns as ``_train``."""
+    """Scores the teacher's file on the students' validation images; returns as ``_train``."""
     before = time.perf_counter()
     scored = teacher_file.score(file, config)
     job.folder.mkdir(parents=True, exist_ok=True)

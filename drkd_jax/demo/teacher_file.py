@@ -32,7 +32,7 @@ _FOLDER = Path(__file__).with_name("teachers")
 
 
 class Scored(NamedTuple):
-    """The evaluation of a file's detector on the pictures that a config names."""
+    """The evaluation of a file's detector on the images that a config names."""
 
     numbers: dict[str, float]  # the 12 of COCO
     found: list[dict[str, Any]]  # detections, in COCO's form
@@ -86,10 +86,10 @@ def score(path: Path, config: Mapping[str, Any]) -> Scored:
 
     Args:
         path: a file of ours with a detector.
-        config: a run's config, for its pictures and its evaluation.
+        config: a run's config, for its images and its evaluation.
 
     Raises:
-        UserError: the file or the pictures cannot be read.
+        UserError: the file or the images cannot be read.
     """
     weights = load(path)
     settings, mesh = eval_settings(config["eval"]), data_mesh()

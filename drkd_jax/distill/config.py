@@ -14,6 +14,7 @@ from drkd_jax.distill.baselines.mgd import MGDConfig
 from drkd_jax.distill.baselines.pkd import PKDConfig
 from drkd_jax.distill.setting_checks import at_least_one, choice, is_number, not_negative, positive
 from drkd_jax.errors import UserError
+from drkd_jax.renamed import refuse_old_key
 
 FORMS = ("paper", "official")
 TEACHER_MODULES = ("trained", "frozen", "pretrained", "shared", "average")
@@ -28,7 +29,7 @@ SCHEDULES = ("constant", "linear", "cosine", "stop")
 # The values that None stands for: (paper, official). The paper form's weights are in units of the
 # variance of the teacher's maps, or of their channels, and were found in trainings
 # (docs/results.md); the official form's are the author's for two-stage detectors, which fit plain
-# norms over two pictures per device. Teacher modules: see the measurements in docs/method.md;
+# norms over two images per device. Teacher modules: see the measurements in docs/method.md;
 # "frozen" and "average" do not collapse on noise, and "frozen" also works with a teacher whose
 # widths differ from the student's.
 _BY_FORM: dict[str, dict[str, tuple[Any, Any]]] = {
@@ -71,13 +72,13 @@ class PixelRelationConfig:
             made, here as in every setting, so `dataclasses.replace` keeps the number found then.
         form: "paper" (mean square, padding masked) or "official" (plain norm of the batch).
         compare: how the two embeddings are compared: by their "values", as in the paper, or by the
-            "correlation" of each channel over the pixels of a picture (the loss is 2 (1 - r), with
+            "correlation" of each channel over the pixels of an image (the loss is 2 (1 - r), with
             Pearson's r, independent of the channel's mean and scale). None: "correlation" in the
             paper form, "values" in the official one, which supports nothing else.
         nodes: graph nodes m of each paired level, finest first; the last value also holds for all
             further levels.
         normalize: divide the node sums by the number of pixels, so that they do not grow with
-            the picture. None: yes in the paper form, no in the official one.
+            the image. None: yes in the paper form, no in the official one.
         teacher_modules: "trained", "frozen" (stays random), "shared" with the student's, "average"
             of the student's over time, or "pretrained" inside the frozen teacher by its own
             detection loss (training/pretrain.py), then frozen. None: "frozen" in the paper form,
@@ -120,7 +121,7 @@ class PixelRelationConfig:
         numbers_given = isinstance(nodes, list | tuple) and bool(nodes)
         if not (numbers_given and all(is_number(m) and m >= 1 and m == int(m) for m in nodes)):
             raise UserError(
-                "distill.pixel_relation.nodes wants at least one number, all whole and above 0."
+                "distill.pixel_relation.nodes needs at least one number, all whole and above 0."
             )
         object.__setattr__(self, "nodes", tuple(int(m) for m in nodes))
         for name in ("teacher_scale", "student_scale", "gram_from_pixels", "gram_guard"):
@@ -137,7 +138,7 @@ class PixelRelationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InstanceRelationConfig:
-    """L_IR: how much each box of a picture attends to each other box.
+    """L_IR: how much each box of an image attends to each other box.
 
     Attributes:
         weight: what the loss is multiplied by in the total. None: 2 in the paper form, 0.004 in the
@@ -194,7 +195,7 @@ class InstanceFeatureConfig:
     Attributes:
         weight: what the loss is multiplied by in the total. None: 0.5 in the paper form, 0.0024 in
             the official one.
-        form: "paper" (mean square) or "official" (plain norm, summed over pictures and levels).
+        form: "paper" (mean square) or "official" (plain norm, summed over images and levels).
     """
 
     weight: float | int | None = None
@@ -214,13 +215,13 @@ class DistillConfig:
         instance_feature: L_INS.
         region_size: bins along each side of a region.
         region_levels: how many of the finest common levels the regions are cropped from.
-        max_boxes: how many boxes of a picture the instance terms use at most (the first valid
+        max_boxes: how many boxes of an image the instance terms use at most (the first valid
             ones); None: all in the batch. The diagnostics count the boxes left out.
         standardize_teacher: in the default form, divide each of the teacher's maps by its own
             standard deviation (teacher_side.py), so that a weight means the same for every
             teacher. The official form never does.
-        pictures_per_device: official form only: norms and statistics are over groups of this many
-            pictures, as on one of the author's devices, and the loss is the mean over the groups.
+        images_per_device: official form only: norms and statistics are over groups of this many
+            images, as on one of the author's devices, and the loss is the mean over the groups.
         adaptation_steps: in this many first steps the gradient of the distillation reaches only
             the distiller's modules, not the student.
         warmup_steps: the weights of all terms rise linearly from 0 over this many steps after that.
@@ -242,7 +243,7 @@ class DistillConfig:
     region_levels: int = 2
     max_boxes: int | None = None
     standardize_teacher: bool = True
-    pictures_per_device: int = 2
+    images_per_device: int = 2
     adaptation_steps: int = 0
     warmup_steps: int = 0
     schedule: str = "constant"
@@ -262,13 +263,13 @@ class DistillConfig:
             raise UserError(
                 f"distill.schedule = {self.schedule!r} is unknown: choose one of {names}."
             )
-        for name in ("region_size", "region_levels", "max_boxes", "pictures_per_device"):
+        for name in ("region_size", "region_levels", "max_boxes", "images_per_device"):
             at_least_one(name, getattr(self, name))
         for name, kind in TERMS.items():
             settings: Any = getattr(self, name)
             if not isinstance(settings, kind | None):
                 raise UserError(
-                    f"distill.{name} = {settings!r}: wants settings of {kind.__name__}, or None."
+                    f"distill.{name} = {settings!r}: must be settings of {kind.__name__} or None."
                 )
             if settings is None:
                 continue
@@ -311,6 +312,7 @@ def _build(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
     known = [field.name for field in dataclasses.fields(kind)]
     for key in settings:
         if key not in known:
+            refuse_old_key(f"{where}.{key}")
             raise UserError(f"unknown key {where}.{key}: known are {', '.join(sorted(known))}.")
     # A config read back from JSON has lists where it had tuples.
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
@@ -335,5 +337,5 @@ def distill_config(settings: Mapping[str, Any]) -> DistillConfig:
         if isinstance(value, Mapping):
             values[name] = _build(kind, value, f"distill.{name}")
         elif value is not None and not isinstance(value, kind):
-            raise UserError(f"distill.{name} = {value!r}: wants a table of settings, or None.")
+            raise UserError(f"distill.{name} = {value!r}: must be a table of settings or None.")
     return _build(DistillConfig, values, "distill")

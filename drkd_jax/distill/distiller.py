@@ -2,7 +2,7 @@
 
 The distiller is discarded after training, so the student's inference cost does not change.
 
-Letters: B pictures, G padded ground truths, h w a map, C channels, n boxes used.
+Letters: B images, G padded ground truths, h w a map, C channels, n boxes used.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Distiller(nnx.Module):
             valid: rows of `boxes` that hold a box, not padding.
             sizes: height and width of each image without its padding, pixels.
             image_valid: False for images that only fill up the batch. None: all are valid.
-            keys: one random key per picture and step, for terms with random draws (MGD); None:
+            keys: one random key per image and step, for terms with random draws (MGD); None:
                 they derive keys from the number of the call and the position in the batch.
             responses: both sides' head outputs, needed by CrossKD only; no gradient passes to the
                 teacher's.
@@ -147,7 +147,7 @@ class Distiller(nnx.Module):
 
         Raises:
             UserError: feature or head maps do not match the specs, the official form's
-                `pictures_per_device` does not divide the batch, or CrossKD has no responses.
+                `images_per_device` does not divide the batch, or CrossKD has no responses.
         """
         pixels = bool(self.map_terms) or self.pixel_relation is not None
         check_maps(self.pairs, self.specs, (student, teacher), alike=pixels)
@@ -227,11 +227,11 @@ class Distiller(nnx.Module):
         """
         if all(term.form != "official" for term in self.config.terms.values()):
             return 1
-        each = min(self.config.pictures_per_device, images)
+        each = min(self.config.images_per_device, images)
         if images % each:
             raise UserError(
-                f"distill.pictures_per_device = {each} does not divide the batch of {images} "
-                "pictures, which the official form needs: change one of them."
+                f"distill.images_per_device = {each} does not divide the batch of {images} "
+                "images, which the official form needs: change one of them."
             )
         return images // each
 
@@ -314,7 +314,7 @@ def relation_features(
     mask = jnp.ones(x.shape[:3], bool)
     if targets is not None and term.config.form != "official":
         stride = distiller.pairs[level].stride
-        mask = pixel_mask(targets.sizes, targets.picture_valid, stride, x.shape[1:3])
+        mask = pixel_mask(targets.sizes, targets.image_valid, stride, x.shape[1:3])
     pixels = x.reshape(x.shape[0], -1, x.shape[-1])
     phi = unit(pixels, mask.reshape(mask.shape[0], -1), train=False)
     return x, phi.reshape(x.shape)
@@ -323,12 +323,12 @@ def relation_features(
 def relation_matrix(
     distiller: Distiller, features: Features, targets: Targets, side: Side, level: int
 ) -> Float[jax.Array, "B n n"]:
-    """The relation matrix psi of each picture's boxes, for plots.
+    """The relation matrix psi of each image's boxes, for plots.
 
     Args:
         distiller: with an instance relation.
         features: the features of that side.
-        targets: the boxes; row i is the i-th valid one of its picture.
+        targets: the boxes; row i is the i-th valid one of its image.
         side: "student" or "teacher".
         level: which of the paired levels, 0 is the finest.
 
@@ -341,7 +341,7 @@ def relation_matrix(
     term = distiller.instance_relation
     if term is None:
         raise UserError("distill.instance_relation is off: there is no relation matrix to show.")
-    valid = jnp.asarray(targets.valid) & jnp.asarray(targets.picture_valid)[:, None]
+    valid = jnp.asarray(targets.valid) & jnp.asarray(targets.image_valid)[:, None]
     chosen = choose_boxes(jnp.asarray(targets.boxes), valid, distiller.config.max_boxes)
     x, unit = _of_side(distiller, term, features, side, level)
     sizes = None if term.config.form == "official" else targets.sizes

@@ -8,7 +8,7 @@ chunks that fit its cache. On an accelerator the two maps are concatenated once,
 gradient is a single matrix product; in bfloat16 the Gram matrix is a single product too, which
 uses the device better than three.
 
-Letters: B pictures, h w a map, Cs Ct student and teacher channels.
+Letters: B images, h w a map, Cs Ct student and teacher channels.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.types import Array
 
 CPU_CHUNK = 1344  # pixels of the whole batch that are read at a time
-# Pixels per picture, whatever the number of pictures and devices: each device holds its own part
+# Pixels per image, whatever the number of images and devices: each device holds its own part
 # of the batch, and a program compiled for all devices cannot know how large that part is.
 ACCELERATOR_CHUNK = 16384
 
 
 class Gram(NamedTuple):
-    """Sums over the valid pixels of a picture, in float32 at least."""
+    """Sums over the valid pixels of an image, in float32 at least."""
 
     ss: Float[Array, "B Cs Cs"]
     st: Float[Array, "B Cs Ct"]
@@ -117,13 +117,13 @@ def _in_chunks(s: jax.Array, t: jax.Array, mask: jax.Array) -> Gram:
         )
         return jax.tree.map(jnp.add, sums, part)
 
-    pictures, channels_s, channels_t = s.shape[0], s.shape[-1], t.shape[-1]
+    images, channels_s, channels_t = s.shape[0], s.shape[-1], t.shape[-1]
     zeros = Gram(
-        jnp.zeros((pictures, channels_s, channels_s), wide),
-        jnp.zeros((pictures, channels_s, channels_t), wide),
-        jnp.zeros((pictures, channels_t, channels_t), wide),
-        jnp.zeros((pictures, channels_s), wide),
-        jnp.zeros((pictures, channels_t), wide),
+        jnp.zeros((images, channels_s, channels_s), wide),
+        jnp.zeros((images, channels_s, channels_t), wide),
+        jnp.zeros((images, channels_t, channels_t), wide),
+        jnp.zeros((images, channels_s), wide),
+        jnp.zeros((images, channels_t), wide),
     )
     return over_chunks(s.shape, body, zeros)
 
@@ -133,7 +133,7 @@ def _forward(s: jax.Array, t: jax.Array, mask: jax.Array) -> tuple[Gram, tuple[j
 
 
 def _times(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Pixels times matrix, per picture.
+    """Pixels times matrix, per image.
 
     For a bfloat16 map the matrix is split into a high and a low bfloat16 part: the result is a
     small difference of large numbers, which rounding to one part alone would destroy.
@@ -183,7 +183,7 @@ _in_chunks.defvjp(_forward, _backward)
 
 
 def bands(pixels: int) -> int:
-    """How many parts a picture's pixels are summed in: a divisor of their number.
+    """How many parts an image's pixels are summed in: a divisor of their number.
 
     A matrix product with few rows and columns but very many pixels occupies only a part of a GPU.
     """
@@ -216,13 +216,13 @@ def _joined(s: jax.Array, t: jax.Array, mask: jax.Array) -> Gram:
 def _joined_forward(
     s: jax.Array, t: jax.Array, mask: jax.Array
 ) -> tuple[Gram, tuple[jax.Array, ...]]:
-    pictures, pixels, split = s.shape[0], s.shape[1] * s.shape[2], s.shape[3]
+    images, pixels, split = s.shape[0], s.shape[1] * s.shape[2], s.shape[3]
     number = bands(pixels)
     wide_s, wide_t = (
         jnp.pad(x, [(0, 0)] * 3 + [ends]) for x, ends in ((s, (0, t.shape[3])), (t, (split, 0)))
     )
     both = jnp.where(mask[..., None], wide_s + wide_t, 0)
-    x = both.reshape(pictures, number, pixels // number, both.shape[-1])
+    x = both.reshape(images, number, pixels // number, both.shape[-1])
     total = x.sum((1, 2), dtype=accumulator(s, t))
     blocks = Gram(*_blocks(x, split), total[:, :split], total[:, split:])
     # Empty arrays carry the maps' dtypes, since the concatenated map may have another.

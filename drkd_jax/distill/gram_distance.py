@@ -1,6 +1,6 @@
 """Computes the pixel relation from the Gram matrix of the features alone.
 
-The graph unit's ReLU acts only on the small node matrix. For a given picture, the unit with its
+The graph unit's ReLU acts only on the small node matrix. For a given image, the unit with its
 normalisation, residual and adaptation is therefore one affine map of the channels:
 
     phi_t(t) - f(phi_s(s)) = t Q_t + s Q_s + q
@@ -12,7 +12,7 @@ This is exact, but the distance is a difference of large numbers: if e is the re
 the two embeddings, the loss has a relative error of about eps / e^2 and its gradient of eps / e.
 `guard` corrects the value.
 
-Letters: B pictures, h w a map, Cs Ct student and teacher channels, C either, N groups, S states,
+Letters: B images, h w a map, Cs Ct student and teacher channels, C either, N groups, S states,
 M nodes, L levels.
 """
 
@@ -34,15 +34,15 @@ from drkd_jax.distill.layers import Linear, accumulator, product, safe_ratio
 from drkd_jax.distill.together import Answers, together
 from drkd_jax.types import Array
 
-# Added to a channel's variance, since a channel that is constant in a picture carries no
+# Added to a channel's variance, since a channel that is constant in an image carries no
 # information there. The teacher's maps have a standard deviation of 1; this is a hundredth of it.
 FLAT = 1e-4
-# Assumed rounding error of a sum over a picture's pixels, in units in the last place.
+# Assumed rounding error of a sum over an image's pixels, in units in the last place.
 ROUNDING = 32
 
 
 class Distance(NamedTuple):
-    """The sums of one level, over valid pixels and channels, per picture."""
+    """The sums of one level, over valid pixels and channels, per image."""
 
     squares: Float[Array, "B"]  # of z(phi_t) - z(f(phi_s))
     energy: Float[Array, "B"]  # of phi_t
@@ -136,11 +136,11 @@ def _level(
 
 
 def _gain(within: Float[Array, "B C"], count: Float[Array, "B"]) -> Float[Array, "B C"]:
-    """The factor that gives a channel a variance of 1 in its picture.
+    """The factor that gives a channel a variance of 1 in its image.
 
     Args:
-        within: sum of squares about the picture's mean.
-        count: pixels of each picture.
+        within: sum of squares about the image's mean.
+        count: pixels of each image.
     """
     return jax.lax.rsqrt(safe_ratio(within, count[:, None]) + FLAT)
 

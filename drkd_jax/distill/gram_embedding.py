@@ -1,9 +1,9 @@
-"""A graph unit as an affine map of the channels of each picture, found from the map's Gram block.
+"""A graph unit as an affine map of the channels of each image, found from the map's Gram block.
 
 The unit's ReLU acts only on the small node matrix, and nodes and batch statistics are sums over
 pixels, so the feature map itself need not be read again (gram_distance.py).
 
-Letters: B pictures, C channels, D channels after the affine map, S states, M nodes.
+Letters: B images, C channels, D channels after the affine map, S states, M nodes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Sums(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """x -> x kernel + bias, with a kernel and bias per picture."""
+    """x -> x kernel + bias, with a kernel and bias per image."""
 
     kernel: Float[Array, "B C D"]
     bias: Float[Array, "B D"]
@@ -81,7 +81,7 @@ def embedding(unit: Unit, sums: Sums, *, normalize: bool, groups: int, train: bo
         train: use batch statistics; otherwise the running ones.
     """
     covariance, mean, count = sums
-    pictures, channels = mean.shape
+    images, channels = mean.shape
     # V + V A^T of the graph convolution acts on the nodes, so it can be applied to the projection.
     talk = unit.adjacency + jnp.eye(len(unit.adjacency), dtype=mean.dtype)
     talking = product("cm,mk->ck", unit.projection, talk)
@@ -96,8 +96,8 @@ def embedding(unit: Unit, sums: Sums, *, normalize: bool, groups: int, train: bo
     nodes = jax.nn.relu(nodes + unit.adjacency_bias[:, None])
     # W_g and W_e, over the states and back to channels; then B, back over the projection.
     answer = product("bms,sc->bmc", nodes, product("st,tc->sc", unit.mix, unit.extend))
-    # One product per picture: for a joint one the compiler would first transpose `answer`.
-    way_back = jnp.broadcast_to(unit.projection, (pictures, *unit.projection.shape))
+    # One product per image: for a joint one the compiler would first transpose `answer`.
+    way_back = jnp.broadcast_to(unit.projection, (images, *unit.projection.shape))
     kernel = product("bcm,bmd->bcd", way_back, answer)
     bias = product("m,bmd->bd", unit.projection_bias, answer)
     spread = product("bcd,bde->bce", covariance, kernel)
@@ -107,7 +107,7 @@ def embedding(unit: Unit, sums: Sums, *, normalize: bool, groups: int, train: bo
         moments = _branch_moments((spread * kernel).sum(1), branch_mean, count, groups)
     gain = unit.scale * jax.lax.rsqrt(moments.variance + BN_EPS)
     shift = unit.bias - moments.mean * gain
-    each = pictures // gain.shape[0]
+    each = images // gain.shape[0]
     gain, shift = jnp.repeat(gain, each, axis=0), jnp.repeat(shift, each, axis=0)
     identity = jnp.eye(channels, dtype=mean.dtype)
     return Embedding(
@@ -124,9 +124,9 @@ def _branch_moments(
     """Mean and variance over the pixels of each group.
 
     Args:
-        within: sum of squares about the picture's own mean.
-        mean: mean of each picture.
-        count: pixels of each picture.
+        within: sum of squares about the image's own mean.
+        mean: mean of each image.
+        count: pixels of each image.
         groups: as above.
     """
     counts, means = grouped(count, groups)[..., None], grouped(mean, groups)

@@ -1,7 +1,7 @@
 """The GloRe unit: project pixels onto a few graph nodes, let these interact, project back.
 
-Letters: B pictures, P pixels of a map, C channels, S states (2m), M nodes (m), N groups of
-pictures that share their batch statistics.
+Letters: B images, P pixels of a map, C channels, S states (2m), M nodes (m), N groups of
+images that share their batch statistics.
 
 Source: the paper's section 3.1 and mmdet/models/detectors/GloRe.py of the author's release, whose
 formulas determine the parameter layout (kernels here are inputs x outputs).
@@ -32,7 +32,7 @@ class Moments(NamedTuple):
 
 
 def grouped(values: Shaped[Array, "B ..."], groups: int) -> Shaped[Array, "N K ..."]:
-    """Splits the leading axis into groups of consecutive pictures."""
+    """Splits the leading axis into groups of consecutive images."""
     return values.reshape(groups, values.shape[0] // groups, *values.shape[1:])
 
 
@@ -131,7 +131,7 @@ class GraphUnit(nnx.Module):
 
         Args:
             nodes: V, sums over the pixels.
-            count: number of summed pixels of each picture.
+            count: number of summed pixels of each image.
         """
         if self.normalize:
             nodes = nodes / jnp.maximum(count, 1)[:, None, None]

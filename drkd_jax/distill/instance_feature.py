@@ -2,9 +2,9 @@
 
     paper:     mean over levels of  mean over boxes, bins, channels of (t - f(s))^2,
                t divided by the standard deviation of its level (teacher_side.py)
-    official:  sum over levels and pictures of || t - f(s) ||_2
+    official:  sum over levels and images of || t - f(s) ||_2
 
-Letters: B pictures, n boxes, S bins, C channels (student Cs, teacher Ct).
+Letters: B images, n boxes, S bins, C channels (student Cs, teacher Ct).
 
 Source: the paper's section 3.3; mmdet/models/detectors/two_stage.py of the author's release.
 """
@@ -61,7 +61,7 @@ class InstanceFeature(nnx.Module):
             student: the regions of the boxes, one array per level.
             teacher: likewise.
             valid: rows that hold a box, not padding.
-            groups: official form: the sum over pictures is divided by this number of groups.
+            groups: official form: the sum over images is divided by this number of groups.
         """
         valid = jnp.asarray(valid)
         losses = []

@@ -1,13 +1,13 @@
-"""L_IR: the boxes of a picture should attend to each other as they do in the teacher.
+"""L_IR: the boxes of an image should attend to each other as they do in the teacher.
 
     psi_ij = softmax_j( w_ij a_ij )       w: the relation filter, a softmax over j
     a_ij = cos(x_i - m, x_j - m) / T                        cosine, m the mean box of the image
          = <g(x_i), g(x_j)> / (sqrt(E) T)                   embedded
          = <g1(x_i), g2(x_j)>                               bilinear, as the author's
     paper:     mean over levels, images with a choice, boxes i  of  sum_j (psi_t - psi_s)^2
-    official:  sum over levels and pictures of || z_t - f(z_s) ||_2,   z = x + W(psi g(x))
+    official:  sum over levels and images of || z_t - f(z_s) ||_2,   z = x + W(psi g(x))
 
-Letters: B pictures, n boxes, S bins, C channels (student Cs, teacher Ct), D = S S C, E embedding,
+Letters: B images, n boxes, S bins, C channels (student Cs, teacher Ct), D = S S C, E embedding,
 r rank of the filter.
 
 Two different random embeddings do not measure similarity: the rows of psi come out within a few
@@ -48,7 +48,7 @@ from drkd_jax.frozen import Frozen
 from drkd_jax.types import Array, FeatureSpec
 
 COSINE_EPS = 1e-6  # added to the mean square about the mean box, in the features' unit
-RANDOM_FILTER_ROWS = 256  # boxes of one picture that the random filter has outputs for
+RANDOM_FILTER_ROWS = 256  # boxes of one image that the random filter has outputs for
 
 
 def masked_softmax(
@@ -56,7 +56,7 @@ def masked_softmax(
 ) -> Float[Array, "B n n"]:
     """Softmax over the valid boxes j; 0 elsewhere and in the rows of invalid boxes.
 
-    Without the diagonal a box does not attend to itself. A picture without boxes gives zeros with
+    Without the diagonal a box does not attend to itself. An image without boxes gives zeros with
     gradient 0.
     """
     pairs = valid[:, :, None] & valid[:, None, :]
@@ -78,7 +78,7 @@ class LearnedFilter(nnx.Module):
     def __call__(
         self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
     ) -> Float[Array, "B n n"]:
-        """The filter of each picture's boxes; 0 where a box is not valid."""
+        """The filter of each image's boxes; 0 where a box is not valid."""
         query, key = self.query(x), self.key(x)
         logits = product("bir,bjr->bij", query, key) * query.shape[-1] ** -0.5
         return masked_softmax(logits + self.offset(x)[..., 0][:, None, :], valid)
@@ -98,7 +98,7 @@ class RandomFilter(nnx.Module):
     def __call__(
         self, x: Float[Array, "B n D"], valid: Bool[Array, "B n"]
     ) -> Float[Array, "B n n"]:
-        """The filter of each picture's boxes; 0 where a box is not valid.
+        """The filter of each image's boxes; 0 where a box is not valid.
 
         Raises:
             UserError: there are more box rows than the filter has outputs.
@@ -106,7 +106,7 @@ class RandomFilter(nnx.Module):
         n, most = x.shape[1], self.kernel.shape[1]
         if n > most:
             raise UserError(
-                f"distill.instance_relation.filter = 'random' serves {most} boxes of a picture, "
+                f"distill.instance_relation.filter = 'random' serves {most} boxes of an image, "
                 f"and there are rows for {n}: set distill.max_boxes = {most}, or another filter."
             )
         kernel, bias = self.kernel[:, :n].astype(x.dtype), self.bias[:n].astype(x.dtype)
@@ -124,7 +124,7 @@ def _make_filter(
 
 
 class RelationUnit(nnx.Module):
-    """Relates the boxes of one picture.
+    """Relates the boxes of one image.
 
     Attributes:
         first, second: g1 and g2, the embeddings; g alone for "embedded", none for "cosine".
@@ -277,7 +277,7 @@ class InstanceRelation(nnx.Module):
             student: the regions of the boxes, one array per level.
             teacher: likewise.
             valid: rows that hold a box, not padding.
-            groups: official form: the sum over pictures is divided by this number of groups.
+            groups: official form: the sum over images is divided by this number of groups.
             train: update the running average of the student's modules, if there is one.
 
         Returns:
@@ -307,8 +307,8 @@ class InstanceRelation(nnx.Module):
                 number = valid.sum(1)
                 choice = number - (not self.config.diagonal) >= 2
                 rows = ((psi_t - psi_s) ** 2).sum(2)
-                pictures = jnp.where(choice, safe_ratio(rows.sum(1), number), 0)
-                losses.append(safe_ratio(pictures.sum(), choice.sum()))
+                images = jnp.where(choice, safe_ratio(rows.sum(1), number), 0)
+                losses.append(safe_ratio(images.sum(), choice.sum()))
             diagnostics[f"{name}/loss"] = losses[-1]
             diagnostics[f"{name}/teacher_entropy"] = row_entropy(
                 psi_t, valid, diagonal=bool(self.config.diagonal)

@@ -1,6 +1,6 @@
 """Building blocks of the relation modules, and sums that leave out padding.
 
-Letters: B pictures, h w a map, P its pixels (h * w), C channels.
+Letters: B images, h w a map, P its pixels (h * w), C channels.
 
 Weights and biases are initialised as in PyTorch (uniform within 1/sqrt(inputs)), since the author's
 modules are. Products accumulate in float32 at least, whatever the features' dtype.
@@ -64,22 +64,22 @@ class Linear(LinearMap):
 
 
 def pixel_mask(
-    sizes: Int[Array, "B 2"], picture_valid: Bool[Array, "B"], stride: int, shape: tuple[int, ...]
+    sizes: Int[Array, "B 2"], image_valid: Bool[Array, "B"], stride: int, shape: tuple[int, ...]
 ) -> Bool[Array, "B h w"]:
-    """The pixels of a map that lie on the picture, not on its padding.
+    """The pixels of a map that lie on the image, not on its padding.
 
     Args:
-        sizes: height and width of each picture on the canvas, pixels.
-        picture_valid: False for pictures that only fill up the batch: they have no valid pixels.
+        sizes: height and width of each image on the canvas, pixels.
+        image_valid: False for images that only fill up the batch: they have no valid pixels.
         stride: canvas pixels per map pixel.
         shape: height and width of the map.
 
     Returns:
-        True where any part of the map pixel's cell belongs to the picture.
+        True where any part of the map pixel's cell belongs to the image.
     """
     rows = jnp.arange(shape[0])[None, :] * stride < sizes[:, :1]
     columns = jnp.arange(shape[1])[None, :] * stride < sizes[:, 1:]
-    return rows[:, :, None] & columns[:, None, :] & picture_valid[:, None, None]
+    return rows[:, :, None] & columns[:, None, :] & image_valid[:, None, None]
 
 
 def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -94,8 +94,8 @@ def safe_ratio(sums: Float[Array, "..."], counts: Shaped[Array, "..."]) -> Float
     return jnp.where(positive, sums / jnp.where(positive, counts, 1), 0)
 
 
-def pictures(mask: BoolMap) -> Int[Array, ""]:
-    """How many pictures of the batch have a valid pixel."""
+def count_images(mask: BoolMap) -> Int[Array, ""]:
+    """How many images of the batch have a valid pixel."""
     return mask.any((1, 2)).sum()
 
 

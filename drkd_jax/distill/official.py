@@ -115,7 +115,7 @@ def load_official(distiller: Distiller, state_dict: Mapping[str, Any]) -> list[s
         shared = getattr(settings, "teacher_modules", "trained") == "shared"
         if settings.form != "official" or shared:
             raise UserError(
-                f"load_official wants distill.{name}.form = 'official' and teacher modules of "
+                f"load_official needs distill.{name}.form = 'official' and teacher modules of "
                 "their own."
             )
     given = {name.removeprefix("module."): value for name, value in state_dict.items()}
@@ -124,7 +124,7 @@ def load_official(distiller: Distiller, state_dict: Mapping[str, Any]) -> list[s
     for there, here, layout in _entries(distiller):
         if there not in given:
             raise UserError(
-                f"the author's weights lack {there}: it wants a two-stage detector with its "
+                f"the author's weights lack {there}: it needs a two-stage detector with its "
                 "distillation modules, as the author's training saves it."
             )
         value = given[there]

@@ -104,7 +104,7 @@ def check_maps(
         if s[0] != t[0] or (alike and s != (*t[:3], s[3])):
             raise UserError(
                 f"at stride {pair.stride} the student's map has the shape {s} and the teacher's "
-                f"{t}; both have to be of the same pictures, and one pixel of the same place"
+                f"{t}; both have to be of the same images, and one pixel of the same place"
             )
 
 

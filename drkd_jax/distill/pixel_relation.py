@@ -1,13 +1,13 @@
 """L_PR: the student's pixels should relate to each other as the teacher's do.
 
-    paper:     1/k sum_i  mean |z(phi_t(t_i)) - z(f(phi_s(s_i)))|^2    pixels, pictures, channels
+    paper:     1/k sum_i  mean |z(phi_t(t_i)) - z(f(phi_s(s_i)))|^2    pixels, images, channels
                    t divided by the standard deviation of its level (teacher_side.py)
-                   z for "correlation": each channel of each picture standardised over its pixels,
+                   z for "correlation": each channel of each image standardised over its pixels,
                    so that the mean is that of 2 (1 - r), r Pearson's correlation; for "values",
                    as in the paper: the identity
     official:      sum_i  ||phi_t(t_i) - f(phi_s(s_i))||_2        the whole tensor, padding too
 
-Letters: B pictures, h w a map, P its pixels, C channels (student Cs, teacher Ct).
+Letters: B images, h w a map, P its pixels, C channels (student Cs, teacher Ct).
 
 Source: the paper's section 3.1; mmdet/models/detectors/two_stage.py of the author's release.
 """
@@ -55,7 +55,7 @@ def plain_distance(
         train: as in `GraphUnit`.
 
     Returns:
-        Sums per picture, in float32 at least.
+        Sums per image, in float32 at least.
     """
     wide = accumulator(s, t)
     student_phi = adaptation(student(s, mask, groups=groups, train=train)).astype(wide)
@@ -69,7 +69,7 @@ def plain_distance(
 
 
 def standardized(x: Float[Array, "B P C"], mask: Bool[Array, "B P"]) -> Float[Array, "B P C"]:
-    """Standardises each channel of each picture over its pixels; 0 at invalid pixels."""
+    """Standardises each channel of each image over its pixels; 0 at invalid pixels."""
     inside, count = mask[:, :, None], mask.sum(1)[:, None, None]
     mean = safe_ratio(jnp.where(inside, x, 0).sum(1, keepdims=True), count)
     off = jnp.where(inside, x - mean, 0)
@@ -148,7 +148,7 @@ class PixelRelation(nnx.Module):
         groups: int = 1,
         train: bool = True,
     ) -> list[Distance]:
-        """The sums of each paired level, per picture."""
+        """The sums of each paired level, per image."""
         found: dict[int, Distance] = {}
         by_gram = []
         compare = str(self.config.compare)
@@ -156,12 +156,12 @@ class PixelRelation(nnx.Module):
             zip(student, teacher, map(jnp.asarray, masks), strict=True)
         ):
             units = self.student[i], self.teacher_unit(i), self.adaptation[i]
-            pictures, pixels = s.shape[0], s.shape[1] * s.shape[2]
+            images, pixels = s.shape[0], s.shape[1] * s.shape[2]
             if self.uses_gram(pixels):
                 by_gram.append((i, Level(*units, s, t, mask)))
                 continue
-            flat_s, flat_t = (x.reshape(pictures, pixels, x.shape[3]) for x in (s, t))
-            inside = mask.reshape(pictures, pixels)
+            flat_s, flat_t = (x.reshape(images, pixels, x.shape[3]) for x in (s, t))
+            inside = mask.reshape(images, pixels)
             found[i] = plain_distance(
                 *(*units, flat_s, flat_t, inside), compare=compare, groups=groups, train=train
             )

@@ -2,7 +2,7 @@
 
 Every box is cropped from each of these levels, whatever its size.
 
-Letters: B pictures, G padded ground truths, n boxes used, S bins, C channels.
+Letters: B images, G padded ground truths, n boxes used, S bins, C channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from drkd_jax.types import Array
 
 
 class ChosenBoxes(NamedTuple):
-    """The boxes of each picture that the instance terms use: valid ones first, in order."""
+    """The boxes of each image that the instance terms use: valid ones first, in order."""
 
     boxes: Float[Array, "B n 4"]
     valid: Bool[Array, "B n"]
@@ -76,7 +76,7 @@ def cut_both(
         chosen: the boxes.
         strides: of each map, canvas pixels per map pixel.
         size: S.
-        sizes: the pictures' own sizes, so that no bin samples their padding; None in the official
+        sizes: the images' own sizes, so that no bin samples their padding; None in the official
             form, whose bins do.
     """
     grids = {tuple(x.shape[1:3] for x in maps) for maps in sides}
@@ -89,11 +89,11 @@ def cut_both(
         )
         return tuple(tuple(x for (x,) in maps) for maps in zip(*each, strict=True))
     levels = len(strides)
-    pictures, number = chosen.valid.shape
+    images, number = chosen.valid.shape
     found = roi_align_alike(
         sides,
         jnp.tile(chosen.boxes, (1, levels, 1)),
-        jnp.tile(jnp.repeat(jnp.arange(levels), number), (pictures, 1)),
+        jnp.tile(jnp.repeat(jnp.arange(levels), number), (images, 1)),
         strides,
         size,
         sampling_ratio=0,

@@ -138,7 +138,7 @@ def check_channels(term: str, mode: str, level: str, student: int, teacher: int)
     """
     if mode in ("shared", "average") and student != teacher:
         raise UserError(
-            f"distill.{term}.teacher_modules = {mode!r} wants as many channels on both sides, but "
+            f"distill.{term}.teacher_modules = {mode!r} needs as many channels on both sides, but "
             f"{level} has {student} in the student and {teacher} in the teacher: use 'frozen' or "
             "'trained'."
         )

@@ -1,6 +1,6 @@
 """Implements the calls of `ops.onnx_calls` by ONNX's NonMaxSuppression and RoiAlign.
 
-Letters: G groups of boxes with separate suppression, N boxes per group, K classes, B pictures,
+Letters: G groups of boxes with separate suppression, N boxes per group, K classes, B images,
 R regions, h w C one map, S bins per side.
 """
 
@@ -83,7 +83,7 @@ def add_regions(
     B, R = shape[:2]
     boxes = graph.add("Reshape", boxes, np.array([B * R, 4]))
     levels = graph.add("Reshape", levels, np.array([B * R]))
-    pictures = graph.constant(np.repeat(np.arange(B), R))
+    images = graph.constant(np.repeat(np.arange(B), R))
     how: dict[str, Any] = {
         "output_height": bins,
         "output_width": bins,
@@ -98,7 +98,7 @@ def add_regions(
             "RoiAlign",
             graph.add("Transpose", plane, perm=[0, 3, 1, 2]),
             graph.add("Gather", boxes, own),
-            graph.add("Gather", pictures, own),
+            graph.add("Gather", images, own),
             spatial_scale=1.0 / stride,
             **how,
         )

@@ -1,6 +1,6 @@
 """Exports a detector as one function of pixels, in a file that runs without this package.
 
-Letters: B pictures, H W pixels of the canvas, N detections (anchors or regions without the
+Letters: B images, H W pixels of the canvas, N detections (anchors or regions without the
 suppression), D boxes of each, K classes.
 
 The file holds the bytes of a `jax.export.Exported`: StableHLO with the weights inside. Only JAX is
@@ -41,7 +41,7 @@ class Form:
 
     Attributes:
         canvas: height and width, pixels.
-        batch: pictures per call; None: any number.
+        batch: images per call; None: any number.
         dtype: dtype of the pixels, one of `DTYPES`.
         suppress: whether detections are selected inside; otherwise all boxes and scores are output.
         platforms: some of `PLATFORMS`.
@@ -81,7 +81,7 @@ def program(detector: Any, pixels: Pixels, suppress: bool) -> tuple[Callable[...
         suppress: see `Form`.
 
     Returns:
-        (function, arrays). Its ``images`` are ``[B, H, W, 3]`` RGB 0..255, with the picture in the
+        (function, arrays). Its ``images`` are ``[B, H, W, 3]`` RGB 0..255, with the image in the
         top left corner of the canvas; ``sizes`` int32 ``[B, 2]`` its height and width, pixels.
         The outputs are the fields of `types.Detections`, or of `types.Unsuppressed`.
     """
@@ -165,7 +165,7 @@ def about_program(
         pixels: the normalisation that is part of it.
         categories: the classes in the order of their labels; () if they have no names.
         num_classes: number of classes of the data.
-        pipeline: how pictures are placed on their canvas.
+        pipeline: how images are placed on their canvas.
         settings: settings of the detector; its test limits are copied.
         source: name of the work folder or file.
         step: step of the training.
@@ -186,12 +186,12 @@ def about_program(
             "images": {
                 "dtype": form.dtype,
                 "shape": [batch, *form.canvas, 3],
-                "meaning": "RGB, 0..255; the picture in the top left corner of the canvas",
+                "meaning": "RGB, 0..255; the image in the top left corner of the canvas",
             },
             "sizes": {
                 "dtype": "int32",
                 "shape": [batch, 2],
-                "meaning": "height and width of each picture on its canvas, pixels",
+                "meaning": "height and width of each image on its canvas, pixels",
             },
         },
         "resize_before": {

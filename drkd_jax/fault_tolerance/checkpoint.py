@@ -34,6 +34,7 @@ from drkd_jax.fault_tolerance.writing import (
     reason,
 )
 from drkd_jax.models.arrays import flatten, unflatten
+from drkd_jax.renamed import read_about
 from drkd_jax.step.state import Arrays, TrainState, num_parameters
 from drkd_jax.weights.checksums import CHECKSUMS, check_unchanged, checksums
 from drkd_jax.weights.ours import WHICH, stored
@@ -202,7 +203,7 @@ class Checkpoints:
 def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     only = ocp.args.Composite(about=ocp.args.JsonRestore())
     with _whole(manager, step):
-        return manager.restore(step, args=only)["about"]
+        return read_about(manager.restore(step, args=only)["about"])
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def find_peers(
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator={coordinator}: HOST:PORT is wanted")
+        raise UserError(f"--coordinator={coordinator}: must be HOST:PORT")
     device = None
     if mine is not None and (mine.count, mine.index) == (num_processes, process_id):
         if one_seen:

@@ -34,7 +34,7 @@ FREE_TO_CHANGE = (
     "train.checkpoint_every",
     "train.eval_every",
     "train.early_stop",
-    "train.tensorboard_pictures",
+    "train.tensorboard_images",
     "train.keep",
     "train.parallel",
     "train.silence_steps",
@@ -142,7 +142,7 @@ def check_same_classes(
 def common_fingerprints(sources: Mapping[str, Source], teacher: Any = None) -> dict[str, Any]:
     """Fingerprints of the data and the teacher, after checking that all processes read the same.
 
-    If a host's copy had other pictures or boxes, it would use them under wrong numbers.
+    If a host's copy had other images or boxes, it would use them under wrong numbers.
 
     Args:
         sources: by "train" and "val", as this process opened them.
@@ -155,7 +155,7 @@ def common_fingerprints(sources: Mapping[str, Source], teacher: Any = None) -> d
         UserError: some process reads something other than process 0; raised on all processes.
     """
     own: dict[str, Any] = {part: fingerprint(source) for part, source in sources.items()}
-    what = {part: (f"config.data.{part}", "pictures or annotations", "folder") for part in own}
+    what = {part: (f"config.data.{part}", "images or annotations", "folder") for part in own}
     if teacher is not None:
         own["teacher"] = teacher_digest(teacher)
         what["teacher"] = "config.teacher.checkpoint", "weights", "file"
@@ -277,7 +277,7 @@ def changed_scoring(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
         new: the present config.
     """
     lines = []
-    for key in ("eval.max_pictures", "eval.max_detections"):
+    for key in ("eval.max_images", "eval.max_detections"):
         before, now = (_get(config, key) for config in (old, new))
         default = getattr(EvalSettings(), key.partition(".")[2])
         before, now = (default if value is None else value for value in (before, now))

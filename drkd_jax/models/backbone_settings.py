@@ -32,7 +32,7 @@ class BackboneSettings:
         frozen_stages: 0 trains everything; n >= 1 freezes the stem and the first n stages. None:
             1 with "frozen_bn", else 0, since an untrained stem should not be frozen.
         eps: what "frozen_bn" and "bn" add to the variance. torchvision's COCO_V1 weights need 0.
-        norm_batch: for "bn" in training: how many neighbouring pictures of the global batch share
+        norm_batch: for "bn" in training: how many neighbouring images of the global batch share
             statistics, whatever the devices; 0: the whole batch.
         dcn: deformable 3x3 convolutions in stages C3 to C5: "" for none, "v1", "v2" (modulated);
             bottleneck depths only.

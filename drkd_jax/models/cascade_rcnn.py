@@ -1,6 +1,6 @@
 """Cascade R-CNN for inference: three box heads, each on the boxes of the one before.
 
-Letters: B pictures, A anchors of all levels, R regions.
+Letters: B images, A anchors of all levels, R regions.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Merges a convolution and the norm after it into one convolution, if the norm is constant.
 
-Letters: B pictures, h w C one feature map.
+Letters: B images, h w C one feature map.
 
 With constant statistics a norm is a factor and a shift per channel: the factor can be multiplied
 into the kernel, the shift becomes a bias. The map is then written once instead of twice, and need
 not be kept for the gradient of the norm's scale, which follows from the kernel's. On a CPU, where
-pictures are small, the extra pass over all kernels costs more than this saves, so there the norm
+images are small, the extra pass over all kernels costs more than this saves, so there the norm
 stays separate.
 """
 
@@ -27,9 +27,9 @@ def conv_norm(
     layer: Callable[[jax.Array], jax.Array],
     norm: Norm,
     x: Float[jax.Array, "B h w C"],
-    picture_valid: Bool[jax.Array, "B"] | None,
+    image_valid: Bool[jax.Array, "B"] | None,
 ) -> Float[jax.Array, "B p q D"]:
-    """``norm(layer(x), picture_valid)``, merged where possible.
+    """``norm(layer(x), image_valid)``, merged where possible.
 
     Kernel and factor are multiplied in float32 and rounded once to the layer's dtype; the shift is
     added in that dtype.
@@ -38,14 +38,14 @@ def conv_norm(
         layer: a convolution; it has no bias if the norm is a `FrozenBatchNorm`.
         norm: the norm of its output.
         x: the input.
-        picture_valid: see `ResNet.__call__`.
+        image_valid: see `ResNet.__call__`.
     """
     if (
         platform() == "cpu"
         or not isinstance(norm, FrozenBatchNorm)
         or not isinstance(layer, nnx.Conv)
     ):
-        return norm(layer(x), picture_valid)
+        return norm(layer(x), image_valid)
     factor, shift = norm.affine()
     out = convolve(
         x.astype(layer.dtype),

@@ -46,7 +46,7 @@ class Pixels:
         mean: subtracted from the channels, 0..255, in the order of ``channels``.
         std: what the channels are divided by afterwards.
         channels: order in which the network reads the colours.
-        resize: the rule for the size of a resized picture and for the interpolation, see
+        resize: the rule for the size of a resized image and for the interpolation, see
             `data.transforms.RULES`.
     """
 
@@ -68,8 +68,8 @@ class Conventions:
     """One library's choices. The defaults are mmdetection 3.3.0's.
 
     Attributes:
-        padding: pictures are padded to a multiple of this.
-        train_padding: whether anchors whose grid cell begins past a picture's own padding take
+        padding: images are padded to a multiple of this.
+        train_padding: whether anchors whose grid cell begins past an image's own padding take
             part in training; otherwise they only give proposals.
         whole_anchor_sides: whether the side of each anchor is truncated to whole pixels before
             the ratios are applied.
@@ -91,11 +91,11 @@ class Conventions:
         rpn_beta: beta of the RPN's smooth L1 box loss, where it turns linear; 0: L1.
         dense_beta: the same for RetinaNet.
         roi_beta: the same for the second stage.
-        rpn_least: the least number that a picture's positives, and its negatives, count as in the
+        rpn_least: the least number that an image's positives, and its negatives, count as in the
             RPN's normaliser.
         dense_mean: RetinaNet's losses are the sum over all anchors divided by all positives
-            ("batch"), or that quotient for each picture, averaged over pictures ("picture"). A
-            picture without positives counts as having one.
+            ("batch"), or that quotient for each image, averaged over images ("image"). An
+            image without positives counts as having one.
         dense_candidates: what enters RetinaNet's NMS from a level: the best "pairs" of anchor and
             class, or all classes of the best "anchors", ranked by their best class.
         roi_max_level: coarsest level that the second stage's regions are cropped from.
@@ -134,7 +134,7 @@ class Conventions:
     dense_beta: float = 0.0
     roi_beta: float = 0.0
     rpn_least: int = 1
-    dense_mean: Literal["batch", "picture"] = "batch"
+    dense_mean: Literal["batch", "image"] = "batch"
     dense_candidates: Literal["pairs", "anchors"] = "pairs"
     roi_max_level: int = 5
     roi_size: int = 7
@@ -170,7 +170,7 @@ TORCHVISION = Conventions(
     rpn_beta=1 / 9,
     roi_beta=1 / 9,
     rpn_least=0,
-    dense_mean="picture",
+    dense_mean="image",
     roi_sampling=2,
     roi_aligned=False,
     region_level_rule="torchvision",

@@ -1,6 +1,6 @@
 """Code shared by the RPN and RetinaNet: the anchors of all levels, and their targets.
 
-Letters: B pictures, A anchors of all levels, G padded ground truths, h w one feature map.
+Letters: B images, A anchors of all levels, G padded ground truths, h w one feature map.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXACT = 32  # the coarsest stride that divides every canvas
 
 
 class Assigned(NamedTuple):
-    """The targets of each anchor of each picture."""
+    """The targets of each anchor of each image."""
 
     truth: Int[Array, "B A"]  # index of its ground truth; meaningless if not positive
     positive: Bool[Array, "B A"]
@@ -68,10 +68,10 @@ def level_anchors(
 def assign(
     anchors: Float[Array, "A 4"], targets: Targets, matching: Matching, convention: Conventions
 ) -> Assigned:
-    """Match the anchors with the ground truths of every picture.
+    """Match the anchors with the ground truths of every image.
 
-    The anchors of an invalid picture are neither positive nor negative. The same holds, if the
-    convention says so, for anchors whose cell lies past the picture's own padding.
+    The anchors of an invalid image are neither positive nor negative. The same holds, if the
+    convention says so, for anchors whose cell lies past the image's own padding.
 
     Args:
         anchors: anchors of all levels.
@@ -79,7 +79,7 @@ def assign(
         matching: overlaps to match by.
         convention: the padding, and whether anchors in the rest of the canvas are trained.
     """
-    valid = jnp.asarray(targets.picture_valid)[:, None]
+    valid = jnp.asarray(targets.image_valid)[:, None]
     eligible = jnp.broadcast_to(valid, (valid.shape[0], anchors.shape[0]))
     if not convention.train_padding:
         multiple = convention.padding

@@ -1,6 +1,6 @@
 """The interface of every detector: features, losses, predictions.
 
-Letters: B pictures, H W pixels of the canvas.
+Letters: B images, H W pixels of the canvas.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ class Detector(FeatureExtractor, abc.ABC):
 
         Args:
             features: of this detector.
-            targets: ground truth; invalid pictures are ignored.
-            keys: one random key per picture, for random sampling.
+            targets: ground truth; invalid images are ignored.
+            keys: one random key per image, for random sampling.
         """
 
     @abc.abstractmethod
     def predict(self, features: Features, sizes: Int[Array, "B 2"]) -> Detections:
-        """Detections of each picture in canvas pixels, clipped to the picture's own size.
+        """Detections of each image in canvas pixels, clipped to the image's own size.
 
         Args:
             features: of this detector.
-            sizes: height and width of each picture on the canvas, pixels.
+            sizes: height and width of each image on the canvas, pixels.
         """
 
     @abc.abstractmethod
@@ -79,7 +79,7 @@ class Detector(FeatureExtractor, abc.ABC):
 
         Args:
             features: of this detector.
-            sizes: height and width of each picture on the canvas, pixels.
+            sizes: height and width of each image on the canvas, pixels.
         """
 
     def to_head(self, targets: Targets) -> Targets:

@@ -1,6 +1,6 @@
 """Faster R-CNN with a feature pyramid.
 
-Letters: B pictures, A anchors of all levels, R regions.
+Letters: B images, A anchors of all levels, R regions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The part of a detector that a teacher needs: backbone and neck.
 
-Letters: B pictures, H W pixels of the canvas.
+Letters: B images, H W pixels of the canvas.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ class FeatureExtractor(nnx.Module):
     def features(
         self,
         images: Float[Array, "B H W 3"],
-        picture_valid: Bool[Array, "B"] | None = None,
+        image_valid: Bool[Array, "B"] | None = None,
     ) -> Features:
         """Compute the pyramid.
 
         Args:
-            images: normalised pictures, zeros in the padding.
-            picture_valid: in training, the pictures that contribute to batch statistics; None (in
+            images: normalised images, zeros in the padding.
+            image_valid: in training, the images that contribute to batch statistics; None (in
                 evaluation) uses running statistics. Only ``norm="bn"`` uses it, and in training
                 updates its ``nnx.BatchStat`` variables.
 
         Returns:
             Maps of the compute dtype, finest level first.
         """
-        mask = None if picture_valid is None else jnp.asarray(picture_valid)
+        mask = None if image_valid is None else jnp.asarray(image_valid)
         maps = self.backbone(jnp.asarray(images, self.dtype), mask)
         return Features(self.neck(maps), self.spec)
 

@@ -27,7 +27,7 @@ def fold(detector: T) -> T:
 
     Args:
         detector: a detector or feature extractor with values; it is not changed. Group norms
-            depend on the picture and cannot be folded: with them, or if there is nothing left to
+            depend on the image and cannot be folded: with them, or if there is nothing left to
             fold, the detector itself is returned.
 
     Returns:

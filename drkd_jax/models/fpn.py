@@ -1,6 +1,6 @@
 """Feature pyramid network without norms.
 
-Letters: B pictures, h w C one feature map.
+Letters: B images, h w C one feature map.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Normalisation layers, all called as ``norm(x, picture_valid)``.
+"""Normalisation layers, all called as ``norm(x, image_valid)``.
 
-Letters: B pictures, h w C one feature map.
+Letters: B images, h w C one feature map.
 
 Sums run in float32 at least, whatever the compute dtype; the result has the input's dtype.
 """
@@ -36,9 +36,9 @@ class FrozenBatchNorm(nnx.Module):
         self.var = Frozen(filled(channels, 1.0))
 
     def __call__(
-        self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
+        self, x: Float[jax.Array, "B h w C"], image_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
-        """Normalise; ``picture_valid`` changes nothing here."""
+        """Normalise; ``image_valid`` changes nothing here."""
         return _affine(x, *self.affine())
 
     def affine(self) -> tuple[Float[jax.Array, "C"], Float[jax.Array, "C"]]:
@@ -48,14 +48,14 @@ class FrozenBatchNorm(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over the valid pictures of the global batch, or of fixed groups.
+    """Batch normalisation over the valid images of the global batch, or of fixed groups.
 
-    With ``picture_valid`` given (training) the batch's own statistics are used and the running
+    With ``image_valid`` given (training) the batch's own statistics are used and the running
     ones are updated; with None (evaluation) the running ones are used. Under ``jit`` over a
     sharded batch the sums are global, so the result does not depend on the device count. With
-    ``group`` n, pictures 0..n-1 of the global batch share statistics, then n..2n-1, and so on: as
-    if every n pictures were on a separate device, whatever the number of devices. The running
-    statistics are then updated with the mean over the groups that hold a valid picture.
+    ``group`` n, images 0..n-1 of the global batch share statistics, then n..2n-1, and so on: as
+    if every n images were on a separate device, whatever the number of devices. The running
+    statistics are then updated with the mean over the groups that hold a valid image.
     """
 
     def __init__(
@@ -74,24 +74,24 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(filled(channels, 1.0))
 
     def __call__(
-        self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
+        self, x: Float[jax.Array, "B h w C"], image_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
-        """Normalise by the batch (``picture_valid`` given) or by the running statistics.
+        """Normalise by the batch (``image_valid`` given) or by the running statistics.
 
         Raises:
             UserError: the batch is not a multiple of the group size.
         """
-        if picture_valid is None:
+        if image_valid is None:
             factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
             return _affine(x, factor, self.bias[...] - self.mean[...] * factor)
         B, h, w, C = x.shape
         size = self.group or B
         if B % size:
             raise UserError(
-                f"backbone.norm_batch is {size}, which does not divide the batch of {B} pictures"
+                f"backbone.norm_batch is {size}, which does not divide the batch of {B} images"
             )
         wide = _widened(x).reshape(B // size, size, h, w, C)
-        weight = picture_valid.astype(wide.dtype).reshape(B // size, size, 1, 1, 1)
+        weight = image_valid.astype(wide.dtype).reshape(B // size, size, 1, 1, 1)
         pixels = weight.sum(axis=(1, 2, 3, 4), keepdims=True) * (h * w)
         count = jnp.maximum(pixels, 1.0)
         mean = jnp.sum(wide * weight, axis=(1, 2, 3), keepdims=True) / count
@@ -110,7 +110,7 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation: each picture separately, independent of batch and devices."""
+    """Group normalisation: each image separately, independent of batch and devices."""
 
     def __init__(self, channels: int, *, zero_scale: bool = False):
         self.scale = nnx.Param(filled(channels, 0.0 if zero_scale else 1.0))
@@ -118,9 +118,9 @@ class GroupNorm(nnx.Module):
         self.groups = group_count(channels)
 
     def __call__(
-        self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
+        self, x: Float[jax.Array, "B h w C"], image_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
-        """Normalise; ``picture_valid`` changes nothing here."""
+        """Normalise; ``image_valid`` changes nothing here."""
         return group_norm(x, self.scale[...], self.bias[...], self.groups, EPSILON)
 
 
@@ -150,7 +150,7 @@ class NoNorm(nnx.Module):
     """The identity: the norm is folded into the convolution before it (`models.folding`)."""
 
     def __call__(
-        self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
+        self, x: Float[jax.Array, "B h w C"], image_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
         """The input."""
         return x

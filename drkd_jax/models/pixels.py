@@ -1,6 +1,6 @@
-"""Turns the loader's pictures into a network's input; each network has its own format.
+"""Turns the loader's images into a network's input; each network has its own format.
 
-Letters: B pictures, H W pixels of the canvas.
+Letters: B images, H W pixels of the canvas.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Pixels:
         images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
         sizes: Int[Array, "B 2"],
     ) -> Float[Array, "B H W 3"]:
-        """The network's input alone, for pictures that must not be mirrored."""
+        """The network's input alone, for images that must not be mirrored."""
         return normalise(images, sizes, self.mean, self.std, self.dtype, self.channels)
 
 
@@ -62,7 +62,7 @@ def read_pixels(data: Mapping[str, Any], dtype: Any, where: str = "config.data")
         where: the section's name in messages.
 
     Raises:
-        UserError: a value that cannot normalise a picture.
+        UserError: a value that cannot normalise an image.
     """
     mean, std = (_three(data[key], f"{where}.{key}") for key in ("mean", "std"))
     if min(std) <= 0:
@@ -74,7 +74,7 @@ def read_pixels(data: Mapping[str, Any], dtype: Any, where: str = "config.data")
 
 
 def _three(value: Any, where: str) -> tuple[float, float, float]:
-    error = UserError(f"{where} = {value!r}: three numbers, one a colour")
+    error = UserError(f"{where} = {value!r}: three numbers, one per colour")
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         raise error
     try:

@@ -1,6 +1,6 @@
 """ResNet and ResNeXt, with the stride in the 3x3 convolution or the 1x1 one before it.
 
-Letters: B pictures, H W pixels, h w C one feature map.
+Letters: B images, H W pixels, h w C one feature map.
 """
 
 from __future__ import annotations
@@ -122,10 +122,10 @@ class Stem(nnx.Module):
         self.norm = make_norm(settings, width)
 
     def __call__(
-        self, images: Float[jax.Array, "B H W 3"], picture_valid: Bool[jax.Array, "B"] | None
+        self, images: Float[jax.Array, "B H W 3"], image_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B h w C"]:
-        """Map pictures to the first features, stride 4."""
-        x = relu(conv_norm(self.conv, self.norm, images, picture_valid))
+        """Map images to the first features, stride 4."""
+        x = relu(conv_norm(self.conv, self.norm, images, image_valid))
         around = ((1, 1), (1, 1))
         if self.ceil:  # the last window begins inside the map and may end a pixel outside of it
             around = ((0, 1 - x.shape[1] % 2), (0, 1 - x.shape[2] % 2))
@@ -187,15 +187,15 @@ class Block(nnx.Module):
         self.shortcut_norm = make_norm(settings, outputs) if projects else None
 
     def __call__(
-        self, x: Float[jax.Array, "B h w C"], picture_valid: Bool[jax.Array, "B"] | None
+        self, x: Float[jax.Array, "B h w C"], image_valid: Bool[jax.Array, "B"] | None
     ) -> Float[jax.Array, "B p q D"]:
         """Add the residual branch to the shortcut."""
         short = x
         if self.shortcut is not None and self.shortcut_norm is not None:
-            short = conv_norm(self.shortcut, self.shortcut_norm, x, picture_valid)
+            short = conv_norm(self.shortcut, self.shortcut_norm, x, image_valid)
         last = len(self.convs) - 1
         for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = conv_norm(layer, norm, x, picture_valid)
+            x = conv_norm(layer, norm, x, image_valid)
             if i < last:
                 x = relu(x)
         return relu(x + short)
@@ -237,22 +237,22 @@ class ResNet(nnx.Module):
         self.channels = tuple(channels)
 
     def __call__(
-        self, images: Float[jax.Array, "B H W 3"], picture_valid: Bool[jax.Array, "B"] | None
+        self, images: Float[jax.Array, "B H W 3"], image_valid: Bool[jax.Array, "B"] | None
     ) -> tuple[Float[jax.Array, "B _h _w _C"], ...]:
         """Compute C2..C5; nothing is differentiated through the frozen stages.
 
         Args:
-            images: normalised pictures.
-            picture_valid: the pictures that contribute to batch statistics; None in evaluation.
+            images: normalised images.
+            image_valid: the images that contribute to batch statistics; None in evaluation.
                 A frozen stage always normalises as in evaluation.
         """
-        frozen_mode = None if self.num_frozen else picture_valid
+        frozen_mode = None if self.num_frozen else image_valid
         x = self.stem(images, frozen_mode)
         maps = []
         for number, stage in enumerate(self.stages, start=1):
             if number == self.num_frozen + 1 and self.num_frozen:
                 x = jax.lax.stop_gradient(x)  # no backward pass is computed below this
-            mode = None if number <= self.num_frozen else picture_valid
+            mode = None if number <= self.num_frozen else image_valid
             for block in stage:
                 x = block(x, mode)
             maps.append(x)

@@ -1,6 +1,6 @@
 """RetinaNet's head (two towers of convolutions, shared by all levels), its losses and detections.
 
-Letters: B pictures, A anchors of all levels, K classes, C channels, h w one feature map.
+Letters: B images, A anchors of all levels, K classes, C channels, h w one feature map.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def retina_losses(
 ) -> dict[str, Float[Array, ""]]:
     """Focal loss over positive and negative anchors, and a box loss over the positives.
 
-    Both are divided by the number of positives, at least one per picture: of the whole batch or
-    of each picture, as ``convention.dense_mean`` says.
+    Both are divided by the number of positives, at least one per image: of the whole batch or
+    of each image, as ``convention.dense_mean`` says.
 
     Args:
         logits: of each level.
@@ -159,9 +159,9 @@ def retina_losses(
     Returns:
         ``cls_loss`` and ``box_loss``, float32.
     """
-    share = _PICTURE_SHARES[convention.dense_mean](
+    share = _IMAGE_SHARES[convention.dense_mean](
         jnp.maximum(assigned.positive.sum(axis=1), 1).astype(jnp.float32),
-        jnp.asarray(targets.picture_valid),
+        jnp.asarray(targets.image_valid),
     )
 
     labels = jnp.take_along_axis(jnp.asarray(targets.labels), assigned.truth, axis=1)
@@ -200,7 +200,7 @@ def _focal_sums(
     gamma: float,
     alpha: float,
 ) -> Float[Array, "B"]:
-    """A level's focal loss, summed for each picture; the label -1 stands for no class.
+    """A level's focal loss, summed for each image; the label -1 stands for no class.
 
     Its intermediates, a float32 for every class of every anchor, are cheaper to recompute for the
     gradient than to keep.
@@ -214,13 +214,13 @@ def _by_batch(positives: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[Ar
     return valid / jnp.maximum((positives * valid).sum(), 1.0)
 
 
-def _by_picture(positives: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, "B"]:
+def _by_image(positives: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, "B"]:
     return valid / (positives * jnp.maximum(valid.sum(), 1))
 
 
-# The factor on the sum over a picture's anchors, from the positives of each picture (at least 1).
-_PICTURE_SHARES: Mapping[str, Callable[[Array, Array], Array]] = MappingProxyType(
-    {"batch": _by_batch, "picture": _by_picture}
+# The factor on the sum over an image's anchors, from the positives of each image (at least 1).
+_IMAGE_SHARES: Mapping[str, Callable[[Array, Array], Array]] = MappingProxyType(
+    {"batch": _by_batch, "image": _by_image}
 )
 
 
@@ -272,7 +272,7 @@ def retina_candidates(
     settings: TestSettings,
     convention: Conventions,
 ) -> tuple[Float[Array, "B M 4"], Float[Array, "B M"], Int[Array, "B M"]]:
-    """The candidates of each level: boxes clipped to their pictures, scores, labels of the head.
+    """The candidates of each level: boxes clipped to their images, scores, labels of the head.
 
     On average at most ``settings.pre_nms`` pairs per level enter the NMS. If candidates are pairs,
     this is no further limit; if they are anchors with all their classes, more may pass the score
@@ -282,7 +282,7 @@ def retina_candidates(
         logits: of each level.
         deltas: of each level.
         anchors: of each level, xyxy, pixels.
-        sizes: height and width of each picture, pixels.
+        sizes: height and width of each image, pixels.
         settings: limits.
         convention: the library's conventions.
 
@@ -323,7 +323,7 @@ def best_detections(
     """Class-wise NMS over the boxes above the score threshold; keeps the best remaining ones.
 
     Args:
-        boxes: clipped to their pictures.
+        boxes: clipped to their images.
         scores: the score of one class for each box.
         labels: that class.
         settings: limits.

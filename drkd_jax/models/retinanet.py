@@ -1,6 +1,6 @@
 """RetinaNet.
 
-Letters: B pictures, A anchors of all levels.
+Letters: B images, A anchors of all levels.
 """
 
 from __future__ import annotations

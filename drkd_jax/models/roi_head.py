@@ -1,6 +1,6 @@
 """The second stage of Faster R-CNN: regions, their targets, their classes and boxes.
 
-Letters: B pictures, R regions, S bins per side, G padded ground truths, K classes (K1 with the
+Letters: B images, R regions, S bins per side, G padded ground truths, K classes (K1 with the
 background, the last), D deltas of a region (K, or 1), C channels, h w one feature map.
 """
 
@@ -105,7 +105,7 @@ class RoIHead(nnx.Module):
         """
         x = self.pool(maps, spec, boxes, valid)
         if len(self.convs):
-            wide = x.reshape(-1, *x.shape[2:])  # each region becomes a separate picture
+            wide = x.reshape(-1, *x.shape[2:])  # each region becomes a separate image
             for layer in self.convs:
                 wide = relu(layer(wide))
             x = wide.reshape(x.shape)
@@ -164,9 +164,9 @@ def sample_regions(
     change any row's random number.
 
     Args:
-        proposals: regions of each picture.
+        proposals: regions of each image.
         targets: ground truth, with the class numbers of the head.
-        keys: one random key per picture.
+        keys: one random key per image.
         num_classes: number of classes of the head, and the label of the background.
         settings: how many regions to sample.
         convention: the library's conventions.
@@ -174,7 +174,7 @@ def sample_regions(
     most = int(settings.roi * settings.roi_positive)
     rule = convention.roi
 
-    boxes, labels, valid, picture_valid = map(jnp.asarray, targets[1:])
+    boxes, labels, valid, image_valid = map(jnp.asarray, targets[1:])
     if not boxes.shape[1]:  # add an invalid row, since indexing needs at least one
         boxes, labels, valid = (
             jnp.zeros((len(x), 1, *x.shape[2:]), x.dtype) for x in (boxes, labels, valid)
@@ -186,12 +186,12 @@ def sample_regions(
         rule.positive,
         rule.negative,
         rule.low_quality,
-        proposals.valid & picture_valid[:, None],
+        proposals.valid & image_valid[:, None],
         rule.overwrite,
     )
 
-    def one(key, proposed, found, boxes, labels, valid, picture_valid):  # type: ignore[no-untyped-def]
-        own = valid & picture_valid
+    def one(key, proposed, found, boxes, labels, valid, image_valid):  # type: ignore[no-untyped-def]
+        own = valid & image_valid
         index = jnp.concatenate([found.index, jnp.arange(len(valid), dtype=found.index.dtype)])
         chosen = sample(
             key,
@@ -210,7 +210,7 @@ def sample_regions(
             chosen.valid,
         )
 
-    rows = keys, proposals.boxes, matches, boxes, labels, valid, picture_valid
+    rows = keys, proposals.boxes, matches, boxes, labels, valid, image_valid
     return by_device(jax.vmap(one))(*rows)
 
 
@@ -261,7 +261,7 @@ def roi_detections(
         probability: of each class, the background last: a softmax, or a mean of several.
         deltas: as `RoIHead` gives them.
         proposals: the regions that the deltas start from.
-        sizes: height and width of each picture, pixels.
+        sizes: height and width of each image, pixels.
         settings: limits.
         convention: the library's numbers.
         stds: standard deviations of the deltas; None: the convention's.
@@ -299,7 +299,7 @@ def roi_unsuppressed(
         probability: as in `roi_detections`, like all further arguments.
         deltas: of each region.
         proposals: the regions.
-        sizes: height and width of each picture, pixels.
+        sizes: height and width of each image, pixels.
         convention: the library's numbers.
         stds: standard deviations of the deltas; None: the convention's.
 

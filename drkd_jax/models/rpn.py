@@ -1,6 +1,6 @@
 """Region proposal network: its head, its losses, its proposals.
 
-Letters: B pictures, A anchors (of all levels, or of one if stated), R regions, C channels,
+Letters: B images, A anchors (of all levels, or of one if stated), R regions, C channels,
 h w one feature map.
 """
 
@@ -31,7 +31,7 @@ from drkd_jax.types import Array, Targets
 
 
 class Proposals(NamedTuple):
-    """Regions of each picture by descending score; rows past the last region are invalid."""
+    """Regions of each image by descending score; rows past the last region are invalid."""
 
     boxes: Float[Array, "B R 4"]
     scores: Float[Array, "B R"]
@@ -103,7 +103,7 @@ def side_by_side(
 
 
 def sample_anchors(assigned: Assigned, keys: Key[Array, "B"], settings: SamplerSettings) -> Sampled:
-    """Sample the anchors of each picture that the losses use; every field is ``[B, M]``."""
+    """Sample the anchors of each image that the losses use; every field is ``[B, M]``."""
     most = int(settings.rpn * settings.rpn_positive)
     draw = jax.vmap(lambda key, p, n: sample(key, p, n, settings.rpn, most))
     return by_device(draw)(keys, assigned.positive, assigned.negative)
@@ -120,8 +120,8 @@ def rpn_losses(
 ) -> dict[str, Float[Array, ""]]:
     """Binary cross-entropy over the sampled anchors, (smooth) L1 over the positives among them.
 
-    Both are divided by the number of sampled positives and negatives, summed over pictures; in
-    each picture either number counts as at least ``convention.rpn_least``.
+    Both are divided by the number of sampled positives and negatives, summed over images; in
+    each image either number counts as at least ``convention.rpn_least``.
 
     Args:
         logits: of all levels.
@@ -138,7 +138,7 @@ def rpn_losses(
     positive = chosen.positive & chosen.valid
     num_positive = jnp.maximum(positive.sum(axis=1), convention.rpn_least)
     num_negative = jnp.maximum((chosen.valid & ~positive).sum(axis=1), convention.rpn_least)
-    total = ((num_positive + num_negative) * targets.picture_valid).sum()
+    total = ((num_positive + num_negative) * targets.image_valid).sum()
     normaliser = jnp.maximum(total, 1).astype(jnp.float32)
 
     picked = jnp.take_along_axis(logits, chosen.indices, axis=1)
@@ -173,14 +173,14 @@ def propose(
         logits: of each level.
         deltas: of each level.
         anchors: of each level, xyxy, pixels.
-        sizes: height and width of each picture, pixels.
+        sizes: height and width of each image, pixels.
         pre_nms: how many of a level's best anchors enter its NMS.
-        max_out: regions per picture.
+        max_out: regions per image.
         nms_threshold: overlap above which the lower-scored of two regions of a level is dropped.
         convention: the library's conventions.
 
     Returns:
-        Regions clipped to their pictures; scores in 0..1.
+        Regions clipped to their images; scores in 0..1.
 
     Source: open-mmlab/mmdetection v3.3.0 mmdet/models/dense_heads/rpn_head.py.
     """
@@ -219,7 +219,7 @@ def _propose(
         )
         clipped = box_ops.clip(decoded, sizes)
         flag = sizable(clipped, convention.proposal_min_side)
-        # Coarse levels are padded so that one NMS handles all levels and pictures at once.
+        # Coarse levels are padded so that one NMS handles all levels and images at once.
         missing = ((0, 0), (0, most - row.shape[1]))
         boxes.append(jnp.pad(clipped, (*missing, (0, 0))))
         scores.append(jnp.pad(jax.nn.sigmoid(best), missing))

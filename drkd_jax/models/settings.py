@@ -1,7 +1,7 @@
 """The settings of a detector: frozen dataclasses, filled from a plain nested dict.
 
 The defaults are the full-size models of mmdetection. A small model uses the same class with
-smaller numbers and, for small pictures, smaller anchors.
+smaller numbers and, for small images, smaller anchors.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class TestSettings:
     Attributes:
         score: pairs of (box, class) at or below this score are dropped.
         nms: overlap above which the lower-scored of two boxes of a class is dropped.
-        max_out: the most detections per picture.
-        pre_nms: how many best pairs enter NMS, per level (RetinaNet) or picture (Faster R-CNN).
+        max_out: the most detections per image.
+        pre_nms: how many best pairs enter NMS, per level (RetinaNet) or image (Faster R-CNN).
     """
 
     __test__ = False  # a setting, not a test class for pytest
@@ -80,9 +80,9 @@ class ProposalSettings:
 
     Attributes:
         pre_nms: how many best anchors per level enter NMS, in training.
-        max_out: regions per picture, in training.
+        max_out: regions per image, in training.
         pre_nms_test: how many best anchors per level enter NMS, in evaluation.
-        max_out_test: regions per picture, in evaluation.
+        max_out_test: regions per image, in evaluation.
         nms: overlap above which the lower-scored of two regions of a level is dropped.
     """
 
@@ -100,12 +100,12 @@ class ProposalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSettings:
-    """How many anchors and regions of a picture the losses use.
+    """How many anchors and regions of an image the losses use.
 
     Attributes:
-        rpn: anchors per picture.
+        rpn: anchors per image.
         rpn_positive: the largest fraction of positives among them.
-        roi: regions per picture.
+        roi: regions per image.
         roi_positive: the largest fraction of positives among them.
     """
 
@@ -217,7 +217,7 @@ class FasterRCNNSettings(PyramidSettings):
         roi_stds: standard deviations of the regions' deltas (x, y, w, h). (): the convention's.
         proposals: see `ProposalSettings`.
         sampler: see `SamplerSettings`.
-        test: see `TestSettings`; ``pre_nms`` is per picture. It does not change the result if
+        test: see `TestSettings`; ``pre_nms`` is per image. It does not change the result if
             ``max_out`` boxes are kept or if fewer than ``pre_nms`` pairs pass the score.
     """
 
@@ -260,6 +260,6 @@ class CascadeRCNNSettings(FasterRCNNSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.class_agnostic:
-            raise UserError("class_agnostic: cascade_rcnn has one box a region for all classes")
+            raise UserError("class_agnostic: cascade_rcnn has one box per region for all classes")
         if self.roi_stds:
             raise UserError("roi_stds: those of cascade_rcnn's three stages are fixed")

@@ -82,7 +82,7 @@ class CollapseMonitor:
 
         Args:
             values: `DistillOutput.diagnostics` as numbers; names may have a prefix, and names that
-                are not watched are ignored. A relation entropy of exactly 0 means that no picture
+                are not watched are ignored. A relation entropy of exactly 0 means that no image
                 had enough boxes to relate, and is ignored.
 
         Returns:

@@ -59,7 +59,7 @@ def last_word(
         why = ": its classes are not those of the data" if asked else " (teacher.evaluate=True)"
         parts.append(f"What the teacher itself reaches was not measured{why}")
     elif min(teacher_ap, student_ap) < 0:
-        parts.append("What the teacher reaches is not known: nothing is to be found in data.val")
+        parts.append("What the teacher reaches is not known: data.val has nothing to find")
     else:
         gap = numbers["teacher_gap"] = teacher_ap - student_ap
         has = "had" if gap >= LEAST_GAP else "had little"

@@ -122,11 +122,11 @@ class Metrics:
         words = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.say(f"evaluation at step {step}: {words}")
 
-    def pictures(self, step: int, drawn: Mapping[str, np.ndarray]) -> None:
+    def images(self, step: int, drawn: Mapping[str, np.ndarray]) -> None:
         """Writes drawings by name, RGB, for TensorBoard."""
         if not self._silent:
             with as_user_error(self._path):
-                self._board.pictures(drawn, step)
+                self._board.images(drawn, step)
 
     def close(self) -> None:
         """Ends the bar and closes the files."""
@@ -214,7 +214,7 @@ class MetricAverager:
 
     Args:
         weights: weights of the distillation terms, before "distill_factor".
-        batch_size: pictures per step.
+        batch_size: images per step.
 
     Attributes:
         counts: returns the loader's counts since the last call (`TrainIterator.counts`).
@@ -267,7 +267,7 @@ class MetricAverager:
             named = self._gradients[-1]
             values |= {name: float(np.mean([v[name] for v in self._gradients])) for name in named}
         rate = len(self._values) * self._batch_size / took
-        values |= {"pictures_per_second": rate, "data_wait": self._waited / took} | self.counts()
+        values |= {"images_per_second": rate, "data_wait": self._waited / took} | self.counts()
         if "diag/boxes_left_out" in values:  # by the terms; the loader may have left out more
             values["diag/boxes_left_out"] += values.get("boxes_past_max", 0.0)
         # The median ignores steps that compiled. In a short window the log line, not the loop
@@ -306,6 +306,6 @@ def _means(window: Sequence[Mapping[str, float]], weights: Mapping[str, float]) 
 
 
 def _mean(name: str, values: Sequence[float]) -> float:
-    # Exactly 0 means that no picture of the batch had boxes to relate (`CollapseMonitor.observe`).
+    # Exactly 0 means that no image of the batch had boxes to relate (`CollapseMonitor.observe`).
     there = [value for value in values if value] if name.endswith("_entropy") else values
     return float(np.mean(there)) if there else 0.0

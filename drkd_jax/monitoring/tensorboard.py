@@ -1,4 +1,4 @@
-"""Writes scalars and pictures for TensorBoard, synchronously; and draws the pictures.
+"""Writes scalars and images for TensorBoard, synchronously; and draws the images.
 
 Letters: H W pixels of a drawing.
 
@@ -26,8 +26,9 @@ from tensorboardX.summary import scalar
 from drkd_jax.data.sources import Source
 from drkd_jax.draw import draw_detections, side_by_side
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
-_LONGEST = 640  # pixels of a picture's longer side in a drawing
+_LONGEST = 640  # pixels of an image's longer side in a drawing
 
 
 class TensorBoardWriter:
@@ -57,15 +58,15 @@ class TensorBoardWriter:
             self._write(step=step, summary=scalar(f"{group}/{name}", value))
         self._writer.flush()
 
-    def pictures(self, values: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], step: int) -> None:
-        """Writes each RGB picture as "pictures/NAME"."""
-        for name, picture in values.items():
-            height, width = picture.shape[:2]
-            _, data = cv2.imencode(".png", picture[..., ::-1])
+    def images(self, values: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], step: int) -> None:
+        """Writes each RGB image as "images/NAME"."""
+        for name, pixels in values.items():
+            height, width = pixels.shape[:2]
+            _, data = cv2.imencode(".png", pixels[..., ::-1])
             image = Summary.Image(
                 height=height, width=width, colorspace=3, encoded_image_string=data.tobytes()
             )
-            value = Summary.Value(tag=f"pictures/{name}", image=image)
+            value = Summary.Value(tag=f"images/{name}", image=image)
             self._write(step=step, summary=Summary(value=[value]))
         self._writer.flush()
 
@@ -83,16 +84,16 @@ def draw_scenes(
     """Draws ground truth beside the best detections, as many as there are objects.
 
     With equally many, early and late students are compared on the same terms, without a score
-    threshold. The first pictures with an object are drawn, so they are always the same ones.
+    threshold. The first images with an object are drawn, so they are always the same ones.
 
     Args:
         source: the validation data.
         found: detections of an evaluation, in COCO's form.
-        number: the most pictures to draw; 0 reads nothing.
-        among: consider only this many first pictures; 0: all.
+        number: the most images to draw; 0 reads nothing.
+        among: consider only this many first images; 0: all.
 
     Returns:
-        RGB by the picture's position; unreadable pictures are left out.
+        RGB by the image's position; unreadable images are left out.
     """
     names = [category.name for category in source.categories]
     label_of = {category.id: label for label, category in enumerate(source.categories)}
@@ -118,7 +119,7 @@ def draw_scenes(
             np.array([row["score"] for row in mine], np.float32),
             names,
         )
-        titles = f"ground truth, {len(boxes)} objects", f"the best {len(mine)} found"
+        titles = f"ground truth, {counted(len(boxes), 'object')}", f"the best {len(mine)} found"
         drawn[f"{index:05d}"] = side_by_side([truth, seen], titles)
     return drawn
 

@@ -1,6 +1,6 @@
 """Convolutions of NHWC maps by XLA, written in the form that runs fastest on the device.
 
-Letters: B pictures, h w C input, p q D output, k side of the kernel.
+Letters: B images, h w C input, p q D output, k side of the kernel.
 
 XLA on a CPU is fast at stride 1 and slow for strided convolutions with few channels; the speed of
 some gradients depends on how the same convolution is written. On a CPU therefore
@@ -52,7 +52,7 @@ _MANY = 128
 # From `_SOME` channels on it is computed by rows of taps, if output pixels times taps times the
 # larger channel count reach `_LARGE`. With fewer channels it is faster alone, but not in a step.
 _SOME, _LARGE = 64, 3_000_000
-# Up to this many output pixels of all pictures, a kernel of several taps is one product. At 256
+# Up to this many output pixels of all images, a kernel of several taps is one product. At 256
 # channels 2 maps of 8 x 10 take the same time either way; at 2 x 3 XLA takes 10 to 100 times as
 # long.
 _FEW = 160
@@ -180,7 +180,7 @@ def _blocks(
 
 
 def _pixels(shape: Sequence[int], size: int, stride: int, padding: Any) -> int | None:
-    """Output pixels of all pictures; None if a dimension is symbolic (in an export)."""
+    """Output pixels of all images; None if a dimension is symbolic (in an export)."""
     sides = zip(shape[1:3], padding, strict=True)
     pixels = math.prod((n + sum(ends) - size) // stride + 1 for n, ends in sides)
     return shape[0] * pixels if isinstance(shape[0], int) else None

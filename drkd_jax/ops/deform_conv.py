@@ -1,8 +1,8 @@
 """Deformable convolution: every tap of the kernel reads at its own learned position.
 
-Letters: B pictures, h w C the map, p q O the result, k l taps of the kernel, K = k l.
+Letters: B images, h w C the map, p q O the result, k l taps of the kernel, K = k l.
 
-All taps of a picture are read by four gathers, one per corner of the bilinear interpolation, and
+All taps of an image are read by four gathers, one per corner of the bilinear interpolation, and
 then multiplied with the kernel by one matrix product per group of channels.
 """
 

@@ -1,6 +1,6 @@
 """Group normalisation with a custom gradient.
 
-Letters: B pictures, h w C one feature map, G groups.
+Letters: B images, h w C one feature map, G groups.
 
 The automatic gradient sums over the map seven times; two sums per channel are enough. Sums first
 run over the pixels of each channel, contiguously in memory, and then over the few channels of a
@@ -27,7 +27,7 @@ def group_norm(
     groups: int,
     epsilon: float,
 ) -> Float[Array, "B h w C"]:
-    """Gives every group of channels of a picture mean 0 and variance 1; then scale and bias.
+    """Gives every group of channels of an image mean 0 and variance 1; then scale and bias.
 
     Args:
         x: any float dtype; everything is computed in float32 at least.

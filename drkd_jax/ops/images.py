@@ -1,6 +1,6 @@
-"""Turns the loader's pictures into a network's input, on the device.
+"""Turns the loader's images into a network's input, on the device.
 
-Letters: B pictures, H W pixels of the canvas, G padded ground truths.
+Letters: B images, H W pixels of the canvas, G padded ground truths.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ def prepare(
     dtype: Any = jnp.float32,
     channels: str = "rgb",
 ) -> tuple[Float[Array, "B H W 3"], Targets]:
-    """Normalises pictures and mirrors the marked ones with their boxes.
+    """Normalises images and mirrors the marked ones with their boxes.
 
-    A picture is mirrored inside its own width, so it stays in the top left corner of the canvas.
+    An image is mirrored inside its own width, so it stays in the top left corner of the canvas.
     Padding is 0 after normalisation, whatever the mean.
 
     Args:
-        batch: pictures as the loader hands them over, RGB.
+        batch: images as the loader hands them over, RGB.
         mean: Subtracted from the colours (0..255), in the order of ``channels``.
         std: What the colours are divided by afterwards.
-        dtype: Of the returned pictures; the arithmetic is float32.
+        dtype: Of the returned images; the arithmetic is float32.
         channels: "rgb" or "bgr", the order in which the network reads the colours.
 
     Returns:
-        Pictures ``[B, H, W, 3]``, and the targets; invalid rows of boxes are unchanged.
+        Images ``[B, H, W, 3]``, and the targets; invalid rows of boxes are unchanged.
     """
     canvas_width = batch.images.shape[2]
     sizes = jnp.asarray(batch.sizes)
@@ -50,7 +50,7 @@ def prepare(
     boxes, valid = jnp.asarray(batch.boxes), jnp.asarray(batch.valid)
     mirrored = box_ops.flip(boxes, widths)
     boxes = jnp.where((flip[:, None] & valid)[..., None], mirrored, boxes)
-    targets = Targets(sizes, boxes, batch.labels, valid, batch.picture_valid)
+    targets = Targets(sizes, boxes, batch.labels, valid, batch.image_valid)
     return normalised, targets
 
 
@@ -62,11 +62,11 @@ def normalise(
     dtype: Any = jnp.float32,
     channels: str = "rgb",
 ) -> Float[Array, "B H W 3"]:
-    """(colour - mean) / standard deviation; 0 outside the picture.
+    """(colour - mean) / standard deviation; 0 outside the image.
 
     Args:
         images: RGB, 0..255.
-        sizes: height and width of each picture on the canvas, pixels.
+        sizes: height and width of each image on the canvas, pixels.
         mean: see `prepare`, also for the arguments below.
         std: what the difference is divided by.
         dtype: of the result.

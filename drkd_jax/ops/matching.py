@@ -1,6 +1,6 @@
 """Matches anchors with ground truths.
 
-Letters: B pictures, A anchors, G padded ground truths, W ground truths of one block.
+Letters: B images, A anchors, G padded ground truths, W ground truths of one block.
 
 Ground truths are compared with all anchors in blocks of W, and each anchor keeps the best result so
 far. The full matrix of overlaps therefore never exists. `match_boxes` stops after the last real
@@ -22,7 +22,7 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.ops.spread import by_device
 from drkd_jax.types import Array
 
-# On accelerators: ground truths per block, and the number of pairs of a picture below which the
+# On accelerators: ground truths per block, and the number of pairs of an image below which the
 # loop runs over all blocks, since a data-dependent number of rounds has to be waited for.
 _BLOCK = 25
 _SMALL = 2**20
@@ -47,7 +47,7 @@ def match_boxes(
     eligible: Bool[Array, "B A"],
     overwrite: bool = True,
 ) -> Matches:
-    """Matches the anchors of each picture to its ground truths by overlap.
+    """Matches the anchors of each image to its ground truths by overlap.
 
     An anchor is positive if its best overlap is at least ``positive``, negative below ``negative``.
     With ``low_quality``, a ground truth whose best overlap reaches it claims *all* anchors that
@@ -55,7 +55,7 @@ def match_boxes(
     anchor that does not touch the box).
 
     Args:
-        anchors: xyxy, pixels: one set for all pictures, or one for each.
+        anchors: xyxy, pixels: one set for all images, or one for each.
         boxes: ground truths, xyxy, pixels.
         valid: which of them are real. With none, every eligible anchor is negative.
         positive: least overlap of a positive anchor.
@@ -99,7 +99,7 @@ def _nothing(shape: tuple[int, ...], dtype: jnp.dtype) -> _Found:
 def _walk(
     boxes: Array, valid: Array, eligible: Array, anchors: Array, *, low_quality: float | None
 ) -> _Found:
-    """Processes the ground truths of the pictures block by block."""
+    """Processes the ground truths of the images block by block."""
     G = boxes.shape[1]
     found = _nothing(eligible.shape, jnp.result_type(anchors, boxes))
     if G == 0:

@@ -1,6 +1,6 @@
 """Non-maximum suppression on padded arrays, with the result of the greedy loop.
 
-Letters: N boxes of one picture. Use ``jax.vmap`` for pictures, or pictures and levels.
+Letters: N boxes of one image. Use ``jax.vmap`` for images, or images and levels.
 
 Greedy suppression goes through the boxes by descending score and keeps a box unless a kept, better
 one overlaps it. The result is the only solution of
@@ -59,7 +59,7 @@ def nms(
 
     Returns:
         ``[N]`` bool in the rows' own order. No gradient flows. Memory: ``N x N`` bits, 0.5 MB for
-        2000 boxes, 40 MB for 5 levels of 16 pictures at once.
+        2000 boxes, 40 MB for 5 levels of 16 images at once.
 
     Source: torchvision ``csrc/ops/cpu/nms_kernel.cpp`` for the strict comparison and the ties.
     """

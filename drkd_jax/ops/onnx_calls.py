@@ -1,6 +1,6 @@
 """Placeholder calls for operators that ONNX runtimes provide.
 
-Letters: L any leading axes, N boxes, B pictures, R regions, h w C one map, S bins per side.
+Letters: L any leading axes, N boxes, B images, R regions, h w C one map, S bins per side.
 
 A function traced for "onnx" (`ops.platform`) contains these calls instead of the loops of `nms.py`
 and `roi_tiles.py`. They cannot be executed: `export/onnx_program.py` replaces them by

@@ -1,6 +1,6 @@
 """Max pooling.
 
-Letters: B pictures, h w C a map, p q the cells of the result.
+Letters: B images, h w C a map, p q the cells of the result.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """RoIAlign over the levels of a pyramid.
 
-Letters: B pictures, R regions, h w C one feature map, S bins along one axis.
+Letters: B images, R regions, h w C one feature map, S bins along one axis.
 
 Every region reads only its own level, through the tiles of `roi_tiles.py`. Fixed and adaptive
 numbers of samples use the same program, exact despite static shapes. Its cost grows with the cells
@@ -41,7 +41,7 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.ops.spread import by_device
 from drkd_jax.types import Array
 
-# No picture has coordinates beyond this (pixels); the limit keeps every product finite.
+# No image has coordinates beyond this (pixels); the limit keeps every product finite.
 _FARTHEST = 1e6
 
 
@@ -73,8 +73,8 @@ def roi_align(
             gives 0.
         aligned: Whether pixel centres lie at half coordinates (mmdetection); otherwise at whole
             ones, and no region is smaller than one map pixel (torchvision's default).
-        sizes: Height and width of the pictures, canvas pixels: each map then ends where its
-            picture does, and the padding beyond it is not read. None: the whole canvas.
+        sizes: Height and width of the images, canvas pixels: each map then ends where its
+            image does, and the padding beyond it is not read. None: the whole canvas.
         valid: The regions to compute. The others are 0, give no gradient and cost nothing (in an
             ONNX file they are computed too). None: all.
 

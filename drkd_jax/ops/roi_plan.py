@@ -1,6 +1,6 @@
 """The positions at which RoIAlign reads each region, and the weights of the cells there.
 
-Letters: B pictures, R regions, T of them (or of their parts) at once, S bins along one axis.
+Letters: B images, R regions, T of them (or of their parts) at once, S bins along one axis.
 """
 
 from __future__ import annotations

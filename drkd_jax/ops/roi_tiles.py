@@ -1,13 +1,13 @@
 """RoIAlign by tiles: each region is split into tiles of its level, with two small products each.
 
-Letters: B pictures, R regions, T tiles of one round, S bins along one axis, h w C one map, n m a
+Letters: B images, R regions, T tiles of one round, S bins along one axis, h w C one map, n m a
 tile's cells along y and x.
 
 The samples of a region form a grid, and a bilinear weight is a weight along y times a weight along
 x. So a region is exactly (weights along y) x (its cells) x (weights along x), whatever the number
 of samples, which only affects the weights. The cells that a region touches are split into tiles of
-one size, as many as it needs. All tiles of a picture form one list, so a long box costs only its
-own tiles. A loop processes the list in rounds of T tiles, as many as the fullest picture needs.
+one size, as many as it needs. All tiles of an image form one list, so a long box costs only its
+own tiles. A loop processes the list in rounds of T tiles, as many as the fullest image needs.
 
 In the backward pass a tile is the two transposed products, added to the map's gradient line by
 line. `roi_align.py` compares the cost with that of alternatives.
@@ -28,13 +28,13 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.ops.roi_plan import MOST, How, Plan, weights, wide
 from drkd_jax.types import Array
 
-# On a CPU: cells of a tile along y and x, and tiles of all pictures per round, which should fit in
+# On a CPU: cells of a tile along y and x, and tiles of all images per round, which should fit in
 # its caches.
 CPU_TILE = (16, 16)
 CPU_ROUND = 8
-_FEW = 4  # pictures
-# On all others. There the size of a round is per picture: if it were per batch, many devices would
-# need many rounds for the pictures that each of them holds.
+_FEW = 4  # images
+# On all others. There the size of a round is per image: if it were per batch, many devices would
+# need many rounds for the images that each of them holds.
 TILE = (8, 8)
 ROUND = 512
 
@@ -44,7 +44,7 @@ _BLOCKS = jax.lax.ScatterDimensionNumbers((2, 3), (), (0,))
 
 
 class _Round(NamedTuple):
-    """T tiles of one picture."""
+    """T tiles of one image."""
 
     region: Array  # [T]
     there: Array  # [T] whether the tile exists
@@ -58,20 +58,20 @@ class _Form(NamedTuple):
     """How the tiles are processed."""
 
     tile: tuple[int, int]  # cells along y and x
-    per_round: int  # tiles of each picture
+    per_round: int  # tiles of each image
     sums: bool  # products written as sums, which a GPU's compiler fuses with their inputs
     windows: bool  # in the forward pass, regions of small bins are read by `roi_windows.py`
 
 
-def _form(pictures: Any, how: How, channels: int) -> _Form:
+def _form(images: Any, how: How, channels: int) -> _Form:
     if platform() == "cpu":
-        # A symbolic number of pictures (`jax.export`) is assumed to be small.
-        known = pictures if isinstance(pictures, int) else _FEW
+        # A symbolic number of images (`jax.export`) is assumed to be small.
+        known = images if isinstance(images, int) else _FEW
         return _Form(CPU_TILE, max(1, CPU_ROUND // max(1, known)), sums=False, windows=False)
     gpu = platform() == "gpu"
     per_round = ROUND
-    if isinstance(pictures, int):
-        terms = pictures * how.bins * TILE[0] * TILE[1] * channels  # of one tile per picture
+    if isinstance(images, int):
+        terms = images * how.bins * TILE[0] * TILE[1] * channels  # of one tile per image
         per_round = max(1, min(ROUND, MOST // max(1, terms)))
     return _Form(TILE, per_round, sums=gpu, windows=gpu)
 
@@ -84,7 +84,7 @@ def _num_tiles(plan: Plan, tile: tuple[int, int]) -> tuple[Array, Array]:
 
 
 def num_rounds(plan: Plan, how: How, channels: int) -> Array:
-    """The number of rounds for the plan: as many as its fullest picture needs."""
+    """The number of rounds for the plan: as many as its fullest image needs."""
     return _num_rounds(plan, _form(plan.there.shape[0], how, channels))
 
 
@@ -99,7 +99,7 @@ def _take(rows: Array, index: Array) -> Array:
 
 
 def _round(plan: Plan, number: Array, form: _Form, how: How) -> _Round:
-    """The tiles of round ``number`` of one picture; past its last round there are none."""
+    """The tiles of round ``number`` of one image; past its last round there are none."""
     height, width = form.tile
     count, across = _num_tiles(plan, form.tile)
     ends = jnp.cumsum(count)
@@ -122,15 +122,15 @@ def _round(plan: Plan, number: Array, form: _Form, how: How) -> _Round:
 def _work_off(
     plan: Plan, how: How, form: _Form, one: Callable[..., Any], result: Any, given: Any
 ) -> Any:
-    """Runs ``one(round, result, given)`` for each picture in every round."""
+    """Runs ``one(round, result, given)`` for each image in every round."""
 
-    def every_picture(number: Array, result: Any) -> Any:
+    def every_image(number: Array, result: Any) -> Any:
         def of_one(plan: Plan, result: Any, given: Any) -> Any:
             return one(_round(plan, number, form, how), result, given)
 
         return jax.vmap(of_one)(plan, result, given)
 
-    return jax.lax.fori_loop(0, _num_rounds(plan, form), every_picture, result)
+    return jax.lax.fori_loop(0, _num_rounds(plan, form), every_image, result)
 
 
 def _bins(tiles: _Round, cells: Array, form: _Form, how: How) -> Array:

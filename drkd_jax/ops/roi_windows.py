@@ -1,6 +1,6 @@
 """RoIAlign's forward pass on a GPU: every bin is computed from its own window of cells.
 
-Letters: B pictures, P cells of all maps, R regions, S bins along one axis, W cells of a window
+Letters: B images, P cells of all maps, R regions, S bins along one axis, W cells of a window
 along one axis, C channels.
 
 A bin of a region that is read from the level for its size touches few cells. One sum per bin over a
@@ -80,7 +80,7 @@ def _spans(own: Axis, how: How) -> tuple[Array, Array]:
 
 
 def _read(flat: Array, plan: Plan, how: How) -> Array:
-    """`read` for one picture."""
+    """`read` for one image."""
     W, C = WINDOW, flat.shape[1]
     top, left = _spans(plan.y, how)[0], _spans(plan.x, how)[0]
     rows = weights(plan.y, top, W, how) * plan.there[:, None, None]

@@ -1,7 +1,7 @@
 """Samples a fixed number of anchors or regions to compute a loss on.
 
-Letters: A anchors or regions of one picture, M sampled rows. Use ``jax.vmap`` for a batch, with one
-key per picture.
+Letters: A anchors or regions of one image, M sampled rows. Use ``jax.vmap`` for a batch, with one
+key per image.
 """
 
 from __future__ import annotations

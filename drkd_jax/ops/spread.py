@@ -1,6 +1,6 @@
-"""Runs work on pictures separately on each device, without communication.
+"""Runs work on images separately on each device, without communication.
 
-If the compiler shards a loop that ends when every picture is done, each round of it needs
+If the compiler shards a loop that ends when every image is done, each round of it needs
 communication between all devices. Inside `spread_over` such a loop is split per device before it is
 compiled.
 """
@@ -22,7 +22,7 @@ _spread: ContextVar[Mesh | None] = ContextVar("spread", default=None)
 
 @contextlib.contextmanager
 def spread_over(mesh: Mesh | None) -> Iterator[None]:
-    """Declares that pictures traced inside are sharded over the mesh's one axis; None: not."""
+    """Declares that images traced inside are sharded over the mesh's one axis; None: not."""
     token = _spread.set(mesh)
     try:
         yield
@@ -31,11 +31,11 @@ def spread_over(mesh: Mesh | None) -> Iterator[None]:
 
 
 def by_device(function: Callable[..., Tree]) -> Callable[..., Tree]:
-    """Wraps a function of pictures so that each device runs it on its own pictures.
+    """Wraps a function of images so that each device runs it on its own images.
 
     Args:
-        function: takes and returns pytrees whose first axis is the pictures; a picture's result
-            must not depend on other pictures.
+        function: takes and returns pytrees whose first axis is the images; an image's result
+            must not depend on other images.
     """
     mesh = _spread.get()
     if mesh is None or mesh.size == 1:

@@ -1,6 +1,6 @@
 """The paper's training on COCO 2017: the common part of its four recipes.
 
-24 epochs, pictures of 800 x 1333, 16 pictures per step, SGD, warm-up over 500 steps, learning rate
+24 epochs, images of 800 x 1333, 16 images per step, SGD, warm-up over 500 steps, learning rate
 divided by 10 after epochs 16 and 22, stem and first stage frozen, weight decay on all trained
 parameters.
 """
@@ -40,7 +40,7 @@ def distilled(
 ) -> ConfigDict:
     """Distils the student from the paper's frozen teacher, with the official form of every term.
 
-    The teacher's model is read from its file. The weights fit plain norms over two pictures per
+    The teacher's model is read from its file. The weights fit plain norms over two images per
     device, as in the author's training; they are not meant for the default form.
     """
     common.with_teacher(config, TEACHERS[config.student.detector])
@@ -51,7 +51,7 @@ def distilled(
         ("instance_feature", instance_feature),
     ):
         config.distill[term].update(form="official", weight=weight)
-    config.distill.pictures_per_device = 2
+    config.distill.images_per_device = 2
     return config
 
 

@@ -23,7 +23,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def base() -> ConfigDict:
     """Every key of a run. ``student`` still needs its model settings."""
     config = ConfigDict()
-    config.seed = 0  # seed of initial weights, order of the pictures, and sampling
+    config.seed = 0  # seed of initial weights, order of the images, and sampling
 
     data = config.data = ConfigDict()
     # shapes:N[:SEED] | coco:IMAGES_DIR:INSTANCES_JSON | tfds:coco/2017:SPLIT[@DATA_DIR]
@@ -33,17 +33,17 @@ def base() -> ConfigDict:
     data.shorter = 800  # pixels of the shorter side after resizing ...
     data.longer = 1333  # ... unless the longer side would pass this
     # mmdet | torchvision: the library whose rule is used; torchvision's keeps floats. stretch:
-    # every picture gets the height data.shorter and the width data.longer
+    # every image gets the height data.shorter and the width data.longer
     data.resize = "mmdet"
     data.max_boxes = 100  # rows for ground truth in a batch
-    data.flip = 0.5  # probability of a mirrored training picture
-    data.scale_jitter = (1.0, 1.0)  # range of the random factor on a training picture's sides
+    data.flip = 0.5  # probability of a mirrored training image
+    data.scale_jitter = (1.0, 1.0)  # range of the random factor on a training image's sides
     data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0..1
-    data.drop_empty = True  # leave out training pictures without a box or under 32 pixels
-    data.on_error = "stop"  # stop | skip: what to do at a picture or entry that cannot be read
+    data.drop_empty = True  # leave out training images without a box or under 32 pixels
+    data.on_error = "stop"  # stop | skip: what to do at an image or entry that cannot be read
     data.exif = "auto"  # auto | stored | turned: the pixels that boxes of rotated photos refer to
-    data.depth = 0  # bits that 16-bit pictures use, 8 to 16; 0 for all 16
-    data.num_threads = placeholder(int)  # threads that read pictures; empty: one per core, 4 to 16
+    data.depth = 0  # bits that 16-bit images use, 8 to 16; 0 for all 16
+    data.num_threads = placeholder(int)  # threads that read images; empty: one per core, 4 to 16
     data.num_workers = 0  # worker processes; 0 reads in threads
     data.prefetch = placeholder(int)  # batches read ahead; empty: as many as threads, at least 4
     data.mean = IMAGENET_MEAN  # subtracted from the channels, which are 0..255 ...
@@ -59,7 +59,7 @@ def base() -> ConfigDict:
     config.distill = placeholder(ConfigDict)  # None: plain training
 
     train = config.train = ConfigDict()
-    train.batch_size = 16  # pictures per step over all devices
+    train.batch_size = 16  # images per step over all devices
     train.accumulate = 1  # process a step's batch in this many parts, to save memory
     train.epochs = 0.0  # length of the run; 0 if ``steps`` gives it
     train.steps = 0  # length of the run; 0 if ``epochs`` gives it
@@ -85,15 +85,15 @@ def base() -> ConfigDict:
     train.checkpoint_every = 1000  # steps
     train.eval_every = 0  # steps; 0 evaluates only at the end
     train.early_stop = 0  # evaluations without a better AP that end the run; 0 for never
-    train.tensorboard_pictures = 0  # validation pictures that an evaluation draws into TensorBoard
+    train.tensorboard_images = 0  # validation images that an evaluation draws into TensorBoard
     train.keep = 2  # checkpoints kept beside the best one
     train.silence_steps = 200  # steps after which a warning names a silent term
     train.silence_share = 1e-3  # a term under this share of the loss is silent
 
     config.eval = ConfigDict()
-    config.eval.batch_size = 16  # pictures per step in an evaluation
-    config.eval.max_pictures = 0  # score only this many first pictures; 0 for all
-    config.eval.max_detections = 100  # counted detections per class and picture; COCO's are 100
+    config.eval.batch_size = 16  # images per step in an evaluation
+    config.eval.max_images = 0  # score only this many first images; 0 for all
+    config.eval.max_detections = 100  # counted detections per class and image; COCO's are 100
     config.eval.evaluator = "faster"  # faster | pycocotools: the same numbers, several times slower
     return config
 
@@ -169,7 +169,7 @@ def faster_rcnn(depth: int = 50, **backbone: Any) -> ConfigDict:
 
 
 def small_detector(detector: str) -> ConfigDict:
-    """A small version of the same detectors, to be trained from scratch on small pictures.
+    """A small version of the same detectors, to be trained from scratch on small images.
 
     Anchors begin at 16 pixels. GroupNorm replaces pretrained statistics, and the narrow heads start
     with a larger standard deviation than 0.01, which is meant for 256 channels.
@@ -230,7 +230,7 @@ def small_optimizer() -> dict[str, Any]:
         "warmup_steps": 50,
         "warmup_factor": 0.01,
         "decay_at": (0.7, 0.9),  # shares of the run
-        "clip_norm": 1.0,  # from scratch, a single picture can spoil the heads permanently
+        "clip_norm": 1.0,  # from scratch, a single image can spoil the heads permanently
     }
 
 
@@ -242,9 +242,9 @@ def small_distillation() -> ConfigDict:
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
-    """Makes a recipe small enough to run two steps on drawn pictures in a test.
+    """Makes a recipe small enough to run two steps on drawn images in a test.
 
-    Models keep their class and their losses; pictures, widths, counts and the number of levels (P4
+    Models keep their class and their losses; images, widths, counts and the number of levels (P4
     and P5) shrink. Weights that would have to be loaded are random, which is stated explicitly.
     """
     config.data.train, config.data.val = "shapes:8", "shapes:4:1"

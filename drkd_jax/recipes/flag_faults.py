@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from drkd_jax.errors import UserError
+from drkd_jax.renamed import renaming
 
 # What the user should have written, by the parser's message.
 _WANTED = (
     ("ConfigDict", "a part with keys of its own; set one of them (`drkd recipes RECIPE` has all)"),
-    ("int()", "wanted is a whole number, written with digits alone, as 1000"),
-    ("to float", "wanted is a number"),
-    ("boolean", "wanted is True or False"),
+    ("int()", "must be a whole number in digits alone, as 1000"),
+    ("to float", "must be a number"),
+    ("boolean", "must be True or False"),
 )
 
 
@@ -28,15 +29,19 @@ def flag_fault(error: Exception, argv: Sequence[str]) -> Exception:
     recipes = re.findall(r"(?<!\S)--?config[= ]\S+", " ".join(argv))
     twice = isinstance(error, flags.DuplicateFlagError) or "already defined as" in str(error)
     if twice and len(recipes) > 1:
-        return UserError(f"one --config is wanted, and there are {', '.join(recipes)}")
+        return UserError(f"give one --config, not several: {', '.join(recipes)}")
     if isinstance(error, flags.UnrecognizedFlagError):
         if error.flagname.startswith("config."):  # flags created from the recipe
-            return UserError(f"--config is missing; given are {_given(argv)}")
+            return UserError(f"--config is missing; given: {_given(argv)}")
         return error
     if isinstance(error, flags.IllegalFlagValueError):
         return UserError(_wrong_value(str(error)))
     if isinstance(error, (AttributeError, KeyError)):
-        return UserError(f"the config knows no key {_unknown_key(error)}; given are {_given(argv)}")
+        keys = re.findall(r"(?<!\S)--?config\.([\w.]+)", " ".join(argv))
+        renamed = next(filter(None, map(renaming, keys)), "")
+        if renamed:
+            return UserError(renamed)
+        return UserError(f"the config has no key {_unknown_key(error)}; given: {_given(argv)}")
     # ml_collections' message for a key in a section that the recipe leaves empty.
     part = re.match(r'Override (\S+) .* field "(\w+)" is None', str(error))
     if isinstance(error, ValueError) and part:

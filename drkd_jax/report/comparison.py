@@ -1,6 +1,6 @@
-"""Compares finished runs with ground truth: scores, differences, intervals on common pictures.
+"""Compares finished runs with ground truth: scores, differences, intervals on common images.
 
-Letters: S draws, I pictures.
+Letters: S draws, I images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from drkd_jax.data.sources.records import id_key
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import coco_scores, number_ids
 from drkd_jax.report import paired
-from drkd_jax.report.runs import RunFiles, Truth, shared_pictures
+from drkd_jax.report.runs import RunFiles, Truth, shared_images
 
 DRAWS = 400
 _SAME = 5e-4  # largest difference of a stored AP and the recomputed one
@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
         differences: For each run, minus the reference; 0 for the reference itself.
         class_ap: For each run, AP by class name, -1 if there is no object.
         objects: Number of objects by class name, without crowd regions.
-        own: For each run, whether its stored numbers are for these pictures too.
+        own: For each run, whether its stored numbers are for these images too.
         notes: Disagreements with the stored numbers.
     """
 
@@ -45,27 +45,27 @@ class Comparison(NamedTuple):
 def compare(
     runs: Sequence[RunFiles], reference: int, truth: Truth, draws: int = DRAWS
 ) -> Comparison:
-    """Scores every run on the same bootstrap draws of the pictures.
+    """Scores every run on the same bootstrap draws of the images.
 
     Args:
         runs: Each with detections.
         reference: Index of the run that the others are compared with.
-        truth: The ground truth; detections of other classes, and on pictures of the source that
+        truth: The ground truth; detections of other classes, and on images of the source that
             are not in it, are left out.
         draws: S.
 
     Raises:
-        UserError: There are detections on pictures that the ground truth does not have.
+        UserError: There are detections on images that the ground truth does not have.
     """
-    counts = paired.picture_draws(len(truth.coco["images"]), draws)
-    counts = np.concatenate([np.ones_like(counts[:1]), counts])  # the pictures as they are
+    counts = paired.image_draws(len(truth.coco["images"]), draws)
+    counts = np.concatenate([np.ones_like(counts[:1]), counts])  # the images as they are
     known = {id_key(row["id"]) for row in truth.coco["categories"]}
     beside = _beside(truth)
     samples: list[dict[str, Any]] = []
     class_ap, own, notes = [], [], []
     for run in runs:
         assert run.found is not None
-        # Training stores detections of classes that only its own pictures have; no number counts
+        # Training stores detections of classes that only its own images have; no number counts
         # them.
         found = [
             row
@@ -81,13 +81,13 @@ def compare(
         class_ap.append(coco_scores(truth.coco, found, max_detections=most).class_ap)
         again = float(samples[-1]["AP"][0])
         agrees = math.isnan(again) or abs(again - run.scores["AP"]) <= _SAME
-        on_these = run.pictures in (0, shared_pictures(runs))
+        on_these = run.images in (0, shared_images(runs))
         own.append(agrees and on_these)
         if on_these and not agrees:
             notes.append(
-                f"{run.name}: its detections give AP {100 * again:.1f} on these pictures, its "
+                f"{run.name}: its detections give AP {100 * again:.1f} on these images, its "
                 f"eval.json says {100 * run.scores['AP']:.1f}. Only a part of them was scored, or "
-                "they have changed since; intervals, classes and pictures are of all of them."
+                "they have changed since; intervals, classes and images are of all of them."
             )
     base = samples[reference]
     differences = [
@@ -101,7 +101,7 @@ def compare(
 
 
 def _beside(truth: Truth) -> set[Any]:
-    """Pictures of the source that some, but not all, runs were scored on: by their `id_key`."""
+    """Images of the source that some, but not all, runs were scored on: by their `id_key`."""
     kept = {id_key(row["id"]) for row in truth.coco["images"]}
     if len(kept) == len(truth.source):
         return set()

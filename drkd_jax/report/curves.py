@@ -123,7 +123,7 @@ def curves(
         top = max(top, 100 * float(values.max(initial=0.0)))
     axes[0].set_title("Detection loss in training (thin: as logged, thick: running mean)")
     axes[0].set_ylabel("sum of the detector's own losses")
-    axes[1].set_title("AP on the validation pictures")
+    axes[1].set_title("AP on the validation images")
     axes[1].set_ylabel("AP [%], mean over overlaps 0.50 to 0.95")
     axes[1].set_ylim(0, max(1.0, 1.1 * top))
     if distilled:
@@ -168,7 +168,7 @@ def charts(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html | None:
     title = "Detection loss in training: the detector's own losses, running mean"
     drawn = [
         chart(title, "loss", losses),
-        chart("AP on the validation pictures [points]", "AP", precisions),
+        chart("AP on the validation images [points]", "AP", precisions),
         *shares,
     ]
     if not any(drawn):

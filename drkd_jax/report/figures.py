@@ -1,6 +1,6 @@
 """Figures of detections, and of the relations between pixels and between boxes.
 
-Letters: H W pixels of the picture, n boxes, h w one feature map, K classes.
+Letters: H W pixels of the image, n boxes, h w one feature map, K classes.
 
 Everything here takes plain arrays and writes one PNG. ``Figure`` is used without pyplot: no
 window, no global state, and Agg draws it.
@@ -24,19 +24,20 @@ from matplotlib.patches import Patch, Rectangle
 
 from drkd_jax.draw import class_colour, draw_detections
 from drkd_jax.report.found import Found, count
+from drkd_jax.words import counted
 
 DPI = 120
-PANEL = 3.7  # inches, of a picture's longer side
+PANEL = 3.7  # inches, of an image's longer side
 _PIXELS = round(PANEL * DPI)  # drawings are made in the size that they are shown in
 PIXELS_HEADING = "Which pixels are alike to the marked one"
-_WIDEST = 8.0  # largest width, in heights, of a picture beside matrices
+_WIDEST = 8.0  # largest width, in heights, of an image beside matrices
 _WRITTEN = 10  # up to this many boxes the cells of a matrix show their numbers
 _plain_texts = rc_context({"text.parse_math": False})  # names may contain dollar signs
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One picture, its annotations, and the detections of each detector."""
+    """One image, its annotations, and the detections of each detector."""
 
     image: UInt8[np.ndarray, "H W 3"]
     truth: Found
@@ -46,7 +47,7 @@ class Scene:
 
 @_plain_texts
 def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) -> None:
-    """Ground truth and every detector side by side, one row per picture.
+    """Ground truth and every detector side by side, one row per image.
 
     Each detector shows its best boxes, as many as there are objects: so a cautious and a bold
     detector, or an early and a late one, are compared on the same terms. Below each panel is the
@@ -79,7 +80,9 @@ def detections(path: str | Path, scenes: Sequence[Scene], names: Sequence[str]) 
                 texts = [f"{v:.2f}".lstrip("0") for v in found.scores]
             _show(ax, _drawn(scene.image, found, names, texts))
             if column == "ground truth":
-                caption = f"{scene.title}{', ' if scene.title else ''}{len(texts)} objects"
+                caption = (
+                    f"{scene.title}{', ' if scene.title else ''}{counted(len(texts), 'object')}"
+                )
             else:
                 right, _ = count(scene.truth, found)
                 caption = f"{right} of {len(scene.truth.boxes)} found"
@@ -105,7 +108,7 @@ def draw_pixels(
 
     Args:
         path: PNG to write.
-        image: The picture as the detectors saw it, without its padding.
+        image: The image as the detectors saw it, without its padding.
         stride: Pixels of `image` from one map pixel to the next.
         rows: (row, column) of the marked pixel of the map, and its similarities [h, w] by title;
             all with the same titles.
@@ -117,7 +120,7 @@ def draw_pixels(
         OSError: It cannot be written.
     """
     height, width = image.shape[:2]
-    titles = ["picture", *rows[0][1]]
+    titles = ["image", *rows[0][1]]
     side = PANEL / max(height, width)
     figure = Figure(
         figsize=(side * width * len(titles) + 1.2, (side * height + 0.1) * len(rows) + 1.1),
@@ -154,11 +157,11 @@ def draw_boxes(
     matrices: Mapping[str, Float[np.ndarray, "n n"]],
     difference: Float[np.ndarray, "n n"] | None = None,
 ) -> None:
-    """The numbered boxes of a picture, and the relation matrices between them.
+    """The numbered boxes of an image, and the relation matrices between them.
 
     Args:
         path: PNG to write.
-        image: The picture as the detectors saw it, without its padding.
+        image: The image as the detectors saw it, without its padding.
         boxes: xyxy, pixels of `image`; at least one.
         labels: 0..K-1.
         names: The K class names.
@@ -203,7 +206,7 @@ def draw_boxes(
 def _drawn(
     image: UInt8[np.ndarray, "H W 3"], found: Found, names: Sequence[str], texts: Sequence[str]
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """The picture with its boxes, in the size of a panel."""
+    """The image with its boxes, in the size of a panel."""
     height, width = image.shape[:2]
     factor = _PIXELS / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -214,9 +217,9 @@ def _drawn(
     )
 
 
-def _show(ax: Axes, picture: UInt8[np.ndarray, "_ _ 3"]) -> None:
-    """A picture alone: no ticks, no frame."""
-    ax.imshow(picture)
+def _show(ax: Axes, image: UInt8[np.ndarray, "_ _ 3"]) -> None:
+    """An image alone: no ticks, no frame."""
+    ax.imshow(image)
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
@@ -253,10 +256,10 @@ def _class_legend(figure: Figure, labels: Sequence[int], names: Sequence[str]) -
 
 
 def _overlay(
-    ax: Axes, picture: UInt8[np.ndarray, "H W 3"], values: Float[np.ndarray, "h w"], stride: int
+    ax: Axes, image: UInt8[np.ndarray, "H W 3"], values: Float[np.ndarray, "h w"], stride: int
 ) -> AxesImage:
-    """Lays a map's similarities, from -1 to 1, over a picture that is shown."""
-    (height, width), (down, across) = picture.shape[:2], values.shape
+    """Lays a map's similarities, from -1 to 1, over an image that is shown."""
+    (height, width), (down, across) = image.shape[:2], values.shape
     drawn = ax.imshow(
         values,
         cmap="coolwarm",

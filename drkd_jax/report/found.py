@@ -1,6 +1,6 @@
-"""Counts found objects per picture, and finds the pictures that changed most between two runs.
+"""Counts found objects per image, and finds the images that changed most between two runs.
 
-The score of a picture is how many of its n objects are found by the run's best n boxes (same class,
+The score of an image is how many of its n objects are found by the run's best n boxes (same class,
 overlap of at least half): precision at n, which equals recall. It needs no score threshold, so a
 cautious and a bold detector are compared on the same terms, and it is visible in the drawing.
 """
@@ -20,10 +20,10 @@ from drkd_jax.report.runs import RunFiles, Truth
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Boxes of one picture, from a detector or (scores None) from the annotations.
+    """Boxes of one image, from a detector or (scores None) from the annotations.
 
     Attributes:
-        boxes: [n, 4] xyxy, pixels of the picture.
+        boxes: [n, 4] xyxy, pixels of the image.
         labels: [n], 0..K-1.
         scores: [n], 0..1, or None.
     """
@@ -44,8 +44,8 @@ _OVERLAP = 0.5  # least intersection over union of a correct box
 NOTHING = Found(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
 
 
-def by_picture(rows: Sequence[dict[str, Any]], categories: Sequence[Category]) -> dict[Any, Found]:
-    """Annotations or detections in COCO's form, by the `id_key` of their picture.
+def by_image(rows: Sequence[dict[str, Any]], categories: Sequence[Category]) -> dict[Any, Found]:
+    """Annotations or detections in COCO's form, by the `id_key` of their image.
 
     Args:
         rows: Annotations have the score 1.
@@ -98,7 +98,7 @@ def matched(truth: Found, found: Found) -> Int[np.ndarray, "n"]:
 
 
 class Looked(NamedTuple):
-    """One picture with the detections of each run.
+    """One image with the detections of each run.
 
     Attributes:
         place: Position in the source.
@@ -114,45 +114,45 @@ class Looked(NamedTuple):
 
 
 def look(runs: Sequence[RunFiles], truth: Truth) -> list[Looked]:
-    """Counts found objects in every picture that has any, in the order of the source."""
+    """Counts found objects in every image that has any, in the order of the source."""
     categories = truth.source.categories
-    objects = by_picture(truth.objects, categories)
-    found = [by_picture(run.found or [], categories) for run in runs]
-    pictures = []
+    objects = by_image(truth.objects, categories)
+    found = [by_image(run.found or [], categories) for run in runs]
+    images = []
     for index in range(len(truth.source)):
         key = id_key(truth.source.meta(index).image_id)
-        if key not in objects:  # no object, or not among the scored pictures
+        if key not in objects:  # no object, or not among the scored images
             continue
         wanted = objects[key]
         number = len(wanted.boxes)
         best = tuple(each.get(key, NOTHING).best(number) for each in found)
         right = tuple(count(wanted, each)[0] for each in best)
-        pictures.append(Looked(index, Found(wanted.boxes, wanted.labels), best, right))
-    return pictures
+        images.append(Looked(index, Found(wanted.boxes, wanted.labels), best, right))
+    return images
 
 
 def most_changed(
-    pictures: Sequence[Looked], first: int, second: int, most: int
+    images: Sequence[Looked], first: int, second: int, most: int
 ) -> tuple[list[Looked], list[Looked]]:
-    """The pictures in which a run finds more than another, and those in which it finds less.
+    """The images in which a run finds more than another, and those in which it finds less.
 
     Args:
-        pictures: From `look`.
+        images: From `look`.
         first: Index of the reference run.
         second: Index of the other run.
-        most: The most pictures of each kind.
+        most: The most images of each kind.
 
     Returns:
-        (helped, hurt), the largest change first. Of equal changes, pictures with fewer objects come
-        first, since there the change is relatively larger, and then earlier pictures.
+        (helped, hurt), the largest change first. Of equal changes, images with fewer objects come
+        first, since there the change is relatively larger, and then earlier images.
     """
 
-    def change(picture: Looked) -> int:
-        return picture.right[second] - picture.right[first]
+    def change(image: Looked) -> int:
+        return image.right[second] - image.right[first]
 
-    ordered = sorted(pictures, key=lambda p: (-abs(change(p)), len(p.truth.boxes), p.place))
-    helped = [picture for picture in ordered if change(picture) > 0]
-    hurt = [picture for picture in ordered if change(picture) < 0]
+    ordered = sorted(images, key=lambda p: (-abs(change(p)), len(p.truth.boxes), p.place))
+    helped = [image for image in ordered if change(image) > 0]
+    hurt = [image for image in ordered if change(image) < 0]
     return helped[:most], hurt[:most]
 
 

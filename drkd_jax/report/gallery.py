@@ -1,10 +1,10 @@
-"""Pictures of the page, switched by radio buttons alone: what each run found, relation heat maps.
+"""Images of the page, switched by radio buttons alone: what each run found, relation heat maps.
 
-A picture is embedded once. Ground truth and every run are SVG layers over it, and for each pixel
+An image is embedded once. Ground truth and every run are SVG layers over it, and for each pixel
 that can be picked there are heat maps of how alike all others are to it; the style sheet shows
 those whose button is checked.
 
-Letters: H W pixels of the picture, h w one feature map.
+Letters: H W pixels of the image, h w one feature map.
 """
 
 from __future__ import annotations
@@ -23,49 +23,51 @@ from drkd_jax.report.found import Found, Looked, matched, most_changed
 from drkd_jax.report.markup import Html, join, tag
 from drkd_jax.report.relations import Relations, similarity
 from drkd_jax.report.runs import Truth
+from drkd_jax.words import counted
 
-_MOST = 6  # most pictures of each kind
-_LONGER = 640  # most pixels of an embedded picture's longer side
+_MOST = 6  # most images of each kind
+_LONGER = 640  # most pixels of an embedded image's longer side
 _QUALITY = 80
-_UNCHANGED = 3  # pictures to show if none changed
+_UNCHANGED = 3  # images to show if none changed
 MOST_PIXELS = 4  # pixels to choose from
 _LONGER_MAP = 256  # pixels of a heat map's longer side
 
 
 def gallery(
-    pictures: Sequence[Looked],
+    images: Sequence[Looked],
     names: Sequence[str],
     classes: Sequence[str],
     truth: Truth,
     reference: int,
     other: int,
 ) -> Html:
-    """The pictures that changed most from one run to the other, helped and hurt.
+    """The images that changed most from one run to the other, helped and hurt.
 
     Args:
-        pictures: All pictures that have objects.
+        images: All images that have objects.
         names: Names of the runs.
         classes: Classes by label.
-        truth: The source of the pictures.
+        truth: The source of the images.
         reference: Index of the reference run.
-        other: Index of the run that the pictures are sorted by.
+        other: Index of the run that the images are sorted by.
     """
-    helped, hurt = most_changed(pictures, reference, other, _MOST)
-    changes = np.array([p.right[other] - p.right[reference] for p in pictures], int)
-    total = [sum(p.right[run] for p in pictures) for run in (reference, other)]
-    objects = sum(len(p.truth.boxes) for p in pictures)
+    helped, hurt = most_changed(images, reference, other, _MOST)
+    changes = np.array([p.right[other] - p.right[reference] for p in images], int)
+    total = [sum(p.right[run] for p in images) for run in (reference, other)]
+    objects = sum(len(p.truth.boxes) for p in images)
     words = (
-        f"Each run shows its best boxes, as many as the picture has objects; a box is right where "
-        f"it overlaps a free object of its class by at least half. Over the {len(pictures)} "
-        f"pictures with objects {names[reference]} finds {total[0]} of {objects} so"
+        f"Each run shows its best boxes, as many as the image has objects; a box is right where "
+        f"it overlaps a free object of its class by at least half. Over "
+        f"{counted(len(images), 'image')} with objects, {names[reference]} finds {total[0]} of "
+        f"{objects} so"
     )
     if reference == other:
         words += "."
     else:
         words += (
             f", {names[other]} {total[1]}. {names[other]} finds more in "
-            f"{int((changes > 0).sum())} pictures, fewer in {int((changes < 0).sum())}, as many in "
-            f"{int((changes == 0).sum())}. Pictures are sorted by that change."
+            f"{counted(int((changes > 0).sum()), 'image')}, fewer in {int((changes < 0).sum())}, "
+            f"as many in {int((changes == 0).sum())}. Images are sorted by that change."
         )
     key = tag(
         "ul",
@@ -82,17 +84,15 @@ def gallery(
     if not helped and not hurt:
         groups = [
             (
-                "The first pictures"
-                if reference == other
-                else "No picture changed; the first ones",
-                list(pictures[:_UNCHANGED]),
+                "The first images" if reference == other else "No image changed; the first ones",
+                list(images[:_UNCHANGED]),
                 "same",
             )
         ]
     for title, chosen, group in groups:
         parts.append(tag("h3", title))
         if not chosen:
-            parts.append(tag("p", "There is no such picture."))
+            parts.append(tag("p", "No image."))
             continue
         scenes = [
             _scene(p, f"{group}{i}", names, classes, truth, reference, other)
@@ -103,7 +103,7 @@ def gallery(
 
 
 def _embedded(image: UInt8[np.ndarray, "H W 3"]) -> str:
-    """A picture as a JPEG data URL, shrunk if it is larger than shown."""
+    """An image as a JPEG data URL, shrunk if it is larger than shown."""
     factor = _LONGER / max(image.shape[:2])
     if factor < 1:
         size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
@@ -114,7 +114,7 @@ def _embedded(image: UInt8[np.ndarray, "H W 3"]) -> str:
 
 
 def _scene(
-    picture: Looked,
+    looked: Looked,
     group: str,
     names: Sequence[str],
     classes: Sequence[str],
@@ -123,19 +123,19 @@ def _scene(
     other: int,
 ) -> Html:
     try:
-        record = truth.source.record(picture.place)
+        record = truth.source.record(looked.place)
     except UserError as error:
-        words = f"This picture cannot be read: {' '.join(str(error).split())}"
+        words = f"This image cannot be read: {' '.join(str(error).split())}"
         return tag("p", words, class_="scene warning")
-    number = len(picture.truth.boxes)
+    number = len(looked.truth.boxes)
     height, width = record.image.shape[:2]
-    layers = [_layer(height, width, classes, picture.truth, np.ones(number, bool), None)]
+    layers = [_layer(height, width, classes, looked.truth, np.ones(number, bool), None)]
     texts = [f"ground truth ({number})"]
-    for name, found, right in zip(names, picture.found, picture.right, strict=True):
-        taken = matched(picture.truth, found)
+    for name, found, right in zip(names, looked.found, looked.right, strict=True):
+        taken = matched(looked.truth, found)
         missed = np.ones(number, bool)
         missed[taken[taken >= 0]] = False
-        objects = Found(picture.truth.boxes[missed], picture.truth.labels[missed])
+        objects = Found(looked.truth.boxes[missed], looked.truth.labels[missed])
         layers.append(_layer(height, width, classes, found, taken >= 0, objects))
         texts.append(f"{name} ({right} of {number})")
     buttons = [
@@ -148,14 +148,14 @@ def _scene(
         src=_embedded(np.asarray(record.image)),
         width=width,
         height=height,
-        alt=f"{Path(record.name).name}: {number} objects, {', '.join(texts[1:])}",
+        alt=f"{Path(record.name).name}: {counted(number, 'object')}, {', '.join(texts[1:])}",
     )
-    change = picture.right[other] - picture.right[reference]
+    change = looked.right[other] - looked.right[reference]
     name = Path(record.name).name
-    mark, title = None, f"{name}: {picture.right[other]} of {number}"
+    mark, title = None, f"{name}: {looked.right[other]} of {number}"
     if reference != other:
         mark = tag("strong", f"{change:+d}")
-        title = f"{name}: {picture.right[reference]} to {picture.right[other]} of {number}"
+        title = f"{name}: {looked.right[reference]} to {looked.right[other]} of {number}"
     return tag(
         "fieldset",
         tag("legend", mark, " ", title, title=record.name),
@@ -208,16 +208,16 @@ def _box(box: np.ndarray, kind: str, title: str, text: str, letters: float, widt
 
 
 def heat_maps(shown: Relations, names: Mapping[str, str]) -> Html | None:
-    """A picture with pixels to pick, and for each of them the maps of both sides.
+    """An image with pixels to pick, and for each of them the maps of both sides.
 
     The pixels are the centres of the largest objects.
 
     Args:
-        shown: The relations of a run on one picture.
+        shown: The relations of a run on one image.
         names: Names of its sides ("teacher", "student").
 
     Returns:
-        The markup; None if the run has no pixel relation or the picture no object.
+        The markup; None if the run has no pixel relation or the image no object.
     """
     if not shown.pixel or not len(shown.boxes):
         return None
@@ -234,7 +234,7 @@ def heat_maps(shown: Relations, names: Mapping[str, str]) -> Html | None:
         style = f"left:{100 * left / width:.2f}%;top:{100 * top / height:.2f}%"
         label = tag("label", str(i + 1), for_=f"pixel-{i}", style=style, title=f"pixel {i + 1}")
         marks.append(label)
-    picture = tag("img", src=_embedded(shown.image), alt="picture with the pixels to pick")
+    image = tag("img", src=_embedded(shown.image), alt="image with the pixels to pick")
     views = [tag("div", _views(shown, names, p, i + 1)) for i, p in enumerate(points)]
     words = (
         "Pick a pixel by its number: the maps show how alike every other pixel's features are to "
@@ -248,7 +248,7 @@ def heat_maps(shown: Relations, names: Mapping[str, str]) -> Html | None:
         " +1, alike; 0 is the mean of the map",
         class_="small",
     )
-    frame = tag("div", picture, marks, class_="frame marks")
+    frame = tag("div", image, marks, class_="frame marks")
     whole = tag(
         "fieldset",
         tag("legend", "Pixels to pick"),

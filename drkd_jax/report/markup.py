@@ -191,7 +191,7 @@ def style_sheet(views: int) -> str:
     """The whole sheet.
 
     Args:
-        views: The most layers of a picture.
+        views: The most layers of an image.
     """
     sheet = _SHEET.replace("LIGHT", _palette(_LIGHT)).replace("DARK", _palette(_DARK))
     for i in range(1, views + 1):

@@ -22,10 +22,11 @@ from drkd_jax.report.runs import (
     RunFiles,
     Truth,
     open_truth,
-    same_pictures,
-    shared_pictures,
+    same_images,
+    shared_images,
 )
 from drkd_jax.report.tables import points
+from drkd_jax.words import counted
 
 
 class _Compared(NamedTuple):
@@ -33,15 +34,15 @@ class _Compared(NamedTuple):
 
     runs: Sequence[RunFiles]
     reference: int
-    other: int  # the run that pictures and classes are sorted by
+    other: int  # the run that images and classes are sorted by
     truth: Truth | None
     comparison: Comparison | None
     notes: list[str]
 
     @property
     def same(self) -> bool:
-        """Whether all runs were scored on the same number of pictures."""
-        return same_pictures(self.runs)
+        """Whether all runs were scored on the same number of images."""
+        return same_images(self.runs)
 
 
 def page(
@@ -57,14 +58,14 @@ def page(
     """One self-contained HTML page about finished runs.
 
     Args:
-        runs: Runs evaluated on the same pictures, or some only on the first of them; comparisons
-            then use the pictures that all were evaluated on.
-        reference: Position of the run that the others are compared with. Pictures and classes are
+        runs: Runs evaluated on the same images, or some only on the first of them; comparisons
+            then use the images that all were evaluated on.
+        reference: Position of the run that the others are compared with. Images and classes are
             sorted by the change from it to the first of the others.
         title: Title of the page.
         words: Text of the first section; by default each run's difference from the reference.
-        relations: Relations of a distilled run on one picture, and the names of its two sides.
-        draws: Number of bootstrap draws of the validation pictures, for the intervals.
+        relations: Relations of a distilled run on one image, and the names of its two sides.
+        draws: Number of bootstrap draws of the validation images, for the intervals.
         tell: Called with each note about missing or differing data; the page has them too.
 
     Returns:
@@ -81,9 +82,9 @@ def page(
         ("trained", "What was trained", tables.trained(runs)),
         ("numbers", "Numbers", _numbers(done)),
         ("curves", "Curves", charts({run.name: run.records for run in runs})),
-        ("pictures", "Pictures", _pictures(done)),
+        ("images", "Images", _images(done)),
         ("relations", "Relations", heat_maps(*relations) if relations else None),
-        ("settings", "What the configs differ in", tables.settings(runs)),
+        ("settings", "Settings in which the runs differ", tables.settings(runs)),
         ("reading", "How to read this", _reading(done, draws)),
     ]
     kept = [(key, heading, content) for key, heading, content in named if content is not None]
@@ -110,43 +111,43 @@ def page(
 
 def _compared(runs: Sequence[RunFiles], reference: int, draws: int) -> _Compared:
     other = next((i for i in range(len(runs)) if i != reference), reference)
-    truth, why = open_truth(runs[reference], shared_pictures(runs))
+    truth, why = open_truth(runs[reference], shared_images(runs))
     notes = []
     if truth is None:
         notes.append(
-            f"The validation pictures cannot be read any more, so intervals, classes and pictures "
+            f"The validation images cannot be read any more, so intervals, classes and images "
             f"are missing. {why}"
         )
     without = [run.name for run in runs if run.found is None]
     if without:
         notes.append(
-            f"{', '.join(without)}: no detections.json, so intervals, classes and pictures are "
+            f"{', '.join(without)}: no detections.json, so intervals, classes and images are "
             "missing; `python -m drkd_jax evaluate` writes it."
         )
     comparison = None
     if truth is not None and not without:
         comparison = compare(runs, reference, truth, draws)
         notes += comparison.notes
-    if not same_pictures(runs):
+    if not same_images(runs):
         notes.insert(0, _unequal(runs, comparison is not None))
     return _Compared(runs, reference, other, truth, comparison, notes)
 
 
 def _unequal(runs: Sequence[RunFiles], compared: bool) -> str:
-    """A message that runs were scored on different pictures, its effect, and how to correct it."""
-    fewest = min((run for run in runs if run.pictures), key=lambda run: run.pictures)
-    most = max(runs, key=lambda run: run.pictures)
+    """A message that runs were scored on different images, its effect, and how to correct it."""
+    fewest = min((run for run in runs if run.images), key=lambda run: run.images)
+    most = max(runs, key=lambda run: run.images)
     what = (
-        f"differences, intervals, classes and pictures are of the first {fewest.pictures}, on "
+        f"differences, intervals, classes and images are of the first {fewest.images}, on "
         "which all were scored, and COCO's numbers of each run's own"
         if compared
         else "they are not compared"
     )
-    counts = ", ".join(f"{run.name} {run.pictures or 'not known'}" for run in runs)
+    counts = ", ".join(f"{run.name} {run.images or 'not known'}" for run in runs)
     return (
-        f"The runs were scored on different numbers of pictures ({counts}): {what}. `python -m "
+        f"The runs were scored on different numbers of images ({counts}): {what}. `python -m "
         f"drkd_jax evaluate --workdir={fewest.folder} --data={fewest.data} "
-        f"--max-pictures={most.pictures}` scores {fewest.name} on as many as {most.name}."
+        f"--max-images={most.images}` scores {fewest.name} on as many as {most.name}."
     )
 
 
@@ -154,12 +155,12 @@ def _about(done: _Compared) -> str:
     names = ", ".join(run.name for run in done.runs)
     counts = ""
     if not done.same:
-        own = ", ".join(str(run.pictures or "all") for run in done.runs)
-        counts = f" ({own} pictures)"
+        own = ", ".join(str(run.images or "all") for run in done.runs)
+        counts = f" ({own} images)"
     elif done.truth is not None:
         number = len(done.truth.coco["images"])
-        counts = f" ({number} pictures, {len(done.truth.objects)} objects)"
-    return f"{names}, measured on {done.runs[0].data or 'pictures that are not named'}{counts}."
+        counts = f" ({counted(number, 'image')}, {counted(len(done.truth.objects), 'object')})"
+    return f"{names}, measured on {done.runs[0].data or 'images that are not named'}{counts}."
 
 
 def _short(done: _Compared, words: Sequence[str]) -> Html:
@@ -182,19 +183,19 @@ def _difference(done: _Compared, i: int) -> str:
     run, base = done.runs[i], done.runs[done.reference]
     if done.comparison is None:
         text = _have(run, run.scores["AP"], base, base.scores["AP"])
-        if not done.same:  # a difference would also be due to the pictures
-            return f"{text} (of {run.pictures or 'all'} and {base.pictures or 'all'} pictures)."
+        if not done.same:  # a difference would also be due to the images
+            return f"{text} (of {run.images or 'all'} and {base.images or 'all'} images)."
         return f"{text}: {points(run.scores['AP'] - base.scores['AP'], signed=True)}."
-    # Recomputed, so that the difference is for the same pictures as its interval.
+    # Recomputed, so that the difference is for the same images as its interval.
     own, others = (done.comparison.scores[at]["AP"].value for at in (i, done.reference))
     spread = done.comparison.differences[i]["AP"]
-    part = "" if done.same else f"On the first {shared_pictures(done.runs)} pictures "
+    part = "" if done.same else f"On the first {shared_images(done.runs)} images "
     text = f"{part}{_have(run, own, base, others)}: {points(spread.value, signed=True)}"
     between = f"95 % interval {points(spread.low, True)} to {points(spread.high, True)}"
     verdict = (
-        "more than the choice of the validation pictures moves"
+        "more than the choice of the validation images explains"
         if spread.settled
-        else "within what the choice of the validation pictures alone moves"
+        else "within what the choice of the validation images alone explains"
     )
     return f"{text} ({between}), {verdict}."
 
@@ -214,7 +215,7 @@ def _numbers(done: _Compared) -> Html:
     return tag("div", parts, class_="side")
 
 
-def _pictures(done: _Compared) -> Html | None:
+def _images(done: _Compared) -> Html | None:
     if done.truth is None or done.comparison is None:
         return None
     return gallery(
@@ -230,12 +231,12 @@ def _pictures(done: _Compared) -> Html | None:
 def _reading(done: _Compared, draws: int) -> Html:
     words = [
         "Numbers are those of each run's last evaluation (eval.json). AP and recall are COCO's, in "
-        "points of 100; a line (-) stands where the pictures have no such object.",
+        "points of 100; a line (-) stands where the images have no such object.",
     ]
     if done.comparison is not None:
         words.append(
-            f"Intervals come from drawing the validation pictures again {draws} times, with "
-            "replacement, the same draw for every run. They say what the choice of pictures moves. "
-            "Another training seed moves AP too, and one run of each kind cannot tell how much."
+            f"Intervals come from drawing the validation images again {draws} times, with "
+            "replacement, the same draw for every run. They show what depends on the choice of "
+            "images. Another training seed changes AP too; one run of each kind cannot show that."
         )
     return join([tag("p", each) for each in words])

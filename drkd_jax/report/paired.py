@@ -1,13 +1,13 @@
-"""Differences of AP between runs that share their seeds and pictures, with intervals.
+"""Differences of AP between runs that share their seeds and images, with intervals.
 
-Letters: I pictures, D detections of one class, T overlap thresholds, K classes, S draws, N seeds.
+Letters: I images, D detections of one class, T overlap thresholds, K classes, S draws, N seeds.
 
 A student with distillation is compared with the plain student of the same seed, on the same
-pictures. Two things are random: the seeds and the validation pictures. The t-interval covers only
-the seeds; the bootstrap resamples both, with the same pictures for every run. Detections are
+images. Two things are random: the seeds and the validation images. The t-interval covers only
+the seeds; the bootstrap resamples both, with the same images for every run. Detections are
 matched to ground truths by pycocotools, once for each run.
 
-`ap_difference` compares two runs on the pictures alone: it does not tell what another training seed
+`ap_difference` compares two runs on the images alone: it does not tell what another training seed
 would give. For that, train more seeds.
 """
 
@@ -35,7 +35,7 @@ _AT_ONCE = 64  # draws
 
 
 class Interval(NamedTuple):
-    """A score or a difference on the original pictures, 0..1, and the middle 95 % of its draws.
+    """A score or a difference on the original images, 0..1, and the middle 95 % of its draws.
 
     2.5 % of the draws are below `low`, 2.5 % above `high`.
     """
@@ -59,7 +59,7 @@ class PairedDifference:
         sd: Standard deviation of the differences over the seeds; NaN for one seed.
         t_low: Lower end of Student's interval over the seeds; NaN for one seed.
         t_high: Its upper end.
-        low: 2.5 % of the draws of seeds and pictures are below this.
+        low: 2.5 % of the draws of seeds and images are below this.
         high: 2.5 % are above this.
         each: The N differences.
     """
@@ -80,25 +80,25 @@ class PairedDifference:
 
 @dataclasses.dataclass(frozen=True)
 class _Matches:
-    """One class in one area range: detections by descending score, ground truths by picture."""
+    """One class in one area range: detections by descending score, ground truths by image."""
 
-    picture: Int[np.ndarray, "D"]
+    image: Int[np.ndarray, "D"]
     hit: Bool[np.ndarray, "T D"]
     ignored: Bool[np.ndarray, "T D"]
     num_boxes: Int[np.ndarray, "I"]
 
 
-def picture_draws(num_pictures: int, draws: int, seed: int = 0) -> Int[np.ndarray, "S I"]:
-    """How often each picture occurs in each draw of as many pictures, with replacement.
+def image_draws(num_images: int, draws: int, seed: int = 0) -> Int[np.ndarray, "S I"]:
+    """How often each image occurs in each draw of as many images, with replacement.
 
     Args:
-        num_pictures: I, at least 1.
+        num_images: I, at least 1.
         draws: S.
         seed: Seed of the draws; the same for all compared runs.
     """
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, num_pictures, (draws, num_pictures))
-    return np.stack([np.bincount(row, minlength=num_pictures) for row in drawn])
+    drawn = rng.integers(0, num_images, (draws, num_images))
+    return np.stack([np.bincount(row, minlength=num_images) for row in drawn])
 
 
 def resampled_scores(
@@ -107,22 +107,22 @@ def resampled_scores(
     draws: Int[np.ndarray, "S I"],
     max_detections: int = COCO_MAX,
 ) -> dict[str, Float[np.ndarray, "S"]]:
-    """COCO's AP, AP50, AP_S and AP_M of one run on every draw of the pictures.
+    """COCO's AP, AP50, AP_S and AP_M of one run on every draw of the images.
 
     Args:
-        ground_truth: A COCO dict; pictures are counted in the order of their sorted ids.
+        ground_truth: A COCO dict; images are counted in the order of their sorted ids.
         detections: In COCO's form.
-        draws: How often each picture counts; see `picture_draws`. A row of ones gives the scores
-            on the original pictures.
-        max_detections: How many detections count per class and picture, best first.
+        draws: How often each image counts; see `image_draws`. A row of ones gives the scores
+            on the original images.
+        max_detections: How many detections count per class and image, best first.
 
     Returns:
         By the names in `METRICS`, 0..1. A draw that lacks a class is averaged over the classes it
         has; NaN if it has none.
 
-    Source: pycocotools, ``COCOeval.accumulate``. Equal rows beside each other, as a picture drawn
+    Source: pycocotools, ``COCOeval.accumulate``. Equal rows beside each other, as an image drawn
         twice makes them, share the precision of the last one, so counting them at once is exact
-        (where detections of one class and picture have different scores).
+        (where detections of one class and image have different scores).
     """
     areas = _matches(ground_truth, detections, max_detections)
     scores = {}
@@ -152,21 +152,21 @@ def ap_difference(
     resamples: int = 500,
     max_detections: int = COCO_MAX,
 ) -> Interval:
-    """Resamples the pictures and compares two sets of detections on each draw.
+    """Resamples the images and compares two sets of detections on each draw.
 
     Args:
-        ground_truth: A COCO dict; every picture in it takes part.
+        ground_truth: A COCO dict; every image in it takes part.
         first: COCO detections of the reference.
         second: COCO detections of the run that may be better.
-        resamples: Number of draws, each of as many pictures as there are.
-        max_detections: How many detections count per class and picture, best first.
+        resamples: Number of draws, each of as many images as there are.
+        max_detections: How many detections count per class and image, best first.
 
     Returns:
         AP(second) - AP(first), area "all", 0..1.
     """
-    num_pictures = len(ground_truth["images"])
-    draws = picture_draws(num_pictures, resamples)
-    draws = np.concatenate([np.ones_like(draws[:1]), draws])  # the pictures as they are
+    num_images = len(ground_truth["images"])
+    draws = image_draws(num_images, resamples)
+    draws = np.concatenate([np.ones_like(draws[:1]), draws])  # the images as they are
     sides = []
     for detections in (first, second):
         truth, found, *_ = number_ids(ground_truth, detections)  # which pycocotools can hold
@@ -191,7 +191,7 @@ def paired_difference(
         seed: Seed of the draws of seeds.
 
     Returns:
-        The mean and its intervals. In each draw of the bootstrap the pictures are one draw for all
+        The mean and its intervals. In each draw of the bootstrap the images are one draw for all
         runs, and N seeds are drawn with replacement. Drawing N of N seeds makes their mean spread
         by (N - 1) / N of its variance; deviations are stretched by the root of the inverse.
     """
@@ -223,7 +223,7 @@ def t_reach(values: Float[np.ndarray, "N"]) -> float:
 
 
 def with_interval(values: Float[np.ndarray, "S"]) -> Interval:
-    """The first value, that of the original pictures, and the interval of all the others."""
+    """The first value, that of the original images, and the interval of all the others."""
     return Interval(float(values[0]), *interval(values[1:]))
 
 
@@ -250,7 +250,7 @@ def _class_precision(matches: _Matches, draws: Int[np.ndarray, "S I"]) -> Float[
         if at.size == 0:
             continue
         kept = kept[: at[-1] + 1]  # detections after the last hit do not matter
-        counts = draws[:, matches.picture[kept]]
+        counts = draws[:, matches.image[kept]]
         right = np.cumsum(counts[:, at], axis=1)
         values = right / np.maximum(np.cumsum(counts, axis=1)[:, at], 1)
         envelope = np.maximum.accumulate(values[:, ::-1], axis=1)[:, ::-1]
@@ -294,9 +294,9 @@ def _matches(
 
 
 def _gather(rows: np.ndarray, num_thresholds: int) -> _Matches:
-    """One class in one area range, from pycocotools' result of each picture (None: nothing)."""
+    """One class in one area range, from pycocotools' result of each image (None: nothing)."""
     num_boxes = np.zeros(len(rows), np.int64)
-    pictures, scores = [np.zeros(0, np.int64)], [np.zeros(0)]
+    images, scores = [np.zeros(0, np.int64)], [np.zeros(0)]
     hits = [np.zeros((num_thresholds, 0), bool)]
     ignored = [np.zeros((num_thresholds, 0), bool)]
     for i, row in enumerate(rows):
@@ -304,12 +304,12 @@ def _gather(rows: np.ndarray, num_thresholds: int) -> _Matches:
             continue
         num_boxes[i] = np.count_nonzero(np.asarray(row["gtIgnore"]) == 0)
         scores.append(np.asarray(row["dtScores"], np.float64))
-        pictures.append(np.full(len(row["dtScores"]), i))
+        images.append(np.full(len(row["dtScores"]), i))
         hits.append(np.asarray(row["dtMatches"]).reshape(num_thresholds, -1) > 0)
         ignored.append(np.asarray(row["dtIgnore"]).reshape(num_thresholds, -1) > 0)
     order = np.argsort(-np.concatenate(scores), kind="mergesort")
     return _Matches(
-        np.concatenate(pictures)[order],
+        np.concatenate(images)[order],
         np.concatenate(hits, axis=1)[:, order],
         np.concatenate(ignored, axis=1)[:, order],
         num_boxes,

@@ -1,8 +1,8 @@
-"""Applies the relation modules of a distilled run to one picture, to get arrays for the figures.
+"""Applies the relation modules of a distilled run to one image, to get arrays for the figures.
 
-Figures show the first pictures with enough objects, whatever any detector finds in them.
+Figures show the first images with enough objects, whatever any detector finds in them.
 
-Letters: B = 1 picture, H W pixels of the canvas, n boxes of the picture, h w one map, C channels.
+Letters: B = 1 image, H W pixels of the canvas, n boxes of the image, h w one map, C channels.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from drkd_jax.step.state import split_module
 from drkd_jax.training.setup import Run, build_run
 from drkd_jax.types import Batch, Features
 
-SHOWN = 3  # pictures in a figure
-LEAST = 4  # least number of objects in such a picture
+SHOWN = 3  # images in a figure
+LEAST = 4  # least number of objects in such an image
 SIDES: tuple[Literal["teacher"], Literal["student"]] = ("teacher", "student")
 
 
 @dataclasses.dataclass(frozen=True)
 class Relations:
-    """Both sides' relations on one picture, at the finest level that they have in common.
+    """Both sides' relations on one image, at the finest level that they have in common.
 
     Attributes:
         image: RGB, as the detectors saw it, without padding.
@@ -65,15 +65,15 @@ class Relations:
 
 
 def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Relations:
-    """Runs a distilled run's student, teacher and relation modules on one validation picture.
+    """Runs a distilled run's student, teacher and relation modules on one validation image.
 
     Args:
         config: Config of the run; it has a teacher and a distillation.
         workdir: Folder of the run; its newest checkpoint is read (the student's average, if kept).
-        index: Position of the picture in ``config.data.val``.
+        index: Position of the image in ``config.data.val``.
 
     Raises:
-        UserError: The run, its teacher or the picture cannot be read.
+        UserError: The run, its teacher or the image cannot be read.
     """
     run = build_run(config)
     assert run.teacher is not None
@@ -119,7 +119,7 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
                 instance[side] = distill.relation_matrix(unit, maps, targets, side, 0)
         return pixel, instance
 
-    batch = _one_picture(run, index)
+    batch = _one_image(run, index)
     pixel, instance = jax.device_get(jax.jit(compute)(state, run.teacher_arrays, batch))
     height, width = batch.sizes[0]
     valid = np.asarray(batch.valid[0])
@@ -133,39 +133,39 @@ def relations(config: Mapping[str, Any], workdir: str | Path, index: int) -> Rel
         stride=pair.stride,
         # jit hands dicts back in alphabetical order
         pixel={
-            side: (of_picture(x, rows, columns), of_picture(phi, rows, columns))
+            side: (of_image(x, rows, columns), of_image(phi, rows, columns))
             for side in SIDES
             if side in pixel
             for x, phi in [pixel[side]]
         },
         instance={
-            side: of_picture(instance[side], num_boxes, num_boxes)
+            side: of_image(instance[side], num_boxes, num_boxes)
             for side in SIDES
             if side in instance
         },
     )
 
 
-def of_picture(arrays: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The rows and columns of a batch of one picture, without padding."""
+def of_image(arrays: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The rows and columns of a batch of one image, without padding."""
     return np.asarray(arrays[0, :rows, :columns], np.float32)
 
 
-def _one_picture(run: Run, index: int) -> Batch:
+def _one_image(run: Run, index: int) -> Batch:
     pipeline = dataclasses.replace(run.pipeline, batch_size=1, flip=0.0, drop_empty=False)
-    for batch in eval_batches(run.val_source, pipeline, max_pictures=index + 1):
+    for batch in eval_batches(run.val_source, pipeline, max_images=index + 1):
         if int(batch.index[0]) == index:
             return batch
-    raise IndexError(f"{run.val_source.spec} has no picture {index}")
+    raise IndexError(f"{run.val_source.spec} has no image {index}")
 
 
 def see_relations(val: Source, config: Mapping[str, Any], workdir: str | Path) -> Relations:
-    """`relations` for the first picture that figures show."""
-    return relations(config, workdir, choose_pictures(val)[0])
+    """`relations` for the first image that figures show."""
+    return relations(config, workdir, choose_images(val)[0])
 
 
-def choose_pictures(source: Source, number: int = SHOWN, least: int = LEAST) -> list[int]:
-    """The first pictures with enough objects; if there are too few, those with the most."""
+def choose_images(source: Source, number: int = SHOWN, least: int = LEAST) -> list[int]:
+    """The first images with enough objects; if there are too few, those with the most."""
     counts = np.array([source.meta(i).num_boxes for i in range(len(source))])
     enough = np.flatnonzero(counts >= least)
     if len(enough) < number:
@@ -174,7 +174,7 @@ def choose_pictures(source: Source, number: int = SHOWN, least: int = LEAST) -> 
 
 
 def pixel_at(x: float, y: float, stride: int, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Row and column of the feature pixel under a point of the picture; `shape` is the map's."""
+    """Row and column of the feature pixel under a point of the image; `shape` is the map's."""
     return min(int(y / stride), shape[0] - 1), min(int(x / stride), shape[1] - 1)
 
 

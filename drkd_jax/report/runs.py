@@ -14,6 +14,7 @@ from drkd_jax.data.sources import Source, open_source
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import COCO_MAX
 from drkd_jax.paths import expand_home
+from drkd_jax.renamed import read_content
 from drkd_jax.report.curves import read_metrics
 from drkd_jax.weights.ours import WHICH
 
@@ -30,7 +31,7 @@ class RunFiles:
         folder: Its work folder.
         scores: COCO's numbers of its last evaluation, 0..1.
         data: The source that they were measured on.
-        pictures: The number of its first pictures that were scored; 0: unknown, assumed to be all.
+        images: The number of its first images that were scored; 0: unknown, assumed to be all.
         found: Detections in COCO's format; None if the folder has none.
         config: Config of the run; empty if the folder has none.
         summary: Summary of the training; empty likewise.
@@ -42,7 +43,7 @@ class RunFiles:
     folder: Path
     scores: dict[str, float]
     data: str
-    pictures: int
+    images: int
     found: list[dict[str, Any]] | None
     config: dict[str, Any]
     summary: dict[str, Any]
@@ -51,7 +52,7 @@ class RunFiles:
 
     @property
     def max_detections(self) -> int:
-        """The number of counted detections per class and picture, from the numbers' names."""
+        """The number of counted detections per class and image, from the numbers' names."""
         counts = [key[2:] for key in self.scores if key.startswith("AR") and key[2:].isdecimal()]
         return max((int(count) for count in counts if int(count) > 10), default=COCO_MAX)
 
@@ -60,8 +61,8 @@ class Truth(NamedTuple):
     """The data that the runs were measured on.
 
     Attributes:
-        source: The source of the pictures.
-        coco: COCO's instances dict of the scored pictures.
+        source: The source of the images.
+        coco: COCO's instances dict of the scored images.
     """
 
     source: Source
@@ -145,10 +146,10 @@ def read_run(name: str, folder: Path) -> RunFiles:
             f"--workdir={folder}` writes it again"
         )
     about, records = _mapping(folder / "about.json"), read_metrics(folder / "metrics.jsonl")
-    # `evaluate --max-pictures` may have scored other pictures than the config says.
-    pictures = scored.get("pictures") or (config.get("eval") or {}).get("max_pictures") or 0
+    # `evaluate --max-images` may have scored other images than the config says.
+    images = scored.get("images") or (config.get("eval") or {}).get("max_images") or 0
     return RunFiles(
-        name, folder, scores, str(data), int(pictures), found, config, summary, about, records
+        name, folder, scores, str(data), int(images), found, config, summary, about, records
     )
 
 
@@ -164,59 +165,57 @@ def _why_no_score(folder: Path) -> str:
     return what
 
 
-def shared_pictures(runs: Sequence[RunFiles]) -> int:
-    """The number of first pictures that every run was scored on; 0: all, as far as is known."""
-    return min((run.pictures for run in runs if run.pictures), default=0)
+def shared_images(runs: Sequence[RunFiles]) -> int:
+    """The number of first images that every run was scored on; 0: all, as far as is known."""
+    return min((run.images for run in runs if run.images), default=0)
 
 
-def same_pictures(runs: Sequence[RunFiles]) -> bool:
-    """Whether no run is known to have been scored on more pictures than another."""
-    return all(run.pictures in (0, shared_pictures(runs)) for run in runs)
+def same_images(runs: Sequence[RunFiles]) -> bool:
+    """Whether no run is known to have been scored on more images than another."""
+    return all(run.images in (0, shared_images(runs)) for run in runs)
 
 
-def open_truth(run: RunFiles, pictures: int | None = None) -> tuple[Truth | None, str]:
-    """The pictures that a run was evaluated on.
+def open_truth(run: RunFiles, images: int | None = None) -> tuple[Truth | None, str]:
+    """The images that a run was evaluated on.
 
     Args:
         run: The run.
-        pictures: Number of first pictures, 0: all; None: those that the run was scored on.
+        images: Number of first images, 0: all; None: those that the run was scored on.
 
     Returns:
-        (the pictures, or None if they can no longer be read; why not).
+        (the images, or None if they can no longer be read; why not).
     """
     settings = run.config.get("data") or {}
     try:
-        truth = scored_pictures(
+        truth = scored_images(
             run.data,
             settings.get("on_error") or "stop",
             settings.get("exif") or "auto",
             int(settings.get("depth") or 0),
-            run.pictures if pictures is None else pictures,
+            run.images if images is None else images,
         )
     except UserError as error:
         return None, " ".join(str(error).split())
     return truth, ""
 
 
-def scored_pictures(
-    spec: str, on_error: str, exif: str, depth: int, max_pictures: int = 0
-) -> Truth:
-    """A source, and COCO's dict of its first `max_pictures` pictures; 0: of all.
+def scored_images(spec: str, on_error: str, exif: str, depth: int, max_images: int = 0) -> Truth:
+    """A source, and COCO's dict of its first `max_images` images; 0: of all.
 
     Args:
         spec: see `open_source`, also for the next three.
         on_error: what to do with faulty entries.
         exif: which pixels boxes refer to.
-        depth: bits that 16-bit pictures use.
-        max_pictures: as `eval.max_pictures` of a run.
+        depth: bits that 16-bit images use.
+        max_images: as `eval.max_images` of a run.
 
     Raises:
         UserError: the source cannot be opened.
     """
     source = open_source(spec, on_error, exif=exif, depth=depth)
     coco = source.coco_ground_truth()
-    if max_pictures:
-        kept = {source.meta(i).image_id for i in range(min(max_pictures, len(source)))}
+    if max_images:
+        kept = {source.meta(i).image_id for i in range(min(max_images, len(source)))}
         coco = {
             **coco,
             "images": [row for row in coco["images"] if row["id"] in kept],
@@ -263,7 +262,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     content = _read(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; remove it, or write it again")
-    return content
+    return read_content(content, path.name)
 
 
 def _read(path: Path) -> Any:

@@ -11,7 +11,7 @@ from drkd_jax.fault_tolerance.same_run import differing_keys
 from drkd_jax.report.comparison import Comparison
 from drkd_jax.report.markup import Child, Html, join, table, tag
 from drkd_jax.report.paired import METRICS, Interval
-from drkd_jax.report.runs import RunFiles, Truth, same_pictures, shared_pictures
+from drkd_jax.report.runs import RunFiles, Truth, same_images, shared_images
 
 _TITLES = {
     "AP": "mean over overlaps 0.50 to 0.95",
@@ -20,7 +20,7 @@ _TITLES = {
     "AP_S": "small objects",
     "AP_M": "medium objects",
     "AP_L": "large objects",
-    "AR1": "recall of 1 box a picture",
+    "AR1": "recall of 1 box per image",
     "AR10": "recall of 10 boxes",
     "AR_S": "recall, small objects",
     "AR_M": "recall, medium objects",
@@ -97,24 +97,24 @@ def numbers(runs: Sequence[RunFiles], comparison: Comparison | None) -> Html:
         cells: list[Child] = []
         for i, run in enumerate(runs):
             value = points(run.scores.get(key))
-            # An interval is valid only for a run that was scored on exactly the resampled pictures.
+            # An interval is valid only for a run that was scored on exactly the resampled images.
             spread = comparison.scores[i].get(key) if comparison and comparison.own[i] else None
             cells.append(join(value, _between(spread, signed=False) if value != "-" else None))
         rows.append([join(key, " ", tag("small", title)), *cells])
-    if not same_pictures(runs):
-        rows.append(["pictures", *(str(run.pictures or "all") for run in runs)])
+    if not same_images(runs):
+        rows.append(["images", *(str(run.images or "all") for run in runs)])
     caption = "COCO's numbers in points"
     if comparison:
-        caption += "; in brackets the middle 95 % over draws of the validation pictures"
+        caption += "; in brackets the middle 95 % over draws of the validation images"
     return table(caption, ["", *(run.name for run in runs)], rows, class_="numbers")
 
 
 def differences(
     runs: Sequence[RunFiles], reference: int, comparison: Comparison | None
 ) -> Html | None:
-    """Each run minus the reference; None if there is only one run, or no common pictures."""
+    """Each run minus the reference; None if there is only one run, or no common images."""
     others = [i for i in range(len(runs)) if i != reference]
-    if not others or not (comparison or same_pictures(runs)):
+    if not others or not (comparison or same_images(runs)):
         return None
     rows: list[list[Child]] = []
     for key in METRICS:
@@ -129,8 +129,8 @@ def differences(
                 cells.append(tag("strong", whole) if spread.settled else whole)
         rows.append([join(key, " ", tag("small", _TITLES[key])), *cells])
     caption = f"Points more than {runs[reference].name}"
-    if not same_pictures(runs):
-        caption += f" on the first {shared_pictures(runs)} pictures"
+    if not same_images(runs):
+        caption += f" on the first {shared_images(runs)} images"
     if comparison:
         caption += "; in brackets the middle 95 %, bold where it leaves out 0"
     return table(caption, ["", *(runs[i].name for i in others)], rows, class_="numbers")

@@ -1,9 +1,9 @@
-"""Two detectors on one picture: their maps, the relation of its pixels, the relation of its boxes.
+"""Two detectors on one image: their maps, the relation of its pixels, the relation of its boxes.
 
-Both see the same resized picture, each by its own normalisation, so their maps lie over each other
+Both see the same resized image, each by its own normalisation, so their maps lie over each other
 as in a distillation.
 
-Letters: B = 1 picture, H W pixels of the canvas, h w a map, C channels, n boxes, N rows for boxes.
+Letters: B = 1 image, H W pixels of the canvas, h w a map, C channels, n boxes, N rows for boxes.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ class Model:
 
 
 class Maps(NamedTuple):
-    """One level of one picture, without its padding."""
+    """One level of one image, without its padding."""
 
     x: Float[np.ndarray, "h w C"]
     phi: Float[np.ndarray, "h w C"] | None  # behind the graph unit, where there is one
 
 
 class Seen(NamedTuple):
-    """What a model makes of a picture."""
+    """What a model makes of an image."""
 
     features: Features  # on the device, over the canvas
     phi: dict[int, Any]  # [1, h, w, C] by stride, where there are units
     found: Detections | None
-    sizes: tuple[int, int]  # height and width of the picture on the canvas
+    sizes: tuple[int, int]  # height and width of the image on the canvas
 
     def maps(self, stride: int) -> Maps:
         """The level of this stride."""
@@ -111,7 +111,7 @@ class Look:
         self._run = jax.jit(run, static_argnames="detect")
 
     def __call__(self, batch: Batch, *, detect: bool) -> Seen:
-        """Args: a batch of one picture; whether detections are wanted."""
+        """Args: a batch of one image; whether detections are wanted."""
         features, phi, found = self._run(self._state, batch, detect=detect)
         height, width = (int(side) for side in np.asarray(batch.sizes)[0])
         return Seen(features, phi, found, (height, width))
@@ -138,7 +138,7 @@ class PixelRelation(NamedTuple):
 
     row: int
     column: int
-    a: Maps  # similarities [h, w] in the place of channels
+    a: Maps  # similarities [h, w] instead of channels
     b: Maps
     agreement: float
 
@@ -159,7 +159,7 @@ def relate_pixels(a: Maps, b: Maps, row: int, column: int) -> PixelRelation:
 class BoxRelation(NamedTuple):
     """The relation matrices of one level.
 
-    `distance` is what L_IR is of this picture and level: the mean over rows of the squares.
+    `distance` is what L_IR is of this image and level: the mean over rows of the squares.
     """
 
     a: Float[np.ndarray, "n n"]
@@ -201,7 +201,7 @@ class BoxRelations:
     def __call__(
         self, a: Seen, b: Seen, boxes: Float[np.ndarray, "n 4"], stride: int
     ) -> BoxRelation:
-        """Args: what both made of a picture; its boxes, xyxy on the canvas; the level's stride."""
+        """Args: what both made of an image; its boxes, xyxy on the canvas; the level's stride."""
         number = len(boxes)
         padded = np.zeros((1, self._rows, 4), np.float32)
         padded[0, :number] = boxes

@@ -1,12 +1,12 @@
 """Gradient accumulation: a batch is processed in parts, with the memory of one and one update.
 
-    gradient = sum_k pictures_k gradient(part k) / sum_k pictures_k
+    gradient = sum_k images_k gradient(part k) / sum_k images_k
 
 Each part is normalised over itself (its positives, its boxes, its batch statistics), as is usual
 for gradient accumulation; the result is therefore not exactly the gradient of the whole batch. The
 optimiser, the step's number and its random keys do not depend on the parts.
 
-Letters: B pictures of a batch, N parts.
+Letters: B images of a batch, N parts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from drkd_jax.ops.platform import platform
 from drkd_jax.step.state import Arrays
 from drkd_jax.types import Array, Batch
 
-# Diagnostics that are counts over a batch, not means over its pictures.
+# Diagnostics that are counts over a batch, not means over its images.
 COUNTS = ("diag/boxes", "diag/boxes_left_out")
-# Suffix of the diagnostics that are exactly 0 if no picture has enough boxes to relate.
+# Suffix of the diagnostics that are exactly 0 if no image has enough boxes to relate.
 OF_RELATIONS = "_entropy"
 
 
@@ -84,7 +84,7 @@ def accumulate(
     parts: Batch,
     gather: Callable[[Any], Any] = lambda tree: tree,
 ) -> Gradient:
-    """The mean of gradient, losses and diagnostics over the parts, weighted by their pictures.
+    """The mean of gradient, losses and diagnostics over the parts, weighted by their images.
 
     `COUNTS` are summed; `OF_RELATIONS` are averaged over the parts in which they are not 0.
 
@@ -95,9 +95,9 @@ def accumulate(
         parts: as returned by `split_batch`.
         gather: gathers every device's part of a pytree into the whole.
     """
-    number = parts.picture_valid.shape[0]
-    pictures = gather(parts.picture_valid.sum(1)).reshape(-1, number).sum(0).astype(jnp.float32)
-    shares = pictures / jnp.maximum(pictures.sum(), 1.0)
+    number = parts.image_valid.shape[0]
+    images = gather(parts.image_valid.sum(1)).reshape(-1, number).sum(0).astype(jnp.float32)
+    shares = images / jnp.maximum(images.sum(), 1.0)
 
     def add(carry: Any, part: Any) -> Any:
         (model_state, sums), (batch, share) = carry, part

@@ -9,6 +9,7 @@ from typing import Any
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import COCO_MAX, EVALUATORS
 from drkd_jax.models.filling import as_tuples
+from drkd_jax.renamed import refuse_old_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +17,12 @@ class TrainSettings:
     """How long, how fast and how carefully a run trains.
 
     Attributes:
-        batch_size: pictures per step, over all devices and hosts.
+        batch_size: images per step, over all devices and hosts.
         accumulate: number of parts in which a step's batch is processed, one after the other: needs
-            memory for `batch_size / accumulate` pictures only (not on a CPU) and makes one update
+            memory for `batch_size / accumulate` images only (not on a CPU) and makes one update
             with the mean over the parts (`accumulation.py`).
         steps: length of the run; 0 if `epochs` is given instead.
-        epochs: passes over the training pictures; 0 if `steps` is given.
+        epochs: passes over the training images; 0 if `steps` is given.
         learning_rate: the rate between warm-up and the first decay.
         linear_rate_for: the batch size that `learning_rate` is meant for: the rate is scaled in
             proportion to `batch_size`. 0 does not scale it.
@@ -51,7 +52,7 @@ class TrainSettings:
         eval_every: steps between two evaluations; 0 evaluates only at the end.
         early_stop: the run ends, with its best checkpoint, after this many evaluations in a row
             without a better AP; 0: it runs to its last step.
-        tensorboard_pictures: how many validation pictures (the first ones with an object) each
+        tensorboard_images: how many validation images (the first ones with an object) each
             evaluation draws into TensorBoard, with detections beside the ground truth.
         keep: checkpoints kept, apart from the best one.
         precision: "float32" or "bfloat16", the dtype that the networks compute in.
@@ -86,7 +87,7 @@ class TrainSettings:
     checkpoint_every: int = 1000
     eval_every: int = 0
     early_stop: int = 0
-    tensorboard_pictures: int = 0
+    tensorboard_images: int = 0
     keep: int = 2
     precision: str = "float32"
     parallel: str = "jit"
@@ -127,7 +128,7 @@ class TrainSettings:
             "decay_factor",
             "eval_every",
             "early_stop",
-            "tensorboard_pictures",
+            "tensorboard_images",
             "log_gradients",
             "clip_norm",
             "weight_decay",
@@ -167,16 +168,16 @@ class EvalSettings:
     """How an evaluation runs.
 
     Attributes:
-        batch_size: pictures per step; rounded up to a multiple of the number of devices.
-        max_pictures: how many pictures are scored, from the first on; 0 scores all.
+        batch_size: images per step; rounded up to a multiple of the number of devices.
+        max_images: how many images are scored, from the first on; 0 scores all.
         evaluator: "faster" (faster-coco-eval) or "pycocotools", which takes several times as long
             for the same numbers.
-        max_detections: how many detections count per class and picture, best first; COCO's number
+        max_detections: how many detections count per class and image, best first; COCO's number
             is 100. A larger number raises the detector's own limits too.
     """
 
     batch_size: int = 16
-    max_pictures: int = 0
+    max_images: int = 0
     evaluator: str = "faster"
     max_detections: int = COCO_MAX
 
@@ -188,8 +189,8 @@ class EvalSettings:
         """
         if self.batch_size < 1:
             raise UserError(f"config.eval.batch_size = {self.batch_size}: must be 1 or more")
-        if self.max_pictures < 0:
-            raise UserError(f"config.eval.max_pictures = {self.max_pictures}: 0 scores all")
+        if self.max_images < 0:
+            raise UserError(f"config.eval.max_images = {self.max_images}: 0 scores all")
         if self.max_detections <= 10:
             raise UserError(
                 f"config.eval.max_detections = {self.max_detections}: must be more than 10, which "
@@ -225,11 +226,12 @@ def read(kind: type, where: str, values: Mapping[str, Any]) -> Any:
     """Fills one settings dataclass from a plain dict; lists become tuples.
 
     Raises:
-        UserError: a key is unknown or missing; the message names it.
+        UserError: a key is unknown, renamed or missing; the message names it.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
+            refuse_old_key(f"{where}.{key}")
             raise UserError(f"config.{where}.{key}: no such key; there are {', '.join(fields)}")
     for name, field in fields.items():
         required = (

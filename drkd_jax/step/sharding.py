@@ -1,4 +1,4 @@
-"""One mesh axis, "data": pictures are sharded over the devices, everything else is replicated."""
+"""One mesh axis, "data": images are sharded over the devices, everything else is replicated."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ def split(mesh: Mesh) -> NamedSharding:
 
 
 def each_device(mesh: Mesh | None, function: Callable[..., Tree]) -> Callable[..., Tree]:
-    """Wraps a function so that every device processes only its own pictures.
+    """Wraps a function so that every device processes only its own images.
 
-    Otherwise, for each grouped convolution, the compiler gathers all pictures' features on every
+    Otherwise, for each grouped convolution, the compiler gathers all images' features on every
     device and computes the whole convolution there (openxla/xla issue 47945).
 
     Args:
         mesh: as returned by `data_mesh`; for None or a single device the function is returned
             unchanged.
         function: its first argument holds replicated arrays; the others, and its result, are
-            pytrees whose first axis is the pictures. A picture's result must not depend on other
-            pictures.
+            pytrees whose first axis is the images. An image's result must not depend on other
+            images.
     """
     if mesh is None or mesh.size == 1:
         return function
 
-    def spread(everywhere: Any, *pictures: Any) -> Tree:
+    def spread(everywhere: Any, *images: Any) -> Tree:
         own = PartitionSpec("data")
-        places = (PartitionSpec(), *(own for _ in pictures))
+        places = (PartitionSpec(), *(own for _ in images))
         # The gradient of replicated arrays is summed over the devices.
         return jax.shard_map(function, mesh=mesh, in_specs=places, out_specs=own, check_vma=False)(
-            everywhere, *pictures
+            everywhere, *images
         )
 
     return spread
@@ -63,7 +63,7 @@ def check_batch_size(
     """Refuses a batch size that is not a multiple of the number of devices.
 
     Args:
-        batch_size: pictures over all devices.
+        batch_size: images over all devices.
         devices: number of devices of all processes.
         processes: number of processes, for the message.
         key: the config key of the size.

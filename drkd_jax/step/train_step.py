@@ -1,9 +1,9 @@
 """One training step (student forward, losses, distillation, gradient, update), jitted as one.
 
-Letters: B pictures, T values reported by a step.
+Letters: B images, T values reported by a step.
 
 The teacher's arrays are an argument, never a constant of the compiled program. Random keys depend
-on (seed, step, picture), so the number of devices does not change them. All sums run over the
+on (seed, step, image), so the number of devices does not change them. All sums run over the
 global batch: the batch is sharded, but the program is written as if it were not.
 
 With the optional `jax.pmap` there is one program per device: the features of all devices are
@@ -78,7 +78,7 @@ class Recipe:
     accumulate: int = 1
 
     def for_teacher(self, batch: Batch, student: Float[Array, "B H W 3"]) -> Any:
-        """The teacher's input: the student's, or the same pictures in the teacher's own format."""
+        """The teacher's input: the student's, or the same images in the teacher's own format."""
         if self.teacher_pixels in (None, self.pixels):
             return student
         return self.teacher_pixels.prepare(batch)[0]
@@ -100,8 +100,8 @@ class StepValues:
 TrainStep = Callable[[TrainState, Arrays, Batch], tuple[TrainState, StepValues]]
 
 
-def picture_keys(seed: int, step: Int[Array, ""], index: Int[Array, "B"]) -> Key[Array, "B"]:
-    """One key per picture, from (seed, step, position in the source), whatever the device."""
+def image_keys(seed: int, step: Int[Array, ""], index: Int[Array, "B"]) -> Key[Array, "B"]:
+    """One key per image, from (seed, step, position in the source), whatever the device."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index))
 
@@ -141,15 +141,15 @@ def loss_terms(
     images, targets = recipe.pixels.prepare(batch)
     student = modules["student"]
     spread = mesh is not None and mesh.size > 1
-    if not spread or nnx.state(student, nnx.BatchStat):  # batch statistics are over all pictures
-        features = gather(student.features(images, targets.picture_valid))
+    if not spread or nnx.state(student, nnx.BatchStat):  # batch statistics are over all images
+        features = gather(student.features(images, targets.image_valid))
     else:
         arrays = params["student"], model_state["student"]
         features = each_device(mesh, partial(_student_features, recipe))(
-            arrays, images, targets.picture_valid
+            arrays, images, targets.image_valid
         )
     targets, index = gather((targets, batch.index))
-    keys = picture_keys(recipe.seed, step, index)
+    keys = image_keys(recipe.seed, step, index)
     layers = modules["distiller"].head_layers if "distiller" in modules else None
     towers: Any = ()
     if layers is None:
@@ -178,7 +178,7 @@ def loss_terms(
             targets.boxes,
             targets.valid,
             targets.sizes,
-            targets.picture_valid,
+            targets.image_valid,
             keys=keys,
             **more,
         )
@@ -236,7 +236,7 @@ def pmap_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     def step(state: TrainState, teacher: Arrays, batch: Batch) -> tuple[TrainState, StepValues]:
         found = _gradient(recipe, state, teacher, batch, gather=gather)
         # Each device has the full gradient of the heads. Of the layers before the gather it has
-        # its own pictures' share, multiplied by the number of devices. The mean over the devices
+        # its own images' share, multiplied by the number of devices. The mean over the devices
         # is right for both.
         gradient = jax.lax.pmean(found.gradient, _AXIS)
         return _update(recipe, state, found._replace(gradient=gradient))

@@ -37,7 +37,7 @@ _REPORTED = (
 class _Pending(NamedTuple):
     step: int  # number of steps done after it
     values: StepValues  # on the devices
-    pictures: np.ndarray  # positions in the source, [B]; -1 for a padding picture
+    images: np.ndarray  # positions in the source, [B]; -1 for a padding image
 
 
 def largest_untrained_share(config: DistillConfig | None) -> float:
@@ -83,13 +83,13 @@ class AsyncMetrics:
         """JSON values for a checkpoint: which terms are silent, and for how many steps."""
         return self._inactive.counts if self._inactive else list(map(list, self._counted))
 
-    def add(self, step: int, values: StepValues, pictures: np.ndarray) -> None:
+    def add(self, step: int, values: StepValues, images: np.ndarray) -> None:
         """Adds a step that was just started; reads the one started `AHEAD` steps before.
 
         Raises:
-            NonFiniteError: with the step, the terms and the picture ids.
+            NonFiniteError: with the step, the terms and the image ids.
         """
-        self._pending.append(_Pending(step, values, pictures))
+        self._pending.append(_Pending(step, values, images))
         if len(self._pending) > AHEAD:
             self._read(self._pending.popleft())
 
@@ -97,7 +97,7 @@ class AsyncMetrics:
         """Waits for every running step and reads its values.
 
         Raises:
-            NonFiniteError: with the step, the terms and the picture ids.
+            NonFiniteError: with the step, the terms and the image ids.
         """
         while self._pending:
             self._read(self._pending.popleft())
@@ -106,7 +106,7 @@ class AsyncMetrics:
         """Writes the log line of all steps since the last one.
 
         Raises:
-            NonFiniteError: with the step, the terms and the picture ids.
+            NonFiniteError: with the step, the terms and the image ids.
         """
         self.read_all()
         values, shown = self.averager.close(self._run.steps - step)
@@ -139,12 +139,12 @@ class AsyncMetrics:
         # Name the terms; values derived from them are named only if every term is finite.
         bad = [name for name in wrong if name not in _REPORTED and "/" not in name] or wrong
         source = self._run.train_source
-        pictures = from_all(pending.pictures)
-        ids = [source.meta(int(index)).image_id for index in pictures if index >= 0]
+        images = from_all(pending.images)
+        ids = [source.meta(int(index)).image_id for index in images if index >= 0]
         latest = self._checkpoints.latest_step()
         kept = f"the checkpoint of step {latest} is good" if latest else "no checkpoint was written"
         message = (
-            f"not finite at step {pending.step}: {', '.join(bad)}; pictures {ids} of "
+            f"not finite at step {pending.step}: {', '.join(bad)}; images {ids} of "
             f"{source.spec}; {kept}. A lower learning rate, a longer warm-up or "
             "train.clip_norm may help"
         )

@@ -8,6 +8,7 @@ from drkd_jax import models
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.errors import UserError
 from drkd_jax.step.settings import TrainSettings
+from drkd_jax.words import counted
 
 
 def check_parts(settings: TrainSettings, devices: int) -> None:
@@ -21,9 +22,9 @@ def check_parts(settings: TrainSettings, devices: int) -> None:
         above = -(-settings.batch_size // each) * each
         nearest = f"{above - each} or {above}" if above > each else f"{above}"
         raise UserError(
-            f"config.train.accumulate = {settings.accumulate}: {settings.batch_size} pictures on "
-            f"{devices} device(s) do not divide into so many equal parts; take another number or "
-            f"config.train.batch_size = {nearest}"
+            f"config.train.accumulate = {settings.accumulate}: {settings.batch_size} images on "
+            f"{counted(devices, 'device')} do not divide into so many equal parts; take another "
+            f"number or config.train.batch_size = {nearest}"
         )
 
 

@@ -19,6 +19,7 @@ from drkd_jax.step.settings import TrainSettings
 from drkd_jax.step.state import num_parameters
 from drkd_jax.training.setup import Run
 from drkd_jax.training.teacher import compare_classes
+from drkd_jax.words import counted
 
 WEAK_AP = 0.01  # a teacher with a lower AP is reported
 
@@ -35,7 +36,7 @@ def describe(run: Run, start: int) -> list[str]:
     name = f"{student['detector']} on "
     lines = [
         f"devices    {run.mesh.size} x {device.device_kind} ({device.platform}), "
-        f"{jax.process_count()} process(es), computing in {settings.precision}"
+        f"{counted(jax.process_count(), 'process')}, computing in {settings.precision}"
         + (" by pmap" if settings.parallel == "pmap" else ""),
         f"train      {run.train_source.spec}: {_counts(run.train_source)}",
         f"val        {run.val_source.spec}: {_counts(run.val_source)}",
@@ -58,7 +59,7 @@ def describe(run: Run, start: int) -> list[str]:
             f"{', '.join(map(str, run.strides))}; the distiller trains {distiller} parameters"
         )
     lines += [
-        f"steps      {run.steps} of {settings.batch_size} pictures{_parts(settings)} "
+        f"steps      {run.steps} of {settings.batch_size} images{_parts(settings)} "
         f"({run.steps / run.steps_per_epoch:.1f} epochs of {run.steps_per_epoch} steps)"
         + (f", going on from step {start}" if start else ""),
         f"optimiser  {_optimiser(settings)}, learning rate {_rate(settings)} after "
@@ -101,7 +102,7 @@ def findings(run: Run, say: Callable[[str], None]) -> list[str]:
 
 
 def _too_small(pipeline: PipelineConfig) -> list[str]:
-    """A sentence if no canvas can hold pictures of the configured size."""
+    """A sentence if no canvas can hold images of the configured size."""
     wanted = pipeline.shorter, pipeline.longer
     if pipeline.resize == "stretch":
         held = any(h >= wanted[0] and w >= wanted[1] for h, w in pipeline.canvases)
@@ -113,7 +114,7 @@ def _too_small(pipeline: PipelineConfig) -> list[str]:
     sizes = ", ".join(f"{height}x{width}" for height, width in pipeline.canvases)
     return [
         f"config.data.canvases = {sizes}: too small for data.shorter = {wanted[0]} and "
-        f"data.longer = {wanted[1]}, so pictures are shrunk to fit; make the canvases "
+        f"data.longer = {wanted[1]}, so images are shrunk to fit; make the canvases "
         "larger as well, or ask for less"
     ]
 
@@ -169,7 +170,7 @@ def data_findings(
         train: the set that is trained on.
         val: the set that is scored.
         max_boxes: rows for ground truth in a batch.
-        max_detections: detections per class and picture that an evaluation counts.
+        max_detections: detections per class and image that an evaluation counts.
 
     Returns:
         ("train" or "val", text, whether something is likely wrong) for each.
@@ -179,26 +180,24 @@ def data_findings(
     shared = _shared(train, val)
     if shared:
         of_val.append(Finding(shared, grave=True))
-    elif _twice(train, val):  # may be intended, to overfit a few pictures
-        of_val.append(
-            Finding("the pictures of config.data.train: its AP tells nothing of new ones")
-        )
+    elif _twice(train, val):  # may be intended, to overfit a few images
+        of_val.append(Finding("the images of config.data.train: its AP says nothing of new ones"))
     found = [("train", each) for each in of_train] + [("val", each) for each in of_val]
     return [(part, finding.text, finding.grave) for part, finding in found]
 
 
 def _shared(train: Source, val: Source) -> str:
-    """The picture files that both sets have."""
+    """The image files that both sets have."""
     trained = set(places(train)) - {None}
     both = [place for place in places(val) if place in trained]
     if not both or _twice(train, val):
         return ""
     named = some(both)
-    return f"{len(both)} of its {len(val)} pictures are in config.data.train as well: {named}"
+    return f"{len(both)} of its {len(val)} images are in config.data.train as well: {named}"
 
 
 def _twice(train: Source, val: Source) -> bool:
-    """Whether both sets have the same picture files."""
+    """Whether both sets have the same image files."""
     if train.spec == val.spec:
         return True
     found = [places(train), places(val)]
@@ -210,14 +209,14 @@ def weak_teacher(ap: float, spec: str) -> str:
 
     Args:
         ap: AP of the teacher, 0..1; -1 if there is nothing to find.
-        spec: the source of the pictures that it was scored on.
+        spec: the source of the images that it was scored on.
     """
     if not 0 <= ap < WEAK_AP:
         return ""
     return (
         f"the teacher finds next to nothing on {spec} (AP {ap:.4f}): what it has to teach is "
         "little or wrong; see that config.teacher.checkpoint is of these classes, and that it "
-        "reads pictures as config.teacher.data says"
+        "reads images as config.teacher.data says"
     )
 
 
@@ -243,17 +242,17 @@ def _rate(settings: TrainSettings) -> str:
         return f"{settings.rate:g}"
     return (
         f"{settings.rate:g} ({settings.learning_rate:g} x {settings.batch_size}/"
-        f"{settings.linear_rate_for} pictures)"
+        f"{settings.linear_rate_for} images)"
     )
 
 
 def _counts(source: Source) -> str:
     counts = source.describe()
-    left_out = {"crowd": "crowd regions", "dropped": "unusable boxes"}
-    words = [f"{counts[key]} {what}" for key, what in left_out.items() if counts.get(key)]
-    return (
-        f"{counts['pictures']} pictures, {counts['boxes']} boxes, {counts['classes']} classes"
-        + (f" (left out of training: {', '.join(words)})" if words else "")
+    left_out = {"crowd": "crowd region", "dropped": "unusable box"}
+    words = [counted(counts[key], what) for key, what in left_out.items() if counts.get(key)]
+    nouns = {"images": "image", "boxes": "box", "classes": "class"}
+    return ", ".join(counted(counts[key], noun) for key, noun in nouns.items()) + (
+        f" (left out of training: {', '.join(words)})" if words else ""
     )
 
 

@@ -1,6 +1,6 @@
-"""Runs a detector on every picture of a source and computes COCO's numbers.
+"""Runs a detector on every image of a source and computes COCO's numbers.
 
-Letters: B pictures, N detections.
+Letters: B images, N detections.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def predictor(graph: nnx.GraphDef, pixels: Pixels, mesh: Mesh, least_limit: int 
         graph: the graph of a detector.
         pixels: the network's input format.
         mesh: the devices; the function compiles once per canvas.
-        least_limit: detections per picture that the detector's own limits must allow; see
+        least_limit: detections per image that the detector's own limits must allow; see
             `raise_limits`.
     """
 
@@ -65,7 +65,7 @@ def raise_limits(settings: Any, least: int) -> Any:
 
     Args:
         settings: `RetinaNetSettings` or `FasterRCNNSettings`.
-        least: detections per picture.
+        least: detections per image.
     """
     test = settings.test
     test = dataclasses.replace(
@@ -94,25 +94,25 @@ def evaluate(
     skipped: Path | None = None,
     category_ids: Sequence[Any] | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Predicts on every picture and scores the result.
+    """Predicts on every image and scores the result.
 
     Args:
         predict: from `predictor`.
         arrays: tuple of the states that its graph is merged with.
-        source: pictures and ground truth.
+        source: images and ground truth.
         pipeline: sizes and reading; its batch size is replaced by that of `settings`.
-        settings: batch size, number of pictures, evaluator and counted detections.
+        settings: batch size, number of images, evaluator and counted detections.
         mesh: the devices.
         progress: whether to show a progress bar.
         stop: called before every batch, by all processes alike; True stops the evaluation.
-        skipped: called with the list of unreadable pictures, if those are skipped. Their boxes
+        skipped: called with the list of unreadable images, if those are skipped. Their boxes
             count as missed.
         category_ids: the source's id for each of the detector's classes (`match_classes`); None if
             the classes are the same.
 
     Returns:
         (the 12 numbers by their usual names, detections in COCO's form). Every process handles its
-        share of the pictures, and all return the same.
+        share of the images, and all return the same.
 
     Raises:
         EvaluationStoppedError: `stop` returned True.
@@ -124,7 +124,7 @@ def evaluate(
         pipeline,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        max_pictures=settings.max_pictures,
+        max_images=settings.max_images,
         skipped=skipped,
     )
     rows = _rows_of_all(mesh)
@@ -144,7 +144,7 @@ def evaluate(
     if waiting is not None:
         found += _read(*waiting, source, category_ids)
     batches.share_skipped(allgather)
-    image_ids = batches.image_ids if settings.max_pictures else None
+    image_ids = batches.image_ids if settings.max_images else None
     truth = source.coco_ground_truth()
     numbers = coco_numbers(truth, found, image_ids, settings.evaluator, settings.max_detections)
     return numbers, found
@@ -156,7 +156,7 @@ def write_evaluation(
     source: Source,
     numbers: dict[str, float],
     found: list[dict[str, Any]],
-    max_pictures: int = 0,
+    max_images: int = 0,
 ) -> None:
     """Writes `eval.json` (numbers, step, data) and `detections.json` (COCO's form).
 
@@ -166,20 +166,20 @@ def write_evaluation(
         source: the scored data.
         numbers: the 12 numbers.
         found: detections in COCO's form.
-        max_pictures: how many pictures were scored, from the first on; 0: all.
+        max_images: how many images were scored, from the first on; 0: all.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    pictures = min(max_pictures or len(source), len(source))
-    content = {"step": step, "data": source.spec, "pictures": pictures, **numbers}
+    images = min(max_images or len(source), len(source))
+    content = {"step": step, "data": source.spec, "images": images, **numbers}
     write_text(workdir / "detections.json", json.dumps(found) + "\n")
     write_text(workdir / "eval.json", json.dumps(content, indent=2) + "\n")
 
 
 def _rows_of_all(mesh: Mesh) -> Callable[[Batch, Batch], Batch]:
     """Gathers the fields of a batch that are needed to read detections, from all processes."""
-    names = ("sizes", "flip", "picture_valid", "index", "scale")
+    names = ("sizes", "flip", "image_valid", "index", "scale")
     spread = jax.jit(lambda rows: rows, out_shardings=replicated(mesh))
 
     def rows(batch: Batch, placed: Batch) -> Batch:

@@ -68,7 +68,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, profile: str = "") 
 
     Raises:
         UserError: a fault that the user can correct, before anything is overwritten.
-        NonFiniteError: with the step, the terms and the picture ids; the last checkpoint is good.
+        NonFiniteError: with the step, the terms and the image ids; the last checkpoint is good.
         InterruptedRunError: a signal asked to stop; a checkpoint was written, or nothing was
             trained yet.
     """
@@ -303,10 +303,10 @@ class _Session:
             self.checkpoints.save_best(state, {**self._about(), "numbers": numbers})
             self.scores.best = step, numbers
         if is_first():
-            most = run.eval.max_pictures
+            most = run.eval.max_images
             write_evaluation(self.workdir, step, run.val_source, numbers, found, most)
-            of = run.train.tensorboard_pictures, most
-            self.metrics.pictures(step, draw_scenes(run.val_source, found, *of))
+            of = run.train.tensorboard_images, most
+            self.metrics.images(step, draw_scenes(run.val_source, found, *of))
         self.metrics.evaluation(step, numbers)
         self.scores.done.append((step, numbers))
         took = time.perf_counter() - before

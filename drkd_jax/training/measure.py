@@ -1,6 +1,6 @@
 """Measures a training step on this machine: time, operations, memory, and the time of its parts.
 
-The batch is already on the device: reading pictures is measured by `benchmarks/input.py`, and its
+The batch is already on the device: reading images is measured by `benchmarks/input.py`, and its
 share of a real run is `data_wait` in `metrics.jsonl`. `dry_run` prints before a run what it would
 do, and the memory and time of a step.
 """
@@ -41,21 +41,21 @@ class Cost:
         compile_seconds: XLA's own compile time.
         step_seconds: median of the timed steps.
         step_range: the shortest and the longest of them.
-        pictures_per_second: over all devices.
+        images_per_second: over all devices.
         flops: operations of the compiled program per step on one device.
         flops_written: operations of the program before compiler optimisations, per device.
         memory: bytes by kind: "arguments", "temporary", "outputs" as compiled; "peak" and
             "limit" as reported by the device, if it does.
         parts: seconds by part of the step; those of the distillation's terms are differences.
         canvas: height and width in pixels.
-        batch_size: pictures per step over all devices.
+        batch_size: images per step over all devices.
     """
 
     trace_seconds: float
     compile_seconds: float
     step_seconds: float
     step_range: tuple[float, float]
-    pictures_per_second: float
+    images_per_second: float
     flops: float
     flops_written: float
     memory: dict[str, int]
@@ -104,7 +104,7 @@ def measure(run: Run, *, steps: int = 10, parts: bool = True) -> Cost:
         compile_seconds=done - traced,
         step_seconds=step_seconds,
         step_range=(min(times[2:]), max(times[2:])),
-        pictures_per_second=size / step_seconds,
+        images_per_second=size / step_seconds,
         # XLA counts the body of a loop once.
         flops=loop_length(run.recipe.accumulate) * _flops(compiled),
         flops_written=loop_length(run.recipe.accumulate) * _flops(lowered) / run.mesh.size,
@@ -278,11 +278,11 @@ def _lines(cost: Cost, run: Run) -> list[str]:
     length = run.steps * cost.step_seconds
     return [
         f"a step     {cost.step_seconds:.3f} s ({low:.3f} to {high:.3f}) at "
-        f"{cost.canvas[0]}x{cost.canvas[1]}, {cost.pictures_per_second:.1f} pictures a second, "
+        f"{cost.canvas[0]}x{cost.canvas[1]}, {cost.images_per_second:.1f} images per second, "
         f"after {cost.trace_seconds + cost.compile_seconds:.0f} s of compiling",
         f"memory     {memory}",
         f"the run    about {_duration(length)} for {run.steps} steps, without evaluations and the "
-        "reading of pictures; nothing was written",
+        "reading of images; nothing was written",
     ]
 
 

@@ -45,7 +45,7 @@ from drkd_jax.step.accumulation import Gradient, accumulate, split_batch
 from drkd_jax.step.settings import TrainSettings
 from drkd_jax.step.sharding import put_batch, put_everywhere, replicated
 from drkd_jax.step.state import Arrays, SplitModule, TrainState, merge_module, split_module
-from drkd_jax.step.train_step import picture_keys
+from drkd_jax.step.train_step import image_keys
 from drkd_jax.training.kept_units import UNITS_FILE, Pretrained, read_units, write_units
 from drkd_jax.training.setup import Run
 from drkd_jax.training.teacher import Teacher, for_data, load_teacher
@@ -138,14 +138,14 @@ def _loss(
         for unit, pair in zip(own, distiller.pairs, strict=True):
             x = maps[pair.teacher]
             stride = features.spec.strides[pair.teacher]
-            mask = pixel_mask(targets.sizes, targets.picture_valid, stride, x.shape[1:3])
+            mask = pixel_mask(targets.sizes, targets.image_valid, stride, x.shape[1:3])
             spread = variance(x, mask) if standardized else jnp.ones(())
             sigma = jnp.where(spread > 0, jnp.sqrt(jnp.where(spread > 0, spread, 1)), 1)
             flat = (x / sigma).astype(distiller.dtype).reshape(x.shape[0], -1, x.shape[-1])
             phi = unit(flat, mask.reshape(mask.shape[0], -1), train=True)
             # Adds only the unit's branch, so that a zero branch leaves the map exactly unchanged.
             maps[pair.teacher] = x + ((phi - flat).reshape(x.shape) * sigma).astype(x.dtype)
-        keys = picture_keys(run.recipe.seed, step, batch.index)
+        keys = image_keys(run.recipe.seed, step, batch.index)
         terms = detector.losses(Features(tuple(maps), features.spec), targets, keys)
         total = sum(terms.values(), jnp.zeros((), jnp.float32))
         return total, nnx.as_pure(nnx.state(own, nnx.BatchStat))
@@ -199,7 +199,7 @@ def train_units(
             losses, images = [], 0
             for number in range(min(_MEASURED, steps_per_epoch(held_out, run.pipeline))):
                 batch = next(loader)
-                images += int(from_all(np.asarray(batch.picture_valid)).sum())
+                images += int(from_all(np.asarray(batch.image_valid)).sum())
                 placed = put_batch(batch, run.mesh)
                 losses.append(measure(weights, statistics, arrays, placed, jnp.int32(number)))
             return float(np.mean(jax.device_get(losses))), images

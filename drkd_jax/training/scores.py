@@ -17,6 +17,7 @@ from drkd_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from drkd_jax.step.settings import TrainSettings
 from drkd_jax.step.state import TrainState, num_parameters
 from drkd_jax.training.setup import Run
+from drkd_jax.words import counted
 
 Numbers = dict[str, float]
 
@@ -60,8 +61,9 @@ class Scores:
         if vain < patience or last >= self.steps:
             return ""
         return (
-            f"stopped early at step {last} of {self.steps}: no better AP in {vain} evaluations "
-            f"since step {best} (config.train.early_stop = {patience})"
+            f"stopped early at step {last} of {self.steps}: no better AP in "
+            f"{counted(vain, 'evaluation')} since step {best} "
+            f"(config.train.early_stop = {patience})"
         )
 
 
@@ -90,7 +92,7 @@ def summarize(
         "best": scores.best[1],
         "best_step": scores.best[0],
         "steps": step,
-        "ended": scores.why_over() or f"{step} steps are done",
+        "ended": scores.why_over() or counted(step, "step", "are done"),
         "seconds": seconds,
         "parameters": {
             "student": num_parameters(state.student),

@@ -203,7 +203,7 @@ def build_teaching(
     if config.get("distill") is None:
         return None
     if config.get("teacher") is None:
-        raise UserError("config.distill is set and config.teacher is not: nobody teaches")
+        raise UserError("config.distill is set and config.teacher is not: there is no teacher")
     crosskd = distill.distill_config(config["distill"]).terms.get("crosskd")
     if crosskd:
         check_head(crosskd, student, "student")
@@ -265,7 +265,7 @@ def open_sources(
     )
     val, notes = with_classes(val, train.categories, "config.data.val", "config.data.train")
     require_usable(val)
-    most = (config.get("eval") or {}).get("max_pictures", 0) or len(val)
+    most = (config.get("eval") or {}).get("max_images", 0) or len(val)
     read = kept_indices(train, pipeline), np.arange(min(most, len(val)))
     for key, source, which in zip(("train", "val"), (train, val), read, strict=True):
         require_readable(source, f"config.data.{key}", pipeline.on_error, which)

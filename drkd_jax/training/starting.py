@@ -160,7 +160,7 @@ def _check_pixels(init: str | Path, theirs: Mapping[str, Any], own: Mapping[str,
     ]
     if wrong:
         raise UserError(
-            f"config.student.init = {init}: its network reads its pictures another way; set "
+            f"config.student.init = {init}: its network reads its images differently; set "
             f"{', '.join(wrong)}"
         )
 
@@ -211,7 +211,7 @@ def _check_backbone(init: str | Path, theirs: BackboneSettings, own: BackboneSet
     ]
     if wrong:
         raise UserError(
-            f"config.student.init = {init}: its backbone computes another way; set "
+            f"config.student.init = {init}: its backbone computes differently; set "
             f"{', '.join(wrong)}"
         )
 

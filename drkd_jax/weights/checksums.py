@@ -53,7 +53,7 @@ def check_unchanged(item: str, tree: Any, about: Mapping[str, Any]) -> None:
     ]
     if changed:
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise ValueError(f"{item}: {changed[0]}{others} is not what was written, by its checksum")
+        raise ValueError(f"{item}: {changed[0]}{others} differs from what was written (checksum)")
 
 
 def _checksum(array: Any) -> int:

@@ -1,6 +1,6 @@
 """The result of `load`: a model's arrays, its settings, and the format of its input.
 
-Letters: H W pixels of a picture, n objects.
+Letters: H W pixels of an image, n objects.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from drkd_jax.weights.ours import About
 
 
 class Objects(NamedTuple):
-    """The detections on a picture, best first."""
+    """The detections on an image, best first."""
 
-    boxes: Float64[np.ndarray, "n 4"]  # xyxy, pixels of the picture
+    boxes: Float64[np.ndarray, "n 4"]  # xyxy, pixels of the image
     scores: Float64[np.ndarray, "n"]  # 0..1
     labels: Int[np.ndarray, "n"]  # 0..K-1, indices into `Weights.categories`
 
@@ -87,7 +87,7 @@ class Weights:
         if self.about.source.get("library") != "torchvision" or self.about.part == "backbone":
             return ""
         eps = self.about.settings["backbone"]["eps"]
-        other = " (what was trained on from a COCO_V1 file wants backbone.eps=0)" if eps else ""
+        other = " (what was trained on from a COCO_V1 file needs backbone.eps=0)" if eps else ""
         return f"; its batch norms compute with an eps of {eps:g}{other}"
 
     @property
@@ -122,7 +122,7 @@ class Weights:
         return fill(self.model(dtype), self.arrays, self.name)
 
     def as_config(self, size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """The run's own config; for a file, the part that describes how to prepare pictures.
+        """The run's own config; for a file, the part that describes how to prepare images.
 
         Args:
             size: for a file: pixels of the shorter side after resizing, and at most of the longer
@@ -151,7 +151,7 @@ class Weights:
         return read_pixels(self.as_config()["data"], self.dtype)
 
     def pipeline(self, batch_size: int = 1, size: tuple[int, int] | None = None) -> PipelineConfig:
-        """How pictures are resized and placed on canvases; for `size` see `as_config`."""
+        """How images are resized and placed on canvases; for `size` see `as_config`."""
         return read_pipeline(self.as_config(size), batch_size)
 
     def check_detector(self) -> None:
@@ -177,14 +177,14 @@ class Weights:
         return functools.partial(jax.jit(run), nnx.as_pure(state))
 
     def predict(self, image: UInt8[np.ndarray, "H W 3"], lowest: float = 0.0) -> Objects:
-        """The objects on one picture; compiles for the first picture of each canvas size.
+        """The objects on one image; compiles for the first image of each canvas size.
 
         Args:
             image: RGB.
             lowest: least score of a returned object.
 
         Raises:
-            UserError: the model has no head, or `check_image` refuses the picture.
+            UserError: the model has no head, or `check_image` refuses the image.
         """
         check_image(image)
         batch = image_batch([image], self.pipeline(), 1)
@@ -195,11 +195,11 @@ class Weights:
 
 
 def check_image(image: Any) -> None:
-    """Refuses anything but uint8 pictures: floats from 0 to 1, say, would be almost black.
+    """Refuses anything but uint8 images: floats from 0 to 1, say, would be almost black.
 
     Raises:
         UserError: it is not a uint8 array [H, W, 3].
     """
     kind, shape = getattr(image, "dtype", type(image).__name__), np.shape(image)
     if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise UserError(f"a picture is an RGB array [H, W, 3] of uint8, not {shape} of {kind}")
+        raise UserError(f"an image is an RGB array [H, W, 3] of uint8, not {shape} of {kind}")

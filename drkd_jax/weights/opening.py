@@ -35,6 +35,7 @@ from drkd_jax.weights.ours import (
     read_ours,
     read_run,
 )
+from drkd_jax.words import counted
 
 # Keys of a config that say how to read a file, not which model it contains.
 _READING = ("data", "prefix", "part")
@@ -245,9 +246,8 @@ def _open_ours(
             if name not in arrays or wanted.get(name) != arrays[name].shape
         )
         if wrong:
-            raise UserError(
-                f"{len(wrong)} arrays are not those of its settings; the first is {wrong[0]}"
-            )
+            text = counted(len(wrong), "array", "are not of its settings")
+            raise UserError(f"{text}; the first is {wrong[0]}")
         _check_numbers(arrays, {}, arrays)
     about = dataclasses.replace(about, settings=settings, data=dict(about.data) | dict(said))
     line = f"{path.name}: ours, {about.part}, {len(arrays)} arrays, all used"

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from drkd_jax.errors import UserError
 from drkd_jax.models.arrays import flatten
 from drkd_jax.models.filling import as_tuples
+from drkd_jax.renamed import read_about
 from drkd_jax.weights.checksums import CHECKSUMS, check_unchanged
 
 KEY = "drkd_jax"
@@ -50,7 +51,7 @@ class About:
         num_classes: number of classes of the data; 0 without a head.
         categories: [id, name] of each class; [] if unknown.
         source: plain values: the file and its SHA-256, or the work folder and its step.
-        data: sizes of pictures, mean and std of the training, if known.
+        data: sizes of images, mean and std of the training, if known.
     """
 
     part: str
@@ -232,7 +233,7 @@ def read_checkpoint(workdir: str | Path, which: str = "best") -> tuple[dict[str,
         try:
             arrays = _restore(folder / str(step) / "student")
             only = ocp.args.Composite(about=ocp.args.JsonRestore())
-            about = manager.restore(step, args=only)["about"]
+            about = read_about(manager.restore(step, args=only)["about"])
             check_unchanged("student", arrays, about)
         except (OSError, *DAMAGED) as error:
             raise UserError(

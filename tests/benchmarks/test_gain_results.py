@@ -42,7 +42,7 @@ def finish(job: Job, quality: float, seed: int) -> None:
     """Writes the files of a finished run: detections near the truth, and their scores."""
     truth = open_source(job.config["data"]["val"]).coco_ground_truth()
     images = [image["id"] for image in truth["images"]]
-    images = images[: job.config["eval"]["max_pictures"] or None]
+    images = images[: job.config["eval"]["max_images"] or None]
     rng = np.random.default_rng(seed)
     found = [
         {
@@ -105,15 +105,15 @@ def test_results_pair_the_seeds_and_keep_what_is_missing(plan, few_draws):
 
 
 @pytest.mark.parametrize("of", ["sets.drawn", "base"])
-def test_pictures_and_detections_are_counted_as_the_table_says(tmp_path, few_draws, of):
-    asked = f"[{of}]\nconfig.eval.max_pictures = 2\nconfig.eval.max_detections = 150"
+def test_images_and_detections_are_counted_as_the_table_says(tmp_path, few_draws, of):
+    asked = f"[{of}]\nconfig.eval.max_images = 2\nconfig.eval.max_detections = 150"
     plan = make_plan(read_table(write(tmp_path, TEXT.replace(f"[{of}]", asked))), tmp_path, None)
     for i, job in enumerate(plan.jobs):
         finish(job, 3.0, i)
     results = gather(plan, {})
     assert {run["state"] for run in results["runs"]} == {"done"}
     assert all(np.isfinite(row["difference"]["AP"]["low"]) for row in results["comparisons"][1:3])
-    # With base, only for students: their teacher is scored on other pictures, so there is no gap.
+    # With base, only for students: their teacher is scored on other images, so there is no gap.
     assert bool(results["gaps"]) == (of == "sets.drawn")
 
 
@@ -175,6 +175,16 @@ def test_keys_that_came_after_a_run_count_by_their_defaults(plan):
     del older["train"]["parallel"], older["train"]["precision"], older["train"]["clip_norm"]
     (job.folder / "config.json").write_text(json.dumps(older))
     assert differences(job, job.folder) == ["train.clip_norm"]  # 1 here; without the key, none
+
+
+def test_a_run_of_old_names_is_the_same_run(plan):
+    job = next(job for job in plan.students if job.config["distill"])
+    finish(job, 1.0, 0)
+    older = json.loads((job.folder / "config.json").read_text())
+    older["eval"]["max_pictures"] = older["eval"].pop("max_images")
+    older["distill"]["pictures_per_device"] = older["distill"].pop("images_per_device")
+    (job.folder / "config.json").write_text(json.dumps(older))
+    assert differences(job, job.folder) == []
 
 
 @pytest.mark.parametrize("wrong", [b'{"best": ', b"\xff", b"7"])

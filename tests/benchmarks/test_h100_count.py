@@ -153,7 +153,7 @@ def test_the_command_reads_a_program_and_tells_what_was_before(main, tmp_path, c
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     assert main(["--read", str(PROGRAM), f"--json={first}"]) == 0
     out = capsys.readouterr().out
-    assert "| 1 | handmade, without distillation, 8 GPUs, 2 pictures each, bf16 | 21 |" in out
+    assert "| 1 | handmade, without distillation, 8 GPUs, 2 images each, bf16 | 21 |" in out
     assert "| 2.25 | 1.50 |" in out  # buffers
     assert "NMS (ops/nms.py:30 nms) 1 x" in out
     assert "| all-reduce-start | 2.00 | 1 |" in out
@@ -246,7 +246,7 @@ def test_the_step_is_that_of_a_run():
     config["teacher"]["backbone"] |= {"norm": "frozen_bn", "frozen_stages": 1}
     run = build_run(config)
     classes = len(run.train_source.categories)
-    step = steps.abstract_step(config, classes=classes, pictures=len(run.train_source))
+    step = steps.abstract_step(config, classes=classes, images=len(run.train_source))
 
     def described(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, jnp.dtype(leaf.dtype)), tree)
@@ -283,6 +283,6 @@ def test_recipes_name_teachers_that_are_known():
     plain = steps.read_config(recipe, plain=True, precision="bfloat16", batch_size=16)
     assert steps.least_trips(steps.abstract_step(plain)) == {
         "RoIAlign": 1
-    }  # 512 per picture, for any batch
+    }  # 512 per image, for any batch
     with pytest.raises(UserError, match="no weights are read here"):
         steps.abstract_teacher({"checkpoint": "runs/own"})

@@ -23,4 +23,4 @@ def test_each_true_box_is_found_once_and_by_its_class():
             {"image_id": 1, "category_id": 2, "bbox": [70, 10, 20, 20], "score": 0.6},  # a third
         ],
     }
-    assert compare(truth, found) == {"pictures": 1, "labels": 4, "truths": 2, "right": 1}
+    assert compare(truth, found) == {"images": 1, "labels": 4, "truths": 2, "right": 1}

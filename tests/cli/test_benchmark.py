@@ -38,8 +38,8 @@ def test_a_step_is_measured_without_any_file(tmp_path, capsys):
     assert figures["batch_size"] == 2
     assert figures["canvas"] == [64, 96]
     assert figures["parts"] == {}
-    assert figures["pictures_per_second"] == pytest.approx(2 / figures["step_seconds"])
-    # Forward and backward, two pictures: ResNet-18 has 1.8 G products at 224 x 224 and width 64;
+    assert figures["images_per_second"] == pytest.approx(2 / figures["step_seconds"])
+    # Forward and backward, two images: ResNet-18 has 1.8 G products at 224 x 224 and width 64;
     # at 64 x 96 and width 8 that is 1/523. Neck, head and losses come on top.
     backbone = 2 * 2 * 3 * 1.8e9 / 523
     assert backbone < figures["flops_written"] < 4 * backbone
@@ -47,7 +47,7 @@ def test_a_step_is_measured_without_any_file(tmp_path, capsys):
     share = figures["flops"] / figures["step_seconds"] / 0.5e12
     assert figures["share_of_peak"] == pytest.approx(share)
     assert figures["memory"]["temporary"] > 0
-    words = ("compile ", "pictures/s", "GFLOP", "of the peak of 0.5", "memory ")
+    words = ("compile ", "images/s", "GFLOP", "of the peak of 0.5", "memory ")
     for word in words:
         assert word in printed.out
 
@@ -110,20 +110,20 @@ def test_the_paper_s_teachers_need_no_file(name, groups, width, dcn):
     ("arguments", "words"),
     [
         ([], "--config is missing"),
-        ([RECIPE, "more"], "what is more?"),
+        ([RECIPE, "more"], "unknown: more; every argument is"),
         ([RECIPE, "--steps=0"], "steps"),
         ([RECIPE, "--nonsense=1"], "nonsense"),
         (
             [RECIPE, "--config.train.batch=1"],
-            "error: the config knows no key 'batch'; given are --config.train.batch=1",
+            "error: the config has no key 'batch'; given: --config.train.batch=1",
         ),
-        ([RECIPE, "--config.train.steps=1e3"], "steps=1e3: wanted is a whole number"),
+        ([RECIPE, "--config.train.steps=1e3"], "steps=1e3: must be a whole number"),
         (
             ["--config=folder:student", "--config.teacher.checkpoint=x"],
             "error: --config.teacher.checkpoint: config.teacher is empty in this recipe",
         ),
-        ([RECIPE, RECIPE], f"error: one --config is wanted, and there are {RECIPE}, {RECIPE}"),
-        (["--config.train.steps=3"], "error: --config is missing; given are --config.train."),
+        ([RECIPE, RECIPE], f"error: give one --config, not several: {RECIPE}, {RECIPE}"),
+        (["--config.train.steps=3"], "error: --config is missing; given: --config.train."),
         ([RECIPE, "--config.train.parallel=pmap"], "measures config.train.parallel = 'jit'"),
     ],
 )

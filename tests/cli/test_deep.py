@@ -1,4 +1,4 @@
-"""Pictures of 12 bits in 16: `predict` reports it once, and `--depth` corrects it."""
+"""Images of 12 bits in 16: `predict` reports it once, and `--depth` corrects it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def deep(path: Path, brightest: int) -> Path:
 
 @pytest.fixture
 def seen(monkeypatch) -> list[int]:
-    """The maximum of each picture that the detector gets; it finds nothing."""
+    """The maximum of each image that the detector gets; it finds nothing."""
     brightest: list[int] = []
 
     def nothing(_, batch: Batch) -> Detections:
@@ -47,13 +47,13 @@ def call(tmp_path: Path, *arguments: str) -> int:
     return command_line.main(["predict", "--workdir=x", out, *arguments])
 
 
-def test_dark_pictures_are_told_once_and_mended_by_the_flag(seen, tmp_path, capsys):
+def test_dark_images_are_told_once_and_mended_by_the_flag(seen, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "0.png"), np.full((32, 64), 9, np.uint8))  # dark, of 8 bits
     paths = [str(deep(tmp_path / f"{i}.png", 4095 - 2000 * (i == 1))) for i in range(1, 5)]
     assert call(tmp_path, str(tmp_path / "0.png"), *paths) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        f"warning: {paths[0]} holds 16-bit numbers, and the brightest of 4 such pictures looked "
+        f"warning: {paths[0]} holds 16-bit numbers, and the brightest of 4 such images looked "
         "at is 4095 of 65535: read as 16 bits it comes out nearly black. --depth=12 makes 4095 "
     )
     assert max(seen) == 15
@@ -64,14 +64,14 @@ def test_dark_pictures_are_told_once_and_mended_by_the_flag(seen, tmp_path, caps
 
 
 @pytest.mark.parametrize("brightest", [65535, 33000, 0])
-def test_nothing_is_said_of_pictures_that_use_their_bits_or_are_black(
+def test_nothing_is_said_of_images_that_use_their_bits_or_are_black(
     seen, tmp_path, capsys, brightest
 ):
     assert call(tmp_path, str(deep(tmp_path / "a.png", brightest))) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_a_picture_that_is_dark_by_itself_among_bright_ones(tmp_path):
+def test_an_image_that_is_dark_by_itself_among_bright_ones(tmp_path):
     paths = [deep(tmp_path / "a.png", 900), deep(tmp_path / "b.png", 65535)]
     assert DeepWatch(paths, 0).look(0, np.full((4, 4, 3), 3, np.uint8)) == ""
 

@@ -22,9 +22,9 @@ def test_tiny_demo_leaves_everything_behind_and_goes_on(tmp_path, capsys):
     assert [run["name"] for run in results["runs"]] == ["teacher", "plain student", "DRKD student"]
     assert results["runs"][1]["parameters"] == results["runs"][2]["parameters"]
     assert results["command"].startswith("python -m drkd_jax demo --tiny")
-    for name in ("report.html", "results.md", *results["pictures"]):
+    for name in ("report.html", "results.md", *results["figures"]):
         assert (tmp_path / name).stat().st_size > 1000
-    assert len(results["pictures"]) == 4
+    assert len(results["figures"]) == 4
 
     checkpoint = next((tmp_path / "drkd" / "checkpoints").iterdir())
     written = checkpoint.stat().st_mtime_ns

@@ -125,7 +125,7 @@ def test_evaluate_on_data_of_other_classes_is_refused(workdir, loaded, capsys, t
 
 
 def small_set(folder, categories: list[dict], annotations: list[dict]) -> str:
-    """A source of two dark pictures with these boxes."""
+    """A source of two dark images with these boxes."""
     images = [
         {"id": 2**53 + i, "file_name": f"{i}.png", "height": 50, "width": 60} for i in range(2)
     ]
@@ -147,7 +147,7 @@ def test_classes_are_brought_together_by_name(workdir, loaded, capsys, tmp_path)
     assert command_line.main(call) == 0
     printed = capsys.readouterr().out
     assert "classes of --data=" in printed
-    assert "brought to those of the detector by name" in printed
+    assert "mapped to those of the detector by name" in printed
     found = json.loads((tmp_path / "detections.json").read_text())
     assert {row["category_id"] for row in found} <= {2**54, -3}
     assert {row["image_id"] for row in found} <= {2**53, 2**53 + 1}
@@ -174,7 +174,7 @@ def test_why_every_number_is_minus_one(workdir, loaded, capsys, tmp_path, annota
     printed = capsys.readouterr().out
     assert printed.count("-1.0000") == 12
     what = "only crowd regions (1)" if annotations else "no annotation"
-    assert f"there is nothing to find: {what} in 2 pictures" in printed
+    assert f"there is nothing to find: {what} in 2 images" in printed
 
 
 def test_what_a_run_says_of_its_data_is_said_here_too(workdir, loaded, capsys, tmp_path):
@@ -182,16 +182,16 @@ def test_what_a_run_says_of_its_data_is_said_here_too(workdir, loaded, capsys, t
     box = {"category_id": 7, "bbox": [0.1, 0.2, 0.3, 0.4], "area": 0.12}
     data = small_set(tmp_path, [{"id": 7, "name": "disc"}], [box])
     assert command_line.main([*call, f"--data={data}"]) == 2
-    assert "1 boxes have values between 0 and 1 only: normalised?" in capsys.readouterr().err
+    assert "1 box has values between 0 and 1 only: normalised?" in capsys.readouterr().err
     data = small_set(tmp_path, [{"id": 7, "name": "disc"}], [{"category_id": 7}] * 101)
     assert command_line.main([*call, f"--data={data}"]) == 0
     said = capsys.readouterr().err
-    assert "warning: 1 pictures have more than 100 boxes of a class (at most 101)" in said
+    assert "warning: 1 image has more than 100 boxes of a class (at most 101)" in said
 
 
 def test_more_detections_are_let_through_and_counted(workdir, capsys, tmp_path):
     call = ["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--max-detections=120"]
-    assert command_line.main([*call, "--max-pictures=2"]) == 0
+    assert command_line.main([*call, "--max-images=2"]) == 0
     printed = capsys.readouterr().out
     assert "AR120 " in printed
     assert "all,    120 detections" in printed
@@ -203,8 +203,8 @@ def test_more_detections_are_let_through_and_counted(workdir, capsys, tmp_path):
     assert "must be more than 10" in capsys.readouterr().err
 
 
-def test_a_score_of_other_pictures_is_not_replaced_without_a_word(loaded, capsys, tmp_path):
-    own = {"step": 4, "data": "shapes:6:1", "pictures": 6, "AP": 0.5, "AR100": 0.5}
+def test_a_score_of_other_images_is_not_replaced_without_a_word(loaded, capsys, tmp_path):
+    own = {"step": 4, "data": "shapes:6:1", "images": 6, "AP": 0.5, "AR100": 0.5}
     file = tmp_path / "eval.json"
 
     def said(*flags: str) -> str:
@@ -212,19 +212,18 @@ def test_a_score_of_other_pictures_is_not_replaced_without_a_word(loaded, capsys
         assert command_line.main(["evaluate", f"--workdir={tmp_path}", *flags]) == 0
         return capsys.readouterr().err
 
-    told = f"{file} and detections.json beside it hold the scores of shapes:6:1 (6 pictures"
+    told = f"{file} and detections.json beside it hold the scores of shapes:6:1 (6 images"
     assert told not in said()  # the same again
     err = said("--data=shapes:4:2")
     assert (
-        f"warning: {told}, step 4), and those of shapes:4:2 (4 pictures, step 4) will replace"
-        in err
+        f"warning: {told}, step 4), and those of shapes:4:2 (4 images, step 4) will replace" in err
     )
     assert json.loads(file.read_text())["data"] == "shapes:4:2"
-    assert f"{told}, step 4), and those of shapes:6:1 (2 pict" in said("--max-pictures=2")
+    assert f"{told}, step 4), and those of shapes:6:1 (2 imag" in said("--max-images=2")
     assert "another limit), and those of" in said("--max-detections=120")
     assert told not in said("--data=shapes:4:2", f"--out={tmp_path / 'new'}")
     own |= {"step": 9}
-    assert "(6 pictures, step 9), and those of shapes:6:1 (6 pictures, step 4)" in said()
+    assert "(6 images, step 9), and those of shapes:6:1 (6 images, step 4)" in said()
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
@@ -242,7 +241,7 @@ def test_numbers_are_printed_before_they_are_written(
         raise UserError("the disk is full")
 
     monkeypatch.setattr(evaluate, "write_evaluation", full)
-    call = ["evaluate", f"--workdir={workdir}", "--max-pictures=2", f"--out={tmp_path / 'new'}"]
+    call = ["evaluate", f"--workdir={workdir}", "--max-images=2", f"--out={tmp_path / 'new'}"]
     assert command_line.main(call) == 2
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 13
@@ -274,7 +273,7 @@ def test_predict_by_a_file_of_weights_and_with_more_boxes(workdir, tmp_path):
     assert [row["name"] for row in result["categories"]][:2] == ["disc", "ring"]
 
 
-def test_predict_draws_and_writes_coco_json_in_the_pictures_own_pixels(workdir, tmp_path, capsys):
+def test_predict_draws_and_writes_coco_json_in_the_images_own_pixels(workdir, tmp_path, capsys):
     rng = np.random.default_rng(0)
     sizes = {"wide.png": (60, 110), "tall.jpg": (130, 70)}
     for name, size in sizes.items():
@@ -317,9 +316,9 @@ def test_a_model_in_python_finds_what_the_command_finds(workdir, trained, tmp_pa
     assert len(model.predict(image, lowest=found.scores[1]).boxes) == 2
 
 
-def test_predict_names_a_file_that_is_no_picture(workdir, tmp_path, capsys):
+def test_predict_names_a_file_that_is_no_image(workdir, tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     assert (
         command_line.main(["predict", f"--workdir={workdir}", f"--out={tmp_path}", str(broken)])
         == 2

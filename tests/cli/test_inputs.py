@@ -1,4 +1,4 @@
-"""Which pictures are found, and the names of their drawings."""
+"""Which images are found, and the names of their drawings."""
 
 import errno
 import itertools
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drkd_jax.cli.inputs import drawing_names, find_pictures, marked
+from drkd_jax.cli.inputs import drawing_names, find_images, marked
 from drkd_jax.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -50,14 +50,14 @@ def test_no_two_names_are_the_same_on_any_file_system():
         assert len(keys) == len(found) == 10
 
 
-def test_no_drawing_takes_the_place_of_a_picture(tmp_path):
+def test_no_drawing_takes_the_place_of_an_image(tmp_path):
     touch(tmp_path, "a.png", "b.jpg", "b_2.PNG")
     paths = [tmp_path / name for name in ("a.png", "b.jpg", "b_2.PNG")]
     found = drawing_names(paths, tmp_path)
     assert found == ["a_2.png", "b.png", "b_2_2.png"]
 
 
-def test_nor_that_of_a_picture_that_lies_there_and_is_not_read(tmp_path):
+def test_nor_that_of_an_image_that_lies_there_and_is_not_read(tmp_path):
     png = cv2.imencode(".png", np.full((9, 8, 3), 7, np.uint8))[1].tobytes()
     touch(tmp_path, "a.png", "c_2.png", content=png)
     touch(tmp_path, "b.png", "c.png", content=marked(png))  # from an earlier call
@@ -83,10 +83,10 @@ def test_names_take_time_in_proportion():
 def test_folders_are_walked_and_the_rest_is_left_aside(tmp_path):
     touch(tmp_path, "b.jpg", "a/c.PNG", "a/.hidden.jpg", ".git/d.jpg", "notes.txt", "clip.mp4")
     touch(tmp_path, "without_suffix", content=PNG)
-    found = find_pictures([tmp_path])
+    found = find_images([tmp_path])
     names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
     assert sorted(names) == ["a/c.PNG", "b.jpg", "without_suffix"]
-    assert found.notes == (f"{tmp_path}: 2 files that are no pictures are left aside",)
+    assert found.notes == (f"{tmp_path}: 2 files are left out (no image)",)
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
@@ -94,16 +94,16 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
     os.mkfifo(tmp_path / "set" / "pipe")
-    found = find_pictures([tmp_path / "set"])
+    found = find_images([tmp_path / "set"])
     names = [path.relative_to(tmp_path / "set").as_posix() for path in found.paths]
     assert names == ["a.jpg", "linked/b.jpg"]
 
 
 def test_results_in_a_folder_are_no_input(tmp_path):
     touch(tmp_path, "a.jpg", "out/a.png")
-    assert find_pictures([tmp_path], tmp_path / "out").paths == (tmp_path / "a.jpg",)
+    assert find_images([tmp_path], tmp_path / "out").paths == (tmp_path / "a.jpg",)
     touch(tmp_path, "b.png")
-    assert len(find_pictures([tmp_path], tmp_path).paths) == 3
+    assert len(find_images([tmp_path], tmp_path).paths) == 3
 
 
 def test_drawings_of_earlier_calls_are_no_input(tmp_path):
@@ -111,28 +111,28 @@ def test_drawings_of_earlier_calls_are_no_input(tmp_path):
     touch(tmp_path, "a.jpg", "own.png", content=png)
     touch(tmp_path, "a.png", "run1/a.png", content=marked(png))
     assert (cv2.imread(str(tmp_path / "a.png")) == 7).all()
-    found = find_pictures([tmp_path], tmp_path)
+    found = find_images([tmp_path], tmp_path)
     assert [path.name for path in found.paths] == ["a.jpg", "own.png"]
-    assert found.notes == (f"{tmp_path}: 2 drawings of earlier calls are left aside",)
+    assert found.notes == (f"{tmp_path}: 2 earlier drawings are left out",)
     assert drawing_names(found.paths, tmp_path) == ["a.png", "own_2.png"]
-    assert len(find_pictures([tmp_path / "a.png"]).paths) == 1  # if named, it is used
+    assert len(find_images([tmp_path / "a.png"]).paths) == 1  # if named, it is used
 
 
 def test_a_file_is_taken_whatever_it_is_and_once(tmp_path):
     touch(tmp_path, "clip.mp4", "a.jpg")
     named = [tmp_path / "clip.mp4", tmp_path / "none.jpg", tmp_path / "a.jpg", tmp_path]
-    found = find_pictures(named)
+    found = find_images(named)
     assert [path.name for path in found.paths] == ["clip.mp4", "none.jpg", "a.jpg"]
-    assert "1 files were named more than once, and are taken once" in found.notes
+    assert "1 file is named more than once, and used once" in found.notes
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}: holds no picture"):
-        find_pictures([tmp_path])
+    with pytest.raises(UserError, match=f"{tmp_path}: holds no image"):
+        find_images([tmp_path])
     touch(tmp_path, "full/a.jpg", "empty/notes.txt")
-    found = find_pictures([tmp_path / "empty", tmp_path / "full"])
+    found = find_images([tmp_path / "empty", tmp_path / "full"])
     assert len(found.paths) == 1
-    assert found.notes[0] == f"{tmp_path / 'empty'}: holds no picture"
+    assert found.notes[0] == f"{tmp_path / 'empty'}: holds no image"
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -145,8 +145,8 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    found = find_pictures([tmp_path])
+    found = find_images([tmp_path])
     assert found.paths == (tmp_path / "a.jpg",)
     assert found.notes == (f"{tmp_path / 'locked'}: cannot be read (Permission denied)",)
     with pytest.raises(UserError, match="locked: cannot be read"):
-        find_pictures([tmp_path / "locked"])
+        find_images([tmp_path / "locked"])

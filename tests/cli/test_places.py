@@ -43,7 +43,7 @@ COMMANDS = {
     "prepare --json": ("drkd_jax.data.checking.check.check", ["shapes:2", "--check", "--json={}"]),
     "visualize": (
         "drkd_jax.cli.visualize.read_sides",
-        ["--weights=x", "--against=y", "--picture=a.jpg", "--out={}"],
+        ["--weights=x", "--against=y", "--image=a.jpg", "--out={}"],
     ),
     "report": ("drkd_jax.report.runs.named_folders", ["x", "--out={}"]),
     "demo": ("drkd_jax.demo.run.demo", ["--tiny", "--workdir={}"]),
@@ -74,7 +74,7 @@ def test_a_missing_parent_is_made(tmp_path, capsys):
     report = tmp_path / "a" / "b" / "check.json"
     arguments = ["prepare", "--check", "shapes:2", f"--json={report}", f"--out={tmp_path / 'c/d'}"]
     assert command_line.main(arguments) == 0
-    assert json.loads(report.read_text())["pictures"] == 2
+    assert json.loads(report.read_text())["images"] == 2
     assert list((tmp_path / "c" / "d").iterdir())
 
 

@@ -1,6 +1,6 @@
 """`predict` around the detector: what it reads and writes, and when it ends early.
 
-The detector is a few lines of NumPy that find the bright rectangle in a picture.
+The detector is a few lines of NumPy that find the bright rectangle in an image.
 """
 
 import errno
@@ -26,7 +26,7 @@ ORIENTATION = 0x0112  # of EXIF
 
 
 def bright_rectangle(_, batch: Batch) -> Detections:
-    """One box per picture, around its bright pixels; a second, empty one with a lower score."""
+    """One box per image, around its bright pixels; a second, empty one with a lower score."""
     images, sizes = np.asarray(batch.images), np.asarray(batch.sizes)
     boxes = np.zeros((len(images), 2, 4), np.float32)
     for row, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
@@ -46,8 +46,8 @@ def trained(monkeypatch):
     return made
 
 
-def picture(height=32, width=64, box=(8, 4, 40, 16), mode="RGB", **save) -> bytes:
-    """A dark picture with a bright box (xyxy), as PNG or as set by `save`."""
+def make_image(height=32, width=64, box=(8, 4, 40, 16), mode="RGB", **save) -> bytes:
+    """A dark image with a bright box (xyxy), as PNG or as set by `save`."""
     pixels = np.full((height, width), 5, np.uint8)
     pixels[box[1] : box[3], box[0] : box[2]] = 250
     image = Image.fromarray(pixels).convert(mode, dither=Image.Dither.NONE)
@@ -59,7 +59,7 @@ def picture(height=32, width=64, box=(8, 4, 40, 16), mode="RGB", **save) -> byte
 def turned(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    return picture(format="JPEG", quality=95, exif=exif.tobytes())
+    return make_image(format="JPEG", quality=95, exif=exif.tobytes())
 
 
 def call(out, *paths, **flags) -> tuple[int, dict]:
@@ -79,15 +79,15 @@ def by_name(result: dict) -> dict[str, list]:
 
 
 WHOLE = {
-    "gray.png": picture(mode="L"),
-    "alpha.png": picture(mode="RGBA"),
-    "palette.png": picture(mode="P"),
-    "black and white.png": picture(mode="1"),
-    "photo.JPG": picture(format="JPEG", quality=95),
-    "übung 1.bmp": picture(format="BMP"),
-    "写真.webp": picture(format="WEBP", lossless=True),
-    "no suffix": picture(),
-    "deep/gray.png": picture(),
+    "gray.png": make_image(mode="L"),
+    "alpha.png": make_image(mode="RGBA"),
+    "palette.png": make_image(mode="P"),
+    "black and white.png": make_image(mode="1"),
+    "photo.JPG": make_image(format="JPEG", quality=95),
+    "übung 1.bmp": make_image(format="BMP"),
+    "写真.webp": make_image(format="WEBP", lossless=True),
+    "no suffix": make_image(),
+    "deep/gray.png": make_image(),
 }
 
 
@@ -103,7 +103,7 @@ def test_a_folder_of_all_kinds(trained, tmp_path, capsys):
     code, result = call(out, folder)
     assert code == 0
     printed = capsys.readouterr()
-    assert "1 files that are no pictures are left aside" in printed.err
+    assert "1 file is left out (no image)" in printed.err
     assert len(printed.out.splitlines()) == 10
     assert result["skipped"] == []
     assert len(result["images"]) == 10
@@ -139,7 +139,7 @@ def test_a_turned_photograph_is_taken_as_it_is_shown(trained, tmp_path, orientat
 
 BROKEN = {
     "empty.jpg": b"",
-    "cut.png": picture()[:60],
+    "cut.png": make_image()[:60],
     "page.jpg": b"<!DOCTYPE html><html></html>",
     "pointer.jpg": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
     "clip.mp4": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
@@ -147,7 +147,7 @@ BROKEN = {
 
 
 def test_what_is_broken_is_named_and_the_rest_goes_on(trained, tmp_path, capsys):
-    for name, content in {**BROKEN, "a.png": picture(), "b.png": picture()}.items():
+    for name, content in {**BROKEN, "a.png": make_image(), "b.png": make_image()}.items():
         (tmp_path / name).write_bytes(content)
     named = [tmp_path / name for name in ("a.png", *BROKEN, "none.jpg", "b.png")]
     code, result = call(tmp_path / "out", *named)
@@ -155,14 +155,14 @@ def test_what_is_broken_is_named_and_the_rest_goes_on(trained, tmp_path, capsys)
     printed = capsys.readouterr().err
     for name in (*BROKEN, "none.jpg"):
         assert f"error: {tmp_path / name}: " in printed
-    assert "6 of 8 pictures could not be read" in printed
+    assert "6 of 8 images could not be read" in printed
     assert [row["file_name"] for row in result["skipped"]] == list(map(str, named[1:-1]))
     assert by_name(result).keys() == {"a.png", "b.png"}
     assert [image["id"] for image in result["images"]] == [1, 8]
 
 
-def test_nothing_but_broken_pictures(trained, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
+def test_nothing_but_broken_images(trained, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
     code, result = call(tmp_path / "out", tmp_path / "a.jpg")
     assert code == 2
     assert result["images"] == result["annotations"] == []
@@ -171,19 +171,19 @@ def test_nothing_but_broken_pictures(trained, tmp_path):
 def test_an_empty_folder_is_refused(trained, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     assert command_line.main(["predict", "--workdir=x", f"--out={tmp_path}", f"{tmp_path}/in"]) == 2
-    assert "in: holds no picture" in capsys.readouterr().err
+    assert "in: holds no image" in capsys.readouterr().err
 
 
 def test_the_results_of_a_run_are_not_replaced(trained, tmp_path, capsys):
-    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.png").write_bytes(make_image())
     (tmp_path / "W" / "checkpoints").mkdir(parents=True)
     arguments = ["predict", "--workdir=x", f"--out={tmp_path / 'W'}", str(tmp_path / "a.png")]
     assert command_line.main(arguments) == 2
     assert "is the work folder of a run" in capsys.readouterr().err
 
 
-def test_the_best_boxes_of_a_picture(trained, tmp_path):
-    (tmp_path / "a.png").write_bytes(picture())
+def test_the_best_boxes_of_an_image(trained, tmp_path):
+    (tmp_path / "a.png").write_bytes(make_image())
     _, result = call(tmp_path / "out", tmp_path / "a.png", max=1)
     assert [row["score"] for row in result["annotations"]] == [pytest.approx(0.9)]
 
@@ -191,26 +191,26 @@ def test_the_best_boxes_of_a_picture(trained, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ({}, "1 objects above 0.3"),
+        ({}, "1 object above 0.3"),
         ({"score": 0.1}, "2 objects above 0.1"),
-        ({"keep": 0.5}, "1 objects above 0.5"),  # what lies between 0.3 and 0.5 is nowhere
-        ({"keep": 0.1}, "1 objects above 0.3"),
+        ({"keep": 0.5}, "1 object above 0.5"),  # what lies between 0.3 and 0.5 is nowhere
+        ({"keep": 0.1}, "1 object above 0.3"),
     ],
 )
 def test_the_score_that_is_told_is_the_one_that_counts(trained, tmp_path, capsys, flags, line):
-    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.png").write_bytes(make_image())
     call(tmp_path / "out", tmp_path / "a.png", **flags)
     assert f"a.png: {line}, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--score=30", "--keep=1.5", "--keep=-1", "--score=nan"])
 def test_a_score_that_no_detector_gives_is_refused(trained, tmp_path, capsys, flag):
-    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.png").write_bytes(make_image())
     out = tmp_path / "out"
     call = ["predict", "--workdir=x", f"--out={out}", flag, str(tmp_path / "a.png")]
     assert command_line.main(call) == 2
     flag, value = flag.split("=")
-    assert f"argument {flag}: {value} is no score: they lie between 0 and 1" in (
+    assert f"argument {flag}: {value} is not a score: scores lie between 0 and 1" in (
         capsys.readouterr().err
     )
     assert not out.exists()
@@ -221,13 +221,13 @@ def test_what_a_teacher_is_sure_of_is_a_set_to_train_on(
     trained, tmp_path, monkeypatch, relative, capsys
 ):
     """Only boxes above one score, no drawings, and a file that a training can read directly."""
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     (root / "deep").mkdir(parents=True)
     for name in ("a.png", "deep/b.png"):
-        (root / name).write_bytes(picture())
+        (root / name).write_bytes(make_image())
     if relative:
         monkeypatch.chdir(tmp_path)
-        root = Path("pictures")
+        root = Path("images")
     out = tmp_path / "out"
     command = ["predict", "--workdir=x", f"--out={out}", "--keep=0.5", "--no-drawings"]
     assert command_line.main([*command, f"--root={root}", str(root)]) == 0
@@ -244,7 +244,7 @@ def test_what_a_teacher_is_sure_of_is_a_set_to_train_on(
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(predict, "load_named", lambda *_: pytest.fail("work was done before"))
-    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.png").write_bytes(make_image())
     for out in ("a.png", "a.png/out"):
         arguments = ["predict", "--workdir=x", f"--out={tmp_path / out}", str(tmp_path / "a.png")]
         assert command_line.main(arguments) == 2
@@ -254,7 +254,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys
 def many(folder, count: int) -> list[str]:
     folder.mkdir()
     for i in range(count):
-        (folder / f"{i:03d}.png").write_bytes(picture())
+        (folder / f"{i:03d}.png").write_bytes(make_image())
     return [str(folder / f"{i:03d}.png") for i in range(count)]
 
 
@@ -280,4 +280,4 @@ def test_what_was_found_is_kept_where_it_ends_early(trained, tmp_path, capsys, m
     if full:
         assert "007.png: cannot be written (the disk is full)" in said
     else:
-        assert f"interrupted: 7 of 20 pictures are done; what was found is in {out}" in said
+        assert f"interrupted: 7 of 20 images are done; what was found is in {out}" in said

@@ -17,7 +17,7 @@ NAMES = ("nut", "bolt", "pin")
 SIZE = {"shorter": 64, "longer": 96}
 CAFFE = dataclasses.asdict(CAFFE_PIXELS)
 THEIRS = {"convention": "torchvision", "backbone": SMALL}
-# settings and pictures of ours, names in the file, what is said of them, what has to be told.
+# settings and images of ours, names in the file, what is said of them, what has to be told.
 CASES = {
     "mmdet in Caffe's style, of permuted outputs with gaps": (
         {
@@ -31,7 +31,7 @@ CASES = {
         [
             "its backbone's style is caffe",
             "its classes' labels there are 3 nut, 0 bolt, 2 pin",
-            "its pictures' channels is bgr, not rgb",
+            "its images' channels is bgr, not rgb",
         ],
         {"backbone": {"style": "caffe"}, "data": CAFFE},
     ),
@@ -55,7 +55,7 @@ CASES = {
         ["__background__", "bolt", "nut", "pin"],
         [
             "its classes' labels there are 2 nut, 1 bolt, 3 pin",
-            "its pictures are resized by the rule of mmdet, not of torchvision",
+            "its images are resized by the rule of mmdet, not of torchvision",
         ],
         {"data": {"resize": "mmdet"}},
     ),
@@ -75,7 +75,7 @@ def there_and_back(case, folder):
     write_ours(ours, arrays, about)
     assert main(["convert", f"--to={convention.split('-')[0]}", str(ours), str(theirs)]) == 0
     back = load(theirs, told)
-    # How large its pictures are is said, and asked for where it is evaluated.
+    # How large its images are is said, and asked for where it is evaluated.
     back = dataclasses.replace(
         back, about=dataclasses.replace(back.about, data={**back.about.data, **SIZE})
     )

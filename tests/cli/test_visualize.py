@@ -15,7 +15,7 @@ from drkd_jax import __main__ as command_line
 from drkd_jax import distill, models
 from drkd_jax.cli import visualize
 from drkd_jax.cli.detector import read
-from drkd_jax.cli.inputs import find_pictures
+from drkd_jax.cli.inputs import find_images
 from drkd_jax.cli.two_sides import boxes_of
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.sources import open_source
@@ -29,7 +29,7 @@ from drkd_jax.step.sharding import data_mesh, put_everywhere
 from drkd_jax.step.state import TrainState, split_module
 from drkd_jax.types import Targets
 from drkd_jax.weights.opening import load
-from tests.data.test_turned import picture as turned_picture
+from tests.data.test_turned import make_image as turned_image
 from tests.training import tiny
 
 CANVAS = (64, 96)
@@ -86,20 +86,20 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pictures") / "a.png"
+def image_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "a.png"
     image = np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)
     cv2.imwrite(str(path), image)
     return path
 
 
 @pytest.fixture(scope="module")
-def result(folders, picture, tmp_path_factory):
+def result(folders, image_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     student, teacher = folders
     read, kept = visualize.read_sides, []
     call = [f"--weights={student}", f"--against={teacher}", "--which=last", f"--out={out}"]
-    call += [f"--picture={picture}", "--score=0", "--max=6"]
+    call += [f"--image={image_file}", "--score=0", "--max=6"]
     with mock.patch.object(
         visualize, "read_sides", lambda given: kept.append(read(given)) or kept[0]
     ):
@@ -114,9 +114,9 @@ def swapped(result, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def features(folders, picture):
-    """Features of both detectors and targets for the picture, computed in another way."""
-    image = cv2.imread(str(picture))[..., ::-1]
+def features(folders, image_file):
+    """Features of both detectors and targets for the image, computed in another way."""
+    image = cv2.imread(str(image_file))[..., ::-1]
     canvas = np.zeros((1, *CANVAS, 3), np.float32)
     canvas[0, :58, :96] = cv2.resize(np.ascontiguousarray(image), (96, 58))
     canvas[0, :58] = (canvas[0, :58] - 120) / 60
@@ -134,7 +134,7 @@ def test_every_level_has_two_drawings_and_the_rest_is_in_the_json(result):
     assert [each["step"] for each in content["models"].values()] == [4, 4]
     assert "student's graph units" in content["models"]["weights"]["units"]
     assert "teacher's graph units" in content["models"]["against"]["units"]
-    (about,) = content["pictures"]
+    (about,) = content["images"]
     assert (about["height"], about["width"]) == (48, 80)
     assert len(about["boxes"]) == 6
     scores = [box["score"] for box in about["boxes"]]
@@ -145,15 +145,15 @@ def test_every_level_has_two_drawings_and_the_rest_is_in_the_json(result):
         assert -0.01 <= y < y + h <= 48.01
 
 
-def test_its_drawings_are_no_pictures_to_the_next_call(result):
-    with pytest.raises(UserError, match="2 drawings of earlier calls are left aside"):
-        find_pictures([result[0]])
+def test_its_drawings_are_no_images_to_the_next_call(result):
+    with pytest.raises(UserError, match="2 earlier drawings are left out"):
+        find_images([result[0]])
     assert cv2.imread(str(result[0] / "a_boxes_P3.png")) is not None
 
 
 def test_its_matrices_are_those_of_the_default_distillation(result, features):
     _, content, _ = result
-    (about,) = content["pictures"]
+    (about,) = content["images"]
     reads, maps = features
     specs = [read.detector.spec for read in reads]
     distiller = distill.Distiller(
@@ -167,7 +167,7 @@ def test_its_matrices_are_those_of_the_default_distillation(result, features):
         boxes=boxes.astype(np.float32),
         labels=np.zeros((1, 6), np.int32),
         valid=np.ones((1, 6), bool),
-        picture_valid=np.ones(1, bool),
+        image_valid=np.ones(1, bool),
     )
     relation = about["levels"]["P3"]["relation"]
     psi = {}
@@ -188,7 +188,7 @@ def test_its_maps_are_before_and_after_the_run_s_own_units(result, features, fol
     reads, maps = features
     specs = reads[0].detector.spec, reads[1].detector.spec
     distiller = load_distiller(folders[0], 4, reads[0].config, specs)
-    for pixel in content["pictures"][0]["levels"]["P3"]["pixels"]:
+    for pixel in content["images"][0]["levels"]["P3"]["pixels"]:
         point = pixel["row"], pixel["column"]
         for side, named, own in zip(
             ("student", "teacher"), ("weights", "against"), maps, strict=True
@@ -233,9 +233,9 @@ def test_boxes_are_found_by_the_name_that_shares_most_folders(tmp_path):
     found = boxes_of(file, [tmp_path / "train" / "a.png", tmp_path / "b.png"])
     assert [each.boxes[0].tolist() for each in found] == [[1, 2, 11, 12], [2, 2, 12, 12]]
     assert found[0].names == ("disc",)
-    with pytest.raises(UserError, match=r"a\.png: .* has 2 pictures of that name"):
+    with pytest.raises(UserError, match=r"a\.png: .* has 2 images of that name"):
         boxes_of(file, [tmp_path / "a.png"])
-    with pytest.raises(UserError, match=r"c\.png: .* has no picture of that name"):
+    with pytest.raises(UserError, match=r"c\.png: .* has no image of that name"):
         boxes_of(file, [tmp_path / "c.png"])
 
 
@@ -243,7 +243,7 @@ def test_boxes_are_found_by_the_name_that_shares_most_folders(tmp_path):
 def test_boxes_of_a_json_are_of_the_pixels_that_the_run_s_data_say(tmp_path, exif):
     pixels = np.zeros((48, 80, 3), np.uint8)
     pixels[:24] = 250  # above, as stored
-    (tmp_path / "a.png").write_bytes(turned_picture("png", 3, pixels))
+    (tmp_path / "a.png").write_bytes(turned_image("png", 3, pixels))
     given = argparse.Namespace(boxes=instances(tmp_path, "a.png"), pixel=None, depth=None)
     read = PipelineConfig(1, (CANVAS,), 64, 96, exif=exif)
     (item,) = visualize._items(given, [tmp_path / "a.png"], tmp_path, read)
@@ -253,34 +253,37 @@ def test_boxes_of_a_json_are_of_the_pixels_that_the_run_s_data_say(tmp_path, exi
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--picture={picture}.jpg"], "a.png.jpg: cannot be read (No such file or directory)"),
-        (["--picture={picture}", "--pixel=80,10"], "--pixel=80,10 lies outside of"),
-        (["--picture={picture}", "--level=P9"], "--level=P9: both models have P3, P4, P5; or all"),
-        (["--picture={picture}", "--boxes={picture}"], "not valid json"),
-        (["--picture={picture}", "--pixel=80"], "--pixel: '80' is not X,Y in pixels, as 320,240"),
-        (["--picture={picture}", "--pixel=x,3"], "--pixel: 'x,3' is not X,Y in pixels"),
-        (["--picture={picture}", "--temperature=x"], "argument --temperature: 'x' is no number"),
-        (["--picture={picture}", "--temperature=0"], "argument --temperature: 0 is not above 0"),
+        (["--image={image_file}.jpg"], "a.png.jpg: cannot be read (No such file or directory)"),
+        (["--image={image_file}", "--pixel=80,10"], "--pixel=80,10 lies outside of"),
+        (["--image={image_file}", "--level=P9"], "--level=P9: both models have P3, P4, P5; or all"),
+        (["--image={image_file}", "--boxes={image_file}"], "not valid json"),
+        (["--image={image_file}", "--pixel=80"], "--pixel: '80' is not X,Y in pixels, as 320,240"),
+        (["--image={image_file}", "--pixel=x,3"], "--pixel: 'x,3' is not X,Y in pixels"),
+        (
+            ["--image={image_file}", "--temperature=x"],
+            "argument --temperature: 'x' is not a number",
+        ),
+        (["--image={image_file}", "--temperature=0"], "argument --temperature: 0 is not above 0"),
     ],
 )
 @pytest.mark.usefixtures("swapped")
-def test_what_is_wrong_is_one_line(folders, picture, tmp_path, capsys, arguments, words):
+def test_what_is_wrong_is_one_line(folders, image_file, tmp_path, capsys, arguments, words):
     student, teacher = folders
     call = [f"--weights={student}", f"--against={teacher}", f"--out={tmp_path}"]
-    given = [each.format(picture=picture) for each in arguments]
+    given = [each.format(image_file=image_file) for each in arguments]
     assert command_line.main(["visualize", *call, *given]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert words in said[0]
 
 
-def test_a_run_whose_teacher_is_gone_is_named(folders, picture, tmp_path, capsys):
+def test_a_run_whose_teacher_is_gone_is_named(folders, image_file, tmp_path, capsys):
     config = tiny.config(distilled=True)
     config["teacher"] = {"checkpoint": str(tmp_path / "gone")}
     config["student"]["min_level"] = 3
     write_run(tmp_path / "student", config, 2)
     call = [f"--weights={tmp_path / 'student'}", f"--against={folders[1]}", "--which=last"]
-    call += [f"--picture={picture}", f"--out={tmp_path / 'out'}"]
+    call += [f"--image={image_file}", f"--out={tmp_path / 'out'}"]
     assert command_line.main(["visualize", *call]) == 2
     said = capsys.readouterr().err
     assert (
@@ -288,7 +291,7 @@ def test_a_run_whose_teacher_is_gone_is_named(folders, picture, tmp_path, capsys
     )
 
 
-def test_pictures_are_read_with_the_depth_of_the_run_or_the_flag(
+def test_images_are_read_with_the_depth_of_the_run_or_the_flag(
     result, folders, tmp_path, monkeypatch
 ):
     values = np.linspace(0, 4095, 48 * 80).reshape(48, 80).round().astype(np.uint16)
@@ -304,31 +307,31 @@ def test_pictures_are_read_with_the_depth_of_the_run_or_the_flag(
 
     monkeypatch.setattr(visualize, "draw_pixels", drawn)
     call = [f"--weights={folders[0]}", f"--against={folders[1]}", f"--out={tmp_path / 'out'}"]
-    call += [f"--picture={tmp_path / 'a.png'}", "--score=0", "--max=6", "--pixel=1,1"]
+    call += [f"--image={tmp_path / 'a.png'}", "--score=0", "--max=6", "--pixel=1,1"]
     for more in ([], ["--depth=0"]):
         assert command_line.main(["visualize", *call, *more]) == 0
     assert brightest == [255, 15]
 
 
-def test_two_runs_take_no_size(folders, picture, tmp_path, capsys):
+def test_two_runs_take_no_size(folders, image_file, tmp_path, capsys):
     student, teacher = folders
     call = [f"--weights={student}", f"--against={teacher}", "--which=last", f"--out={tmp_path}"]
-    assert command_line.main(["visualize", *call, f"--picture={picture}", "--size=64x96"]) == 2
+    assert command_line.main(["visualize", *call, f"--image={image_file}", "--size=64x96"]) == 2
     assert "--size belongs to files of weights" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("swapped")
-def test_a_picture_with_too_few_boxes_still_has_its_pixels(folders, picture, tmp_path, capsys):
+def test_an_image_with_too_few_boxes_still_has_its_pixels(folders, image_file, tmp_path, capsys):
     student, teacher = folders
-    file = instances(tmp_path, picture.name)
+    file = instances(tmp_path, image_file.name)
     call = [f"--weights={teacher}", f"--against={student}", f"--out={tmp_path / 'out'}"]
-    call += [f"--picture={picture}", f"--boxes={file}", "--pixel=79,47", "--pixel=1,1"]
+    call += [f"--image={image_file}", f"--boxes={file}", "--pixel=79,47", "--pixel=1,1"]
     assert command_line.main(["visualize", *call]) == 2
     printed = capsys.readouterr()
     assert "1 box in" in printed.err
     assert "a relation matrix needs 3: only its pixels are drawn" in printed.err
     content = json.loads((tmp_path / "out" / "relations.json").read_text())
-    (about,) = content["pictures"]
+    (about,) = content["images"]
     pixels = about["levels"]["P3"]["pixels"]
     assert [(each["row"], each["column"]) for each in pixels] == [(7, 11), (0, 0)]
     assert about["boxes"] == [{"bbox": [0, 2, 10, 10], "name": "disc"}]

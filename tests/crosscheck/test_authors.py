@@ -107,7 +107,7 @@ def test_nothing_of_the_cases_is_padding(cases):
     for case in cases:
         c = case.arrays["c"]
         assert (c["sizes"] == CANVAS).all()
-        assert c["picture_valid"].all()
+        assert c["image_valid"].all()
         assert c["valid"].any(1).tolist() == [True, True, False]
 
 

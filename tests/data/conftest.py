@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-PICTURES = [  # id, file name, height, width
+IMAGES = [  # id, file name, height, width
     (7, "a.jpg", 60, 80),
     (3, "b.jpg", 90, 50),
     (9, "c.jpg", 40, 40),
     (12, "d.jpg", 48, 64),
 ]
-ANNOTATIONS = [  # id, picture, category, bbox, crowd
+ANNOTATIONS = [  # id, image, category, bbox, crowd
     (101, 7, 1, [10.5, 12.25, 30.0, 20.0], 0),
     (102, 7, 90, [70.0, 50.0, 10.0, 10.0], 0),
     (103, 7, 1, [0.0, 0.0, 40.0, 30.0], 1),
@@ -30,7 +30,7 @@ def instances() -> dict[str, Any]:
     """An instances dict with unordered ids and gaps between category ids."""
     return {
         "images": [
-            {"id": i, "file_name": name, "height": h, "width": w} for i, name, h, w in PICTURES
+            {"id": i, "file_name": name, "height": h, "width": w} for i, name, h, w in IMAGES
         ],
         "annotations": [
             {
@@ -59,7 +59,7 @@ class CocoFolder:
         self.images.mkdir(parents=True)
         self.content = instances()
         rng = np.random.default_rng(0)
-        for _, name, h, w in PICTURES:
+        for _, name, h, w in IMAGES:
             cv2.imwrite(str(self.images / name), rng.integers(0, 256, (h, w, 3), np.uint8))
         self.write()
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drkd_jax.data.decode import decode_picture, stored_size
+from drkd_jax.data.decode import decode_image, stored_size
 from drkd_jax.data.header import jpeg_segments, what_is
 from drkd_jax.data.sources.coco import load_json
 from drkd_jax.errors import UserError
@@ -25,15 +25,15 @@ def _turned(data: bytes, orientation: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def picture() -> np.ndarray:
+def scene() -> np.ndarray:
     image = np.zeros((24, 40, 3), np.uint8)
     image[:12, :20] = (255, 0, 0)  # blue, as OpenCV counts
     return image
 
 
-def test_rgb(picture):
-    data = cv2.imencode(".png", picture)[1].tobytes()
-    np.testing.assert_array_equal(decode_picture(data, "x", 24, 40), picture[:, :, ::-1])
+def test_rgb(scene):
+    data = cv2.imencode(".png", scene)[1].tobytes()
+    np.testing.assert_array_equal(decode_image(data, "x", 24, 40), scene[:, :, ::-1])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -41,25 +41,25 @@ def test_rgb(picture):
 def test_grey_and_alpha_and_deep_become_rgb(dtype, channels):
     image = np.full((5, 7, channels), np.iinfo(dtype).max, dtype)
     data = cv2.imencode(".png", image)[1].tobytes()
-    np.testing.assert_array_equal(decode_picture(data, "x"), np.full((5, 7, 3), 255, np.uint8))
+    np.testing.assert_array_equal(decode_image(data, "x"), np.full((5, 7, 3), 255, np.uint8))
 
 
-def test_orientation_is_obeyed_only_where_the_stated_size_wants_it(picture):
-    data = _turned(_jpeg(picture), 6)  # to be shown turned clockwise
-    assert decode_picture(data, "x").shape == (24, 40, 3)
-    as_stored = decode_picture(data, "x", 24, 40)
-    turned = decode_picture(data, "x", 40, 24)
+def test_orientation_is_obeyed_only_where_the_stated_size_wants_it(scene):
+    data = _turned(_jpeg(scene), 6)  # to be shown turned clockwise
+    assert decode_image(data, "x").shape == (24, 40, 3)
+    as_stored = decode_image(data, "x", 24, 40)
+    turned = decode_image(data, "x", 40, 24)
     np.testing.assert_array_equal(turned, np.rot90(as_stored, -1))
 
 
-def test_size_from_the_header(picture):
-    data = _jpeg(picture)
+def test_size_from_the_header(scene):
+    data = _jpeg(scene)
     assert stored_size(data, "x") == (24, 40)
     assert stored_size(_turned(data, 6), "x") == (24, 40)
-    tables = [at for marker, at in jpeg_segments(data) if marker == 0xC4]  # no frame of a picture
+    tables = [at for marker, at in jpeg_segments(data) if marker == 0xC4]  # no frame of an image
     first = b"".join(data[at - 2 : at + int.from_bytes(data[at : at + 2], "big")] for at in tables)
     assert stored_size(data[:2] + first + data[2:], "x") == (24, 40)
-    assert stored_size(cv2.imencode(".png", picture)[1].tobytes(), "x") == (24, 40)
+    assert stored_size(cv2.imencode(".png", scene)[1].tobytes(), "x") == (24, 40)
     with pytest.raises(UserError, match="broken"):
         stored_size(data[:10], "broken")
 
@@ -70,7 +70,7 @@ def test_depth_makes_the_brightest_value_white(bits, kind):
     brightest = (1 << bits) - 1
     deep = np.linspace(0, brightest, 35).reshape(5, 7).round().astype(np.uint16)
     data = cv2.imencode(kind, deep)[1].tobytes()
-    image = decode_picture(data, "x", depth=bits)
+    image = decode_image(data, "x", depth=bits)
     assert (image[0, 0, 0], image[-1, -1, 0]) == (0, 255)
     np.testing.assert_allclose(image[..., 0], deep * (255 / brightest), atol=0.5)
 
@@ -78,12 +78,12 @@ def test_depth_makes_the_brightest_value_white(bits, kind):
 def test_depth_leaves_8_bits_alone_and_cuts_what_is_brighter():
     plain = np.arange(35, dtype=np.uint8).reshape(5, 7)
     data = cv2.imencode(".png", plain)[1].tobytes()
-    np.testing.assert_array_equal(decode_picture(data, "x", depth=12)[..., 0], plain)
+    np.testing.assert_array_equal(decode_image(data, "x", depth=12)[..., 0], plain)
     data = cv2.imencode(".png", np.full((5, 7), 60000, np.uint16))[1].tobytes()
-    assert (decode_picture(data, "x", depth=12) == 255).all()
+    assert (decode_image(data, "x", depth=12) == 255).all()
     colours = np.array([[[4095, 0, 2048]]], np.uint16)  # BGR
     data = cv2.imencode(".png", colours)[1].tobytes()
-    assert decode_picture(data, "x", depth=12).tolist() == [[[128, 0, 255]]]
+    assert decode_image(data, "x", depth=12).tolist() == [[[128, 0, 255]]]
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -114,12 +114,12 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_a_picture_and_as_annotations(tmp_path, kind):
+def test_as_an_image_and_as_annotations(tmp_path, kind):
     data, told = KINDS[kind]
     assert told in what_is(data)
     with pytest.raises(UserError) as raised:
-        decode_picture(data, "p.jpg")
-    assert f"p.jpg: cannot be decoded: it is no picture but {what_is(data)}" in str(raised.value)
+        decode_image(data, "p.jpg")
+    assert f"p.jpg: cannot be decoded: it is not an image but {what_is(data)}" in str(raised.value)
     path = tmp_path / "instances.json"
     path.write_bytes(data)
     with pytest.raises(UserError) as raised:
@@ -135,7 +135,7 @@ def test_as_a_picture_and_as_annotations(tmp_path, kind):
         b"[1, 2]",
         b"\xff\xd8\xff\xe0",
         b"1",
-        b"not a picture",
+        b"not an image",
         b"GIF89a" + bytes(182) + b"G" + bytes(187) + b"G" + bytes(50),
     ],
 )

@@ -1,4 +1,4 @@
-"""Sets whose 16-bit pictures use fewer bits: reported with their maximum; a key corrects it."""
+"""Sets whose 16-bit images use fewer bits: reported with their maximum; a key corrects it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def deepen(folder, bits: int, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [".png", ".tiff"])
 @pytest.mark.parametrize("bits", [8, 10, 12, 14])
-def test_dark_pictures_are_said_and_mended(coco_folder, bits, kind):
+def test_dark_images_are_said_and_mended(coco_folder, bits, kind):
     deepen(coco_folder, bits, kind)
     brightest = (1 << bits) - 1
     told = (
-        f"2 pictures hold 16-bit numbers; the brightest of 2 looked at is {brightest} of 65535, "
-        "they are read as 16 bits: a.jpg, b.jpg. They come out dark: "
+        f"2 images hold 16-bit numbers; the brightest of 2 looked at is {brightest} of 65535, "
+        "read as 16 bits: a.jpg, b.jpg. They come out dark: "
         f"data.depth = {bits} makes {brightest} white"
     )
     source = open_source(coco_folder.spec)
@@ -81,7 +81,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_dark_pictures_of_other_formats(coco_folder, kind):
+def test_dark_images_of_other_formats(coco_folder, kind):
     values = np.linspace(0, 4095, 60 * 80).reshape(60, 80).round().astype(np.uint16)
     (coco_folder.images / "a.jpg").write_bytes(OTHERS[kind](values))
     (finding,) = (each for each in find(open_source(coco_folder.spec)) if "16-bit" in each.text)
@@ -107,7 +107,7 @@ def test_a_jpeg_2000_says_its_bits(coco_folder):
     np.testing.assert_allclose(source.record(0).image[..., 0], values / 4095 * 255, atol=1)
     (finding,) = (each for each in find(source) if "16-bit" in each.text)
     assert not finding.grave
-    assert "is 4095 of 65535, they are read as 12 bits" in finding.text
+    assert "is 4095 of 65535, read as 12 bits" in finding.text
     (finding,) = (f for f in find(open_source(coco_folder.spec, depth=14)) if "16-bit" in f.text)
     assert "They come out dark: data.depth = 12" in finding.text
 

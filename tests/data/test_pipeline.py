@@ -48,7 +48,7 @@ def same(a: Batch, b: Batch) -> bool:
 def test_a_batch_holds_what_its_records_say(source):
     batch = next(train_loader(source, CONFIG))
     assert batch.images.shape[1:] in {(64, 96, 3), (96, 64, 3)}
-    for row in np.flatnonzero(batch.picture_valid):
+    for row in np.flatnonzero(batch.image_valid):
         record = source.record(int(batch.index[row]))
         h, w = batch.sizes[row]
         assert np.all(batch.images[row, h:] == 0)
@@ -177,22 +177,22 @@ def test_a_batch_that_does_not_divide_is_refused(source, count, nearest):
         train_loader(source, CONFIG, process_count=count)
 
 
-def test_an_epoch_leaves_out_empty_pictures_only(source):
+def test_an_epoch_leaves_out_empty_images_only(source):
     batches = take(train_loader(source, CONFIG), steps_per_epoch(source, CONFIG))
-    seen = sorted(int(i) for b in batches for i in b.index[b.picture_valid])
+    seen = sorted(int(i) for b in batches for i in b.index[b.image_valid])
     assert seen == [i for i in range(len(source)) if source.meta(i).num_boxes]
     everything = dataclasses.replace(CONFIG, drop_empty=False)
     batches = take(train_loader(source, everything), steps_per_epoch(source, everything))
-    assert sum(int(b.picture_valid.sum()) for b in batches) == len(source)
+    assert sum(int(b.image_valid.sum()) for b in batches) == len(source)
 
 
-def test_drop_empty_knows_crowd_and_small_pictures(coco_folder):
+def test_drop_empty_knows_crowd_and_small_images(coco_folder):
     small = coco_folder.content["images"][0]
     source = open_source(coco_folder.spec)
     batch = next(train_loader(source, CONFIG))
     later = next(iter(train_loader(source, CONFIG)))
-    assert {3, 7} >= {source.meta(int(i)).image_id for i in batch.index[batch.picture_valid]}
-    assert steps_per_epoch(source, CONFIG) == 2  # a landscape and a portrait picture are left
+    assert {3, 7} >= {source.meta(int(i)).image_id for i in batch.index[batch.image_valid]}
+    assert steps_per_epoch(source, CONFIG) == 2  # a landscape and a portrait image are left
     assert same(batch, later)
     for height, steps in ((32, 2), (31, 1)):
         small["height"] = height
@@ -212,13 +212,11 @@ def test_boxes_past_the_rows_are_counted_and_told(coco_folder):
     source = open_source(coco_folder.spec)
     assert train_fits(source, config).left_out.sum() == 2
     assert train_fits(source, CONFIG).left_out.sum() == 0
-    told = (
-        "2 pictures have more than data.max_boxes = 1 boxes, and training leaves 2 boxes an epoch"
-    )
+    told = "2 images have more than data.max_boxes = 1 boxes: training leaves 2 boxes per epoch"
     assert any(told in finding.text for finding in find(source, max_boxes=config.max_boxes))
     loader = train_loader(source, config)
     for batch in take(loader, 2):
-        for row in np.flatnonzero(batch.picture_valid):
+        for row in np.flatnonzero(batch.image_valid):
             record = source.record(int(batch.index[row]))
             first = record.boxes[0] * np.tile(batch.scale[row], 2)
             np.testing.assert_allclose(batch.boxes[row, 0], first, rtol=1e-5)
@@ -232,9 +230,9 @@ def test_nothing_left_to_train_on(coco_folder):
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
-def test_a_bad_picture_stops_with_its_name(coco_folder, num_threads):
+def test_a_bad_image_stops_with_its_name(coco_folder, num_threads):
     for path in coco_folder.images.iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     config = dataclasses.replace(CONFIG, num_threads=num_threads)
     loader = train_loader(open_source(coco_folder.spec), config)
     with pytest.raises(UserError, match=r"[ab]\.jpg: cannot be decoded"):
@@ -242,7 +240,7 @@ def test_a_bad_picture_stops_with_its_name(coco_folder, num_threads):
 
 
 @pytest.mark.parametrize("process_count", [1, 2])
-def test_evaluation_sees_each_picture_once(source, process_count):
+def test_evaluation_sees_each_image_once(source, process_count):
     walks = [
         list(eval_batches(source, CONFIG, process_index=i, process_count=process_count))
         for i in range(process_count)
@@ -251,26 +249,26 @@ def test_evaluation_sees_each_picture_once(source, process_count):
     for same_step in zip(*walks, strict=True):  # every host is at the same canvas
         assert len({batch.images.shape for batch in same_step}) == 1
     batches = [batch for walk in walks for batch in walk]
-    seen = sorted(int(i) for b in batches for i in b.index[b.picture_valid])
+    seen = sorted(int(i) for b in batches for i in b.index[b.image_valid])
     assert seen == list(range(len(source)))
     assert not any(b.flip.any() for b in batches)
 
 
-def test_filling_pictures_are_empty(source):
+def test_filling_images_are_empty(source):
     *_, last = eval_batches(source, dataclasses.replace(CONFIG, batch_size=19))
-    filling = ~last.picture_valid
+    filling = ~last.image_valid
     assert filling.any()
     assert np.all(last.index[filling] == -1)
     for part in (last.images, last.sizes, last.boxes, last.valid):
         assert not part[filling].any()
 
 
-def test_max_pictures(source):
-    batches = eval_batches(source, CONFIG, max_pictures=5)
-    assert batches.num_pictures == 5
+def test_max_images(source):
+    batches = eval_batches(source, CONFIG, max_images=5)
+    assert batches.num_images == 5
     assert batches.image_ids == tuple(source.meta(i).image_id for i in range(5))
     for _ in range(2):  # can be walked again
-        seen = sorted(int(i) for b in batches for i in b.index[b.picture_valid])
+        seen = sorted(int(i) for b in batches for i in b.index[b.image_valid])
         assert seen == list(range(5))
     assert len(list(batches)) == len(batches)
 
@@ -322,7 +320,7 @@ def test_settings_are_checked(changes, told):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("canvases", (800, 1344), r"canvases = \(800, 1344\): wanted .* pairs"),
+        ("canvases", (800, 1344), r"canvases = \(800, 1344\): expected .* pairs"),
         ("canvases", ((64, 96, 3),), "wanted .* pairs"),
         ("canvases", 64, "wanted .* pairs"),
         ("scale_jitter", 0.5, "scale_jitter = 0.5: two factors"),

@@ -20,7 +20,7 @@ def _plan(**changes) -> BatchPlan:
     return BatchPlan(INDICES, CANVAS_OF, **settings)
 
 
-def test_every_picture_once_an_epoch_and_one_canvas_a_batch():
+def test_every_image_once_an_epoch_and_one_canvas_a_batch():
     plan = _plan()
     counts = np.bincount(CANVAS_OF)
     assert plan.steps_per_epoch == sum(-(-counts // 4))
@@ -71,7 +71,7 @@ def _flips(plan: BatchPlan) -> dict[int, bool]:
     }
 
 
-def test_flips_belong_to_pictures_not_to_batches():
+def test_flips_belong_to_images_not_to_batches():
     assert _flips(_plan()) == _flips(_plan(batch_size=7))
     assert set(_flips(_plan()).values()) == {True, False}
     assert set(_flips(_plan(flip=0.0)).values()) == {False}
@@ -79,14 +79,14 @@ def test_flips_belong_to_pictures_not_to_batches():
 
 
 def _chances(plan: BatchPlan, epoch: int = 0) -> np.ndarray:
-    """The random numbers of each picture, in the source's order."""
+    """The random numbers of each image, in the source's order."""
     n = plan.steps_per_epoch
     batches = [plan.batch(epoch * n + i) for i in range(n)]
     indices, rows = (np.concatenate([b[k] for b in batches]) for k in (1, 3))
     return rows[indices >= 0][np.argsort(indices[indices >= 0])]
 
 
-def test_jitter_has_numbers_of_its_own_by_seed_epoch_and_picture():
+def test_jitter_has_numbers_of_its_own_by_seed_epoch_and_image():
     plain, plan = _plan(shuffle=False), _plan(shuffle=False, jitter=True)
     found = _chances(plan)
     # All are different, so no two draws share a generator.
@@ -142,7 +142,7 @@ def test_padding_is_what_the_batches_show(source, canvases, resize):
     assert counts["padding"] == pytest.approx(padding_share(source, config), abs=1e-12)
 
 
-def test_more_canvases_pad_less_and_each_picture_takes_the_smallest_that_holds_it(source):
+def test_more_canvases_pad_less_and_each_image_takes_the_smallest_that_holds_it(source):
     config = dataclasses.replace(CONFIG, canvases=SIX, batch_size=1)
     assert padding_share(source, config) < padding_share(
         source, dataclasses.replace(CONFIG, batch_size=1)
@@ -159,7 +159,7 @@ def test_more_canvases_pad_less_and_each_picture_takes_the_smallest_that_holds_i
 def test_buckets_keep_batches_a_function_of_their_number(source):
     config = dataclasses.replace(CONFIG, canvases=SIX)
     batches, _ = epoch(source, config)
-    seen = sorted(int(i) for b in batches for i in b.index[b.picture_valid])
+    seen = sorted(int(i) for b in batches for i in b.index[b.image_valid])
     assert seen == [i for i in range(len(source)) if source.meta(i).num_boxes]
     for number in (7, 2, 11):
         fresh = train_loader(source, dataclasses.replace(config, num_threads=0))
@@ -181,7 +181,7 @@ def test_workers_change_no_batch_of_any_bucket(source):
 
 def test_boxes_without_a_row_are_counted(source):
     batches, counts = epoch(source, CONFIG)
-    metas = [source.meta(int(i)) for b in batches for i in b.index[b.picture_valid]]
+    metas = [source.meta(int(i)) for b in batches for i in b.index[b.image_valid]]
     wanted = sum(max(0, meta.num_boxes - 3) for meta in metas)
     assert wanted > 0
     assert counts["boxes_past_max"] * len(batches) == pytest.approx(wanted)

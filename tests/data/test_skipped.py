@@ -31,7 +31,7 @@ BROKEN = 17
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """120 pictures with a box each, one of them broken in the second folder."""
+    """120 images with a box each, one of them broken in the second folder."""
     root = tmp_path_factory.mktemp("many")
     rng = np.random.default_rng(0)
     for folder in ("whole", "broken"):
@@ -82,7 +82,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("settings", [{"num_threads": 0}, {"num_threads": 3}, {"num_workers": 1}])
-def test_a_skipped_picture_leaves_everything_else_in_its_place(root, tmp_path, settings):
+def test_a_skipped_image_leaves_everything_else_in_its_place(root, tmp_path, settings):
     config = dataclasses.replace(CONFIG, **settings)
     path = tmp_path / "skipped.jsonl"
     loader = train_loader(_source(root), config, skipped=path)
@@ -92,7 +92,7 @@ def test_a_skipped_picture_leaves_everything_else_in_its_place(root, tmp_path, s
         ours, theirs = next(loader), next(whole)
         gone = theirs.index == BROKEN
         met += gone.sum()
-        assert not ours.picture_valid[gone].any()
+        assert not ours.image_valid[gone].any()
         assert np.all(ours.index[gone] == -1)
         for a, b in zip(ours, theirs, strict=True):
             assert a.shape == b.shape
@@ -115,8 +115,8 @@ def test_a_second_run_does_not_list_it_again(root, tmp_path, caplog):
             for _ in range(2 * steps_per_epoch(_source(root), CONFIG)):  # met twice
                 next(loader)
         assert loader.num_skipped == 1
-        assert "picture skipped (1 so far)" in caplog.text
-        assert caplog.text.count("picture skipped") == run + 1  # once a run, not once an epoch
+        assert "image skipped (1 so far)" in caplog.text
+        assert caplog.text.count("image skipped") == run + 1  # once a run, not once an epoch
     assert len(_lines_that_can_be_read(path)) == 2
 
 
@@ -125,7 +125,7 @@ def _lines_that_can_be_read(path: Path) -> list[str]:
 
 
 def _without_two(root: Path, folder: Path) -> Source:
-    """The 120 pictures except 3 and 4."""
+    """The 120 images except 3 and 4."""
     folder.mkdir()
     for path in (root / "whole").iterdir():
         if path.stem not in ("3", "4"):
@@ -137,7 +137,7 @@ def test_more_than_one_percent_stops(root, tmp_path):
     source = _without_two(root, folder := tmp_path / "images")
     skipped = tmp_path / "skipped.jsonl"
     loader = train_loader(source, CONFIG, skipped=skipped)
-    with pytest.raises(UserError, match=r"2 of 120 pictures cannot be read, more than 1%.*\.jpg"):
+    with pytest.raises(UserError, match=r"2 of 120 images cannot be read, more than 1%.*\.jpg"):
         take(loader, 100)
     assert {line["index"] for line in _lines(skipped)} == {3, 4}
     for name in ("3.jpg", "4.jpg"):  # repaired: the old list does not stop the next run
@@ -151,7 +151,7 @@ def test_more_than_one_percent_stops(root, tmp_path):
 def test_one_percent_itself_goes_on(root, tmp_path):
     source = _without_two(root, tmp_path / "images")
     SkipList(source, 200, None).add(np.array([3, 4]))
-    with pytest.raises(UserError, match=r"2 of 199 pictures cannot be read, more than 1%"):
+    with pytest.raises(UserError, match=r"2 of 199 images cannot be read, more than 1%"):
         SkipList(source, 199, None).add(np.array([3, 4]))
 
 
@@ -165,27 +165,27 @@ def test_what_other_hosts_met_counts_on_all(root, tmp_path):
         return np.unique([*lists[0].reasons, *lists[1].reasons])
 
     for skips in lists:
-        with pytest.raises(UserError, match=r"2 of 120 pictures cannot be read, more than 1%"):
+        with pytest.raises(UserError, match=r"2 of 120 images cannot be read, more than 1%"):
             skips.share(allgather)
     assert {line["index"] for line in _lines(tmp_path / "0.jsonl")} == {3, 4}
 
 
 @pytest.mark.parametrize("process_index", [0, 1])
 def test_the_first_host_alone_warns(root, caplog, process_index):
-    """It also warns of the other hosts' pictures, once they have reported them."""
+    """It also warns of the other hosts' images, once they have reported them."""
     hosts = {"process_index": process_index, "process_count": 2}
     batches = eval_batches(_source(root), CONFIG, **hosts)
     with caplog.at_level(logging.WARNING):
         list(batches)
         batches.share_skipped(lambda _: np.array([BROKEN]))
     assert batches.num_skipped == 1
-    assert caplog.text.count("picture skipped") == (process_index == 0)
+    assert caplog.text.count("image skipped") == (process_index == 0)
 
 
-def test_evaluation_keeps_a_skipped_picture_among_those_that_count(root, tmp_path):
+def test_evaluation_keeps_a_skipped_image_among_those_that_count(root, tmp_path):
     path = tmp_path / "skipped.jsonl"
     batches = eval_batches(_source(root), CONFIG, skipped=path)
-    seen = sorted(int(i) for batch in batches for i in batch.index[batch.picture_valid])
+    seen = sorted(int(i) for batch in batches for i in batch.index[batch.image_valid])
     assert seen == [i for i in range(COUNT) if i != BROKEN]
     assert len(batches.image_ids) == COUNT
     assert batches.num_skipped == 1
@@ -232,9 +232,9 @@ def test_too_many_faults_or_a_lost_class_stop(root, tmp_path):
 
 
 @pytest.mark.parametrize("number", [1004, "1004"])
-def test_every_picture_of_an_ambiguous_id_goes_with_its_boxes(root, tmp_path, number):
+def test_every_image_of_an_ambiguous_id_goes_with_its_boxes(root, tmp_path, number):
     content = _content()
-    content["images"][5]["id"] = content["annotations"][5]["image_id"] = number  # of picture 4
+    content["images"][5]["id"] = content["annotations"][5]["image_id"] = number  # of image 4
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
     source = open_source(f"coco:{root / 'whole'}:{path}", "skip")
@@ -244,7 +244,7 @@ def test_every_picture_of_an_ambiguous_id_goes_with_its_boxes(root, tmp_path, nu
     gone = [str(fault) for fault in source.faults]
     assert sum("occurs twice" in fault for fault in gone) == 2
     for annotation in (5, 6):
-        assert f"annotation id {annotation}: its picture, id 1004, is left out" in gone
+        assert f"annotation id {annotation}: its image, id 1004, is left out" in gone
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -258,7 +258,7 @@ def test_an_id_of_a_broken_entry_is_ambiguous_too(root, tmp_path, first):
     source = open_source(f"coco:{root / 'whole'}:{path}", "skip")
     assert "4.jpg" not in source.table.names
     assert (len(source), source.describe()["boxes"]) == (COUNT - 1, COUNT - 1)
-    assert "annotation id 5: its picture, id 1004, is left out" in map(str, source.faults)
+    assert "annotation id 5: its image, id 1004, is left out" in map(str, source.faults)
 
 
 def test_the_same_entry_again_is_not_ambiguous(root, tmp_path):

@@ -94,26 +94,26 @@ def test_always_on_its_canvas(height, width, canvases):
     assert 1 <= size[1] <= canvases[canvas][1]
 
 
-def test_boxes_are_scaled_with_their_picture():
+def test_boxes_are_scaled_with_their_image():
     boxes = np.array([[1, 2, 20, 10]], np.float32)
     scaled = scale_boxes(boxes, np.array([2.0, 2.0], np.float32), (20, 40))
     np.testing.assert_array_equal(scaled, [[2, 4, 40, 20]])
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (33, 2000), (900, 300)])
-def test_a_stretched_picture_has_the_sides_that_are_asked_for(height, width):
+def test_a_stretched_image_has_the_sides_that_are_asked_for(height, width):
     assert fit(height, width, 300, 500, ((320, 512),), "stretch") == (0, (300, 500))
     assert fit(height, width, 500, 300, ((320, 512), (512, 320)), "stretch") == (1, (500, 300))
     assert fit(height, width, 600, 400, ((320, 512), (512, 320)), "stretch") == (1, (480, 320))
 
 
-def test_pictures_that_are_predicted_on_say_their_scale_along_x_and_y():
+def test_images_that_are_predicted_on_say_their_scale_along_x_and_y():
     config = dataclasses.replace(PLAIN, resize="stretch", shorter=40, longer=90)
     batch = image_batch([np.full((20, 30, 3), 255, np.uint8)], config, 2)
     np.testing.assert_array_equal(batch.scale, [[3, 2], [1, 1]])
     np.testing.assert_array_equal(batch.sizes, [[40, 90], [0, 0]])
     np.testing.assert_array_equal(batch.index, [0, -1])
-    np.testing.assert_array_equal(batch.picture_valid, [True, False])
+    np.testing.assert_array_equal(batch.image_valid, [True, False])
     wanted = np.zeros((2, 64, 96, 3))
     wanted[0, :40, :90] = 255
     np.testing.assert_array_equal(batch.images, wanted)
@@ -215,7 +215,7 @@ def test_hosts_threads_and_the_way_there_change_nothing(source):
             np.testing.assert_array_equal(mine, parts)
 
 
-def test_jitter_changes_pictures_and_nothing_of_the_plan(source):
+def test_jitter_changes_images_and_nothing_of_the_plan(source):
     plain, jittered = take(source, PLAIN), take(source, JITTERED)
     still = dataclasses.replace(PLAIN, scale_jitter=(1.0, 1.0), colour_jitter=0.0)
     for batch, other, same in zip(plain, jittered, take(source, still), strict=True):
@@ -242,7 +242,7 @@ def test_rows_are_for_the_boxes_that_a_crop_leaves(source):
         np.testing.assert_array_equal(one.valid, whole.valid[:, :1])
 
 
-def test_an_epoch_later_the_same_picture_has_other_numbers(source):
+def test_an_epoch_later_the_same_image_has_other_numbers(source):
     found = {}
     smaller = dataclasses.replace(JITTERED, scale_jitter=(0.3, 0.9))  # no canvas cuts them off
     for batch in take(source, smaller, 12):

@@ -22,12 +22,12 @@ def said(teacher: Interval, gains: list[Interval], plain: list[float]) -> str:
 
 def test_one_seed_never_claims_a_gain():
     words = said(GOOD_TEACHER, [interval(0.05, 0.01)], [0.2])
-    assert "a gain larger than the choice of the 200 validation pictures moves" in words
+    assert "a gain larger than the choice of the 200 validation images explains" in words
     assert "no claim of a gain rests on this run" in words
     assert "it has something to teach" in words
 
 
-def test_one_seed_within_the_pictures():
+def test_one_seed_within_the_images():
     words = said(GOOD_TEACHER, [interval(0.005, 0.01)], [0.2])
     assert "neither a gain nor a loss" in words
     assert "+0.5" in words
@@ -46,13 +46,13 @@ def test_teacher_hardly_better():
 
 def test_seeds_decide_where_there_are_several():
     steady = [interval(v, 0.05) for v in (0.020, 0.022, 0.021)]
-    assert "a gain larger than what a seed moves" in said(GOOD_TEACHER, steady, [0.2, 0.21, 0.19])
+    assert "a gain larger than what a seed changes" in said(GOOD_TEACHER, steady, [0.2, 0.21, 0.19])
     wild = [interval(v, 0.001) for v in (0.05, -0.02, 0.03)]
     words = said(GOOD_TEACHER, wild, [0.2, 0.23, 0.19])
-    assert "within what a seed moves" in words
+    assert "within what a seed changes" in words
     assert "ranges over 4.0 points" in words
     loss = [interval(-v, 0.05) for v in (0.020, 0.022, 0.021)]
-    assert "a loss larger than what a seed moves" in said(GOOD_TEACHER, loss, [0.2, 0.21, 0.19])
+    assert "a loss larger than what a seed changes" in said(GOOD_TEACHER, loss, [0.2, 0.21, 0.19])
 
 
 def test_runs_that_learned_nothing_are_said_to():

@@ -18,7 +18,7 @@ from drkd_jax.demo.teacher_file import Scored
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import coco_numbers
 from drkd_jax.report import relations
-from drkd_jax.report.relations import Relations, choose_pictures
+from drkd_jax.report.relations import Relations, choose_images
 from tests.report.test_page import check_harmless
 
 VAL = "shapes:12:1"
@@ -122,7 +122,7 @@ def fake_relations(config, workdir, index) -> Relations:
 def training(monkeypatch) -> Training:
     stand_in = Training()
     monkeypatch.setattr(room, "train", stand_in)
-    monkeypatch.setattr(room, "draw_pictures", lambda *_: {})
+    monkeypatch.setattr(room, "draw_figures", lambda *_: {})
     monkeypatch.setattr(room, "see_relations", lambda *_: None)
     monkeypatch.setattr(room, "demo_page", lambda *_: "")
     monkeypatch.setattr(room, "_RESAMPLES", 20)
@@ -149,7 +149,7 @@ def test_a_teacher_made_beforehand_is_scored_and_not_trained(training, tmp_path,
     assert results["runs"][0]["train_seconds"] is None
     assert results["runs"][0]["parameters"] == 5000
     text = (tmp_path / "demo" / "results.md").read_text()
-    for words in ("given.safetensors", "how it was made", "8 labelled pictures", "shapes:99"):
+    for words in ("given.safetensors", "how it was made", "8 labelled images", "shapes:99"):
         assert words in text
     assert results["last_word"]["numbers"]["teacher_gap"] == pytest.approx(
         results["runs"][0]["scores"]["AP"] - results["runs"][1]["scores"]["AP"]
@@ -165,7 +165,7 @@ def test_another_teacher_in_the_same_folder_is_refused(training, tmp_path, made_
 
 
 def test_everything_is_left_behind(training, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "draw_pictures", figures.draw_pictures)
+    monkeypatch.setattr(room, "draw_figures", figures.draw_figures)
     monkeypatch.setattr(room, "see_relations", relations.see_relations)
     monkeypatch.setattr(room, "demo_page", figures.demo_page)
     monkeypatch.setattr(relations, "relations", fake_relations)
@@ -175,10 +175,10 @@ def test_everything_is_left_behind(training, tmp_path, monkeypatch):
     assert [run["steps"] for run in results["runs"]] == [30, 20, 20]
     assert results["teacher_minus_plain"]["difference"] > 0
     text = (tmp_path / "results.md").read_text()
-    for name in results["pictures"]:
+    for name in results["figures"]:
         assert (tmp_path / name).stat().st_size > 5000
         assert f"({name})" in text
-    assert set(results["pictures"]) == {
+    assert set(results["figures"]) == {
         "detections.png",
         "pixel_relation.png",
         "instance_relation.png",
@@ -259,11 +259,11 @@ def test_pairs_of_students_by_seed(training, tmp_path):
         demo(tmp_path, recipes(), seeds=99)
 
 
-def test_pictures_are_chosen_by_their_objects_alone():
+def test_images_are_chosen_by_their_objects_alone():
     source = open_source(VAL)
-    chosen = choose_pictures(source, 3, 4)
+    chosen = choose_images(source, 3, 4)
     assert len(chosen) == 3
     assert all(source.meta(i).num_boxes >= 4 for i in chosen)
     assert chosen == sorted(chosen)
-    fullest = choose_pictures(source, 2, 1000)
+    fullest = choose_images(source, 2, 1000)
     assert source.meta(fullest[0]).num_boxes == max(source.meta(i).num_boxes for i in range(12))

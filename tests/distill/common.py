@@ -19,14 +19,14 @@ def pyramid(
     seed: int,
     channels: int,
     strides: tuple[int, ...] = (8, 16),
-    pictures: int = 2,
+    images: int = 2,
     kinds: tuple[str, ...] | None = None,
 ) -> Features:
     random = np.random.default_rng(seed)
     maps = tuple(
         jnp.asarray(
             random.standard_normal(
-                (pictures, -(-CANVAS[0] // s), -(-CANVAS[1] // s), channels), np.float32
+                (images, -(-CANVAS[0] // s), -(-CANVAS[1] // s), channels), np.float32
             )
         )
         for s in strides
@@ -36,19 +36,19 @@ def pyramid(
 
 
 def targets(counts: tuple[int, ...] = (3, 2), padding: int = 4, seed: int = 0) -> Targets:
-    """Pictures smaller than the canvas, with the given numbers of valid boxes."""
+    """Images smaller than the canvas, with the given numbers of valid boxes."""
     random = np.random.default_rng(seed)
-    pictures = len(counts)
-    low = random.uniform(0, 0.6, (pictures, padding, 2))
-    high = low + random.uniform(0.05, 0.4, (pictures, padding, 2))
+    images = len(counts)
+    low = random.uniform(0, 0.6, (images, padding, 2))
+    high = low + random.uniform(0.05, 0.4, (images, padding, 2))
     boxes = np.concatenate([low, high], -1) * (40, 30, 40, 30)
     valid = np.arange(padding)[None] < np.asarray(counts)[:, None]
     return Targets(
-        jnp.tile(jnp.asarray([[32, 44]]), (pictures, 1)),
+        jnp.tile(jnp.asarray([[32, 44]]), (images, 1)),
         jnp.asarray(boxes, jnp.float32),
-        jnp.zeros((pictures, padding), jnp.int32),
+        jnp.zeros((images, padding), jnp.int32),
         jnp.asarray(valid),
-        jnp.ones(pictures, bool),
+        jnp.ones(images, bool),
     )
 
 
@@ -69,7 +69,7 @@ def call(
 ) -> DistillOutput:
     """Calls a distiller on the features and targets of these tests."""
     boxes, valid, sizes = given.boxes, given.valid, given.sizes
-    return module(student.maps, teacher.maps, boxes, valid, sizes, given.picture_valid, **more)
+    return module(student.maps, teacher.maps, boxes, valid, sizes, given.image_valid, **more)
 
 
 class Runner:

@@ -1,4 +1,4 @@
-"""The whole distiller: masks, empty pictures, states, pairs of different detectors."""
+"""The whole distiller: masks, empty images, states, pairs of different detectors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_equal_sides_have_loss_0_and_finite_gradients():
 
 
 def _padding(features: Features, value: float) -> Features:
-    """The same features with other numbers outside the pictures of 32 x 44 pixels."""
+    """The same features with other numbers outside the images of 32 x 44 pixels."""
     maps = []
     for x, stride in zip(features.maps, features.spec.strides, strict=True):
         rows, columns = -(-32 // stride), -(-44 // stride)
@@ -95,7 +95,7 @@ def test_padded_pixels_do_count_in_the_official_form():
     assert abs(runner.losses(*sides, targets())["pixel_relation"] / expected - 1) > 0.1
 
 
-def test_padded_rows_and_filling_pictures_do_not_count(paper):
+def test_padded_rows_and_filling_images_do_not_count(paper):
     given = targets()
     garbage = np.where(given.valid[..., None], given.boxes, (5.0, 900.0, -30.0, 1e4))
     expected = paper.losses(STUDENT, TEACHER, given)
@@ -106,14 +106,14 @@ def test_padded_rows_and_filling_pictures_do_not_count(paper):
         maps = tuple(x.at[1].set(fill) for x in features.maps)
         return Features(maps, features.spec)
 
-    filling = given._replace(picture_valid=jnp.asarray([True, False]))
+    filling = given._replace(image_valid=jnp.asarray([True, False]))
     results = [paper.losses(alone(STUDENT, v), alone(TEACHER, -v), filling) for v in (1.0, 50.0)]
     assert results[0] == pytest.approx(results[1], rel=1e-6)
     assert all(value > 0 for value in results[0].values())
 
 
-def test_no_valid_picture_at_all_is_0_and_keeps_the_running_statistics(runner):
-    none = targets()._replace(picture_valid=jnp.zeros(2, bool))
+def test_no_valid_image_at_all_is_0_and_keeps_the_running_statistics(runner):
+    none = targets()._replace(image_valid=jnp.zeros(2, bool))
     (total, (_, rest)), gradients = runner.differentiate(
         runner.params, runner.rest, STUDENT, TEACHER, none
     )
@@ -160,9 +160,9 @@ def test_splitting_the_batch_changes_nothing_with_running_statistics(paper):
 
 
 def test_official_groups_are_devices_of_their_own():
-    """Four pictures in groups of two: the mean of two batches of two."""
+    """Four images in groups of two: the mean of two batches of two."""
     runner = Runner(settings("official"), STUDENT, TEACHER)
-    sides = pyramid(2, 6, pictures=4), pyramid(3, 10, pictures=4)
+    sides = pyramid(2, 6, images=4), pyramid(3, 10, images=4)
     given = targets((3, 2, 4, 0))
     whole = runner.losses(*sides, given)
 
@@ -176,8 +176,8 @@ def test_official_groups_are_devices_of_their_own():
 
 
 def test_an_official_batch_that_is_no_whole_number_of_groups_is_refused():
-    sides = pyramid(2, 6, pictures=3), pyramid(3, 10, pictures=3)
-    with pytest.raises(UserError, match="pictures_per_device"):
+    sides = pyramid(2, 6, images=3), pyramid(3, 10, images=3)
+    with pytest.raises(UserError, match="images_per_device"):
         call(make(settings("official"), *sides), *sides, targets((1, 1, 1)))
 
 
@@ -263,7 +263,7 @@ def test_unknown_keys_and_choices_are_named():
 def test_a_weight_in_the_place_of_a_terms_settings_is_refused():
     config = DistillConfig()
     object.__setattr__(config, "pixel_relation", 3.0)  # past the types that the tests check
-    with pytest.raises(UserError, match=r"pixel_relation = 3\.0: wants settings of PixelRel"):
+    with pytest.raises(UserError, match=r"pixel_relation = 3\.0: must be settings of PixelRel"):
         config.__post_init__()
 
 
@@ -275,7 +275,7 @@ def test_a_weight_in_the_place_of_a_terms_settings_is_refused():
         {"region_size": 0},
         {"region_levels": 0},
         {"region_levels": -1},
-        {"pictures_per_device": 0},
+        {"images_per_device": 0},
         {"cwd": {"weight": -1.0}},
         {"pixel_relation": {"weight": float("nan")}},
         {"pixel_relation": {"weight": True}},  # no 1
@@ -334,7 +334,7 @@ def test_the_drawn_features_are_those_that_the_loss_compares(form):
     given = targets()
     output = call(module, STUDENT, TEACHER, given)  # sets the running statistics
     output = call(module, STUDENT, TEACHER, given, train=False)
-    masks = module.masks(STUDENT.maps, given.sizes, given.picture_valid, form)
+    masks = module.masks(STUDENT.maps, given.sizes, given.image_valid, form)
     for level, (pair, mask) in enumerate(zip(module.pairs, masks, strict=True)):
         phi = relation_features(module, TEACHER, "teacher", level, given)[1]
         own = relation_features(module, STUDENT, "student", level, given)[1]

@@ -23,7 +23,7 @@ from tests.distill.common import relative
 
 SHAPES = (12, 20), (6, 10), (3, 5)
 NODES = 4, 4, 5
-PICTURES = 4
+IMAGES = 4
 
 
 def evaluate(arithmetic: str, channels: tuple[int, int], form: str, teacher: str, guard: float):
@@ -43,8 +43,8 @@ def evaluate(arithmetic: str, channels: tuple[int, int], form: str, teacher: str
     term = PixelRelation(config, pairs, *specs, rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(term, nnx.Param, ...)
     random = np.random.default_rng(0)
-    maps = [[random.standard_normal((PICTURES, *at, n)) + 0.5 for at in SHAPES] for n in channels]
-    masks = [np.ones((PICTURES, *at), bool) for at in SHAPES]
+    maps = [[random.standard_normal((IMAGES, *at, n)) + 0.5 for at in SHAPES] for n in channels]
+    masks = [np.ones((IMAGES, *at), bool) for at in SHAPES]
     for mask in masks:
         mask[1, :, -2:] = mask[3] = False
 
@@ -115,9 +115,9 @@ def work(jaxpr) -> list:
 def test_the_number_of_chunks_does_not_grow_with_devices(shape):
     """The batch of eight devices has the program of one: each device gets an eighth of it."""
 
-    def program(pictures: int) -> list:
-        like = jax.ShapeDtypeStruct((pictures, *shape, 16), jnp.bfloat16)
-        mask = jax.ShapeDtypeStruct((pictures, *shape), jnp.bool_)
+    def program(images: int) -> list:
+        like = jax.ShapeDtypeStruct((images, *shape, 16), jnp.bfloat16)
+        mask = jax.ShapeDtypeStruct((images, *shape), jnp.bool_)
 
         def whole(s, t, mask):
             sums = jax.tree.map(jnp.sum, gram(s, t, mask))

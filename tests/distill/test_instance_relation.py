@@ -77,7 +77,7 @@ def test_the_learned_filter_gets_gradients_and_the_random_one_is_no_parameter():
             assert float(jnp.abs(slot[...]).max()) > 1e-3, path
 
 
-def test_a_picture_without_boxes_is_0_with_gradient_0():
+def test_an_image_without_boxes_is_0_with_gradient_0():
     gradient = jax.grad(lambda x: (masked_softmax(x, ~ALL) * x).sum())(jnp.ones((1, 6, 6)))
     assert float(jnp.abs(gradient).max()) == 0
 

@@ -15,12 +15,12 @@ from hypothesis.extra.numpy import arrays
 from drkd_jax.types import Features, Targets
 from tests.distill.common import CANVAS, Runner, pyramid, settings
 
-G = 5  # padded boxes of a picture
+G = 5  # padded boxes of an image
 few = hypothesis_settings(max_examples=25, deadline=None)
 numbers = strategies.floats(-20, 120, width=32)
 boxes = arrays(np.float32, (2, G, 4), elements=numbers)
 validity = arrays(np.bool_, (2, G))
-picture_sizes = strategies.tuples(
+image_sizes = strategies.tuples(
     strategies.tuples(strategies.integers(1, CANVAS[0]), strategies.integers(1, CANVAS[1])),
     strategies.tuples(strategies.integers(1, CANVAS[0]), strategies.integers(1, CANVAS[1])),
 )
@@ -46,7 +46,7 @@ def make_targets(boxes: np.ndarray, valid: np.ndarray, sizes=((48, 64), (48, 64)
 
 @pytest.mark.parametrize(("form", "strides"), [("paper", (4, 16)), ("official", (8,))])
 @few
-@given(boxes, validity, picture_sizes)
+@given(boxes, validity, image_sizes)
 def test_always_finite(form, strides, boxes, valid, sizes):
     run, student, teacher = runner(form, strides)
     found, gradients = run.differentiate(
@@ -80,7 +80,7 @@ def test_rows_of_padding_do_not_matter(boxes, valid, garbage):
 
 
 @few
-@given(boxes, validity, picture_sizes, strategies.floats(-100, 100, width=32))
+@given(boxes, validity, image_sizes, strategies.floats(-100, 100, width=32))
 def test_padded_pixels_do_not_matter_in_the_default_form(boxes, valid, sizes, value):
     run, student, teacher = runner("paper", (8,))
     given_targets = make_targets(boxes, valid, sizes)

@@ -20,8 +20,8 @@ from tests.export.test_program import (
     PIXEL,
     SCORE,
     assert_same,
+    draw_images,
     ours,
-    pictures,
     write_detector,
 )
 from tests.training import tiny
@@ -30,7 +30,7 @@ needed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("jax2onnx", "onnx", "onnxruntime")),
     reason="needs the extra onnx",
 )
-PICTURES, BATCH = 20, 4
+IMAGES, BATCH = 20, 4
 # The head has three classes, the data the last and the first of them.
 DROPPED = {"head_classes": 3, "class_ids": (2, 0)}
 
@@ -70,11 +70,11 @@ def test_onnxruntime_finds_what_we_find(kind, own, batch, tmp_path, capfd):
     capfd.readouterr()
     assert main(call) == 0
     printed = capfd.readouterr()
-    pictures_of_a_call = f"{batch} picture{'s' * (batch > 1)}"
-    assert f"for {pictures_of_a_call} on 64x96 pixels, on onnx, written to" in printed.out
+    images_of_a_call = f"{batch} image{'s' * (batch > 1)}"
+    assert f"for {images_of_a_call} on 64x96 pixels, on onnx, written to" in printed.out
     assert len(printed.out.splitlines()) == 1
     assert printed.err == ""
-    images, sizes = pictures(PICTURES)
+    images, sizes = draw_images(IMAGES)
     found = by_onnxruntime(out, images, sizes, batch)
     assert capfd.readouterr().err == ""  # the runtime has nothing to warn of
     wanted = ours(weights, images, sizes)
@@ -106,7 +106,7 @@ def test_of_a_run_in_bfloat16_onnxruntime_computes_in_float32(bfloat16_run, tmp_
     monkeypatch.setattr("drkd_jax.cli.detector.load", lambda *_, **__: run)
     out = tmp_path / "student.onnx"
     assert main(["export", f"--workdir={tmp_path}", "--to=onnx", f"--batch={BATCH}", str(out)]) == 0
-    images, sizes = pictures(PICTURES)
+    images, sizes = draw_images(IMAGES)
     assert_same(by_onnxruntime(out, images, sizes), ours(file, images, sizes))
 
 
@@ -116,16 +116,16 @@ def test_without_nms_every_region_comes_out(tmp_path):
     write_detector(weights, "cascade_rcnn", **DROPPED)
     asked = ["--no-nms", f"--batch={BATCH}", "--pixels=float32"]
     assert main(["export", f"--weights={weights}", "--to=onnx", *asked, str(out)]) == 0
-    images, sizes = pictures(PICTURES)
+    images, sizes = draw_images(IMAGES)
     images = images.astype(np.float32)
     found = by_onnxruntime(out, images, sizes)
     found_in_file = read(load(weights))
     run, arrays = program(found_in_file.detector, found_in_file.pixels, suppress=False)
     wanted = jax.device_get(jax.jit(run)(arrays, images, sizes))
     rows = wanted["valid"]
-    assert 2 * PICTURES < rows.sum() < rows.size  # rows that only fill up, too
+    assert 2 * IMAGES < rows.sum() < rows.size  # rows that only fill up, too
     np.testing.assert_array_equal(found["valid"], rows)
-    assert found["boxes"].shape == (PICTURES, 40, 1, 4)  # one box for all classes
+    assert found["boxes"].shape == (IMAGES, 40, 1, 4)  # one box for all classes
     for name, tolerance in (("scores", SCORE), ("boxes", PIXEL)):
         np.testing.assert_allclose(found[name][rows], wanted[name][rows], rtol=0, atol=tolerance)
     np.testing.assert_array_equal(found["scores"][~rows], 0)

@@ -81,7 +81,7 @@ def test_suppression_keeps_the_same_boxes(grouped):
     assert wanted[0, 0].all()
 
 
-def test_what_pictures_share_is_given_to_each():
+def test_what_images_share_is_given_to_each():
     one = jax.vmap(lambda b, v: nms(b, np.ones(5, np.float32), v, None, 0.5), in_axes=(2, 0))
     with tracing_for("onnx"):
         traced = jax.make_jaxpr(one)(np.zeros((5, 4, 3), np.float32), np.ones((3, 5), bool))

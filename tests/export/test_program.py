@@ -23,7 +23,7 @@ from tests.training import tiny
 pytest.importorskip("flatbuffers", reason="needs flatbuffers, by which jax.export writes")
 
 CANVAS = (64, 96)
-PICTURES = 20
+IMAGES = 20
 SCORE, PIXEL = 1e-4, 0.05
 NAMES = ((7, "disc"), (9, "bitten disc"))
 
@@ -56,7 +56,7 @@ def write_detector(path, kind, **own):
     write_ours(path, arrays, About("detector", settings, 2, NAMES, {"step": 4}, data))
 
 
-def pictures(number):
+def draw_images(number):
     rng = np.random.default_rng(1)
     sizes = np.stack([rng.integers(40, 65, number), rng.integers(60, 97, number)], 1)
     coarse = rng.integers(0, 256, (number, 8, 12, 3), np.uint8)
@@ -76,7 +76,7 @@ def ours(path, images, sizes):
         boxes=np.zeros((number, 1, 4), np.float32),
         labels=np.zeros((number, 1), np.int32),
         valid=np.zeros((number, 1), bool),
-        picture_valid=np.ones(number, bool),
+        image_valid=np.ones(number, bool),
         index=np.arange(number, dtype=np.int32),
         scale=np.ones((number, 2), np.float32),
     )
@@ -110,8 +110,8 @@ def test_a_stranger_finds_what_we_find(kind, tmp_path, capsys):
     weights, out = tmp_path / "student.safetensors", tmp_path / "student.stablehlo"
     write_detector(weights, kind)
     assert main(["export", f"--weights={weights}", "--to=stablehlo", str(out)]) == 0
-    assert "any number of pictures on 64x96 pixels, on cpu, cuda" in capsys.readouterr().out
-    images, sizes = pictures(PICTURES)
+    assert "any number of images on 64x96 pixels, on cpu, cuda" in capsys.readouterr().out
+    images, sizes = draw_images(IMAGES)
     assert_same(by_stranger(out, images, sizes, tmp_path), ours(weights, images, sizes))
 
     about = json.loads((tmp_path / "student.stablehlo.json").read_text())
@@ -132,7 +132,7 @@ def test_without_nms_every_box_and_score_comes_out(tmp_path):
     asked = ["--no-nms", "--batch=2", "--platforms=cpu", "--pixels=float32", "--canvas=64x64"]
     call = ["export", f"--weights={weights}", "--to=stablehlo", *asked, str(out)]
     assert main(call) == 0
-    images, sizes = pictures(2)
+    images, sizes = draw_images(2)
     images, sizes = images[:, :, :64].astype(np.float32), np.minimum(sizes, 64)
     exported = jax.export.deserialize(bytearray(out.read_bytes()))
     assert exported.platforms == ("cpu",)
@@ -151,7 +151,7 @@ def test_without_nms_every_box_and_score_comes_out(tmp_path):
     assert about["inputs"]["images"] == {
         "dtype": "float32",
         "shape": [2, 64, 64, 3],
-        "meaning": "RGB, 0..255; the picture in the top left corner of the canvas",
+        "meaning": "RGB, 0..255; the image in the top left corner of the canvas",
     }
     assert about["suppressed_inside"] is False
 

@@ -205,7 +205,7 @@ def test_filling_a_module_of_other_shapes_names_the_array():
 
 
 def test_a_folder_without_a_checkpoint_is_told(tmp_path):
-    with pytest.raises(UserError, match="neither a work folder of a run"):  # pictures, say
+    with pytest.raises(UserError, match="neither a work folder of a run"):  # images, say
         read_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds no checkpoint yet"):
@@ -253,7 +253,7 @@ def test_a_changed_byte_never_gives_other_arrays(folder):
             continue
         for name, array in before.items():
             np.testing.assert_array_equal(arrays[name], array)
-    assert any("is not what was written, by its checksum" in words for words in told), told
+    assert any("differs from what was written (checksum)" in words for words in told), told
     # What a run continues from is checked completely.
     file.write_bytes(whole)
     optimiser = largest_file(workdir / "checkpoints" / "1" / "training")

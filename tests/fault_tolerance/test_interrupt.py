@@ -106,7 +106,7 @@ def test_where_it_is_ignored_it_stays_so():
     assert run("leave_quietly()\npress()\nprint('on')", start) == (0, "on\n", "")
 
 
-@pytest.mark.parametrize("words", ["", "3 of 5 pictures are done"])
+@pytest.mark.parametrize("words", ["", "3 of 5 images are done"])
 def test_a_command_says_so_in_one_line(words, monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt(*filter(None, [words]))
@@ -115,7 +115,7 @@ def test_a_command_says_so_in_one_line(words, monkeypatch, capsys):
     monkeypatch.setattr(module, "main", interrupted)
     assert command_line.main(["evaluate"]) == 130
     said = capsys.readouterr().err
-    assert said == ("interrupted: 3 of 5 pictures are done\n" if words else "interrupted\n")
+    assert said == ("interrupted: 3 of 5 images are done\n" if words else "interrupted\n")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -138,9 +138,9 @@ def test_elsewhere_it_is_said(started):
         ((), r"do not find each other .*--coordinator=HOST:PORT --num-processes=N"),
         (("node1:1234", None, 0), "go together"),
         (("node1:1234", 2, 2), "--process-id=2 is not one of the 2 processes"),
-        (("node1", 2, 1), "HOST:PORT is wanted"),
-        ((":1234", 2, 1), "HOST:PORT is wanted"),
-        (("node1:http", 2, 1), "HOST:PORT is wanted"),
+        (("node1", 2, 1), "must be HOST:PORT"),
+        ((":1234", 2, 1), "must be HOST:PORT"),
+        (("node1:http", 2, 1), "must be HOST:PORT"),
         (("node1:1234", 0, 0), "--process-id=0 is not one of the 0 processes"),
     ],
 )

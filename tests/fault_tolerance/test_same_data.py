@@ -70,14 +70,14 @@ def replace(folder: CocoFolder) -> None:
 
 
 CHANGES = {
-    "a picture more": (
+    "an image more": (
         lambda f: f.content["images"].append(f.content["images"][0] | {"id": 70}),
-        "other pictures (4 then, 5 now)",
+        "other images (4 then, 5 now)",
     ),
-    "another picture": (replace, "other pictures (4 then, 4 now)"),
-    "a picture renamed": (
+    "another image": (replace, "other images (4 then, 4 now)"),
+    "an image renamed": (
         lambda f: f.content["images"][0].update(id=70),
-        "other pictures (4 then, 4 now)",
+        "other images (4 then, 4 now)",
     ),
     "a box more": (
         lambda f: f.content["annotations"].append(f.content["annotations"][0] | {"id": 999}),
@@ -95,11 +95,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_changed_pictures_and_boxes_are_said(folder, kind):
+def test_changed_images_and_boxes_are_said(folder, kind):
     change, told = CHANGES[kind]
     before = {"train": now(folder), "val": now(folder)}
     assert changed_data(before, {"train": now(folder), "val": now(folder)}) == []
-    if kind == "a picture renamed":
+    if kind == "an image renamed":
         folder.content["annotations"] = [
             row | {"image_id": 70} if row["image_id"] == 7 else row
             for row in folder.content["annotations"]
@@ -133,11 +133,11 @@ def test_another_teacher_is_said(folder):
 
 
 def test_other_scores_than_the_best_was_chosen_by_are_said():
-    some, all_of_them = {"eval": {"batch_size": 4, "max_pictures": 100}}, {"eval": {}}
+    some, all_of_them = {"eval": {"batch_size": 4, "max_images": 100}}, {"eval": {}}
     assert changed_scoring(some, {"eval": {**some["eval"], "batch_size": 8}}) == []
-    assert changed_scoring(all_of_them, {"eval": {"max_pictures": 0, "max_detections": 100}}) == []
+    assert changed_scoring(all_of_them, {"eval": {"max_images": 0, "max_detections": 100}}) == []
     (line,) = changed_scoring(some, all_of_them)
-    assert line.startswith("config.eval.max_pictures is 0, and was 100 at the last checkpoint")
+    assert line.startswith("config.eval.max_images is 0, and was 100 at the last checkpoint")
 
 
 def test_a_set_that_moved_is_the_same(folder, tmp_path):
@@ -196,13 +196,13 @@ def test_the_start_says_what_the_check_says(tmp_path):
     trained, valued, _ = opened(train, val)
     found = data_findings(trained, valued, max_boxes=5, max_detections=10)
     texts = {part: [text for p, text, _ in found if p == part] for part in ("train", "val")}
-    past = "1 pictures have more than data.max_boxes = 5 boxes, and training leaves 9 boxes an"
+    past = "1 image has more than data.max_boxes = 5 boxes: training leaves 9 boxes per"
     assert any(text.startswith(past) for text in texts["train"])
-    past = "1 pictures have more than 10 boxes of a class (at most 12), and of each class only the"
+    past = "1 image has more than 10 boxes of a class (at most 12), and of each class only the"
     assert any(text.startswith(past) for text in texts["val"])
     for part, folder in (("train", train), ("val", val)):
-        assert "1 times pictures are the same file: a.jpg" in texts[part]
-        assert "1 annotations have 'iscrowd' null; 0 is taken" in texts[part]
+        assert "1 file is listed as several images: a.jpg" in texts[part]
+        assert "1 annotation has 'iscrowd' null; 0 is used" in texts[part]
         said = check(folder.spec).warnings
         assert [text for text in texts[part] if "more than" not in text and text not in said] == []
 
@@ -216,23 +216,23 @@ def test_more_boxes_than_a_detector_gives(folder):
     folder.write()
     source = open_source(folder.spec)
     found = [text for part, text, _ in data_findings(source, source, 100, 10) if part == "val"]
-    told = "1 pictures have more than 10 boxes of all classes (at most 12), and a detector gives 10"
+    told = "1 image has more than 10 boxes of all classes (at most 12), and a detector gives 10"
     assert any(text.startswith(told) for text in found)
     assert not any("boxes of" in text for _, text, _ in data_findings(source, source, 100, 12))
 
 
-def test_pictures_of_both_sets_are_said(tmp_path):
+def test_images_of_both_sets_are_said(tmp_path):
     train, val = CocoFolder(tmp_path / "train"), CocoFolder(tmp_path / "val")
     val.images = train.images
     val.content["images"] = val.content["images"][:2]
     val.content["annotations"] = val.content["annotations"][:2]
     trained, valued, _ = opened(train, val)
     (told,) = (text for _, text, _ in data_findings(trained, valued, 100) if "as well" in text)
-    assert told.startswith("2 of its 2 pictures are in config.data.train as well: ")
+    assert told.startswith("2 of its 2 images are in config.data.train as well: ")
 
 
 @pytest.mark.parametrize("way", ["link", "relative", "dots"])
-def test_pictures_of_both_sets_are_found_however_their_folder_is_reached(folder, monkeypatch, way):
+def test_images_of_both_sets_are_found_however_their_folder_is_reached(folder, monkeypatch, way):
     root = folder.images.parent
     monkeypatch.chdir(root)
     (root / "link").symlink_to(folder.images)
@@ -243,6 +243,6 @@ def test_pictures_of_both_sets_are_found_however_their_folder_is_reached(folder,
     folder.write()
     valued = open_source(f"coco:{name[way]}:{folder.json}")
     (told,) = (text for _, text, _ in data_findings(trained, valued, 100) if "as well" in text)
-    assert told.startswith("2 of its 2 pictures are in config.data.train as well: ")
+    assert told.startswith("2 of its 2 images are in config.data.train as well: ")
     joined = open_source(f"{folder.spec} + {valued.spec}")
-    assert any("2 times pictures are the same file" in finding.text for finding in find(joined))
+    assert any("2 files are listed as several images" in finding.text for finding in find(joined))

@@ -33,7 +33,7 @@ def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
 
 
 def test_long_values_are_shown_from_where_they_differ(tmp_path):
-    folder = "coco:/a/long/way/to/the/pictures:/a/long/way/to"
+    folder = "coco:/a/long/way/to/the/images:/a/long/way/to"
     old, new = ({**CONFIG, "data": {"train": f"{folder}/{name}"}} for name in ("a.json", "b.json"))
     with pytest.raises(
         UserError,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from crosscheck.reference.seeded import pictures, thin, weight
+from crosscheck.reference.seeded import draw_batch, thin, weight
 from drkd_jax.models.roi_head import Regions
 from drkd_jax.ops.sampling import Sampled
 from drkd_jax.types import Targets
@@ -105,13 +105,13 @@ def load(name):
 
 
 def batch(case, number):
-    """Pictures, ground truths and answers of one batch."""
+    """Images, ground truths and answers of one batch."""
     canvas, sizes = case.model["batches"][number]
     start = f"{number}|"
     answers = {
         key[len(start) :]: case.answers[key] for key in case.answers.files if key.startswith(start)
     }
-    drawn = pictures(int(answers["seed"]), canvas, sizes, case.model["num_classes"])
+    drawn = draw_batch(int(answers["seed"]), canvas, sizes, case.model["num_classes"])
     B = len(sizes)
     boxes, labels = np.zeros((B, 6, 4), np.float32), np.zeros((B, 6), np.int32)
     valid = np.zeros((B, 6), bool)

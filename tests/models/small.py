@@ -50,31 +50,31 @@ def build(name, dtype=jnp.float32, **changes):
     return detector
 
 
-def batch(pictures=2, filling=0, rows=4):
-    """Images, targets and keys; the last ``filling`` pictures only fill up the batch."""
+def batch(count=2, filling=0, rows=4):
+    """Images, targets and keys; the last ``filling`` images only fill up the batch."""
     rng = np.random.default_rng(3)
     H, W = CANVAS
-    images = rng.normal(size=(pictures, H, W, 3)).astype(np.float32)
+    images = rng.normal(size=(count, H, W, 3)).astype(np.float32)
     # Of a hundred seeds, the one whose overlaps with all anchors used here differ most from the
     # thresholds and each other, by 7e-4. Boxes inside several anchors are never clear.
     boxes_rng = np.random.default_rng(98)
-    low = boxes_rng.uniform(0, 30, (pictures, 3, 2))
-    boxes = np.concatenate([low, low + boxes_rng.uniform(12, 30, (pictures, 3, 2))], axis=-1)
-    labels = rng.integers(0, NUM_CLASSES, (pictures, 3))
-    total = pictures + filling
+    low = boxes_rng.uniform(0, 30, (count, 3, 2))
+    boxes = np.concatenate([low, low + boxes_rng.uniform(12, 30, (count, 3, 2))], axis=-1)
+    labels = rng.integers(0, NUM_CLASSES, (count, 3))
+    total = count + filling
     out = Targets(
         sizes=np.zeros((total, 2), np.int32),
         boxes=np.zeros((total, rows, 4), np.float32),
         labels=np.zeros((total, rows), np.int32),
         valid=np.zeros((total, rows), bool),
-        picture_valid=np.arange(total) < pictures,
+        image_valid=np.arange(total) < count,
     )
-    out.sizes[:pictures] = [[64, 96], [60, 70]][:pictures]
-    out.boxes[:pictures, :3] = boxes
-    out.labels[:pictures, :3] = labels
-    out.valid[:pictures, :3] = True
+    out.sizes[:count] = [[64, 96], [60, 70]][:count]
+    out.boxes[:count, :3] = boxes
+    out.labels[:count, :3] = labels
+    out.valid[:count, :3] = True
     padded = np.zeros((total, H, W, 3), np.float32)
-    padded[:pictures] = images
+    padded[:count] = images
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange(total))
     return padded, out, keys
 
@@ -82,7 +82,7 @@ def batch(pictures=2, filling=0, rows=4):
 def losses(graph, state, images, targets, keys):
     """All losses of a batch from a detector split into graph and state."""
     detector = nnx.merge(graph, state, copy=True)
-    return detector.losses(detector.features(images, targets.picture_valid), targets, keys)
+    return detector.losses(detector.features(images, targets.image_valid), targets, keys)
 
 
 def jitted(graph):

@@ -49,7 +49,7 @@ def test_frozen_batch_norm_is_its_formula():
     np.testing.assert_allclose(norm(jnp.asarray(X), None), wanted, atol=2e-5)
 
 
-def test_batch_norm_counts_valid_pictures_only_and_remembers():
+def test_batch_norm_counts_valid_images_only_and_remembers():
     norm = randomise(BatchNorm(8))
     mask = np.array([True, False, True, True])
     seen = X[mask].reshape(-1, 8)
@@ -183,9 +183,9 @@ def test_norms_of_frozen_stages_are_in_evaluation(frozen, norms, monkeypatch):
     """The stem has one, the first stage two, each later one two and that of its shortcut."""
     in_evaluation = []
 
-    def noted(layer, norm, x, picture_valid):
-        in_evaluation.append(picture_valid is None)
-        return conv_norm(layer, norm, x, picture_valid)
+    def noted(layer, norm, x, image_valid):
+        in_evaluation.append(image_valid is None)
+        return conv_norm(layer, norm, x, image_valid)
 
     monkeypatch.setattr(resnet, "conv_norm", noted)
     backbone = {"depth": 10, "width": 4, "norm": "bn", "frozen_stages": frozen}
@@ -219,17 +219,17 @@ def test_grouped_batch_norm_is_that_of_every_group_alone():
     whole = BatchNorm(8, group=2)
     got = whole(jnp.asarray(X), jnp.asarray(mask))
     means, variances = [], []
-    for pictures in (slice(0, 2), slice(2, 4)):
+    for images in (slice(0, 2), slice(2, 4)):
         alone = BatchNorm(8)
-        wanted = alone(jnp.asarray(X[pictures]), jnp.asarray(mask[pictures]))
-        np.testing.assert_allclose(got[pictures], wanted, atol=1e-5)
+        wanted = alone(jnp.asarray(X[images]), jnp.asarray(mask[images]))
+        np.testing.assert_allclose(got[images], wanted, atol=1e-5)
         means.append(alone.mean[...])
         variances.append(alone.var[...])
     np.testing.assert_allclose(whole.mean[...], np.mean(means, axis=0), rtol=1e-5)
     np.testing.assert_allclose(whole.var[...], np.mean(variances, axis=0), rtol=1e-5)
 
 
-def test_a_group_of_filling_pictures_leaves_the_running_statistics_alone():
+def test_a_group_of_filling_images_leaves_the_running_statistics_alone():
     mask = np.array([True, True, False, False])
     whole, alone = BatchNorm(8, group=2), BatchNorm(8)
     out = whole(jnp.asarray(X), jnp.asarray(mask))

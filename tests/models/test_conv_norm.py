@@ -30,9 +30,9 @@ def block(settings, dtype):
     return graph, nnx.from_flat_state(drawn)
 
 
-def plain(layer, norm, x, picture_valid):
+def plain(layer, norm, x, image_valid):
     """The convolution, then its norm."""
-    return norm(layer(x), picture_valid)
+    return norm(layer(x), image_valid)
 
 
 @pytest.mark.parametrize(

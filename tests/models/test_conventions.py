@@ -65,7 +65,7 @@ def test_torchvision_trains_on_all_of_the_canvas():
 
 def test_who_a_low_quality_match_belongs_to():
     anchors = np.float32([[0, 0, 20, 10], [40, 40, 60, 60]])
-    _, targets, _ = small.batch(pictures=1)
+    _, targets, _ = small.batch(count=1)
     targets.valid[0, 2] = False
     targets.boxes[0, :2] = [[0, 0, 10, 10], [0, 0, 6, 10]]  # overlaps of 0.5 and 0.3
     theirs, ours = (
@@ -144,20 +144,20 @@ def test_deltas_have_one_limit_or_two():
     assert sides["torchvision"] == pytest.approx(20 * np.exp(-8), rel=1e-3)
 
 
-def test_retinanets_losses_by_picture():
+def test_retinanets_losses_by_image():
     anchors = level_anchors(AnchorSettings(2.0), (16,), ((4, 6),), MMDET)[0]
-    _, targets, _ = small.batch(pictures=2, filling=1)
+    _, targets, _ = small.batch(count=2, filling=1)
     targets.boxes[0, :3] = anchors[[20, 40, 60]] + 1
     targets.valid[1] = False
     targets.sizes[1] = small.CANVAS
     logits = RNG.normal(size=(3, len(anchors), 3)).astype(np.float32)
     deltas = RNG.normal(size=(3, len(anchors), 4)).astype(np.float32)
-    by_picture = dataclasses.replace(MMDET, dense_mean="picture")
+    by_image = dataclasses.replace(MMDET, dense_mean="image")
     assigned = assign(anchors, targets, MMDET.dense, MMDET)
-    whole = retina_losses((logits,), (deltas,), anchors, assigned, targets, by_picture)
+    whole = retina_losses((logits,), (deltas,), anchors, assigned, targets, by_image)
     alone = []
     for b in range(2):
-        kept = targets._replace(picture_valid=np.arange(3) == b)
+        kept = targets._replace(image_valid=np.arange(3) == b)
         found = assign(anchors, kept, MMDET.dense, MMDET)
         alone.append(retina_losses((logits,), (deltas,), anchors, found, kept, MMDET))
     for name in ("cls_loss", "box_loss"):
@@ -168,7 +168,7 @@ def test_retinanets_losses_by_picture():
 
 def test_the_rpns_normaliser_and_its_smooth_loss():
     anchors = np.float32([[0, 0, 16, 16], [16, 0, 32, 16], [0, 32, 16, 48]])
-    _, targets, _ = small.batch(pictures=1)
+    _, targets, _ = small.batch(count=1)
     targets.boxes[0, 0] = [1, 0, 17, 16]
     positive = np.array([[True, False, False]])
     assigned = assign(anchors, targets, MMDET.rpn, MMDET)._replace(

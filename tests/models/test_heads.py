@@ -37,9 +37,9 @@ RNG = np.random.default_rng(1)
 K = small.NUM_CLASSES
 
 
-def outputs(pictures):
-    logits = RNG.normal(size=(pictures, len(ALL), K)).astype(np.float32)
-    deltas = RNG.normal(size=(pictures, len(ALL), 4)).astype(np.float32) * 0.3
+def outputs(images):
+    logits = RNG.normal(size=(images, len(ALL), K)).astype(np.float32)
+    deltas = RNG.normal(size=(images, len(ALL), 4)).astype(np.float32) * 0.3
     return logits, deltas
 
 
@@ -49,7 +49,7 @@ def by_level(values):
 
 
 def matched(targets, rule):
-    """(truth, positive, negative) of each picture, by loops."""
+    """(truth, positive, negative) of each image, by loops."""
     found = []
     for b in range(len(targets.sizes)):
         h, w = -(-targets.sizes[b] // 32) * 32
@@ -62,7 +62,7 @@ def matched(targets, rule):
                 rule.positive,
                 rule.negative,
                 rule.low_quality,
-                inside & targets.picture_valid[b],
+                inside & targets.image_valid[b],
                 True,
             )
         )
@@ -76,7 +76,7 @@ def test_level_anchors_have_the_scales_of_their_octaves():
     assert len(ANCHORS[0]) == 4 * 6 * 4
 
 
-def test_assignment_leaves_out_what_lies_past_the_pictures_own_padding():
+def test_assignment_leaves_out_what_lies_past_the_images_own_padding():
     _, targets, _ = small.batch(filling=1)
     targets.sizes[1] = (30, 33)
     with margins.clear():
@@ -92,8 +92,8 @@ def test_assignment_leaves_out_what_lies_past_the_pictures_own_padding():
 
 
 def test_retina_losses_are_sums_over_max_positives_and_one():
-    _, targets, _ = small.batch(pictures=2, filling=1)
-    targets.valid[1] = False  # a picture without a box counts as one
+    _, targets, _ = small.batch(count=2, filling=1)
+    targets.valid[1] = False  # an image without a box counts as one
     logits, deltas = outputs(3)
     with margins.clear():
         assigned = assign(ALL, targets, RULE.dense, RULE)
@@ -178,7 +178,7 @@ def test_two_convolutions_side_by_side_are_the_two():
 
 
 def test_rpn_losses_divide_by_sampled_positives_and_negatives():
-    _, targets, keys = small.batch(pictures=2, filling=1)
+    _, targets, keys = small.batch(count=2, filling=1)
     targets.valid[1] = False
     targets.boxes[0, 0] = ALL[40] + 1  # near enough to an anchor to be matched
     logits, deltas = outputs(3)
@@ -224,7 +224,7 @@ def test_roi_losses_divide_by_all_sampled_regions():
 
 
 def test_ground_truths_are_regions_of_their_own():
-    _, targets, keys = small.batch(pictures=2, filling=1)
+    _, targets, keys = small.batch(count=2, filling=1)
     nothing = Proposals(jnp.zeros((3, 4, 4)), jnp.zeros((3, 4)), jnp.zeros((3, 4), bool))
     got = sample_regions(nothing, targets, keys, K, SamplerSettings(roi=16), RULE)
     np.testing.assert_array_equal(got.valid.sum(1), [3, 3, 0])

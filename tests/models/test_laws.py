@@ -46,7 +46,7 @@ def test_every_part_learns(case):
     assert dead <= {("neck", "outputs")}
 
 
-def test_filling_pictures_and_padding_rows_change_nothing(case):
+def test_filling_images_and_padding_rows_change_nothing(case):
     terms = jax.jit(partial(small.losses, case.graph))(case.state, *small.batch())
     assert {name: float(v) for name, v in terms.items()} == pytest.approx(case.terms, rel=1e-5)
 
@@ -70,11 +70,11 @@ def test_no_box_at_all_is_finite(case):
     assert np.isfinite(largest(gradients))
 
 
-def test_no_valid_picture_is_finite(case):
+def test_no_valid_image_is_finite(case):
     images, targets, keys = case.batch
     nobody = targets._replace(
         valid=np.zeros_like(targets.valid),
-        picture_valid=np.zeros_like(targets.picture_valid),
+        image_valid=np.zeros_like(targets.image_valid),
         sizes=np.zeros_like(targets.sizes),
     )
     terms, gradients = case.run(case.state, images, nobody, keys)
@@ -96,7 +96,7 @@ def test_jit_equals_eager(case):
     assert {name: float(v) for name, v in eager.items()} == pytest.approx(case.terms, rel=1e-5)
 
 
-def test_draws_follow_the_picture_not_its_place(case):
+def test_draws_follow_the_image_not_its_place(case):
     images, targets, keys = case.batch
     swapped = jax.tree.map(lambda x: x[::-1], (images, targets, keys))
     terms, _ = case.run(case.state, *swapped)
@@ -124,7 +124,7 @@ def test_bfloat16_runs_near_float32(name):
 
 
 @pytest.mark.parametrize("name", small.DETECTORS)
-def test_predictions_lie_in_their_picture_and_fall_in_score(name):
+def test_predictions_lie_in_their_image_and_fall_in_score(name):
     graph, state = nnx.split(small.build(name))
     images, targets, _ = small.batch(filling=1)
 

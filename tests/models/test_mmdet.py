@@ -2,7 +2,7 @@
 
 The answers in tests/fixtures/mmdet are from mmdetection 3.3.0 with narrow forms of its shipped
 configs; `python -m crosscheck.reference.mmdet tests/fixtures/mmdet` generates them. Both sides draw
-the same weights and pictures. DRKD_MMDET=FOLDER selects another folder's answers, such as those of
+the same weights and images. DRKD_MMDET=FOLDER selects another folder's answers, such as those of
 the full-size models of request_full.json.
 """
 

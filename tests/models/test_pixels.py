@@ -1,4 +1,4 @@
-"""Each network normalises the pictures by its own rule."""
+"""Each network normalises the images by its own rule."""
 
 import dataclasses
 

@@ -17,7 +17,7 @@ from tests.models.test_heads import ALL, RNG, RULE, K, by_level, matched, output
 
 
 def test_a_box_loss_of_overlaps_is_one_less_the_generalised_overlap():
-    _, targets, _ = small.batch(pictures=2, filling=1)
+    _, targets, _ = small.batch(count=2, filling=1)
     targets.valid[1] = False
     logits, deltas = outputs(3)
     with margins.clear():

@@ -66,7 +66,7 @@ def test_one_window_says_nothing_of_a_fall():
         ({"share": 1e-5}, (0.3, 0.5), "hardly carried", "a larger distill.pixel_relation.weight"),
         ({"end": 0.99}, (0.3, 0.5), "did not get it", "more steps"),
         ({}, (None, None), "was not measured", ""),
-        ({}, (-1.0, -1.0), "is not known: nothing is to be found", ""),
+        ({}, (-1.0, -1.0), "is not known: data.val has nothing to find", ""),
     ],
 )
 def test_each_no_is_named_with_what_to_try(given, aps, said, advice):

@@ -200,7 +200,7 @@ def test_a_window_without_a_loader_has_no_counts():
 
 
 def test_steps_without_a_relation_do_not_hide_that_the_others_are_uniform():
-    """Few objects per picture: four of ten batches have a picture with enough boxes to relate."""
+    """Few objects per image: four of ten batches have an image with enough boxes to relate."""
     name = "diag/instance_relation/P3/teacher_entropy"
     monitor, warnings = CollapseMonitor(), []
     for _ in range(5):

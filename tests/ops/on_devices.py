@@ -43,14 +43,14 @@ def read(maps: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rounds(maps: jax.Array, boxes: jax.Array) -> int:
-    """Trips of the gradient's loop for these pictures."""
+    """Trips of the gradient's loop for these images."""
     with plans() as found:
         roi_align((maps,), boxes, jnp.zeros(boxes.shape[:2], jnp.int32), (4,), 5, 0)
     return int(roi_tiles.num_rounds(found[0], How(5, 0), C))
 
 
 def crossing(given: tuple[np.ndarray, np.ndarray], mesh: Mesh | None) -> int:
-    """Number of collectives in proposing, matching and reading regions, picture by picture."""
+    """Number of collectives in proposing, matching and reading regions, image by image."""
 
     def both(maps: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = boxes.sum(-1)

@@ -19,14 +19,14 @@ def batch():
     boxes = oracles.random_boxes(rng, (count, boxes_each), side=10)
     valid = np.arange(boxes_each)[None] < np.asarray([3, 2, 4, 0, 0])[:, None]
     return Batch(
-        # Noise in the padding as well: only the size says where a picture ends.
+        # Noise in the padding as well: only the size says where an image ends.
         images=rng.integers(0, 256, (count, 16, 24, 3)).astype(np.uint8),
         sizes=SIZES,
         flip=FLIP,
         boxes=np.where(valid[..., None], boxes, 0.0).astype(np.float32),
         labels=rng.integers(0, 3, (count, boxes_each)).astype(np.int32),
         valid=valid,
-        picture_valid=np.asarray([True, True, True, False, True]),
+        image_valid=np.asarray([True, True, True, False, True]),
         index=np.asarray([0, 1, 2, -1, 3], np.int32),
         scale=np.ones((count, 2), np.float32),
     )
@@ -89,11 +89,11 @@ def test_a_marked_pixel_moves_with_its_box(batch):
 def test_the_rest_passes_through_and_the_dtype_is_kept(batch):
     images, targets = prepare(batch, MEAN, STD, jnp.bfloat16)
     assert images.dtype == jnp.bfloat16
-    for name in ("sizes", "labels", "valid", "picture_valid"):
+    for name in ("sizes", "labels", "valid", "image_valid"):
         np.testing.assert_array_equal(getattr(targets, name), getattr(batch, name))
 
 
-def test_a_filling_picture_changes_nothing_of_the_others(batch):
+def test_a_filling_image_changes_nothing_of_the_others(batch):
     images, targets = prepare(batch, MEAN, STD)
     fewer = Batch(*(x[:3] for x in batch))
     alone, alone_targets = prepare(fewer, MEAN, STD)

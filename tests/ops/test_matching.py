@@ -15,14 +15,14 @@ SETTINGS = {"rpn": (0.7, 0.3, 0.3), "roi": (0.5, 0.5, None), "retina": (0.5, 0.4
 
 
 def match(iou, valid, positive, negative, low_quality=None, eligible=None, overwrite=True):
-    """The matches of one picture's anchors, from a whole matrix of overlaps ``[A, G]``."""
+    """The matches of one image's anchors, from a whole matrix of overlaps ``[A, G]``."""
     eligible = jnp.asarray(np.ones(len(iou), bool) if eligible is None else eligible)
     iou = jnp.where(jnp.asarray(valid)[:, None] & eligible, jnp.asarray(iou).T, -1.0)
     found = matching._nothing((1, len(eligible)), iou.dtype)
     if len(iou):
         found = matching._take_in(found, iou[None], 0, low_quality)
-    picture = matching._decide(found, eligible[None], positive, negative, overwrite)
-    return jax.tree.map(lambda rows: rows[0], picture)
+    image = matching._decide(found, eligible[None], positive, negative, overwrite)
+    return jax.tree.map(lambda rows: rows[0], image)
 
 
 run = jax.jit(match, static_argnames=("positive", "negative", "low_quality", "overwrite"))
@@ -97,13 +97,13 @@ def test_compiled_together_with_the_overlaps_every_truth_has_all_its_tied_anchor
 
     every = np.ones((8, G), bool), 0.5, 0.4, 0.0, np.ones((8, len(grid)), bool)
     got = jax.jit(lambda truths: matching.match_boxes(grid, truths, *every))(truths)
-    for picture in range(8):
-        iou = oracles.pairwise_iou(grid, truths[picture]).astype(np.float32)
+    for image in range(8):
+        iou = oracles.pairwise_iou(grid, truths[image]).astype(np.float32)
         everything = np.ones(len(grid), bool)
         index, positive, negative = oracles.match(iou, valid, 0.5, 0.4, 0.0, everything, True)
-        np.testing.assert_array_equal(got.positive[picture], positive)
-        np.testing.assert_array_equal(got.negative[picture], negative)
-        np.testing.assert_array_equal(got.index[picture][positive], index[positive])
+        np.testing.assert_array_equal(got.positive[image], positive)
+        np.testing.assert_array_equal(got.negative[image], negative)
+        np.testing.assert_array_equal(got.index[image][positive], index[positive])
 
 
 def test_compiled_together_no_truth_is_lost_to_rounding():
@@ -112,12 +112,12 @@ def test_compiled_together_no_truth_is_lost_to_rounding():
 
     every = np.ones((16, G), bool), 2.0, 0.0, 0.0, np.ones((16, len(grid)), bool)
     got = jax.jit(lambda truths: matching.match_boxes(grid, truths, *every))(truths)
-    for picture in range(16):
-        overlaps = oracles.pairwise_iou(grid, truths[picture])
+    for image in range(16):
+        overlaps = oracles.pairwise_iou(grid, truths[image])
         # Rounding decides which of several anchors around a small box is the best; a later truth
         # may have claimed the anchor, but it is positive.
         best = overlaps >= overlaps.max(axis=0) - 1e-6
-        assert (got.positive[picture][:, None] & best).any(axis=0).all()
+        assert (got.positive[image][:, None] & best).any(axis=0).all()
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_boxes_in_blocks_are_matched_as_the_matrix_to_the_bit(
 
     got = jax.jit(traced)(anchors, truths, valid, eligible)
     assert np.asarray(got.positive).any()
-    for picture in range(5):
-        iou = oracles.overlaps_as_written(anchors if shared else anchors[picture], truths[picture])
-        one = valid[picture], *SETTINGS[kind], eligible[picture], overwrite
+    for image in range(5):
+        iou = oracles.overlaps_as_written(anchors if shared else anchors[image], truths[image])
+        one = valid[image], *SETTINGS[kind], eligible[image], overwrite
         wanted = match(iou, *one)
         for field, answer in zip(got, wanted, strict=True):
-            np.testing.assert_array_equal(field[picture], answer)
+            np.testing.assert_array_equal(field[image], answer)
         limits = [None if t is None else float(np.float32(t)) for t in SETTINGS[kind]]
         index, positive, negative = oracles.match(iou, one[0], *limits, *one[4:])
         np.testing.assert_array_equal(wanted.positive, positive)

@@ -108,7 +108,7 @@ def test_matching_truth_by_truth_equals_the_matrix(kind, shared):
     *thresholds, overwrite = kind
     anchors = whole_boxes(rng, 90) if shared else whole_boxes(rng, 4, 90)
     boxes = whole_boxes(rng, 4, 7)
-    # The last real row is not the same in all pictures; one has none, one has a gap.
+    # The last real row is not the same in all images; one has none, one has a gap.
     valid = np.arange(7) < np.asarray([[3], [0], [6], [5]])
     valid[3, 2] = False
     eligible = rng.uniform(size=(4, 90)) < 0.8

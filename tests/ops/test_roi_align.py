@@ -262,7 +262,7 @@ def test_a_round_stays_within_what_is_quick_to_sum(monkeypatch, scene):
 
     before, most = rounds()
     assert most == roi_tiles.ROUND
-    # As if the batch had so many more pictures.
+    # As if the batch had so many more images.
     monkeypatch.setattr(roi_tiles, "MOST", len(boxes) * 7 * 8 * 8 * maps[0].shape[-1] * 64)
     after, fewer = rounds()
     assert fewer == 64
@@ -296,7 +296,7 @@ def test_region_levels_double_from_the_canonical_side(convention):
     assert got.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_region_levels_of_small_pictures_and_of_unsound_rows():
+def test_region_levels_of_small_images_and_of_unsound_rows():
     small = ops.region_levels(squares([7, 8, 16, 64]), 3, 4, canonical=8.0)
     assert small.tolist() == [0, 0, 1, 1]
     bad = np.asarray([[np.nan] * 4, [5, 5, 1, 1], [0, 0, np.inf, np.inf]], np.float32)

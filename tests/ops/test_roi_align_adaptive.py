@@ -78,7 +78,7 @@ def test_equals_samples_one_by_one(bins, aligned):
     np.testing.assert_allclose(found[0], wanted, atol=5e-6)
 
 
-def test_stops_at_the_picture_where_sizes_are_given():
+def test_stops_at_the_image_where_sizes_are_given():
     sizes = jnp.asarray([[18, 26]])  # 5 x 7 map pixels
     found = run(MAP, BOXES, 4, 3, sizes=sizes)
     wanted = np.stack([slow(MAP[0], box, 4, 3, False, (5, 7)) for box in BOXES[0]])

@@ -66,7 +66,7 @@ def test_the_key_decides_and_nothing_else():
     keys = jax.random.split(jax.random.key(1), 3)
     batched = jax.vmap(lambda k: run(k, positive, negative, 8, 4))(keys)
     for i, key in enumerate(keys):
-        alone = sampling.sample(key, positive, negative, 8, 4)  # eager, one picture
+        alone = sampling.sample(key, positive, negative, 8, 4)  # eager, one image
         np.testing.assert_array_equal(batched.indices[i], alone.indices)
     assert len({tuple(row) for row in np.asarray(batched.indices).tolist()}) == 3
 

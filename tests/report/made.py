@@ -16,22 +16,20 @@ from drkd_jax.evaluation import coco_scores
 VAL = "shapes:6:1"
 
 
-def leave_run(
-    folder: Path, noise: float, val: str = VAL, pictures: int = 0, **changes: Any
-) -> Path:
+def leave_run(folder: Path, noise: float, val: str = VAL, images: int = 0, **changes: Any) -> Path:
     """Writes a work folder like that of a training.
 
     Args:
         folder: the new folder.
         noise: error of the detections, pixels.
         val: the scored source.
-        pictures: number of its first pictures that were scored; 0: all.
+        images: number of its first images that were scored; 0: all.
         changes: changes of the config.
     """
     source = open_source(val)
     truth = source.coco_ground_truth()
-    if pictures:
-        kept = {source.meta(index).image_id for index in range(pictures)}
+    if images:
+        kept = {source.meta(index).image_id for index in range(images)}
         truth["images"] = [row for row in truth["images"] if row["id"] in kept]
         truth["annotations"] = [row for row in truth["annotations"] if row["image_id"] in kept]
     rng = np.random.default_rng(7)
@@ -56,7 +54,7 @@ def leave_run(
     ]
     lines.append({"kind": "eval", "step": 20, **numbers})
     folder.mkdir(parents=True)
-    scored = {"step": 20, "data": val, "pictures": len(truth["images"]), **numbers}
+    scored = {"step": 20, "data": val, "images": len(truth["images"]), **numbers}
     summary = {"final": numbers, "steps": 20, "warnings": ["it was & it is"]}
     for name, content in (
         ("detections", found),

@@ -49,11 +49,11 @@ def test_stored_numbers_of_other_detections_are_told(runs, truth, gap):
     assert compare([runs[0], scored(runs[1], gap / 10)], 0, truth, draws=2).own == [True, True]
 
 
-def test_numbers_of_more_pictures_are_not_of_these_and_need_no_note(runs, truth):
+def test_numbers_of_more_images_are_not_of_these_and_need_no_note(runs, truth):
     for gap in (0.0, 0.1):
-        found = compare([scored(runs[0], gap, pictures=9), runs[1]], 0, truth, draws=2)
+        found = compare([scored(runs[0], gap, images=9), runs[1]], 0, truth, draws=2)
         assert (found.own, found.notes) == ([False, True], [])
-    unknown = compare([scored(runs[0], pictures=0), runs[1]], 0, truth, draws=2)
+    unknown = compare([scored(runs[0], images=0), runs[1]], 0, truth, draws=2)
     assert unknown.own == [True, True]
 
 
@@ -85,7 +85,7 @@ def test_as_many_detections_count_as_in_the_stored_numbers(runs, truth):
     assert at_200.class_ap[0][name] > at_100.class_ap[0][name]
 
 
-def test_detections_on_unknown_pictures_name_their_file(runs, truth):
+def test_detections_on_unknown_images_name_their_file(runs, truth):
     strange = dataclasses.replace(runs[1], found=[{**runs[1].found[0], "image_id": 10**6}])
     with pytest.raises(UserError, match=r"b/detections\.json: "):
         compare([runs[0], strange], 0, truth, draws=2)

@@ -1,4 +1,4 @@
-"""The figures show the given numbers, and none of them fails on unusual pictures."""
+"""The figures show the given numbers, and none of them fails on unusual images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from drkd_jax.report import figures
 from drkd_jax.report.figures import Scene
 from drkd_jax.report.found import Found, count
-from drkd_jax.report.relations import Relations, of_picture, similarity
+from drkd_jax.report.relations import Relations, of_image, similarity
 
 NAMES = ("disc", "ring", "star")
 
@@ -25,7 +25,7 @@ def scene(seed: int, n: int) -> Scene:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 255, (96, 128, 3), dtype=np.uint8)
     detectors = {name: found(rng, n + 2) for name in ("teacher", "student")}
-    return Scene(image, found(rng, n, scored=False), detectors, f"picture {seed}")
+    return Scene(image, found(rng, n, scored=False), detectors, f"image {seed}")
 
 
 def test_count_takes_the_best_box_of_the_right_class_once():
@@ -73,9 +73,9 @@ def test_detections_figure(tmp_path):
 def test_relation_figures(tmp_path):
     rng = np.random.default_rng(0)
     one = scene(0, 4)
-    # the canvas (16 x 20 pixels of stride 8) is larger than the picture (12 x 16)
+    # the canvas (16 x 20 pixels of stride 8) is larger than the image (12 x 16)
     canvas = rng.normal(size=(2, 1, 16, 20, 8)).astype(np.float32)
-    maps = [of_picture(each, 12, 16) for each in canvas]
+    maps = [of_image(each, 12, 16) for each in canvas]
     assert [each.shape for each in maps] == [(12, 16, 8)] * 2
     box = np.array([120, 90, 128, 96], np.float32)  # its centre lies in the last pixel
     boxes = np.stack([box - 60, box, box + 8])
@@ -91,12 +91,12 @@ def test_relation_figures(tmp_path):
     figures.draw_boxes(
         tmp_path / "boxes.png", one.image, one.truth.boxes, one.truth.labels, NAMES, matrices
     )
-    pictures = {p.stem: cv2.imread(str(p)) for p in tmp_path.glob("*.png")}
-    assert set(pictures) == {"pixels", "other", "boxes"}
-    assert not np.array_equal(pictures["pixels"], pictures["other"])
+    images = {p.stem: cv2.imread(str(p)) for p in tmp_path.glob("*.png")}
+    assert set(images) == {"pixels", "other", "boxes"}
+    assert not np.array_equal(images["pixels"], images["other"])
 
 
-def test_boxes_of_a_very_flat_picture_are_drawn(tmp_path):
+def test_boxes_of_a_very_flat_image_are_drawn(tmp_path):
     image, boxes = np.zeros((10, 1500, 3), np.uint8), np.array([[1, 1, 9, 9]] * 3, np.float32)
     matrices = {"A": np.eye(3)[[1, 2, 0]]}
     figures.draw_boxes(tmp_path / "a.png", image, boxes, np.zeros(3, int), NAMES, matrices)

@@ -86,7 +86,7 @@ def test_one_file_that_loads_nothing_and_runs_nothing(whole):
     assert {link["href"] for link in read.all("a")} <= {f"#{name}" for name in ids}
 
 
-def test_one_view_of_each_picture_is_shown(whole):
+def test_one_view_of_each_image_is_shown(whole):
     buttons = Reader(whole).all("input")
     groups = {button["name"] for button in buttons}
     assert len(groups) == len(Reader(whole).all("img")) > 0
@@ -140,7 +140,7 @@ def test_hostile_names_stay_text(tmp_path):
     assert "&lt;script&gt;" in text
 
 
-def test_one_run_alone_shows_its_first_pictures(folders):
+def test_one_run_alone_shows_its_first_images(folders):
     text = page(read_runs([("alone", folders[0])]), draws=5)
     assert len(check_harmless(text).all("img")) == 3
     assert "Points more than" not in text
@@ -152,12 +152,12 @@ def test_elements_escape_what_they_are_given():
     )
 
 
-def test_pictures_are_sorted_by_how_many_more_objects_are_found():
+def test_images_are_sorted_by_how_many_more_objects_are_found():
     def looked(place: int, objects: int, first: int, second: int) -> Looked:
         truth = Found(np.zeros((objects, 4)), np.zeros(objects, int))
         return Looked(place, truth, (), (first, second))
 
-    pictures = [
+    images = [
         looked(0, 5, 1, 2),
         looked(1, 9, 0, 4),
         looked(2, 4, 0, 4),
@@ -166,21 +166,21 @@ def test_pictures_are_sorted_by_how_many_more_objects_are_found():
         looked(5, 3, 1, 0),
         looked(6, 4, 0, 4),
     ]
-    helped, hurt = most_changed(pictures, 0, 1, 3)
-    assert [picture.place for picture in helped] == [2, 6, 1]
-    assert [picture.place for picture in hurt] == [4, 5]
+    helped, hurt = most_changed(images, 0, 1, 3)
+    assert [image.place for image in helped] == [2, 6, 1]
+    assert [image.place for image in hurt] == [4, 5]
 
 
 def test_found_objects_are_counted_among_the_best_boxes(folders):
     runs = read_runs([(f.name, f) for f in folders])
     truth, _ = open_truth(runs[0])
     assert truth is not None
-    pictures = look(runs, truth)
-    assert [len(p.truth.boxes) for p in pictures] == [
+    images = look(runs, truth)
+    assert [len(p.truth.boxes) for p in images] == [
         n for i in range(6) if (n := truth.source.meta(i).num_boxes)
     ]
-    assert all(len(found.boxes) <= len(p.truth.boxes) for p in pictures for found in p.found)
-    assert sum(p.right[1] for p in pictures) > sum(p.right[0] for p in pictures)
+    assert all(len(found.boxes) <= len(p.truth.boxes) for p in images for found in p.found)
+    assert sum(p.right[1] for p in images) > sum(p.right[0] for p in images)
 
 
 def test_without_the_data_numbers_and_curves_remain(tmp_path):
@@ -201,7 +201,7 @@ def test_without_the_data_numbers_and_curves_remain(tmp_path):
     assert cells(text, "Points more than run")[1][1] == "+0.0"
 
 
-def test_runs_of_different_pictures_are_refused(tmp_path, folders, capsys):
+def test_runs_of_different_images_are_refused(tmp_path, folders, capsys):
     strange = leave_run(tmp_path / "strange", 1.0, "shapes:3:2")
     out = tmp_path / "report.html"
     assert program.main(["report", str(folders[0]), str(strange), f"--out={out}"]) == 2
@@ -212,8 +212,8 @@ def test_runs_of_different_pictures_are_refused(tmp_path, folders, capsys):
     assert not out.exists()
 
 
-def test_a_class_that_the_pictures_do_not_list_is_left_out(tmp_path, folders):
-    """A training writes such detections if a class of its pictures is not in the validation set."""
+def test_a_class_that_the_images_do_not_list_is_left_out(tmp_path, folders):
+    """A training writes such detections if a class of its images is not in the validation set."""
     folder = leave_run(tmp_path / "run", 6.0)
     found = json.loads((folder / "detections.json").read_text())
     more = [{**row, "category_id": 99, "score": 0.99} for row in found]
@@ -223,8 +223,8 @@ def test_a_class_that_the_pictures_do_not_list_is_left_out(tmp_path, folders):
     assert "its eval.json says" not in text
 
 
-def test_relations_are_those_of_a_picture_that_was_scored(tmp_path, monkeypatch):
-    """`evaluate --data=OTHER` scores other pictures than the run's config names."""
+def test_relations_are_those_of_an_image_that_was_scored(tmp_path, monkeypatch):
+    """`evaluate --data=OTHER` scores other images than the run's config names."""
     drkd = {"teacher": {"checkpoint": "there"}, "distill": {"warmup_steps": 3}}
     folder = leave_run(tmp_path / "run", 1.0, **drkd)
     (folder / "checkpoints").mkdir()
@@ -258,7 +258,7 @@ def test_the_command_writes_the_page(tmp_path, folders, capsys):
     ("arguments", "words"),
     [
         (["{}/plain", "--reference=best"], "--reference=best"),
-        (["{}/plain", "--relations=plain"], "no run with a distillation"),
+        (["{}/plain", "--relations=plain"], "is not a distilled run"),
         (["{}/drkd", "--relations=drkd"], "has no checkpoints"),
         (["{}/nowhere"], "nowhere: there is no such folder"),
         (["{}"], "is no work folder of train.py, name one that is; runs in it: drkd, plain"),

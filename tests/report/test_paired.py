@@ -18,16 +18,16 @@ from drkd_jax.report import paired
 from drkd_jax.report.paired import (
     METRICS,
     ap_difference,
+    image_draws,
     paired_difference,
-    picture_draws,
     resampled_scores,
 )
 
 
-def make(num_pictures: int = 24, seed: int = 0) -> dict:
+def make(num_images: int = 24, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     annotations = []
-    for i in range(num_pictures):
+    for i in range(num_images):
         for _ in range(int(rng.integers(0, 6))):
             x, y, w, h = (*rng.uniform(0, 80, 2), *rng.uniform(6, 40, 2))
             annotations.append(
@@ -41,7 +41,7 @@ def make(num_pictures: int = 24, seed: int = 0) -> dict:
                 }
             )
     return {
-        "images": [{"id": 10 * i + 3, "height": 120, "width": 120} for i in range(num_pictures)],
+        "images": [{"id": 10 * i + 3, "height": 120, "width": 120} for i in range(num_images)],
         "categories": [{"id": k, "name": str(k)} for k in (2, 5, 9)],
         "annotations": annotations,
     }
@@ -64,7 +64,7 @@ def detect(truth: dict, noise: float, seed: int) -> list[dict]:
 
 
 def repeated(truth: dict, detections: list[dict], weights: np.ndarray) -> tuple[dict, list[dict]]:
-    """The same draw in full: a picture drawn twice becomes two pictures."""
+    """The same draw in full: an image drawn twice becomes two images."""
     images, annotations, found = [], [], []
     for i, (image, weight) in enumerate(zip(truth["images"], weights, strict=True)):
         for again in range(weight):
@@ -90,10 +90,10 @@ def coco_scores(truth: dict, detections: list[dict]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_draws_are_repeated_pictures(seed):
+def test_draws_are_repeated_images(seed):
     truth = make(14, seed)
     detections = detect(truth, 2.0, seed)
-    draws = np.concatenate([np.ones((1, 14), np.int64), picture_draws(14, 3, seed)])
+    draws = np.concatenate([np.ones((1, 14), np.int64), image_draws(14, 3, seed)])
     found = resampled_scores(truth, detections, draws)
     for s, row in enumerate(draws):
         wanted = coco_scores(*repeated(truth, detections, row))
@@ -104,7 +104,7 @@ def test_draws_are_repeated_pictures(seed):
 def test_draws_in_parts_are_the_same_bits(monkeypatch):
     truth = make(14)
     found = detect(truth, 2.0, 0)
-    draws = picture_draws(14, 7)
+    draws = image_draws(14, 7)
     whole = resampled_scores(truth, found, draws)
     monkeypatch.setattr(paired, "_AT_ONCE", 3)
     parts = resampled_scores(truth, found, draws)
@@ -112,7 +112,7 @@ def test_draws_in_parts_are_the_same_bits(monkeypatch):
         assert np.array_equal(whole[name], parts[name])
 
 
-def test_of_equal_scores_those_of_earlier_pictures_rank_higher():
+def test_of_equal_scores_those_of_earlier_images_rank_higher():
     truth = make()
     found = [row | {"score": round(row["score"], 1)} for row in detect(truth, 2.0, 0)]
     scores = resampled_scores(truth, found, np.ones((1, 24), np.int64))
@@ -134,11 +134,11 @@ def test_a_draw_without_any_box_is_nan_and_no_detection_is_zero():
     assert math.isnan(found["AP"][1])
 
 
-def test_every_draw_holds_as_many_pictures():
-    draws = picture_draws(9, 50)
+def test_every_draw_holds_as_many_images():
+    draws = image_draws(9, 50)
     assert draws.shape == (50, 9)
     assert (draws.sum(axis=1) == 9).all()
-    assert np.array_equal(draws, picture_draws(9, 50))
+    assert np.array_equal(draws, image_draws(9, 50))
     assert len(np.unique(draws, axis=0)) > 40
 
 
@@ -176,7 +176,7 @@ def test_two_seeds_have_an_interval_over_seeds():
 
 
 def test_seeds_spread_the_interval_as_their_mean_does():
-    """Without any noise from the pictures, it is 1.96 standard errors of the mean over seeds."""
+    """Without any noise from the images, it is 1.96 standard errors of the mean over seeds."""
     each = np.random.default_rng(0).normal(0, 1, 40)
     zeros = np.zeros((40, 4000))
     found = paired_difference(np.zeros(40), each, zeros, zeros + each[:, None])
@@ -184,7 +184,7 @@ def test_seeds_spread_the_interval_as_their_mean_does():
     assert (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.05)
 
 
-def test_one_seed_has_an_interval_over_pictures_only():
+def test_one_seed_has_an_interval_over_images_only():
     draws = np.random.default_rng(0).normal(0.02, 0.01, (1, 300))
     found = paired_difference(np.array([0.3]), np.array([0.32]), np.zeros((1, 300)), draws)
     assert math.isnan(found.sd)

@@ -1,4 +1,4 @@
-"""The relations of a picture, from the modules in a run's checkpoint."""
+"""The relations of an image, from the modules in a run's checkpoint."""
 
 from __future__ import annotations
 

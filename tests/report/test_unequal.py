@@ -1,4 +1,4 @@
-"""Runs scored on different numbers of pictures, and folders that are no runs."""
+"""Runs scored on different numbers of images, and folders that are no runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DATA = f"shapes:{WHOLE}:1"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """A plain run, and a distilled one: scored on all pictures, and on the first few."""
+    """A plain run, and a distilled one: scored on all images, and on the first few."""
     root = tmp_path_factory.mktemp("unequal")
     return {
         "plain": leave_run(root / "plain", 3.0, DATA),
         "all": leave_run(root / "all", 2.0, DATA),
         "few": leave_run(root / "few", 2.0, DATA, FEWER),
         # As `train.py` leaves it where its config says so.
-        "config": leave_run(root / "config", 2.0, DATA, FEWER, eval={"max_pictures": FEWER}),
+        "config": leave_run(root / "config", 2.0, DATA, FEWER, eval={"max_images": FEWER}),
     }
 
 
@@ -40,17 +40,17 @@ def interval(cell: str) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("which", ["few", "config"])
-def test_compared_on_the_pictures_of_both(tmp_path, runs, capsys, which):
+def test_compared_on_the_images_of_both(tmp_path, runs, capsys, which):
     text = report(tmp_path, f"plain={runs['plain']}", f"drkd={runs[which]}")
     told = (
-        f"The runs were scored on different numbers of pictures (plain {WHOLE}, drkd {FEWER}): "
-        f"differences, intervals, classes and pictures are of the first {FEWER}, on which all "
+        f"The runs were scored on different numbers of images (plain {WHOLE}, drkd {FEWER}): "
+        f"differences, intervals, classes and images are of the first {FEWER}, on which all "
     )
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {told}")
-    assert f"--workdir={runs[which]} --data={DATA} --max-pictures={WHOLE}` scores drkd" in said
+    assert f"--workdir={runs[which]} --data={DATA} --max-images={WHOLE}` scores drkd" in said
     assert told in text
-    rows = cells(text, f"Points more than plain on the first {FEWER} pictures")
+    rows = cells(text, f"Points more than plain on the first {FEWER} images")
     value, low, high = interval(rows[1][1])
     assert low <= value <= high
     # The same numbers as of a plain run that was scored on the first few itself.
@@ -62,21 +62,21 @@ def test_compared_on_the_pictures_of_both(tmp_path, runs, capsys, which):
 
 
 def cut(folder: Path, found: list[dict]) -> Path:
-    """Scores a run on the first few pictures; the report reads its numbers again."""
+    """Scores a run on the first few images; the report reads its numbers again."""
     scored = json.loads((folder / "eval.json").read_text())
-    (folder / "eval.json").write_text(json.dumps({**scored, "pictures": FEWER}))
+    (folder / "eval.json").write_text(json.dumps({**scored, "images": FEWER}))
     (folder / "detections.json").write_text(json.dumps(found))
     return folder
 
 
-def test_numbers_stay_each_runs_own_and_say_of_how_many_pictures(tmp_path, runs):
+def test_numbers_stay_each_runs_own_and_say_of_how_many_images(tmp_path, runs):
     text = report(tmp_path, f"plain={runs['plain']}", f"drkd={runs['few']}")
     rows = {row[0].split()[0]: row[1:] for row in cells(text, "COCO's numbers")[1:]}
     plain, drkd = (json.loads((runs[name] / "eval.json").read_text()) for name in ("plain", "few"))
     # The interval of the first few says nothing of the number that is of all.
     assert rows["AP"][0] == f"{100 * plain['AP']:.1f}"
     assert rows["AP"][1].startswith(f"{100 * drkd['AP']:.1f} (")
-    assert rows["pictures"] == [str(WHOLE), str(FEWER)]
+    assert rows["images"] == [str(WHOLE), str(FEWER)]
     assert "objects" not in cells(text, "AP / recall by size")[0]
 
 
@@ -85,11 +85,11 @@ def test_without_detections_no_difference_is_told(tmp_path, runs, capsys):
     (bare / "detections.json").unlink()
     text = report(tmp_path, f"plain={runs['plain']}", f"drkd={bare}")
     assert "Points more than" not in text
-    assert f"(of {FEWER} and {WHOLE} pictures)." in text
+    assert f"(of {FEWER} and {WHOLE} images)." in text
     assert "they are not compared" in capsys.readouterr().err
 
 
-def test_nothing_is_said_of_equal_numbers_of_pictures(tmp_path, runs, capsys):
+def test_nothing_is_said_of_equal_numbers_of_images(tmp_path, runs, capsys):
     text = report(tmp_path, f"plain={runs['plain']}", f"drkd={runs['all']}")
     assert capsys.readouterr().err == ""
     assert "different numbers" not in text

@@ -28,11 +28,11 @@ SETTINGS = TrainSettings(
 
 
 def batch(filled=4):
-    """Four pictures; the last ones only fill up the batch."""
+    """Four images; the last ones only fill up the batch."""
     both = zip(toy.batch(0), toy.batch(1), strict=True)
     whole = Batch(*(np.concatenate(pair) for pair in both))
     valid = np.arange(4) < filled
-    return whole._replace(picture_valid=valid, index=np.where(valid, np.arange(4), -1))
+    return whole._replace(image_valid=valid, index=np.where(valid, np.arange(4), -1))
 
 
 def made(accumulate):
@@ -115,7 +115,7 @@ def test_a_part_has_every_nth_row():
 
 def test_parts_that_are_not_alike_are_refused():
     check_parts(dataclasses.replace(SETTINGS, batch_size=8, accumulate=2), 4)
-    with pytest.raises(UserError, match=r"accumulate = 3: 8 pictures on 2 .*size = 6 or 12"):
+    with pytest.raises(UserError, match=r"accumulate = 3: 8 images on 2 .*size = 6 or 12"):
         check_parts(dataclasses.replace(SETTINGS, batch_size=8, accumulate=3), 2)
     with pytest.raises(UserError, match=r"accumulate = 0: must be 1 or more"):
         dataclasses.replace(SETTINGS, accumulate=0)
@@ -126,16 +126,16 @@ def test_numbers_of_a_batch_are_added_up():
     given = split_batch(batch(3), 2)
 
     def gradient(state, part):
-        boxes = part.picture_valid.sum().astype(np.float32)
+        boxes = part.image_valid.sum().astype(np.float32)
         terms = {"diag/boxes": boxes, "diag/boxes_left_out": 2 * boxes, "diag/spread": boxes}
         return Gradient(boxes, terms, state, {})
 
     terms = accumulate(gradient, {}, {}, given).terms
     assert (float(terms["diag/boxes"]), float(terms["diag/boxes_left_out"])) == (3, 6)
-    assert float(terms["diag/spread"]) == pytest.approx(5 / 3)  # by the pictures of each part
+    assert float(terms["diag/spread"]) == pytest.approx(5 / 3)  # by the images of each part
 
 
-def test_a_part_counts_by_its_pictures_on_every_device():
+def test_a_part_counts_by_its_images_on_every_device():
     def gradient(state, part):
         return Gradient(part.index[0].astype(np.float32), {}, state, {})
 
@@ -149,12 +149,12 @@ def test_a_part_counts_by_its_pictures_on_every_device():
 
 @pytest.mark.parametrize(("few", "mean"), [((), 0.0), ((0,), 0.6), ((0, 1), 0.8)])
 def test_an_entropy_is_of_the_parts_that_have_a_relation(few, mean):
-    """A part without a picture with enough boxes has an entropy of 0, which is meaningless."""
+    """A part without an image with enough boxes has an entropy of 0, which is meaningless."""
     given = split_batch(batch(), 2)
     entropy = np.where([0 in few, 1 in few], [0.6, 1.0], 0).astype(np.float32)
 
     def gradient(state, part):
-        own = jnp.asarray(entropy)[part.index[0]]  # the parts begin with pictures 0 and 1
+        own = jnp.asarray(entropy)[part.index[0]]  # the parts begin with images 0 and 1
         return Gradient(own, {"diag/P3/teacher_entropy": own}, state, {})
 
     terms = accumulate(gradient, {}, {}, given).terms

@@ -51,7 +51,7 @@ def test_the_rate_follows_the_batch_only_where_it_is_asked_to():
 
 
 def test_evaluation_settings():
-    assert eval_settings({"batch_size": 3}).max_pictures == 0
+    assert eval_settings({"batch_size": 3}).max_images == 0
     with pytest.raises(UserError, match=r"eval\.batch_size"):
         eval_settings({"batch_size": 0})
     with pytest.raises(UserError, match=r"eval\.evaluator = 'mine': one of faster, pycocotools"):

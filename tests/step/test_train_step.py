@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from drkd_jax.step import train_step as step
 from drkd_jax.step.sharding import data_mesh
-from drkd_jax.step.train_step import picture_keys, train_step
+from drkd_jax.step.train_step import image_keys, train_step
 from tests.step import toy
 
 
@@ -60,9 +60,9 @@ def test_a_step_is_finite_where_loss_gradient_and_new_state_are(fault, finite, m
     assert values["finite"] == (not fault)
 
 
-def test_a_picture_draws_by_seed_step_and_its_place_in_the_source():
+def test_an_image_draws_by_seed_step_and_its_place_in_the_source():
     def keys(seed, step, *index):
-        found = picture_keys(seed, jnp.int32(step), jnp.asarray(index, jnp.int32))
+        found = image_keys(seed, jnp.int32(step), jnp.asarray(index, jnp.int32))
         return [tuple(row) for row in np.asarray(jax.random.key_data(found)).tolist()]
 
     five, three = keys(0, 7, 5, 3)
@@ -71,12 +71,12 @@ def test_a_picture_draws_by_seed_step_and_its_place_in_the_source():
 
 
 @pytest.mark.parametrize("statistics", [False, True])
-def test_statistics_are_of_the_student_alone_and_of_all_devices_pictures(monkeypatch, statistics):
+def test_statistics_are_of_the_student_alone_and_of_all_devices_images(monkeypatch, statistics):
     features = toy.Detector.features
     valid, by_device = [], []
 
-    def seen(self, images, picture_valid=None):
-        valid.append(picture_valid)
+    def seen(self, images, image_valid=None):
+        valid.append(image_valid)
         return features(self, images)
 
     def each(mesh, function):

@@ -1,6 +1,6 @@
 """A detector, a teacher and a distiller of one kernel each: `step.train_step` in milliseconds.
 
-Letters: B pictures, H W pixels, G padded ground truths.
+Letters: B images, H W pixels, G padded ground truths.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Detector(nnx.Module):
         self.neck = nnx.Linear(4, 2, rngs=rngs)
         self.head = nnx.Linear(2, 1, rngs=rngs)
 
-    def features(self, images: Any, picture_valid: Any = None) -> Features:
+    def features(self, images: Any, image_valid: Any = None) -> Features:
         return Features((self.neck(jnp.tanh(self.backbone(images[:, ::4, ::4]))),), SPEC)
 
     def losses(self, features: Features, targets: Any, keys: Any) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def state(made: Recipe, parts: Any, **kept: Any) -> Any:
 
 
 def batch(seed: int = 0) -> Batch:
-    """Two pictures of noise."""
+    """Two images of noise."""
     rng = np.random.default_rng(seed)
     return Batch(
         images=rng.integers(0, 256, (2, 16, 16, 3), np.uint8),
@@ -100,7 +100,7 @@ def batch(seed: int = 0) -> Batch:
         boxes=np.zeros((2, 1, 4), np.float32),
         labels=np.zeros((2, 1), np.int32),
         valid=np.zeros((2, 1), bool),
-        picture_valid=np.ones(2, bool),
+        image_valid=np.ones(2, bool),
         index=np.arange(2, dtype=np.int32),
         scale=np.ones((2, 2), np.float32),
     )

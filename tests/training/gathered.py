@@ -1,6 +1,6 @@
 """Called by a test with 4 devices: what a step gathers on every device, as JSON.
 
-Nothing runs: the step is only compiled, for pictures large enough to distinguish features from
+Nothing runs: the step is only compiled, for images large enough to distinguish features from
 lists of boxes.
 """
 
@@ -43,7 +43,7 @@ def largest(detector: str, distilled: bool) -> int:
         boxes=np.zeros((B, G, 4), np.float32),
         labels=np.zeros((B, G), np.int32),
         valid=np.zeros((B, G), bool),
-        picture_valid=np.ones(B, bool),
+        image_valid=np.ones(B, bool),
         index=np.arange(B, dtype=np.int32),
         scale=np.ones((B, 2), np.float32),
     )

@@ -69,7 +69,7 @@ def steps(name: str, parallel: str, run: Run | None = None) -> list[dict[str, fl
 
 
 def given(logits, deltas, levels, sizes, **_):
-    """Regions that do not depend on rounding: a fixed grid over each picture."""
+    """Regions that do not depend on rounding: a fixed grid over each image."""
     corners = np.stack(np.meshgrid(np.arange(5), np.arange(5)), -1).reshape(-1, 2) / 8
     grid = np.concatenate([corners, corners + 0.45], axis=1).astype(np.float32)
     boxes = grid * jnp.asarray(sizes)[:, None, jnp.array([1, 0, 1, 0])]
@@ -78,7 +78,7 @@ def given(logits, deltas, levels, sizes, **_):
 
 
 def detections(checkpoint: str, run: Run) -> list[dict]:
-    """The detections of the checkpoint's detector in the validation pictures."""
+    """The detections of the checkpoint's detector in the validation images."""
     detector = load(checkpoint, which="last").detector()
     graph, state = nnx.split(detector)
     predict = predictor(graph, run.pixels, run.mesh)

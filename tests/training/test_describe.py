@@ -57,7 +57,7 @@ def test_a_run_says_so_among_its_findings(init, hinted):
 def test_one_set_for_both_is_said_and_no_fault():
     source = open_source("shapes:4:1")
     found = describe.data_findings(source, source, 100)
-    told = "the pictures of config.data.train: its AP tells nothing of new ones"
+    told = "the images of config.data.train: its AP says nothing of new ones"
     assert ("val", told, False) in found
     other = describe.data_findings(source, open_source("shapes:4:2"), 100)
     assert all(text != told for _, text, _ in other)

@@ -110,7 +110,7 @@ def test_every_layout_gives_the_losses_of_one_device(results, name, job):
     assert alone[0]["total"] != alone[-1]["total"]
 
 
-def test_every_layout_finds_the_same_in_every_picture_once(results):
+def test_every_layout_finds_the_same_in_every_image_once(results):
     alone = results["1x1"][0]["detections"]
     source = open_source(tiny.config()["data"]["val"])
     assert len({d["image_id"] for d in alone}) == len(source) == 6  # not a multiple of 4

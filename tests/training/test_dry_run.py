@@ -12,7 +12,7 @@ def test_it_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch):
         compile_seconds=5.0,
         step_seconds=30.0,
         step_range=(29.0, 31.0),
-        pictures_per_second=4 / 30,
+        images_per_second=4 / 30,
         flops=1.0,
         flops_written=1.0,
         memory={"arguments": 3 * 2**20, "temporary": 2**31},
@@ -35,7 +35,7 @@ def test_it_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch):
     text = "\n".join(lines)
     assert "random weights, as config.teacher.init asks for" in text
     assert (
-        "a step     30.000 s (29.000 to 31.000) at 64x96, 0.1 pictures a second, after 7 s" in text
+        "a step     30.000 s (29.000 to 31.000) at 64x96, 0.1 images per second, after 7 s" in text
     )
     assert "memory     arguments 3 MiB, temporary 2,048 MiB" in text
     assert "the run    about 4 min for 8 steps" in text

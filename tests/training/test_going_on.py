@@ -74,4 +74,4 @@ def test_what_was_scored_is_counted(finished, tmp_path):
     source = open_source(finished[0]["data"]["val"])
     for most, count in ((0, 6), (4, 4), (9, 6)):
         write_evaluation(tmp_path, 2, source, {"AP": 0.5}, [], most)
-        assert json.loads((tmp_path / "eval.json").read_text())["pictures"] == count
+        assert json.loads((tmp_path / "eval.json").read_text())["images"] == count

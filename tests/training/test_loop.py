@@ -183,9 +183,7 @@ def test_after_warm_up_nothing_compiles_again(finished, built):
 
 
 @pytest.mark.usefixtures("compiled")
-def test_a_loss_that_is_not_finite_stops_with_step_term_and_pictures(
-    finished, tmp_path, monkeypatch
-):
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_images(finished, tmp_path, monkeypatch):
     config, _, _ = finished
     seen = []
 
@@ -220,7 +218,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_pictures(
     source = open_source(config["data"]["train"])
     ids = [source.meta(int(i)).image_id for i in seen[4].index if i >= 0]
     assert "not finite at step 5: " in message
-    named = message.split("not finite at step 5: ")[1].split("; pictures [")[0].split(", ")
+    named = message.split("not finite at step 5: ")[1].split("; images [")[0].split(", ")
     assert sorted(named) == ["instance_feature", "instance_relation", "pixel_relation"]
     assert str(ids) in message
     assert "the checkpoint of step 3 is good" in message
@@ -291,7 +289,7 @@ def test_a_signal_before_the_first_step_or_in_an_evaluation_loses_nothing(
 
 
 def scored(aps):
-    """Replaces `evaluate`: each call returns the next AP, and one box per picture."""
+    """Replaces `evaluate`: each call returns the next AP, and one box per image."""
     found = [
         {"image_id": i, "category_id": 1, "bbox": [1.0, 2.0, 9.0, 9.0], "score": 0.5}
         for i in range(6)
@@ -310,7 +308,7 @@ def test_a_run_that_gets_no_better_ends_early_and_stays_ended(
         settings = {"eval_every": 1, "log_every": 3, "early_stop": 2} | settings
         return loop.train({**config, "train": {**config["train"], **settings}}, folder)
 
-    summary = trained(tmp_path, [0.1, 0.3, 0.3, 0.2], tensorboard_pictures=2)
+    summary = trained(tmp_path, [0.1, 0.3, 0.3, 0.2], tensorboard_images=2)
     why = "stopped early at step 4 of 8: no better AP in 2 evaluations since step 2"
     assert summary["ended"].startswith(why)
     assert (summary["steps"], summary["best_step"]) == (4, 2)
@@ -322,8 +320,8 @@ def test_a_run_that_gets_no_better_ends_early_and_stays_ended(
     assert logged == [3, 4]  # the open window too
     events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     shown = [i for i in range(6) if open_source("shapes:6:1").meta(i).num_boxes][:2]
-    assert [events.count(b"pictures/%05d" % i) for i in shown] == [4, 4]
-    assert events.count(b"pictures/") == 8
+    assert [events.count(b"images/%05d" % i) for i in shown] == [4, 4]
+    assert events.count(b"images/") == 8
     assert why in capsys.readouterr().err
 
     again = trained(tmp_path, [])

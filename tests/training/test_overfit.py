@@ -1,4 +1,4 @@
-"""Detectors can overfit four pictures."""
+"""Detectors can overfit four images."""
 
 import pytest
 
@@ -20,7 +20,7 @@ QUICK = {"optimizer": "adamw", "learning_rate": 3e-3, "b2": 0.99, "clip_norm": 1
     ("detector", "goal", "side", "steps", "student", "optimizer"),
     [("retinanet", 0.95, 96, 80, {}, QUICK), ("faster_rcnn", 0.85, 128, 110, FEW, QUICK)],
 )
-def test_learns_four_pictures_by_heart(detector, goal, side, steps, student, optimizer, tmp_path):
+def test_learns_four_images_by_heart(detector, goal, side, steps, student, optimizer, tmp_path):
     config = overfit.get_config(detector)
     config.data.train = config.data.val = "shapes:4:3"
     config.data.update(canvases=((side, side),), shorter=side, longer=side)

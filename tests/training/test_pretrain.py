@@ -140,18 +140,18 @@ def test_a_run_in_parts_trains_its_units_in_parts(run):
 
     def loss_of(weights, statistics, arrays, batch, step):
         seen.append(batch.images.shape[0])
-        x = batch.images.mean((1, 2, 3)) * batch.picture_valid
-        mean = x.sum() / batch.picture_valid.sum()
+        x = batch.images.mean((1, 2, 3)) * batch.image_valid
+        mean = x.sum() / batch.image_valid.sum()
         return (arrays * weights["w"] - mean) ** 2 + step, {"last": statistics["last"] + mean}
 
     images = np.arange(4, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 2, 3), np.float32)
     rows = {field: np.zeros(4, np.float32) for field in Batch._fields}
-    batch = Batch(**rows | {"images": images, "picture_valid": np.array([1, 1, 1, 0], bool)})
+    batch = Batch(**rows | {"images": images, "image_valid": np.array([1, 1, 1, 0], bool)})
     given = {"w": jnp.float32(3)}, {"last": jnp.float32(0)}, jnp.float32(2), batch, jnp.float32(5)
     halves = dataclasses.replace(run, train=dataclasses.replace(run.train, accumulate=2))
     found = pretrain._in_parts(loss_of, halves, *given)
     assert set(seen) == {2}
-    # Pictures 0 and 2, mean 1, and picture 1 alone: 2/3 of (6 - 1)^2 and 1/3 of (6 - 1)^2.
+    # Images 0 and 2, mean 1, and image 1 alone: 2/3 of (6 - 1)^2 and 1/3 of (6 - 1)^2.
     assert float(found.total) == pytest.approx(25 + 5, rel=2e-7)
     assert float(found.gradient["units"]["w"]) == pytest.approx(2 * 5 * 2, rel=2e-7)
     assert float(found.model_state["units"]["last"]) == 2.0

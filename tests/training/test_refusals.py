@@ -12,8 +12,8 @@ from tests.training import tiny
     ("change", "words"),
     [
         ({"train": {"early_stop": 2}}, "early_stop = 2 counts evaluations, and .*eval_every = 0"),
-        ({"train": {"accumulate": 3}}, "accumulate = 3: 4 pictures on 1 device"),
-        ({"teacher": None}, "nobody teaches"),
+        ({"train": {"accumulate": 3}}, "accumulate = 3: 4 images on 1 device"),
+        ({"teacher": None}, "there is no teacher"),
         ({"student": None}, "config.student is missing"),
         ({"extra": {}}, "config.extra: no such part"),
         ({"data": {"canvases": ((64, 100),)}}, r"\(64, 100\) is not a multiple .* \(64, 128\)"),

@@ -1,4 +1,4 @@
-"""A run over a set with a broken picture, ``config.data.on_error`` = "skip"."""
+"""A run over a set with a broken image, ``config.data.on_error`` = "skip"."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from drkd_jax.training.loop import train
 from tests.training import tiny
 
 COUNT, BATCH, STEPS = 105, 4, 3
-CANVASES = np.arange(COUNT) % 5 == 0  # 21 portraits: the last batch of them holds one picture
+CANVASES = np.arange(COUNT) % 5 == 0  # 21 portraits: the last batch of them holds one image
 
 
 def lonely() -> tuple[int, int]:
-    """A seed, and the only picture of one of its first three batches."""
+    """A seed, and the only image of one of its first three batches."""
     for seed in range(200):
         plan = BatchPlan(np.arange(COUNT), CANVASES.astype(np.int64), BATCH, seed=seed, flip=0.5)
         for number in range(STEPS):
@@ -49,7 +49,7 @@ def make(folder: Path, broken: int) -> str:
     return f"coco:{folder / 'images'}:{folder / 'instances.json'}"
 
 
-def test_a_run_goes_on_without_a_broken_picture(tmp_path):
+def test_a_run_goes_on_without_a_broken_image(tmp_path):
     seed, broken = lonely()
     config = tiny.config(steps=STEPS, warmup_steps=1, decay_at=(), checkpoint_every=STEPS)
     config["seed"] = seed
@@ -61,7 +61,7 @@ def test_a_run_goes_on_without_a_broken_picture(tmp_path):
     assert f"{broken}.png: is empty (0 bytes)" in line["reason"]
     lines = [x for x in read_metrics(tmp_path / "run/metrics.jsonl") if x["kind"] == "train"]
     assert len(lines) == STEPS
-    for values in lines:  # one of these batches has no picture at all
+    for values in lines:  # one of these batches has no image at all
         assert math.isfinite(values["total"])
         assert math.isfinite(values["gradient_norm"])
         assert 0 < values["padding"] < 1
@@ -69,7 +69,7 @@ def test_a_run_goes_on_without_a_broken_picture(tmp_path):
         assert values["boxes_past_max"] == 0
     assert lines[-1]["skipped"] == 1
     assert min(values["total"] for values in lines) == 0  # nothing to learn from there
-    assert json.loads((tmp_path / "run/eval.json").read_text())["pictures"] == COUNT
+    assert json.loads((tmp_path / "run/eval.json").read_text())["images"] == COUNT
 
     # The same command after the data changed: other boxes are said, other classes are refused.
     path = tmp_path / "instances.json"

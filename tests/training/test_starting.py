@@ -107,7 +107,7 @@ def test_an_eps_that_differs_is_refused(files, tmp_path):
     weights = load(folder / "resnet18.safetensors", {"backbone": {"eps": 0.0}})
     write_ours(tmp_path / "ours.safetensors", weights.arrays, weights.about)
     values = config(init=str(tmp_path / "ours.safetensors"))
-    with pytest.raises(UserError, match=r"another way; set config.student.backbone.eps = 0"):
+    with pytest.raises(UserError, match=r"differently; set config.student.backbone.eps = 0"):
         build_student(values, 3, jnp.float32)
     values["student"]["backbone"] = {**STUDENT["backbone"], "eps": 0.0}
     build_student(values, 3, jnp.float32)

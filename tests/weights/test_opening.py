@@ -34,12 +34,12 @@ def assert_same(found, wanted):
     ],
     ids=["floats", "grey", "alpha", "batch", "list", "path"],
 )
-def test_what_is_no_picture_in_bytes_is_refused(image):
+def test_what_is_no_image_in_bytes_is_refused(image):
     with pytest.raises(UserError, match=r"an RGB array \[H, W, 3\] of uint8, not \("):
         check_image(image)
 
 
-def test_a_picture_in_bytes_is_taken():
+def test_an_image_in_bytes_is_taken():
     check_image(np.ones((4, 6, 3), np.uint8))
 
 
@@ -310,7 +310,7 @@ def test_a_user_chooses_the_classes_among_a_head_s_outputs(tmp_path):
 def test_the_eps_that_no_file_of_torchvision_shows_is_said_where_a_run_opens(tmp_path):
     theirs = foreign("torchvision retinanet")[1]
     path = save(tmp_path, theirs)
-    assert "an eps of 1e-05 (what was trained on from a COCO_V1 file wants" in load(path).origin
+    assert "an eps of 1e-05 (what was trained on from a COCO_V1 file needs" in load(path).origin
     for weights in (
         load(path, {"backbone": {"eps": 0.0}}),
         load(save(tmp_path, theirs, "retinanet_resnet50_fpn_coco-eeacb38b.safetensors")),

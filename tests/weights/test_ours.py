@@ -26,7 +26,7 @@ def test_a_damaged_file_of_ours_is_told(retina, tmp_path):
     first = sorted(whole)[0]
     path = tmp_path / "ours.safetensors"
     write_ours(path, {k: v for k, v in whole.items() if k != first}, weights.about)
-    with pytest.raises(UserError, match=f"1 arrays are not those of its settings.*{first}"):
+    with pytest.raises(UserError, match=f"1 array is not of its settings.*{first}"):
         load(path)
     write_ours(path, whole, weights.about)
     path.write_bytes(path.read_bytes()[:-10])
@@ -79,7 +79,7 @@ def test_half_precision_of_ours_becomes_single(retina, tmp_path):
         assert_same(found, {name: array.astype(np.float32) for name, array in half.items()})
 
 
-def test_what_a_user_says_of_its_pictures_goes_before_what_the_file_says(retina, tmp_path):
+def test_what_a_user_says_of_its_images_goes_before_what_the_file_says(retina, tmp_path):
     weights = load(save(tmp_path, retina))
     data = {"mean": [1, 2, 3], "std": [4, 5, 6], "channels": "rgb"}
     write_ours(tmp_path / "o.st", weights.arrays, dataclasses.replace(weights.about, data=data))

@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from drkd_jax.data.sources.records import AnnotationTable
+from drkd_jax.words import counted
 
 LARGE = 0.05  # share of odd boxes from which a cause is searched for
 _FITS = 0.8  # share of the odd boxes that a cause must explain
 _SLACK = 1.0  # pixels that a box may extend outside before it counts as cut
-_SEVERAL = 10  # number of boxes in a picture's first pixel that cannot be a coincidence
+_SEVERAL = 10  # number of boxes in an image's first pixel that cannot be a coincidence
 _CLEAR = 0.15  # a smaller share of odd boxes can occur in a correct set
 _NEARLY_ALL = 0.98  # share of all boxes
 _BEYOND = 0.2  # share of the odd boxes that are completely outside
@@ -27,7 +28,7 @@ class BoxForm(NamedTuple):
     """The faults in the boxes of a set.
 
     Attributes:
-        share: share of boxes that are cut at the edge of their picture or unusable.
+        share: share of boxes that are cut at the edge of their image or unusable.
         cause: text for the likely cause, or "".
         none_usable: whether no box could be one in pixels.
         wrong: whether impossible boxes show that most or all have the cause's form, so that even
@@ -50,7 +51,7 @@ def box_form(table: AnnotationTable) -> BoxForm:
     unit, corners = _within_unit(table), _area_of_corners(table)
     none_usable = not (table.usable & ~unit).any() and bool(unit.any() or not table.usable.any())
     if unit.mean() >= LARGE or unit.sum() >= _SEVERAL:
-        cause, some = f"{unit.sum()} boxes {_NORMALISED}", float(unit.mean())
+        cause, some = counted(int(unit.sum()), "box", _NORMALISED), float(unit.mean())
         return BoxForm(max(share, some), cause, none_usable, some >= _MOST)
     if corners.mean() >= LARGE:
         some = float(corners.mean())
@@ -63,25 +64,25 @@ def box_form(table: AnnotationTable) -> BoxForm:
 
 
 def cut(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
-    """Marks the boxes that extend outside their picture by more than a pixel."""
+    """Marks the boxes that extend outside their image by more than a pixel."""
     x, y, w, h = table.bbox.T
     over = np.abs(table.clipped - np.stack([x, y, x + w, y + h], axis=1)).max(axis=1, initial=0)
     return table.usable & (over > _SLACK)
 
 
 _NORMALISED = "have values between 0 and 1 only: normalised? COCO's bbox is in pixels"
-_CORNERS = "corners in the place of width and height? COCO's bbox is x, y, width, height"
-_CENTRES = "centres in the place of top left corners? COCO's bbox starts at the top left corner"
+_CORNERS = "corners instead of width and height? COCO's bbox is x, y, width, height"
+_CENTRES = "centres instead of top left corners? COCO's bbox starts at the top left corner"
 _SWAPPED = "y before x? COCO's bbox is x, y, width, height"
 _CORNERS_Y = "corners, y before x (ymin, xmin, ymax, xmax)? COCO's bbox is x, y, width, height"
 _SPANS = "spans (xmin, xmax, ymin, ymax)? COCO's bbox is x, y, width, height"
-_OTHER_SIZE = "boxes of pictures of another size? They refer to the file's own pixels"
+_OTHER_SIZE = "boxes of images of another size? They refer to the file's own pixels"
 
 
 def _within_unit(table: AnnotationTable) -> Bool[np.ndarray, "M"]:
-    """Boxes within a picture's first pixel, as relative ones are (they may slightly exceed 1)."""
+    """Boxes within an image's first pixel, as relative ones are (they may slightly exceed 1)."""
     x, y, w, h = table.bbox.T
-    big = table.sizes[table.picture_of].min(axis=1) > 4
+    big = table.sizes[table.image_of].min(axis=1) > 4
     within = (np.abs([x, y]).max(axis=0) <= 1.5) & (np.maximum(w, h) <= 1.5)
     return big & within & (np.maximum(w, h) > 0)
 
@@ -102,7 +103,7 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> tuple[str
     only if many boxes are odd, or if all boxes of the set would then fit.
     """
     x, y, w, h = table.bbox.T
-    height, width = table.sizes[table.picture_of].T
+    height, width = table.sizes[table.image_of].T
 
     def inside(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray) -> np.ndarray:
         low = (x1 >= -_SLACK) & (y1 >= -_SLACK) & (x2 > x1) & (y2 > y1)
@@ -125,7 +126,7 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> tuple[str
         if cause == _CORNERS or share >= _CLEAR or rows.mean() >= _NEARLY_ALL
     }
     best = max(fits, key=lambda cause: fits[cause])
-    # In a correct set of one or two pictures all boxes may extend outside.
+    # In a correct set of one or two images all boxes may extend outside.
     enough = len(x) >= _FEW
     most = bool(enough and odd.mean() >= _MOST)
     if fits[best] >= _FITS:
@@ -137,20 +138,20 @@ def _explain(table: AnnotationTable, odd: np.ndarray, share: float) -> tuple[str
 
 
 def _shares(table: AnnotationTable) -> str:
-    """Whether all boxes look like shares of 100 or of 1000, in pictures larger than that."""
+    """Whether all boxes look like shares of 100 or of 1000, in images larger than that."""
     x, y, w, h = table.bbox.T
-    if len(x) < _FEW or len(np.unique(table.picture_of)) < 5:
+    if len(x) < _FEW or len(np.unique(table.image_of)) < 5:
         return ""
-    sides = np.sort(table.sizes[table.picture_of], axis=1)
+    sides = np.sort(table.sizes[table.image_of], axis=1)
     shorter, longer = sides.min(axis=0)
     near, far = sorted([(x + w).max(), (y + h).max()])
     for whole, name in ((100, "percent"), (1000, "thousandths")):
-        # The closer this is to the pictures' size, the more of the range the boxes must fill.
+        # The closer this is to the images' size, the more of the range the boxes must fill.
         much_larger = shorter >= 2 * whole and far >= 0.8 * whole and near >= 0.6 * whole
         larger = shorter > whole and longer >= 1.5 * whole and near >= 0.9 * whole
         if far <= 1.01 * whole and (much_larger or larger):
             return (
-                f"all boxes lie in the first {whole} pixels of larger pictures: in {name}? COCO's "
+                f"all boxes lie in the first {whole} pixels of larger images: in {name}? COCO's "
                 "bbox is in pixels"
             )
     return ""

@@ -2,7 +2,7 @@
 
 An error would stop a run (``on_error = "stop"``), or make it learn nonsense, such as boxes that
 mostly have another form. A warning does not stop a run, but its effect may be unexpected.
-Letters: P pictures, M annotations.
+Letters: P images, M annotations.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from drkd_jax.data.sources import open_source
 from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.data.sources.records import AnnotationTable
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
-_THREADS = 4  # threads that read pictures
+_THREADS = 4  # threads that read images
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits, compared with the stated area
 
 
@@ -31,23 +32,23 @@ class Report:
 
     Attributes:
         source: the string that opened it.
-        pictures: usable entries.
-        readable: pictures that could be read.
-        empty: pictures without a box to train on.
+        images: usable entries.
+        readable: images that could be read.
+        empty: images without a box to train on.
         boxes: boxes that training uses.
         crowd: crowd regions, which training leaves out.
         left_out: annotations that training leaves out, by reason.
-        most_boxes: most boxes in one picture.
+        most_boxes: most boxes in one image.
         shorter: smallest, median and largest shorter side in pixels.
         longer: the same of the longer side.
-        classes: a dict per class: id, name, pictures, boxes, small, medium, large, crowd.
-        samples: positions of a few informative pictures: the fullest, then rare classes first.
+        classes: a dict per class: id, name, images, boxes, small, medium, large, crowd.
+        samples: positions of a few informative images: the fullest, then rare classes first.
         errors: faults that would stop a run, or make it learn nonsense.
         warnings: facts that may be unexpected.
     """
 
     source: str
-    pictures: int
+    images: int
     readable: int
     empty: int
     boxes: int
@@ -70,14 +71,14 @@ def check(
     num_samples: int = 12,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Reads every annotation and every picture of a source.
+    """Reads every annotation and every image of a source.
 
     Args:
         spec: see ``open_source``.
         exif: see ``open_source``.
         depth: see ``open_source``.
         num_samples: the most positions in ``samples``.
-        progress: called with the number of pictures read and the total.
+        progress: called with the number of images read and the total.
 
     Raises:
         UserError: the source cannot be opened at all: no such folder, a file that is not json, a
@@ -117,7 +118,7 @@ def check(
     sides = np.sort(table.sizes, axis=1)
     return Report(
         source=spec,
-        pictures=len(source),
+        images=len(source),
         readable=int(readable.sum()),
         empty=int((table.num_boxes == 0).sum()),
         boxes=int(table.num_boxes.sum()),
@@ -147,7 +148,7 @@ def _classes(table: AnnotationTable) -> list[dict[str, Any]]:
             {
                 "id": category.id,
                 "name": category.name,
-                "pictures": len(np.unique(table.picture_of[own & trained])),
+                "images": len(np.unique(table.image_of[own & trained])),
                 "boxes": len(area),
                 "small": int((area < SMALL).sum()),
                 "medium": int(((area >= SMALL) & (area < MEDIUM)).sum()),
@@ -166,7 +167,7 @@ def _same_pixels(table: AnnotationTable, digests: dict[int, bytes]) -> list[str]
     if not groups:
         return []
     named = some(["=".join(table.names[i] for i in group) for group in groups])
-    return [f"{len(groups)} times pictures have the same pixels: {named}"]
+    return [f"{counted(len(groups), 'group')} of images with the same pixels: {named}"]
 
 
 def _strangers(source: CocoSource) -> list[str]:
@@ -180,20 +181,21 @@ def _strangers(source: CocoSource) -> list[str]:
     )
     if not strange:
         return []
-    return [f"{len(strange)} files of {folder} are not in the instances file: {some(strange)}"]
+    text = counted(len(strange), "file", "are not in the instances file")
+    return [f"{folder}: {text}: {some(strange)}"]
 
 
 def _samples(table: AnnotationTable, readable: np.ndarray, count: int) -> list[int]:
-    trained = table.usable & ~table.crowd & readable[table.picture_of]
+    trained = table.usable & ~table.crowd & readable[table.image_of]
     chosen: list[int] = []
     if trained.any():
         fullest = int(np.argmax(np.where(readable, table.num_boxes, -1)))
         chosen.append(fullest)
     seen = np.bincount(table.labels[trained], minlength=len(table.categories))
     for label in np.argsort(seen, kind="stable"):
-        pictures = table.picture_of[trained & (table.labels == label)]
-        if len(pictures) and not np.isin(pictures, chosen).any():
-            chosen.append(int(pictures[len(pictures) // 2]))
+        images = table.image_of[trained & (table.labels == label)]
+        if len(images) and not np.isin(images, chosen).any():
+            chosen.append(int(images[len(images) // 2]))
     others = np.random.default_rng(0).permutation(np.flatnonzero(readable))
     chosen += [int(index) for index in others if index not in chosen]
     return chosen[:count]

@@ -1,6 +1,6 @@
 """Unexpected facts about a data set, worded alike at a run's start and in its check.
 
-Letters: P pictures, M annotations, n pictures of a choice.
+Letters: P images, M annotations, n images of a choice.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from drkd_jax.data.decode import Scan, brightest
 from drkd_jax.data.skipped import SHARE
 from drkd_jax.data.sources.records import AnnotationTable, Source
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
-SMALLEST_SIDE = 32  # pixels; training leaves smaller pictures out
+SMALLEST_SIDE = 32  # pixels; training leaves smaller images out
 MAX_BOXES = 100  # `data.max_boxes` by default
 MAX_DETECTIONS = 100  # by COCO's rule
 _NAMED = 5  # most examples in a line
@@ -50,13 +51,13 @@ def find(
     Args:
         source: the set.
         max_boxes: rows for ground truth in a batch; None for a set that is not trained on.
-        max_detections: detections per class and picture that an evaluation counts; None for a set
+        max_detections: detections per class and image that an evaluation counts; None for a set
             that is not scored.
     """
     table = source.table
     found = [Finding(line) for line in source.mended]
     found += _boxes(table, unread(source))
-    found += _pictures(table, max_boxes, max_detections)
+    found += _images(table, max_boxes, max_detections)
     pairs = zip(places(source), table.names, strict=True)
     found += _names(table, [place or name for place, name in pairs])
     found += _files(source)
@@ -70,7 +71,7 @@ def left_out(table: AnnotationTable) -> dict[str, Bool[np.ndarray, "M"]]:
     reasons = {
         "negative width or height": (width < 0) | (height < 0),
         "no area": (width == 0) | (height == 0),
-        "outside the picture": (x2 <= x1) | (y2 <= y1),
+        "outside the image": (x2 <= x1) | (y2 <= y1),
         "narrower or lower than a pixel": (width < 1) | (height < 1),
         "stated area not positive": table.area <= 0,
     }
@@ -107,22 +108,22 @@ def _boxes(table: AnnotationTable, why_none: str) -> list[Finding]:
     if form.share >= LARGE or form.cause:
         found.append(Finding(_odd_form(form, count), grave=True, fatal=form.wrong))
     odd = {f"are left out of training, {reason}": rows for reason, rows in left_out(table).items()}
-    odd["reach out of their picture and are cut"] = cut(table)
+    odd["are cut at the image's edge"] = cut(table)
     for what, rows in odd.items():
         if rows.any():
             ids = some(table.ids[rows].tolist())
-            found.append(Finding(f"{rows.sum()} annotations {what}: {ids}"))
+            found.append(Finding(f"{counted(int(rows.sum()), 'annotation', what)}: {ids}"))
     return found
 
 
 def _odd_form(form: BoxForm, count: int) -> str:
     why = f" ({form.cause})" if form.cause else ""
-    what = f"of {count} boxes are cut at the edge of their picture or unusable{why}"
+    what = f"of {count} boxes are cut at the edge of their image or unusable{why}"
     what += "; convert them: nothing is right to learn from or to score" if form.wrong else ""
     return f"{form.share:.0%} {what}"
 
 
-def _pictures(
+def _images(
     table: AnnotationTable, max_boxes: int | None, max_detections: int | None
 ) -> list[Finding]:
     rows: dict[str, tuple[np.ndarray, bool]] = {
@@ -135,8 +136,8 @@ def _pictures(
     if max_boxes is not None:
         past = int(np.maximum(table.num_boxes - max_boxes, 0).sum())
         what = (
-            f"have more than data.max_boxes = {max_boxes} boxes, and training leaves {past} boxes "
-            "an epoch out"
+            f"have more than data.max_boxes = {max_boxes} boxes: training leaves {past} boxes "
+            "per epoch out"
         )
         rows[what] = table.num_boxes > max_boxes, True
     if max_detections is not None:
@@ -144,33 +145,33 @@ def _pictures(
         what = (
             f"have more than {max_detections} boxes of a class (at most "
             f"{crowded.max(initial=0)}), and of each class only the best {max_detections} "
-            "detections count in a picture, see eval.max_detections"
+            "detections count in an image, see eval.max_detections"
         )
         rows[what] = crowded > max_detections, True
-        in_all = np.bincount(table.picture_of[~table.crowd], minlength=len(table))
+        in_all = np.bincount(table.image_of[~table.crowd], minlength=len(table))
         what = (
             f"have more than {max_detections} boxes of all classes (at most "
-            f"{in_all.max(initial=0)}), and a detector gives {max_detections} detections a "
-            "picture unless test.max_out or eval.max_detections says more"
+            f"{in_all.max(initial=0)}), and a detector gives {max_detections} detections per "
+            "image unless test.max_out or eval.max_detections says more"
         )
         rows[what] = (in_all > max_detections) & (crowded <= max_detections), True
     found = []
     for what, (which, grave) in rows.items():
         if which.any():
             named = some([table.names[i] for i in np.flatnonzero(which)])
-            found.append(Finding(f"{which.sum()} pictures {what}: {named}", grave))
+            found.append(Finding(f"{counted(int(which.sum()), 'image', what)}: {named}", grave))
     seen = np.bincount(table.labels[table.usable & ~table.crowd], minlength=len(table.categories))
     unseen = [category.name for category, n in zip(table.categories, seen, strict=True) if not n]
     if unseen:
-        found.append(Finding(f"{len(unseen)} classes have no box: {some(unseen)}"))
+        found.append(Finding(f"{counted(len(unseen), 'class', 'have no box')}: {some(unseen)}"))
     return found
 
 
 def _most_of_a_class(table: AnnotationTable) -> np.ndarray:
-    """For each picture the largest number of boxes of one class, without crowd regions."""
+    """For each image the largest number of boxes of one class, without crowd regions."""
     most = np.zeros(len(table), np.int64)
     classes = max(1, len(table.categories))
-    keys = table.picture_of[~table.crowd] * classes + table.labels[~table.crowd]
+    keys = table.image_of[~table.crowd] * classes + table.labels[~table.crowd]
     pairs, counts = np.unique(keys, return_counts=True)
     np.maximum.at(most, pairs // classes, counts)
     return most
@@ -181,17 +182,19 @@ def _names(table: AnnotationTable, places: Sequence[str]) -> list[Finding]:
     names = [category.name for category in table.categories]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        found.append(Finding(f"{len(twice)} times classes have the same name: {some(twice)}", True))
+        text = counted(len(twice), "class name", "occur more than once")
+        found.append(Finding(f"{text}: {some(twice)}", True))
     counts = Counter(places)
     shown = dict(zip(places, table.names, strict=True))
     same = [shown[place] for place, count in counts.items() if count > 1]
     if same:
-        found.append(Finding(f"{len(same)} times pictures are the same file: {some(same)}", True))
+        text = counted(len(same), "file", "are listed as several images")
+        found.append(Finding(f"{text}: {some(same)}", True))
     return found
 
 
 def places(source: Source) -> list[str | None]:
-    """A unique path of each picture file, even if folders have aliases; None: not a file."""
+    """A unique path of each image file, even if folders have aliases; None: not a file."""
     folders: dict[str, str] = {}  # resolving each file is slow over a network
     found: list[str | None] = []
     for index in range(len(source)):
@@ -207,15 +210,15 @@ def places(source: Source) -> list[str | None]:
 
 
 def _files(source: Source) -> list[Finding]:
-    """Findings about files that are not pictures, orientations, and bit depths."""
+    """Findings about files that are not images, orientations, and bit depths."""
     found, scanned, table = [], source.scan, source.table
     if scanned is None:
         return []
     broken = _broken(source)
     if broken:
         named = some([table.names[i] for i in broken])
-        text = f"{len(broken)} picture files are missing, empty or no pictures: {named}"
-        found.append(Finding(text, grave=True))
+        text = counted(len(broken), "image file", "are missing, empty or not an image")
+        found.append(Finding(f"{text}: {named}", grave=True))
     if (scanned.orientation > 1).any():
         found.append(_turned(table, scanned, source.exif))
     deep = np.flatnonzero(scanned.bits > 8)
@@ -224,8 +227,8 @@ def _files(source: Source) -> list[Finding]:
         used = max(8, int(value).bit_length())
         taken = source.depth or int(scanned.bits[deep].max())
         text = (
-            f"{len(deep)} pictures hold 16-bit numbers; the brightest of {looked} looked at is "
-            f"{value} of {(1 << 16) - 1}, they are read as {taken} bits: "
+            f"{counted(len(deep), 'image', 'hold')} 16-bit numbers; the brightest of {looked} "
+            f"looked at is {value} of {(1 << 16) - 1}, read as {taken} bits: "
             f"{some([table.names[i] for i in deep])}"
         )
         if value and used < taken:
@@ -240,29 +243,30 @@ def _turned(table: AnnotationTable, scanned: Scan, exif: str) -> Finding:
     turned = scanned.orientation > 1
     stored = turned & ((scanned.orientation < 5) | (scanned.sizes == table.sizes).all(axis=1))
     named = [table.names[i] for i in np.argsort(~stored, kind="stable") if turned[i]]
-    text = f"{turned.sum()} pictures are to be shown turned or mirrored (EXIF): {some(named)}. "
+    text = counted(int(turned.sum()), "image", "are marked as turned or mirrored (EXIF)")
+    text += f": {some(named)}. "
     if exif != "auto":
-        how = {"stored": "taken as stored", "turned": "turned"}[exif]
-        return Finding(f"{text}They are {how}, as data.exif = {exif} says")
+        how = {"stored": "Taken as stored", "turned": "Turned"}[exif]
+        return Finding(f"{text}{how}, as data.exif = {exif} says")
     rest = turned & ~stored
     ways = []
     if stored.any():
-        ways.append(f"{stored.sum()} are taken as stored, which their stated size allows")
+        ways.append(f"{stored.sum()} taken as stored, which the stated size allows")
     if rest.any():
-        ways.append(f"{rest.sum()} are turned, since only that has their stated size")
+        ways.append(f"{rest.sum()} turned, since only that has the stated size")
     text += ", ".join(ways)
     if stored.any():
         beside = _only_inside_turned(table, stored & (scanned.orientation >= 5))
         if beside:
-            text += f"; {beside} of their boxes fit into the turned picture only"
+            text += f"; {counted(beside, 'box', 'fit into the turned image only')}"
         text += "; if boxes lie beside their objects, set data.exif = turned"
     return Finding(text, grave=bool(stored.any()))
 
 
 def _only_inside_turned(table: AnnotationTable, lying: np.ndarray) -> int:
-    """The number of boxes of rotated pictures that fit the rotated but not the stored pixels."""
-    x, y, w, h = table.bbox[lying[table.picture_of]].T
-    height, width = table.sizes[table.picture_of][lying[table.picture_of]].T
+    """The number of boxes of rotated images that fit the rotated but not the stored pixels."""
+    x, y, w, h = table.bbox[lying[table.image_of]].T
+    height, width = table.sizes[table.image_of][lying[table.image_of]].T
     right, bottom = x + w - 1, y + h - 1  # a pixel of slack
     out = (right > width) | (bottom > height)
     return int((out & (right <= height) & (bottom <= width)).sum())
@@ -275,7 +279,7 @@ def require_readable(source: Source, key: str, on_error: str, read: Int64[np.nda
         source: the set.
         key: its key in a config.
         on_error: "stop" allows none, "skip" as many as `data.skipped` allows.
-        read: positions of the pictures that the run reads.
+        read: positions of the images that the run reads.
 
     Raises:
         UserError: names the first of them.
@@ -285,8 +289,8 @@ def require_readable(source: Source, key: str, on_error: str, read: Int64[np.nda
     if not broken or (on_error == "skip" and len(broken) <= SHARE * total):
         return
     named = some([str(source.path(i)) for i in broken])
-    what = f"{key} = {source.spec}: {len(broken)} of {total} picture files are missing, empty or "
-    mend = "Mend them, or leave them out of the instances file"
+    what = f"{key} = {source.spec}: {len(broken)} of {total} image files are missing, empty or "
+    mend = "Fix them, or leave them out of the instances file"
     if len(broken) <= SHARE * total:
         mend += ", or set data.on_error = skip"
     first = ""
@@ -294,14 +298,14 @@ def require_readable(source: Source, key: str, on_error: str, read: Int64[np.nda
         source.record(broken[0])
     except UserError as error:
         first = f". The first: {error}"
-    raise UserError(f"{what}no pictures, and the run would stop there: {named}. {mend}{first}")
+    raise UserError(f"{what}not images, and the run would stop there: {named}. {mend}{first}")
 
 
 def _broken(source: Source) -> list[int]:
-    """The pictures whose files are known to be missing, empty or not pictures."""
+    """The images whose files are known to be missing, empty or not images."""
     if source.scan is None:
         return []
-    # In joined sets some pictures are not files.
+    # In joined sets some images are not files.
     return [i for i in map(int, np.flatnonzero(source.scan.broken)) if source.path(i) is not None]
 
 
@@ -338,6 +342,6 @@ def no_box(source: Source) -> str:
         return f"no box to train on: {unread(source) or 'it has no annotation'}"
     why = [f"{rows.sum()} {reason}" for reason, rows in left_out(table).items() if rows.any()]
     crowd = int((table.usable & table.crowd).sum())
-    why += [f"{crowd} crowd regions"] if crowd else []
+    why += [counted(crowd, "crowd region")] if crowd else []
     why += [form.cause] if form.cause else []
     return f"no box to train on among its {count} annotations: {'; '.join(why)}"

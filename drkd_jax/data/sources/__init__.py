@@ -1,4 +1,4 @@
-"""The sources of pictures and boxes; all return the same record."""
+"""The sources of images and boxes; all return the same record."""
 
 from drkd_jax.data.sources.opening import JoinedSource, Part, open_source
 from drkd_jax.data.sources.records import Source

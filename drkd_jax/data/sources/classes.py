@@ -80,7 +80,7 @@ def with_classes(
     twice = [n for part in (names, theirs) for n, count in Counter(part).items() if count > 1]
     if twice:
         raise UserError(
-            f"{what}: its classes cannot be told by name, '{twice[0]}' occurs twice. {lists}"
+            f"{what}: its classes cannot be told apart by name: '{twice[0]}' occurs twice. {lists}"
         )
     label_of = {name: label for label, name in enumerate(theirs)}
     used = {own[label].name for label in np.unique(source.table.labels)}
@@ -99,7 +99,7 @@ def with_classes(
     if [n for n in names if n in label_of] != shared or any(
         ids[c.name] != c.id for c in classes if c.name in ids
     ):
-        notes.append(f"classes of {what} are brought to those of {whose} by name. {lists}")
+        notes.append(f"classes of {what} are mapped to those of {whose} by name. {lists}")
     taken: set[Id] = {id_key(c.id) for c in own}
     merged = []
     for category in classes:
@@ -113,10 +113,10 @@ def with_classes(
 
 
 class Relabelled(Source):
-    """A source with other labels; pictures and ids are unchanged.
+    """A source with other labels; images and ids are unchanged.
 
     Args:
-        source: the pictures.
+        source: the images.
         categories: by new label.
         labels: the new label of each old one.
     """

@@ -1,4 +1,4 @@
-"""``coco:IMAGES_DIR:INSTANCES_JSON``: a folder of pictures and an instances file of COCO's form.
+"""``coco:IMAGES_DIR:INSTANCES_JSON``: a folder of images and an instances file of COCO's form.
 
 Some tools write paths of their own machine, Windows backslashes, or URLs. A name that exists
 literally is never changed; any other is interpreted differently only if exactly one file matches,
@@ -20,11 +20,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from drkd_jax.data.decode import Scan, decode_picture, scan
+from drkd_jax.data.decode import Scan, decode_image, scan
 from drkd_jax.data.header import what_is
 from drkd_jax.data.sources.instances import Fault, parse_instances
 from drkd_jax.data.sources.records import Record, Source
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 _SHARE = 0.01  # largest share of faulty entries that may be left out
 _NAMED = 3  # most files in a hint
@@ -32,7 +33,7 @@ _DRIVE = re.compile(r"^[A-Za-z]:/")
 
 # Keys that identify other tools' files.
 _OTHERS = {
-    "imagePath": "a LabelMe file (one a picture): convert the set to COCO's JSON first",
+    "imagePath": "a LabelMe file (one per image): convert the set to COCO's JSON first",
     "_via_img_metadata": "a project of VGG Image Annotator: export it as COCO",
     "features": "GeoJSON: convert it to COCO's JSON first",
     "info_list": "a file of another tool",
@@ -40,17 +41,17 @@ _OTHERS = {
 
 
 class CocoSource(Source):
-    """Pictures of a folder, boxes of an instances file.
+    """Images of a folder, boxes of an instances file.
 
     Args:
-        images_dir: folder of the pictures; ``file_name`` of the json is relative to it.
+        images_dir: folder of the images; ``file_name`` of the json is relative to it.
         instances_json: COCO's instances file.
         on_error: "stop" refuses a file with a fault. "skip" leaves out faulty entries (see
             ``faults``), up to 1 % of all entries, but never a class. "list" is "skip" without these
             two limits, to collect all faults.
-        exif: "auto", "stored" or "turned", see ``decode_picture``. With "turned" a stated size may
-            be that of the stored or of the rotated picture.
-        depth: bits that 16-bit pictures use, see ``decode_picture``.
+        exif: "auto", "stored" or "turned", see ``decode_image``. With "turned" a stated size may
+            be that of the stored or of the rotated image.
+        depth: bits that 16-bit images use, see ``decode_image``.
 
     Attributes:
         faults: entries of the instances file that were left out.
@@ -76,8 +77,7 @@ class CocoSource(Source):
         if not self.images_dir.is_dir():
             what = "is a file" if self.images_dir.exists() else "does not exist"
             raise UserError(
-                f"picture folder {self.images_dir} {what}; the form is "
-                "coco:IMAGES_DIR:INSTANCES_JSON"
+                f"image folder {self.images_dir} {what}; the form is coco:IMAGES_DIR:INSTANCES_JSON"
             )
         self.spec = f"coco:{images_dir}:{instances_json}"
         content, name = load_json(self.instances_json), str(self.instances_json)
@@ -106,7 +106,7 @@ class CocoSource(Source):
             )
 
     def _turn_sizes(self) -> None:
-        """Gives pictures rotated by 90 degrees the size of the rotated picture."""
+        """Gives images rotated by 90 degrees the size of the rotated image."""
         sizes = self.table.sizes.copy()
         lying = (self.scan.sizes == sizes).all(axis=1)
         sizes[lying] = sizes[lying, ::-1]
@@ -114,19 +114,19 @@ class CocoSource(Source):
 
     @functools.cached_property
     def scan(self) -> Scan:  # type: ignore[override]  # made once, where wanted
-        """What the picture files say of themselves."""
+        """What the image files say of themselves."""
         return scan([self.path(index) for index in range(len(self))])
 
     def path(self, index: int) -> Path:
-        """The path of picture ``index``."""
+        """The path of image ``index``."""
         name = self.table.names[index]
         return self.images_dir / self._paths.get(name, name)
 
     def record(self, index: int) -> Record:
-        """Reads picture ``index``.
+        """Reads image ``index``.
 
         Raises:
-            UserError: the file is missing, not a picture, or of another size than the json says.
+            UserError: the file is missing, not an image, or of another size than the json says.
         """
         path = self.path(index)
         meta = self.table.meta(index)
@@ -135,10 +135,10 @@ class CocoSource(Source):
         except OSError as error:
             hint = self._of_same_stem(path) if isinstance(error, FileNotFoundError) else ""
             raise UserError(
-                f"picture {path} (id {meta.image_id} in {self.instances_json}) cannot be read: "
+                f"image {path} (id {meta.image_id} in {self.instances_json}) cannot be read: "
                 f"{error.strerror}{hint}"
             ) from error
-        image = decode_picture(
+        image = decode_image(
             data, str(path), meta.height, meta.width, exif=self.exif, depth=self.depth
         )
         return Record(image, *self.table.boxes(index), meta.image_id, str(path))
@@ -146,7 +146,7 @@ class CocoSource(Source):
     def _of_same_stem(self, path: Path) -> str:
         """Names files beside a missing one that differ only in extension or capitalisation."""
         folder = path.parent
-        # Listed once, since a converted set lacks every picture.
+        # Listed once, since a converted set lacks every image.
         if folder not in self._stems:
             listed: dict[str, list[str]] = {}
             with contextlib.suppress(OSError):
@@ -157,11 +157,11 @@ class CocoSource(Source):
         if not names:
             return self._elsewhere(path)
         others = " and ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
-        return f"; the folder holds {others}: mend 'file_name', or rename the file"
+        return f"; the folder holds {others}: correct 'file_name', or rename the file"
 
     def _elsewhere(self, path: Path) -> str:
-        """Names the folder near the picture folder that holds a missing picture."""
-        # Folders without the first missing picture are not searched again: often all are missing.
+        """Names the folder near the image folder that holds a missing image."""
+        # Folders without the first missing image are not searched again: often all are missing.
         near = _near(self.images_dir) if self._near is None else self._near
         name = path.relative_to(self.images_dir)
         self._near = [folder for folder in near if (folder / name).is_file()]
@@ -208,7 +208,7 @@ def load_json(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         lines = _json_lines(data)
-        hint = "; it is JSON Lines, one object a line: COCO's file is one object" if lines else ""
+        hint = "; it is JSON Lines, one object per line: COCO's file is one object" if lines else ""
         raise UserError(f"annotations {path} are not valid json: {error}{hint}") from error
     if not isinstance(content, dict):
         raise UserError(
@@ -228,7 +228,7 @@ def _holds(path: Path) -> str:
     endings = {child.suffix.lower() for child in path.iterdir()}
     for ending, kind in {".txt": "YOLO label", ".xml": "Pascal VOC", ".json": "JSON"}.items():
         if ending in endings:
-            return f"; it holds {kind} files, and wanted is one instances file of COCO's form"
+            return f"; it holds {kind} files; name one instances file in COCO's form"
     return ""
 
 
@@ -258,7 +258,7 @@ def find_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, str], list
     """Finds files for names that do not exist literally.
 
     Args:
-        folder: the folder of the pictures.
+        folder: the folder of the images.
         names: the names in the instances file.
 
     Returns:
@@ -280,7 +280,7 @@ def find_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, str], list
     for name, (_, way) in found.items():
         ways.setdefault(way, []).append(name)
     lines = [
-        f"{len(those)} file names are not there as they stand and are read {way}: "
+        f"{counted(len(those), 'file name', 'are')} not there as written and read {way}: "
         f"{those[0]} as {found[those[0]][0]}"
         for way, those in ways.items()
     ]

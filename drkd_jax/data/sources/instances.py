@@ -18,6 +18,7 @@ import numpy as np
 
 from drkd_jax.data.sources.records import AnnotationTable, Category, Id, id_array, id_key
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 _LONGEST = 2**31  # pixels of a side
 _SHOWN = 5  # class ids shown in a message about an unknown one
@@ -60,7 +61,7 @@ def parse_instances(
     paths: Mapping[str, str] | None = None,
     mended: list[str] | None = None,
 ) -> AnnotationTable:
-    """Checks an instances dict and converts it to flat arrays, pictures in the file's order.
+    """Checks an instances dict and converts it to flat arrays, images in the file's order.
 
     ``iscrowd`` may be missing or null (0), and ``area`` (width x height). Ids may be strings; a
     string with an integer is the same id as the integer.
@@ -68,13 +69,13 @@ def parse_instances(
     Args:
         content: ``images``, ``annotations`` and ``categories`` in COCO's form.
         name: the file's name in messages.
-        faults: receives the entries that are left out; None leaves none out. Pictures with the
+        faults: receives the entries that are left out; None leaves none out. Images with the
             same id are all left out with their boxes, since the boxes are ambiguous.
-        paths: paths of pictures whose ``file_name`` is not their path.
+        paths: paths of images whose ``file_name`` is not their path.
         mended: receives a line for each kind of correction made while reading.
 
     Raises:
-        UserError: a list is missing, there is no picture or no class. If ``faults`` is None also: a
+        UserError: a list is missing, there is no image or no class. If ``faults`` is None also: a
             missing key, a duplicate or unknown id, a box that is not four finite numbers, a file
             name that leads out of the folder, an invalid size.
     """
@@ -90,22 +91,22 @@ def parse_instances(
     label_of = {key: label for label, (key, _) in enumerate(classes)}
     known = ", ".join(map(str, [*label_of][:_SHOWN])) + ", ..." * (len(label_of) > _SHOWN)
     images = _rows(content["images"], lambda row: _image(row, paths or {}), "image", found)
-    picture_of = {image.key: position for position, image in enumerate(images)}
-    gone = _keys(content["images"]) - picture_of.keys()
-    annotations, pictures, labels = [], [], []
+    image_of = {image.key: position for position, image in enumerate(images)}
+    gone = _keys(content["images"]) - image_of.keys()
+    annotations, places, labels = [], [], []
     for annotation in _rows(content["annotations"], _annotation, "annotation", found):
         which, image = f"id {annotation.id}", annotation.image
         if image in gone:
-            reason = f"its picture, id {image}, is left out"
+            reason = f"its image, id {image}, is left out"
             found.append(Fault("annotation", which, reason, follows=True))
-        elif image not in picture_of:
+        elif image not in image_of:
             found.append(Fault("annotation", which, f"unknown image_id {image}"))
         elif annotation.category not in label_of:
             reason = f"unknown category_id {annotation.category} ('categories' has {known})"
             found.append(Fault("annotation", which, reason))
         else:
             annotations.append(annotation)
-            pictures.append(picture_of[image])
+            places.append(image_of[image])
             labels.append(label_of[annotation.category])
     if found and faults is None:
         count = sum(not fault.follows for fault in found)
@@ -114,11 +115,11 @@ def parse_instances(
     if faults is not None:
         faults.extend(found)
     if not images or not categories:
-        raise UserError(f"{name}: {found[0]}; no {'class' if images else 'picture'} is left")
+        raise UserError(f"{name}: {found[0]}; no {'class' if images else 'image'} is left")
     if mended is not None:
         mended += _mended(content, images, classes)
-    order = np.argsort(np.array(pictures, np.int64), kind="stable")
-    starts = np.searchsorted(np.array(pictures, np.int64)[order], np.arange(len(images) + 1))
+    order = np.argsort(np.array(places, np.int64), kind="stable")
+    starts = np.searchsorted(np.array(places, np.int64)[order], np.arange(len(images) + 1))
     return AnnotationTable(
         categories=categories,
         names=tuple(image.name for image in images),
@@ -149,22 +150,21 @@ def _mended(content: dict[str, Any], images: list[_Image], classes: list[Any]) -
     untidy = [name for name in names if isinstance(name, str) and name != _tidy(name)]
     if untidy:
         lines.append(
-            f"{len(untidy)} class names are read without blanks around them and with letters in "
-            f"one part: {', '.join(map(repr, untidy[:3]))}"
+            f"{counted(len(untidy), 'class name', 'are')} read without blanks at the ends and with "
+            f"composed letters: {', '.join(map(repr, untidy[:3]))}"
         )
     if texts:
         lines.append(
-            f"{texts} ids are texts; those that are whole numbers count as these, and pictures "
-            "and classes keep them as they stand"
+            f"{counted(texts, 'id')} given as text; whole numbers among them count as such, and "
+            "images and classes keep them as they stand"
         )
-    for key, instead in (("area", "width x height is taken"), ("iscrowd", "0 is taken")):
+    for key, instead in (("area", "width x height is used"), ("iscrowd", "0 is used")):
         if nulls[key]:
-            lines.append(f"{nulls[key]} annotations have '{key}' null; {instead}")
+            lines.append(f"{counted(nulls[key], 'annotation', 'have')} '{key}' null; {instead}")
     if ignored:
         lines.append(
-            f"{ignored} annotations have 'ignore', which COCO's score does not look at and this "
-            "program neither: their boxes are trained on and scored; 'iscrowd': 1 takes them out "
-            "of both"
+            f"{counted(ignored, 'annotation', 'have')} 'ignore', which neither COCO's score nor "
+            "this program uses: such boxes are trained on and scored; 'iscrowd': 1 excludes them"
         )
     return lines
 
@@ -174,7 +174,7 @@ def _rows(
 ) -> list[Any]:
     """Parses each entry, its id's key first; invalid entries and duplicate ids are faults.
 
-    All pictures with the same id are faults, unless they are copies of one entry; this includes
+    All images with the same id are faults, unless they are copies of one entry; this includes
     entries that cannot be parsed, since boxes may belong to them.
     """
     parsed: list[Any] = []
@@ -216,7 +216,7 @@ def _rows(
 
 
 def _keys(rows: list[Any]) -> set[Id]:
-    """The ids of all picture entries, valid or not."""
+    """The ids of all image entries, valid or not."""
     keys = set()
     for row in rows:
         if isinstance(row, dict):
@@ -245,7 +245,7 @@ def _image(row: dict[str, Any], paths: Mapping[str, str]) -> _Image:
     if height < 1 or width < 1:
         raise ValueError(f"its size {width}x{height} is not positive")
     if max(height, width) >= _LONGEST:
-        raise ValueError(f"its size {width}x{height} is no picture's")
+        raise ValueError(f"its size {width}x{height} is not an image's")
     return _Image(*_id(row["id"], "id"), _file_name(row["file_name"], paths), height, width)
 
 
@@ -255,7 +255,7 @@ def _file_name(name: Any, paths: Mapping[str, str]) -> str:
     path = PurePosixPath(paths.get(name, name))
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(
-            f"file_name '{name}' leads out of the picture folder; it must be relative to it"
+            f"file_name '{name}' leads out of the image folder; it must be relative to it"
         )
     return name
 

@@ -1,4 +1,4 @@
-"""The outlines of a drawn picture, their positions, and tight boxes of their visible parts.
+"""The outlines of a drawn image, their positions, and tight boxes of their visible parts.
 
 The layout is separate from painting, so that boxes are known without pixels. Some classes differ
 only in a detail, such as a disc and a ring in the hole. An outline spans about -1..1 before it is
@@ -25,14 +25,14 @@ _FINER = 4  # sub-pixels along each axis of a pixel
 
 @dataclasses.dataclass(frozen=True)
 class Difficulty:
-    """The difficulty of drawn pictures. Ranges include both ends.
+    """The difficulty of drawn images. Ranges include both ends.
 
     Attributes:
-        longer: pixels of a picture's longer side.
+        longer: pixels of an image's longer side.
         shorter: pixels of its shorter side.
         sizes: pixels of an object's longer side.
-        objects: intended number of objects in a picture.
-        empty: intended share of pictures without objects.
+        objects: intended number of objects in an image.
+        empty: intended share of images without objects.
         clutter: largest number of outlines that belong to no class.
         texture: factor on the contrast of clouds and stripes in the background.
         grain: strength of the noise over everything.
@@ -51,7 +51,7 @@ class Difficulty:
 
 
 HARD = Difficulty()
-# Pictures that a small detector learns within minutes.
+# Images that a small detector learns within minutes.
 EASY = Difficulty(
     longer=(128, 128),
     shorter=(128, 128),
@@ -135,7 +135,7 @@ def placed(outline: Outline, size: float, angle: float, centre: tuple[float, flo
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """An outline on the picture: coverage 0..255 over a patch."""
+    """An outline on the image: coverage 0..255 over a patch."""
 
     rows: slice
     columns: slice
@@ -144,7 +144,7 @@ class Coverage:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A picture before it is painted; later objects are on top of earlier ones."""
+    """An image before it is painted; later objects are on top of earlier ones."""
 
     size: tuple[int, int]  # height, width
     clutter: list[Coverage]
@@ -246,7 +246,7 @@ def outline_area(shape: Outline) -> float:
 
 
 def cover(size: tuple[int, int], shape: Outline) -> Coverage:
-    """Draws an outline, smooth at its edges, onto the patch of the picture that it touches."""
+    """Draws an outline, smooth at its edges, onto the patch of the image that it touches."""
     height, width = size
     left, top = shape[0].min(axis=0).tolist()
     right, bottom = shape[0].max(axis=0).tolist()

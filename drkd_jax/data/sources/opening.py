@@ -1,6 +1,6 @@
 """Opens data sources by their names in a config; joins several, and selects a part of one.
 
-Letters: P pictures, M annotations of a source.
+Letters: P images, M annotations of a source.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _JOINT = re.compile(r"\s*\+\s*(?=(?:shapes|coco|tfds):)")
 def open_source(spec: str, on_error: str = "stop", *, exif: str = "auto", depth: int = 0) -> Source:
     """Opens a source by its name in a config.
 
-    - ``shapes:N[:SEED[:easy]]``: N pictures drawn by the program, the same for the same SEED
+    - ``shapes:N[:SEED[:easy]]``: N images drawn by the program, the same for the same SEED
       (default 0); easy ones a small detector learns within minutes.
-    - ``coco:IMAGES_DIR:INSTANCES_JSON``: pictures of a folder, boxes of COCO's instances file.
+    - ``coco:IMAGES_DIR:INSTANCES_JSON``: images of a folder, boxes of COCO's instances file.
     - ``tfds:coco/2017:SPLIT[@DATA_DIR]``: a prepared TensorFlow dataset, read without TensorFlow.
     - ``A + B``: several of these as one, their classes joined by name.
 
@@ -48,8 +48,8 @@ def open_source(spec: str, on_error: str = "stop", *, exif: str = "auto", depth:
         spec: one of these.
         on_error: what happens to an entry of an instances file that has a fault; see
             ``CocoSource``.
-        exif: which pixels the boxes of a turned photograph refer to; see ``decode_picture``.
-        depth: bits that 16-bit pictures use; see ``decode_picture``.
+        exif: which pixels the boxes of a turned photograph refer to; see ``decode_image``.
+        depth: bits that 16-bit images use; see ``decode_image``.
 
     Raises:
         UserError: the name has another form, or the source does not exist or is broken.
@@ -70,7 +70,7 @@ def _open(spec: str, on_error: str, exif: str, depth: int) -> Source:
         name, _, where = rest.partition(":")
         split, _, data_dir = where.partition("@")
         if not name or not split:
-            raise UserError(f"data source '{spec}': wanted tfds:coco/2017:SPLIT[@DATA_DIR]")
+            raise UserError(f"data source '{spec}': expected tfds:coco/2017:SPLIT[@DATA_DIR]")
         if exif == "turned":
             raise UserError(
                 f"data source '{spec}': COCO's boxes refer to the pixels as stored; "
@@ -80,7 +80,7 @@ def _open(spec: str, on_error: str, exif: str, depth: int) -> Source:
         from drkd_jax.data.sources.tfds import TfdsSource
 
         return TfdsSource(name, split, data_dir or None)
-    raise UserError(f"unknown data source '{spec}': wanted {_FORMS}, or several joined by ' + '")
+    raise UserError(f"unknown data source '{spec}': expected {_FORMS}, or several joined by ' + '")
 
 
 def _open_shapes(spec: str, rest: str) -> ShapesSource:
@@ -90,7 +90,7 @@ def _open_shapes(spec: str, rest: str) -> ShapesSource:
         parts.pop()
     if len(parts) > 2 or not all(part.isdecimal() for part in parts) or int(parts[0]) < 1:
         raise UserError(
-            f"data source '{spec}': wanted shapes:N[:SEED[:easy]] with whole numbers, N at least 1"
+            f"data source '{spec}': expected shapes:N[:SEED[:easy]] in whole numbers, N at least 1"
         )
     return ShapesSource(*(int(part) for part in parts), easy=easy)
 
@@ -99,7 +99,7 @@ def _split_paths(spec: str, rest: str) -> tuple[str, str]:
     """Splits ``IMAGES_DIR:INSTANCES_JSON``; if paths contain colons, by which paths exist."""
     cuts = [i for i, letter in enumerate(rest) if letter == ":" and 0 < i < len(rest) - 1]
     if not cuts:
-        raise UserError(f"data source '{spec}': wanted coco:IMAGES_DIR:INSTANCES_JSON")
+        raise UserError(f"data source '{spec}': expected coco:IMAGES_DIR:INSTANCES_JSON")
     pairs = [(rest[:cut], rest[cut + 1 :]) for cut in cuts]
     for images_dir, instances in pairs:
         if Path(images_dir).is_dir() and Path(instances).is_file():
@@ -111,7 +111,7 @@ class JoinedSource(Source):
     """``A + B``: several sources as one, in this order, their classes joined by name.
 
     A class has the id of the first source that has the class, or a free one if another class uses
-    that id. Picture ids stay unchanged if all are different; otherwise pictures are numbered from
+    that id. Image ids stay unchanged if all are different; otherwise images are numbered from
     1.
 
     Args:
@@ -145,7 +145,7 @@ class JoinedSource(Source):
         self._ids = id_array(list(range(1, len(ids) + 1)) if self._renumbered else ids)
         if self._renumbered:
             self.mended.append(
-                f"pictures of {self.spec} share ids and are numbered from 1 to {len(ids)}"
+                f"images of {self.spec} share ids and are numbered from 1 to {len(ids)}"
             )
 
     def _join_classes(self) -> tuple[Category, ...]:
@@ -177,13 +177,13 @@ class JoinedSource(Source):
 
     @functools.cached_property
     def scan(self) -> Scan | None:  # type: ignore[override]  # made once, where wanted
-        """The header data of the picture files; None if none is a file."""
+        """The header data of the image files; None if none is a file."""
         paths = [self.path(index) for index in range(len(self))]
-        # A picture that is not a file is treated like one that cannot be read.
+        # An image that is not a file is treated like one that cannot be read.
         return scan([path or Path() for path in paths]) if any(paths) else None
 
     def path(self, index: int) -> Path | None:
-        """The path of picture ``index``; None if it is not a file."""
+        """The path of image ``index``; None if it is not a file."""
         part, at = self._place(index)
         return self.sources[part].path(at)
 
@@ -211,7 +211,7 @@ class JoinedSource(Source):
         )
 
     def record(self, index: int) -> Record:
-        """Reads picture ``index``.
+        """Reads image ``index``.
 
         Raises:
             UserError: as its source does.

@@ -38,7 +38,7 @@ def prepare_tfds(
     for evaluation, since TFDS rounds areas to whole pixels.
 
     Args:
-        images_dir: folder of the pictures (``train2017``); they are copied unchanged.
+        images_dir: folder of the images (``train2017``); they are copied unchanged.
         instances_json: COCO's instances file; its classes must be COCO's 80, or some of them.
         split: ``train``, ``validation`` or ``test``.
         data_dir: TFDS's data folder; ``coco/2017/1.1.0`` is created in it.
@@ -47,12 +47,12 @@ def prepare_tfds(
         The dataset's folder.
 
     Raises:
-        UserError: a fault of the input (see ``CocoSource``), a picture that is missing, has several
+        UserError: a fault of the input (see ``CocoSource``), an image that is missing, has several
             entries or another stored size than stated, classes that COCO does not have, an
             unknown split, or one that already exists.
     """
     if split not in SPLITS:
-        raise UserError(f"split '{split}': wanted one of {', '.join(SPLITS)}")
+        raise UserError(f"split '{split}': expected one of {', '.join(SPLITS)}")
     source = CocoSource(images_dir, instances_json)
     _check(source)
     data_dir = Path(data_dir).expanduser()
@@ -79,7 +79,7 @@ def prepare_tfds(
 
 
 class UnzippedCoco(Coco, skip_registration=True):  # type: ignore[call-arg]
-    """TFDS's ``coco`` with one split, from a folder of pictures and an instances file."""
+    """TFDS's ``coco`` with one split, from a folder of images and an instances file."""
 
     name = "coco"
     source: CocoSource
@@ -150,7 +150,7 @@ def _check_size(source: CocoSource, index: int) -> None:
     stored = stored_size(path.read_bytes(), str(path))
     if stored == (height, width):
         return
-    mend = "mend the one that is wrong"
+    mend = "correct the one that is wrong"
     if stored == (width, height):
         mend += (
             ", or, where the file's EXIF turns it, read such a set with "
@@ -177,12 +177,12 @@ def _check(source: CocoSource) -> None:
         )
     for index, image_id in enumerate(source.table.image_ids):
         if not source.path(index).is_file():
-            raise UserError(f"picture {source.path(index)} (id {image_id}) does not exist")
+            raise UserError(f"image {source.path(index)} (id {image_id}) does not exist")
     twice = [name for name, count in Counter(source.table.names).items() if count > 1]
     if twice:
         raise UserError(
-            f"{source.instances_json}: {twice[0]} is the picture of several entries, and TFDS "
-            "tells pictures by their names; leave one of them out"
+            f"{source.instances_json}: {twice[0]} is the image of several entries, and TFDS "
+            "tells images by their names; leave one of them out"
         )
 
 

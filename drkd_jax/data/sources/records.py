@@ -1,6 +1,6 @@
 """The record type that every source returns, and all annotations of a source in flat arrays.
 
-Letters: H W pixels of a picture, n its boxes; P pictures and M annotations of a source.
+Letters: H W pixels of an image, n its boxes; P images and M annotations of a source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, Shaped, UInt8
 if TYPE_CHECKING:
     from drkd_jax.data.decode import Scan
 
-Id = int | str  # of a picture or class, as in the source's own file
+Id = int | str  # of an image or class, as in the source's own file
 
 _WHOLE = re.compile(r"-?\d{1,20}")
 
@@ -38,7 +38,7 @@ class Category(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """The data of a picture that are known before it is read.
+    """The data of an image that are known before it is read.
 
     ``num_boxes`` counts the boxes that training uses: neither crowd nor degenerate.
     """
@@ -50,9 +50,9 @@ class Meta(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A picture of the source, with its boxes in source pixels.
+    """An image of the source, with its boxes in source pixels.
 
-    Boxes are clipped to the picture and degenerate ones are left out (see
+    Boxes are clipped to the image and degenerate ones are left out (see
     ``AnnotationTable.usable``); crowd regions are included and flagged.
     """
 
@@ -66,7 +66,7 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationTable:
-    """Annotations of P pictures, grouped by picture; rows ``starts[i]:starts[i + 1]`` are i's."""
+    """Annotations of P images, grouped by image; rows ``starts[i]:starts[i + 1]`` are i's."""
 
     categories: tuple[Category, ...]
     names: tuple[str, ...]  # file names
@@ -83,14 +83,14 @@ class AnnotationTable:
         return len(self.image_ids)
 
     @functools.cached_property
-    def picture_of(self) -> Int64[np.ndarray, "M"]:
-        """The picture's position for each annotation."""
+    def image_of(self) -> Int64[np.ndarray, "M"]:
+        """The image's position for each annotation."""
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
     @functools.cached_property
     def clipped(self) -> Float64[np.ndarray, "M 4"]:
-        """All boxes as xyxy inside their pictures."""
-        height, width = self.sizes[self.picture_of].T
+        """All boxes as xyxy inside their images."""
+        height, width = self.sizes[self.image_of].T
         x, y, w, h = self.bbox.T
         corners = np.stack([x, y, x + w, y + h], axis=1)
         return np.clip(corners, 0, np.stack([width, height, width, height], axis=1))
@@ -99,7 +99,7 @@ class AnnotationTable:
     def usable(self) -> Bool[np.ndarray, "M"]:
         """Marks the annotations that can be trained on (including crowd regions).
 
-        Unusable are boxes outside the picture, with a stated area <= 0, or with a width or height
+        Unusable are boxes outside the image, with a stated area <= 0, or with a width or height
         under one pixel.
 
         Source: open-mmlab/mmdetection, mmdet/datasets/coco.py (the checks on each annotation).
@@ -110,12 +110,12 @@ class AnnotationTable:
 
     @functools.cached_property
     def num_boxes(self) -> Int64[np.ndarray, "P"]:
-        """The number of training boxes of each picture: usable and not crowd."""
+        """The number of training boxes of each image: usable and not crowd."""
         trained = self.usable & ~self.crowd
-        return np.bincount(self.picture_of[trained], minlength=len(self)).astype(np.int64)
+        return np.bincount(self.image_of[trained], minlength=len(self)).astype(np.int64)
 
     def meta(self, index: int) -> Meta:
-        """The data of picture ``index`` that need no pixels."""
+        """The data of image ``index`` that need no pixels."""
         height, width = self.sizes[index]
         return Meta(
             plain_id(self.image_ids[index]), int(height), int(width), int(self.num_boxes[index])
@@ -124,23 +124,23 @@ class AnnotationTable:
     def boxes(
         self, index: int
     ) -> tuple[Float32[np.ndarray, "n 4"], Int32[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
-        """Usable boxes (xyxy, clipped, source pixels), labels and crowd flags of one picture."""
+        """Usable boxes (xyxy, clipped, source pixels), labels and crowd flags of one image."""
         rows = np.arange(self.starts[index], self.starts[index + 1])
         rows = rows[self.usable[rows]]
         return self.clipped[rows].astype(np.float32), self.labels[rows], self.crowd[rows]
 
-    def take(self, pictures: Sequence[int]) -> AnnotationTable:
-        """The annotations of the pictures at some positions, in that order."""
-        at = np.asarray(pictures, np.int64)
+    def take(self, images: Sequence[int]) -> AnnotationTable:
+        """The annotations of the images at some positions, in that order."""
+        at = np.asarray(images, np.int64)
         counts = np.diff(self.starts)[at]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         rows = np.arange(starts[-1]) + np.repeat(self.starts[at] - starts[:-1], counts)
         names = tuple(self.names[i] for i in at)
-        of_pictures = {key: getattr(self, key)[at] for key in ("image_ids", "sizes")}
+        of_images = {key: getattr(self, key)[at] for key in ("image_ids", "sizes")}
         boxes = {
             key: getattr(self, key)[rows] for key in ("ids", "bbox", "area", "labels", "crowd")
         }
-        return AnnotationTable(self.categories, names, starts=starts, **of_pictures, **boxes)
+        return AnnotationTable(self.categories, names, starts=starts, **of_images, **boxes)
 
     def ground_truth(self) -> dict[str, Any]:
         """The COCO instances dict for evaluation: every annotation, as stated."""
@@ -151,20 +151,20 @@ class AnnotationTable:
         annotations = [
             {
                 "id": plain_id(self.ids[row]),
-                "image_id": plain_id(self.image_ids[picture]),
+                "image_id": plain_id(self.image_ids[image]),
                 "category_id": self.categories[self.labels[row]].id,
                 "bbox": self.bbox[row].tolist(),
                 "area": float(self.area[row]),
                 "iscrowd": int(self.crowd[row]),
             }
-            for row, picture in enumerate(self.picture_of)
+            for row, image in enumerate(self.image_of)
         ]
         categories = [{"id": c.id, "name": c.name} for c in self.categories]
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
 class Source:
-    """A set of pictures with boxes, read by position. Picklable, safe to read from threads.
+    """A set of images with boxes, read by position. Picklable, safe to read from threads.
 
     Attributes:
         spec: the string that opened it.
@@ -172,9 +172,9 @@ class Source:
         table: all annotations.
         faults: entries of its file that were left out.
         mended: corrections made while reading, one line per kind.
-        exif: the pixels that boxes of rotated photos refer to, see ``decode_picture``.
-        depth: bits that 16-bit pictures use, see ``decode_picture``.
-        scan: header data of the picture files; None if none is a file.
+        exif: the pixels that boxes of rotated photos refer to, see ``decode_image``.
+        depth: bits that 16-bit images use, see ``decode_image``.
+        scan: header data of the image files; None if none is a file.
     """
 
     spec: str
@@ -190,19 +190,19 @@ class Source:
         return len(self.table)
 
     def path(self, index: int) -> Path | None:
-        """The path of picture ``index``; None if it is not a file."""
+        """The path of image ``index``; None if it is not a file."""
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Counts of pictures, boxes and classes; ``boxes`` are those that training uses."""
+        """Counts of images, boxes and classes; ``boxes`` are those that training uses."""
         table = self.table
         return {
             "source": self.spec,
-            "pictures": len(table),
+            "images": len(table),
             "boxes": int(table.num_boxes.sum()),
             "classes": len(table.categories),
             "crowd": int((table.usable & table.crowd).sum()),
-            "empty": int((table.num_boxes == 0).sum()),  # pictures without a box to train on
+            "empty": int((table.num_boxes == 0).sum()),  # images without a box to train on
             "dropped": int((~table.usable).sum()),  # degenerate annotations
         }
 
@@ -211,10 +211,10 @@ class Source:
         return self.table.meta(index)
 
     def record(self, index: int) -> Record:
-        """The picture and its boxes.
+        """The image and its boxes.
 
         Raises:
-            UserError: the picture is missing, cannot be decoded or has another size than stated.
+            UserError: the image is missing, cannot be decoded or has another size than stated.
         """
         raise NotImplementedError
 
@@ -238,22 +238,22 @@ def plain_id(value: Any) -> Id:
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Counts and digests of a set: of its pictures and of their annotations.
+    """Counts and digests of a set: of its images and of their annotations.
 
-    Of picture files names, stated sizes, lengths and first bytes count; times and folders do not.
+    Of image files names, stated sizes, lengths and first bytes count; times and folders do not.
 
     Returns:
-        JSON values: ``pictures`` and ``annotations`` (how many), ``picture_digest`` and
+        JSON values: ``images`` and ``annotations`` (how many), ``image_digest`` and
         ``annotation_digest``.
     """
     table, scanned = source.table, source.scan
     content = scanned.content if scanned is not None else np.zeros(0, np.int64)
-    pictures = (repr(table.names), repr(table.image_ids.tolist()), table.sizes, content)
+    images = (repr(table.names), repr(table.image_ids.tolist()), table.sizes, content)
     boxes = (table.starts, table.bbox, table.area, table.labels, table.crowd)
     return {
-        "pictures": len(table),
+        "images": len(table),
         "annotations": len(table.ids),
-        "picture_digest": _digest(*pictures),
+        "image_digest": _digest(*images),
         "annotation_digest": _digest(*boxes),
     }
 
@@ -270,7 +270,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> str:
         return ""
     parts = [
         f"{key} ({old[key]} then, {new[key]} now)"
-        for key in ("pictures", "annotations")
+        for key in ("images", "annotations")
         if old[f"{key[:-1]}_digest"] != new[f"{key[:-1]}_digest"]
     ]
     if not parts:

@@ -1,8 +1,8 @@
-"""``shapes:N[:SEED[:easy]]``: pictures drawn by the program, a pure function of (seed, index).
+"""``shapes:N[:SEED[:easy]]``: images drawn by the program, a pure function of (seed, index).
 
 Six classes of outlines over textured backgrounds with clutter, so that detectors can be
-trained and compared without a data set. Pictures are about 192x128 pixels, landscape or portrait,
-with no box or 1 to 8. Most boxes are small in COCO's sense (under 32 x 32 pixels). Easy pictures
+trained and compared without a data set. Images are about 192x128 pixels, landscape or portrait,
+with no box or 1 to 8. Most boxes are small in COCO's sense (under 32 x 32 pixels). Easy images
 are 128x128 pixels, with 2 to 7 objects that stand out from calmer backgrounds.
 Letters: H W pixels.
 """
@@ -20,31 +20,31 @@ from drkd_jax.data.sources.layout import CLASSES, EASY, HARD, Coverage, Difficul
 from drkd_jax.data.sources.records import AnnotationTable, Category, Record, Source
 
 _FAINT = (20.0, 70.0)  # contrast of clutter
-_KEPT = 4096  # drawn pictures held in memory, about 75 kB each
+_KEPT = 4096  # drawn images held in memory, about 75 kB each
 
 
 class ShapesSource(Source):
-    """N drawn pictures.
+    """N drawn images.
 
     Args:
-        num_pictures: the number of pictures.
-        seed: every seed gives other pictures.
+        num_images: the number of images.
+        seed: every seed gives other images.
         easy: whether to draw easy ones.
     """
 
-    def __init__(self, num_pictures: int, seed: int = 0, *, easy: bool = False):
-        self._num_pictures, self._seed = num_pictures, seed
+    def __init__(self, num_images: int, seed: int = 0, *, easy: bool = False):
+        self._num_images, self._seed = num_images, seed
         self._difficulty = EASY if easy else HARD
         self._drawn: dict[int, Record] = {}
-        self.spec = f"shapes:{num_pictures}:{seed}" + (":easy" if easy else "")
+        self.spec = f"shapes:{num_images}:{seed}" + (":easy" if easy else "")
         self.categories = tuple(Category(i + 1, name) for i, name in enumerate(CLASSES))
 
     def __len__(self) -> int:
-        return self._num_pictures
+        return self._num_images
 
     @functools.cached_property
     def table(self) -> AnnotationTable:  # type: ignore[override]  # made once, where wanted
-        """All boxes, from the layout of every picture, without painting it."""
+        """All boxes, from the layout of every image, without painting it."""
         layouts = [lay_out(self._seed, index, self._difficulty) for index in range(len(self))]
         boxes = np.concatenate([layout.boxes for layout in layouts]).astype(np.float64)
         bbox = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -66,7 +66,7 @@ class ShapesSource(Source):
         return f"shapes-{self._seed}-{index:06d}.png"
 
     def record(self, index: int) -> Record:
-        """Draws picture ``index``, or returns it from memory; its pixels are read-only."""
+        """Draws image ``index``, or returns it from memory; its pixels are read-only."""
         record = self._drawn.get(index)
         if record is None:
             record = self._draw(index)

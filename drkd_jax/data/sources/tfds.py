@@ -1,6 +1,6 @@
 """``tfds:coco/2017:SPLIT[@DATA_DIR]``: a prepared TFDS dataset, read without TensorFlow.
 
-Pictures are read as the stored JPEG bytes. TFDS stores neither picture sizes nor COCO's category
+Images are read as the stored JPEG bytes. TFDS stores neither image sizes nor COCO's category
 ids, and rounds areas: sizes are read once from the JPEG headers and cached beside the records, ids
 come from COCO's own table, and areas from ``instances_SPLIT.json`` beside the records if that file
 exists (``prepare_tfds`` writes it).
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from drkd_jax.data.decode import decode_picture, stored_size
+from drkd_jax.data.decode import decode_image, stored_size
 from drkd_jax.data.sources.classes import COCO_CATEGORIES
 from drkd_jax.data.sources.coco import load_json
 from drkd_jax.data.sources.instances import parse_instances
@@ -61,14 +61,14 @@ class TfdsSource(Source):
         self.categories = COCO_CATEGORIES
 
     def record(self, index: int) -> Record:
-        """Reads picture ``index``.
+        """Reads image ``index``.
 
         Raises:
-            UserError: the records are damaged, or its bytes are not a picture.
+            UserError: the records are damaged, or its bytes are not an image.
         """
         meta, name = self.table.meta(index), self.table.names[index]
         data = _example(self._data, int(index), self.spec)["image"]
-        image = decode_picture(data, f"picture {name} of {self.spec}", meta.height, meta.width)
+        image = decode_image(data, f"image {name} of {self.spec}", meta.height, meta.width)
         return Record(image, *self.table.boxes(index), meta.image_id, name)
 
     def coco_ground_truth(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class TfdsSource(Source):
         Without it boxes are rounded to float32 and areas to whole pixels, as TFDS stores them.
 
         Raises:
-            UserError: the json is broken, or belongs to other pictures.
+            UserError: the json is broken, or belongs to other images.
         """
         path = self.folder / f"instances_{self._split.partition('[')[0]}.json"
         if not path.is_file():
@@ -85,7 +85,7 @@ class TfdsSource(Source):
         exact = parse_instances(load_json(path), str(path)).ground_truth()
         ids = {int(image_id) for image_id in self.table.image_ids}
         if ids - {image["id"] for image in exact["images"]}:
-            raise UserError(f"{path} lacks pictures of {self.spec}; remove or replace it")
+            raise UserError(f"{path} lacks images of {self.spec}; remove or replace it")
         exact["images"] = [image for image in exact["images"] if image["id"] in ids]
         exact["annotations"] = [a for a in exact["annotations"] if a["image_id"] in ids]
         return exact
@@ -142,7 +142,7 @@ def _line(error: Exception) -> str:
 
 
 def _table(folder: Path, split: str, data: Sequence[dict[str, Any]]) -> AnnotationTable:
-    """All annotations and picture sizes, from an index file that is created on first use."""
+    """All annotations and image sizes, from an index file that is created on first use."""
     letters = "".join(c if c.isalnum() else "-" for c in split)
     path = folder / f"index_{letters}.npz"
     shards = sorted(folder.glob("*.array_record*"))
@@ -166,7 +166,7 @@ def _scan(data: Sequence[dict[str, Any]], where: str) -> AnnotationTable:
         example = _example(data, i, where)
         name = example["image/filename"]
         name = name.decode() if isinstance(name, bytes) else str(name)
-        height, width = stored_size(example["image"], f"picture {name} of {where}")
+        height, width = stored_size(example["image"], f"image {name} of {where}")
         names.append(name)
         ids.append(int(example["image/id"]))
         sizes.append((height, width))

@@ -18,7 +18,7 @@ sides. GIoU is invariant to scaling both boxes, so boxes are decoded from an anc
 Invalid pixels are set to 0 in both sides' maps before H, and their anchors are left out of all
 sums.
 
-Letters: B pictures, h w a map, C channels, A anchors per pixel, K classes.
+Letters: B images, h w a map, C channels, A anchors per pixel, K classes.
 
 Source: Wang et al. 2024, "CrossKD: Cross-Head Knowledge Distillation for Object Detection" (arXiv
 2306.11369); mmdet/models/detectors/crosskd_retinanet.py and mmdet/models/losses/kd_loss.py of the

@@ -2,7 +2,7 @@
 
     1/2 sum_levels  mean over pixels and channels of (t - f(s))^2
 
-Letters: B pictures, h w a map, C channels.
+Letters: B images, h w a map, C channels.
 
 Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets" (arXiv 1412.6550), equation 3,
 which always has a regressor f, even for equal channels; a mean in place of the paper's sum makes

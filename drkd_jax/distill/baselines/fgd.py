@@ -1,6 +1,6 @@
 """FGD: imitates objects, background and attention separately, and the map with its global context.
 
-    sum_levels  fg + background bg + attention at + relation re,   each 1/N sum over pictures of
+    sum_levels  fg + background bg + attention at + relation re,   each 1/N sum over images of
 
     fg   sum over pixels, channels of  M S C (t - f(s))^2    M: 1 / area of the smallest box there
     bg   the same with                 M: 1 / pixels outside all boxes, there
@@ -11,7 +11,7 @@ S = n softmax over the n pixels of (mean over channels of |x|) / T, C likewise o
 the mean over pixels; the teacher's weigh fg and bg. R(x) = x + W2 relu(LN(W1 c)) is a global
 context block: c is the mean of the pixels weighted by a learned softmax, and W2 starts at 0.
 
-Letters: B pictures, G padded ground truths, h w a map, C channels, N valid pictures.
+Letters: B images, G padded ground truths, h w a map, C channels, N valid images.
 
 Source: Yang et al. 2022, "Focal and Global Knowledge Distillation for Detectors" (arXiv
 2111.11837); mmdet/distillation/losses/fgd.py of the authors' yzd-v/FGD: a box covers the cells
@@ -36,7 +36,7 @@ from drkd_jax.distill.layers import (
     FloatMap,
     Linear,
     accumulator,
-    pictures,
+    count_images,
     safe_ratio,
     safe_sqrt,
     squares,
@@ -73,7 +73,7 @@ def attention(
         temperature: T.
 
     Returns:
-        In float32 at least; 0 for invalid pixels and for pictures without valid ones.
+        In float32 at least; 0 for invalid pixels and for images without valid ones.
     """
     size = jnp.where(mask[..., None], jnp.abs(x.astype(accumulator(x))), 0)
     flat = mask.reshape(mask.shape[0], -1)
@@ -119,7 +119,7 @@ def focal_masks(
 
 
 class ContextBlock(nnx.Module):
-    """R: adds to every pixel the output of a small network on the picture's pooled pixels.
+    """R: adds to every pixel the output of a small network on the image's pooled pixels.
 
     Source: Cao et al. 2019, "GCNet" (arXiv 1904.11492), as `spatial_pool` and
     `channel_add_conv_s` of the authors' fgd.py, with the same initialisation.
@@ -177,7 +177,7 @@ class FGD(MapTerm):
         self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
         """The sum of the four parts with their relative weights, and each part for the log."""
-        config, wide, images = self.config, accumulator(s, t), pictures(mask)
+        config, wide, images = self.config, accumulator(s, t), count_images(mask)
         s, t = (jnp.where(mask[..., None], x.astype(wide), 0) for x in (s, t))
         stride, boxes = self.pairs[level].stride, seen.boxes.astype(wide)
         objects, background = focal_masks(boxes, seen.valid, mask, stride)

@@ -6,7 +6,7 @@ default form: padding is left out, the teacher's maps are divided by the standar
 level (teacher_side.py) and carry no gradient, and sums run over the whole batch. The levels' losses
 are added up, as the authors do, so an author's weight applies to each level.
 
-Letters: B pictures, G padded ground truths, h w a map, C channels (student Cs, teacher Ct).
+Letters: B images, G padded ground truths, h w a map, C channels (student Cs, teacher Ct).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Seen(NamedTuple):
     masks: tuple[Any, ...]  # bool [B, h, w]: the valid pixels
     boxes: Float[Array, "B G 4"]  # ground truth, xyxy, pixels of the padded image
     valid: Bool[Array, "B G"]  # rows of `boxes` that hold a box, not padding
-    keys: Key[Array, "B"] | None  # one random key per picture; None: the caller gave none
+    keys: Key[Array, "B"] | None  # one random key per image; None: the caller gave none
     train: bool
     responses: Responses | None = None  # of the heads, paired levels only; no teacher gradient
 

@@ -1,16 +1,16 @@
 """MGD: a small network should reconstruct the teacher's map from the student's masked one.
 
-    sum_levels  1/N  sum over pictures, pixels, channels of  ( t - G(f(s) * kept) )^2
+    sum_levels  1/N  sum over images, pixels, channels of  ( t - G(f(s) * kept) )^2
 
 `kept` is 0 at a random share of the pixels and 1 elsewhere, G two 3x3 convolutions with a ReLU
-between them. N is the number of valid pictures: the sum grows with the map, as the authors' does,
+between them. N is the number of valid images: the sum grows with the map, as the authors' does,
 whose small weights fit that.
 
-A picture's padding is set to 0 before each of the two convolutions, so padding does not change the
-result. Whether a pixel is masked depends only on (picture's key, level, row, column), not on the
+An image's padding is set to 0 before each of the two convolutions, so padding does not change the
+result. Whether a pixel is masked depends only on (image's key, level, row, column), not on the
 canvas, the batch or the devices.
 
-Letters: B pictures, h w a map, C channels.
+Letters: B images, h w a map, C channels.
 
 Source: Yang et al. 2022, "Masked Generative Distillation" (arXiv 2205.01529);
 det/mmdet/distillation/losses/mgd.py of the authors' yzd-v/MGD.
@@ -31,7 +31,7 @@ from drkd_jax.distill.layers import (
     HIGHEST,
     BoolMap,
     FloatMap,
-    pictures,
+    count_images,
     safe_ratio,
     squares,
     uniform,
@@ -42,16 +42,16 @@ from drkd_jax.frozen import Frozen
 from drkd_jax.ops.conv import convolve
 from drkd_jax.types import Array
 
-_MASKS = 0x6D6764  # keeps these draws apart from others with the same picture's key
+_MASKS = 0x6D6764  # keeps these draws apart from others with the same image's key
 
 
 def kept_pixels(
     keys: Key[Array, "B"], level: int, shape: tuple[int, int], masked: float | int
 ) -> Bool[Array, "B h w"]:
-    """The pixels of each picture's map that are not masked.
+    """The pixels of each image's map that are not masked.
 
     Args:
-        keys: one random key per picture.
+        keys: one random key per image.
         level: index among the paired levels; each has its own mask.
         shape: height and width of the map.
         masked: the share of pixels to mask.
@@ -62,11 +62,11 @@ def kept_pixels(
     def row(key: jax.Array, y: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, y), (width,), jnp.float32)
 
-    def picture(key: jax.Array) -> jax.Array:
+    def image(key: jax.Array) -> jax.Array:
         own = jax.random.fold_in(jax.random.fold_in(key, _MASKS), level)
         return jax.vmap(row, (None, 0))(own, jnp.arange(height))
 
-    return jax.vmap(picture)(keys) >= masked
+    return jax.vmap(image)(keys) >= masked
 
 
 class Generation(nnx.Module):
@@ -127,11 +127,11 @@ class MGD(MapTerm):
     def level_loss(
         self, level: int, s: FloatMap, t: FloatMap, mask: BoolMap, seen: Seen
     ) -> LevelLoss:
-        """Sum of squares over valid pixels and channels, averaged over pictures."""
+        """Sum of squares over valid pixels and channels, averaged over images."""
         assert seen.keys is not None
         kept = kept_pixels(seen.keys, level, (t.shape[1], t.shape[2]), self.config.masked)
         made = self.generation[level](jnp.where(kept[..., None], s, 0), mask)
-        return safe_ratio(squares(made, t, mask), pictures(mask)), {}
+        return safe_ratio(squares(made, t, mask), count_images(mask)), {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,11 @@ z(x) = (x - mean) / (std + 1e-6) of each channel over the pixels of the whole ba
 loss is 1 - r up to order 1/n, with r the mean Pearson correlation of the channels: it does not
 depend on a channel's scale and offset.
 
-Letters: B pictures, h w a map, C channels.
+Letters: B images, h w a map, C channels.
 
 Source: Cao et al. 2022, "PKD: General Distillation Framework for Object Detectors via Pearson
 Correlation Coefficient" (arXiv 2207.02039); the std over n - 1 and the 1e-6 are those of the
-authors' mmrazor, mmrazor/models/losses/pkd_loss.py. Statistics there are over the pictures of one
+authors' mmrazor, mmrazor/models/losses/pkd_loss.py. Statistics there are over the images of one
 device, here over those of all devices.
 """
 

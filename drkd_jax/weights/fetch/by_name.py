@@ -179,7 +179,7 @@ def fetch_from_hub(name: str) -> Path:
         raise
     except errors.GatedRepoError as error:
         raise UserError(
-            f"{name}: its owner wants to be asked first; do that on {page}, then log in (hf auth "
+            f"{name}: its owner must grant access: ask on {page}, then log in (hf auth "
             "login, or HF_TOKEN)"
         ) from error
     except errors.RepositoryNotFoundError as error:

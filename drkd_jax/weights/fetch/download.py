@@ -151,7 +151,7 @@ def _fetch(address: Address, place: Path) -> None:
         what = what_it_is(part)
         part.unlink()
         raise UserError(
-            f"{address.url}: what came has the SHA-256 {digest}, not {address.sum}"
+            f"{address.url}: the download has the SHA-256 {digest}, not {address.sum}"
             f"{'...' if len(address.sum) < _WHOLE else ''}"
             f"{f'; it is {what}' if what else ''}. Nothing of it is kept"
         )
@@ -250,9 +250,9 @@ def _asked(request: urllib.request.Request, part: Path) -> Iterator[Any]:
             f"{host} cannot be reached ({words}): no network, or no such host"
         ) from error
     except ConnectionResetError as error:
-        raise _CutError(f"{host} hung up without an answer") from error
+        raise _CutError(f"{host} closed the connection without an answer") from error
     except (http.client.HTTPException, OSError, ValueError) as error:
-        raise UserError(f"{host} gives no answer of HTTP ({error})") from error
+        raise UserError(f"{host} does not answer in HTTP ({error})") from error
     with response:
         yield response
 
@@ -276,9 +276,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         """Refuses addresses that would be refused if the user gave them."""
-        _check_url(newurl, f"leads on to {newurl}")
+        _check_url(newurl, f"redirects to {newurl}")
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise UserError(f"leads on to {newurl}, which is not encrypted")
+            raise UserError(f"redirects to {newurl}, which is not encrypted")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -287,7 +287,7 @@ def _check_url(url: str, what: str) -> None:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"{what}: is no address ({error})") from error
+        raise UserError(f"{what}: is not an address ({error})") from error
     if parts.scheme != "https" and not (parts.scheme == "http" and host in _HERE):
         raise UserError(f"{what}: only https is fetched (http from this machine alone)")
     if not (host or "").strip(".") or parts.username or parts.password:

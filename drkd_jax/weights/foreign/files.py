@@ -30,12 +30,12 @@ _LONGEST = 1000  # letters of a path; a model's have less than a hundred
 _AGAIN = "not the weights; download the file again"
 # First bytes, and the format that begins with them.
 _BEGINNINGS = (
-    (b"\x89PNG", "a picture (PNG)"),
-    (b"\xff\xd8\xff", "a picture (JPEG)"),
-    (b"GIF8", "a picture (GIF)"),
-    (b"BM", "a picture (BMP)"),
-    (b"II*\x00", "a picture (TIFF)"),
-    (b"MM\x00*", "a picture (TIFF)"),
+    (b"\x89PNG", "an image (PNG)"),
+    (b"\xff\xd8\xff", "an image (JPEG)"),
+    (b"GIF8", "an image (GIF)"),
+    (b"BM", "an image (BMP)"),
+    (b"II*\x00", "an image (TIFF)"),
+    (b"MM\x00*", "an image (TIFF)"),
     (b"%PDF", "a PDF document"),
     (b"\x1f\x8b", "compressed by gzip; unpack it first"),
     (b"BZh", "compressed by bzip2; unpack it first"),
@@ -89,7 +89,7 @@ def read_foreign(path: Path) -> ForeignFile:
         raise UserError(f"{path}: {what}")
     found = _of_torch(path, read_torch_file(path)) if not is_safetensors(path) else _safe(path)
     if not found.arrays:
-        raise UserError(f"{path}: holds no weights: not one array in it, however deep")
+        raise UserError(f"{path}: holds no weights: no array at any depth")
     return found
 
 
@@ -234,15 +234,15 @@ def what_it_is(path: Path) -> str:
         if head[place : place + len(start)] == start:
             return what
     if head[:4] == b"RIFF":
-        return "a picture (WebP)" if head[8:12] == b"WEBP" else "a video or sound (RIFF)"
+        return "an image (WebP)" if head[8:12] == b"WEBP" else "a video or sound (RIFF)"
     if head[4:8] == b"ftyp":
-        return "a picture (AVIF or HEIC) or a video (MP4)"
+        return "an image (AVIF or HEIC) or a video (MP4)"
     if head[257:262] == b"ustar":
         return "a tar file: unpack it, or, of torch before 0.1.10, save it with a newer torch"
     if head[:2] == b"PK":
         return _zip(path)
     if not head.strip(b"\x00"):
-        return "zeros only, as far as it was looked at; its download did not end"
+        return "only zeros in what was read of it; its download did not finish"
     return _text(path, head, size)
 
 
@@ -284,7 +284,7 @@ def _text(path: Path, head: bytes, size: int) -> str:
         return ""
     start = words.lstrip().lower()
     if start.startswith("<svg") or (start.startswith("<?xml") and "<svg" in start):
-        return "a picture (SVG)"
+        return "an image (SVG)"
     if start.startswith("<?xml") and "<net " in start:
         return "a network of OpenVINO, which is not read"
     if start.startswith("<?xml") and "<html" not in start:

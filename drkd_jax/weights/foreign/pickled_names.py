@@ -232,7 +232,7 @@ def plain_key(item: Any) -> Any:
     else:
         flat = not isinstance(item, (list, set, frozenset, dict, Tensor)) and not _is_long(item)
     if not flat:
-        raise NotPlainError("a key that is no number or string")
+        raise NotPlainError("a key that is neither a number nor a string")
     return item
 
 

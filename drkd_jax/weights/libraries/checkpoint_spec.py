@@ -43,10 +43,10 @@ class Assumed(NamedTuple):
     why: str
 
 
-class PictureSize(NamedTuple):
-    """The size of test pictures in pixels: the shorter side, and a limit for the longer one.
+class ImageSize(NamedTuple):
+    """The size of test images in pixels: the shorter side, and a limit for the longer one.
 
-    If every picture is stretched to one shape: its height and width.
+    If every image is stretched to one shape: its height and width.
     """
 
     shorter: int
@@ -67,7 +67,7 @@ class CheckpointSpec:
         pixels: the network's input format, and where that is known from.
         unbuilt: settings of its head in the file's own config that cannot be built here.
         neck_eps: eps of the batch norms in the pyramid, which are folded.
-        size: size of the test pictures in the file's own config; None if it does not say.
+        size: size of the test images in the file's own config; None if it does not say.
         notes: messages about what its head does in another way here.
     """
 
@@ -79,7 +79,7 @@ class CheckpointSpec:
     pixels: tuple[Pixels, str] = (Pixels(), "the usual ones")
     unbuilt: tuple[str, ...] = ()
     neck_eps: float = 1e-5
-    size: PictureSize | None = None
+    size: ImageSize | None = None
     notes: tuple[str, ...] = ()
 
     def without_head(self) -> CheckpointSpec:
@@ -158,7 +158,7 @@ class CheckpointSpec:
         if self.size:
             what = "high and wide" if self.size.stretch else "in a test"
             lines.append(
-                f"  pictures of {self.size.shorter} x {self.size.longer} {what}: "
+                f"  images of {self.size.shorter} x {self.size.longer} {what}: "
                 "the config in the file"
             )
         return lines + [f"  {note}" for note in self.notes]
@@ -288,7 +288,7 @@ def count(shapes: Mapping[str, Any], pattern: str) -> int:
 
 def octaves(per_cell: int) -> Assumed:
     """Assumed sizes of anchors: arrays only show how many anchors a cell has, of all ratios."""
-    return Assumed(max(per_cell // 3, 1), f"{per_cell} anchors a cell, of three ratios as usual")
+    return Assumed(max(per_cell // 3, 1), f"{per_cell} anchors per cell, of three ratios as usual")
 
 
 def style_by_name(file_name: str, depth: int, otherwise: str) -> Assumed:

@@ -28,7 +28,7 @@ from drkd_jax.weights.libraries.key_report import Entry, Skip
 _BODY = "backbone.bottom_up."
 _SKIPS = (
     Skip(r".*\.num_batches_tracked$", "a counter of torch's BatchNorm"),
-    Skip(r"pixel_(mean|std)$", "the pictures' mean and std: they are read as settings"),
+    Skip(r"pixel_(mean|std)$", "the images' mean and std: they are read as settings"),
 )
 _FOREIGN = Skip(r"(?!backbone\.)", "a head that is not ours: backbone and FPN are used")
 _CLASSIFIER = Skip(r"(linear|fc\d*|stem\.fc)\.(weight|bias)$", "the ImageNet classifier")
@@ -102,7 +102,7 @@ def read(shapes: Shapes, arrays: Mapping[str, np.ndarray]) -> CheckpointSpec:
             style,
             "Detectron2's own, the stride in the 1x1 convolution"
             if style == "caffe"
-            else "as its networks on RGB pictures and its ResNeXts are",
+            else "as its networks on RGB images and its ResNeXts are",
         ),
     }
     laterals = [n for n in range(2, 6) if f"backbone.fpn_lateral{n}.weight" in shapes]

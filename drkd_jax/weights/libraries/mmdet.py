@@ -60,7 +60,7 @@ _SKIPS = (
     Skip(r".*\.num_batches_tracked$", "a counter that nothing uses"),
     Skip(r"roi_head\.mask_head\.", "the mask head: masks are not predicted here"),
     Skip(r"roi_head\.mask_iou_head\.", "the mask head: masks are not predicted here"),
-    Skip(r"data_preprocessor\.", "the pictures' mean and std: they stand in the config"),
+    Skip(r"data_preprocessor\.", "the images' mean and std: they stand in the config"),
     Skip(r"ema_\w+$", "mmdetection's EMA hook: a second set of weights, swapped with the used one"),
 )
 _CLASSIFIER = Skip(r"(head\.)?fc\.(\d+\.)?(weight|bias)$", "the ImageNet classifier")

@@ -2,7 +2,7 @@
 
 The pyramids built here have no norms, nor have a region's layers. A batch norm with its running
 statistics is one factor and one shift per channel, so it is folded exactly into the convolution
-before it while a file is read; a group norm depends on the picture and cannot be folded.
+before it while a file is read; a group norm depends on the image and cannot be folded.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def find_folds(shapes: Shapes) -> tuple[Fold, ...]:
             elif not key.startswith(("bbox_head.", "roi_head.", "roi_heads.")):
                 raise UserError(
                     f"{key}: a norm in the pyramid without running statistics (a group norm?), "
-                    "which depends on the picture; only batch norms can be folded"
+                    "which depends on the image; only batch norms can be folded"
                 )
     return tuple(folds)
 

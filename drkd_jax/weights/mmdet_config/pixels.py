@@ -1,4 +1,4 @@
-"""Reads the preprocessing of pictures from a config of mmdetection.
+"""Reads the preprocessing of images from a config of mmdetection.
 
 Source: open-mmlab/mmdetection v2.28 and v3.3.0: `img_norm_cfg` and `Normalize` of 2.x,
 `data_preprocessor` of 3.x, `Resize` of both.
@@ -12,11 +12,11 @@ from typing import Any
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import Pixels
-from drkd_jax.weights.libraries.checkpoint_spec import PictureSize
+from drkd_jax.weights.libraries.checkpoint_spec import ImageSize
 from drkd_jax.weights.mmdet_config.model import find_model
 from drkd_jax.weights.mmdet_config.values import Section, Unread, as_dict
 
-# Test steps that change the pictures in a way that is not supported here.
+# Test steps that change the images in a way that is not supported here.
 _CHANGING = re.compile(
     r"Resize|Crop|Normali[sz]e|Photo|Gray|Colou?r|Equali[sz]e|Albu|Rotate|Shear|Translate|Affine|"
     r"Warp|Perspective|Invert|Posteri[sz]e|Solari[sz]e|CLAHE|Expand|Mosaic|MixUp|AugMix|Cutout|Corrupt|"
@@ -44,14 +44,14 @@ def read_pixels(config: Mapping[str, Any]) -> Pixels | None:
     found = own or _normalize(config, faults, loaded)
     _check_test(config, faults)
     if found is None and (known or loaded) and not faults:
-        found = Pixels((0.0,) * 3, (1.0,) * 3, "bgr")  # pictures are not normalised
+        found = Pixels((0.0,) * 3, (1.0,) * 3, "bgr")  # images are not normalised
     if faults:
         raise UserError(f"its config says {'; '.join(faults)}")
     return found
 
 
-def read_size(config: Mapping[str, Any]) -> PictureSize | None:
-    """The picture size of the test pipeline.
+def read_size(config: Mapping[str, Any]) -> ImageSize | None:
+    """The image size of the test pipeline.
 
     Source: the default of `keep_ratio` of `Resize` is True in mmdetection 2.x, where the size is
     `img_scale`, and False in mmcv 2, where it is `scale`. Without `keep_ratio` the size is (width,
@@ -67,8 +67,8 @@ def read_size(config: Mapping[str, Any]) -> PictureSize | None:
                     if len(sides) == 2:
                         inner = next(_steps(step, "Resize"), {}) if "Aug" in kind else step
                         if not inner.get("keep_ratio", key == "img_scale"):
-                            return PictureSize(sides[1], sides[0], stretch=True)
-                        return PictureSize(min(sides), max(sides))
+                            return ImageSize(sides[1], sides[0], stretch=True)
+                        return ImageSize(min(sides), max(sides))
     return None
 
 
@@ -89,7 +89,7 @@ def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels 
             turned = bool(part.get("bgr_to_rgb", False) or part.get("rgb_to_bgr", False))
             return _pixels(part, turned), True
         if isinstance(value, Unread):
-            faults.append(f"{where} = {value.text} (no plain value)")
+            faults.append(f"{where} = {value.text} (not a plain value)")
     return None, any(isinstance(value, Mapping) and value for value, _ in found)
 
 
@@ -112,7 +112,7 @@ def _normalize(config: Mapping[str, Any], faults: list[str], whole: bool) -> Pix
         part = Section(own, "img_norm_cfg", faults)
         return _pixels(part, bool(part.get("to_rgb", True)))
     if isinstance(own, Unread):
-        faults.append(f"img_norm_cfg = {own.text} (no plain value)")
+        faults.append(f"img_norm_cfg = {own.text} (not a plain value)")
     return None
 
 
@@ -130,7 +130,7 @@ def _pipelines(config: Mapping[str, Any]) -> list[Any]:
 
 
 def _check_loading(config: Mapping[str, Any], faults: list[str]) -> bool:
-    """Refuses pictures that are not loaded as three colours, blue first.
+    """Refuses images that are not loaded as three colours, blue first.
 
     Returns:
         Whether the config says at all how they are loaded.
@@ -145,7 +145,7 @@ def _check_loading(config: Mapping[str, Any], faults: list[str]) -> bool:
 
 
 def _check_test(config: Mapping[str, Any], faults: list[str]) -> None:
-    """Refuses a test pipeline that changes pictures other than by size, mean and std."""
+    """Refuses a test pipeline that changes images other than by size, mean and std."""
     for place in _testing(config):
         types = [str(step["type"]).rpartition(".")[2] for step in _steps(place, None)]
         wrong = [name for name in types if _CHANGING.search(name) and name not in _BUILT]
@@ -159,7 +159,7 @@ def _pixels(part: Section, turned: bool) -> Pixels:
     mean, std = part.numbers("mean", (0.0,) * 3), part.numbers("std", (1.0,) * 3)
     for key, row in (("mean", mean), ("std", std)):
         if len(row) != 3:
-            part.refuse(key, row, "three numbers, one a colour, can be built here")
+            part.refuse(key, row, "three numbers, one per colour, can be built here")
             return Pixels()
     if min(std) <= 0:
         part.refuse("std", std, "numbers above 0 can be built here")

@@ -97,7 +97,7 @@ class Section:
         if value is None:
             return default
         if _has_unread(value):
-            self.refuse(key, value, "no plain value")
+            self.refuse(key, value, "not a plain value")
             return default
         return _as_tuple(value)
 
@@ -116,7 +116,7 @@ class Section:
             self.refuse(key, value, "no number")
             return default
         if not abs(value) < _FARTHEST:  # also refuses NaN
-            self.refuse(key, value, "no finite number")
+            self.refuse(key, value, "not a finite number")
             return default
         if (least is not None and value < least) or (most is not None and value > most):
             self.refuse(key, value, "cannot be built here")
@@ -134,7 +134,7 @@ class Section:
         value = self.number(key, default, least, most)
         if value is None or value == int(value):
             return value if value is None else int(value)
-        self.refuse(key, value, "no whole number")
+        self.refuse(key, value, "not a whole number")
         return default
 
     def numbers(self, key: str, default: tuple[Any, ...] = ()) -> tuple[Any, ...]:
@@ -144,7 +144,7 @@ class Section:
             isinstance(item, (int, float)) and not isinstance(item, bool) and abs(item) < _FARTHEST
             for item in value
         ):
-            self.refuse(key, value, "no row of finite numbers")
+            self.refuse(key, value, "not a row of finite numbers")
             return default
         return value
 
@@ -167,7 +167,7 @@ class Section:
             self.refuse(key, value, f"{wanted} can be built here")
 
     def ignore(self, *keys: str) -> None:
-        """Marks keys that do not affect what the network computes from a picture."""
+        """Marks keys that do not affect what the network computes from an image."""
         self._asked.update(keys)
 
     def sub(self, key: str) -> Section:

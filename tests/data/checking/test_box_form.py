@@ -20,13 +20,13 @@ from drkd_jax.data.sources import open_source
 from drkd_jax.data.sources.instances import parse_instances
 from drkd_jax.errors import UserError
 
-WIDTH, HEIGHT, PICTURES, EACH = 640, 480, 30, 5
+WIDTH, HEIGHT, IMAGES, EACH = 640, 480, 30, 5
 
 
 def boxes(seed: int = 0) -> np.ndarray:
-    """Correct boxes, x y width height, spread over the pictures."""
+    """Correct boxes, x y width height, spread over the images."""
     rng = np.random.default_rng(seed)
-    count = PICTURES * EACH
+    count = IMAGES * EACH
     size = rng.uniform(10, 120, (count, 2))
     corner = rng.uniform(0, 1, (count, 2)) * ([WIDTH, HEIGHT] - size)
     return np.concatenate([corner, size], axis=1)
@@ -46,7 +46,7 @@ def content(values: np.ndarray, area: np.ndarray | None = None) -> dict:
         for row, value in zip(annotations, area, strict=True):
             row["area"] = float(value)
     return {
-        "images": [{"id": i, "file_name": f"{i}.png", **size} for i in range(PICTURES)],
+        "images": [{"id": i, "file_name": f"{i}.png", **size} for i in range(IMAGES)],
         "annotations": annotations,
         "categories": [{"id": 1, "name": "thing"}],
     }
@@ -73,7 +73,7 @@ def partly(form, share: float):
 
 
 def past_one(values: np.ndarray) -> np.ndarray:
-    """Normalised boxes; some reach outside their picture, one is as large as it."""
+    """Normalised boxes; some reach outside their image, one is as large as it."""
     values = normalised(values)
     values[:6] += [-0.08, 0.03, 0.1, 0.1]
     values[7] = [0, 0, 1, 1]
@@ -85,14 +85,14 @@ FORMS = {
     "normalised corners": (lambda v: corners(normalised(v)), "normalised?"),
     "normalised, some past 1": (past_one, "normalised?"),
     "a fifth normalised": (partly(normalised, 0.2), "normalised?"),
-    "corners": (corners, "corners in the place of width and height?"),
-    "a quarter corners": (partly(corners, 0.25), "corners in the place of width and height?"),
-    "centres": (centres, "centres in the place of top left corners?"),
+    "corners": (corners, "corners instead of width and height?"),
+    "a quarter corners": (partly(corners, 0.25), "corners instead of width and height?"),
+    "centres": (centres, "centres instead of top left corners?"),
     "y first": (lambda v: v[:, [1, 0, 3, 2]], "y before x?"),
     "percent": (lambda v: 100 * normalised(v), "in percent?"),
     "corners, y first": (lambda v: corners(v)[:, [1, 0, 3, 2]], "corners, y before x"),
     "spans": (lambda v: corners(v)[:, [0, 2, 1, 3]], "spans (xmin, xmax, ymin, ymax)?"),
-    "of a larger picture": (lambda v: 3 * v, "pictures of another size?"),
+    "of a larger image": (lambda v: 3 * v, "images of another size?"),
 }
 
 
@@ -114,7 +114,7 @@ def test_the_cause_is_named(form, seed):
         ([(375, 500), (180, 300)], None, ""),
     ],
 )
-def test_shares_of_pictures_of_any_size(sizes, whole, told):
+def test_shares_of_images_of_any_size(sizes, whole, told):
     values = normalised(boxes())
     made = content(values)
     for number, image in enumerate(made["images"]):
@@ -189,7 +189,7 @@ ERRORS = {
     "corners, y first": True,
     "y first": True,
     "spans": True,
-    "of a larger picture": True,
+    "of a larger image": True,
     "a quarter corners": False,
     "a fifth normalised": False,
     "centres": False,
@@ -201,7 +201,7 @@ ERRORS = {
 def test_a_check_ends_with_an_error_where_most_boxes_are_of_another_form(spec, form, capsys):
     change, told = FORMS[form]
     made = spec(change(boxes()))
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         path = Path(made.split(":")[1]) / f"{number}.png"
         cv2.imwrite(str(path), np.full((HEIGHT, WIDTH), number, np.uint8))
     code = program.main(["prepare", "--check", made])
@@ -235,7 +235,7 @@ def test_all_boxes_normalised_are_one_error(spec):
 
 
 def test_large_objects_whose_boxes_reach_out_are_no_error():
-    """Boxes nearly as large as their pictures would all fit as corners."""
+    """Boxes nearly as large as their images would all fit as corners."""
     rng = np.random.default_rng(0)
     low = rng.uniform(2, 20, (150, 2))
     values = np.concatenate([low, [WIDTH, HEIGHT] - low - rng.uniform(0, 2, (150, 2))], axis=1)
@@ -246,7 +246,7 @@ def test_large_objects_whose_boxes_reach_out_are_no_error():
 
 
 def test_a_few_boxes_that_reach_out_are_no_error():
-    """One picture with one large object, as in a trial set: reported, not refused."""
+    """One image with one large object, as in a trial set: reported, not refused."""
     few = table(np.array([[10.0, 10.0, 635.0, 400.0]]))
     assert "corners" in box_form(few).cause
     assert not box_form(few).wrong

@@ -22,12 +22,12 @@ def test_counts_by_class_and_size(coco_folder):
     coco_folder.write()
     report = check(coco_folder.spec)
     assert [tuple(row.values()) for row in report.classes] == [
-        # id, name, pictures, boxes, small, medium, large, crowd
+        # id, name, images, boxes, small, medium, large, crowd
         (1, "person", 2, 2, 1, 1, 0, 2),
         (17, "cat", 1, 1, 0, 0, 1, 0),
         (90, "toothbrush", 1, 1, 1, 0, 0, 0),
     ]
-    assert (report.pictures, report.readable, report.empty) == (4, 4, 2)
+    assert (report.images, report.readable, report.empty) == (4, 4, 2)
     assert (report.boxes, report.crowd, report.most_boxes) == (4, 2, 2)
     assert report.shorter == (40, 49, 60)
     assert report.longer == (40, 72, 90)
@@ -36,7 +36,7 @@ def test_counts_by_class_and_size(coco_folder):
 
 def test_samples_show_every_class_first(coco_folder):
     content = coco_folder.content
-    for i in range(20, 40):  # many persons; the cat and the toothbrush are each in one picture
+    for i in range(20, 40):  # many persons; the cat and the toothbrush are each in one image
         name = f"{i}.png"
         cv2.imwrite(str(coco_folder.images / name), np.full((30, 30, 3), i, np.uint8))
         content["images"].append({"id": i, "file_name": name, "height": 30, "width": 30})
@@ -54,8 +54,8 @@ def test_the_command_reports_and_draws(coco_folder, tmp_path, capsys, monkeypatc
     arguments = ["prepare", coco_folder.spec, "--check", f"--out={out}", f"--json={file}"]
     assert command_line.main(arguments) == 0
     printed = capsys.readouterr()
-    assert "4 of 4 pictures can be read, 2 have no box to train on" in printed.out
-    assert "0 errors, 1 warnings" in printed.out
+    assert "4 of 4 images can be read, 2 without a box to train on" in printed.out
+    assert "0 errors, 1 warning" in printed.out
     assert "4/4" in printed.err  # the progress bar, only on a terminal
     drawings = sorted(path.name for path in out.iterdir())
     assert len(drawings) == 4
@@ -76,7 +76,7 @@ def test_what_is_found_is_said_before_anything_is_written(
     monkeypatch.setattr(prepare, "write_text", full)
     with pytest.raises(UserError):
         prepare.main([coco_folder.spec, "--check", f"--json={tmp_path / 'report.json'}"])
-    assert "0 errors, 1 warnings" in capsys.readouterr().out
+    assert "0 errors, 1 warning" in capsys.readouterr().out
 
 
 def test_a_long_name_makes_a_drawing(coco_folder, tmp_path):
@@ -101,7 +101,7 @@ def test_errors_are_listed_and_end_with_2(coco_folder, tmp_path, capsys):
     assert "error: annotation id 104: bbox [1, 2, 3] is not four finite" in out
     assert f"error: {coco_folder.images / 'c.jpg'}: cannot be decoded" in out
     assert len(json.loads(file.read_text())["errors"]) == 3
-    assert len(list((tmp_path / "out").iterdir())) == 2  # only of readable pictures
+    assert len(list((tmp_path / "out").iterdir())) == 2  # only of readable images
 
 
 def test_outlines_without_a_box_are_named_for_what_they_are(coco_folder, capsys):
@@ -121,19 +121,19 @@ def test_outlines_without_a_box_are_named_for_what_they_are(coco_folder, capsys)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"version https://git-lfs.github.com/spec/v1\n"])
-def test_files_that_are_no_pictures_are_said_at_the_start(coco_folder, content):
+def test_files_that_are_no_images_are_said_at_the_start(coco_folder, content):
     path = coco_folder.images / "d.jpg"
     path.unlink()
     if content is not None:
         path.write_bytes(content)
     (told,) = (finding for finding in find(open_source(coco_folder.spec)) if finding.grave)
-    assert told.text == "1 picture files are missing, empty or no pictures: d.jpg"
+    assert told.text == "1 image file is missing, empty or not an image: d.jpg"
     report = check(coco_folder.spec)
     assert told.text in report.warnings
     assert len(report.errors) == 1
 
 
-def test_an_avif_picture_may_be_read(coco_folder):
+def test_an_avif_image_may_be_read(coco_folder):
     """It depends on the build of OpenCV."""
     path = coco_folder.images / "d.jpg"
     done, data = False, b""
@@ -156,15 +156,15 @@ def test_many_errors_are_cut_short(coco_folder, capsys):
     assert "error: and 10 more; --json=FILE lists all" in out
 
 
-def test_drawn_pictures_can_be_checked_too():
+def test_drawn_images_can_be_checked_too():
     report = check("shapes:12")
-    assert (report.pictures, report.errors) == (12, [])
+    assert (report.images, report.errors) == (12, [])
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["prepare", "coco:x:y", "--check"], "picture folder x does not exist"),
+        (["prepare", "coco:x:y", "--check"], "image folder x does not exist"),
         (["prepare", "tfds:coco/2017"], "--images, --instances, --split missing"),
     ],
 )

@@ -18,7 +18,7 @@ from drkd_jax.data.pipeline import PipelineConfig, train_loader
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from tests.data.conftest import CocoFolder
-from tests.data.test_bad_pictures import CONFIG, HEIGHT, WIDTH
+from tests.data.test_bad_images import CONFIG, HEIGHT, WIDTH
 
 
 class Nothing:
@@ -94,15 +94,15 @@ ENTRY_FAULTS: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     "height text": (image("height", "60"), "image id 7: height '60' is not a whole number"),
     "height fractional": (image("height", 60.5), "height 60.5 is not a whole number"),
     "width null": (image("width", None), "width None is not a whole number"),
-    "width of no picture": (image("width", 2**63), "its size 9223372036854775808x60 is no picture"),
+    "width of no image": (image("width", 2**63), "its size 9223372036854775808x60 is not an image"),
     "file name of half a letter": (image("file_name", "a\ud83d.jpg"), "is not the name of a file"),
     "category name of half a letter": (category("name", "\ud83d"), "name '\\ud83d' is not a text"),
     "file name empty": (image("file_name", " "), "file_name ' ' is not the name of a file"),
     "file name no text": (image("file_name", 5), "file_name 5 is not the name of a file"),
     "file name with a zero": (image("file_name", "a\0.jpg"), "is not the name of a file"),
-    "file name leading out": (image("file_name", "../a.jpg"), "'../a.jpg' leads out of the pic"),
-    "file name leading out later": (image("file_name", "x/../../a.jpg"), "leads out of the pic"),
-    "file name absolute": (image("file_name", "/etc/passwd"), "leads out of the picture folder"),
+    "file name leading out": (image("file_name", "../a.jpg"), "'../a.jpg' leads out of the ima"),
+    "file name leading out later": (image("file_name", "x/../../a.jpg"), "leads out of the ima"),
+    "file name absolute": (image("file_name", "/etc/passwd"), "leads out of the image folder"),
     "category no object": (put("categories", 0, []), "category number 0: a list, not a json"),
     "category id a list": (category("id", [90]), "id [90] is not a whole number"),
     "category id fractional": (category("id", 1.5), "id 1.5 is not a whole number"),
@@ -162,9 +162,9 @@ def test_files_that_are_refused(coco_folder, kind, capsys):
         ("coco:{root}/nowhere:{json}", "nowhere does not exist"),
         ("coco:{json}:{json}", "instances.json is a file; the form is coco:IMAGES_DIR"),
         ("coco:{json}:{images}", "instances.json is a file; the form is coco:IMAGES_DIR"),
-        ("coco:{images}", "wanted coco:IMAGES_DIR:INSTANCES_JSON"),
+        ("coco:{images}", "expected coco:IMAGES_DIR:INSTANCES_JSON"),
         ("voc:{images}", "unknown data source"),
-        ("shapes:none", "with whole numbers"),
+        ("shapes:none", "in whole numbers"),
     ],
 )
 def test_names_that_lead_nowhere(coco_folder, spec, told):
@@ -189,9 +189,9 @@ def boxes_of(folder: CocoFolder, *boxes: list[float], **more: Any) -> None:
         ([30, 30, 10, -10], {"area": 100}, "negative width or height"),
         ([40, 40, 20, 20], {"area": -1}, "stated area not positive"),
         ([10, 10, 0, 10], {"area": 5}, "no area"),
-        ([80, 0, 10, 10], {}, "outside the picture"),
-        ([-50, -50, 20, 20], {}, "outside the picture"),
-        ([1e12, 1e12, 20, 20], {}, "outside the picture"),
+        ([80, 0, 10, 10], {}, "outside the image"),
+        ([-50, -50, 20, 20], {}, "outside the image"),
+        ([1e12, 1e12, 20, 20], {}, "outside the image"),
         ([10, 10, 0.5, 10], {"area": 5}, "narrower or lower than a pixel"),
         ([10, 10, 10, 10], {"area": 0}, "stated area not positive"),
     ],
@@ -206,7 +206,7 @@ def test_boxes_that_are_left_out_of_training_and_reported(coco_folder, bad, more
     report = check(coco_folder.spec)
     assert report.left_out == {told: 1}
     assert not report.errors
-    assert f"1 annotations are left out of training, {told}: 1" in report.warnings
+    assert f"1 annotation is left out of training, {told}: 1" in report.warnings
     # The evaluation is pycocotools', which counts all of them.
     assert len(source.coco_ground_truth()["annotations"]) == 2
 
@@ -215,11 +215,11 @@ def test_boxes_that_reach_out_are_cut_and_reported(coco_folder):
     boxes_of(coco_folder, [-5, -5, 20, 20], [70, 50, 1e9, 1e9])
     source = open_source(coco_folder.spec)
     np.testing.assert_array_equal(source.record(0).boxes, [[0, 0, 15, 15], [70, 50, 80, 60]])
-    told = "2 annotations reach out of their picture and are cut: 0, 1"
+    told = "2 annotations are cut at the image's edge: 0, 1"
     assert told in check(coco_folder.spec).warnings
 
 
-def test_ten_thousand_boxes_in_one_picture(coco_folder):
+def test_ten_thousand_boxes_in_one_image(coco_folder):
     boxes_of(coco_folder, *([i % 70, i % 50, 5 + i % 3, 5] for i in range(10_000)))
     source = open_source(coco_folder.spec)
     loader = train_loader(source, PipelineConfig(**{**vars(CONFIG), "drop_empty": True}))
@@ -230,7 +230,7 @@ def test_ten_thousand_boxes_in_one_picture(coco_folder):
     report = check(coco_folder.spec)
     assert report.most_boxes == 10_000
     assert (
-        "1 pictures have more than data.max_boxes = 100 boxes, and training leaves 9900 boxes an "
+        "1 image has more than data.max_boxes = 100 boxes: training leaves 9900 boxes per "
         "epoch out: a.jpg" in report.warnings
     )
 
@@ -244,7 +244,7 @@ def test_nothing_to_train_on(coco_folder, crowd):
         config = PipelineConfig(**{**vars(CONFIG), "drop_empty": drop_empty})
         with pytest.raises(UserError, match=r"no box to train on.*(no annotation|1 crowd region)"):
             train_loader(source, config)
-    told = "4 pictures have no box to train on: a.jpg, b.jpg, c.jpg, d.jpg"
+    told = "4 images have no box to train on: a.jpg, b.jpg, c.jpg, d.jpg"
     assert told in check(coco_folder.spec).warnings
 
 
@@ -281,11 +281,11 @@ def test_what_is_odd_is_told(coco_folder):
     (coco_folder.images / "stray.txt").write_text("x")
     report = check(coco_folder.spec)
     for told in (
-        "1 classes have no box: cat",
-        "1 times classes have the same name: cat",
-        "1 times pictures are the same file: a.jpg",
-        "1 times pictures have the same pixels: a.jpg=b.jpg=a.jpg",
-        f"1 files of {coco_folder.images} are not in the instances file: stray.txt",
+        "1 class has no box: cat",
+        "1 class name occurs more than once: cat",
+        "1 file is listed as several images: a.jpg",
+        "1 group of images with the same pixels: a.jpg=b.jpg=a.jpg",
+        f"{coco_folder.images}: 1 file is not in the instances file: stray.txt",
     ):
         assert told in report.warnings
     assert not report.errors

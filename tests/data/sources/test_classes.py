@@ -21,12 +21,12 @@ from drkd_jax.evaluation import coco_numbers
 NUT, BOLT, CAP = [5, 5, 10, 10], [20, 5, 12, 8], [5, 20, 6, 9]  # a class by its box
 
 
-def make(root: Path, classes: dict[Any, str], pictures: int = 2, first: Any = 1) -> str:
-    """Pictures with a nut, a bolt and a cap each, as far as these classes exist."""
+def make(root: Path, classes: dict[Any, str], count: int = 2, first: Any = 1) -> str:
+    """Images with a nut, a bolt and a cap each, as far as these classes exist."""
     (root / "images").mkdir(parents=True)
     box_of = {"nut": NUT, "bolt": BOLT, "cap": CAP}
     images, annotations = [], []
-    for i in range(pictures):
+    for i in range(count):
         name = f"{i}.png"
         cv2.imwrite(str(root / "images" / name), np.full((40, 50, 3), i, np.uint8))
         images.append({"id": first + i, "file_name": name, "height": 40, "width": 50})
@@ -119,7 +119,7 @@ def test_joined_sets_with_one_id_written_in_two_ways(tmp_path, numbers):
     specs = []
     for number, label in zip(numbers, ("nut", "bolt"), strict=True):
         root = tmp_path / label
-        specs.append(make(root, {number: label}, pictures=1))
+        specs.append(make(root, {number: label}, count=1))
         path = root / "instances.json"
         content = json.loads(path.read_text())
         content["images"][0]["id"] = content["annotations"][0]["image_id"] = number
@@ -163,7 +163,7 @@ def test_names_that_occur_twice_are_refused(tmp_path):
 def test_joined_sets(tmp_path):
     specs = [
         make(tmp_path / "a", {1: "nut", 2: "bolt"}),
-        make(tmp_path / "b", {1: "cap", 2: "nut"}, pictures=3),
+        make(tmp_path / "b", {1: "cap", 2: "nut"}, count=3),
     ]
     source = open_source(" + ".join(specs))
     assert len(source) == 5
@@ -181,7 +181,7 @@ def test_joined_sets(tmp_path):
     ]
     assert source.describe() | {"source": ""} == {
         "source": "",
-        "pictures": 5,
+        "images": 5,
         "boxes": 10,
         "classes": 3,
         "crowd": 0,
@@ -191,7 +191,7 @@ def test_joined_sets(tmp_path):
     texts = [finding.text for finding in find(source)]
     assert any("classes are joined by name: 'cap' is 3 for 1, 'nut' is 1 for 2" in t for t in texts)
     assert any("share ids and are numbered from 1 to 5" in text for text in texts)
-    assert not any("same file" in text for text in texts)  # 0.png of two folders
+    assert not any("listed as several" in text for text in texts)  # 0.png of two folders
 
 
 def test_joined_sets_keep_ids_that_do_not_clash(tmp_path):
@@ -204,10 +204,10 @@ def test_joined_sets_keep_ids_that_do_not_clash(tmp_path):
 def test_the_same_set_twice_is_the_same_files(tmp_path):
     spec = make(tmp_path, {1: "nut"})
     texts = [finding.text for finding in find(open_source(f"{spec} + {spec}"))]
-    assert "2 times pictures are the same file: 0.png, 1.png" in texts
+    assert "2 files are listed as several images: 0.png, 1.png" in texts
 
 
-def test_drawn_pictures_can_be_joined_with_files(tmp_path):
+def test_drawn_images_can_be_joined_with_files(tmp_path):
     source = open_source(f"{make(tmp_path, {1: 'nut'})} + shapes:2")
     assert len(source) == 4
     assert source.scan.content[-1] == -1

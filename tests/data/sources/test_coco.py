@@ -36,7 +36,7 @@ def test_meta_counts_what_training_sees(coco_folder):
     assert [source.meta(i).num_boxes for i in range(4)] == [2, 2, 0, 0]  # the last is crowd only
     assert source.describe() == {
         "source": coco_folder.spec,
-        "pictures": 4,
+        "images": 4,
         "boxes": 4,
         "classes": 3,
         "crowd": 2,
@@ -103,7 +103,7 @@ TEXTS = {
         row.update(image_id=str(row["image_id"]), category_id=f" {row['category_id']}")
         for row in content["annotations"]
     ],
-    "pictures only": lambda content: [row.update(id=str(row["id"])) for row in content["images"]],
+    "images only": lambda content: [row.update(id=str(row["id"])) for row in content["images"]],
     "no numbers": lambda content: [
         row.update({key: f"n{row[key]}" for key in ("id", "image_id", "category_id") if key in row})
         for rows in ("images", "annotations", "categories")
@@ -133,21 +133,21 @@ def test_ids_may_be_texts_and_come_back_as_they_stand(coco_folder, kind):
         assert [source.categories[i].name for i in ours.labels] == [
             expected.categories[i].name for i in theirs.labels
         ]
-    assert "ids are texts" in source.mended[0]
+    assert "given as text" in source.mended[0]
 
 
 def test_labels_go_by_the_numbers_of_the_classes_and_boxes_by_the_file(coco_folder):
     content = coco_folder.content
     content["categories"] = [{"id": k, "name": f"c{k}"} for k in ("b", 17, "10", 2, "a")]
-    pictures = np.random.default_rng(0).choice([7, 3], 400).tolist()
+    images = np.random.default_rng(0).choice([7, 3], 400).tolist()
     content["annotations"] = [
         {"id": k, "image_id": i, "category_id": 17, "bbox": [1, 1, 9, 9]}
-        for k, i in enumerate(pictures)
+        for k, i in enumerate(images)
     ]
     coco_folder.write()
     table = open_source(coco_folder.spec).table
     assert [c.id for c in table.categories] == [2, "10", 17, "a", "b"]
-    first, second = ([k for k, i in enumerate(pictures) if i == own] for own in (7, 3))
+    first, second = ([k for k, i in enumerate(images) if i == own] for own in (7, 3))
     assert table.ids.tolist() == first + second
 
 
@@ -175,8 +175,8 @@ def test_area_and_iscrowd_may_be_null_and_it_is_said(coco_folder):
     assert source.coco_ground_truth()["annotations"][0]["area"] == 600
     assert source.describe()["crowd"] == 0
     assert source.mended == [
-        "6 annotations have 'area' null; width x height is taken",
-        "6 annotations have 'iscrowd' null; 0 is taken",
+        "6 annotations have 'area' null; width x height is used",
+        "6 annotations have 'iscrowd' null; 0 is used",
     ]
 
 
@@ -272,7 +272,7 @@ def _spoil(path, how):
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "text":
-        path.write_text("not a picture")
+        path.write_text("not an image")
     elif how == "other size":
         cv2.imwrite(str(path), np.zeros((10, 12, 3), np.uint8))
 
@@ -286,9 +286,9 @@ def _spoil(path, how):
         ("other size", "the file is 12x10 pixels (width x height), its annotations say 80x60"),
     ],
 )
-def test_faults_of_a_picture_are_named(coco_folder, how, told):
+def test_faults_of_an_image_are_named(coco_folder, how, told):
     _spoil(coco_folder.images / "a.jpg", how)
-    source = open_source(coco_folder.spec)  # pictures are read on demand
+    source = open_source(coco_folder.spec)  # images are read on demand
     with pytest.raises(UserError) as raised:
         source.record(0)
     assert told in str(raised.value)

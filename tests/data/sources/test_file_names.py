@@ -11,7 +11,7 @@ from drkd_jax.errors import UserError
 
 
 def move(folder, name: str, path: str) -> None:
-    """Names picture 0 `name` in the file, and moves it to `path`."""
+    """Names image 0 `name` in the file, and moves it to `path`."""
     target = folder.images / path
     target.parent.mkdir(parents=True, exist_ok=True)
     (folder.images / "a.jpg").rename(target)
@@ -57,7 +57,7 @@ def test_read_another_way_and_said_once(coco_folder, kind):
     source = open_source(coco_folder.spec)
     assert source.record(0).image.shape == (60, 80, 3)
     assert source.coco_ground_truth()["images"][0]["file_name"] == name
-    told = f"1 file names are not there as they stand and are read {way}: {name} as {path}"
+    told = f"1 file name is not there as written and read {way}: {name} as {path}"
     assert [finding.text for finding in find(source)].count(told) == 1
     report = check(coco_folder.spec)
     assert told in report.warnings
@@ -75,7 +75,7 @@ def test_a_name_that_is_there_as_it_stands_is_not_touched(coco_folder, name):
 
 
 def test_two_names_for_one_file_are_no_guess(coco_folder):
-    """Frames of two cameras without their folders: the picture could be from either."""
+    """Frames of two cameras without their folders: the image could be from either."""
     move(coco_folder, "cam1/0.jpg", "0.jpg")
     coco_folder.content["images"][1]["file_name"] = "cam2/0.jpg"
     coco_folder.write()
@@ -96,9 +96,9 @@ def test_two_files_for_one_name_are_no_guess(coco_folder):
 def test_one_file_under_two_entries_is_said(coco_folder, same):
     coco_folder.content["images"][3] |= {"file_name": same, "height": 60, "width": 80}
     coco_folder.write()
-    (told,) = [f for f in find(open_source(coco_folder.spec)) if "same file" in f.text]
+    (told,) = [f for f in find(open_source(coco_folder.spec)) if "listed as several" in f.text]
     assert told.grave
-    assert told.text.startswith("1 times pictures are the same file: ")
+    assert told.text.startswith("1 file is listed as several images: ")
     assert told.text in check(coco_folder.spec).warnings
 
 
@@ -112,19 +112,19 @@ def test_one_file_under_two_entries_is_said(coco_folder, same):
         ("a.jpg", ["a.1", "a.2", "a.3", "a.4"], "a.1 and a.2 and a.3 and others"),
     ],
 )
-def test_a_missing_picture_hints_at_files_of_its_stem(coco_folder, name, there, named):
+def test_a_missing_image_hints_at_files_of_its_stem(coco_folder, name, there, named):
     move(coco_folder, name, there[0])
     for more in there[1:]:
         (coco_folder.images / more).write_bytes(b"another")
     with pytest.raises(UserError) as raised:
         open_source(coco_folder.spec).record(0)
-    wanted = f"No such file or directory; the folder holds {named}: mend 'file_name', or rename"
+    wanted = f"No such file or directory; the folder holds {named}: correct 'file_name', or rename"
     assert wanted in str(raised.value)
     assert str(coco_folder.images / name) in str(raised.value)
     assert str(raised.value) in check(coco_folder.spec).errors
 
 
-def test_a_missing_picture_without_such_a_file_has_no_hint(coco_folder):
+def test_a_missing_image_without_such_a_file_has_no_hint(coco_folder):
     move(coco_folder, "none/a1.jpg", "a.png")
     with pytest.raises(UserError, match=r"No such file or directory$"):
         open_source(coco_folder.spec).record(0)
@@ -139,7 +139,7 @@ def test_a_missing_picture_without_such_a_file_has_no_hint(coco_folder):
         ("far", "far/in/images"),
     ],
 )
-def test_a_picture_folder_that_is_not_it_hints_at_the_one_that_is(coco_folder, asked, there):
+def test_an_image_folder_that_is_not_it_hints_at_the_one_that_is(coco_folder, asked, there):
     root = coco_folder.images.parent
     wrong, right = root / asked, root / there
     wrong.mkdir(parents=True, exist_ok=True)

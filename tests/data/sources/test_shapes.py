@@ -14,7 +14,7 @@ def source() -> ShapesSource:
     return ShapesSource(300, 5)
 
 
-def test_pictures_depend_on_seed_and_index_only(source):
+def test_images_depend_on_seed_and_index_only(source):
     fresh = ShapesSource(20, 5)  # neither its length nor what was read before matters
     for index in (19, 3):
         ours, theirs = source.record(index), fresh.record(index)
@@ -90,7 +90,7 @@ def test_objects_are_painted_where_their_boxes_are():
             assert y.max() <= coverage.rows.start + strong[0].max()
 
 
-def test_survives_pickling_without_its_drawn_pictures(source):
+def test_survives_pickling_without_its_drawn_images(source):
     source.record(0)
     small = ShapesSource(3)
     small.record(0)
@@ -101,13 +101,13 @@ def test_survives_pickling_without_its_drawn_pictures(source):
 
 def test_ground_truth_counts(source):
     truth, counts = source.coco_ground_truth(), source.describe()
-    assert len(truth["images"]) == counts["pictures"] == 300
+    assert len(truth["images"]) == counts["images"] == 300
     assert len(truth["annotations"]) == counts["boxes"]
     assert [c["id"] for c in truth["categories"]] == list(range(1, 7))
     assert min(a["id"] for a in truth["annotations"]) == 1  # 0 means "no match" to pycocotools
 
 
-def test_easy_pictures_are_square_and_full():
+def test_easy_images_are_square_and_full():
     easy = ShapesSource(40, 5, easy=True)
     assert easy.spec == "shapes:40:5:easy"
     records = [easy.record(index) for index in range(40)]

@@ -27,7 +27,7 @@ def prepared(tmp_path_factory) -> tuple[CocoFolder, Path]:
 
 
 def assert_same(tfds_source: Source, coco_source: Source) -> None:
-    """Checks for the same pictures, in any order, with the same boxes to 0.01 pixel."""
+    """Checks for the same images, in any order, with the same boxes to 0.01 pixel."""
     place = {coco_source.meta(i).image_id: i for i in range(len(coco_source))}
     assert len(tfds_source) == len(coco_source)
     for i in range(len(tfds_source)):
@@ -133,7 +133,7 @@ def test_a_part_that_is_none_is_one_line(prepared, part):
 def test_what_tfds_has_no_place_for(coco_folder, tmp_path):
     coco_folder.content["images"][3] |= {"file_name": "a.jpg", "height": 60, "width": 80}
     coco_folder.write()
-    with pytest.raises(UserError, match=r"a\.jpg is the picture of several entries"):
+    with pytest.raises(UserError, match=r"a\.jpg is the image of several entries"):
         prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path)
     coco_folder.content["categories"] += [{"id": "x", "name": "x"}, {"id": 5, "name": "y"}]
     coco_folder.write()
@@ -199,7 +199,7 @@ def test_a_size_that_would_stretch_boxes_is_refused(coco_folder, tmp_path, size,
     coco_folder.write()
     said = (
         rf"a\.jpg: the file is stored as 80x60 pixels \(width x height\), its annotations say "
-        rf"{size[1]}x{size[0]}; mend the one that is wrong{told}"
+        rf"{size[1]}x{size[0]}; correct the one that is wrong{told}"
     )
     with pytest.raises(UserError, match=said):
         prepare_tfds(coco_folder.images, coco_folder.json, "train", tmp_path / "data")

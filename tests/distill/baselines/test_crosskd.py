@@ -21,7 +21,7 @@ from tests.distill.common import convolved, make, pyramid, targets
 from tests.training import tiny
 
 ALONE = {**dict.fromkeys(TERMS), "crosskd": {"weight": 1.0, "box": 0.5}}
-STRIDES, SIZE = (8, 16), (32, 44)  # of each picture of `targets`
+STRIDES, SIZE = (8, 16), (32, 44)  # of each image of `targets`
 STUDENT, TEACHER = pyramid(0, 4), pyramid(1, 6)
 CLASSES, ANCHORS = 3, 2
 GIVEN = targets()
@@ -70,7 +70,7 @@ class Module:
     def __call__(self, student, teacher, given):
         def loss(student, teacher, params):
             module = nnx.merge(self.graph, params, self.rest, copy=True)
-            more = given.boxes, given.valid, given.sizes, given.picture_valid
+            more = given.boxes, given.valid, given.sizes, given.image_valid
             responses = drkd_jax.Responses(student, teacher, head)
             out = module(STUDENT.maps, TEACHER.maps, *more, responses=responses)
             return out.losses["crosskd"], out
@@ -109,7 +109,7 @@ def giou(a, b):
 
 
 def of_numpy(module) -> float:
-    """The equation in NumPy, with pictures on a canvas of zeros and anchors of some size."""
+    """The equation in NumPy, with images on a canvas of zeros and anchors of some size."""
     sums = np.zeros(3)
     for level, stride in enumerate(STRIDES):
         high, wide = (-(-side // stride) for side in SIZE)
@@ -156,8 +156,8 @@ def test_padded_pixels_change_nothing(module):
     assert module.loss(padded(OF_STUDENT, 7.0), padded(OF_TEACHER, -5.0)) == module.loss()
 
 
-def test_filling_pictures_change_nothing(module):
-    given = GIVEN._replace(picture_valid=jnp.asarray([True, False]))
+def test_filling_images_change_nothing(module):
+    given = GIVEN._replace(image_valid=jnp.asarray([True, False]))
 
     def other(side, value):
         return jax.tree.map(lambda x: x.at[1].set(value), side)
@@ -166,7 +166,7 @@ def test_filling_pictures_change_nothing(module):
     assert results[0] == results[1] > 0
 
 
-def test_the_order_of_pictures_changes_nothing(module):
+def test_the_order_of_images_changes_nothing(module):
     turned = jax.tree.map(lambda x: x[::-1], (OF_STUDENT, OF_TEACHER, GIVEN))
     assert module.loss(*turned) == pytest.approx(module.loss(), rel=1e-6)
 
@@ -184,8 +184,8 @@ def test_boxes_change_nothing_and_may_be_none(module):
     assert module.loss(given=targets((0, 0))) == module.loss()
 
 
-def test_no_picture_at_all_is_0(module):
-    none = GIVEN._replace(picture_valid=jnp.zeros(2, bool))
+def test_no_image_at_all_is_0(module):
+    none = GIVEN._replace(image_valid=jnp.zeros(2, bool))
     (loss, _), gradients = module(OF_STUDENT, OF_TEACHER, none)
     assert float(loss) == 0
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradients))

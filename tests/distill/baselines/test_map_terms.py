@@ -27,22 +27,22 @@ DRKD = ("pixel_relation", "instance_relation", "instance_feature")
 STUDENT, TEACHER = pyramid(0, 4), pyramid(1, 6)
 ALONE = {**dict.fromkeys(DRKD), **{name: {"weight": 1.0} for name in NAMES}}
 STRIDES = (8, 16)
-SIZE = 32, 44  # of each picture of `targets`
+SIZE = 32, 44  # of each image of `targets`
 
 
 def test_more_numbers_than_32_bits_count_are_counted(monkeypatch):
-    """64 pictures at stride 4 with 256 channels: maps that use no memory and are never read."""
+    """64 images at stride 4 with 256 channels: maps that use no memory and are never read."""
     shape = (64, 200, 336)
     monkeypatch.setattr(layers, "squares", lambda *_: jnp.float32(2 * np.prod(shape) * 256.0))
     maps = np.broadcast_to(np.float32(0), (*shape, 256))
     assert layers.half_mean_square(maps, maps, jnp.ones(shape, bool)) == 1
 
 
-def picture_keys(*positions: int) -> jax.Array:
+def image_keys(*positions: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.asarray(positions))
 
 
-KEYS = picture_keys(11, 12)
+KEYS = image_keys(11, 12)
 
 
 class Module:
@@ -59,7 +59,7 @@ class Module:
     def __call__(self, student, teacher, given: Targets, keys):
         def losses(student, teacher):
             module = self.merged()
-            more = given.boxes, given.valid, given.sizes, given.picture_valid
+            more = given.boxes, given.valid, given.sizes, given.image_valid
             out = module(student, teacher, *more, keys=keys)
             rest = nnx.split(module, nnx.Param, ...)[2]
             stacked = jnp.stack([out.losses[name] for name in NAMES])
@@ -78,7 +78,7 @@ def module():
 
 
 def cut(side: Features) -> list[list[np.ndarray]]:
-    """Maps by level and picture, without padding, in float64."""
+    """Maps by level and image, without padding, in float64."""
     return [
         [np.asarray(one[: -(-SIZE[0] // k), : -(-SIZE[1] // k)], np.float64) for one in x]
         for x, k in zip(side.maps, STRIDES, strict=True)
@@ -86,7 +86,7 @@ def cut(side: Features) -> list[list[np.ndarray]]:
 
 
 def sides(module: Module, term: str) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
-    """f(s) and the scaled t, by level and picture."""
+    """f(s) and the scaled t, by level and image."""
     adaptation = module.merged().map_terms[term].adaptation
     found = []
     for level, (s, t) in enumerate(zip(cut(STUDENT), cut(TEACHER), strict=True)):
@@ -182,8 +182,8 @@ def test_padded_pixels_and_rows_change_nothing(module):
     assert module.losses(given=given._replace(boxes=garbage)) == expected
 
 
-def test_filling_pictures_change_nothing(module):
-    given = targets()._replace(picture_valid=jnp.asarray([True, False]))
+def test_filling_images_change_nothing(module):
+    given = targets()._replace(image_valid=jnp.asarray([True, False]))
     results = [
         module.losses(
             Features(tuple(x.at[1].set(v) for x in STUDENT.maps), STUDENT.spec),
@@ -196,7 +196,7 @@ def test_filling_pictures_change_nothing(module):
     assert all(value > 0 for value in results[0].values())
 
 
-def test_the_order_of_pictures_changes_nothing(module):
+def test_the_order_of_images_changes_nothing(module):
     def turned(side: Features) -> Features:
         return Features(tuple(x[::-1] for x in side.maps), side.spec)
 
@@ -212,8 +212,8 @@ def test_no_boxes_are_finite(module, counts):
     assert (float(found["fgd/P3/objects"]) > 0) == (counts != (0, 0))
 
 
-def test_no_picture_at_all_is_0(module):
-    none = targets()._replace(picture_valid=jnp.zeros(2, bool))
+def test_no_image_at_all_is_0(module):
+    none = targets()._replace(image_valid=jnp.zeros(2, bool))
     gradients, (losses, _, _) = module(STUDENT.maps, TEACHER.maps, none, KEYS)
     assert all(float(value) == 0 for value in losses.values())
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradients))
@@ -238,10 +238,10 @@ def test_pkd_sees_no_scale_and_no_offset_of_a_channel():
     assert (np.asarray(standardized(0 * x + 3, mask)) == 0).all()
 
 
-def test_masks_belong_to_pictures():
+def test_masks_belong_to_images():
     first = np.asarray(kept_pixels(KEYS, 0, (40, 50), 0.65))
     assert first.mean() == pytest.approx(0.35, abs=0.03)
-    other = np.asarray(kept_pixels(picture_keys(12, 11, 7), 0, (60, 80), 0.65))
+    other = np.asarray(kept_pixels(image_keys(12, 11, 7), 0, (60, 80), 0.65))
     np.testing.assert_array_equal(other[[1, 0], :40, :50], first)  # any place, any canvas
     assert (np.asarray(kept_pixels(KEYS, 1, (40, 50), 0.65)) != first).any()
     assert not np.asarray(kept_pixels(KEYS, 0, (4, 5), 1)).any()

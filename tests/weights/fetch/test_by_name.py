@@ -236,7 +236,7 @@ def test_a_file_is_fetched_from_the_hub_and_then_used_without_it(online, client,
     ("code", "status", "words"),
     [
         ("RepoNotFound", 401, "there is no repository me/detector on the hub; or it is private"),
-        ("GatedRepo", 403, "its owner wants to be asked first; do that on https://huggingface.co/"),
+        ("GatedRepo", 403, "its owner must grant access: ask on https://huggingface.co/"),
         ("RevisionNotFound", 404, "the repository has no revision v2"),
         ("EntryNotFound", 404, r"the repository has no file x\.pth"),
         ("", 418, r"was not fetched .* the hub cannot be asked \(.*418"),

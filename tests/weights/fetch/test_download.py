@@ -157,7 +157,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(files):
         ("https:///x.pth#sha256=0123abcd", "names no host"),
         ("https://../x.pth#sha256=0123abcd", "names no host"),
         ("https://me:word@h.org/x.pth#sha256=0123abcd", "or a user with it"),
-        ("https://h.org:port/x.pth#sha256=0123abcd", "is no address"),
+        ("https://h.org:port/x.pth#sha256=0123abcd", "is not an address"),
         ("torchvision:resnet51", r"near: .*torchvision:resnet50"),
     ],
 )
@@ -183,7 +183,7 @@ def test_what_a_server_refuses_is_said(files):
     with pytest.raises(UserError, match=r"not able to answer \(HTTP 503\)"):
         fetch_address(f"{files.url}/busy.pth{sum_}")
     assert sum(path == "/busy.pth" for _, path, _ in files.asked) == 3
-    with pytest.raises(UserError, match=r"leads on to http://example\.org/x\.pth: only https"):
+    with pytest.raises(UserError, match=r"redirects to http://example\.org/x\.pth: only https"):
         fetch_address(f"{files.url}/out.pth{sum_}")
     files.status["/old.pth"] = f"{files.url}{PATH}"
     assert fetch_address(f"{files.url}/old.pth#sha256={SUM}").read_bytes() == CONTENT

@@ -58,7 +58,7 @@ def test_a_pickle_of_the_zoo_is_a_backbone_and_a_pyramid(settings, protocol, tmp
     )
 
 
-def test_pictures_in_rgb_are_those_of_torchvision_s_backbones(tmp_path):
+def test_images_in_rgb_are_those_of_torchvision_s_backbones(tmp_path):
     theirs = zoo(TWO_STAGE)[1]
     mean = np.float32([123.675, 116.28, 103.53]).reshape(3, 1, 1)
     theirs |= {"pixel_mean": mean, "pixel_std": np.float32([58.395, 57.12, 57.375])}

@@ -1,10 +1,10 @@
-"""A checkpoint's own config for pictures: used, or refused by name."""
+"""A checkpoint's own config for images: used, or refused by name."""
 
 import pytest
 
 from drkd_jax.errors import UserError
 from drkd_jax.models.conventions import CAFFE_PIXELS, Pixels
-from drkd_jax.weights.libraries.checkpoint_spec import PictureSize
+from drkd_jax.weights.libraries.checkpoint_spec import ImageSize
 from drkd_jax.weights.mmdet_config.pixels import read_pixels, read_size
 from drkd_jax.weights.mmdet_config.text import read_config_text
 from tests.weights.mmdet_config.configs import RETINANET, read
@@ -33,7 +33,7 @@ img_norm_cfg = dict(mean=[1, 2, 3], std=[1, 1, 1], to_rgb=True)
         ("img_norm_cfg = dict(mean=[0.5], std=[1])", "mean"),
         ("img_norm_cfg = dict(mean=[1, 2, 3], std=[0, 1, 1])", "std"),
         ("model = dict(neck=dict(num_outs=5))", None),
-        (  # 2.x with pictures as they are
+        (  # 2.x with images as they are
             "data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile', to_float32=True),"
             "dict(type='MultiScaleFlipAug', img_scale=(1333, 800), transforms=[])]))",
             Pixels((0.0,) * 3, (1.0,) * 3, "bgr"),
@@ -84,8 +84,8 @@ def test_mean_std_and_order_of_channels(text, pixels):
         ),
     ],
 )
-def test_the_size_of_the_pictures_in_a_test(text, size):
-    wanted = size and PictureSize(*size)
+def test_the_size_of_the_images_in_a_test(text, size):
+    wanted = size and ImageSize(*size)
     assert read_size(read_config_text(text)) == wanted
     found = read("mmdet retinanet", f"{RETINANET}\n{text}").spec
     data = found.data({})
@@ -113,6 +113,6 @@ def test_the_size_of_the_pictures_in_a_test(text, size):
         ),
     ],
 )
-def test_a_test_that_changes_its_pictures_in_another_way_is_refused(text, word):
+def test_a_test_that_changes_its_images_in_another_way_is_refused(text, word):
     with pytest.raises(UserError, match=word):
         read_pixels(read_config_text(text))

@@ -1,4 +1,4 @@
-"""A checkpoint's config with invalid or too many values; other settings for pictures."""
+"""A checkpoint's config with invalid or too many values; other settings for images."""
 
 import pytest
 
@@ -15,10 +15,10 @@ from tests.weights.mmdet_config.test_model import changed, flat, read
 ODD = [
     ("mmdet retinanet", "strides=[8, 16, 32, 64, 128]", "strides=8", "strides = 8"),
     ("mmdet retinanet", "[8, 16, 32, 64, 128]", "[dict(a=1)] * 5", "anchor_generator.strides"),
-    ("mmdet retinanet", "octave_base_scale=4", "octave_base_scale=1e999", "no finite number"),
+    ("mmdet retinanet", "octave_base_scale=4", "octave_base_scale=1e999", "not a finite number"),
     ("mmdet retinanet", "[0.5, 1.0, 2.0]", "[float('nan'), 1, 2]", "ratios = (nan, 1, 2)"),
-    ("mmdet retinanet", "scales_per_octave=3", "scales_per_octave=3.7", "no whole number"),
-    ("mmdet retinanet", "start_level=1", "start_level=1.5", "start_level = 1.5 (no whole"),
+    ("mmdet retinanet", "scales_per_octave=3", "scales_per_octave=3.7", "not a whole number"),
+    ("mmdet retinanet", "start_level=1", "start_level=1.5", "start_level = 1.5 (not a whole"),
     ("mmdet retinanet", "num_classes=3", "num_classes='3'", "num_classes = '3' (no number)"),
     ("mmdet retinanet", "max_per_img=100", "max_per_img=99.5", "max_per_img = 99.5"),
     ("mmdet retinanet", "score_thr=0.05", "score_thr=float('nan')", "score_thr = nan"),
@@ -66,7 +66,7 @@ NORMALIZE = (
         ("img_norm_cfg = dict(mean=[1e999, 2, 3], std=[1, 1, 1])", "mean = (inf, 2, 3)"),
     ],
 )
-def test_what_is_done_to_pictures_before_the_network(text, pixels):
+def test_what_is_done_to_images_before_the_network(text, pixels):
     if isinstance(pixels, str):
         with pytest.raises(UserError) as raised:
             read_pixels(read_config_text(text))

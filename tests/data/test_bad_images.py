@@ -1,4 +1,4 @@
-"""Unusual pictures, one row per kind: accepted, skipped with a message, or refused.
+"""Unusual images, one row per kind: accepted, skipped with a message, or refused.
 
 docs/data.md describes the same.
 """
@@ -33,11 +33,11 @@ CONFIG = PipelineConfig(
 HEIGHT, WIDTH = 60, 80  # of a.jpg, as its annotations say
 
 rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
-PICTURE = np.stack([3 * columns, 4 * rows, 255 - 3 * columns], axis=2).astype(np.uint8)  # RGB
-GREY = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
+IMAGE = np.stack([3 * columns, 4 * rows, 255 - 3 * columns], axis=2).astype(np.uint8)  # RGB
+GREY = cv2.cvtColor(IMAGE, cv2.COLOR_RGB2GRAY)
 
 
-def opencv(kind: str, image: np.ndarray = PICTURE) -> bytes:
+def opencv(kind: str, image: np.ndarray = IMAGE) -> bytes:
     if image.ndim == 3:
         swap = cv2.COLOR_RGB2BGR if image.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
         image = cv2.cvtColor(image, swap)
@@ -48,12 +48,12 @@ def opencv(kind: str, image: np.ndarray = PICTURE) -> bytes:
 
 def pillow(kind: str, mode: str = "RGB", **settings: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(PICTURE).convert(mode).save(file, kind, **settings)
+    Image.fromarray(IMAGE).convert(mode).save(file, kind, **settings)
     return file.getvalue()
 
 
 def animated(kind: str, **settings: Any) -> bytes:
-    second = Image.fromarray(255 - PICTURE)
+    second = Image.fromarray(255 - IMAGE)
     return pillow(kind, save_all=True, append_images=[second], duration=100, **settings)
 
 
@@ -79,10 +79,10 @@ def damaged(data: bytes) -> bytes:
 
 
 class Sound(NamedTuple):
-    """A readable picture: its bytes, the expected pixels, and the allowed mean error."""
+    """A readable image: its bytes, the expected pixels, and the allowed mean error."""
 
     data: Callable[[], bytes]
-    pixels: np.ndarray = PICTURE
+    pixels: np.ndarray = IMAGE
     off: float = 0.0
 
 
@@ -97,18 +97,18 @@ SOUND = {
     "grey jpeg": Sound(lambda: pillow("JPEG", "L", quality=95), grey3(), 1.5),
     "cmyk jpeg": Sound(lambda: pillow("JPEG", "CMYK", quality=95), off=3.0),
     "png under the name of a jpeg": Sound(lambda: pillow("PNG")),
-    "16-bit png": Sound(lambda: opencv(".png", PICTURE.astype(np.uint16) * 257)),
+    "16-bit png": Sound(lambda: opencv(".png", IMAGE.astype(np.uint16) * 257)),
     "16-bit grey png": Sound(lambda: opencv(".png", GREY.astype(np.uint16) * 257), grey3()),
     "rgba png": Sound(lambda: pillow("PNG", "RGBA")),
     "16-bit rgba png": Sound(
-        lambda: opencv(".png", np.dstack([PICTURE, GREY]).astype(np.uint16) * 257)
+        lambda: opencv(".png", np.dstack([IMAGE, GREY]).astype(np.uint16) * 257)
     ),
     "grey png with alpha": Sound(lambda: pillow("PNG", "LA"), grey3(), 1.0),
     "palette png": Sound(lambda: pillow("PNG", "P"), off=25.0),  # 216 colours
     "1-bit png": Sound(lambda: pillow("PNG", "1"), grey3(), 128.0),  # black and white dots
     "bmp": Sound(lambda: pillow("BMP")),
     "tiff": Sound(lambda: pillow("TIFF")),
-    "16-bit tiff": Sound(lambda: opencv(".tiff", PICTURE.astype(np.uint16) * 257)),
+    "16-bit tiff": Sound(lambda: opencv(".tiff", IMAGE.astype(np.uint16) * 257)),
     "webp": Sound(lambda: pillow("WEBP", lossless=True)),
     "gif": Sound(lambda: pillow("GIF"), off=12.0),  # 256 colours
     "animated gif": Sound(lambda: animated("GIF"), off=12.0),
@@ -116,9 +116,9 @@ SOUND = {
     "animated png": Sound(lambda: animated("PNG")),
     "exif-turned, annotated as stored": Sound(lambda: turned(pillow("JPEG", quality=95)), off=2.0),
     "exif-turned, annotated as shown": Sound(
-        lambda: turned(pillow("JPEG", quality=95)), np.rot90(PICTURE, -1), 2.0
+        lambda: turned(pillow("JPEG", quality=95)), np.rot90(IMAGE, -1), 2.0
     ),
-    "1x1": Sound(lambda: opencv(".png", PICTURE[:1, :1]), PICTURE[:1, :1]),
+    "1x1": Sound(lambda: opencv(".png", IMAGE[:1, :1]), IMAGE[:1, :1]),
     "20000x50": Sound(
         lambda: opencv(".png", np.zeros((50, 20000, 3), np.uint8)),
         np.zeros((50, 20000, 3), np.uint8),
@@ -143,10 +143,10 @@ TRUNCATED = {
     "tiff cut": lambda: pillow("TIFF")[:90],
     "jpeg 2000 cut": lambda: opencv(".jp2")[:300],
     "pgm cut": lambda: opencv(".pgm", GREY)[:300],
-    "32-bit float tiff": lambda: opencv(".tiff", PICTURE.astype(np.float32)),
+    "32-bit float tiff": lambda: opencv(".tiff", IMAGE.astype(np.float32)),
 }
-NO_PICTURE = {
-    "text": lambda: b"not a picture",
+NO_IMAGE = {
+    "text": lambda: b"not an image",
     "zeros": lambda: bytes(5000),
 }
 OTHER_KINDS = {
@@ -165,8 +165,8 @@ UNREADABLE: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     ),
     "0 bytes": (lambda f: (f.images / "a.jpg").write_bytes(b""), "is empty (0 bytes)"),
     "size in the json unlike the file": (
-        lambda f: (f.images / "a.jpg").write_bytes(opencv(".png", PICTURE[:50])),
-        "the file is 80x50 pixels (width x height), its annotations say 80x60; mend",
+        lambda f: (f.images / "a.jpg").write_bytes(opencv(".png", IMAGE[:50])),
+        "the file is 80x50 pixels (width x height), its annotations say 80x60; correct",
     ),
 }
 for name, (make, told) in OTHER_KINDS.items():
@@ -174,7 +174,7 @@ for name, (make, told) in OTHER_KINDS.items():
         lambda f, make=make: (f.images / "a.jpg").write_bytes(make()),
         told,
     )
-for kinds, told in ((TRUNCATED, "but is truncated or damaged"), (NO_PICTURE, "is no picture of")):
+for kinds, told in ((TRUNCATED, "but is truncated or damaged"), (NO_IMAGE, "is not an image of")):
     for name, make in kinds.items():
         UNREADABLE[name] = (
             lambda f, make=make: (f.images / "a.jpg").write_bytes(make()),
@@ -183,7 +183,7 @@ for kinds, told in ((TRUNCATED, "but is truncated or damaged"), (NO_PICTURE, "is
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_pictures_that_work(coco_folder, kind):
+def test_images_that_work(coco_folder, kind):
     data, pixels, off = SOUND[kind]
     (coco_folder.images / "a.jpg").write_bytes(data())
     coco_folder.content["images"][0] |= {"height": pixels.shape[0], "width": pixels.shape[1]}
@@ -202,10 +202,10 @@ def test_pictures_that_work(coco_folder, kind):
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_pictures_that_are_named(coco_folder, kind):
+def test_images_that_are_named(coco_folder, kind):
     spoil, told = UNREADABLE[kind]
     spoil(coco_folder)
-    source = open_source(coco_folder.spec)  # pictures are read on demand
+    source = open_source(coco_folder.spec)  # images are read on demand
     loader = train_loader(source, CONFIG)
     with pytest.raises(UserError) as raised:
         [next(loader) for _ in range(steps_per_epoch(source, CONFIG))]
