@@ -24,6 +24,7 @@ ROWS = (
     "deeppcb_pretrained_both",
     "deeppcb",
     "deeppcb_2400",
+    "deeppcb_pretrained_all",
     "deeppcb_small_gap",
     "deeppcb_narrow",
     "deeppcb_cross",
