@@ -59,7 +59,9 @@ def read_heads(
         if "rpn" in test:
             _proposals(test.sub("rpn"), said.settings)
         if "rcnn" in test:
-            _detections(test.sub("rcnn"), said.settings)
+            boxes = test.sub("rcnn")
+            boxes.ignore("scale_factor", "subdivision_num_points", "subdivision_steps")  # of masks
+            _detections(boxes, said.settings)
         test.close("rpn", "rcnn", "mask_thr_binary", "keep_all_stages")
 
 
