@@ -68,6 +68,7 @@ class CheckpointSpec:
         unbuilt: settings of its head in the file's own config that cannot be built here.
         neck_eps: eps of the batch norms in the pyramid, which are folded.
         size: size of the test pictures in the file's own config; None if it does not say.
+        notes: messages about what its config does in another way, of little effect.
     """
 
     part: str
@@ -79,6 +80,7 @@ class CheckpointSpec:
     unbuilt: tuple[str, ...] = ()
     neck_eps: float = 1e-5
     size: PictureSize | None = None
+    notes: tuple[str, ...] = ()
 
     def without_head(self) -> CheckpointSpec:
         """Backbone and pyramid alone."""
@@ -159,7 +161,7 @@ class CheckpointSpec:
                 f"  pictures of {self.size.shorter} x {self.size.longer} {what}: "
                 "the config in the file"
             )
-        return lines
+        return [*lines, *(f"  {note}" for note in self.notes)]
 
 
 def backbone_entries(names: Iterable[str], prefix: str, norm: str = "") -> list[Entry]:

@@ -28,7 +28,7 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
 )
 from drkd_jax.weights.libraries.key_report import Entry, Skip
 from drkd_jax.weights.mmdet_config.model import class_names, find_config, other_kinds, read_model
-from drkd_jax.weights.mmdet_config.pixels import read_pixels, read_size
+from drkd_jax.weights.mmdet_config.pixels import padding_notes, read_pixels, read_size
 from drkd_jax.weights.mmdet_config.values import FileConfig
 
 # Our module, as a pattern, and theirs.
@@ -59,7 +59,7 @@ _MODULES = (
 _SKIPS = (
     Skip(r".*\.num_batches_tracked$", "a counter that nothing uses"),
     Skip(r"roi_head\.mask_head\.", "the mask head: masks are not predicted here"),
-    Skip(r"roi_head\.mask_iou_head\.", "the mask head: masks are not predicted here"),
+    Skip(r"roi_head\.(mask_iou|point)_head\.", "the mask head: masks are not predicted here"),
     Skip(r"(bbox|rpn|roi)_head\.(\w+\.)*loss_\w+\.", "what a loss counts in training"),
     Skip(r"data_preprocessor\.", "the pictures' mean and std: they stand in the config"),
     Skip(r"ema_\w+$", "mmdetection's EMA hook: a second set of weights, swapped with the used one"),
@@ -168,7 +168,16 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
     if any(key.startswith("roi_head.semantic_head.") for key in shapes):
         unbuilt += ("roi_head.semantic_head (its features are added to those of the regions)",)
     return CheckpointSpec(
-        part, shown, assumed, num_classes, names, pixels, unbuilt, said.neck_eps, size
+        part,
+        shown,
+        assumed,
+        num_classes,
+        names,
+        pixels,
+        unbuilt,
+        said.neck_eps,
+        size,
+        padding_notes(config),
     )
 
 

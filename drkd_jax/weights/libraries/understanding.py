@@ -53,7 +53,7 @@ _PAIRS = (
     (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.1", "{0}.0"),  # torchvision's "v2"
     (r"(roi_heads\.box_head\.\d+)\.1", "{0}.0"),
     (
-        r"((?:neck\.\w+_convs|bbox_head|rpn_head|roi_head)\..+)\.(?:bn|gn)",
+        r"((?:neck\.(?:lateral|fpn)_convs|bbox_head|rpn_head|roi_head)\..+)\.(?:bn|gn)",
         "{0}.conv",
     ),  # mmdetection
     (r"(backbone\.fpn_(?:lateral|output)\d)\.norm", "{0}"),  # Detectron2

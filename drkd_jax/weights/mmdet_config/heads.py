@@ -23,6 +23,7 @@ _ROI = (
     *("StandardRoIHead", "MaskScoringRoIHead", "DynamicRoIHead", "PISARoIHead"),
     "PointRendRoIHead",
 )
+_DENSE_LOSSES = ("FocalLoss", "CrossEntropyLoss", "GHMC", "VarifocalLoss")
 _CASCADE = ("CascadeRoIHead", "HybridTaskCascadeRoIHead")
 # Default numbers of convolutions and fully connected layers of a region.
 _BOX_LAYERS: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -172,8 +173,8 @@ def _sigmoid(head: Section, wanted: bool) -> None:
         loss = head.sub("loss_cls")
         if bool(loss.get("use_sigmoid", False)) != wanted:
             loss.refuse("use_sigmoid", not wanted, f"{wanted} can be built here")
-        if not wanted:  # another kind of loss may compute scores in its own way
-            loss.kind("CrossEntropyLoss", "GHMC", "LabelSmoothLoss")
+        # Another kind of loss may compute scores in its own way.
+        loss.kind(*(_DENSE_LOSSES if wanted else ("CrossEntropyLoss", "GHMC", "LabelSmoothLoss")))
     head.ignore("loss_cls")
 
 

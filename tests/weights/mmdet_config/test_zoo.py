@@ -30,6 +30,8 @@ def test_the_settings_of_masks_do_not_concern_boxes():
     masks = "rcnn=dict(subdivision_steps=5, subdivision_num_points=784, scale_factor=2, "
     found = read("mmdet faster_rcnn", FASTER_RCNN.replace("rcnn=dict(max", f"{masks}max"))
     assert found.spec.part == "detector"
+    points = shapes_of("mmdet faster_rcnn") | {"roi_head.point_head.fcs.0.conv.bias": (256,)}
+    assert understand(points, {}, Path("x.pth"), {}).report.whole
     with pytest.raises(UserError, match=r"test_cfg\.rpn\.scale_factor = 2"):
         read("mmdet faster_rcnn", FASTER_RCNN.replace("nms_pre=1000", "scale_factor=2"))
 
@@ -88,3 +90,25 @@ def test_another_backbone_or_neck_is_refused_by_its_name(key, other, backbone, n
     assert "its own config makes it what is not built here" in words
     assert f"model.neck.type = '{neck}' (FPN can be built here)" in words
     assert named in words
+
+
+@pytest.mark.parametrize("loss", ["SeesawLoss", "MyLoss"])
+def test_a_loss_of_a_dense_head_may_have_scores_of_its_own(loss):
+    text = RETINANET.replace("type='FocalLoss'", f"type='{loss}'")
+    with pytest.raises(UserError, match=rf"loss_cls\.type = '{loss}'"):
+        read("mmdet retinanet", text)
+
+
+def test_the_library_that_a_type_belongs_to_is_no_setting():
+    """mmengine's `_scope_` says where a type's name is looked up."""
+    text = RETINANET.replace("num_stages=4", "_scope_='mmdet', num_stages=4")
+    assert read("mmdet retinanet", text).settings == read("mmdet retinanet", RETINANET).settings
+
+
+def test_a_neck_that_is_no_fpn_leaves_the_backbone_to_a_student():
+    """Group norms of another neck are no norms of a pyramid."""
+    shapes = {k: v for k, v in shapes_of("mmdet pyramid").items() if k.startswith("backbone.")}
+    shapes |= {"neck.extra_convs.0.conv.weight": (16, 256, 3, 3)}
+    shapes |= {f"neck.extra_convs.0.gn.{leaf}": (16,) for leaf in ("weight", "bias")}
+    found = understand(shapes, {}, Path("x.pth"), {})
+    assert (found.spec.part, found.report.whole) == ("backbone", True)
