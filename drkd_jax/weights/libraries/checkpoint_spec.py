@@ -68,7 +68,8 @@ class CheckpointSpec:
         unbuilt: settings of its head in the file's own config that cannot be built here.
         neck_eps: eps of the batch norms in the pyramid, which are folded.
         size: size of the test images in the file's own config; None if it does not say.
-        notes: messages about what its head does in another way here.
+        notes: messages about how its config treats images in another way, of little effect.
+        head_notes: the same about what its head does.
     """
 
     part: str
@@ -81,6 +82,7 @@ class CheckpointSpec:
     neck_eps: float = 1e-5
     size: ImageSize | None = None
     notes: tuple[str, ...] = ()
+    head_notes: tuple[str, ...] = ()
 
     def without_head(self) -> CheckpointSpec:
         """Backbone and pyramid alone."""
@@ -91,7 +93,7 @@ class CheckpointSpec:
         }
         shown = {key: value for key, value in shown.items() if key not in _HEADS}
         return dataclasses.replace(
-            self, part="pyramid", shown=shown, assumed=assumed, num_classes=0, notes=()
+            self, part="pyramid", shown=shown, assumed=assumed, num_classes=0, head_notes=()
         )
 
     def data(self, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +163,7 @@ class CheckpointSpec:
                 f"  images of {self.size.shorter} x {self.size.longer} {what}: "
                 "the config in the file"
             )
-        return lines + [f"  {note}" for note in self.notes]
+        return [*lines, *(f"  {note}" for note in self.notes + self.head_notes)]
 
 
 def backbone_entries(names: Iterable[str], prefix: str, norm: str = "") -> list[Entry]:

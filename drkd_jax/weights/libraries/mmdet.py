@@ -27,8 +27,8 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
     style_by_name,
 )
 from drkd_jax.weights.libraries.key_report import Entry, Skip
-from drkd_jax.weights.mmdet_config.model import class_names, find_config, read_model
-from drkd_jax.weights.mmdet_config.pixels import read_pixels, read_size
+from drkd_jax.weights.mmdet_config.model import class_names, find_config, other_kinds, read_model
+from drkd_jax.weights.mmdet_config.pixels import padding_notes, read_pixels, read_size
 from drkd_jax.weights.mmdet_config.values import FileConfig
 
 # Our module, as a pattern, and theirs.
@@ -59,10 +59,12 @@ _MODULES = (
 _SKIPS = (
     Skip(r".*\.num_batches_tracked$", "a counter that nothing uses"),
     Skip(r"roi_head\.mask_head\.", "the mask head: masks are not predicted here"),
-    Skip(r"roi_head\.mask_iou_head\.", "the mask head: masks are not predicted here"),
+    Skip(r"roi_head\.(mask_iou|point)_head\.", "the mask head: masks are not predicted here"),
+    Skip(r"(bbox|rpn|roi)_head\.(\w+\.)*loss_\w+\.", "what a loss counts in training"),
     Skip(r"data_preprocessor\.", "the images' mean and std: they stand in the config"),
     Skip(r"ema_\w+$", "mmdetection's EMA hook: a second set of weights, swapped with the used one"),
 )
+_UNBUILT = "its own config makes it what is not built here"
 _CLASSIFIER = Skip(r"(head\.)?fc\.(\d+\.)?(weight|bias)$", "the ImageNet classifier")
 # Keys of self-supervised training or a classifier; keys of an unsupported pyramid are not skipped.
 _AFTER = Skip(r"(?!backbone\.|neck\.(lateral|fpn)_convs\.)", "outside of the backbone")
@@ -119,14 +121,27 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
         UserError: the model is not supported (the message says what it is); or the arrays
             contradict its config, or its backbone or pyramid cannot be built here.
     """
-    if "bbox_head.fc_cls.weight" in shapes or "bbox_head.0.fc_cls.weight" in shapes:
+    # A DETR's head has an `fc_cls` as well, but no proposals.
+    if any(re.match(r"bbox_head\.(0\.)?fc_cls\.weight$", key) for key in shapes) and any(
+        key.startswith("rpn_head.") for key in shapes
+    ):
         raise UserError(
             "a two-stage detector of mmdetection 1.x, whose class order and boxes "
             "are others; convert it with mmdetection 2's tools/model_converters/"
             "upgrade_model_version.py first"
         )
+    config = find_config(meta)
     prefix = "backbone." if "backbone.conv1.weight" in shapes else ""
-    backbone = read_backbone(shapes, prefix)
+    neck = "neck.lateral_convs.0.conv.weight" in shapes
+    of_neck: dict[str, Assumed] = {}
+    others = other_kinds(config)
+    try:
+        backbone = read_backbone(shapes, prefix)
+        pyramid = _pyramid(shapes, of_neck) if neck else {}
+        if not neck and others and any(key.startswith("neck.lateral_convs.") for key in shapes):
+            raise UserError("laterals without a convolution of their own")
+    except UserError as error:
+        raise UserError(f"{_UNBUILT}: {'; '.join(others)}" if others else str(error)) from error
     norm = "frozen_bn" if f"{prefix}bn1.running_var" in shapes else "gn"
     shown: dict[str, Any] = {"backbone": backbone | {"norm": norm}}
     assumed = {
@@ -134,12 +149,11 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
         "backbone.eps": Assumed(1e-5, "mmdetection's own"),
         "backbone.style": style_by_name(file_name, backbone["depth"], "mmdetection's own"),
     }
-    config = find_config(meta)
-    neck = "neck.lateral_convs.0.conv.weight" in shapes
     head: dict[str, Any] = {}
     num_classes = 0
     if neck:
-        shown |= _pyramid(shapes, assumed)
+        shown |= pyramid
+        assumed |= of_neck
         head, num_classes = _head(shapes, assumed)
         shown |= head
     said = read_model(config, shown)
@@ -155,7 +169,8 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
         unbuilt += ("roi_head.semantic_head (its features are added to those of the regions)",)
     return CheckpointSpec(
         *(part, shown, assumed, num_classes, names, pixels, unbuilt, said.neck_eps, size),
-        notes=tuple(said.notes),
+        notes=padding_notes(config),
+        head_notes=tuple(said.notes),
     )
 
 
@@ -164,22 +179,30 @@ def _agree(
 ) -> None:
     """Overrides the defaults by the config, unless the arrays contradict it."""
     if said.body:
-        raise UserError(f"its own config makes it what is not built here: {'; '.join(said.body)}")
+        raise UserError(f"{_UNBUILT}: {'; '.join(said.body)}")
     backbone = shown["backbone"]
     flat = {f"backbone.{key}": value for key, value in backbone.items()} | shown
     flat["num_classes"] = num_classes
     flat.setdefault("backbone.stem", backbone["width"])
-    wrong = [
-        f"{key} {value!r} (its arrays: {flat[key]!r})"
+    wrong = {
+        key: f"{key} {value!r} (its arrays: {flat[key]!r})"
         for key, value in said.claims.items()
         if value is not None and key in flat and flat[key] != value
-    ]
+    }
+    if said.heads:  # a head of another kind may have other arrays under the same names
+        wrong = {key: words for key, words in wrong.items() if _of_body(key)}
     if wrong:
-        raise UserError(f"its config and its arrays are of two models: {', '.join(wrong)}")
+        words = ", ".join(wrong.values())
+        raise UserError(f"its config and its arrays are of two models: {words}")
     why = "the config in the file"
     for key, value in said.settings.items():
         if key not in flat:
             assumed[key] = Assumed(value, why)
+
+
+def _of_body(key: str) -> bool:
+    """Whether a setting is the backbone's or the pyramid's."""
+    return key.startswith("backbone.") or key in ("channels", "extra", "max_level")
 
 
 def _pyramid(shapes: Shapes, assumed: dict[str, Assumed]) -> dict[str, Any]:

@@ -52,7 +52,10 @@ _LEAVES = ("weight", "bias", "running_mean", "running_var")
 _PAIRS = (
     (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.1", "{0}.0"),  # torchvision's "v2"
     (r"(roi_heads\.box_head\.\d+)\.1", "{0}.0"),
-    (r"((?:neck|bbox_head|rpn_head|roi_head)\..+)\.(?:bn|gn)", "{0}.conv"),  # mmdetection
+    (
+        r"((?:neck\.(?:lateral|fpn)_convs|bbox_head|rpn_head|roi_head)\..+)\.(?:bn|gn)",
+        "{0}.conv",
+    ),  # mmdetection
     (r"(backbone\.fpn_(?:lateral|output)\d)\.norm", "{0}"),  # Detectron2
 )
 
@@ -295,7 +298,7 @@ def find_folds(shapes: Shapes) -> tuple[Fold, ...]:
                         f"{wrong} is of shape {shapes[wrong]}, the outputs before it of {outputs}"
                     )
                 folds.append(fold)
-            elif not key.startswith(("bbox_head.", "roi_head.", "roi_heads.")):
+            elif not key.startswith(("bbox_head.", "rpn_head.", "roi_head.", "roi_heads.")):
                 raise UserError(
                     f"{key}: a norm in the pyramid without running statistics (a group norm?), "
                     "which depends on the image; only batch norms can be folded"

@@ -28,6 +28,7 @@ _ROI = (
     *("StandardRoIHead", "MaskScoringRoIHead", "DynamicRoIHead", "PISARoIHead"),
     "PointRendRoIHead",
 )
+_DENSE_LOSSES = ("FocalLoss", "CrossEntropyLoss", "GHMC", "VarifocalLoss")
 _CASCADE = ("CascadeRoIHead", "HybridTaskCascadeRoIHead")
 # Default numbers of convolutions and fully connected layers of a region.
 _BOX_LAYERS: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -61,7 +62,9 @@ def read_heads(
         if "rpn" in test:
             read_proposal_limits(test.sub("rpn"), said)
         if "rcnn" in test:
-            read_region_limits(test.sub("rcnn"), said)
+            boxes = test.sub("rcnn")
+            boxes.ignore("scale_factor", "subdivision_num_points", "subdivision_steps")  # of masks
+            read_region_limits(boxes, said)
         test.close("rpn", "rcnn", "mask_thr_binary", "keep_all_stages")
 
 
@@ -172,8 +175,8 @@ def _sigmoid(head: Section, wanted: bool) -> None:
         loss = head.sub("loss_cls")
         if bool(loss.get("use_sigmoid", False)) != wanted:
             loss.refuse("use_sigmoid", not wanted, f"{wanted} can be built here")
-        if not wanted:  # another kind of loss may compute scores in its own way
-            loss.kind("CrossEntropyLoss", "GHMC", "LabelSmoothLoss")
+        # Another kind of loss may compute scores in its own way.
+        loss.kind(*(_DENSE_LOSSES if wanted else ("CrossEntropyLoss", "GHMC", "LabelSmoothLoss")))
     head.ignore("loss_cls")
 
 

@@ -20,6 +20,7 @@ from drkd_jax.weights.mmdet_config.values import HUGE, FileConfig, Section, as_d
 
 # Keys under which training programs with more than one detector keep that of the weights.
 _INNER = ("detector", "architecture", "model")
+_BACKBONES = ("ResNet", "ResNeXt")
 _OF_MODEL = ("type", "train_cfg", "test_cfg", "pretrained", "init_cfg", "data_preprocessor")
 _OTHER_HEADS = ("mask_head", "mask_iou_head", "semantic_head", "use_syncbn")
 _LOST = (
@@ -90,6 +91,17 @@ def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfi
     return said
 
 
+def other_kinds(config: Mapping[str, Any]) -> list[str]:
+    """Complaints about a backbone or neck that a config calls by a name not known here."""
+    values, path = find_model(config)
+    complaints: list[str] = []
+    for key, known in (("backbone", _BACKBONES), ("neck", ("FPN",))):
+        part = as_dict(values).get(key)
+        if isinstance(part, Mapping):
+            Section(part, f"{path}.{key}", complaints).kind(*known)
+    return complaints
+
+
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The classes of the data, if a config names them; else ()."""
     for place in _datasets(config):
@@ -136,7 +148,7 @@ def _backbone(part: Section, said: FileConfig, shown: Mapping[str, Any]) -> tupl
     """Fills in the backbone; returns the stages that it passes to the neck, 0 for C2."""
     settings, claims = said.settings, said.claims
     depth, width = shown["depth"], shown["width"]
-    kind = part.kind("ResNet", "ResNeXt")
+    kind = part.kind(*_BACKBONES)
     said.claim("backbone.depth", part, "depth")
     said.claim("backbone.width", part, "base_channels")
     said.claim("backbone.groups", part, "groups")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from drkd_jax.errors import UserError
@@ -20,9 +21,25 @@ from drkd_jax.weights.mmdet_config.values import Section, Unread, as_dict
 _CHANGING = re.compile(
     r"Resize|Crop|Normali[sz]e|Photo|Gray|Colou?r|Equali[sz]e|Albu|Rotate|Shear|Translate|Affine|"
     r"Warp|Perspective|Invert|Posteri[sz]e|Solari[sz]e|CLAHE|Expand|Mosaic|MixUp|AugMix|Cutout|Corrupt|"
-    r"Blur|Contrast|Bright|Sharp|MultiChannel"
+    r"Blur|Contrast|Bright|Sharp|Channel|HSV"
 )
 
+_PREPROCESSORS = ("DetDataPreprocessor", "TrackDataPreprocessor")
+_NO_PIXELS = (
+    *("pad_size_divisor", "pad_value", "pad_mask", "mask_pad_value", "pad_seg", "seg_pad_value"),
+    *("boxtype2tensor", "non_blocking", "batch_augments"),  # the last one acts only in training
+)
+_PAD = 32  # images are padded with zeros to multiples of this
+_PADS: Mapping[str, Any] = MappingProxyType(
+    {
+        "pad_size_divisor": _PAD,
+        "size_divisor": _PAD,
+        "pad_value": 0,
+        "pad_val": 0,
+        "size": None,
+        "pad_to_square": False,
+    }
+)
 _BUILT = ("Resize", "FixScaleResize", "Normalize")
 _SIZES = (
     ("MultiScaleFlipAug", "img_scale"),
@@ -72,6 +89,30 @@ def read_size(config: Mapping[str, Any]) -> ImageSize | None:
     return None
 
 
+def padding_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Messages about tests that pad their images in another way than here."""
+    model = as_dict(find_model(config)[0])
+    key = "data_preprocessor"
+    owner = as_dict(model.get(key, config.get(key)))
+    owner = as_dict(owner.get(key)) or owner
+    # Without this key the library pads only to the largest image of a batch.
+    found: list[tuple[str, Mapping[str, Any]]] = [(key, {"pad_size_divisor": 1} | dict(owner))]
+    found = found if owner else []
+    found += [("Pad", step) for step in _steps(_testing(config), "Pad")]
+    notes = []
+    for where, part in found:
+        for key, usual in _PADS.items():
+            value = part.get(key)
+            inner = value.get("img", 0) if isinstance(value, Mapping) else value
+            if inner is not None and inner != usual:
+                notes.append(
+                    f"{where}.{key} = {repr(value)[:80]} in its config: here images are padded "
+                    f"with zeros to multiples of {_PAD}; outputs near the lower and right border "
+                    "can differ"
+                )
+    return tuple(dict.fromkeys(notes))
+
+
 def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels | None, bool]:
     """What the model's own preprocessor does, and whether a config of 3.x has one."""
     model, path = find_model(config)
@@ -86,8 +127,13 @@ def _preprocessor(config: Mapping[str, Any], faults: list[str]) -> tuple[Pixels 
             value = value[key]  # of a semi-supervised training
         if isinstance(value, Mapping) and ("mean" in value or "bgr_to_rgb" in value):
             part = Section(value, where, faults)
-            turned = bool(part.get("bgr_to_rgb", False) or part.get("rgb_to_bgr", False))
-            return _pixels(part, turned), True
+            part.kind(*_PREPROCESSORS)
+            turned = bool(part.get("bgr_to_rgb", False)) | bool(part.get("rgb_to_bgr", False))
+            pixels = _pixels(part, turned)
+            part.close(*_NO_PIXELS)
+            if "mean" in part and any(_steps(_testing(config), "Normalize")):
+                part.refuse("mean", part.get("mean"), "its test pipeline has a Normalize as well")
+            return pixels, True
         if isinstance(value, Unread):
             faults.append(f"{where} = {value.text} (not a plain value)")
     return None, any(isinstance(value, Mapping) and value for value, _ in found)

@@ -11,6 +11,7 @@ from drkd_jax.models.norm import EPSILON
 
 HUGE = 100_000  # most values of one name, when written out
 _LARGEST = 2000  # most values in one setting
+_MARKS = ("_delete_", "_scope_")  # of mmengine: how dicts are merged, where types are looked up
 _FARTHEST = 1e15  # largest absolute value of a number
 
 
@@ -85,7 +86,7 @@ class Section:
         if not isinstance(values, Mapping):
             self.refuse("", values, "no dict")
             values = {}
-        self.values = {str(key): value for key, value in values.items() if key != "_delete_"}
+        self.values = {str(key): value for key, value in values.items() if key not in _MARKS}
 
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None

@@ -16,12 +16,12 @@ def test_what_a_missing_limit_means_there_is_told():
         "  model.test_cfg keeps boxes without width or height (no min_bbox_size of 0), which are "
         "dropped here",
     ]
-    assert read("mmdet retinanet", everything, part="pyramid").spec.notes == ()  # no head
+    assert read("mmdet retinanet", everything, part="pyramid").spec.head_notes == ()  # no head
     below = changed("mmdet retinanet", "nms_pre=1000, min_bbox_size=0, ", "nms_pre=-1, ")
     assert "has an nms_pre of -1: all" in read("mmdet retinanet", below).spec.lines({})[-2]
-    assert read("mmdet retinanet", RETINANET).spec.notes == ()
+    assert read("mmdet retinanet", RETINANET).spec.head_notes == ()
     regions = changed("mmdet faster_rcnn", "nms_pre=1000", "")
-    (note,) = read("mmdet faster_rcnn", regions).spec.notes
+    (note,) = read("mmdet faster_rcnn", regions).spec.head_notes
     assert note.startswith("model.test_cfg.rpn has no nms_pre")
     assert "the best proposals.pre_nms_test of them here" in note
 
@@ -33,4 +33,4 @@ def test_limits_that_mmdetection_does_not_read_change_nothing():
     plain = read("mmdet faster_rcnn", FASTER_RCNN)
     found = read("mmdet faster_rcnn", text)
     assert found.settings == plain.settings
-    assert found.spec.notes == ()
+    assert found.spec.head_notes == ()

@@ -7,7 +7,7 @@ from drkd_jax.models.conventions import CAFFE_PIXELS, Pixels
 from drkd_jax.weights.libraries.checkpoint_spec import ImageSize
 from drkd_jax.weights.mmdet_config.pixels import read_pixels, read_size
 from drkd_jax.weights.mmdet_config.text import read_config_text
-from tests.weights.mmdet_config.configs import RETINANET, read
+from tests.weights.mmdet_config.configs import FASTER_RCNN, RETINANET, read
 
 PIPELINE = """
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', transforms=[
@@ -100,6 +100,8 @@ def test_the_size_of_the_images_in_a_test(text, size):
     ("text", "word"),
     [
         ("test_pipeline = [dict(type='LoadImageFromFile'), dict(type='CenterCrop')]", "CenterCrop"),
+        ("test_pipeline = [dict(type='ChannelShuffle')]", "ChannelShuffle"),
+        ("test_pipeline = [dict(type='YOLOXHSVRandomAug')]", "HSV"),
         ("data = dict(val=dict(pipeline=[dict(type='Albu', transforms=[])]))", "Albu"),
         (
             "data = dict(test=dict(pipeline=[dict(type='MultiScaleFlipAug', transforms=["
@@ -116,3 +118,52 @@ def test_the_size_of_the_images_in_a_test(text, size):
 def test_a_test_that_changes_its_images_in_another_way_is_refused(text, word):
     with pytest.raises(UserError, match=word):
         read_pixels(read_config_text(text))
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ("type='MyPreprocessor'", r"data_preprocessor\.type = 'MyPreprocessor'"),
+        ("bgr_to_grey=True", r"data_preprocessor\.bgr_to_grey = True"),
+        ("std=[1, 1, 1])), b=dict(type='Normalize'", r"data_preprocessor\.mean = .*Normalize"),
+    ],
+)
+def test_a_preprocessor_that_does_something_else_is_refused(said, word):
+    inner, _, step = said.partition(")), b=")
+    text = f"model = dict(data_preprocessor=dict(mean=[4, 5, 6], {inner}))\n"
+    text += f"test_pipeline = [{step}, mean=[1, 2, 3], std=[1, 1, 1])]\n" if step else ""
+    with pytest.raises(UserError, match=word):
+        read_pixels(read_config_text(text))
+
+
+@pytest.mark.parametrize("turn", ["bgr_to_rgb=True, rgb_to_bgr=False", "rgb_to_bgr=True"])
+def test_either_turn_of_the_channels_and_the_usual_keys_are_known(turn):
+    text = (
+        "model = dict(data_preprocessor=dict(_scope_='mmdet', type='DetDataPreprocessor',"
+        f"mean=[4, 5, 6], std=[1, 2, 3], pad_mask=True, pad_size_divisor=32, {turn},"
+        "batch_augments=[dict(type='BatchFixedSizePad', size=(1024, 1024))]))"
+    )
+    assert read_pixels(read_config_text(text)) == Pixels((4.0, 5.0, 6.0), (1.0, 2.0, 3.0), "rgb")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("pad_size_divisor=32", "pad_size_divisor=64", ["data_preprocessor.pad_size_divisor = 64"]),
+        ("pad_size_divisor=32,", "", ["data_preprocessor.pad_size_divisor = 1"]),
+        ("=32,", "=32, pad_value=114,", ["data_preprocessor.pad_value = 114"]),
+        (
+            "model = dict(",
+            "test_pipeline = [dict(type='Pad', size=(640, 640), pad_val=dict(img=(1, 1, 1)))]\n"
+            "model = dict(",
+            ["Pad.pad_val = {'img': (1, 1, 1)}", "Pad.size = (640, 640)"],
+        ),
+        ("=32,", "=32, pad_mask=True,", []),
+    ],
+)
+def test_a_padding_of_another_kind_is_said(old, new, words):
+    text = FASTER_RCNN.replace(old, new, 1)
+    assert text != FASTER_RCNN
+    lines = [line for line in read("mmdet faster_rcnn", text).spec.lines({}) if "padded" in line]
+    assert len(lines) == len(words)
+    assert all(word in line for word, line in zip(words, lines, strict=True)), lines
