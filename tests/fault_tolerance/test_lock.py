@@ -122,3 +122,11 @@ def test_a_lock_that_shows_late_is_waited_for(tmp_path, second_of_two, monkeypat
 
     monkeypatch.setattr(lock.time, "sleep", appear)
     require_shared(tmp_path, "here", patience=60)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "3", "{}"])
+def test_a_lock_file_that_does_not_say_who_holds_it(tmp_path, text):
+    with locked(tmp_path):
+        (tmp_path / LOCK_FILE).write_text(text)
+        with pytest.raises(UserError, match="it has just started"), locked(tmp_path):
+            pass
