@@ -97,12 +97,12 @@ def test_large_moves_are_limited_and_classes_are_those_of_the_data(monkeypatch):
     every = CascadeRCNN.unsuppressed(fixed, Features((), net.spec), sizes)
     # The limit is a factor of 1000 / 16: 4 pixels become 250, and 200 become 3.2.
     wanted = [[75.0, 75, 325, 325], [198.4, 198.4, 201.6, 201.6]]
-    np.testing.assert_allclose(every.boxes[0, :, 0], wanted, atol=1e-3)
+    np.testing.assert_allclose(every.boxes[0, :, 0], wanted, atol=1e-5, rtol=0)
     probability = np.asarray(jax.nn.softmax(logits[0]))
-    np.testing.assert_allclose(every.scores[0], probability[:, [2, 0]], atol=1e-6)
+    np.testing.assert_allclose(every.scores[0], probability[:, [2, 0]], atol=1e-8, rtol=0)
     found = CascadeRCNN.predict(fixed, Features((), net.spec), sizes)
     assert found.labels[0, :2].tolist() == [1, 0]
-    np.testing.assert_allclose(found.boxes[0, :2], wanted[::-1], atol=1e-3)
+    np.testing.assert_allclose(found.boxes[0, :2], wanted[::-1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("module", [faster_rcnn, cascade_rcnn])
