@@ -5,6 +5,8 @@ Letters: B images, A anchors of all levels, R regions.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from drkd_jax.models.detector import Detector
 from drkd_jax.models.roi_head import (
     Regions,
     RoIHead,
+    Stds,
     roi_detections,
     roi_losses,
     roi_unsuppressed,
@@ -35,6 +38,7 @@ class FasterRCNN(Detector):
     """
 
     settings: FasterRCNNSettings
+    last_stds: ClassVar[Stds | None] = None  # of the final deltas; None: the convention's
 
     def __init__(
         self,
@@ -46,7 +50,12 @@ class FasterRCNN(Detector):
     ):
         super().__init__(settings, num_classes, rngs=rngs, dtype=dtype)
         self.rpn = RPNHead(settings, rngs=rngs, dtype=dtype)
-        self.roi = RoIHead(settings, self.head_classes, self.convention, rngs=rngs, dtype=dtype)
+        self.roi = self.make_roi(rngs)
+
+    def make_roi(self, rngs: nnx.Rngs) -> Any:
+        """The second stage."""
+        args = self.settings, self.head_classes, self.convention
+        return RoIHead(*args, rngs=rngs, dtype=self.dtype)
 
     def losses(
         self, features: Features, targets: Targets, keys: Key[Array, "B"]
@@ -103,35 +112,38 @@ class FasterRCNN(Detector):
     def predict(self, features: Features, sizes: Int[Array, "B 2"]) -> Detections:
         """See `Detector.predict`."""
         proposals, probability, boxes = self._second_stage(features, sizes)
-        found = roi_detections(
-            probability, boxes, proposals, sizes, self.settings.test, self.convention
+        rule, test = self.convention, self.settings.test
+        return self.from_head(
+            roi_detections(probability, boxes, proposals, sizes, test, rule, self.last_stds)
         )
-        return self.from_head(found)
 
     def unsuppressed(self, features: Features, sizes: Int[Array, "B 2"]) -> Unsuppressed:
         """See `Detector.unsuppressed`."""
         proposals, probability, deltas = self._second_stage(features, sizes)
-        found = roi_unsuppressed(probability, deltas, proposals, sizes, self.convention)
+        found = roi_unsuppressed(
+            probability, deltas, proposals, sizes, self.convention, self.last_stds
+        )
         return Unsuppressed(*self.classes_from_head(*found), proposals.valid)
 
     def _second_stage(
         self, features: Features, sizes: Int[Array, "B 2"]
     ) -> tuple[Proposals, Float[Array, "B R K1"], Float[Array, "B R D 4"]]:
         """The regions, their class probabilities, and their deltas."""
-        rule, settings = self.convention, self.settings
-        logits, deltas = self.rpn(device_maps(features))
-        proposals = propose(
-            logits,
-            deltas,
-            self._anchors(features),
-            sizes,
-            pre_nms=settings.proposals.pre_nms_test,
-            max_out=settings.proposals.max_out_test,
-            nms_threshold=settings.proposals.nms,
-            convention=rule,
-        )
+        proposals = self._proposals(features, sizes)
         classes, boxes = self.roi(device_maps(features), self.spec, proposals.boxes)
         return proposals, jax.nn.softmax(classes, axis=-1), boxes
+
+    def _proposals(self, features: Features, sizes: Int[Array, "B 2"]) -> Proposals:
+        settings = self.settings.proposals
+        return propose(
+            *self.rpn(device_maps(features)),
+            self._anchors(features),
+            sizes,
+            pre_nms=settings.pre_nms_test,
+            max_out=settings.max_out_test,
+            nms_threshold=settings.nms,
+            convention=self.convention,
+        )
 
     def _anchors(self, features: Features) -> tuple[Float[np.ndarray, "_A 4"], ...]:
         shapes = [(m.shape[1], m.shape[2]) for m in features.maps]

@@ -30,6 +30,8 @@ from drkd_jax.ops.spread import by_device
 from drkd_jax.ops.top_k import top_k
 from drkd_jax.types import Array, Detections, FeatureSpec, Targets
 
+Stds = tuple[float, float, float, float]  # standard deviations of deltas (x, y, w, h)
+
 
 class Regions(NamedTuple):
     """Sampled regions and their targets."""
@@ -253,7 +255,7 @@ def roi_detections(
     sizes: Int[Array, "B 2"],
     settings: TestSettings,
     convention: Conventions,
-    stds: tuple[float, float, float, float] | None = None,
+    stds: Stds | None = None,
 ) -> Detections:
     """The best (region, class) pairs, then class-wise NMS.
 
@@ -291,7 +293,7 @@ def roi_unsuppressed(
     proposals: Proposals,
     sizes: Int[Array, "B 2"],
     convention: Conventions,
-    stds: tuple[float, float, float, float] | None = None,
+    stds: Stds | None = None,
 ) -> tuple[Float[Array, "B R D 4"], Float[Array, "B R K"]]:
     """The clipped boxes of every region, and its score for every class except the background.
 

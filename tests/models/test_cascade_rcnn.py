@@ -14,7 +14,7 @@ from flax import nnx
 from drkd_jax import boxes as box_ops
 from drkd_jax import models
 from drkd_jax.errors import UserError
-from drkd_jax.models import cascade_rcnn, faster_rcnn
+from drkd_jax.models import faster_rcnn
 from drkd_jax.models.cascade_rcnn import STAGE_STDS, CascadeRCNN
 from drkd_jax.models.dense import level_anchors
 from drkd_jax.models.rpn import Proposals, propose
@@ -78,21 +78,20 @@ def test_every_stage_refines_the_boxes_of_the_one_before():
             np.testing.assert_allclose(found.boxes[b, n], own[score, label], atol=1e-3)
 
 
-def test_large_moves_are_limited_and_classes_are_those_of_the_data(monkeypatch):
+def test_large_moves_are_limited_and_classes_are_those_of_the_data():
     """Two regions whose sides the first stage makes as much larger and smaller as is possible."""
     own = {"convention": "mmdet", "head_classes": 3, "class_ids": (2, 0)}
     net = models.abstract_detector({**SETTINGS, **own}, 2)
     regions = jnp.asarray([[[198.0, 198, 202, 202], [100, 100, 300, 300]]])
     proposals = Proposals(regions, jnp.ones((1, 2)), jnp.ones((1, 2), bool))
-    monkeypatch.setattr(cascade_rcnn, "propose", lambda *_, **__: proposals)
-    monkeypatch.setattr(cascade_rcnn, "level_anchors", lambda *_: ())
     logits = jnp.asarray([[[0.0, 1, 3, 0], [4.0, 1, 0, 0]]])  # the last one: background
     moves = jnp.asarray([[[0.0, 0, 100, 100], [0, 0, -100, -100]]])[:, :, None]
     given = {name: getattr(net, name) for name in ("settings", "convention", "spec")}
     given |= {name: getattr(net, name) for name in ("from_head", "classes_from_head")}
     heads = [lambda *_: (logits, moves), *[lambda *_: (logits, 0 * moves)] * 2]
-    fixed = types.SimpleNamespace(**given, rpn=lambda _: ((), ()), roi=heads)
-    fixed._stages = partial(CascadeRCNN._stages, fixed)
+    given |= {"last_stds": net.last_stds, "_proposals": lambda *_: proposals}
+    fixed = types.SimpleNamespace(**given, roi=heads)
+    fixed._second_stage = partial(CascadeRCNN._second_stage, fixed)
     sizes = jnp.asarray([[400, 400]])
     every = CascadeRCNN.unsuppressed(fixed, Features((), net.spec), sizes)
     # The limit is a factor of 1000 / 16: 4 pixels become 250, and 200 become 3.2.
@@ -105,16 +104,15 @@ def test_large_moves_are_limited_and_classes_are_those_of_the_data(monkeypatch):
     np.testing.assert_allclose(found.boxes[0, :2], wanted[::-1], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("module", [faster_rcnn, cascade_rcnn])
-def test_regions_have_limits_of_their_own_in_training_and_in_test(module, monkeypatch):
+@pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
+def test_regions_have_limits_of_their_own_in_training_and_in_test(kind, monkeypatch):
     limits = []
 
     def noted(*given, **how):
         limits.append((how["pre_nms"], how["max_out"]))
         return propose(*given, **how)
 
-    monkeypatch.setattr(module, "propose", noted)
-    kind = module.__name__.split(".")[-1]
+    monkeypatch.setattr(faster_rcnn, "propose", noted)
     own = {"pre_nms": 60, "max_out": 30, "pre_nms_test": 50, "max_out_test": 20}
     settings = {**SETTINGS, "detector": kind, "proposals": own}
     graph, state = nnx.split(models.abstract_detector(settings, small.NUM_CLASSES))
