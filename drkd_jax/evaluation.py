@@ -164,11 +164,11 @@ def coco_scores(
     number_of = number_names(max_detections)
     annotations_class, scorer_class = EVALUATORS[evaluator]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _coco(annotations_class, numbered.truth, numbered.truth["annotations"])
+        truth = indexed(annotations_class, numbered.truth, numbered.truth["annotations"])
         for found in numbered.detections:
             found |= {"area": found["bbox"][2] * found["bbox"][3], "iscrowd": 0}
         scorer = scorer_class(
-            truth, _coco(annotations_class, numbered.truth, numbered.detections), "bbox"
+            truth, indexed(annotations_class, numbered.truth, numbered.detections), "bbox"
         )
         scorer.params.maxDets = [1, 10, max_detections]
         if image_ids is not None:
@@ -233,7 +233,6 @@ def to_coco(
     batch: Batch,
     source: Source,
     category_ids: Sequence[Any] | None = None,
-    max_detections: int | None = None,
 ) -> list[dict[str, Any]]:
     """Detections of a batch in COCO's form: source pixels, original image and category ids.
 
@@ -243,7 +242,6 @@ def to_coco(
         source: where the batch came from.
         category_ids: the id of each of the detector's classes, None for classes to leave out;
             those of the source by default.
-        max_detections: keep only this many best per image; None: all.
 
     Returns:
         Dicts of ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
@@ -253,7 +251,7 @@ def to_coco(
     results = []
     for row in np.flatnonzero(np.asarray(batch.image_valid)):
         image_id = source.meta(int(np.asarray(batch.index)[row])).image_id
-        boxes, scores, labels = found_in(detections, batch, int(row), known, max_detections)
+        boxes, scores, labels = found_in(detections, batch, int(row), known)
         boxes[:, 2:] -= boxes[:, :2]
         for box, score, label in zip(boxes.tolist(), scores.tolist(), labels, strict=True):
             results.append(
@@ -313,7 +311,10 @@ def _mean(values: np.ndarray) -> float:
     return float(valid.mean()) if valid.size else -1.0
 
 
-def _coco(annotations_class: Any, truth: dict[str, Any], annotations: list[dict[str, Any]]) -> Any:
+def indexed(
+    annotations_class: Any, truth: dict[str, Any], annotations: list[dict[str, Any]]
+) -> Any:
+    """Annotations, or detections with an id and an area each, as an evaluator takes them."""
     coco = annotations_class()
     coco.dataset = {**truth, "annotations": annotations}
     coco.createIndex()

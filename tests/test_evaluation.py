@@ -11,6 +11,7 @@ from drkd_jax.evaluation import (
     class_names,
     coco_numbers,
     coco_scores,
+    found_in,
     to_coco,
     why_nothing_to_find,
 )
@@ -290,11 +291,10 @@ def test_detections_by_other_ids_and_the_best_of_them(source):
     assert {row["category_id"] for row in some} <= set(ids)
     scores = np.linspace(0.1, 0.9, batch.boxes.shape[1], dtype=np.float32)
     rising = perfect(batch)._replace(scores=np.tile(scores, (len(batch.boxes), 1)))
-    best = to_coco(rising, batch, source, max_detections=1)
-    counts = [int(v.sum()) for v in batch.valid[batch.image_valid]]
-    wanted = [scores[count - 1] for count in counts if count]
-    assert [row["score"] for row in best] == pytest.approx(wanted)
     equal = rising._replace(scores=np.full_like(rising.scores, 0.5))
-    first = to_coco(equal, batch, source, max_detections=1)  # of the detector's order
-    firsts = [row[0] for row, own in zip(batch.labels, batch.valid, strict=True) if own[0]]
-    assert [row["category_id"] for row in first] == [source.categories[k].id for k in firsts]
+    for row in np.flatnonzero(batch.image_valid).tolist():
+        count = int(batch.valid[row].sum())
+        best = found_in(rising, batch, row, most=1)
+        assert best[1] == pytest.approx(scores[:count][-1:])
+        first = found_in(equal, batch, row, most=1)  # of the detector's order
+        np.testing.assert_array_equal(first[2], batch.labels[row, :count][:1])

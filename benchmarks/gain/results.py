@@ -18,19 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gain.paired import paired_difference
 from benchmarks.gain.plan import Job, Plan
 from benchmarks.gain.runner import ABOUT_FILE
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.same_run import FREE_TO_CHANGE, differing_keys, is_default
 from drkd_jax.fault_tolerance.writing import write_bytes
 from drkd_jax.renamed import read_content
-from drkd_jax.report.paired import (
-    METRICS,
-    image_draws,
-    interval,
-    paired_difference,
-    resampled_scores,
-)
+from drkd_jax.report.paired import METRICS, image_draws, interval, resampled_scores
 from drkd_jax.report.runs import scored_images
 
 DRAWS = 1000

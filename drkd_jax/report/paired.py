@@ -1,11 +1,9 @@
-"""Differences of AP between runs that share their seeds and images, with intervals.
+"""AP of runs on draws of their validation images, and the intervals of differences between runs.
 
 Letters: I images, D detections of one class, T overlap thresholds, K classes, S draws, N seeds.
 
-A student with distillation is compared with the plain student of the same seed, on the same
-images. Two things are random: the seeds and the validation images. The t-interval covers only
-the seeds; the bootstrap resamples both, with the same images for every run. Detections are
-matched to ground truths by pycocotools, once for each run.
+Every run is scored on the same draws, so that what is common to all cancels in a difference.
+Detections are matched to ground truths by pycocotools, once for each run.
 
 `ap_difference` compares two runs on the images alone: it does not tell what another training seed
 would give. For that, train more seeds.
@@ -25,7 +23,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.special import stdtrit
 
-from drkd_jax.evaluation import COCO_MAX, number_ids
+from drkd_jax.evaluation import COCO_MAX, indexed, number_ids
 
 METRICS = ("AP", "AP50", "AP_S", "AP_M")
 _AREAS = {"AP": 0, "AP_S": 1, "AP_M": 2}  # indices into pycocotools' list of area ranges
@@ -48,34 +46,6 @@ class Interval(NamedTuple):
     def settled(self) -> bool:
         """Whether the interval excludes 0."""
         return self.low > 0.0 or self.high < 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class PairedDifference:
-    """A mean difference over seeds and two 95 % intervals around it, in the unit of the scores.
-
-    Attributes:
-        mean: Mean of second minus first over the N seeds.
-        sd: Standard deviation of the differences over the seeds; NaN for one seed.
-        t_low: Lower end of Student's interval over the seeds; NaN for one seed.
-        t_high: Its upper end.
-        low: 2.5 % of the draws of seeds and images are below this.
-        high: 2.5 % are above this.
-        each: The N differences.
-    """
-
-    mean: float
-    sd: float
-    t_low: float
-    t_high: float
-    low: float
-    high: float
-    each: tuple[float, ...]
-
-    @property
-    def above_zero(self) -> bool:
-        """Whether both intervals are above 0."""
-        return self.t_low > 0.0 and self.low > 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +119,7 @@ def ap_difference(
     first: list[dict],
     second: list[dict],
     *,
-    resamples: int = 500,
-    max_detections: int = COCO_MAX,
+    resamples: int,
 ) -> Interval:
     """Resamples the images and compares two sets of detections on each draw.
 
@@ -159,7 +128,6 @@ def ap_difference(
         first: COCO detections of the reference.
         second: COCO detections of the run that may be better.
         resamples: Number of draws, each of as many images as there are.
-        max_detections: How many detections count per class and image, best first.
 
     Returns:
         AP(second) - AP(first), area "all", 0..1.
@@ -170,47 +138,8 @@ def ap_difference(
     sides = []
     for detections in (first, second):
         truth, found, *_ = number_ids(ground_truth, detections)  # which pycocotools can hold
-        sides.append(resampled_scores(truth, found, draws, max_detections)["AP"])
+        sides.append(resampled_scores(truth, found, draws)["AP"])
     return with_interval(sides[1] - sides[0])
-
-
-def paired_difference(
-    first: Float[np.ndarray, "N"],
-    second: Float[np.ndarray, "N"],
-    first_draws: Float[np.ndarray, "N S"],
-    second_draws: Float[np.ndarray, "N S"],
-    seed: int = 0,
-) -> PairedDifference:
-    """Compares two arms seed by seed.
-
-    Args:
-        first: Scores of the reference arm, one per seed.
-        second: Scores of the other arm, in the same order of seeds.
-        first_draws: `resampled_scores` of the first arm's runs.
-        second_draws: Of the second arm's runs, on the same draws.
-        seed: Seed of the draws of seeds.
-
-    Returns:
-        The mean and its intervals. In each draw of the bootstrap the images are one draw for all
-        runs, and N seeds are drawn with replacement. Drawing N of N seeds makes their mean spread
-        by (N - 1) / N of its variance; deviations are stretched by the root of the inverse.
-    """
-    each = second - first
-    number = len(each)
-    differences = second_draws - first_draws
-    centre = differences.mean(axis=0)
-    resampled, sd = centre, math.nan
-    if number > 1:
-        rng = np.random.default_rng(seed)
-        drawn = rng.integers(0, number, (differences.shape[1], number))
-        means = np.take_along_axis(differences.T, drawn, axis=1).mean(axis=1)
-        resampled = centre + math.sqrt(number / (number - 1)) * (means - centre)
-        sd = float(each.std(ddof=1))
-    low, high = interval(resampled)
-    mean, reach = float(each.mean()), t_reach(each)
-    return PairedDifference(
-        mean, sd, mean - reach, mean + reach, low, high, tuple(float(value) for value in each)
-    )
 
 
 def t_reach(values: Float[np.ndarray, "N"]) -> float:
@@ -267,18 +196,14 @@ def _matches(
 ) -> list[list[_Matches]]:
     """Matches once with pycocotools: for the areas all, small and medium, class by class."""
     # pycocotools modifies the dicts it is given and treats id 0 as no match.
-    rows = enumerate(ground_truth["annotations"], 1)
-    truth = {**ground_truth, "annotations": [{**row, "id": number} for number, row in rows]}
+    truth = [{**row, "id": i} for i, row in enumerate(ground_truth["annotations"], 1)]
+    found = [
+        {**row, "id": i, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+        for i, row in enumerate(detections, 1)
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
-        coco, found = COCO(), COCO()
-        coco.dataset = truth
-        coco.createIndex()
-        if detections:
-            found = coco.loadRes([dict(row) for row in detections])
-        else:  # loadRes looks at its first entry
-            found.dataset = {**truth, "annotations": []}
-            found.createIndex()
-        scorer = COCOeval(coco, found, "bbox")
+        both = (indexed(COCO, ground_truth, rows) for rows in (truth, found))
+        scorer = COCOeval(*both, "bbox")
         scorer.params.areaRng = scorer.params.areaRng[:3]
         scorer.params.areaRngLbl = scorer.params.areaRngLbl[:3]
         scorer.params.maxDets = [max_detections]
