@@ -189,7 +189,7 @@ def detection_losses(settings: Settings, x: Arrays, p: Arrays, c: Arrays) -> dic
         "focal": losses.focal(x["logits"], hot),
         "binary_cross_entropy": losses.binary_cross_entropy(x["logits"], hot),
         "cross_entropy": losses.cross_entropy(x["logits"], c["labels"]),
-        "l1": losses.l1(x["boxes"], c["boxes"]),
+        "l1": losses.smooth_l1(x["boxes"], c["boxes"], 0),
         **{
             f"smooth_l1_{i}": losses.smooth_l1(x["boxes"], c["boxes"], beta)
             for i, beta in enumerate(settings["betas"])

@@ -63,23 +63,18 @@ def cross_entropy(logits: Float[Array, "*N K"], labels: Int[Array, "*N"]) -> Flo
     return -jnp.take_along_axis(logs, labels[..., None], axis=-1)[..., 0]
 
 
-def l1(a: Float[Array, "*N 4"], b: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
-    """Sum of the four absolute differences of each row."""
-    return jnp.sum(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)), axis=-1)
-
-
 def smooth_l1(
     a: Float[Array, "*N 4"], b: Float[Array, "*N 4"], beta: float | int
 ) -> Float[Array, "*N"]:
     """Sum of the four smooth absolute differences of each row.
 
     A difference d costs ``d^2 / (2 beta)`` up to ``|d| = beta`` and ``|d| - beta / 2`` beyond: it
-    has the slope of `l1` away from 0 and is smooth at 0.
+    has the slope of L1 away from 0 and is smooth at 0.
 
     Args:
         a: rows of four numbers.
         b: rows of four numbers.
-        beta: where the parabola meets the line; with 0 this is `l1`.
+        beta: where the parabola meets the line; with 0 this is L1.
 
     Source: Girshick 2015, "Fast R-CNN", equation 3; ``beta`` as in pytorch/vision's detectors.
     """

@@ -43,14 +43,6 @@ class InactiveLossMonitor:
         """JSON values: what is silent, how, for how many steps, and whether it was reported."""
         return [[*key, count, key in self._named] for key, count in self._counts.items()]
 
-    def at_start(self) -> list[str]:
-        """Warnings that are known before the first step: terms whose weight is 0."""
-        return [
-            f"distillation term {name} has weight 0: it is computed and changes nothing"
-            for name, weight in self._weights.items()
-            if weight == 0
-        ]
-
     def observe(self, values: Mapping[str, float]) -> list[str]:
         """Takes the values of one step.
 

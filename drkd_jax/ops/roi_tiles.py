@@ -83,12 +83,8 @@ def _num_tiles(plan: Plan, tile: tuple[int, int]) -> tuple[Array, Array]:
     return jnp.where(plan.there, down * across, 0), across
 
 
-def num_rounds(plan: Plan, how: How, channels: int) -> Array:
+def num_rounds(plan: Plan, form: _Form) -> Array:
     """The number of rounds for the plan: as many as its fullest image needs."""
-    return _num_rounds(plan, _form(plan.there.shape[0], how, channels))
-
-
-def _num_rounds(plan: Plan, form: _Form) -> Array:
     tiles = jnp.sum(_num_tiles(plan, form.tile)[0], axis=1)
     return jnp.max(-(-tiles // form.per_round))
 
@@ -130,7 +126,7 @@ def _work_off(
 
         return jax.vmap(of_one)(plan, result, given)
 
-    return jax.lax.fori_loop(0, _num_rounds(plan, form), every_image, result)
+    return jax.lax.fori_loop(0, num_rounds(plan, form), every_image, result)
 
 
 def _bins(tiles: _Round, cells: Array, form: _Form, how: How) -> Array:
@@ -146,7 +142,7 @@ def _bins(tiles: _Round, cells: Array, form: _Form, how: How) -> Array:
     return jnp.matmul(columns, strips, precision=_HIGHEST)
 
 
-def _cells(tiles: _Round, bins: Array, form: _Form, how: How) -> Array:
+def _cells(tiles: _Round, bins: Array, form: _Form) -> Array:
     """The transpose of `_bins`: from bins ``[T, S, S, C]`` to cells ``[T, n, m, C]``."""
     T, S, _, C = bins.shape
     bins = bins.astype(wide(bins.dtype))
@@ -223,7 +219,7 @@ def _spread(gradient: Array, P: int, plan: Plan, how: How) -> Array:
 
     def one(tiles: _Round, result: Array, gradient: Array) -> Array:
         at = jnp.where(tiles.used, tiles.lines, result.shape[0])[..., None]
-        cells = _cells(tiles, _take(gradient, tiles.region), form, how)
+        cells = _cells(tiles, _take(gradient, tiles.region), form)
         return jax.lax.scatter_add(result, at, cells, _BLOCKS, mode="drop")
 
     if gradient.size:

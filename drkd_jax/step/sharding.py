@@ -57,16 +57,13 @@ def each_device(mesh: Mesh | None, function: Callable[..., Tree]) -> Callable[..
     return spread
 
 
-def check_batch_size(
-    batch_size: int, devices: int, processes: int = 1, key: str = "config.train.batch_size"
-) -> None:
+def check_batch_size(batch_size: int, devices: int, processes: int = 1) -> None:
     """Refuses a batch size that is not a multiple of the number of devices.
 
     Args:
         batch_size: images over all devices.
         devices: number of devices of all processes.
         processes: number of processes, for the message.
-        key: the config key of the size.
 
     Raises:
         UserError: names the nearest sizes that are.
@@ -76,7 +73,8 @@ def check_batch_size(
         nearest = f"{lower} or {upper}" if lower else f"{upper}"
         of = f" of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"{key} = {batch_size} does not divide over {devices} devices{of}; use {nearest}"
+            f"config.train.batch_size = {batch_size} does not divide over {devices} devices{of}; "
+            f"use {nearest}"
         )
 
 

@@ -129,8 +129,6 @@ class AsyncMetrics:
             self._inactive = InactiveLossMonitor(
                 run.weights, own, run.train.silence_steps, run.train.silence_share, self._counted
             )
-            for warning in self._inactive.at_start():
-                self._metrics.warn(pending.step, warning)
         for warning in self._inactive.observe(values):
             self._metrics.warn(pending.step, warning)
 

@@ -63,7 +63,7 @@ def with_pretrained_units(
     """The state of step 0 with the teacher's graph units trained, or read from the work folder.
 
     Args:
-        run: what was built; if its distiller has no pretrained units, nothing is done.
+        run: a distilled run; if its distiller has no pretrained units, nothing is done.
         state: the state of step 0.
         workdir: stores the units in `teacher_units.npz`.
         say: prints a line on the terminal.
@@ -75,8 +75,6 @@ def with_pretrained_units(
     Raises:
         UserError: the teacher has no heads, or other classes, or its loss became non-finite.
     """
-    if "distiller" not in run.recipe.graphs:
-        return state
     distiller = _distiller(run, state)
     term = distiller.pixel_relation
     if term is None or term.config.teacher_modules != "pretrained":

@@ -72,8 +72,3 @@ def test_detection_terms_and_the_gradient_are_watched_for_0():
     assert "loss term box_loss has been 0" in warned({"box_loss": 0.0}, 200)[-1][0]
     assert "gradient" in warned({"gradient_norm": 0.0}, 200)[-1][0]
     assert not any(warned({"box_loss": 1e-9, "gradient_norm": 1e-9}, 300))
-
-
-def test_a_weight_of_0_is_told_at_the_start():
-    (warning,) = InactiveLossMonitor({"a": 0.0, "b": 1.0}).at_start()
-    assert "term a has weight 0" in warning

@@ -46,7 +46,7 @@ def rounds(maps: jax.Array, boxes: jax.Array) -> int:
     """Trips of the gradient's loop for these images."""
     with plans() as found:
         roi_align((maps,), boxes, jnp.zeros(boxes.shape[:2], jnp.int32), (4,), 5, 0)
-    return int(roi_tiles.num_rounds(found[0], How(5, 0), C))
+    return int(roi_tiles.num_rounds(found[0], roi_tiles._form(len(boxes), How(5, 0), C)))
 
 
 def crossing(given: tuple[np.ndarray, np.ndarray], mesh: Mesh | None) -> int:

@@ -240,7 +240,8 @@ def test_regions_that_are_not_valid_take_no_tile(scene, where):
     def rounds(valid):
         with tracing_for(where), plans() as found:
             ops.roi_align(maps, *many, STRIDES, 3, 2, valid=valid)
-            return int(roi_tiles.num_rounds(found[0], roi_plan.How(3, 2), maps[0].shape[-1]))
+            form = roi_tiles._form(len(boxes), roi_plan.How(3, 2), maps[0].shape[-1])
+            return int(roi_tiles.num_rounds(found[0], form))
 
     assert rounds(valid) == 0
     valid[:, 1990] = True
@@ -256,9 +257,8 @@ def test_a_round_stays_within_what_is_quick_to_sum(monkeypatch, scene):
     def rounds():
         with tracing_for("gpu"), plans() as found:
             ops.roi_align(maps, *many, STRIDES, 7, 2)
-            how = roi_plan.How(7, 2)
-            form = roi_tiles._form(len(boxes), how, maps[0].shape[-1])
-            return int(roi_tiles.num_rounds(found[0], how, maps[0].shape[-1])), form.per_round
+            form = roi_tiles._form(len(boxes), roi_plan.How(7, 2), maps[0].shape[-1])
+            return int(roi_tiles.num_rounds(found[0], form)), form.per_round
 
     before, most = rounds()
     assert most == roi_tiles.ROUND

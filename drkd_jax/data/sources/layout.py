@@ -74,9 +74,9 @@ def _circle(radius: float = 1.0, start: float = 0.0, stop: float = 2 * np.pi) ->
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _regular(corners: int, radius: float = 1.0) -> np.ndarray:
+def _regular(corners: int) -> np.ndarray:
     angles = 2 * np.pi * (np.arange(corners) + 0.5) / corners
-    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _star(rng: np.random.Generator) -> Outline:

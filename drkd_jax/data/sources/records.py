@@ -197,12 +197,10 @@ class Source:
         """Counts of images, boxes and classes; ``boxes`` are those that training uses."""
         table = self.table
         return {
-            "source": self.spec,
             "images": len(table),
             "boxes": int(table.num_boxes.sum()),
             "classes": len(table.categories),
             "crowd": int((table.usable & table.crowd).sum()),
-            "empty": int((table.num_boxes == 0).sum()),  # images without a box to train on
             "dropped": int((~table.usable).sum()),  # degenerate annotations
         }
 

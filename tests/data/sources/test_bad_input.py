@@ -239,7 +239,7 @@ def test_ten_thousand_boxes_in_one_image(coco_folder):
 def test_nothing_to_train_on(coco_folder, crowd):
     boxes_of(coco_folder, *[[10, 10, 20, 20]] * crowd, iscrowd=1)
     source = open_source(coco_folder.spec)
-    assert source.describe()["empty"] == 4
+    assert not source.table.num_boxes.any()
     for drop_empty in (False, True):
         config = PipelineConfig(**{**vars(CONFIG), "drop_empty": drop_empty})
         with pytest.raises(UserError, match=r"no box to train on.*(no annotation|1 crowd region)"):
