@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from crosscheck.official_cases import official_cases
 from crosscheck.reference.checkouts import OWN, recognised
 from drkd_jax.cli.arguments import Parser
 from drkd_jax.errors import UserError
-from drkd_jax.fault_tolerance.writing import make_folder, make_place, write_text
+from drkd_jax.fault_tolerance.writing import make_folder, make_place, write_json
 
 COMPONENTS: dict[str, ours.Component] = {}
 for _module in (ours, official, map_terms, crosskd, authors):
@@ -202,4 +201,4 @@ def _torchvision(python: str, arguments: argparse.Namespace) -> int:
 def _write(rows: Sequence[Row], file: str | None) -> None:
     if file:
         described = [dataclasses.asdict(row) | {"passes": row.passes} for row in rows]
-        write_text(Path(file), json.dumps(described, indent=1) + "\n")
+        write_json(Path(file), described, indent=1)

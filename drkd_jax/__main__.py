@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
+from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError, one_line
 from drkd_jax.fault_tolerance.interrupt import (
     EXIT_INTERRUPTED,
     InterruptedRunError,
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with catch_interrupts():
             return command(rest)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_USER
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -75,10 +75,15 @@ def enlarge(
     height, width = image.shape[:2]
     factor = min(shorter / max(1, min(height, width)), LONGEST / max(1, height, width))
     factor = max(1.0, factor)
-    if factor == 1.0:
-        return image.copy(), factor
+    return scaled(image, factor) if factor > 1 else image.copy(), factor
+
+
+def scaled(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """An image with both sides multiplied: interpolated if larger, averaged if smaller."""
+    height, width = image.shape[:2]
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), factor
+    how = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
+    return image if factor == 1 else cv2.resize(image, size, interpolation=how)
 
 
 def draw_detections(
@@ -118,7 +123,8 @@ def draw_detections(
         x1, y1, x2, y2 = (int(v) for v in corners[i])
         colour = class_colour(int(labels[i]))
         # A dark rim keeps the line visible on a background of its own colour.
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), _darker(colour), thickness + 2, cv2.LINE_AA)
+        rim = [v // 3 for v in colour]
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), rim, thickness + 2, cv2.LINE_AA)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness, cv2.LINE_AA)
     taken: list[tuple[int, int, int, int]] = []
     for i in order[::-1]:  # the best box is the first to choose a place for its label
@@ -174,10 +180,6 @@ def side_by_side(
 def _words(label: int, score: float | None, names: Sequence[str]) -> str:
     name = names[label] if 0 <= label < len(names) else f"class {label}"
     return name if score is None else f"{name} {score:.2f}"
-
-
-def _darker(colour: Colour) -> Colour:
-    return colour[0] // 3, colour[1] // 3, colour[2] // 3
 
 
 def _label(

@@ -19,6 +19,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """An error's message on one line; its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextlib.contextmanager
 def faults_of(place: Any) -> Iterator[None]:
     """Prefixes the messages of faults raised inside with the file or key they concern.

@@ -1,8 +1,10 @@
-"""Numbers with their nouns, for messages: "1 image has", "3 images have"."""
+"""Numbers with their nouns ("1 image has", "3 images have") and short lists, for messages."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 _SINGULAR = {
     "are": "is",
@@ -28,3 +30,9 @@ def counted(number: int, noun: str, rest: str = "") -> str:
         verb, space, rest = rest.partition(" ")
         rest = _SINGULAR[verb] + space + rest
     return f"{number} {noun} {rest}".rstrip()
+
+
+def listed(items: Iterable[Any], most: int = 5) -> str:
+    """The first few items, with dots if there are more."""
+    texts = list(map(str, items))
+    return ", ".join(texts[:most]) + ", ..." * (len(texts) > most)

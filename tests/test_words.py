@@ -1,8 +1,8 @@
-"""A number with its noun and verb."""
+"""A number with its noun and verb, and a list that is cut short."""
 
 import pytest
 
-from drkd_jax.words import counted
+from drkd_jax.words import counted, listed
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,7 @@ from drkd_jax.words import counted
 )
 def test_a_number_with_its_noun(number, noun, rest, said):
     assert counted(number, noun, rest) == said
+
+
+def test_a_long_list_ends_in_dots():
+    assert [listed(range(n), 3) for n in (0, 1, 3, 4)] == ["", "0", "0, 1, 2", "0, 1, 2, ..."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,12 +38,24 @@ def positive(text: str) -> int:
     return value
 
 
-def score_limit(text: str) -> float:
-    """A detector's score, 0 to 1, for argparse."""
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+
+
+def above_0(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def score_limit(text: str) -> float:
+    """A detector's score, 0 to 1, for argparse."""
+    value = _number(text)
     if not 0 <= value <= 1:  # NaN neither
         raise argparse.ArgumentTypeError(f"{text} is not a score: scores lie between 0 and 1")
     return value

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from drkd_jax.errors import UserError
-from drkd_jax.fault_tolerance.writing import make_place, write_text
+from drkd_jax.fault_tolerance.writing import make_place, write_json
 from drkd_jax.recipes.finding import define_recipe_flag
 from drkd_jax.recipes.flag_faults import flag_fault
 from drkd_jax.training.measure import Cost, measure
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     figures = _figures(run, cost, options["peak-tflops"])
     print("\n".join(_lines(run, cost, figures)), flush=True)
     if options["json"]:
-        write_text(Path(options["json"]), json.dumps(figures, indent=2) + "\n")
+        write_json(Path(options["json"]), figures)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from drkd_jax.cli.arguments import Parser, refuse_same_file
 from drkd_jax.errors import UserError
-from drkd_jax.fault_tolerance.writing import make_place, write_text
+from drkd_jax.fault_tolerance.writing import make_place, write_json
 from drkd_jax.models.build import fill_settings
 from drkd_jax.models.conventions import conventions
 from drkd_jax.models.filling import as_tuples
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     write_ours(out, weights.arrays, weights.about)
     if arguments.json:
         report = weights.report.as_json() if weights.report else {}
-        write_text(Path(arguments.json), json.dumps(report, indent=2) + "\n")
+        write_json(Path(arguments.json), report)
     print(f"written to {out}")
     return 0
 

@@ -51,31 +51,36 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
+class Known:
+    """What belongs to a trained detector besides its network."""
+
+    config: dict[str, Any]
+    origin: str  # one line: where the weights came from
+    step: int
+    categories: tuple[Category, ...]  # () where a file does not name them
+    num_classes: int
+    pipeline: PipelineConfig
+    eval: EvalSettings
+
+    @property
+    def classes(self) -> tuple[Category, ...]:
+        """Its categories, numbered from 1 where a file does not name them."""
+        numbers = range(1, self.num_classes + 1)
+        return self.categories or tuple(Category(k, f"class {k}") for k in numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Read(Known):
     """A trained detector after reading, before it is compiled or put on devices."""
 
     detector: Any
     pixels: Pixels
-    config: dict[str, Any]
-    origin: str  # one line: where the weights came from
-    step: int
-    categories: tuple[Category, ...]  # () where a file does not name them
-    num_classes: int
-    pipeline: PipelineConfig
-    eval: EvalSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class Trained(Known):
     """A detector that is ready to run on this machine's devices."""
 
-    config: dict[str, Any]
-    origin: str  # one line: where the weights came from
-    step: int
-    categories: tuple[Category, ...]  # () where a file does not name them
-    num_classes: int
-    pipeline: PipelineConfig
-    eval: EvalSettings
     mesh: Mesh
     predict: Predict
     arrays: tuple[Arrays, ...]
@@ -182,13 +187,7 @@ def ready(read: Read, least_limit: int) -> Trained:
     mesh = data_mesh()
     graph, state = nnx.split(read.detector)
     return Trained(
-        config=read.config,
-        origin=read.origin,
-        step=read.step,
-        categories=read.categories,
-        num_classes=read.num_classes,
-        pipeline=read.pipeline,
-        eval=read.eval,
+        **{field.name: getattr(read, field.name) for field in dataclasses.fields(Known)},
         mesh=mesh,
         predict=predictor(graph, read.pixels, mesh, least_limit),
         arrays=(put_everywhere(nnx.as_pure(state), mesh),),

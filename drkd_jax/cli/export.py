@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from drkd_jax.cli.detector import Read, add_place, open_named, read_named, where
 from drkd_jax.errors import UserError
 from drkd_jax.export.onnx_program import need_packages, to_onnx
 from drkd_jax.export.program import DTYPES, PLATFORMS, Form, about_program, check_form, to_stablehlo
-from drkd_jax.fault_tolerance.writing import make_place, reason, write_bytes, write_text
+from drkd_jax.fault_tolerance.writing import make_place, reason, write_bytes, write_json
 from drkd_jax.weights.checksums import CHECKSUMS, checksums
 from drkd_jax.weights.fetch.by_name import is_name
 from drkd_jax.weights.ours import ABOUT_FILE, About, write_ours
@@ -74,8 +73,7 @@ def _write_orbax(folder: Path, arrays: Mapping[str, Any], about: About) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be written ({reason(error)})") from error
     said = {**dataclasses.asdict(about), CHECKSUMS: checksums({"student": arrays})}
-    text = json.dumps(said, indent=2, sort_keys=True)
-    write_text(folder / ABOUT_FILE, text + "\n")
+    write_json(folder / ABOUT_FILE, said, sort_keys=True)
 
 
 def _parser() -> Parser:
@@ -134,7 +132,7 @@ def _write_program(arguments: argparse.Namespace, out: Path) -> int:
     write = to_onnx if onnx else to_stablehlo
     content = write(read.detector, read.pixels, form)
     write_bytes(out, content)
-    write_text(beside, json.dumps(_about(read, form, where(arguments)[0]), indent=2) + "\n")
+    write_json(beside, _about(read, form, where(arguments)[0]))
     canvas = "x".join(map(str, form.canvas))
     images = counted(form.batch, "image") if form.batch else "any number of images"
     print(
@@ -148,8 +146,7 @@ def _about(read: Read, form: Form, source: str) -> dict[str, object]:
     return about_program(
         form,
         read.pixels,
-        read.categories,
-        read.num_classes,
+        read.classes,
         read.pipeline,
         read.detector.settings,
         source if is_name(source) else Path(source).name,

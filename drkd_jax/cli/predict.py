@@ -36,7 +36,6 @@ from drkd_jax.cli.inputs import (
     read_images,
 )
 from drkd_jax.data.decode import decode_image
-from drkd_jax.data.sources.records import Category
 from drkd_jax.draw import draw_detections
 from drkd_jax.errors import EXIT_USER, UserError
 from drkd_jax.evaluation import found_in
@@ -104,13 +103,10 @@ def main(argv: Sequence[str]) -> int:
         print(note, file=sys.stderr)
     names = _names(paths, arguments.root)
     trained = with_depth(load_named(arguments, arguments.max or 0), arguments)
-    categories = list(trained.categories)
-    if not categories:  # a file of weights without class names
-        categories = [Category(k + 1, f"class {k + 1}") for k in range(trained.num_classes)]
-    writer = _Writer(out, paths, names, categories, arguments)
+    writer = _Writer(out, paths, names, trained.classes, arguments)
     broken = 0
     with (
-        found_file(out / "detections.json", categories) as file,
+        found_file(out / "detections.json", trained.classes) as file,
         # None: shown on a terminal only, where the lines of the images are written above it
         tqdm(total=len(paths), unit="image", disable=None) as bar,
     ):

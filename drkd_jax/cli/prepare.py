@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from drkd_jax.cli.arguments import Parser, depth
 from drkd_jax.data.decode import EXIF
 from drkd_jax.errors import EXIT_USER, UserError
-from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, make_place, write_text
+from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, make_place, write_json
 from drkd_jax.words import counted
 
 _LONGEST = 1600  # pixels of the longer side of a sample drawing
@@ -99,7 +98,7 @@ def _check(arguments: argparse.Namespace) -> int:
     counts = (len(report.errors), "error"), (len(report.warnings), "warning")
     print(", ".join(counted(*each) for each in counts), flush=True)
     if json_file:
-        write_text(Path(json_file), json.dumps(found, indent=1) + "\n")
+        write_json(Path(json_file), found, indent=1)
     if out:
         drawn = _draw(spec, reading, report.samples, Path(out))
         print(f"{counted(drawn, 'sample drawing')} in {out}")
@@ -129,7 +128,7 @@ def _draw(spec: str, reading: dict[str, Any], samples: Sequence[int], folder: Pa
     """Draws the boxes of some images; crowd regions are named as such."""
     from drkd_jax.cli.inputs import shortened
     from drkd_jax.data.sources import open_source
-    from drkd_jax.draw import draw_detections
+    from drkd_jax.draw import draw_detections, scaled
 
     source = open_source(spec, "list", **reading)
     names = [category.name for category in source.categories]
@@ -140,15 +139,13 @@ def _draw(spec: str, reading: dict[str, Any], samples: Sequence[int], folder: Pa
         if max(height, width) > _FLATTEST * min(height, width):
             continue
         scale = min(1.0, _LONGEST / max(height, width))
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        image = cv2.resize(record.image, size, interpolation=cv2.INTER_AREA)
         texts = [
             names[label] + (" (crowd)" if crowd else "")
             for label, crowd in zip(record.labels, record.crowd, strict=True)
         ]
-        drawing = draw_detections(
-            image, record.boxes * np.float32(scale), record.labels, None, names, texts=texts
-        )
+        boxes = record.boxes * np.float32(scale)
+        image = scaled(record.image, scale)
+        drawing = draw_detections(image, boxes, record.labels, None, names, texts=texts)
         drawn += 1
         stem = shortened(f"sample_{drawn:02d}_{Path(record.name).stem}", 255 - len(".png"))
         path = folder / f"{stem}.png"

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError
+from drkd_jax.errors import EXIT_FAULT, EXIT_TRY_AGAIN, EXIT_USER, UserError, one_line
 from drkd_jax.fault_tolerance.interrupt import (
     EXIT_INTERRUPTED,
     InterruptedRunError,
@@ -169,7 +169,7 @@ def _leave(code: int, words: str) -> None:
 
 
 def _fail(error: Exception, code: int = EXIT_USER) -> NoReturn:
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = one_line(error)
     if not isinstance(error, (UserError, flags.Error)) and code == EXIT_USER:
         words = f"{type(error).__name__}: {words}"
     print(f"error: {words}", file=sys.stderr)

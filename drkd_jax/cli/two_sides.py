@@ -200,9 +200,7 @@ def detected(seen: Seen, read: Read, lowest: float, most: int) -> Boxes:
     good = np.flatnonzero(valid & (scores >= lowest))
     good = _apart(found, good[np.argsort(-scores[good], kind="stable")])
     kept = good[:most]
-    names = tuple(category.name for category in read.categories) or tuple(
-        f"class {k + 1}" for k in range(read.num_classes)
-    )
+    names = tuple(category.name for category in read.classes)
     left_out = len(good) - len(kept)
     return Boxes(found[kept].astype(np.float32), labels[kept], scores[kept], names, left_out)
 

@@ -6,8 +6,6 @@ Letters: H W pixels of an image, n its boxes.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from drkd_jax import distill
-from drkd_jax.cli.arguments import Parser, positive, score_limit, two_numbers
+from drkd_jax.cli.arguments import Parser, above_0, positive, score_limit, two_numbers
 from drkd_jax.cli.deep import add_depth
 from drkd_jax.cli.inputs import ReadImage, batched, drawing_names, find_images, mark
 from drkd_jax.cli.two_sides import (
@@ -36,7 +34,7 @@ from drkd_jax.cli.two_sides import (
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.decode import decode_image
 from drkd_jax.errors import EXIT_USER, UserError
-from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, write_text
+from drkd_jax.fault_tolerance.writing import as_user_error, make_folder, write_json
 from drkd_jax.report.figures import draw_boxes, draw_pixels
 from drkd_jax.report.relations import pixel_at
 from drkd_jax.report.two_models import (
@@ -100,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         batch = next(iter(batched([ReadImage(number, item.image)], pipeline)))[0]
         about, fault = _image(arguments, item, batch, models, levels, relation, out)
         content["images"].append(about)
-        write_text(out / "relations.json", json.dumps(content, separators=(",", ":")) + "\n")
+        write_json(out / "relations.json", content, indent=None, separators=(",", ":"))
         if fault:
             faults.append(fault)
             print(f"error: {fault}", file=sys.stderr)
@@ -137,7 +135,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--temperature",
-        type=_above_0,
+        type=above_0,
         default=float(distill.InstanceRelationConfig().temperature),
         help="of the matrix's softmax",
     )
@@ -152,16 +150,6 @@ def _point(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not X,Y in pixels, as 320,240 is") from None
     return x, y
-
-
-def _above_0(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def _items(

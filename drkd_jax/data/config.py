@@ -16,14 +16,19 @@ PIXEL_KEYS = ("mean", "std", "channels")
 _NOT_PIPELINE = ("train", "val", *PIXEL_KEYS)
 
 
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def reading_threads() -> int:
-    """One thread per core that this process may use, from 4 to 16.
+    """One thread per core, from 4 to 16.
 
     Each holds a batch in memory, so large machines do not get one for every core. The best number
     on such machines was not measured.
     """
-    allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
-    return min(max(len(allowed(0)) if allowed else os.cpu_count() or 1, 4), 16)
+    return min(max(cores(), 4), 16)
 
 
 @dataclasses.dataclass(frozen=True)

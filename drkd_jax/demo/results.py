@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 
 import drkd_jax
+from drkd_jax.data.config import cores
 from drkd_jax.data.sources import open_source
 from drkd_jax.demo import PLAIN, Job, Recipes
 from drkd_jax.distill.config import distill_config
@@ -283,8 +283,7 @@ def _range(interval: Interval) -> str:
 def _machine() -> str:
     """Devices and CPU cores, as text."""
     device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{jax.device_count()} x {device.device_kind} ({device.platform}), {cores} CPU cores"
+    return f"{jax.device_count()} x {device.device_kind} ({device.platform}), {cores()} CPU cores"
 
 
 def _versions() -> dict[str, str]:

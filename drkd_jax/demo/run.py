@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -23,12 +22,13 @@ from drkd_jax.demo.progress import Progress, RunLog
 from drkd_jax.demo.results import MAX_SEEDS, compare, results_markdown
 from drkd_jax.errors import UserError
 from drkd_jax.fault_tolerance.same_run import differing_keys
-from drkd_jax.fault_tolerance.writing import write_text
+from drkd_jax.fault_tolerance.writing import write_json, write_text
 from drkd_jax.renamed import read_about
 from drkd_jax.report.relations import see_relations
 from drkd_jax.report.tables import points
 from drkd_jax.training.evaluate import write_evaluation
 from drkd_jax.training.loop import train
+from drkd_jax.weights.foreign.files import sha256
 
 _RESAMPLES = 400
 
@@ -74,7 +74,7 @@ def demo(
             if trained["seconds_now"] or not file.exists():  # an older file is of another teacher
                 teacher_file.export_half(jobs[0].folder, file, trained, command)
         summaries = [_score_teacher(jobs[0], file, recipes.student, trained, progress)]
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = sha256(file)
         summaries += [
             _train(job, progress, digest if job.kind == DISTILLED else "") for job in jobs[1:]
         ]
@@ -90,7 +90,7 @@ def demo(
         all_runs = sum(run["seconds"] for run in results["runs"])
         now = sum(summary["seconds_now"] for summary in summaries)
         results["seconds"] = all_runs + max(0.0, here - now)
-        write_text(workdir / "results.json", _json(results))
+        write_json(workdir / "results.json", results)
         write_text(workdir / "results.md", results_markdown(results))
         configs = {kind: job.config for kind, job in first.items() if job in runs}
         page = demo_page(folders, configs, results, shown, _RESAMPLES)
@@ -218,7 +218,7 @@ def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
     before = time.perf_counter()
     log = RunLog(job.folder / "train.log", progress)
     try:
-        write_text(job.folder / "stage.json", _json(stage))
+        write_json(job.folder / "stage.json", stage)
         with contextlib.redirect_stderr(log):
             summary = train(job.config, job.folder)
         stage["done"] = True
@@ -226,7 +226,7 @@ def _train(job: Job, progress: Progress, teacher: str = "") -> dict[str, Any]:
         log.close()
         now = time.perf_counter() - before
         stage["seconds"] += now
-        write_text(job.folder / "stage.json", _json(stage))
+        write_json(job.folder / "stage.json", stage)
     progress.at(steps)
     progress.say(
         f"{job.name}: done, AP {points(summary['final']['AP'])} after {stage['seconds']:.0f} s"
@@ -239,7 +239,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"

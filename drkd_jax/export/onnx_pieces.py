@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, one_line
 from drkd_jax.export.onnx_graph import OPSET
 from drkd_jax.ops.onnx_calls import ALIGN, SUPPRESS
 
@@ -60,15 +60,11 @@ def _piece(traced: ClosedJaxpr, begin: int, end: int) -> Piece:
     }
     inputs = [v for v in read if v not in constants]
     own = [v for v in read if v in constants]
-    later = {v for equation in whole.eqns[end:] for v in equation.invars if not _fixed(v)}
-    later |= {v for v in whole.outvars if not _fixed(v)}
+    read_later = [v for equation in whole.eqns[end:] for v in equation.invars] + whole.outvars
+    later = {v for v in read_later if not isinstance(v, Literal)}
     outputs = [v for v in made if v in later]
     jaxpr = whole.replace(constvars=own, invars=inputs, outvars=outputs, eqns=equations)
     return Piece(ClosedJaxpr(jaxpr, [constants[v] for v in own]), inputs, outputs)
-
-
-def _fixed(variable: Any) -> bool:
-    return isinstance(variable, Literal)
 
 
 def convert(piece: Piece) -> Any:
@@ -89,9 +85,9 @@ def convert(piece: Piece) -> Any:
             )
         except Exception as fault:
             # It can raise any error, usually for an operation that it does not support.
-            said = " ".join(str(fault).split())[:200] or type(fault).__name__
             raise UserError(
-                f"--to=onnx: jax2onnx does not convert this detector ({said}); use --to=stablehlo"
+                f"--to=onnx: jax2onnx does not convert this detector ({one_line(fault)[:200]}); "
+                "use --to=stablehlo"
             ) from fault
     return model
 

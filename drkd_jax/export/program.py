@@ -151,8 +151,7 @@ _ALL: dict[str, tuple[str, list[Any], str]] = {
 def about_program(
     form: Form,
     pixels: Pixels,
-    categories: Sequence[Category],
-    num_classes: int,
+    classes: Sequence[Category],
     pipeline: PipelineConfig,
     settings: Any,
     source: str,
@@ -163,8 +162,7 @@ def about_program(
     Args:
         form: what is fixed in it.
         pixels: the normalisation that is part of it.
-        categories: the classes in the order of their labels; () if they have no names.
-        num_classes: number of classes of the data.
+        classes: in the order of their labels.
         pipeline: how images are placed on their canvas.
         settings: settings of the detector; its test limits are copied.
         source: name of the work folder or file.
@@ -175,13 +173,12 @@ def about_program(
     """
     batch = form.batch or "B"
     outputs = _CHOSEN if form.suppress else _ALL
-    names = [{"id": c.id, "name": c.name} for c in categories]
     test = settings.test
     return {
         "made_by": {"drkd_jax": __version__, "jax": jax.__version__},
         "source": {"name": source, "step": step},
         "platforms": list(form.platforms),
-        "classes": names or [{"id": k + 1, "name": f"class {k + 1}"} for k in range(num_classes)],
+        "classes": [{"id": c.id, "name": c.name} for c in classes],
         "inputs": {
             "images": {
                 "dtype": form.dtype,

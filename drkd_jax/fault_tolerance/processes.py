@@ -24,7 +24,7 @@ from jax._src import distributed  # its client has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from drkd_jax.errors import EXIT_USER, UserError
+from drkd_jax.errors import EXIT_USER, UserError, one_line
 from drkd_jax.fault_tolerance.interrupt import InterruptedRunError
 from drkd_jax.fault_tolerance.launcher import Peers, find_peers, known, reached
 from drkd_jax.step.sharding import replicated, split
@@ -76,7 +76,7 @@ def connect(
     try:
         _initialize(peers, timeout)
     except Exception as error:  # the clusters' libraries have their own kinds
-        words = " ".join(str(error).split()) or type(error).__name__
+        words = one_line(error)
         if "Failed to start RPC server" in words:
             address = str(distributed.global_state.coordinator_address)
             raise UserError(
@@ -119,7 +119,7 @@ def check_devices() -> None:
     try:
         local, everywhere = jax.local_device_count(), jax.device_count()
     except RuntimeError as error:
-        words, name = " ".join(str(error).split()), socket.gethostname()
+        words, name = one_line(error), socket.gethostname()
         if "gloo" in words and not known(name):
             words = (
                 f"it does not know its own name {name}, by which CPUs meet: add it to /etc/hosts, "

@@ -88,7 +88,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path
     wrong = [
         key
         for key in differing_keys(old, new)
-        if not (_get(old, key) is None and is_default(key, _get(new, key)))
+        if not (value_at(old, key) is None and is_default(key, value_at(new, key)))
         and not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
     ]
     if wrong:
@@ -105,7 +105,7 @@ def _as_meant(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, An
     The default form's pixel relation compared values before the key `compare` was introduced, whose
     default differs.
     """
-    there, here = (_get(config, "distill.pixel_relation") for config in (old, new))
+    there, here = (value_at(config, "distill.pixel_relation") for config in (old, new))
     if not isinstance(there, Mapping) or "compare" in there or there.get("form") == "official":
         return old
     if not isinstance(here, Mapping) or "compare" not in here:  # not from a recipe
@@ -278,7 +278,7 @@ def changed_scoring(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     """
     lines = []
     for key in ("eval.max_images", "eval.max_detections"):
-        before, now = (_get(config, key) for config in (old, new))
+        before, now = (value_at(config, key) for config in (old, new))
         default = getattr(EvalSettings(), key.partition(".")[2])
         before, now = (default if value is None else value for value in (before, now))
         if before != now:
@@ -289,14 +289,15 @@ def changed_scoring(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     return lines
 
 
-def _get(config: Any, key: str) -> Any:
+def value_at(config: Any, key: str) -> Any:
+    """The value of a key such as "train.momentum"; None if a part of it is missing."""
     for part in key.split("."):
         config = config.get(part) if isinstance(config, Mapping) else None
     return config
 
 
 def _values(old: Any, new: Any, key: str) -> str:
-    texts = [str(as_tuples(_get(config, key))) for config in (old, new)]
+    texts = [str(as_tuples(value_at(config, key))) for config in (old, new)]
     begin = 0
     if max(map(len, texts)) > _LONG:  # a long equal start would hide the difference
         alike = (a == b for a, b in zip(*texts, strict=False))

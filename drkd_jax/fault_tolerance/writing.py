@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import sys
@@ -76,6 +77,11 @@ def make_place(file: str | Path, flag: str = "") -> Path:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of a text in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, **form: Any) -> None:
+    """`write_bytes` of a value as JSON, indented by 2 unless `form` (of `json.dumps`) differs."""
+    write_text(path, json.dumps(value, **{"indent": 2, **form}) + "\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

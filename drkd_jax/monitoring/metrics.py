@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from drkd_jax.fault_tolerance.writing import as_user_error, write_text
 from drkd_jax.monitoring.tensorboard import TensorBoardWriter
+from drkd_jax.words import listed
 
 METRICS_FILE = "metrics.jsonl"
-_NAMED = 5  # most line numbers in a message
 _SHORT = 10  # steps; the loop is a few steps ahead of the device (`async_metrics.AHEAD`)
 
 _log = logging.getLogger(__name__)
@@ -183,8 +183,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         elif number < len(texts):
             wrong.append(number)
     if wrong:
-        named = ", ".join(map(str, wrong[:_NAMED])) + ", ..." * (len(wrong) > _NAMED)
-        _log.warning("%s: not written by a run, and left out: line %s", path, named)
+        _log.warning("%s: not written by a run, and left out: line %s", path, listed(wrong))
     return lines
 
 

@@ -24,7 +24,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 
 from drkd_jax.data.sources import Source
-from drkd_jax.draw import draw_detections, side_by_side
+from drkd_jax.draw import draw_detections, scaled, side_by_side
 from drkd_jax.errors import UserError
 from drkd_jax.words import counted
 
@@ -105,7 +105,8 @@ def draw_scenes(
             record = source.record(index)
         except UserError:  # the evaluation has already reported it
             continue
-        image, factor = _smaller(np.asarray(record.image))
+        factor = min(1.0, _LONGEST / max(record.image.shape[:2]))
+        image, factor = scaled(np.asarray(record.image), factor), np.float32(factor)
         boxes, labels = record.boxes[~record.crowd], record.labels[~record.crowd]
         truth = draw_detections(image, boxes * factor, labels, None, names)
         mine = [row for row in found if row["image_id"] == record.image_id]
@@ -122,14 +123,3 @@ def draw_scenes(
         titles = f"ground truth, {counted(len(boxes), 'object')}", f"the best {len(mine)} found"
         drawn[f"{index:05d}"] = side_by_side([truth, seen], titles)
     return drawn
-
-
-def _smaller(
-    image: UInt8[np.ndarray, "H W 3"],
-) -> tuple[UInt8[np.ndarray, "H2 W2 3"], np.float32]:
-    height, width = image.shape[:2]
-    factor = min(1.0, _LONGEST / max(height, width))
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    if factor < 1:
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return image, np.float32(factor)

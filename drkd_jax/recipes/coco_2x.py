@@ -35,21 +35,15 @@ def recipe(student: ConfigDict, learning_rate: float) -> ConfigDict:
     return config
 
 
-def distilled(
-    config: ConfigDict, *, pixel_relation: float, instance_relation: float, instance_feature: float
-) -> ConfigDict:
+def distilled(config: ConfigDict, **weights: float) -> ConfigDict:
     """Distils the student from the paper's frozen teacher, with the official form of every term.
 
-    The teacher's model is read from its file. The weights fit plain norms over two images per
-    device, as in the author's training; they are not meant for the default form.
+    The teacher's model is read from its file. The weights, by term, fit plain norms over two images
+    per device, as in the author's training; they are not meant for the default form.
     """
     common.with_teacher(config, TEACHERS[config.student.detector])
     config.distill = common.distillation()
-    for term, weight in (
-        ("pixel_relation", pixel_relation),
-        ("instance_relation", instance_relation),
-        ("instance_feature", instance_feature),
-    ):
+    for term, weight in weights.items():
         config.distill[term].update(form="official", weight=weight)
     config.distill.images_per_device = 2
     return config

@@ -146,25 +146,18 @@ def _places(types: dict[str, Any]) -> ConfigDict:
 
 def retinanet(depth: int = 50, **backbone: Any) -> ConfigDict:
     """RetinaNet on ResNet-FPN, P3..P7, in mmdetection's conventions."""
-    return ConfigDict(
-        {
-            "detector": "retinanet",
-            "backbone": {"depth": depth, "norm": "frozen_bn", "frozen_stages": 1, **backbone},
-            "channels": 256,
-            "extra": "conv_c5",
-        }
-    )
+    return _detector("retinanet", "conv_c5", depth, backbone)
 
 
 def faster_rcnn(depth: int = 50, **backbone: Any) -> ConfigDict:
     """Faster R-CNN on ResNet-FPN, P2..P6, in mmdetection's conventions."""
+    return _detector("faster_rcnn", "pool", depth, backbone)
+
+
+def _detector(name: str, extra: str, depth: int, backbone: dict[str, Any]) -> ConfigDict:
+    usual = {"depth": depth, "norm": "frozen_bn", "frozen_stages": 1}
     return ConfigDict(
-        {
-            "detector": "faster_rcnn",
-            "backbone": {"depth": depth, "norm": "frozen_bn", "frozen_stages": 1, **backbone},
-            "channels": 256,
-            "extra": "pool",
-        }
+        {"detector": name, "backbone": {**usual, **backbone}, "channels": 256, "extra": extra}
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drkd_jax.data.sources.records import id_key
-from drkd_jax.errors import UserError
+from drkd_jax.errors import faults_of
 from drkd_jax.evaluation import coco_scores, number_ids
 from drkd_jax.report import paired
 from drkd_jax.report.runs import RunFiles, Truth, shared_images
@@ -72,10 +72,8 @@ def compare(
             for row in run.found
             if id_key(row["category_id"]) in known and id_key(row["image_id"]) not in beside
         ]
-        try:
+        with faults_of(run.folder / "detections.json"):
             numbered = number_ids(truth.coco, found)
-        except UserError as error:
-            raise UserError(f"{run.folder / 'detections.json'}: {error}") from error
         most = run.max_detections
         samples.append(paired.resampled_scores(numbered.truth, numbered.detections, counts, most))
         class_ap.append(coco_scores(truth.coco, found, max_detections=most).class_ap)

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from matplotlib import rc_context
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
-from drkd_jax.draw import class_colour, draw_detections
+from drkd_jax.draw import class_colour, draw_detections, scaled
 from drkd_jax.report.found import Found, count
 from drkd_jax.words import counted
 
@@ -207,13 +206,16 @@ def _drawn(
     image: UInt8[np.ndarray, "H W 3"], found: Found, names: Sequence[str], texts: Sequence[str]
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
     """The image with its boxes, in the size of a panel."""
-    height, width = image.shape[:2]
-    factor = _PIXELS / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
-    boxes = found.boxes * np.float32(factor)
+    factor = _PIXELS / max(image.shape[:2])
     return draw_detections(
-        image, boxes, found.labels, found.scores, names, shorter=1, texts=texts, text_size=1.3
+        scaled(image, factor),
+        found.boxes * np.float32(factor),
+        found.labels,
+        found.scores,
+        names,
+        shorter=1,
+        texts=texts,
+        text_size=1.3,
     )
 
 

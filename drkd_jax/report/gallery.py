@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib import colormaps
 
-from drkd_jax.errors import UserError
+from drkd_jax.draw import scaled
+from drkd_jax.errors import UserError, one_line
 from drkd_jax.report.found import Found, Looked, matched, most_changed
 from drkd_jax.report.markup import Html, join, tag
 from drkd_jax.report.relations import Relations, similarity
@@ -104,10 +105,7 @@ def gallery(
 
 def _embedded(image: UInt8[np.ndarray, "H W 3"]) -> str:
     """An image as a JPEG data URL, shrunk if it is larger than shown."""
-    factor = _LONGER / max(image.shape[:2])
-    if factor < 1:
-        size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    image = scaled(image, min(1.0, _LONGER / max(image.shape[:2])))
     settings = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
@@ -125,8 +123,7 @@ def _scene(
     try:
         record = truth.source.record(looked.place)
     except UserError as error:
-        words = f"This image cannot be read: {' '.join(str(error).split())}"
-        return tag("p", words, class_="scene warning")
+        return tag("p", f"This image cannot be read: {one_line(error)}", class_="scene warning")
     number = len(looked.truth.boxes)
     height, width = record.image.shape[:2]
     layers = [_layer(height, width, classes, looked.truth, np.ones(number, bool), None)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drkd_jax.data.sources import Source, open_source
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, one_line
 from drkd_jax.evaluation import COCO_MAX
 from drkd_jax.paths import expand_home
 from drkd_jax.renamed import read_content
@@ -195,7 +195,7 @@ def open_truth(run: RunFiles, images: int | None = None) -> tuple[Truth | None, 
             run.images if images is None else images,
         )
     except UserError as error:
-        return None, " ".join(str(error).split())
+        return None, one_line(error)
     return truth, ""
 
 

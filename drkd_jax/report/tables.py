@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from drkd_jax.fault_tolerance.same_run import differing_keys
+from drkd_jax.fault_tolerance.same_run import differing_keys, value_at
 from drkd_jax.report.comparison import Comparison
 from drkd_jax.report.markup import Child, Html, join, table, tag
 from drkd_jax.report.paired import METRICS, Interval
@@ -45,14 +45,13 @@ def points(value: float | None, signed: bool = False) -> str:
 def trained(runs: Sequence[RunFiles]) -> Html:
     """Table of the runs: detector, size, length, data, machine, as far as they are recorded."""
 
-    def setting(run: RunFiles, *keys: str) -> Any:
-        value: Any = run.config
-        for key in keys:
-            value = (value or {}).get(key) if isinstance(value, Mapping | None) else None
-        return value
+    def at(key: str) -> list[Any]:
+        return [value_at(run.config, key) for run in runs]
 
     def backbone(run: RunFiles) -> str | None:
-        depth, width = (setting(run, "student", "backbone", key) for key in ("depth", "width"))
+        depth, width = (
+            value_at(run.config, f"student.backbone.{key}") for key in ("depth", "width")
+        )
         return None if depth is None else f"{depth} layers" + (f", width {width}" if width else "")
 
     def parameters(run: RunFiles) -> str | None:
@@ -68,12 +67,12 @@ def trained(runs: Sequence[RunFiles]) -> Html:
         return ", ".join(f"{name} {known[name]}" for name in ("drkd_jax", "jax") if name in known)
 
     facts: list[tuple[str, list[Any]]] = [
-        ("detector", [setting(run, "student", "detector") for run in runs]),
+        ("detector", at("student.detector")),
         ("backbone", [backbone(run) for run in runs]),
         ("parameters", [parameters(run) for run in runs]),
-        ("learns from", [setting(run, "data", "train") for run in runs]),
-        ("its teacher", [setting(run, "teacher", "checkpoint") for run in runs]),
-        ("seed", [setting(run, "seed") for run in runs]),
+        ("learns from", at("data.train")),
+        ("its teacher", at("teacher.checkpoint")),
+        ("seed", at("seed")),
         ("steps", [run.summary.get("steps") for run in runs]),
         ("best step", [run.summary.get("best_step") for run in runs]),
         ("training took", [seconds(run) for run in runs]),
@@ -192,9 +191,7 @@ def settings(runs: Sequence[RunFiles]) -> Html | None:
 
 
 def _value(config: Mapping[str, Any], key: str) -> Child:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    value = value_at(config, key)
     if value is None:
         return "–"
     if isinstance(value, Mapping):

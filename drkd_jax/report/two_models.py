@@ -23,7 +23,7 @@ from drkd_jax.distill.instance_relation import RelationUnit, flat
 from drkd_jax.distill.regions import choose_boxes, cut
 from drkd_jax.errors import UserError
 from drkd_jax.models.pixels import Pixels
-from drkd_jax.report.relations import similarity
+from drkd_jax.report.relations import of_image, similarity
 from drkd_jax.types import Array, Batch, Detections, Features
 
 LEAST_BOXES = 3  # with fewer a row without its own box has no choice
@@ -75,13 +75,9 @@ class Seen(NamedTuple):
 
     def maps(self, stride: int) -> Maps:
         """The level of this stride."""
-        rows, columns = (-(-side // stride) for side in self.sizes)
-
-        def shown(x: Any) -> np.ndarray:
-            return np.asarray(x[0, :rows, :columns], np.float32)
-
-        x = self.features.maps[self.features.spec.strides.index(stride)]
-        return Maps(shown(x), shown(self.phi[stride]) if stride in self.phi else None)
+        shape = tuple(-(-side // stride) for side in self.sizes)
+        x, phi = self.features.maps[self.features.spec.strides.index(stride)], self.phi.get(stride)
+        return Maps(of_image(x, *shape), None if phi is None else of_image(phi, *shape))
 
 
 class Look:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from drkd_jax.data.checking.findings import MAX_DETECTIONS, Finding, find, places, some
+from drkd_jax.data.checking.findings import MAX_DETECTIONS, Finding, find, places
 from drkd_jax.data.config import PipelineConfig
 from drkd_jax.data.plan import padding_share
 from drkd_jax.data.sources import Source
@@ -19,7 +19,7 @@ from drkd_jax.step.settings import TrainSettings
 from drkd_jax.step.state import num_parameters
 from drkd_jax.training.setup import Run
 from drkd_jax.training.teacher import compare_classes
-from drkd_jax.words import counted
+from drkd_jax.words import counted, listed
 
 WEAK_AP = 0.01  # a teacher with a lower AP is reported
 
@@ -192,7 +192,7 @@ def _shared(train: Source, val: Source) -> str:
     both = [place for place in places(val) if place in trained]
     if not both or _twice(train, val):
         return ""
-    named = some(both)
+    named = listed(both)
     return f"{len(both)} of its {len(val)} images are in config.data.train as well: {named}"
 
 

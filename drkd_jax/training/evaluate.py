@@ -6,7 +6,6 @@ Letters: B images, N detections.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from drkd_jax.data.pipeline import PipelineConfig, eval_batches
 from drkd_jax.data.sources import Source
 from drkd_jax.evaluation import coco_numbers, to_coco
 from drkd_jax.fault_tolerance.processes import allgather
-from drkd_jax.fault_tolerance.writing import write_text
+from drkd_jax.fault_tolerance.writing import write_json
 from drkd_jax.models.pixels import Pixels
 from drkd_jax.step.settings import EvalSettings
 from drkd_jax.step.sharding import each_device, put_batch, replicated
@@ -173,8 +172,8 @@ def write_evaluation(
     """
     images = min(max_images or len(source), len(source))
     content = {"step": step, "data": source.spec, "images": images, **numbers}
-    write_text(workdir / "detections.json", json.dumps(found) + "\n")
-    write_text(workdir / "eval.json", json.dumps(content, indent=2) + "\n")
+    write_json(workdir / "detections.json", found, indent=None)
+    write_json(workdir / "eval.json", content)
 
 
 def _rows_of_all(mesh: Mesh) -> Callable[[Batch, Batch], Batch]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from drkd_jax.fault_tolerance.processes import (
     is_first,
     stop_unbegun,
 )
-from drkd_jax.fault_tolerance.writing import make_folder, write_text
+from drkd_jax.fault_tolerance.writing import make_folder, write_json
 from drkd_jax.monitoring.metrics import METRICS_FILE, Metrics, evaluations
 from drkd_jax.monitoring.tensorboard import draw_scenes
 from drkd_jax.monitoring.trace import Trace, read_steps
@@ -157,7 +156,7 @@ class _Session:
             self.start, self.seconds = latest, float(about["seconds"])
             self.silent = about.get("silent", [])
         if is_first() and self.start < self.run.steps:  # a finished run keeps its own config
-            write_text(self.workdir / "config.json", json.dumps(self.run.config, indent=2) + "\n")
+            write_json(self.workdir / "config.json", self.run.config)
 
     def _open(self, request: StopRequest) -> None:
         run = self.run
@@ -346,5 +345,5 @@ class _Session:
             self.metrics.say(f"distilled  {judged['text']}")
             summary["distillation"] = judged
         if is_first():
-            write_text(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+            write_json(self.workdir / "summary.json", summary)
         return summary

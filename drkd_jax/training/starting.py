@@ -21,6 +21,7 @@ from drkd_jax.models.filling import as_tuples, from_dict
 from drkd_jax.models.settings import PyramidSettings
 from drkd_jax.weights.fetch.by_name import is_name, local_file, short_name
 from drkd_jax.weights.opening import is_work_folder, load
+from drkd_jax.words import listed
 
 # Settings of a backbone that must be equal for weights to be usable: those that change the shapes
 # of its arrays, and those that do not.
@@ -47,10 +48,10 @@ def check_files(config: Mapping[str, Any]) -> None:
     paths = {key: path for key, path in wanted.items() if path and not is_name(path)}
     missing = {key: path for key, path in paths.items() if not Path(path).exists()}
     if missing:
-        listed = " and ".join(f"{key} = {path}" for key, path in missing.items())
+        named = " and ".join(f"{key} = {path}" for key, path in missing.items())
         random = "; --config.student.init= starts the student from random weights"
         raise UserError(
-            f"{listed}: not there. Put the file (of torchvision, mmdetection or ours) or the work "
+            f"{named}: not there. Put the file (of torchvision, mmdetection or ours) or the work "
             "folder of a trained detector there, or name another one"
             f"{random if 'config.student.init' in missing else ''}{_published(missing)}"
         )
@@ -137,8 +138,7 @@ def start_from(module: Any, arrays: Mapping[str, Any], where: str) -> tuple[Any,
     }
     origin = f"{where}: {len(fit)} of {len(own)} arrays"
     if len(fit) < len(own):
-        left = sorted(set(own) - fit)
-        origin += f" (random: {', '.join(left[:4])}{', ...' if len(left) > 4 else ''})"
+        origin += f" (random: {listed(sorted(set(own) - fit), 4)})"
     return nnx.merge(graph, unflatten(flat, pure)), origin
 
 

@@ -25,6 +25,7 @@ from drkd_jax.step.state import Arrays, num_parameters
 from drkd_jax.types import FeatureSpec
 from drkd_jax.weights.classes import follow_classes, map_classes
 from drkd_jax.weights.opening import load
+from drkd_jax.words import listed
 
 _OWN_KEYS = ("checkpoint", "init", "evaluate", "dtype", "data")
 
@@ -148,8 +149,8 @@ def compare_classes(teacher: tuple[str, ...], student: tuple[str, ...]) -> str |
     if not teacher or teacher == student:
         return None
     return (
-        f"the teacher knows {len(teacher)} classes ({_few(teacher)}), the student "
-        f"{len(student)} ({_few(student)}): its features come from other objects"
+        f"the teacher knows {len(teacher)} classes ({listed(teacher, 4)}), the student "
+        f"{len(student)} ({listed(student, 4)}): its features come from other objects"
     )
 
 
@@ -170,10 +171,6 @@ def _of_checkpoint(place: str, model: Mapping[str, Any], dtype: Any, whole: bool
         origin += "; its heads are left out"
     names = tuple(name for _, name in about.categories)
     return _teacher(weights.detector(dtype), origin, names, whole, about.data)
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _teacher(

@@ -3,6 +3,7 @@
 The detector is a few lines of NumPy that find the bright rectangle in an image.
 """
 
+import dataclasses
 import errno
 import io
 import json
@@ -44,6 +45,12 @@ def trained(monkeypatch):
     made = detector(bright_rectangle, categories, side=CANVAS, batch_size=4, num_threads=2)
     monkeypatch.setattr(predict, "load_named", lambda *_: made)
     return made
+
+
+def test_classes_without_names_are_numbered_from_one(trained):
+    assert trained.classes == trained.categories
+    nameless = dataclasses.replace(trained, categories=())
+    assert nameless.classes == ((1, "class 1"), (2, "class 2"))
 
 
 def make_image(height=32, width=64, box=(8, 4, 40, 16), mode="RGB", **save) -> bytes:

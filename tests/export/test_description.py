@@ -5,21 +5,21 @@ import types
 import pytest
 
 from drkd_jax.data.config import PipelineConfig
+from drkd_jax.data.sources.records import Category
 from drkd_jax.errors import UserError
 from drkd_jax.export.program import Form, about_program, check_form
 from drkd_jax.models.pixels import Pixels
 from drkd_jax.models.settings import TestSettings
 
 
-def described(form, categories=(), num_classes=2):
+def described(form):
     limits = TestSettings(score=0.1, nms=0.6, max_out=30, pre_nms=500)
     pipeline = PipelineConfig(batch_size=1, canvases=((64, 96),), shorter=60, longer=90)
     settings = types.SimpleNamespace(test=limits)
     return about_program(
         form,
         Pixels((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)),
-        categories,
-        num_classes,
+        (Category(7, "nut"), Category(9, "bolt")),
         pipeline,
         settings,
         "x",
@@ -39,9 +39,9 @@ def test_limits_and_sizes_are_those_of_the_detector():
     }
 
 
-def test_classes_without_names_are_numbered_from_one():
+def test_a_program_without_suppression_has_every_box():
     about = described(Form((64, 96), suppress=False))
-    assert about["classes"] == [{"id": 1, "name": "class 1"}, {"id": 2, "name": "class 2"}]
+    assert about["classes"] == [{"id": 7, "name": "nut"}, {"id": 9, "name": "bolt"}]
     assert about["outputs"]["boxes"]["shape"] == ["B", "N", "D", 4]
     assert about["outputs"]["scores"]["shape"] == ["B", "N", "K"]
     assert about["inputs"]["sizes"]["shape"] == ["B", 2]

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from drkd_jax.data.checking.findings import find, left_out, no_box, some
+from drkd_jax.data.checking.findings import find, left_out, no_box
 from drkd_jax.data.sources import open_source
 from drkd_jax.data.sources.coco import CocoSource
 from drkd_jax.data.sources.records import AnnotationTable
 from drkd_jax.errors import UserError
-from drkd_jax.words import counted
+from drkd_jax.words import counted, listed
 
 _THREADS = 4  # threads that read images
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits, compared with the stated area
@@ -166,7 +166,7 @@ def _same_pixels(table: AnnotationTable, digests: dict[int, bytes]) -> list[str]
     groups = [group for group in same.values() if len({table.names[i] for i in group}) > 1]
     if not groups:
         return []
-    named = some(["=".join(table.names[i] for i in group) for group in groups])
+    named = listed(["=".join(table.names[i] for i in group) for group in groups])
     return [f"{counted(len(groups), 'group')} of images with the same pixels: {named}"]
 
 
@@ -182,7 +182,7 @@ def _strangers(source: CocoSource) -> list[str]:
     if not strange:
         return []
     text = counted(len(strange), "file", "are not in the instances file")
-    return [f"{folder}: {text}: {some(strange)}"]
+    return [f"{folder}: {text}: {listed(strange)}"]
 
 
 def _samples(table: AnnotationTable, readable: np.ndarray, count: int) -> list[int]:

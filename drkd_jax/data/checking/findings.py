@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -18,12 +18,11 @@ from drkd_jax.data.decode import Scan, brightest
 from drkd_jax.data.skipped import SHARE
 from drkd_jax.data.sources.records import AnnotationTable, Source
 from drkd_jax.errors import UserError
-from drkd_jax.words import counted
+from drkd_jax.words import counted, listed
 
 SMALLEST_SIDE = 32  # pixels; training leaves smaller images out
 MAX_BOXES = 100  # `data.max_boxes` by default
 MAX_DETECTIONS = 100  # by COCO's rule
-_NAMED = 5  # most examples in a line
 
 
 class Finding(NamedTuple):
@@ -82,12 +81,6 @@ def left_out(table: AnnotationTable) -> dict[str, Bool[np.ndarray, "M"]]:
     return reasons
 
 
-def some(names: Sequence[Any]) -> str:
-    """The first few names, with dots if there are more."""
-    shown = ", ".join(map(str, names[:_NAMED]))
-    return shown + (", ..." if len(names) > _NAMED else "")
-
-
 def unread(source: Source) -> str:
     """Why none of a file's annotations are usable; "" if some are, or if it has none.
 
@@ -111,7 +104,7 @@ def _boxes(table: AnnotationTable, why_none: str) -> list[Finding]:
     odd["are cut at the image's edge"] = cut(table)
     for what, rows in odd.items():
         if rows.any():
-            ids = some(table.ids[rows].tolist())
+            ids = listed(table.ids[rows].tolist())
             found.append(Finding(f"{counted(int(rows.sum()), 'annotation', what)}: {ids}"))
     return found
 
@@ -158,12 +151,12 @@ def _images(
     found = []
     for what, (which, grave) in rows.items():
         if which.any():
-            named = some([table.names[i] for i in np.flatnonzero(which)])
+            named = listed([table.names[i] for i in np.flatnonzero(which)])
             found.append(Finding(f"{counted(int(which.sum()), 'image', what)}: {named}", grave))
     seen = np.bincount(table.labels[table.usable & ~table.crowd], minlength=len(table.categories))
     unseen = [category.name for category, n in zip(table.categories, seen, strict=True) if not n]
     if unseen:
-        found.append(Finding(f"{counted(len(unseen), 'class', 'have no box')}: {some(unseen)}"))
+        found.append(Finding(f"{counted(len(unseen), 'class', 'have no box')}: {listed(unseen)}"))
     return found
 
 
@@ -183,13 +176,13 @@ def _names(table: AnnotationTable, places: Sequence[str]) -> list[Finding]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         text = counted(len(twice), "class name", "occur more than once")
-        found.append(Finding(f"{text}: {some(twice)}", True))
+        found.append(Finding(f"{text}: {listed(twice)}", True))
     counts = Counter(places)
     shown = dict(zip(places, table.names, strict=True))
     same = [shown[place] for place, count in counts.items() if count > 1]
     if same:
         text = counted(len(same), "file", "are listed as several images")
-        found.append(Finding(f"{text}: {some(same)}", True))
+        found.append(Finding(f"{text}: {listed(same)}", True))
     return found
 
 
@@ -216,7 +209,7 @@ def _files(source: Source) -> list[Finding]:
         return []
     broken = _broken(source)
     if broken:
-        named = some([table.names[i] for i in broken])
+        named = listed([table.names[i] for i in broken])
         text = counted(len(broken), "image file", "are missing, empty or not an image")
         found.append(Finding(f"{text}: {named}", grave=True))
     if (scanned.orientation > 1).any():
@@ -229,7 +222,7 @@ def _files(source: Source) -> list[Finding]:
         text = (
             f"{counted(len(deep), 'image', 'hold')} 16-bit numbers; the brightest of {looked} "
             f"looked at is {value} of {(1 << 16) - 1}, read as {taken} bits: "
-            f"{some([table.names[i] for i in deep])}"
+            f"{listed([table.names[i] for i in deep])}"
         )
         if value and used < taken:
             text += f". They come out dark: data.depth = {used} makes {(1 << used) - 1} white"
@@ -244,7 +237,7 @@ def _turned(table: AnnotationTable, scanned: Scan, exif: str) -> Finding:
     stored = turned & ((scanned.orientation < 5) | (scanned.sizes == table.sizes).all(axis=1))
     named = [table.names[i] for i in np.argsort(~stored, kind="stable") if turned[i]]
     text = counted(int(turned.sum()), "image", "are marked as turned or mirrored (EXIF)")
-    text += f": {some(named)}. "
+    text += f": {listed(named)}. "
     if exif != "auto":
         how = {"stored": "Taken as stored", "turned": "Turned"}[exif]
         return Finding(f"{text}{how}, as data.exif = {exif} says")
@@ -288,7 +281,7 @@ def require_readable(source: Source, key: str, on_error: str, read: Int64[np.nda
     broken = sorted(set(_broken(source)).intersection(read.tolist()))
     if not broken or (on_error == "skip" and len(broken) <= SHARE * total):
         return
-    named = some([str(source.path(i)) for i in broken])
+    named = listed([str(source.path(i)) for i in broken])
     what = f"{key} = {source.spec}: {len(broken)} of {total} image files are missing, empty or "
     mend = "Fix them, or leave them out of the instances file"
     if len(broken) <= SHARE * total:

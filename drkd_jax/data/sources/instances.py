@@ -18,10 +18,9 @@ import numpy as np
 
 from drkd_jax.data.sources.records import AnnotationTable, Category, Id, id_array, id_key
 from drkd_jax.errors import UserError
-from drkd_jax.words import counted
+from drkd_jax.words import counted, listed
 
 _LONGEST = 2**31  # pixels of a side
-_SHOWN = 5  # class ids shown in a message about an unknown one
 
 
 class Fault(NamedTuple):
@@ -89,7 +88,7 @@ def parse_instances(
     classes.sort(key=lambda row: (isinstance(row[0], str), row[0]))  # numbers first
     categories = tuple(row[1] for row in classes)
     label_of = {key: label for label, (key, _) in enumerate(classes)}
-    known = ", ".join(map(str, [*label_of][:_SHOWN])) + ", ..." * (len(label_of) > _SHOWN)
+    known = listed(label_of)
     images = _rows(content["images"], lambda row: _image(row, paths or {}), "image", found)
     image_of = {image.key: position for position, image in enumerate(images)}
     gone = _keys(content["images"]) - image_of.keys()

@@ -26,7 +26,7 @@ from drkd_jax.data.sources.classes import COCO_CATEGORIES
 from drkd_jax.data.sources.coco import load_json
 from drkd_jax.data.sources.instances import parse_instances
 from drkd_jax.data.sources.records import AnnotationTable, Record, Source
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _open_split(folder: Path, split: str) -> Sequence[dict[str, Any]]:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # includes protobuf's, which has its own base class
         raise UserError(
-            f"{folder / 'dataset_info.json'} cannot be read ({_line(error)}); prepare the data "
+            f"{folder / 'dataset_info.json'} cannot be read ({one_line(error)}); prepare the data "
             "set again"
         ) from error
     known = sorted(builder.info.splits)
@@ -124,7 +124,7 @@ def _open_split(folder: Path, split: str) -> Sequence[dict[str, Any]]:
             "file_format='array_record'"
         ) from error
     except (ValueError, OSError) as error:
-        raise UserError(f"{folder}: split '{split}' cannot be read ({_line(error)})") from error
+        raise UserError(f"{folder}: split '{split}' cannot be read ({one_line(error)})") from error
 
 
 def _example(data: Sequence[dict[str, Any]], index: int, where: str) -> dict[str, Any]:
@@ -132,13 +132,9 @@ def _example(data: Sequence[dict[str, Any]], index: int, where: str) -> dict[str
         return data[index]
     except (RuntimeError, ValueError, OSError) as error:  # of array_record, and of TFDS for a slice
         raise UserError(
-            f"{where}: record {index} cannot be read ({_line(error)}); prepare or copy the data "
+            f"{where}: record {index} cannot be read ({one_line(error)}); prepare or copy the data "
             "set again"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _table(folder: Path, split: str, data: Sequence[dict[str, Any]]) -> AnnotationTable:

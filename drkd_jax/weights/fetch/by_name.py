@@ -29,8 +29,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from drkd_jax.errors import UserError
+from drkd_jax.errors import UserError, one_line
 from drkd_jax.weights.fetch.download import fetch_address
+from drkd_jax.words import listed
 
 _HUB = "hf:"
 _ADDRESSES = ("https://", "http://")
@@ -191,7 +192,8 @@ def fetch_from_hub(name: str) -> Path:
         raise UserError(f"{name}: the repository has no revision {wanted.revision}") from error
     except errors.LocalEntryNotFoundError as error:
         offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled)
-        why = "HF_HUB_OFFLINE is set" if offline else _words(error.__cause__) or "no network"
+        cause = one_line(error.__cause__)[:200] if error.__cause__ else "no network"
+        why = "HF_HUB_OFFLINE is set" if offline else cause
         raise UserError(
             f"{name}: was not fetched to this machine before, and the hub cannot be asked ({why}); "
             "fetch it where there is a network, or give a path"
@@ -199,7 +201,9 @@ def fetch_from_hub(name: str) -> Path:
     except errors.EntryNotFoundError as error:
         raise UserError(f"{name}: the repository has no file {wanted.file}; see {page}") from error
     except Exception as error:  # the client's HTTP library, and its errors, depend on the version
-        raise UserError(f"{name}: cannot be fetched from the hub ({_words(error)})") from error
+        raise UserError(
+            f"{name}: cannot be fetched from the hub ({one_line(error)[:200]})"
+        ) from error
 
 
 def choose_file(files: Sequence[str], name: str) -> str:
@@ -225,17 +229,11 @@ def choose_file(files: Sequence[str], name: str) -> str:
         if others:
             break
     if weights:
-        shown = ", ".join(weights[:12]) + (", ..." if len(weights) > 12 else "")
         raise UserError(
             f"{name}: the repository holds {len(weights)} files of weights; say which, as "
-            f"{name}:{weights[0]} ({shown})"
+            f"{name}:{weights[0]} ({listed(weights, 12)})"
         )
     raise UserError(f"{name}: the repository holds no file of weights ({', '.join(_KINDS)})")
-
-
-def _words(error: BaseException | None) -> str:
-    """The first line of an error's message; "" if there is no error."""
-    return "" if error is None else " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _files(wanted: HubName) -> list[str]:

@@ -70,10 +70,10 @@ def test_the_command_reports_and_draws(coco_folder, tmp_path, capsys, monkeypatc
 def test_what_is_found_is_said_before_anything_is_written(
     coco_folder, tmp_path, capsys, monkeypatch
 ):
-    def full(*_):
+    def full(*_, **__):
         raise UserError("the disk is full")
 
-    monkeypatch.setattr(prepare, "write_text", full)
+    monkeypatch.setattr(prepare, "write_json", full)
     with pytest.raises(UserError):
         prepare.main([coco_folder.spec, "--check", f"--json={tmp_path / 'report.json'}"])
     assert "0 errors, 1 warning" in capsys.readouterr().out
