@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from crosscheck.official_weights import convert, load_official, relation_entries, unit_entries
 from crosscheck.ours import (
     Arrays,
     Component,
@@ -23,7 +24,6 @@ from crosscheck.ours import (
 )
 from drkd_jax.distill.config import InstanceRelationConfig
 from drkd_jax.distill.instance_relation import RANDOM_FILTER_ROWS, RelationUnit
-from drkd_jax.distill.official import convert, load_official, relation_entries, unit_entries
 
 
 def _convert_all(entries: Any, p: Arrays) -> dict[str, jax.Array]:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from crosscheck.case import Maker
 from crosscheck.official_cases import official_cases
-from drkd_jax.distill.official import convert, load_official
+from crosscheck.official_weights import convert, load_official
 from drkd_jax.errors import UserError
 from tests.distill.common import make, pyramid, settings
 
