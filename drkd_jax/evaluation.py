@@ -36,8 +36,6 @@ def number_names(max_detections: int = COCO_MAX) -> tuple[str, ...]:
     return (*precisions, "AR1", "AR10", f"AR{max_detections}", "AR_S", "AR_M", "AR_L")
 
 
-NUMBERS = number_names()
-
 # By name: the class for annotations and the class for scoring.
 EVALUATORS: dict[str, tuple[Any, Any]] = {
     "faster": (faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster),

@@ -15,6 +15,7 @@ from drkd_jax.fault_tolerance.writing import (
     reason,
     refusal,
     replacing,
+    write_json,
     write_text,
 )
 
@@ -166,3 +167,11 @@ def test_a_refusal_without_a_name_is_one_line():
     named = PermissionError(errno.EACCES, "Permission denied", "/x/y")
     assert refusal(named) == "/x/y: no permission"
     assert not no_place(FileNotFoundError(errno.ENOENT, "No such file or directory", "x"))
+
+
+def test_json_is_indented_unless_another_form_is_asked_for(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"b": [1], "a": 2})
+    assert path.read_text() == '{\n  "b": [\n    1\n  ],\n  "a": 2\n}\n'
+    write_json(path, {"b": [1], "a": 2}, indent=None, sort_keys=True)
+    assert path.read_text() == '{"a": 2, "b": [1]}\n'
