@@ -71,9 +71,7 @@ def test_a_distiller_with_a_changed_byte_is_not_used(tmp_path):
             continue
         for name, array in wanted.items():  # the byte is one of another array
             np.testing.assert_array_equal(again[name], array)
-    assert any("training: distiller." in words and "(checksum)" in words for words in told), (
-        told
-    )
+    assert any("training: distiller." in words and "(checksum)" in words for words in told), told
     for damage in (lambda: file.write_bytes(whole[:10]), lambda: shutil.rmtree(step / "about")):
         damage()
         with pytest.raises(UserError, match=r"checkpoints/0: not a whole checkpoint"):
