@@ -10,6 +10,7 @@ _SINGULAR = {
     "hold": "holds",
     "fit": "fits",
     "occur": "occurs",
+    "differ": "differs",
 }
 
 

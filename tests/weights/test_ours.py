@@ -107,7 +107,7 @@ def test_a_file_of_an_earlier_version_without_checksums_is_read(retina, tmp_path
             {"num_classes": 1 << 60},
             "num_classes is 1152921504606846976, which its arrays cannot be",
         ),
-        ({"categories": ((1, "nut"),)}, "it names 1 classes and counts 3"),
+        ({"categories": ((1, "nut"),)}, "it names 1 class and counts 3"),
     ],
 )
 def test_what_a_damaged_file_of_ours_says_is_told(change, words, retina, tmp_path):

@@ -28,7 +28,7 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
 )
 from drkd_jax.weights.libraries.key_report import Entry, Skip
 from drkd_jax.weights.mmdet_config.model import class_names, find_config, other_kinds, read_model
-from drkd_jax.weights.mmdet_config.pixels import read_pixels, read_size, image_notes
+from drkd_jax.weights.mmdet_config.pixels import image_notes, read_pixels, read_size
 from drkd_jax.weights.mmdet_config.values import FileConfig
 
 # Our module, as a pattern, and theirs.
