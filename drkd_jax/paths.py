@@ -1,10 +1,12 @@
-"""Expands `~` to the home folder in every path that a user can give; done only here."""
+"""Paths that a user gives: `~` is expanded here and nowhere else, and links are followed."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _SPEC = re.compile(r"\s*(coco|tfds|shapes):")
@@ -45,3 +47,20 @@ def expand_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str):
             expanded[section] = {**expanded[section], key: expand_home(value)}
     return expanded
+
+
+def link_target(path: Path) -> Path:
+    """The file that a symbolic link leads to, which need not exist; other paths unchanged.
+
+    A new file that takes the place of an old one must be renamed to this: renamed to the link's
+    own name it would replace the link.
+
+    Raises:
+        OSError: the link leads in a circle.
+    """
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():  # the only kind of link that is left as it is
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target

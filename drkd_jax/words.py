@@ -12,6 +12,7 @@ _SINGULAR = {
     "hold": "holds",
     "fit": "fits",
     "occur": "occurs",
+    "differ": "differs",
 }
 
 

@@ -17,6 +17,7 @@ from drkd_jax.words import counted, listed
         (1, "entry", "are", "1 entry is"),
         (2, "array", "", "2 arrays"),
         (2, "class", "", "2 classes"),
+        (1, "array", "differ", "1 array differs"),
     ],
 )
 def test_a_number_with_its_noun(number, noun, rest, said):

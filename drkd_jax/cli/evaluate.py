@@ -22,6 +22,7 @@ from drkd_jax.fault_tolerance.writing import make_folder
 from drkd_jax.renamed import read_content
 from drkd_jax.step.settings import EvalSettings
 from drkd_jax.training.evaluate import evaluate, write_evaluation
+from drkd_jax.words import counted
 
 
 def _titles(most: int) -> list[str]:
@@ -149,7 +150,9 @@ def _replaced(file: Path, about: dict[str, Any], settings: EvalSettings) -> str:
         return ""
 
     def words(of: dict[str, Any], limit: str) -> str:
-        return f"{of.get('data')} ({of.get('images')} images, step {of.get('step')}{limit})"
+        number = of.get("images")
+        images = counted(number, "image") if isinstance(number, int) else f"{number} images"
+        return f"{of.get('data')} ({images}, step {of.get('step')}{limit})"
 
     limits = ("", "") if same_limit else (", another limit", f", {settings.max_detections} counted")
     return (
@@ -179,7 +182,8 @@ def _by_name(trained: Trained, source: Source) -> tuple[Source, tuple[Any, ...] 
                     f"counted it, say so: convert --from=torchvision --set 'class_ids=[{outputs}]'"
                 )
             raise UserError(
-                f"{what} has {len(theirs)} classes, the detector {trained.num_classes}{more}"
+                f"{what} has {counted(len(theirs), 'class')}, "
+                f"the detector {trained.num_classes}{more}"
             )
         return source, None, []
     names = {category.name for category in theirs}

@@ -38,6 +38,7 @@ from drkd_jax.renamed import read_about
 from drkd_jax.step.state import Arrays, TrainState, num_parameters
 from drkd_jax.weights.checksums import CHECKSUMS, check_unchanged, checksums
 from drkd_jax.weights.ours import WHICH, stored
+from drkd_jax.words import counted
 
 
 class Checkpoints:
@@ -275,8 +276,8 @@ def _check_fits(item: Path, wanted: Mapping[str, Any]) -> None:
     )
     if wrong:
         raise UserError(
-            f"{item}: does not fit this config; {len(wrong)} arrays differ, the first is "
-            f"{wrong[0]}. Use another --workdir"
+            f"{item}: does not fit this config; {counted(len(wrong), 'array', 'differ')}, the "
+            f"first is {wrong[0]}. Use another --workdir"
         )
 
 

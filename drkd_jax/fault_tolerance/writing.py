@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from drkd_jax.errors import UserError
+from drkd_jax.paths import link_target
 
 _WORDS = {
     errno.ENOSPC: "the disk is full",
@@ -26,6 +27,7 @@ _WORDS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "a link in the path leads in a circle",
 }
 _PROOF = bytes(1 << 16)  # more than a file system stores within a file's own entry
 
@@ -44,6 +46,9 @@ def make_folder(folder: str | Path, flag: str = "") -> Path:
     """
     folder = Path(folder)
     with _refused(folder, flag):
+        target = link_target(folder)
+        if target != folder and not target.exists():  # mkdir would call the link a file
+            raise FileNotFoundError(errno.ENOENT, f"a link to {target}, which does not exist")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(_PROOF)
@@ -65,18 +70,23 @@ def make_place(file: str | Path, flag: str = "") -> Path:
         if _is_stream(file):
             os.close(os.open(file, os.O_WRONLY))
             return file
-        if file.parent.exists() and not file.parent.is_dir():
+        target = link_target(file)
+        if target.parent.exists() and not target.parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        file.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         # With the longest name that is used while writing.
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.") as proof:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f"{target.name}.") as proof:
             proof.write(_PROOF)
     return file
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of a text in UTF-8."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of a text in UTF-8.
+
+    A byte of a file name that is not UTF-8 is written as an escape, as JSON has it: "udcff" after
+    a backslash.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, **form: Any) -> None:
@@ -103,7 +113,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def replacing(path: Path, ending: str = ".new") -> Iterator[BinaryIO]:
     """Opens a file that replaces `path` once it is complete; an error leaves `path` unchanged.
 
-    Until then its name has the additional ending. Targets that are not files on a disk, like
+    Until then its name has the additional ending. A link stays, and what it leads to is replaced.
+    Targets that are not files on a disk, like
     /dev/stdout or a pipe, are written directly.
 
     Raises:
@@ -113,11 +124,12 @@ def replacing(path: Path, ending: str = ".new") -> Iterator[BinaryIO]:
         with path.open("wb") as file:
             yield file
         return
-    new = path.with_name(path.name + ending)
+    target = link_target(path)
+    new = target.with_name(target.name + ending)
     try:
         with new.open("wb") as file:
             yield file
-        new.replace(path)
+        new.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
             new.unlink()

@@ -271,8 +271,8 @@ def _check_counts(about: About, arrays: Mapping[str, np.ndarray]) -> None:
             raise UserError(f"{name} is {said}, which its arrays cannot be; the file is damaged")
     if about.part == "detector" and len(about.categories) not in (0, about.num_classes):
         raise UserError(
-            f"it names {len(about.categories)} classes and counts {about.num_classes}; the file is "
-            "damaged"
+            f"it names {counted(len(about.categories), 'class')} and counts {about.num_classes}; "
+            "the file is damaged"
         )
 
 

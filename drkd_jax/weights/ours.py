@@ -1,7 +1,7 @@
 """Models written by this program: the arrays by our names, and the settings to rebuild the model.
 
 These are a safetensors file, whose metadata holds one JSON text under "drkd_jax" with the keys of
-`About`; the folder of `export --to=orbax`; or the work folder of a run.
+`About`, and checksums beside it; the folder of `export --to=orbax`; or the work folder of a run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from safetensors.numpy import save_file
 from drkd_jax.errors import UserError
 from drkd_jax.models.arrays import flatten
 from drkd_jax.models.filling import as_tuples
+from drkd_jax.paths import link_target
 from drkd_jax.renamed import read_about
-from drkd_jax.weights.checksums import CHECKSUMS, check_unchanged
+from drkd_jax.weights.checksums import CHECKSUMS, check_file, check_unchanged, with_checksums
 
 KEY = "drkd_jax"
 PARTS = ("detector", "pyramid", "backbone")
@@ -74,22 +75,27 @@ def write_ours(path: Path, arrays: Mapping[str, np.ndarray], about: About) -> No
 def write_safetensors(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file; an existing one is replaced atomically.
+    """Writes a safetensors file with checksums; an existing one is replaced atomically.
+
+    A link stays, and what it leads to is replaced.
 
     Raises:
         UserError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = None
     whole = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(whole, part, dict(metadata))
+        target = link_target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        save_file(whole, part, with_checksums(whole, metadata))
         with part.open("rb") as file:
             os.fsync(file.fileno())  # before it is renamed
-        part.replace(path)
+        part.replace(target)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            part.unlink()
+            if part:
+                part.unlink()
         if not isinstance(error, (OSError, SafetensorError)):
             raise
         reason = getattr(error, "strerror", None) or str(error)
@@ -113,12 +119,15 @@ def read_ours(path: Path) -> tuple[dict[str, np.ndarray], About]:
     """
     try:
         with safe_open(path, framework="numpy") as stream:
-            text = stream.metadata()[KEY]
-            arrays = {name: _single(stream.get_tensor(name)) for name in stream.keys()}  # noqa: SIM118
-        about = about_from(json.loads(text))
+            metadata = stream.metadata()
+            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        check_file(arrays, metadata)
+        about = about_from(json.loads(metadata[KEY]))
     except (SafetensorError, OSError, *DAMAGED) as error:
-        raise UserError(f"{path}: not a whole file of ours ({error})") from error
-    return arrays, about
+        raise UserError(
+            f"{path}: not a whole file of ours ({error}); copy or export it again"
+        ) from error
+    return {name: _single(array) for name, array in arrays.items()}, about
 
 
 def about_from(said: Mapping[str, Any]) -> About:

@@ -38,7 +38,7 @@ def test_there_and_back_gives_the_same_file(name, tmp_path, capsys):
 
     assert main(["convert", f"--from={library}", f"--json={account}", *files[:2]]) == 0
     printed = capsys.readouterr().out
-    assert f"{len(theirs)} arrays used, 1 keys skipped" in printed
+    assert f"{len(theirs)} arrays used, 1 key skipped" in printed
     assert "convention = " in printed
     assert "backbone.eps = 1e-05: " in printed
     written = json.loads(account.read_text())

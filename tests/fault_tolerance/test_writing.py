@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -143,6 +144,47 @@ def test_what_is_no_file_on_a_disk_is_written_to(tmp_path):
         os.close(reader)
     assert list(tmp_path.iterdir()) == [pipe]
     write_text(Path(os.devnull), "to nobody")
+
+
+def test_a_link_is_written_through(tmp_path):
+    real, link, again = tmp_path / "disk" / "a.json", tmp_path / "a.json", tmp_path / "b.json"
+    link.symlink_to(real)
+    again.symlink_to("a.json")
+    make_place(again)  # its target and the folder need not exist
+    for text in ("first", "second"):
+        write_text(again, text)
+        assert real.read_text() == text
+        assert link.is_symlink()
+        assert again.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json", "disk"]
+    assert list(real.parent.iterdir()) == [real]
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    circle, hanging = tmp_path / "circle", tmp_path / "hanging"
+    circle.symlink_to("circle")
+    hanging.symlink_to("gone")
+    for place in (make_folder, make_place, lambda path: write_text(path, "x")):
+        with pytest.raises(UserError, match=r"circle: .*\(a link in the path leads in a circle\)"):
+            place(circle)
+    with pytest.raises(UserError, match="leads in a circle"):
+        make_folder(circle / "x", "--workdir")
+    with pytest.raises(
+        UserError, match=rf"--workdir={hanging}: .*a link to {tmp_path}/gone, which does not exist"
+    ):
+        make_folder(hanging, "--workdir")
+    assert circle.is_symlink()
+    (tmp_path / "gone").mkdir()
+    assert make_folder(hanging) == hanging
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    path = make_place(tmp_path / name / f"{name}.json", "--json")
+    write_text(path, f"<h1>{name}</h1>")
+    assert path.read_bytes() == b"<h1>caf\\udce9</h1>"
+    write_text(path, json.dumps(name, ensure_ascii=False))
+    assert json.loads(path.read_text()) == name
 
 
 def test_a_file_that_does_not_become_whole_leaves_the_old_one(tmp_path):

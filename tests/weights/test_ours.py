@@ -6,6 +6,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from drkd_jax.errors import UserError
 from drkd_jax.weights import ours
@@ -34,6 +35,66 @@ def test_a_damaged_file_of_ours_is_told(retina, tmp_path):
         load(path)
 
 
+def changed(path, old, new):
+    """Writes other bytes over those of a file that are there once."""
+    content = path.read_bytes()
+    assert len(old) == len(new)
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_a_byte_that_changed_inside_an_array_of_ours_is_told(kind, retina, tmp_path):
+    weights = load(save(tmp_path, retina))
+    path = tmp_path / "ours.safetensors"
+    arrays = {name: array.astype(kind) for name, array in weights.arrays.items()}
+    name = "backbone.stem.conv.kernel"
+    write_ours(path, arrays, weights.about)
+    load(path)
+    bytes_of = arrays[name].tobytes()
+    changed(path, bytes_of, bytes_of[:40] + bytes([bytes_of[40] ^ 1]) + bytes_of[41:])
+    with pytest.raises(
+        UserError, match=rf"ours\.safetensors: .*{name} differs from what was written.*copy"
+    ):
+        load(path)
+
+
+def test_a_byte_that_changed_in_what_convert_wrote_for_a_library_is_told(retina, tmp_path):
+    path = tmp_path / "theirs.safetensors"
+    write_safetensors(path, retina, {"format": "pt"})
+    load(path)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x77")
+    last = sorted(retina, key=lambda name: name.encode())[-1]
+    with pytest.raises(UserError, match=rf"theirs\.safetensors: arrays: {last} differs.*copy"):
+        load(path)
+
+
+def test_a_letter_that_changed_in_what_a_file_of_ours_says_is_told(retina, tmp_path):
+    weights = load(save(tmp_path, retina))
+    path = tmp_path / "ours.safetensors"
+    write_ours(path, weights.arrays, dataclasses.replace(weights.about, data={"shorter": 801}))
+    changed(path, b'\\"shorter\\": 801', b'\\"shorter\\": 301')
+    with pytest.raises(UserError, match=r"metadata: drkd_jax differs from what was written"):
+        load(path)
+
+
+@pytest.mark.parametrize("said", ["{", "[]", '{"arrays": 5}'])
+def test_checksums_that_are_none_are_told(said, retina, tmp_path):
+    weights = load(save(tmp_path, retina))
+    about = json.dumps(dataclasses.asdict(weights.about))
+    path = tmp_path / "o.st"
+    save_file(dict(weights.arrays), path, {"drkd_jax": about, "drkd_jax.checksums": said})
+    with pytest.raises(UserError, match=r"o\.st: .* \((Expecting|its drkd_jax.checksums are none)"):
+        load(path)
+
+
+def test_a_file_of_an_earlier_version_without_checksums_is_read(retina, tmp_path):
+    weights = load(save(tmp_path, retina))
+    about = json.dumps(dataclasses.asdict(weights.about))
+    save_file(dict(weights.arrays), tmp_path / "o.st", {"drkd_jax": about})
+    assert_same(load(tmp_path / "o.st").arrays, weights.arrays)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -46,7 +107,7 @@ def test_a_damaged_file_of_ours_is_told(retina, tmp_path):
             {"num_classes": 1 << 60},
             "num_classes is 1152921504606846976, which its arrays cannot be",
         ),
-        ({"categories": ((1, "nut"),)}, "it names 1 classes and counts 3"),
+        ({"categories": ((1, "nut"),)}, "it names 1 class and counts 3"),
     ],
 )
 def test_what_a_damaged_file_of_ours_says_is_told(change, words, retina, tmp_path):
@@ -122,6 +183,23 @@ def test_a_file_of_ours_is_replaced_whole_or_not_at_all(retina, tmp_path, monkey
         write_ours(tmp_path / "x.safetensors", weights.arrays, weights.about)
     assert (tmp_path / "x.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken", "x.safetensors"]
+
+
+def test_a_file_of_ours_is_written_through_a_link(retina, tmp_path):
+    weights = load(save(tmp_path, retina))
+    real, link = tmp_path / "real" / "x.safetensors", tmp_path / "link.safetensors"
+    link.symlink_to(real)
+    for _ in range(2):  # its target and the folder need not exist
+        write_ours(link, weights.arrays, weights.about)
+        assert link.is_symlink()
+        assert [path.name for path in real.parent.iterdir()] == ["x.safetensors"]
+        assert_same(load(link).arrays, weights.arrays)
+        real.write_bytes(b"")
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(UserError, match=r"link\.safetensors: cannot be written \(Too many levels"):
+        write_ours(link, weights.arrays, weights.about)
+    assert link.is_symlink()
 
 
 def test_a_part_that_a_file_of_ours_has_not_is_refused(retina, tmp_path):

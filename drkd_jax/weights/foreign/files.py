@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from drkd_jax.errors import UserError
+from drkd_jax.weights.checksums import check_file
 from drkd_jax.weights.foreign.pickled_names import Block, Tensor
 from drkd_jax.weights.foreign.torch_file import DAMAGED, Saved, read_torch_file
 
@@ -196,6 +197,10 @@ def _safe(path: Path) -> ForeignFile:
         raise UserError(
             f"{path}: not a whole safetensors file ({error}); cut short? Download it again"
         ) from error
+    try:
+        check_file(arrays, meta)  # of `convert --to`
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; copy it again") from error
     return ForeignFile(arrays, meta, "safetensors", {}, ())
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 # Wrapper modules that are in no library's own names: they can occur anywhere in a key.
 _INSIDE = {
@@ -157,5 +158,5 @@ def _under(
     taken = [f"{part}." for part in (prefix.rstrip("."), *dropped) if part]
     lines: tuple[str, ...] = ()
     if taken:
-        lines = (f"{' and '.join(taken)} taken off the names of {len(names)} arrays",)
+        lines = (f"{' and '.join(taken)} taken off the names of {counted(len(names), 'array')}",)
     return Unwrapped(prefix, names, outside, lines)

@@ -251,6 +251,13 @@ def read_backbone(shapes: Shapes, prefix: str) -> dict[str, Any]:
         for depth, blocks in BLOCKS.items()
         if tuple(blocks) == tuple(counts) and (depth not in BASIC_DEPTHS) == bottleneck
     ]
+    if counts[3] == 0 and any(tuple(blocks)[:3] == tuple(counts[:3]) for blocks in BLOCKS.values()):
+        raise UserError(
+            f"its backbone ends at C4 (stages of {', '.join(map(str, counts[:3]))} blocks): that "
+            "of a two-stage detector without FPN, whose fourth stage is a part of its region head. "
+            "Here a backbone has all four stages; take a detector with an FPN, or an ImageNet file "
+            "of that backbone"
+        )
     if not depths or f"{prefix}conv1.weight" not in shapes:
         raise UserError(
             f"stages of {', '.join(map(str, counts))} {'bottleneck' if bottleneck else 'basic'} "

@@ -26,6 +26,7 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
 from drkd_jax.weights.libraries.key_report import Entry, Skip
 
 _BODY = "backbone.bottom_up."
+_STARTS = (_BODY, "backbone.", "")  # with an FPN, a detector without one, a bare backbone
 _SKIPS = (
     Skip(r".*\.num_batches_tracked$", "a counter of torch's BatchNorm"),
     Skip(r"pixel_(mean|std)$", "the images' mean and std: they are read as settings"),
@@ -36,7 +37,7 @@ _CLASSIFIER = Skip(r"(linear|fc\d*|stem\.fc)\.(weight|bias)$", "the ImageNet cla
 
 def is_its(shapes: Shapes) -> bool:
     """Whether keys are Detectron2's, or those of its bare backbone."""
-    return any(re.match(rf"({re.escape(_BODY)})?res2\.0\.conv1\.weight$", key) for key in shapes)
+    return any(f"{start}res2.0.conv1.weight" in shapes for start in _STARTS)
 
 
 def is_caffe2(keys: Iterable[str]) -> bool:
@@ -89,9 +90,14 @@ def read(shapes: Shapes, arrays: Mapping[str, np.ndarray]) -> CheckpointSpec:
     Raises:
         UserError: the model is not supported.
     """
-    prefix = _BODY if f"{_BODY}stem.conv1.weight" in shapes else ""
+    prefix = next((start for start in _STARTS if f"{start}stem.conv1.weight" in shapes), "")
     renamed = {name: shape for key, shape in shapes.items() if (name := _torch_name(key, prefix))}
     backbone = read_backbone(renamed, "")
+    if prefix == _STARTS[1]:
+        raise UserError(
+            "a detector of Detectron2 without FPN, whose last stage may be dilated (DC5), which "
+            "its arrays do not show; take one with an FPN, or an ImageNet file of that backbone"
+        )
     norm = "frozen_bn" if "bn1.running_var" in renamed else "gn"
     shown: dict[str, Any] = {"backbone": backbone | {"norm": norm}}
     pixels, why = _pixels(arrays, backbone["groups"])

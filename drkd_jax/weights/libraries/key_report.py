@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drkd_jax.errors import UserError
+from drkd_jax.words import counted
 
 BINS = 7  # S: both libraries pool regions to 7 x 7 bins before their first linear layer
 _SHOWN = 6  # names of each kind in a message; the JSON has all
@@ -101,7 +102,9 @@ class KeyReport:
 
     def lines(self) -> list[str]:
         """Messages: counts, and why keys were skipped."""
-        lines = [f"{len(self.used)} arrays used, {len(self.skipped)} keys skipped"]
+        lines = [
+            f"{counted(len(self.used), 'array')} used, {counted(len(self.skipped), 'key')} skipped"
+        ]
         for reason, count in Counter(self.skipped.values()).most_common():
             first = next(key for key, why in self.skipped.items() if why == reason)
             lines.append(f"  {count} skipped: {reason} ({first}{', ...' if count > 1 else ''})")

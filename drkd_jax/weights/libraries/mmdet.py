@@ -28,7 +28,7 @@ from drkd_jax.weights.libraries.checkpoint_spec import (
 )
 from drkd_jax.weights.libraries.key_report import Entry, Skip
 from drkd_jax.weights.mmdet_config.model import class_names, find_config, other_kinds, read_model
-from drkd_jax.weights.mmdet_config.pixels import padding_notes, read_pixels, read_size
+from drkd_jax.weights.mmdet_config.pixels import image_notes, read_pixels, read_size
 from drkd_jax.weights.mmdet_config.values import FileConfig
 
 # Our module, as a pattern, and theirs.
@@ -169,7 +169,7 @@ def read(shapes: Shapes, meta: Mapping[str, Any], file_name: str) -> CheckpointS
         unbuilt += ("roi_head.semantic_head (its features are added to those of the regions)",)
     return CheckpointSpec(
         *(part, shown, assumed, num_classes, names, pixels, unbuilt, said.neck_eps, size),
-        notes=padding_notes(config),
+        notes=image_notes(config),
         head_notes=tuple(said.notes),
     )
 

@@ -21,7 +21,13 @@ from drkd_jax.weights.mmdet_config.values import HUGE, FileConfig, Section, as_d
 # Keys under which training programs with more than one detector keep that of the weights.
 _INNER = ("detector", "architecture", "model")
 _BACKBONES = ("ResNet", "ResNeXt")
-_OF_MODEL = ("type", "train_cfg", "test_cfg", "pretrained", "init_cfg", "data_preprocessor")
+_OF_MODEL = ("train_cfg", "test_cfg", "pretrained", "init_cfg", "data_preprocessor")
+# Classes whose boxes come from backbone, neck and heads alone, by what the arrays show.
+_ONE_STAGE = ("RetinaNet", "SingleStageDetector", "KnowledgeDistillationSingleStageDetector")
+_TWO_STAGE = (
+    *("FasterRCNN", "TwoStageDetector", "MaskRCNN", "CascadeRCNN", "HybridTaskCascade"),
+    *("MaskScoringRCNN", "PointRend", "PanopticFPN", "TwoStagePanopticSegmentor"),
+)
 _OTHER_HEADS = ("mask_head", "mask_iou_head", "semantic_head", "use_syncbn")
 _LOST = (
     ", and what its network computes stands there; save the weights without it, and give what is "
@@ -79,6 +85,7 @@ def read_model(config: Mapping[str, Any], shown: Mapping[str, Any]) -> FileConfi
         _neck(model.sub("neck"), said, shown["min_level"], stages)
     if "detector" in shown:
         heads = Section(values, path, said.heads)
+        heads.kind(*(_ONE_STAGE if shown["detector"] == "retinanet" else _TWO_STAGE))
         heads.ignore("backbone", "neck", "rpn_head", "roi_head", "bbox_head")
         test, where = heads.values.get("test_cfg"), heads.name("test_cfg")
         if test is None:  # beside the model in mmdetection 2.0

@@ -89,8 +89,8 @@ def read_size(config: Mapping[str, Any]) -> ImageSize | None:
     return None
 
 
-def padding_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Messages about tests that pad their images in another way than here."""
+def image_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Messages about tests that pad their images in another way than here, or mirror them too."""
     model = as_dict(find_model(config)[0])
     key = "data_preprocessor"
     owner = as_dict(model.get(key, config.get(key)))
@@ -110,6 +110,13 @@ def padding_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
                     f"with zeros to multiples of {_PAD}; outputs near the lower and right border "
                     "can differ"
                 )
+    for step in _steps(_testing(config), "MultiScaleFlipAug"):
+        if step.get("flip"):
+            notes.append(
+                f"MultiScaleFlipAug.flip = {repr(step['flip'])[:80]} in its config: its own test "
+                "joins what is found in an image and in its mirror image; here an image is read "
+                "once, as it is"
+            )
     return tuple(dict.fromkeys(notes))
 
 
@@ -191,12 +198,20 @@ def _check_loading(config: Mapping[str, Any], faults: list[str]) -> bool:
 
 
 def _check_test(config: Mapping[str, Any], faults: list[str]) -> None:
-    """Refuses a test pipeline that changes images other than by size, mean and std."""
+    """Refuses a test pipeline that changes images other than by size, mean and std.
+
+    Source: inside `MultiScaleFlipAug`, which decides itself, `RandomFlip` ignores its own chance.
+    """
     for place in _testing(config):
         types = [str(step["type"]).rpartition(".")[2] for step in _steps(place, None)]
         wrong = [name for name in types if _CHANGING.search(name) and name not in _BUILT]
         if wrong:
             faults.append(f"{wrong[0]} among the steps of its test, which is not built here")
+        if "MultiScaleFlipAug" not in types:
+            for step in _steps(place, "RandomFlip"):
+                flip = Section(step, "RandomFlip", faults)
+                for chance in ("prob", "flip_ratio"):
+                    flip.only(chance, None, 0)
         if types:
             return
 

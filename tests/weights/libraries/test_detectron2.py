@@ -147,3 +147,29 @@ def test_an_array_that_its_bytes_do_not_fill_is_refused(tmp_path):
     (tmp_path / "x.pkl").write_bytes(damaged)
     with pytest.raises(UserError, match="with 4000 bytes"):
         read_foreign(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("library", ["mmdet", "detectron2"])
+@pytest.mark.parametrize("wrapped", ["", "model."])
+def test_a_detector_without_a_pyramid_is_told_from_a_damaged_one(library, wrapped, tmp_path):
+    """The backbone ends at C4, and the fourth stage belongs to the head of the regions."""
+    arrays = random_arrays("backbone", {"backbone": {"width": 8}}, 0)
+    bare = give(arrays, library_table(library, arrays, False))
+    last, start, head = {
+        "mmdet": ("layer4.", "roi_head.shared_head.", "roi_head.bbox_head.fc_cls.weight"),
+        "detectron2": ("res5.", "roi_heads.", "roi_heads.box_predictor.cls_score.weight"),
+    }[library]
+    heads = {head: np.zeros((4, 24), np.float32)}
+    parts = {(start if key.startswith(last) else "backbone.") + key: v for key, v in bare.items()}
+    save_file({wrapped + k: v for k, v in (parts | heads).items()}, tmp_path / "c4.safetensors")
+    with pytest.raises(UserError, match=r"c4\.safetensors: its backbone ends at C4 .*with an FPN"):
+        load(tmp_path / "c4.safetensors")
+
+
+def test_a_detector_of_detectron2_with_a_dilated_stage_is_named(tmp_path):
+    arrays = random_arrays("backbone", {"backbone": {"width": 8}}, 0)
+    bare = give(arrays, library_table("detectron2", arrays, False))
+    heads = {"roi_heads.box_predictor.cls_score.weight": np.zeros((4, 24), np.float32)}
+    save_file({f"backbone.{k}": v for k, v in bare.items()} | heads, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"x\.safetensors: .* without FPN.*DC5"):
+        load(tmp_path / "x.safetensors")

@@ -178,6 +178,10 @@ REFUSED = [
     ("mmdet faster_rcnn", "type='RPNHead'", "num_convs=2", "rpn_convs 2 (its arrays: 1)"),
     ("mmdet faster_rcnn", "type='StandardRoIHead'", "type='DoubleHeadRoIHead'", "DoubleHead"),
     ("mmdet faster_rcnn", "type='StandardRoIHead'", "shared_head=dict(a=1)", "shared_head"),
+    ("mmdet retinanet", "type='RetinaNet'", "type='MyRetinaNet'", "model.type = 'MyRetinaNet'"),
+    ("mmdet retinanet", "type='RetinaNet'", "type='FasterRCNN'", "model.type = 'FasterRCNN'"),
+    ("mmdet faster_rcnn", "type='FasterRCNN'", "type='RetinaNet'", "model.type = 'RetinaNet'"),
+    ("mmdet faster_rcnn", "type='FasterRCNN'", "type='my.FastestRCNN'", "type = 'FastestRCNN' (Fa"),
     ("mmdet faster_rcnn", "fc_out_channels=24", "fc_out_channels=1024", "fc 1024"),
 ]
 
@@ -189,6 +193,21 @@ def test_what_cannot_be_built_is_refused_by_name(name, old, new, named):
     assert named in str(raised.value)
     complaints = re.split(r"; |: ", str(raised.value).rpartition(". A teacher")[0])
     assert len(set(complaints)) == len(complaints)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("retinanet", ["mmdet.RetinaNet", "SingleStageDetector"]),
+        ("faster_rcnn", ["MaskRCNN", "MaskScoringRCNN", "PointRend", "mmdet.TwoStageDetector"]),
+    ],
+)
+def test_a_class_of_the_library_that_computes_the_same_boxes_is_read(name, kinds):
+    own = {"retinanet": "RetinaNet", "faster_rcnn": "FasterRCNN"}[name]
+    for kind in kinds:
+        found = read(f"mmdet {name}", changed(f"mmdet {name}", f"'{own}'", f"'{kind}'"))
+        assert found.spec.part == "detector"
+        assert not found.spec.unbuilt
 
 
 BN = "norm_cfg=dict(type='BN'{})"

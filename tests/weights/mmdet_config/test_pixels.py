@@ -120,6 +120,33 @@ def test_a_test_that_changes_its_images_in_another_way_is_refused(text, word):
         read_pixels(read_config_text(text))
 
 
+FLIPS = "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='{}', {}{})]"
+
+
+@pytest.mark.parametrize("chance", ["prob=1.0", "flip_ratio=0.5", "prob=[0.2, 0.3]", "prob=p()"])
+def test_a_test_that_mirrors_its_images_is_refused(chance):
+    key = chance.split("=")[0]
+    with pytest.raises(UserError, match=rf"RandomFlip\.{key} = "):
+        read_pixels(read_config_text(FLIPS.format("mmdet.RandomFlip", chance, "")))
+
+
+@pytest.mark.parametrize("chance", ["", "prob=0.0", "flip_ratio=None"])
+def test_a_test_that_could_mirror_its_images_and_does_not_is_read(chance):
+    assert read_pixels(read_config_text(FLIPS.format("RandomFlip", chance, ""))) is not None
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_test_that_reads_the_mirror_image_too_is_said(flip):
+    inner = ", transforms=[dict(type='RandomFlip', flip_ratio=1.0)]"  # of which it reads no number
+    text = f"{RETINANET}\n{FLIPS.format('MultiScaleFlipAug', f'flip={flip}', inner)}".replace(
+        "dict(type='RandomFlip'",
+        "dict(type='Normalize', mean=[1, 2, 3], std=[1, 1, 1]), dict(type='RandomFlip'",
+    )
+    lines = [line for line in read("mmdet retinanet", text).spec.lines({}) if "mirror" in line]
+    assert len(lines) == flip
+    assert all("MultiScaleFlipAug.flip = True" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("said", "word"),
     [
