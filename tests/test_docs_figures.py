@@ -142,8 +142,8 @@ def test_the_table_of_other_teachers_is_that_of_the_runs():
     for name, arms in (
         ("deeppcb_2400", ("drkd", "weight_3")),
         ("deeppcb_equal_channels", ("drkd",)),
-        ("deeppcb_wide_teacher", ("drkd",)),
-        ("deeppcb_deep_teacher", ("drkd",)),
+        ("deeppcb_wide_teacher", ("drkd", "weight_3")),
+        ("deeppcb_deep_teacher", ("drkd", "weight_3")),
         ("deeppcb_pretrained_teacher", ("drkd", "weight_3")),
     ):
         content = results(name)
