@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drkd_jax.values import section, typed
+
 _SPEC = re.compile(r"\s*(coco|tfds|shapes):")
 # A path begins after the source's kind, between its parts, and after a "+" that joins sources.
 _BEGINS = re.compile(r"(?:(?<=[:@+])|(?<=[:@+] ))~[^/:@+ ]*(?=[/:+ ]|$)")
@@ -40,12 +42,17 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def expand_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a run's config with `~` expanded in each of its paths."""
+    """A copy of a run's config with `~` expanded in each of its paths.
+
+    Raises:
+        UserError: a path is no text, or a part with paths no mapping.
+    """
     expanded = dict(config)
-    for section, key in _KEYS:
-        value = (expanded.get(section) or {}).get(key)
-        if isinstance(value, str):
-            expanded[section] = {**expanded[section], key: expand_home(value)}
+    for part, key in _KEYS:
+        value = section(f"config.{part}", expanded.get(part)).get(key)
+        if value is not None:
+            text = typed(f"config.{part}.{key}", value, str)
+            expanded[part] = {**expanded[part], key: expand_home(text)}
     return expanded
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import typing
 from collections.abc import Mapping
+from operator import index
 from typing import Any
 
 from drkd_jax.data.decode import EXIF
 from drkd_jax.data.transforms import RULES
 from drkd_jax.errors import UserError, faults_of
+from drkd_jax.values import typed
 
 #: The keys of `config.data` that belong to a network, not to the loader.
 PIXEL_KEYS = ("mean", "std", "channels")
@@ -112,7 +115,7 @@ class PipelineConfig:
         if self.longer < self.shorter and self.resize != "stretch":
             raise UserError(f"longer = {self.longer} is less than shorter = {self.shorter}")
         try:
-            pairs = tuple((int(height), int(width)) for height, width in self.canvases)
+            pairs = tuple((index(height), index(width)) for height, width in self.canvases)
         except (TypeError, ValueError):
             pairs = ()
         if not pairs or min(map(min, pairs)) < 1:
@@ -133,24 +136,29 @@ def read_pipeline(config: Mapping[str, Any], batch_size: int) -> PipelineConfig:
     """The loader's settings, from `config.data` and `config.seed`.
 
     Raises:
-        UserError: an unknown key, or a value that cannot be used.
+        UserError: a key that is unknown or missing, or a value that cannot be used.
     """
     data = {
         key: value
         for key, value in config["data"].items()
         if key not in _NOT_PIPELINE and value is not None  # None: the default
     }
-    known = {field.name for field in dataclasses.fields(PipelineConfig)} - {"batch_size", "seed"}
-    for key in data:
+    hints = typing.get_type_hints(PipelineConfig)
+    known = hints.keys() - {"batch_size", "seed"}
+    for key, value in data.items():
         if key not in known:
             raise UserError(
                 f"config.data.{key}: no such key; there are "
                 f"{', '.join(sorted(known | set(_NOT_PIPELINE)))}"
             )
-    threads = data.get("num_threads")
-    if "prefetch" not in data and isinstance(threads, int):  # further threads would be idle
-        data["prefetch"] = max(threads, reading_threads())
-    if config["seed"] < 0:
+        if typing.get_origin(hints[key]) is not tuple:  # these are checked with a form to follow
+            data[key] = typed(f"config.data.{key}", value, hints[key])
+    for key in ("canvases", "shorter", "longer"):
+        if key not in data:
+            raise UserError(f"config.data.{key} is missing")
+    if "prefetch" not in data and "num_threads" in data:  # further threads would be idle
+        data["prefetch"] = max(data["num_threads"], reading_threads())
+    if typed("config.seed", config["seed"], int) < 0:
         raise UserError(f"config.seed = {config['seed']}: must not be negative")
     with faults_of("config.data"):
         return PipelineConfig(batch_size=batch_size, seed=config["seed"], **data)

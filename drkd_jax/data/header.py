@@ -71,7 +71,7 @@ def read_head(path: Path) -> bytes:
     with path.open("rb") as file:
         head = file.read(_HEAD)
         # A TIFF's tags may be at its end, like a WebP's EXIF (bit 3 says that it has one).
-        webp = head[:4] == b"RIFF" and head[12:16] == b"VP8X" and head[20] & 8
+        webp = head[:4] == b"RIFF" and head[12:16] == b"VP8X" and any(b & 8 for b in head[20:21])
         if webp or head[:4] in _TIFF:
             head += file.read()
         elif head.startswith(b"\xff\xd8"):

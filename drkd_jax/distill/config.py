@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from drkd_jax.distill.baselines.pkd import PKDConfig
 from drkd_jax.distill.setting_checks import at_least_one, choice, is_number, not_negative, positive
 from drkd_jax.errors import UserError
 from drkd_jax.renamed import refuse_old_key
+from drkd_jax.values import section, typed
 
 FORMS = ("paper", "official")
 TEACHER_MODULES = ("trained", "frozen", "pretrained", "shared", "average")
@@ -309,13 +311,15 @@ TERMS: dict[str, Any] = {
 
 
 def _build(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key in settings:
+    known = typing.get_type_hints(kind)
+    values = dict(settings)
+    for key, value in values.items():
         if key not in known:
             refuse_old_key(f"{where}.{key}")
             raise UserError(f"unknown key {where}.{key}: known are {', '.join(sorted(known))}.")
-    # A config read back from JSON has lists where it had tuples.
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        if typing.get_origin(known[key]) is not tuple:  # one number will do for these
+            values[key] = typed(f"{where}.{key}", value, known[key])
+    return kind(**values)
 
 
 def distill_config(settings: Mapping[str, Any]) -> DistillConfig:
@@ -329,9 +333,9 @@ def distill_config(settings: Mapping[str, Any]) -> DistillConfig:
         The frozen settings.
 
     Raises:
-        UserError: a key or a choice is unknown; the message names it.
+        UserError: a key or a choice is unknown, or a value of another type; the message names it.
     """
-    values = dict(settings)
+    values = dict(section("config.distill", settings))
     for name, kind in TERMS.items():
         value = values.get(name)
         if isinstance(value, Mapping):

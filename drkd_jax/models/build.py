@@ -22,6 +22,7 @@ from drkd_jax.models.settings import (
     PyramidSettings,
     RetinaNetSettings,
 )
+from drkd_jax.values import typed
 
 DETECTORS: Mapping[str, tuple[type[Detector], PyramidSettings]] = MappingProxyType(
     {
@@ -66,7 +67,7 @@ def fill_settings(settings: Mapping[str, Any]) -> tuple[type[Detector], PyramidS
         UserError: a detector or key is unknown, or a value out of range; the message names it.
     """
     values = dict(settings)
-    name = values.pop("detector", None)
+    name = typed("detector", values.pop("detector", None), str | None)
     if name not in DETECTORS:
         raise UserError(f"detector is {name!r}; known: {', '.join(DETECTORS)}")
     make, default = DETECTORS[name]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from drkd_jax.errors import UserError
+from drkd_jax.values import typed
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def from_dict(default: T, values: Mapping[str, Any], where: str = "") -> T:
                 raise UserError(f"{name} must hold settings, not {value!r}")
             changes[key] = from_dict(current, value, f"{name}.")
         else:
-            changes[key] = _plain(name, value, hints[key])
+            changes[key] = typed(name, value, hints[key])
     return dataclasses.replace(default, **changes)  # type: ignore[type-var]
 
 
@@ -53,21 +53,4 @@ def as_tuples(value: Any) -> Any:
         return tuple(as_tuples(item) for item in value)
     if isinstance(value, Mapping):
         return {key: as_tuples(item) for key, item in value.items()}
-    return value
-
-
-def _plain(name: str, value: Any, hint: Any) -> Any:
-    """Checks a number, a string or a tuple and converts it to the field's type."""
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"{name} must be a list of numbers, not {value!r}")
-        return tuple(_plain(name, item, typing.get_args(hint)[0]) for item in value)
-    wanted = typing.get_args(hint) or (hint,)
-    if float in wanted and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (isinstance(value, bool) and bool not in wanted) or not isinstance(value, wanted):
-        names = " or ".join("None" if w is type(None) else w.__name__ for w in wanted)
-        raise UserError(f"{name} must be {names}, not {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number, not {value!r}")
     return value

@@ -64,7 +64,7 @@ def read_pixels(data: Mapping[str, Any], dtype: Any, where: str = "config.data")
     Raises:
         UserError: a value that cannot normalise an image.
     """
-    mean, std = (_three(data[key], f"{where}.{key}") for key in ("mean", "std"))
+    mean, std = (_three(data.get(key), f"{where}.{key}") for key in ("mean", "std"))
     if min(std) <= 0:
         raise UserError(f"{where}.std = {std}: every number must be above 0")
     channels = data.get("channels", "rgb")
@@ -79,7 +79,7 @@ def _three(value: Any, where: str) -> tuple[float, float, float]:
         raise error
     try:
         first, second, third = map(float, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise error from None
     if not all(map(math.isfinite, (first, second, third))):
         raise error

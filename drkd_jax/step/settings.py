@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from drkd_jax.errors import UserError
 from drkd_jax.evaluation import COCO_MAX, EVALUATORS
-from drkd_jax.models.filling import as_tuples
 from drkd_jax.renamed import refuse_old_key
+from drkd_jax.values import typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +137,6 @@ class TrainSettings:
         ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"config.train.{name} = {getattr(self, name)}: must be 0 or more")
-        if not all(isinstance(at, (int, float)) for at in self.decay_at):
-            raise UserError(f"config.train.decay_at = {self.decay_at}: numbers, as (0.7, 0.9)")
         if not all(at >= 0 for at in self.decay_at):
             raise UserError(f"config.train.decay_at = {self.decay_at}: each must be 0 or more")
         for name in ("momentum", "b1", "b2", "ema"):
@@ -226,7 +225,7 @@ def read(kind: type, where: str, values: Mapping[str, Any]) -> Any:
     """Fills one settings dataclass from a plain dict; lists become tuples.
 
     Raises:
-        UserError: a key is unknown, renamed or missing; the message names it.
+        UserError: a key is unknown, renamed, missing or of another type; the message names it.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
@@ -239,7 +238,10 @@ def read(kind: type, where: str, values: Mapping[str, Any]) -> Any:
         )
         if required and name not in values:
             raise UserError(f"config.{where}.{name} is missing")
-    return kind(**{key: as_tuples(value) for key, value in values.items()})
+    hints = typing.get_type_hints(kind)
+    return kind(
+        **{key: typed(f"config.{where}.{key}", value, hints[key]) for key, value in values.items()}
+    )
 
 
 def set_keys(settings: Mapping[str, Any]) -> dict[str, Any]:

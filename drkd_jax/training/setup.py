@@ -47,6 +47,7 @@ from drkd_jax.training.evaluate import Predict, predictor
 from drkd_jax.training.starting import build_student, check_files
 from drkd_jax.training.teacher import Teacher, check_head, check_heads, for_data, load_teacher
 from drkd_jax.types import Batch
+from drkd_jax.values import section
 
 SECTIONS = ("seed", "data", "student", "teacher", "distill", "train", "eval")
 
@@ -229,9 +230,11 @@ def read_sections(values: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a section is unknown, or one that a run needs is missing.
     """
     config: dict[str, Any] = expand_config(as_tuples(dict(values)))
-    for key in config:
+    for key, part in config.items():
         if key not in SECTIONS:
             raise UserError(f"config.{key}: no such part; there are {', '.join(SECTIONS)}")
+        if key != "seed":
+            section(f"config.{key}", part)
     for key in ("seed", "data", "student", "train"):
         if config.get(key) is None:
             raise UserError(

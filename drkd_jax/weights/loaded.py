@@ -26,6 +26,7 @@ from drkd_jax.models.filling import as_tuples
 from drkd_jax.models.folding import fold
 from drkd_jax.models.pixels import Pixels, read_pixels
 from drkd_jax.types import Batch, Detections
+from drkd_jax.values import typed
 from drkd_jax.weights.fetch.by_name import is_name
 from drkd_jax.weights.libraries.key_report import KeyReport
 from drkd_jax.weights.libraries.understanding import abstract
@@ -135,7 +136,8 @@ class Weights:
         data = dict(about.data) if "mean" in about.data else dataclasses.asdict(library.pixels)
         data.pop("val", None)
         if size or "canvases" not in data:
-            shorter, longer = size or (data.get("shorter", 800), data.get("longer", 1333))
+            said = {"shorter": data.get("shorter", 800), "longer": data.get("longer", 1333)}
+            shorter, longer = size or (typed(f"data.{k}", v, int) for k, v in said.items())
             sides = tuple(-(-side // 32) * 32 for side in (shorter, longer))
             data |= {"canvases": (sides, sides[::-1]), "shorter": shorter, "longer": longer}
             if data.get("resize") == "stretch":

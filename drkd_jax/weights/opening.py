@@ -13,6 +13,7 @@ from drkd_jax.data.sources.classes import COCO_CATEGORIES
 from drkd_jax.errors import UserError, faults_of
 from drkd_jax.models.backbone_settings import BackboneSettings
 from drkd_jax.models.filling import as_tuples, from_dict
+from drkd_jax.models.pixels import read_pixels
 from drkd_jax.weights.fetch.by_name import is_name, local_file
 from drkd_jax.weights.foreign.files import (
     ForeignFile,
@@ -160,8 +161,9 @@ def _check_numbers(
     for name, array in own.items():
         key = keys.get(name, name)
         kind = found[key].dtype if key in found else array.dtype
-        if kind.kind in "iub":
-            raise UserError(f"{key} is of {kind}: quantised weights, which are not read")
+        if kind.kind in "iubc":
+            what = "complex" if kind.kind == "c" else "quantised"
+            raise UserError(f"{key} is of {kind}: {what} weights, which are not read")
         if not np.isfinite(array).all():
             raise UserError(
                 f"{key} holds values that are no finite numbers (a training gone wrong, or numbers "
@@ -251,7 +253,11 @@ def _open_ours(
         _check_numbers(arrays, {}, arrays)
     about = dataclasses.replace(about, settings=settings, data=dict(about.data) | dict(said))
     line = f"{path.name}: ours, {about.part}, {len(arrays)} arrays, all used"
-    return Weights(path, given, arrays, about, lines=(line,))
+    weights = Weights(path, given, arrays, about, lines=(line,))
+    with faults_of(path):
+        weights.pipeline()
+        read_pixels(weights.as_config()["data"], weights.dtype)
+    return weights
 
 
 def _check_counts(about: About, arrays: Mapping[str, np.ndarray]) -> None:

@@ -65,7 +65,10 @@ REFUSED = [
         ["--config=folder:student", "--workdir={}", "--config.data.scale_jitter=(1,'a')"],
         "scale_jitter = (1, 'a'): two factors above 0",
     ),
-    ([RECIPE, "--workdir={}", "--config.train.decay_at=('a',)"], "config.train.decay_at = ('a',)"),
+    (
+        [RECIPE, "--workdir={}", "--config.train.decay_at=('a',)"],
+        "config.train.decay_at must be float, not 'a'",
+    ),
     (
         ["--config=demo:tiny", "--workdir={}", "--config.distill.pixel_relation.nodes=('a',)"],
         "distill.pixel_relation.nodes needs at least one number",

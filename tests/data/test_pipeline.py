@@ -323,6 +323,7 @@ def test_settings_are_checked(changes, told):
         ("canvases", (800, 1344), r"canvases = \(800, 1344\): expected .* pairs"),
         ("canvases", ((64, 96, 3),), "expected .* pairs"),
         ("canvases", 64, "expected .* pairs"),
+        ("canvases", ((64.5, 96),), "expected .* pairs"),
         ("scale_jitter", 0.5, "scale_jitter = 0.5: two factors"),
         ("scale_jitter", ("a", "b"), "two factors"),
     ],

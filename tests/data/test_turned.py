@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from drkd_jax.data.checking.check import check
 from drkd_jax.data.checking.findings import find
 from drkd_jax.data.decode import decode_image, stored_size
-from drkd_jax.data.header import read_header
+from drkd_jax.data.header import read_head, read_header
 from drkd_jax.data.sources import open_source
 from drkd_jax.errors import UserError
 from tests.data.conftest import CocoFolder
@@ -189,3 +189,11 @@ def test_an_orientation_that_is_none_is_upright():
     assert read_header(make_image("JPEG", 9)).orientation == 1
     assert read_header(b"\xff\xd8\xff\xe1\xff\xff").orientation == 1
     assert read_header(make_image("TIFF", 6)[:60]).orientation == 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
+def test_a_file_cut_anywhere_in_its_header_is_upright_or_turned(kind, tmp_path):
+    data = make_image(kind, 6)
+    for length in range(1, 60):
+        (tmp_path / "x").write_bytes(data[:length])
+        assert read_header(read_head(tmp_path / "x")).orientation in (1, 6)

@@ -15,7 +15,7 @@ GOOD = {"batch_size": 2, "learning_rate": 0.1, "steps": 5}
         ({"epochs": 3.0}, "give one of the two"),
         ({"batch_size": 0}, "train.batch_size = 0"),
         ({"learning_rate": 0.0}, "nothing would be learned"),
-        ({"learning_rate": float("nan")}, "nothing would be learned"),
+        ({"learning_rate": float("nan")}, "train.learning_rate must be a finite number"),
         ({"weight_decay_mask": "biases"}, "one of all, kernels"),
         ({"parallel": "threads"}, "train.parallel"),
         ({"precision": "float16"}, "train.precision"),

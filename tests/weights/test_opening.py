@@ -252,12 +252,14 @@ def test_a_file_that_fits_no_settings_is_named(retina, tmp_path):
         load(save(tmp_path, theirs))
 
 
+@pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
 @pytest.mark.parametrize(
     ("key", "change", "words"),
     [
         ("backbone.conv1.weight", lambda v: v * np.nan, "no finite numbers"),
         ("neck.fpn_convs.1.conv.bias", lambda v: v + np.inf, "no finite numbers"),
         ("bbox_head.retina_cls.weight", lambda v: v.astype(np.int8), "of int8: quantised"),
+        ("bbox_head.retina_cls.weight", lambda v: v.astype(np.complex64), "complex weights"),
         ("backbone.bn1.running_var", lambda v: -v, "variances below 0"),
     ],
 )

@@ -102,6 +102,9 @@ def test_a_file_of_an_earlier_version_without_checksums_is_read(retina, tmp_path
         ({"settings": {"backbone": 5}}, "its settings hold no backbone"),
         ({"data": 5}, "its data is a int"),
         ({"source": "x"}, "its source is a str"),
+        ({"data": {"mean": (1, 2, 3), "shorter": "x"}}, "data.shorter must be int, not 'x'"),
+        ({"data": {"mean": (1, 2, 3), "longer": []}}, "data.longer must be int"),
+        ({"data": {"mean": 7}}, "config.data.mean = 7: three numbers"),
         ({"num_classes": "3"}, "its num_classes is a str"),
         (
             {"num_classes": 1 << 60},

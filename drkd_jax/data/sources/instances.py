@@ -21,6 +21,7 @@ from drkd_jax.errors import UserError
 from drkd_jax.words import counted, listed
 
 _LONGEST = 2**31  # pixels of a side
+_LARGEST = 1e150  # of any number: products of two are finite
 
 
 class Fault(NamedTuple):
@@ -301,7 +302,7 @@ def _is_number(value: Any) -> bool:
     """Whether a value is a finite number; a text that looks like one is not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < 1e300 and math.isfinite(value)
+    return abs(value) < _LARGEST and math.isfinite(value)
 
 
 def _whole(value: Any, key: str) -> int:

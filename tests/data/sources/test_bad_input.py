@@ -126,6 +126,7 @@ ENTRY_FAULTS: dict[str, tuple[Callable[[CocoFolder], Any], str]] = {
     "box with nan": (box("bbox", [1, 2, NAN, 4]), f"id 101: bbox [1, 2, nan, 4] {NO_NUMBERS}"),
     "box infinite": (box("bbox", [1, 2, INFINITE, 4]), NO_NUMBERS),
     "box beyond float": (box("bbox", [1, 2, 10**400, 4]), NO_NUMBERS),
+    "box whose area is beyond float": (box("bbox", [1, 2, 1e200, 1e200]), NO_NUMBERS),
     "box of 3 numbers": (box("bbox", [1, 2, 3]), f"annotation id 101: bbox [1, 2, 3] {NO_NUMBERS}"),
     "box of 5 numbers": (box("bbox", [1, 2, 3, 4, 5]), NO_NUMBERS),
     "box of texts": (box("bbox", ["1", "2", "3", "4"]), f"bbox ['1', '2', '3', '4'] {NO_NUMBERS}"),
