@@ -43,8 +43,8 @@ def get_config(name: str | None = None) -> ConfigDict:
         config.teacher.dtype = "float32"
         config.distill = common.small_distillation()
         if config.student.detector == "retinanet":
-            # A larger weight holds back a RetinaNet with enough labels and steps. A Faster R-CNN with
-            # many labels and a long run did better with 3 too (docs/results.md).
+            # A larger weight holds back a RetinaNet with enough labels and steps. A Faster R-CNN
+            # with many labels and a long run did better with 3 too (docs/results.md).
             config.distill.pixel_relation.weight = 3.0
     return config
 

@@ -160,10 +160,10 @@ def _deep(data: bytes, header: Header) -> UInt16[np.ndarray, "H W 3"] | None:
 
 def _decoded(data: bytes, header: Header, flags: int) -> np.ndarray | None:
     array = np.frombuffer(data, np.uint8)
-    if header.at is not None:  # OpenCV always rotates a TIFF; with orientation 1 it does not
-        at, order = header.at
+    if header.plain:
         array = array.copy()
-        array[at : at + 2] = np.frombuffer((1).to_bytes(2, order), np.uint8)  # type: ignore[arg-type]
+    for at, value in header.plain:
+        array[at : at + 2] = np.frombuffer(value, np.uint8)
     try:
         return cv2.imdecode(array, flags)
     except cv2.error:

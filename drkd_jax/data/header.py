@@ -11,12 +11,12 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 _HEAD = 1 << 14  # bytes; a JPEG's EXIF comes in its first segments
 _MOST = 1 << 22  # bytes of a JPEG's colour profiles and metadata before its EXIF
 _ENOUGH = 1 << 11  # bytes of an EXIF: the orientation is in its first directory
-_ORIENTATION, _BITS = 0x0112, 0x0102  # TIFF tags
+_ORIENTATION, _BITS, _ALPHA = 0x0112, 0x0102, 0x0152  # TIFF tags
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two with 64-bit offsets
 _JP2, _J2K = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
 _PNG_START = 33  # bytes up to the end of a PNG's first chunk
@@ -29,12 +29,12 @@ class Header(NamedTuple):
         orientation: EXIF's 1 to 8; 1 is upright, and the default if the file has none.
         bits: bits per sample: 8, or 16 if the file has 16-bit numbers. A JPEG 2000 states how many
             of them it uses, 9 to 16, and is decoded accordingly.
-        at: where a TIFF stores its orientation, (position, byte order); None for other files.
+        plain: (position, two bytes): with these, a TIFF is decoded as it is stored.
     """
 
     orientation: int = 1
     bits: int = 8
-    at: tuple[int, str] | None = None
+    plain: tuple[tuple[int, bytes], ...] = ()
 
 
 def read_header(data: bytes) -> Header:
@@ -48,11 +48,13 @@ def read_header(data: bytes) -> Header:
             return Header(_orientation(_webp_exif(data)))
         if data[:4] in _TIFF:
             tags = _tags(data)
-            order = "little" if data[:2] == b"II" else "big"
-            orientation, at = tags.get(_ORIENTATION, (1, 0))
+            order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+            orientation = tags.get(_ORIENTATION, (1, 0))[0]
             bits = 16 if 8 < tags.get(_BITS, (8, 0))[0] <= 16 else 8
             upright = orientation if 1 <= orientation <= 8 else 1
-            return Header(upright, bits, (at, order) if at else None)
+            # OpenCV rotates a TIFF, and darkens its colours by an alpha of kind 2, but not of kind 1.
+            said = [tags[tag][1] for tag in (_ORIENTATION, _ALPHA) if tags.get(tag, (1, 0))[0] != 1]
+            return Header(upright, bits, tuple((at, (1).to_bytes(2, order)) for at in said))
         if data[:2] in (b"P2", b"P3", b"P5", b"P6"):
             return Header(bits=16 if _pnm_largest(data) > 255 else 8)
         if data[:12] == _JP2 or data[:4] == _J2K:

@@ -52,6 +52,12 @@ def pillow(kind: str, mode: str = "RGB", **settings: Any) -> bytes:
     return file.getvalue()
 
 
+def with_alpha(kind: str, **settings: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([IMAGE, GREY])).save(file, kind, **settings)
+    return file.getvalue()
+
+
 def animated(kind: str, **settings: Any) -> bytes:
     second = Image.fromarray(255 - IMAGE)
     return pillow(kind, save_all=True, append_images=[second], duration=100, **settings)
@@ -99,7 +105,7 @@ SOUND = {
     "png under the name of a jpeg": Sound(lambda: pillow("PNG")),
     "16-bit png": Sound(lambda: opencv(".png", IMAGE.astype(np.uint16) * 257)),
     "16-bit grey png": Sound(lambda: opencv(".png", GREY.astype(np.uint16) * 257), grey3()),
-    "rgba png": Sound(lambda: pillow("PNG", "RGBA")),
+    "rgba png": Sound(lambda: with_alpha("PNG")),
     "16-bit rgba png": Sound(
         lambda: opencv(".png", np.dstack([IMAGE, GREY]).astype(np.uint16) * 257)
     ),
@@ -109,7 +115,12 @@ SOUND = {
     "bmp": Sound(lambda: pillow("BMP")),
     "tiff": Sound(lambda: pillow("TIFF")),
     "16-bit tiff": Sound(lambda: opencv(".tiff", IMAGE.astype(np.uint16) * 257)),
+    "rgba tiff": Sound(lambda: with_alpha("TIFF")),
+    "rgba tiff, turned, annotated as stored": Sound(
+        lambda: with_alpha("TIFF", compression="tiff_lzw", tiffinfo={0x0112: 6})
+    ),
     "webp": Sound(lambda: pillow("WEBP", lossless=True)),
+    "rgba webp": Sound(lambda: with_alpha("WEBP", lossless=True, exact=True)),
     "gif": Sound(lambda: pillow("GIF"), off=12.0),  # 256 colours
     "animated gif": Sound(lambda: animated("GIF"), off=12.0),
     "animated webp": Sound(lambda: animated("WEBP", lossless=True)),
