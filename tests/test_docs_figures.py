@@ -22,6 +22,7 @@ ROWS = (
     "deeppcb_retinanet_few_labels",
     "deeppcb_pretrained",
     "deeppcb_pretrained_both",
+    "deeppcb_retinanet_pretrained",
     "deeppcb",
     "deeppcb_2400",
     "deeppcb_pretrained_all",

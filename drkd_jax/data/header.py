@@ -52,7 +52,7 @@ def read_header(data: bytes) -> Header:
             orientation = tags.get(_ORIENTATION, (1, 0))[0]
             bits = 16 if 8 < tags.get(_BITS, (8, 0))[0] <= 16 else 8
             upright = orientation if 1 <= orientation <= 8 else 1
-            # OpenCV rotates a TIFF, and darkens its colours by an alpha of kind 2, but not of kind 1.
+            # OpenCV rotates a TIFF, and darkens it by an alpha of kind 2, but not of kind 1.
             said = [tags[tag][1] for tag in (_ORIENTATION, _ALPHA) if tags.get(tag, (1, 0))[0] != 1]
             return Header(upright, bits, tuple((at, (1).to_bytes(2, order)) for at in said))
         if data[:2] in (b"P2", b"P3", b"P5", b"P6"):
