@@ -176,7 +176,7 @@ for name, value in (*wrong.items(), ("crosskd", {"layers": 1.5}), ("max_boxes", 
     try:
         distill_config({name: value})
     except UserError as error:
-        print(str(error).split(" = ")[0])
+        print(str(error).replace(" must ", " = ").split(" = ")[0])
 """
     # In a process of its own, since here the types are checked first.
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,8 +20,8 @@ from benchmarks.gpu.kernels import by_part, kernels_of
 from benchmarks.h100.steps import read_config
 from drkd_jax.cli.benchmark import without_files
 from drkd_jax.data.pipeline import train_loader
+from drkd_jax.models.filling import as_tuples
 from drkd_jax.recipes.finding import load_recipe
-from drkd_jax.step.settings import as_tuples
 from drkd_jax.training.setup import build_run
 
 TRACED = 3  # steps under the profiler

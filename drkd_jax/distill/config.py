@@ -319,6 +319,8 @@ def _build(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
             raise UserError(f"unknown key {where}.{key}: known are {', '.join(sorted(known))}.")
         if typing.get_origin(known[key]) is not tuple:  # one number will do for these
             values[key] = typed(f"{where}.{key}", value, known[key])
+        elif isinstance(value, list):  # of a config read back from JSON
+            values[key] = tuple(value)
     return kind(**values)
 
 
