@@ -246,23 +246,16 @@ def read_backbone(shapes: Shapes, prefix: str) -> dict[str, Any]:
                 raise UserError(f"{key}: a ResNet of ours has four stages")
             counts[stage - 1] = max(counts[stage - 1], block + 1)
     bottleneck = f"{prefix}layer1.0.conv3.weight" in shapes
-    depths = [
-        depth
-        for depth, blocks in BLOCKS.items()
-        if tuple(blocks) == tuple(counts) and (depth not in BASIC_DEPTHS) == bottleneck
-    ]
-    if counts[3] == 0 and any(tuple(blocks)[:3] == tuple(counts[:3]) for blocks in BLOCKS.values()):
-        raise UserError(
-            f"its backbone ends at C4 (stages of {', '.join(map(str, counts[:3]))} blocks): that "
-            "of a two-stage detector without FPN, whose fourth stage is a part of its region head. "
-            "Here a backbone has all four stages; take a detector with an FPN, or an ImageNet file "
-            "of that backbone"
-        )
+    known = [depth for depth, blocks in BLOCKS.items() if blocks == tuple(counts)]
+    depths = [depth for depth in known if (depth not in BASIC_DEPTHS) == bottleneck]
+    stages = ", ".join(map(str, counts))
+    if not counts[3] and any(blocks[:3] == tuple(counts[:3]) for blocks in BLOCKS.values()):
+        words = "take a detector with an FPN, or an ImageNet file of that backbone"
+        raise UserError(f"its backbone ends at C4 (stages of {stages} blocks); {words}")
     if not depths or f"{prefix}conv1.weight" not in shapes:
         raise UserError(
-            f"stages of {', '.join(map(str, counts))} {'bottleneck' if bottleneck else 'basic'} "
-            f"blocks under {prefix or 'the root'}: no ResNet or ResNeXt of "
-            f"{', '.join(map(str, BLOCKS))} layers"
+            f"stages of {stages} {'bottleneck' if bottleneck else 'basic'} blocks under "
+            f"{prefix or 'the root'}: no ResNet or ResNeXt of {', '.join(map(str, BLOCKS))} layers"
         )
     stem = shapes[f"{prefix}conv1.weight"][0]
     last, factor = ("conv3", EXPANSION) if bottleneck else ("conv2", 1)

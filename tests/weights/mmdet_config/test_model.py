@@ -195,19 +195,12 @@ def test_what_cannot_be_built_is_refused_by_name(name, old, new, named):
     assert len(set(complaints)) == len(complaints)
 
 
-@pytest.mark.parametrize(
-    ("name", "kinds"),
-    [
-        ("retinanet", ["mmdet.RetinaNet", "SingleStageDetector"]),
-        ("faster_rcnn", ["MaskRCNN", "MaskScoringRCNN", "PointRend", "mmdet.TwoStageDetector"]),
-    ],
-)
-def test_a_class_of_the_library_that_computes_the_same_boxes_is_read(name, kinds):
-    own = {"retinanet": "RetinaNet", "faster_rcnn": "FasterRCNN"}[name]
-    for kind in kinds:
-        found = read(f"mmdet {name}", changed(f"mmdet {name}", f"'{own}'", f"'{kind}'"))
-        assert found.spec.part == "detector"
-        assert not found.spec.unbuilt
+@pytest.mark.parametrize("kind", ["mmdet.RetinaNet", "SingleStageDetector", "PointRend"])
+def test_a_class_of_the_library_that_computes_the_same_boxes_is_read(kind):
+    two = kind == "PointRend"
+    name, own = ("faster_rcnn", "FasterRCNN") if two else ("retinanet", "RetinaNet")
+    found = read(f"mmdet {name}", changed(f"mmdet {name}", f"'{own}'", f"'{kind}'"))
+    assert (found.spec.part, found.spec.unbuilt) == ("detector", ())
 
 
 BN = "norm_cfg=dict(type='BN'{})"
